@@ -1,0 +1,1 @@
+"""Dual self-rewards for unified multimodal models, in JAX (arXiv 2506.07963)."""
