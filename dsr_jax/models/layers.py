@@ -1,0 +1,100 @@
+"""What the transformer parts share: linear maps, norms, GELU, stacked layers and the loop over them."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+# Up to this many stacked layers are unrolled into the program: on a CPU the gradient of a rolled loop takes twice as
+# long, and a small model compiles quickly either way.
+UNROLL_UP_TO = 6
+
+
+class Linear(nnx.Module):
+  """x: (..., in) -> (..., out), computed in x's dtype; kernel (in, out)."""
+
+  def __init__(self, width_in: int, width_out: int, *, rngs: nnx.Rngs, bias: bool = True):
+    self.kernel = nnx.Param(jax.random.normal(rngs.params(), (width_in, width_out)) * width_in ** -0.5)
+    if bias:
+      self.bias = nnx.Param(jnp.zeros(width_out))
+
+  def __call__(self, x):
+    y = x @ self.kernel[...].astype(x.dtype)
+    return y + self.bias[...].astype(x.dtype) if hasattr(self, 'bias') else y
+
+
+class Embedding(nnx.Module):
+  """Integer ids (...) -> vectors (..., width)."""
+
+  def __init__(self, rows: int, width: int, *, rngs: nnx.Rngs, scale: float = 0.02):
+    self.embedding = nnx.Param(jax.random.normal(rngs.params(), (rows, width)) * scale)
+
+  def __call__(self, ids):
+    return self.embedding[...][ids]
+
+
+class LayerNorm(nnx.Module):
+  """Over the last axis, statistics in float32."""
+
+  def __init__(self, width: int, eps: float):
+    self.scale = nnx.Param(jnp.ones(width))
+    self.bias = nnx.Param(jnp.zeros(width))
+    self.eps = eps
+
+  def __call__(self, x):
+    y = x.astype(jnp.float32)  # float32 island
+    mean = jnp.mean(y, axis=-1, keepdims=True)
+    var = jnp.mean(jnp.square(y - mean), axis=-1, keepdims=True)
+    y = (y - mean) * jax.lax.rsqrt(var + self.eps)
+    return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+  """Over the last axis, statistics in float32."""
+
+  def __init__(self, width: int, eps: float):
+    self.scale = nnx.Param(jnp.ones(width))
+    self.eps = eps
+
+  def __call__(self, x):
+    y = x.astype(jnp.float32)  # float32 island
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
+    return (y * self.scale[...]).astype(x.dtype)
+
+
+def gelu(x):
+  """The exact (erf) form, which every part of Janus uses."""
+  return jax.nn.gelu(x, approximate=False)
+
+
+def stack_layers(make, count: int, rngs: nnx.Rngs):
+  """A module whose parameters carry a leading layer axis: `count` layers built by `make(rngs)` from split keys."""
+  keys = jax.random.split(rngs.params(), count)
+  graphdef = nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+  params = jax.vmap(lambda key: nnx.to_pure_dict(nnx.state(make(nnx.Rngs(key)), nnx.Param)))(keys)
+  return nnx.merge(graphdef, params)
+
+
+def scan_layers(layers, body, carry, xs=None, *, remat: bool = False):
+  """Runs `body(layer, carry, x) -> (carry, y)` over stacked layers, first to last.
+
+  Args:
+    layers: a module made by `stack_layers`.
+    carry: what passes from layer to layer.
+    xs: pytree with a leading layer axis, a slice for each layer, or None.
+    remat: recompute the layer's inside in the backward pass.
+
+  Returns:
+    The last carry and the stacked y.
+  """
+  graphdef, params = nnx.split(layers)
+  step = lambda c, layer_xs: body(nnx.merge(graphdef, layer_xs[0]), c, layer_xs[1])
+  if remat:
+    step = jax.checkpoint(step)
+  count = jax.tree.leaves(params)[0].shape[0]
+  return jax.lax.scan(step, carry, (params, xs), length=count, unroll=count if count <= UNROLL_UP_TO else 1)
+
+
+def layer_at(layers, index: int):
+  """Layer `index` of stacked layers as a module of its own."""
+  graphdef, params = nnx.split(layers)
+  return nnx.merge(graphdef, jax.tree.map(lambda p: p[index], params))
