@@ -1,0 +1,39 @@
+# make run   trains on the small world and writes runs/scenes/report.html
+# make test  runs the whole test suite
+# Either makes .venv first if need be. The stamps in .venv carry the requirements' checksum:
+# a changed file installs again, an unchanged one costs nothing, an interrupted install is taken up again.
+
+PYTHON ?= python3
+PYTEST_ARGS ?= -n 2 --dist loadfile
+CONFIG ?= configs/scenes.py
+WORKDIR ?= runs/scenes
+
+VENV := .venv
+RUN_STAMP := $(VENV)/installed-run-$(shell cat requirements.txt | cksum | tr -d ' ')
+TEST_STAMP := $(VENV)/installed-test-$(shell cat requirements.txt requirements-test.txt | cksum | tr -d ' ')
+
+.PHONY: run test clean
+.DELETE_ON_ERROR:
+
+run: $(RUN_STAMP)
+	$(VENV)/bin/python -m dsr_jax.main --config=$(CONFIG) --workdir=$(WORKDIR)
+
+test: $(TEST_STAMP)
+	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+# pip's own presence is the sign of a whole environment: `venv` puts it in last.
+$(VENV)/bin/pip:
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(0 if sys.version_info >= (3, 11) else \
+	  f"error: found Python {v}; expected 3.11 or newer; run make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv --clear $(VENV)
+
+$(RUN_STAMP): $(VENV)/bin/pip
+	$(VENV)/bin/python -m pip install -r requirements.txt
+	@touch $@
+
+$(TEST_STAMP): $(VENV)/bin/pip
+	$(VENV)/bin/python -m pip install -r requirements-test.txt
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build
