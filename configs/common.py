@@ -1,0 +1,27 @@
+"""What the configs share: the paper's settings (every key and its meaning: dsr_jax/config.py)."""
+
+from dsr_jax import config as config_lib
+
+
+def get_config(arg=None):
+  """The paper's numbers, locked; `arg` is not used."""
+  del arg
+  config = config_lib.defaults()
+  config.lock()
+  return config
+
+
+def on_scenes():
+  """Both tasks in the small world, on whatever a laptop has."""
+  config = get_config()
+  config.model = 'scenes'
+  config.data.prompts = config.data.images = 'scenes'
+  config.data.max_prompt_tokens = 48  # the grammar's longest text
+  config.method.max_text_tokens = 48
+  config.method.guidance = 1.5  # what the embedded base likes best at T 1, found on validation
+  config.system.compute_dtype = 'float32'  # the fast type on CPU
+  config.system.unroll = True  # four layers: compiles fast, decodes faster
+  config.system.remat = False  # a picture has 64 codes: activations are small
+  config.system.logprob_chunk = 0
+  config.system.log_every = 1
+  return config

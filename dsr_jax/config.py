@@ -1,0 +1,289 @@
+"""The configuration: every key there is, what it means, what it may be.
+
+`configs/*.py` build a locked `ConfigDict`; here it becomes frozen dataclasses, once, at the border. Each default stands in one place, on the line of
+its field. Two parts matter for resuming: `method`, `data` and `model` decide what is computed, so a resumed run must have the same; `system` and
+`eval` decide how and what is watched, and may change.
+"""
+
+import dataclasses
+import difflib
+import importlib.util
+import json
+import math
+import os
+
+import ml_collections
+
+from dsr_jax.errors import InputError
+
+OBJECTIVES = ('simpo',)
+TASKS = ('unified', 'generation', 'understanding')
+SCORERS = ('policy',)
+TRAINABLE = ('language_model+gen_head', 'language_model', 'all_but_vq')
+CROPS = ('crop', 'pad')
+DTYPES = ('float32', 'bfloat16')
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """What is learned and from what. Rewards and log-probabilities are in nats a token."""
+
+  objective: str = 'simpo'  # eq. 5
+  task: str = 'unified'  # both tasks in every step; or 'generation', 'understanding' alone
+  scorer: str = 'policy'  # eq. 3 scores with the live policy
+  group_size: int = 8  # candidates an input
+  inputs_per_step: int = 128  # prompts and pictures together, half of each in 'unified'
+  accumulate: int = 1  # equal parts of a step's inputs, each sampled and differentiated on its own, before one update
+  steps: int = 438  # 5 epochs of 5,600 prompts and 5,600 pictures
+  beta: float = 2.0
+  gamma: float = 0.5
+  min_margin: float = 0.0  # pairs whose rewards differ by no more than this are dropped from the loss
+  temperature: float = 1.0  # of sampling, and of every log-probability in the loss
+  guidance: float = 5.0  # classifier-free guidance while sampling pictures; 1 is off. Never in rewards or losses
+  max_text_tokens: int = 256
+  eos_in_reward: bool = False  # whether R_G counts the end-of-text token of the prompt
+  question: str = 'Describe this image in detail.'  # asked for the sampled texts
+  instruction: str = 'Describe this image in detail.'  # stands before the prompt in R_G
+  crop: str = 'crop'  # of pictures: centre square, or 'pad' to a square, for the vision tower and the VQ encoder alike
+  trainable: str = 'language_model+gen_head'
+  learning_rate: float = 3e-6
+  warmup_steps: int = 5
+  schedule: str = 'cosine'  # to 0 at the last step
+  adam_b1: float = 0.9
+  adam_b2: float = 0.999
+  weight_decay: float = 0.0
+  clip: float = 1.0  # norm of the whole gradient
+  seed: int = 0
+
+  @property
+  def tasks(self):
+    """The tasks of a step, a tuple."""
+    return ('generation', 'understanding') if self.task == 'unified' else (self.task,)
+
+  @property
+  def inputs_per_task(self):
+    """B: prompts in a step's generation half, and pictures in its understanding half."""
+    return self.inputs_per_step // len(self.tasks)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+  """Devices along each axis; -1, once at most, takes those that are left."""
+
+  data: int = 1
+  fsdp: int = -1
+  tp: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+  """How it is computed, logged and kept. Nothing here changes what is learned, beyond rounding."""
+
+  mesh: Mesh = Mesh()
+  rollout_chunk: int = 0  # inputs sampled and scored at once; 0: all of a part
+  update_chunk: int = 0  # inputs differentiated at once; 0: all of a part
+  remat: bool = True  # recompute each layer in the backward pass
+  unroll: bool = False  # layers written out in the decode body: faster on CPU, slower to compile
+  compute_dtype: str = 'bfloat16'
+  logprob_chunk: int = 128  # positions whose logits are held at once; 0: all
+  compile_cache: str = ''  # folder of compiled programs, spares the second start; '' is none
+  log_every: int = 10  # steps between fetches of metrics; each step has its line all the same
+  frozen_every: int = 10  # steps between scores by the frozen initial model; 0 never, and frees its copy
+  samples_every: int = 50  # steps between pictures of candidates; 0 never
+  eval_every: int = 100  # steps between evaluations; 0 only before and after
+  save_every: int = 50  # steps between checkpoints; the last step always has one
+  keep_last: int = 2
+  keep_every: int = 0  # steps whose multiples are kept for good; 0 none
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """Where inputs come from."""
+
+  prompts: str = 'scenes'  # 'scenes', 't2i_compbench', or a file with a line a prompt
+  images: str = 'scenes'  # 'scenes', or a folder of pictures
+  max_prompt_tokens: int = 64  # a longer prompt is an error, not a cut
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+  """The fixed lists both tasks are measured on, at the run's temperature and guidance."""
+
+  benchmark: str = 'scenes'  # 'scenes' or 'none'
+  prompts_per_task: int = 100  # before and after
+  images_per_prompt: int = 4
+  pictures: int = 1000  # described before and after
+  quick_prompts_per_task: int = 16  # during
+  quick_pictures: int = 64
+  chunk: int = 64  # prompts or pictures at once
+  seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """A whole run."""
+
+  model: str = 'scenes'  # 'scenes' is the embedded one; else a directory in the Hugging Face layout
+  method: Method = Method()
+  system: System = System()
+  data: Data = Data()
+  eval: Eval = Eval()
+
+
+MUST_MATCH = ('model', 'method', 'data')  # on resume
+
+
+def defaults():
+  """Every key at its default, as an unlocked ConfigDict for `configs/*.py` to change."""
+  return ml_collections.ConfigDict(dataclasses.asdict(Config()))
+
+
+def load(path, **overrides):
+  """Reads a config file as `--config=path` does, with `method__steps=3`-like overrides; returns a Config."""
+  path, _, arg = str(path).partition(':')
+  if not os.path.isfile(path):
+    raise InputError(f'found no config file at {path}; expected a Python file with get_config(); see configs/')
+  spec = importlib.util.spec_from_file_location('_dsr_jax_config', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  config = module.get_config(arg or None)
+  for name, value in overrides.items():
+    *parents, key = name.split('__')
+    node = config
+    for parent in parents:
+      node = node[parent]
+    node[key] = value
+  return from_config_dict(config)
+
+
+def from_config_dict(config):
+  """ConfigDict (or nested dict) -> validated Config. Raises InputError on unknown, missing or impossible values."""
+  if isinstance(config, ml_collections.ConfigDict):
+    config = config.to_dict()
+  result = _build(Config, config, 'config')
+  _check_method(result.method)
+  _check_system(result.system, result.method)
+  _check_rest(result)
+  return result
+
+
+def to_json(config):
+  """Config -> a nested dict of JSON values."""
+  return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def differences(old, new, prefix=''):
+  """Lines `key: old -> new` for two nested dicts of JSON values; a key absent on one side counts."""
+  lines = []
+  for key in sorted(old.keys() | new.keys()):
+    a, b, name = old.get(key, '(absent)'), new.get(key, '(absent)'), f'{prefix}{key}'
+    if isinstance(a, dict) and isinstance(b, dict):
+      lines += differences(a, b, f'{name}.')
+    elif a != b:
+      lines.append(f'{name}: {a!r} -> {b!r}')
+  return lines
+
+
+def _build(cls, values, where):
+  """Consumes every key of `values` into the dataclass `cls`."""
+  if not isinstance(values, dict):
+    raise InputError(f'found {where}={values!r}; expected a group of keys; do write {where}.KEY=VALUE')
+  fields = {f.name: f for f in dataclasses.fields(cls)}
+  for key in values:
+    if key not in fields:
+      near = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
+      hint = f'did you mean {where}.{near[0]}' if near else 'remove it'
+      raise InputError(f'found the unknown key {where}.{key}; expected one of {", ".join(fields)}; {hint}')
+  missing = [key for key in fields if key not in values]
+  if missing:
+    raise InputError(f'found no {where}.{missing[0]}; expected every key; do start from dsr_jax.config.defaults()')
+  made = {key: _value(field.type, values[key], f'{where}.{key}') for key, field in fields.items()}
+  return cls(**made)
+
+
+def _value(kind, value, name):
+  """Checks one value's type; an int is fine where a float is due."""
+  if dataclasses.is_dataclass(kind):
+    return _build(kind, value, name)
+  if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    value = float(value)
+  if type(value) is not kind:
+    raise InputError(f'found {name}={value!r}; expected a value of type {kind.__name__}; do change it')
+  if kind is float and not math.isfinite(value):
+    raise InputError(f'found {name}={value}; expected a finite number; do change it')
+  return value
+
+
+def _one_of(name, value, table):
+  if value not in table:
+    raise InputError(f'found config.{name}={value!r}; expected one of {", ".join(table)}; do choose one of them')
+
+
+def _at_least(name, value, low, why=''):
+  if value < low:
+    raise InputError(f'found config.{name}={value}; expected at least {low}{why}; do raise it')
+
+
+def _above(name, value, low):
+  if not value > low:
+    raise InputError(f'found config.{name}={value}; expected more than {low}; do raise it')
+
+
+def _check_method(m):
+  _one_of('method.objective', m.objective, OBJECTIVES)
+  _one_of('method.task', m.task, TASKS)
+  _one_of('method.scorer', m.scorer, SCORERS)
+  _one_of('method.trainable', m.trainable, TRAINABLE)
+  _one_of('method.crop', m.crop, CROPS)
+  _one_of('method.schedule', m.schedule, ('cosine',))
+  _at_least('method.group_size', m.group_size, 2, ' (a pair is chosen from every group)')
+  for key in ('steps', 'inputs_per_step', 'accumulate', 'max_text_tokens'):
+    _at_least(f'method.{key}', getattr(m, key), 1)
+  for key in ('warmup_steps', 'gamma', 'min_margin', 'weight_decay', 'seed', 'adam_b1', 'adam_b2'):
+    _at_least(f'method.{key}', getattr(m, key), 0)
+  for key in ('beta', 'temperature', 'learning_rate', 'clip'):
+    _above(f'method.{key}', getattr(m, key), 0)
+  _at_least('method.guidance', m.guidance, 1, ' (1 is off)')
+  for key in ('adam_b1', 'adam_b2'):
+    if getattr(m, key) >= 1:
+      raise InputError(f'found config.method.{key}={getattr(m, key)}; expected less than 1; do lower it')
+  if m.seed >= 2**32:
+    raise InputError(f'found config.method.seed={m.seed}; expected less than 2**32; do lower it')
+  if m.warmup_steps > m.steps:
+    raise InputError(f'found config.method.warmup_steps={m.warmup_steps} of {m.steps} steps; expected at most as many; do lower it')
+  if m.inputs_per_step % (len(m.tasks) * m.accumulate):
+    raise InputError(f'found config.method.inputs_per_step={m.inputs_per_step}; expected a multiple of {len(m.tasks) * m.accumulate} '
+                     f'({len(m.tasks)} tasks x {m.accumulate} accumulated parts); do change one of them')
+  for key in ('question', 'instruction'):
+    if not getattr(m, key).strip():
+      raise InputError(f'found an empty config.method.{key}; expected a sentence; do write one')
+
+
+def _check_system(s, m):
+  part = m.inputs_per_task // m.accumulate
+  for key in ('rollout_chunk', 'update_chunk'):
+    chunk = getattr(s, key)
+    _at_least(f'system.{key}', chunk, 0)
+    if chunk and part % chunk:
+      raise InputError(f'found config.system.{key}={chunk}; expected a divisor of {part}, the inputs of a task in a part of the step; '
+                       'do change it, or 0 for all at once')
+  _one_of('system.compute_dtype', s.compute_dtype, DTYPES)
+  for key in ('logprob_chunk', 'frozen_every', 'samples_every', 'eval_every', 'keep_every'):
+    _at_least(f'system.{key}', getattr(s, key), 0)
+  for key in ('log_every', 'save_every', 'keep_last'):
+    _at_least(f'system.{key}', getattr(s, key), 1)
+  axes = dataclasses.asdict(s.mesh)
+  if any(n < 1 and n != -1 for n in axes.values()) or list(axes.values()).count(-1) > 1:
+    raise InputError(f'found config.system.mesh={axes}; expected positive numbers and at most one -1; do change it')
+
+
+def _check_rest(c):
+  for key in ('model', 'data.prompts', 'data.images'):
+    group, _, name = key.rpartition('.')
+    if not getattr(getattr(c, group) if group else c, name).strip():
+      raise InputError(f'found an empty config.{key}; expected a name or a path; do set it')
+  _at_least('data.max_prompt_tokens', c.data.max_prompt_tokens, 1)
+  _one_of('eval.benchmark', c.eval.benchmark, ('scenes', 'none'))
+  for key in ('prompts_per_task', 'images_per_prompt', 'pictures', 'quick_prompts_per_task', 'quick_pictures', 'chunk'):
+    _at_least(f'eval.{key}', getattr(c.eval, key), 1)
+  _at_least('eval.seed', c.eval.seed, 0)
