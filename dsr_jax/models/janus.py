@@ -1,0 +1,282 @@
+"""Janus: one LLaMA that reads pictures through SigLIP and draws them as VQ codes.
+
+Sources: deepseek-ai/Janus janus/models/modeling_vlm.py, generation_inference.py; templates as in janus/utils/conversation.py.
+Axes: B inputs, G candidates, R prefixes, C candidates of a prefix, P prefix length, T text tokens, N image codes, D width,
+V text vocabulary, K image codes in the codebook, H W pixels.
+
+Every prompt is split before its last token: the tokens before it are the prefix that candidates share, and the last one
+(begin-of-image, or the colon after the assistant's name) starts each candidate. So the state at place t predicts token t.
+"""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from dsr_jax.likelihood import TokenScores, guide, log_softmax, token_scores
+from dsr_jax.models.config import JanusConfig
+from dsr_jax.models.layers import Embedding, Linear, gelu
+from dsr_jax.models.llama import LanguageModel
+from dsr_jax.models.siglip import VisionModel
+from dsr_jax.models.unified import Picture, Sampling, Scoring, Text, without_eos
+from dsr_jax.models.vq import VQModel
+
+
+class Aligner(nnx.Module):
+
+  def __init__(self, width_in: int, width: int, *, rngs: nnx.Rngs):
+    self.fc1 = Linear(width_in, width, rngs=rngs)
+    self.hidden_layer = Linear(width, width, rngs=rngs)
+
+  def __call__(self, x):
+    return self.hidden_layer(gelu(self.fc1(x)))
+
+
+class GenerationHead(nnx.Module):
+
+  def __init__(self, width: int, codes: int, *, rngs: nnx.Rngs):
+    self.proj_out = Linear(width, width, rngs=rngs)
+    self.vision_head = Linear(width, codes, rngs=rngs)
+
+  def __call__(self, x):
+    return self.vision_head(gelu(self.proj_out(x)))
+
+
+class Janus(nnx.Module):
+  """Satisfies `unified.UnifiedModel`."""
+
+  likelihood_is_random = False
+
+  def __init__(self, config: JanusConfig, *, rngs: nnx.Rngs):
+    self.config = config
+    width = config.text.hidden_size
+    self.language_model = LanguageModel(config.text, rngs=rngs)
+    self.lm_head = Linear(width, config.text.vocab_size, rngs=rngs, bias=False)
+    self.vision_model = VisionModel(config.vision, rngs=rngs)
+    self.aligner = Aligner(config.vision.hidden_size, width, rngs=rngs)
+    self.generation_embeddings = Embedding(config.vq.num_embeddings, config.vq.embed_dim, rngs=rngs, scale=1.0)
+    self.generation_aligner = Aligner(config.vq.embed_dim, width, rngs=rngs)
+    self.generation_head = GenerationHead(width, config.vq.num_embeddings, rngs=rngs)
+    self.vqmodel = VQModel(config.vq, rngs=rngs)
+
+  # Pictures.
+
+  def picture_from_pixels(self, pixels) -> Picture:
+    lead = pixels.shape[:-3]
+    codes = self.vqmodel.encode(pixels.reshape(-1, *pixels.shape[-3:]))
+    return Picture(codes.reshape(*lead, -1), pixels)
+
+  def picture_from_codes(self, codes) -> Picture:
+    pixels = self.vqmodel.decode(codes.reshape(-1, codes.shape[-1]))
+    pixels = jnp.clip(pixels.astype(jnp.float32), -1.0, 1.0)
+    return Picture(codes, pixels.reshape(*codes.shape[:-1], *pixels.shape[1:]))
+
+  def image_features(self, pixels, *, remat: bool = False):
+    """pixels: (R, H, W, 3) -> vectors in the place of words (R, N, D)."""
+    pixels = pixels.astype(self.vision_model.patch_embedding.kernel[...].dtype)
+    return self.aligner(self.vision_model(pixels, remat=remat))
+
+  def code_embeddings(self, codes):
+    """codes: (...) -> (..., D)."""
+    return self.generation_aligner(self.generation_embeddings(codes))
+
+  # Prefixes.
+
+  def _spliced(self, before: tuple[int, ...], content: Text, after: tuple[int, ...]):
+    """Template around left-justified content (R, T) -> ids (R, P), padded on the right, and lengths (R,)."""
+    t = self.config.templates
+    rows, room = content.ids.shape
+    length = jnp.sum(content.mask, axis=-1).astype(jnp.int32)
+    place = jnp.arange(len(before) + room + len(after)) - len(before)  # 0 is the content's first token
+    tail = jnp.asarray(after + (t.pad_id,), jnp.int32)
+    after_place = jnp.clip(place - length[:, None], 0, len(after))
+    inside = jnp.take(content.ids, jnp.clip(place, 0, room - 1), axis=-1)
+    ids = jnp.where(place < length[:, None], inside, tail[after_place])
+    if before:
+      head = jnp.broadcast_to(jnp.asarray(before, jnp.int32), (rows, len(before)))
+      ids = jnp.concatenate([head, ids[:, len(before):]], axis=-1)
+    return ids, length + len(before) + len(after)
+
+  def _generation_prefix(self, prompt: Text, guided: bool, *, remat: bool = False):
+    """prompt: (R, T) -> the prefix of R rows; guided: of 2 R rows, (cond, uncond) in pairs.
+
+    The unconditional row keeps begin-of-sentence, length and begin-of-image; all between is the padding token, attended.
+    """
+    t = self.config.templates
+    ids, length = self._spliced(t.generation_prefix, without_eos(prompt, t.eos_id), t.generation_suffix[:-1])
+    if guided:
+      blank = jnp.where(jnp.arange(ids.shape[1]) == 0, ids, t.pad_id)
+      ids = jnp.stack([ids, blank], axis=1).reshape(-1, ids.shape[1])
+      length = jnp.repeat(length, 2)
+    return self.language_model.prefill(self.language_model.embed_tokens(ids), length, remat=remat)
+
+  def _understanding_prefix(self, pixels, question: Text, *, remat: bool = False):
+    """pixels: (R, H, W, 3), question: (R, T) -> the prefix of R rows."""
+    t = self.config.templates
+    rows = pixels.shape[0]
+    embed = self.language_model.embed_tokens
+    fixed = lambda ids: jnp.broadcast_to(embed(jnp.asarray(ids, jnp.int32)), (rows, len(ids), self.config.text.hidden_size))
+    tail, length = self._spliced(t.understanding_infix, question, t.understanding_suffix[:-1])
+    picture = self.image_features(pixels, remat=remat)
+    embeds = jnp.concatenate([fixed(t.understanding_prefix), picture, embed(tail)], axis=1)
+    return self.language_model.prefill(embeds, length + len(t.understanding_prefix) + picture.shape[1], remat=remat)
+
+  # Sampling.
+
+  def sample_pictures(self, prompt: Text, keys, how: Sampling):
+    inputs, group = keys.shape
+    guided = how.guidance != 1.0
+    branches = 2 if guided else 1
+    decoder = self.language_model.decoder(self._generation_prefix(prompt, guided), group)
+
+    def embed(codes):  # (B, G) -> (R, G, D): both branches read the same code
+      x = self.code_embeddings(codes)
+      return jnp.broadcast_to(x[:, None], (inputs, branches, *x.shape[1:])).reshape(-1, *x.shape[1:])
+
+    def pick(hidden, t):
+      logits = self.generation_head(hidden).reshape(inputs, branches, group, -1)
+      logits = guide(logits, how.guidance, axis=1) if guided else logits[:, 0]
+      return sample_tokens(logits, keys, t, how.temperature)
+
+    start = self.language_model.embed_tokens(jnp.asarray(self.config.templates.generation_suffix[-1]))
+    embeds = jnp.broadcast_to(start, (inputs * branches, group, start.shape[-1]))
+    past, parts = decoder.empty(0), []
+    for first in range(0, self.config.num_codes, how.segment):
+      count = min(how.segment, self.config.num_codes - first)
+
+      def body(carry, i, past=past, first=first):
+        embeds, current = carry
+        hidden, current = decoder.step(embeds, past, current, i)
+        codes, logp = pick(hidden, first + i)
+        return (embed(codes), current), (codes, logp)
+
+      (embeds, current), part = jax.lax.scan(body, (embeds, decoder.empty(count)), jnp.arange(count))
+      past = decoder.append(past, current)
+      parts.append(part)
+    codes, logp = (jnp.moveaxis(jnp.concatenate(p, axis=0), 0, -1) for p in zip(*parts))
+    return codes, logp
+
+  def sample_texts(self, picture: Picture, question: Text, keys, how: Sampling):
+    t = self.config.templates
+    inputs, group = keys.shape
+    decoder = self.language_model.decoder(self._understanding_prefix(picture.pixels, question), group)
+    allowed = jnp.ones(self.config.text.vocab_size, bool)
+    if t.forbidden_text_ids:
+      allowed = allowed.at[jnp.asarray(t.forbidden_text_ids)].set(False)
+    embed = self.language_model.embed_tokens
+
+    def segment(carry, past, first, count):
+      def body(carry, i):
+        embeds, ended, current = carry
+        hidden, current = decoder.step(embeds, past, current, i)
+        logits = jnp.where(allowed, self.lm_head(hidden).astype(jnp.float32), -jnp.inf)
+        ids, logp = sample_tokens(logits, keys, first + i, how.temperature)
+        ids = jnp.where(ended, t.pad_id, ids)
+        out = ids, jnp.where(ended, 0.0, logp), ~ended
+        return (embed(ids), ended | (ids == t.eos_id), current), out
+
+      (embeds, ended, current), out = jax.lax.scan(body, (*carry, decoder.empty(count)), jnp.arange(count))
+      return (embeds, ended), current, out
+
+    start = embed(jnp.asarray(t.understanding_suffix[-1]))
+    carry = (jnp.broadcast_to(start, (inputs, group, start.shape[-1])), jnp.zeros((inputs, group), bool))
+    past, parts = decoder.empty(0), []
+    for first in range(0, how.max_tokens, how.segment):
+      count = min(how.segment, how.max_tokens - first)
+      run = lambda c, p, first=first, count=count: segment(c, p, first, count)
+      if first == 0:
+        carry, current, part = run(carry, past)
+      else:  # once every text has ended, a segment is skipped
+        idle = lambda c, p: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(run, c, p))
+        skip = lambda c, p: (c, *_all_ended(idle(c, p), t.pad_id))
+        carry, current, part = jax.lax.cond(jnp.all(carry[1]), skip, run, carry, past)
+      past = decoder.append(past, current)
+      parts.append(part)
+    ids, logp, mask = (jnp.moveaxis(jnp.concatenate(p, axis=0), 0, -1) for p in zip(*parts))
+    return Text(ids, mask), logp
+
+  # Likelihoods.
+
+  def picture_logps(self, prompt: Text, codes, keys, how: Scoring) -> TokenScores:
+    del keys  # Janus' likelihood is deterministic
+    guided = how.guidance != 1.0
+    prompt, (codes,), (inputs, rows, group) = _pair_up(prompt, (codes,))
+    branches = 2 if guided else 1
+    prefix = self._generation_prefix(prompt, guided, remat=how.remat)
+    start = self.language_model.embed_tokens(jnp.asarray(self.config.templates.generation_suffix[-1]))
+    embeds = self.code_embeddings(codes[..., :-1])  # (R, C, N-1, D)
+    embeds = jnp.concatenate([jnp.broadcast_to(start, (*embeds.shape[:2], 1, embeds.shape[-1])), embeds], axis=2)
+    if guided:
+      embeds = jnp.repeat(embeds, 2, axis=0)
+    hidden = self.language_model.extend(prefix, embeds, remat=how.remat)
+    hidden = hidden.reshape(rows, branches, *hidden.shape[1:])
+
+    def logits(hidden):
+      out = self.generation_head(hidden)
+      return guide(out, how.guidance, axis=1) if guided else out[:, 0]
+
+    mask = jnp.ones(codes.shape, bool)
+    scores = token_scores(hidden, logits, codes, mask, temperature=how.temperature, chunk=how.chunk)
+    return TokenScores(*(x.reshape(inputs, group, -1) for x in scores))
+
+  def text_logps(self, picture: Picture, question: Text, text: Text, keys, how: Scoring) -> TokenScores:
+    del keys  # Janus' likelihood is deterministic
+    per_input = picture.pixels.shape[1]
+    pixels, (ids, mask), (inputs, rows, group) = _pair_up(picture.pixels, (text.ids, text.mask))
+    question = Text(*(jnp.repeat(x, per_input, axis=0) for x in question))
+    prefix = self._understanding_prefix(pixels, question, remat=how.remat)
+    inputs_ids = jnp.concatenate(
+        [jnp.full((*ids.shape[:2], 1), self.config.templates.understanding_suffix[-1], ids.dtype), ids[..., :-1]], axis=-1)
+    hidden = self.language_model.extend(prefix, self.language_model.embed_tokens(inputs_ids), remat=how.remat)
+    scores = token_scores(hidden, self.lm_head, ids, mask, temperature=how.temperature, chunk=how.chunk)
+    return TokenScores(*(x.reshape(inputs, group, -1) for x in scores))
+
+
+def sample_tokens(logits, keys, index, temperature: float):
+  """logits (..., V), keys (...), token index -> ids (...) int32 and their log-probability at this temperature."""
+  logp = log_softmax(logits, temperature)
+  if temperature == 0:
+    ids = jnp.argmax(logits, axis=-1)
+  else:
+    noise = lambda key: jax.random.gumbel(jax.random.fold_in(key, index), logits.shape[-1:])
+    for _ in keys.shape:
+      noise = jax.vmap(noise)
+    ids = jnp.argmax(logp + noise(keys), axis=-1)
+  ids = ids.astype(jnp.int32)
+  return ids, jnp.take_along_axis(logp, ids[..., None], axis=-1)[..., 0]
+
+
+def _all_ended(zeros, pad_id: int):
+  """What a segment would emit after every text has ended: padding, log-probability 0, mask False."""
+  _, current, (ids, logp, mask) = zeros
+  return current, (jnp.full_like(ids, pad_id), logp, mask)
+
+
+def _pair_up(shared, own):
+  """Conditions (B, g, ...) and candidates (B, h, ...) -> (R, ...), (R, C, ...) and (B, R, G).
+
+  With g = 1 a condition serves its whole group (R = B, C = h); otherwise every pair is a row (R = B g, C = 1).
+  """
+  inputs, g = jax.tree.leaves(shared)[0].shape[:2]
+  h = jax.tree.leaves(own)[0].shape[1]
+  assert g == 1 or h in (1, g), (g, h)
+  rows = inputs * g
+  shared = jax.tree.map(lambda x: x.reshape(rows, *x.shape[2:]), shared)
+  if g > 1:
+    own = jax.tree.map(lambda x: jnp.broadcast_to(x, (inputs, g, *x.shape[2:])).reshape(rows, 1, *x.shape[2:]), own)
+  return shared, own, (inputs, rows, max(g, h))
+
+
+def create(config: JanusConfig, seed: int = 0):
+  """A randomly initialised model as (graphdef, params): params is a nested dict of float32 arrays."""
+  graphdef, state = nnx.split(Janus(config, rngs=nnx.Rngs(seed)))
+  return graphdef, nnx.to_pure_dict(state)
+
+
+def abstract_params(config: JanusConfig):
+  """The parameters' shapes and dtypes, without memory."""
+  return jax.eval_shape(lambda: create(config)[1])
+
+
+def graphdef_of(config: JanusConfig):
+  """The model's structure; `nnx.merge(graphdef, params)` gives the module."""
+  return nnx.graphdef(nnx.eval_shape(lambda: Janus(config, rngs=nnx.Rngs(0))))
