@@ -1,0 +1,342 @@
+"""Texts about scenes: captions for pretraining, prompts of GenEval's and T2I-CompBench's tasks, and their atoms.
+
+A text is made in two steps. A *plan* (`Atoms`) says which things are named, with which attributes, counts and
+relations; then `realise` puts it into words. Plans leave out much (each adjective is dropped at times, some things are
+not named at all), and words vary (synonyms, several phrasings a relation, either order, one to three sentences), so a
+text is a partial account of its picture, and pretraining captions are a noisy one: one atom is wrong in about 10 %.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from dsr_jax.scenes import world
+from dsr_jax.scenes.world import pick
+
+QUESTIONS_DESCRIBE = 'Describe the image.'
+
+NOUNS = (('square', 'box'), ('diamond',), ('disc', 'circle'), ('ring', 'hoop'), ('triangle',), ('cross',), ('heart',),
+         ('hourglass',))
+PLURALS = {'box': 'boxes', 'cross': 'crosses', 'hourglass': 'hourglasses'}  # others add an s
+COLOUR_WORDS = (('red',), ('orange',), ('yellow',), ('green',), ('blue',), ('purple', 'violet'), ('pink',), ('brown',))
+TEXTURE_WORDS = (('plain', 'solid'), ('striped', 'banded'), ('dotted', 'spotted'))
+TEXTURE_NOUNS = {1: 'stripes', 2: 'dots'}
+SIZE_WORDS = {8: ('small', 'little'), 12: ('large', 'big')}
+NUMBERS = ('zero', 'one', 'two', 'three', 'four')
+RELATIONS = {
+    'left': ('left of', 'to the left of', 'on the left of'),
+    'right': ('right of', 'to the right of', 'on the right of'),
+    'above': ('above', 'over'),
+    'below': ('below', 'under'),
+    'next': ('next to', 'beside', 'near'),
+}
+INVERSE = {'left': 'right', 'right': 'left', 'above': 'below', 'below': 'above', 'next': 'next'}
+OPENERS = ('a photo of', 'a picture of', 'an image of', 'the image shows', 'there is')
+GENEVAL = ('single_object', 'two_object', 'counting', 'colors', 'position', 'color_attr')
+T2I_COMPBENCH = ('color', 'shape', 'texture', 'spatial', 'numeracy', 'complex')
+CATEGORIES = GENEVAL + T2I_COMPBENCH
+COUNTED = ('counting', 'numeracy')  # tasks in which a surplus thing is a mistake
+
+P_FIRST_SYNONYM = 0.7
+P_COLOUR, P_TEXTURE, P_PLAIN, P_SIZE = 0.85, 0.65, 0.35, 0.3  # an adjective is kept; 'plain' is seldom said
+P_RELATION, P_PARTIAL, P_WRONG = 0.55, 0.15, 0.1
+NEXT_GAP = 4  # pixels between the boxes of neighbours
+
+
+class Clause(NamedTuple):
+  """`count` things of a shape; attributes that are not said are None."""
+  shape: int
+  count: int = 1
+  colour: int | None = None
+  texture: int | None = None
+  size: int | None = None
+
+
+class Relation(NamedTuple):
+  """Clause `subject` stands in relation `name` to clause `target` (indices into the clauses)."""
+  subject: int
+  name: str
+  target: int
+
+
+class Atoms(NamedTuple):
+  clauses: tuple[Clause, ...]
+  relations: tuple[Relation, ...] = ()
+
+
+class Prompt(NamedTuple):
+  text: str
+  atoms: Atoms
+  category: str
+
+
+def relation_holds(name: str, a: world.Thing, b: world.Thing) -> bool:
+  """GenEval's rule on the boxes of two things; 'next' asks for at most one free cell between the boxes."""
+  top_a, left_a, bottom_a, right_a = a.box
+  top_b, left_b, bottom_b, right_b = b.box
+  if name == 'next':
+    return (max(left_a, left_b) - min(right_a, right_b) <= NEXT_GAP and
+            max(top_a, top_b) - min(bottom_a, bottom_b) <= NEXT_GAP)
+  dx, dy = (left_a + right_a - left_b - right_b) / 2, (top_a + bottom_a - top_b - bottom_b) / 2
+  slack = 0.1 * (a.size + b.size)
+  x, y = np.copysign(max(abs(dx) - slack, 0), dx), np.copysign(max(abs(dy) - slack, 0), dy)
+  if abs(x) < 1e-3 and abs(y) < 1e-3:
+    return False
+  norm = (dx * dx + dy * dy) ** 0.5
+  return {'left': x < -0.5 * norm, 'right': x > 0.5 * norm, 'above': y < -0.5 * norm, 'below': y > 0.5 * norm}[name]
+
+
+def true_relations(a: world.Thing, b: world.Thing) -> list[str]:
+  return [name for name in RELATIONS if relation_holds(name, a, b)]
+
+
+# Plans
+
+
+def _describe(rng, things: list[world.Thing]) -> Clause:
+  """A clause for things of one shape: attributes they share, each dropped at times."""
+  t = things[0]
+  shared = lambda field: all(getattr(x, field) == getattr(t, field) for x in things)
+  colour = t.colour if shared('colour') and rng.random() < P_COLOUR else None
+  p = P_TEXTURE if t.texture else P_PLAIN
+  texture = t.texture if shared('texture') and rng.random() < p else None
+  size = t.size if len(things) == 1 and rng.random() < P_SIZE else None
+  return Clause(t.shape, len(things), colour, texture, size)
+
+
+def _groups(scene: world.Scene) -> list[list[world.Thing]]:
+  """Things of one shape together, if they share colour or number three or more; else one by one."""
+  by_shape = {}
+  for thing in scene.things:
+    by_shape.setdefault(thing.shape, []).append(thing)
+  groups = []
+  for things in by_shape.values():
+    alike = all(t.colour == things[0].colour for t in things)
+    groups.extend([things] if alike or len(things) > 2 else [[t] for t in things])
+  return groups
+
+
+def _relate(rng, groups) -> tuple[Relation, ...]:
+  """One true relation between two single things, or none."""
+  single = [i for i, g in enumerate(groups) if len(g) == 1]
+  if len(single) < 2 or rng.random() >= P_RELATION:
+    return ()
+  a = pick(rng, single)
+  b = pick(rng, [i for i in single if i != a])
+  names = true_relations(groups[a][0], groups[b][0])
+  return (Relation(a, pick(rng, names), b),) if names else ()
+
+
+def plan_caption(scene: world.Scene, rng: np.random.Generator) -> Atoms:
+  """A true, partial account of a scene."""
+  groups = _groups(scene)
+  if rng.random() < 0.5:
+    groups = groups[::-1]
+  if len(groups) > 1 and rng.random() < P_PARTIAL:
+    groups.pop(int(rng.random() * len(groups)))
+  return Atoms(tuple(_describe(rng, g) for g in groups), _relate(rng, groups))
+
+
+def corrupt(atoms: Atoms, rng: np.random.Generator) -> Atoms:
+  """Makes one atom wrong: half of the time by habit (the shape's usual look), else at random."""
+  i = int(rng.random() * len(atoms.clauses))
+  clause = atoms.clauses[i]
+  options = ['shape'] + [f for f in ('colour', 'texture', 'size') if getattr(clause, f) is not None]
+  if clause.count > 1:
+    options.append('count')
+  if atoms.relations:
+    options.append('relation')
+  field = pick(rng, options)
+  if field == 'relation':
+    r = atoms.relations[0]
+    wrong = pick(rng, [n for n in ('left', 'right', 'above', 'below') if n != r.name])
+    return atoms._replace(relations=(r._replace(name=wrong),))
+  usual = {'colour': world.USUAL_COLOUR[clause.shape], 'texture': world.USUAL_TEXTURE[clause.shape]}.get(field)
+  values = {'shape': range(len(world.SHAPES)), 'colour': range(len(world.COLOURS)), 'size': world.SIZES,
+            'texture': range(len(world.TEXTURES)), 'count': range(2, world.MAX_THINGS + 1)}[field]
+  now = getattr(clause, field)
+  if usual is not None and usual != now and rng.random() < 0.5:
+    wrong = usual
+  else:
+    wrong = pick(rng, [v for v in values if v != now])
+  clauses = atoms.clauses[:i] + (clause._replace(**{field: wrong}),) + atoms.clauses[i + 1:]
+  return atoms._replace(clauses=clauses)
+
+
+# Words
+
+
+def _word(rng, words) -> str:
+  return words[0] if len(words) == 1 or rng.random() < P_FIRST_SYNONYM else pick(rng, words[1:])
+
+
+def _plural(noun: str) -> str:
+  return PLURALS.get(noun, noun + 's')
+
+
+def _adjectives(rng, clause: Clause, texture: bool = True) -> list[str]:
+  words = [_word(rng, SIZE_WORDS[clause.size])] if clause.size is not None else []
+  if texture and clause.texture is not None:
+    words.append(_word(rng, TEXTURE_WORDS[clause.texture]))
+  if clause.colour is not None:
+    words.append(_word(rng, COLOUR_WORDS[clause.colour]))
+  return words
+
+
+def article(words: str) -> str:
+  return ('an ' if words[0] in 'aeio' or words.startswith('hour') else 'a ') + words
+
+
+def noun_phrase(rng, clause: Clause, definite: bool = False, p_one: float = 0.08) -> str:
+  """'a small striped red disc', 'two red discs with dots', 'the disc'."""
+  after = clause.texture in TEXTURE_NOUNS and rng.random() < 0.2
+  noun = _word(rng, NOUNS[clause.shape])
+  words = ' '.join(_adjectives(rng, clause, not after) + [noun if clause.count == 1 else _plural(noun)])
+  if definite:
+    words = 'the ' + words
+  elif clause.count > 1:
+    words = f'{NUMBERS[clause.count]} {words}'
+  else:
+    words = 'one ' + words if rng.random() < p_one else article(words)
+  return f'{words} with {TEXTURE_NOUNS[clause.texture]}' if after else words
+
+
+def _open(rng, text: str, plural: bool, p_bare: float = 0.5) -> str:
+  if rng.random() < p_bare:
+    return text
+  opener = pick(rng, OPENERS)
+  return f'{"there are" if plural and opener == "there is" else opener} {text}'
+
+
+def _list(phrases: list[str]) -> str:
+  return phrases[0] if len(phrases) == 1 else ', '.join(phrases[:-1]) + ' and ' + phrases[-1]
+
+
+def _bare(clause: Clause) -> Clause:
+  return Clause(clause.shape, clause.count)
+
+
+def _attribute_sentence(rng, clause: Clause, pronoun: bool) -> str:
+  """'it is small and red' for what the first sentence left out."""
+  words = _adjectives(rng, clause)
+  subject = ('it' if clause.count == 1 else 'they') if pronoun else noun_phrase(rng, _bare(clause), definite=True)
+  return f'{subject} {"is" if clause.count == 1 else "are"} {_list(words)}'
+
+
+def _sentences(rng, atoms: Atoms) -> list[str]:
+  clauses = atoms.clauses
+  distinct = len({c.shape for c in clauses}) == len(clauses)
+  if atoms.relations:
+    r = atoms.relations[0]
+    a, b, name = clauses[r.subject], clauses[r.target], r.name
+    if rng.random() < 0.3:
+      a, b, name = b, a, INVERSE[name]
+    rest = [c for i, c in enumerate(clauses) if i not in (r.subject, r.target)]
+    rel = pick(rng, RELATIONS[name])
+    if distinct and rng.random() < 0.3:
+      first = _open(rng, _list([noun_phrase(rng, c) for c in clauses]), clauses[0].count > 1)
+      the_a, the_b = noun_phrase(rng, _bare(a), definite=True), noun_phrase(rng, _bare(b), definite=True)
+      return [first, f'{the_a} is {rel} {the_b}']
+    verb = ' is' if rng.random() < 0.4 else ''
+    text = f'{noun_phrase(rng, a)}{verb} {rel} {noun_phrase(rng, b)}'
+    text = text if verb else _open(rng, text, False)
+    if not rest:
+      return [text]
+    return [text, ('there are ' if rest[0].count > 1 else 'there is ') + _list([noun_phrase(rng, c) for c in rest])]
+  spoken = [c for c in clauses if c[2:] != (None, None, None)]
+  if distinct and spoken and rng.random() < 0.15:
+    later = pick(rng, spoken)
+    first = _list([noun_phrase(rng, _bare(c) if c is later else c) for c in clauses])
+    return [_open(rng, first, clauses[0].count > 1), _attribute_sentence(rng, later, len(clauses) == 1)]
+  return [_open(rng, _list([noun_phrase(rng, c) for c in clauses]), clauses[0].count > 1)]
+
+
+def realise(atoms: Atoms, rng: np.random.Generator) -> str:
+  """Puts a plan into words."""
+  sentences = _sentences(rng, atoms)
+  if len(sentences) == 1 and rng.random() < 0.6:
+    return sentences[0]
+  return ' '.join(s + '.' for s in sentences)
+
+
+def caption(scene: world.Scene, rng: np.random.Generator) -> str:
+  """A caption without mistakes."""
+  return realise(plan_caption(scene, rng), rng)
+
+
+def pretraining_caption(scene: world.Scene, rng: np.random.Generator) -> str:
+  """A caption as people write them: partial, and in about 10 % with one wrong atom."""
+  atoms = plan_caption(scene, rng)
+  if rng.random() < P_WRONG:
+    atoms = corrupt(atoms, rng)
+  return realise(atoms, rng)
+
+
+# Prompts of the benchmarks' tasks
+
+_KIND = {'single_object': 'one', 'colors': 'one', 'counting': 'group', 'numeracy': 'mixed', 'complex': None}
+
+
+def prompt_scene(rng: np.random.Generator, category: str, *, held_out: str = 'include') -> world.Scene:
+  """A uniform scene that a prompt of this category can tell of."""
+  kind = _KIND.get(category, 'two')
+  if category == 'complex':
+    kind = 'two' if rng.random() < 0.7 else 'mixed'
+  while True:
+    scene = world.random_scene(rng, skewed=False, held_out=held_out, kind=kind)
+    if category == 'counting' and len({t[1:3] for t in scene.things}) > 1:
+      continue
+    if category == 'numeracy' and len({t.shape for t in scene.things}) == len(scene.things):
+      continue
+    if kind == 'two' and not any(true_relations(*scene.things)):
+      continue
+    if category in ('color', 'color_attr') and scene.things[0].colour == scene.things[1].colour:
+      continue
+    if category == 'texture' and scene.things[0].texture == scene.things[1].texture:
+      continue
+    if category == 'shape' and scene.things[0].size == scene.things[1].size:
+      continue
+    return scene
+
+
+def _prompt_clauses(scene: world.Scene, fields: tuple[str, ...]) -> tuple[Clause, ...]:
+  groups = {}
+  for t in scene.things:
+    groups.setdefault(t.shape, []).append(t)
+  clauses = []
+  for things in groups.values():
+    said = {f: getattr(things[0], f) for f in fields if len({getattr(t, f) for t in things}) == 1}
+    clauses.append(Clause(things[0].shape, len(things), **said))
+  return tuple(clauses)
+
+
+_FIELDS = {'colors': ('colour',), 'color_attr': ('colour',), 'color': ('colour',), 'shape': ('size',),
+           'texture': ('texture',)}
+
+
+def prompt_of(scene: world.Scene, category: str, rng: np.random.Generator) -> Prompt:
+  """Words a scene in the manner of a category; GenEval's begin with 'a photo of', as they do."""
+  if category == 'complex':
+    fields = ('colour', 'texture', 'size') if rng.random() < 0.3 else ('colour', 'texture')
+  else:
+    fields = _FIELDS.get(category, ())
+  clauses = _prompt_clauses(scene, fields)
+  relations = ()
+  single = [i for i, c in enumerate(clauses) if c.count == 1]
+  if category in ('position', 'spatial') or (category == 'complex' and len(single) >= 2):
+    by_shape = {t.shape: t for t in scene.things}
+    a, b = by_shape[clauses[single[0]].shape], by_shape[clauses[single[1]].shape]
+    names = [n for n in true_relations(a, b) if category != 'position' or n != 'next']
+    if names:
+      relations = (Relation(single[0], pick(rng, names), single[1]),)
+  atoms = Atoms(clauses, relations)
+  if category in GENEVAL:
+    phrases = [noun_phrase(rng, c, p_one=0) for c in clauses]
+    link = f' {pick(rng, RELATIONS[relations[0].name])} ' if relations else ' and '
+    return Prompt('a photo of ' + link.join(phrases), atoms, category)
+  return Prompt(realise(atoms, rng), atoms, category)
+
+
+def prompt(rng: np.random.Generator, category: str, *, held_out: str = 'include') -> Prompt:
+  """A prompt of a category, from a uniform scene of its own."""
+  return prompt_of(prompt_scene(rng, category, held_out=held_out), category, rng)
