@@ -2,21 +2,26 @@
 
 import sys
 
-from absl import app
+from absl import app, logging
 
 
 class InputError(Exception):
   """Bad input. The message says what was found, what was expected and what to do."""
 
 
-def run_main(main):
-  """Runs `main(argv)` under absl; an InputError becomes one line on stderr and exit status 2."""
+def run_main(main, check_flags=None):
+  """Runs `main(argv)` under absl; an InputError becomes one line on stderr and exit status 2.
 
-  def guarded(argv):
+  check_flags(arguments) runs before absl reads the flags: what absl would answer with a traceback is found there.
+  """
+
+  def guarded(argv, body=main):
     try:
-      return main(argv)
+      return body(argv)
     except InputError as e:
       print(f'error: {e}', file=sys.stderr)
       return 2
 
+  if check_flags and guarded(sys.argv[1:], check_flags):
+    sys.exit(2)
   app.run(lambda argv: sys.exit(guarded(argv)))

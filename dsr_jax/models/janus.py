@@ -96,16 +96,19 @@ class Janus(nnx.Module):
       ids = jnp.concatenate([head, ids[:, len(before):]], axis=-1)
     return ids, length + len(before) + len(after)
 
-  def _generation_prefix(self, prompt: Text, guided: bool, *, remat: bool = False):
+  def _generation_prefix(self, prompt: Text, guided: bool, *, blank=None, remat: bool = False):
     """prompt: (R, T) -> the prefix of R rows; guided: of 2 R rows, (cond, uncond) in pairs.
 
     The unconditional row keeps begin-of-sentence, length and begin-of-image; all between is the padding token, attended.
+    blank: (R,) bool, the rows that are unconditional by themselves (prompt dropout).
     """
     t = self.config.templates
     ids, length = self._spliced(t.generation_prefix, without_eos(prompt, t.eos_id), t.generation_suffix[:-1])
+    unconditional = jnp.where(jnp.arange(ids.shape[1]) == 0, ids, t.pad_id)
+    if blank is not None:
+      ids = jnp.where(blank[:, None], unconditional, ids)
     if guided:
-      blank = jnp.where(jnp.arange(ids.shape[1]) == 0, ids, t.pad_id)
-      ids = jnp.stack([ids, blank], axis=1).reshape(-1, ids.shape[1])
+      ids = jnp.stack([ids, unconditional], axis=1).reshape(-1, ids.shape[1])
       length = jnp.repeat(length, 2)
     return self.language_model.prefill(self.language_model.embed_tokens(ids), length, remat=remat)
 
@@ -196,12 +199,13 @@ class Janus(nnx.Module):
 
   # Likelihoods.
 
-  def picture_logps(self, prompt: Text, codes, keys, how: Scoring) -> TokenScores:
+  def picture_logps(self, prompt: Text, codes, keys, how: Scoring, *, blank=None) -> TokenScores:
+    """As the protocol has it; blank (R,) bool replaces whole prompts by the unconditional one (pretraining only)."""
     del keys  # Janus' likelihood is deterministic
     guided = how.guidance != 1.0
     prompt, (codes,), (inputs, rows, group) = _pair_up(prompt, (codes,))
     branches = 2 if guided else 1
-    prefix = self._generation_prefix(prompt, guided, remat=how.remat)
+    prefix = self._generation_prefix(prompt, guided, blank=blank, remat=how.remat)
     start = self.language_model.embed_tokens(jnp.asarray(self.config.templates.generation_suffix[-1]))
     embeds = self.code_embeddings(codes[..., :-1])  # (R, C, N-1, D)
     embeds = jnp.concatenate([jnp.broadcast_to(start, (*embeds.shape[:2], 1, embeds.shape[-1])), embeds], axis=2)

@@ -1,0 +1,32 @@
+"""Makes the embedded model again, from nothing: tokenizer, picture tokenizer, then both tasks jointly.
+
+  python -m dsr_jax.pretrain --config=configs/scenes_pretrain.py --workdir=DIR
+
+The result is DIR/model, a directory in the Hugging Face layout. A killed run continues where it was.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+  c = ConfigDict()
+  c.seed = 0
+  c.vocab_size = 640  # rows of the text embedding; the tokenizer fills fewer
+
+  c.vq = ConfigDict()
+  c.vq.steps = 500
+  c.vq.unquantised_steps = 60  # plain autoencoder first, so that the codebook starts from latents that mean something
+  c.vq.batch = 32
+  c.vq.learning_rate = 2e-3
+
+  c.lm = ConfigDict()
+  c.lm.steps = 2000
+  c.lm.batch = 64  # captioned pictures; each is learned in both directions
+  c.lm.learning_rate = 2e-3
+  c.lm.prompt_dropout = 0.1  # what guidance needs
+  c.lm.question_share = 0.25  # of the texts about pictures, the rest are captions
+  c.lm.text_weight = 1.0  # of a text's mean loss against a picture's
+
+  c.save_every = 100
+  c.lock()
+  return c

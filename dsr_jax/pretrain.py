@@ -1,0 +1,289 @@
+"""Makes the embedded model from nothing: word tokenizer, picture tokenizer (VQ), then both tasks jointly.
+
+Every example is a pure function of (seed, index), so a run that is killed continues as if it had not been.
+Axes: B examples, T text tokens, N image codes, K codebook size, E code width.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import json
+import os
+import sys
+import time
+
+from absl import flags
+import jax
+import jax.numpy as jnp
+from ml_collections import config_flags
+import numpy as np
+import optax
+
+from flax import nnx
+
+from dsr_jax import checkpoints
+from dsr_jax import convert
+from dsr_jax import processor as processor_lib
+from dsr_jax.errors import run_main
+from dsr_jax.models import janus
+from dsr_jax.models.config import JanusConfig
+from dsr_jax.models.unified import Picture, Scoring, Text
+from dsr_jax.models.vq import unit_norm
+from dsr_jax.scenes import grammar, render, sets, world
+
+CODEBOOK_DECAY = 0.98
+DEAD_COUNT = 0.02  # a code used less than this a batch, on the running mean, is started again from a latent
+TEXT_BUCKET = 8  # texts are padded to a multiple of this
+SORTED_BATCHES = 8  # this many batches are drawn together and sorted by text length, so that little padding is computed
+
+
+# Data.
+
+
+def tokenizer_picture(seed: int, index: int):
+  """A crowded picture with uniform looks, (32, 32, 3) uint8.
+
+  The picture tokenizer sees every pair of shape and surface; which pairs go with which words is the language model's part,
+  and that is pretrained without the held-out ones.
+  """
+  rng = np.random.default_rng((101, seed, index))
+  while True:
+    scene = world.random_scene(rng, skewed=False, held_out='include', kind='mixed' if index % 4 else None)
+    if sets.split_of(scene) == 'pretraining':
+      return render.render(scene)
+
+
+def tokenizer_batch(seed: int, step: int, size: int):
+  return np.stack([tokenizer_picture(seed, step * size + i) for i in range(size)])
+
+
+def language_batches(config, processor, pool: int):
+  """SORTED_BATCHES batches of captioned pictures, each padded to its own longest text."""
+  count = SORTED_BATCHES * config.lm.batch
+  first = pool * count
+  captions = []
+  for i in range(first, first + count):
+    pixels, caption = sets.pretraining_example(config.seed, i)
+    captions.append((pixels, processor.encode_prompt(caption), processor.encode_answer(caption)))
+  describe = processor.encode_question(grammar.QUESTIONS_DESCRIBE)
+  rng = np.random.default_rng((102, config.seed, pool))
+  order = rng.permutation(SORTED_BATCHES)
+  captions.sort(key=lambda c: len(c[1]))
+  batches = []
+  for b in order:
+    drawing = captions[b * config.lm.batch:(b + 1) * config.lm.batch]
+    asked = int(config.lm.question_share * config.lm.batch)
+    reading = [(pixels, describe, answer) for pixels, _, answer in drawing[asked:]]
+    for i in range(asked):
+      pixels, question, answer = sets.pretraining_question(config.seed, (pool * SORTED_BATCHES + int(b)) * asked + i)
+      reading.append((pixels, processor.encode_question(question), processor.encode_answer(answer)))
+    prompt = _padded(processor, [c[1] for c in drawing])
+    question = _padded(processor, [r[1] for r in reading])
+    answer = _padded(processor, [r[2] for r in reading])
+    batches.append(dict(
+        drawn=np.stack([c[0] for c in drawing]), prompt=prompt, read=np.stack([r[0] for r in reading]),
+        question=question, answer=answer, blank=rng.random(config.lm.batch) < config.lm.prompt_dropout))
+  return batches
+
+
+def _padded(processor, texts):
+  longest = max(len(t) for t in texts)
+  return processor.pad(texts, -(-longest // TEXT_BUCKET) * TEXT_BUCKET)
+
+
+# Picture tokenizer.
+
+
+def vq_loss(model, pixels, codebook, quantise):
+  """Reconstruction and commitment. pixels (B, H, W, 3) in [-1, 1]; codebook (K, E) unit rows -> loss, (latents, codes)."""
+  z = model.latents(pixels)
+  codes = jnp.argmax(z @ codebook.T, axis=-1)
+  nearest = codebook[codes]
+  commitment = jnp.mean(jnp.sum(jnp.square(z - nearest), axis=-1))
+  through = jnp.where(quantise, z + jax.lax.stop_gradient(nearest - z), z)
+  error = model.decode_latents(through) - pixels
+  loss = jnp.mean(jnp.abs(error)) + 2.0 * jnp.mean(jnp.square(error)) + 0.25 * jnp.where(quantise, commitment, 0.0)
+  return loss, (z.reshape(-1, z.shape[-1]), codes.reshape(-1))
+
+
+def update_codebook(key, sums, counts, z, codes):
+  """Running means of the latents of each code; codes nobody uses start again from a latent of this batch."""
+  size = counts.shape[0]
+  hit = jax.nn.one_hot(codes, size)
+  counts = CODEBOOK_DECAY * counts + (1 - CODEBOOK_DECAY) * jnp.sum(hit, axis=0)
+  sums = CODEBOOK_DECAY * sums + (1 - CODEBOOK_DECAY) * (hit.T @ z)
+  dead = counts < DEAD_COUNT
+  fresh = z[jax.random.choice(key, z.shape[0], (size,), replace=False)]
+  sums = jnp.where(dead[:, None], fresh * 10 * DEAD_COUNT, sums)
+  return sums, jnp.where(dead, 10 * DEAD_COUNT, counts)
+
+
+def spread_codebook(key, z, size: int, rounds: int = 15):
+  """Spherical k-means with farthest-first starting points. z (M, E) unit rows -> (size, E)."""
+
+  def add(i, state):
+    centres, best = state
+    centre = z[jnp.argmin(best)]
+    return centres.at[i].set(centre), jnp.maximum(best, z @ centre)
+
+  first = z[jax.random.randint(key, (), 0, z.shape[0])]
+  centres = jnp.zeros((size, z.shape[1])).at[0].set(first)
+  centres, _ = jax.lax.fori_loop(1, size, add, (centres, z @ first))
+
+  def move(_, centres):
+    hit = jax.nn.one_hot(jnp.argmax(z @ centres.T, axis=-1), size)
+    sums = hit.T @ z
+    return jnp.where(jnp.sum(hit, axis=0)[:, None] > 0, unit_norm(sums), centres)
+
+  return jax.lax.fori_loop(0, rounds, move, centres)
+
+
+def train_picture_tokenizer(config, graphdef, params, run_dir):
+  """Trains params['vqmodel'] and returns it."""
+  schedule = optax.warmup_cosine_decay_schedule(0.0, config.vq.learning_rate, 20, config.vq.steps)
+  optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule, b2=0.99))
+  size = params['vqmodel']['quantize']['embedding'].shape[0]
+  vq = {k: v for k, v in params['vqmodel'].items() if k != 'quantize'}
+  state = dict(params=vq, opt=optimizer.init(vq), sums=params['vqmodel']['quantize']['embedding'] * 0.2,
+               counts=jnp.full(size, 0.2), step=jnp.int32(0))
+
+  def loss_fn(vq, pixels, codebook, quantise):
+    model = nnx.merge(graphdef, {**params, 'vqmodel': {**vq, 'quantize': {'embedding': codebook}}}).vqmodel
+    return vq_loss(model, pixels, codebook, quantise)
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def step_fn(state, pixels):
+    pixels = pixels.astype(jnp.float32) / 127.5 - 1.0
+    quantise = state['step'] >= config.vq.unquantised_steps
+    codebook = unit_norm(state['sums'])
+    (loss, (z, codes)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state['params'], pixels, codebook, quantise)
+    updates, opt = optimizer.update(grads, state['opt'])
+    key = jax.random.fold_in(jax.random.key(config.seed), state['step'])
+    sums, counts = update_codebook(key, state['sums'], state['counts'], z, codes)
+    keep = lambda new, old: jnp.where(quantise, new, old)
+    used = jnp.sum(jnp.bincount(codes, length=size) > 0)
+    new = dict(params=optax.apply_updates(state['params'], updates), opt=opt, sums=keep(sums, state['sums']),
+               counts=keep(counts, state['counts']), step=state['step'] + 1)
+    return new, (loss, used, z)
+
+  batch = functools.partial(tokenizer_batch, config.seed, size=config.vq.batch)
+
+  def one(state, step):
+    if step == config.vq.unquantised_steps:
+      latents = jnp.concatenate([step_fn(jax.tree.map(jnp.copy, state), batch(step + i))[1][2] for i in range(4)])
+      state['sums'] = spread_codebook(jax.random.key(config.seed), latents, size) * 0.2
+    state, (loss, used, _) = step_fn(state, batch(step))
+    return state, f'loss {float(loss):.4f}  codes used {int(used)}'
+
+  state = _loop('picture tokenizer', config, config.vq.steps, state, one, os.path.join(run_dir, 'vq'))
+  return {**state['params'], 'quantize': {'embedding': unit_norm(state['sums'])}}
+
+
+# Language model.
+
+
+def train_language_model(config, graphdef, params, processor, run_dir):
+  """Trains everything but params['vqmodel'] on both tasks and returns it."""
+  fixed, trained = {'vqmodel': params['vqmodel']}, {k: v for k, v in params.items() if k != 'vqmodel'}
+  schedule = optax.warmup_cosine_decay_schedule(0.0, config.lm.learning_rate, 60, config.lm.steps, config.lm.learning_rate * 0.01)
+  # Muon on the matrices (stacked layers are batches of matrices), Adam on embeddings, heads, norms and biases.
+  matrix = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
+  by_muon = lambda tree: jax.tree_util.tree_map_with_path(
+      lambda path, x: matrix if _is_inner_matrix(jax.tree_util.keystr(path), x) else None, tree)
+  optimizer = optax.chain(
+      optax.clip_by_global_norm(1.0),
+      optax.contrib.muon(schedule, consistent_rms=0.2, weight_decay=0.01, adam_b2=0.98, muon_weight_dimension_numbers=by_muon))
+  state = dict(params=trained, opt=optimizer.init(trained), step=jnp.int32(0))
+
+  def loss_fn(trained, batch):
+    model = nnx.merge(graphdef, {**trained, **fixed})
+    pixels = lambda name: batch[name].astype(jnp.float32) / 127.5 - 1.0
+    axis = lambda tree: jax.tree.map(lambda x: x[:, None], tree)  # one candidate an input
+    codes = jax.lax.stop_gradient(model.picture_from_pixels(pixels('drawn')).codes)
+    drawn = model.picture_logps(axis(Text(*batch['prompt'])), codes[:, None], None, Scoring(), blank=batch['blank'])
+    picture = axis(Picture(codes, pixels('read')))
+    answer = Text(*batch['answer'])
+    read = model.text_logps(picture, Text(*batch['question']), axis(answer), None, Scoring())
+    drawing = -jnp.mean(drawn.logp)
+    reading = -jnp.sum(read.logp) / jnp.sum(answer.mask)
+    return drawing + config.lm.text_weight * reading, (drawing, reading)
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def step_fn(state, batch):
+    (_, parts), grads = jax.value_and_grad(loss_fn, has_aux=True)(state['params'], batch)
+    updates, opt = optimizer.update(grads, state['opt'], state['params'])
+    return dict(params=optax.apply_updates(state['params'], updates), opt=opt, step=state['step'] + 1), parts
+
+  ahead = concurrent.futures.ThreadPoolExecutor(1)
+  pools = {}
+
+  def pool(i):
+    if i not in pools:
+      pools[i] = ahead.submit(language_batches, config, processor, i)
+    return pools[i]
+
+  def one(state, step):
+    i, place = divmod(step, SORTED_BATCHES)
+    batch = pool(i).result()[place]
+    pool(i + 1)
+    pools.pop(i - 1, None)
+    state, (drawing, reading) = step_fn(state, batch)
+    return state, f'drawing {float(drawing):.4f}  reading {float(reading):.4f} nats a token'
+
+  state = _loop('both tasks', config, config.lm.steps, state, one, os.path.join(run_dir, 'lm'))
+  return {**state['params'], **fixed}
+
+
+def _is_inner_matrix(path: str, x) -> bool:
+  outer = ('embed', 'lm_head', 'vision_head')
+  return x.ndim in (2, 3) and path.endswith("['kernel']") and not any(name in path for name in outer)
+
+
+# The run.
+
+
+def _loop(title, config, steps, state, one, directory):
+  saved = checkpoints.Checkpoints(directory, dict(method=config.to_dict(), source='none'), keep_last=1)
+  if saved.latest() is not None:
+    state = saved.restore(state)
+  first = int(state['step'])
+  start = time.time()
+  for step in range(first, steps):
+    state, line = one(state, step)
+    if step % 20 == 0 or step == steps - 1:
+      rate = (time.time() - start) / (step + 1 - first)
+      print(f'{title}: step {step + 1}/{steps}  {line}  {rate:.2f} s a step, {rate * (steps - step - 1) / 60:.0f} min left', file=sys.stderr, flush=True)
+    if (step + 1) % config.save_every == 0 or step + 1 == steps:
+      saved.save(step + 1, state)
+  saved.wait()
+  saved.close()
+  return state
+
+
+def pretrain(config, workdir: str) -> str:
+  """Runs all stages and returns the directory of the finished model."""
+  start = time.time()
+  words = os.path.join(workdir, 'tokenizer')
+  processor_lib.make_tokenizer(sets.vocabulary_texts(20000, config.seed), config.vocab_size, words)
+  processor = processor_lib.Processor.from_directory(words, vocab_size=config.vocab_size)
+  model_config = dataclasses.replace(JanusConfig.scenes(config.vocab_size), templates=processor.templates)
+  graphdef, params = janus.create(model_config, config.seed)
+  params['vqmodel'] = train_picture_tokenizer(config, graphdef, params, workdir)
+  params = train_language_model(config, graphdef, params, processor, workdir)
+  target = os.path.join(workdir, 'model')
+  convert.save(target, model_config, jax.tree.map(np.asarray, params), words, overwrite=True)
+  facts = dict(config=config.to_dict(), device=jax.devices()[0].device_kind, minutes=round((time.time() - start) / 60, 1))
+  with open(os.path.join(workdir, 'pretraining.json'), 'w') as f:
+    json.dump(facts, f, indent=2)
+  return target
+
+
+def main(argv):
+  del argv
+  print(pretrain(flags.FLAGS.config, flags.FLAGS.workdir))
+
+
+if __name__ == '__main__':
+  config_flags.DEFINE_config_file('config', 'configs/scenes_pretrain.py', 'What to train, and how long.', lock_config=True)
+  flags.DEFINE_string('workdir', None, 'Where the run lives; its result is WORKDIR/model.', required=True)
+  run_main(main)
