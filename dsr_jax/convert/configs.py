@@ -1,0 +1,158 @@
+"""config.json of the Hugging Face layout <-> JanusConfig.
+
+Missing keys take the defaults of transformers' LlamaConfig, JanusVisionConfig and JanusVQVAEConfig, because published
+files are partial. What our model cannot express is refused, all of it in one error.
+"""
+
+from dsr_jax.errors import InputError
+from dsr_jax.models.config import JanusConfig, TextConfig, VisionConfig, VQConfig
+
+_TEXT = dict(vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
+             rms_norm_eps=1e-6, max_position_embeddings=2048)
+_VISION = dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, image_size=384, patch_size=16,
+               layer_norm_eps=1e-6)
+_VQ = dict(num_embeddings=16384, embed_dim=8, latent_channels=256, base_channels=128,
+           channel_multiplier=(1, 1, 2, 2, 4), num_res_blocks=2)
+
+# (section, key, its default in transformers, the one value our model has)
+_FIXED = (
+  ('text_config', 'model_type', 'llama', 'llama'),
+  ('text_config', 'hidden_act', 'silu', 'silu'),
+  ('text_config', 'attention_bias', False, False),
+  ('text_config', 'mlp_bias', False, False),
+  ('vision_config', 'num_channels', 3, 3),
+  ('vision_config', 'hidden_act', 'gelu', 'gelu'),
+  ('vision_config', 'attention_bias', True, True),
+  ('vision_config', 'use_qk_norm', False, False),
+  ('vision_config', 'depth', 2, 2),
+  ('vq_config', 'double_latent', False, False),
+  ('vq_config', 'in_channels', 3, 3),
+  ('vq_config', 'out_channels', 3, 3),
+  ('vq_config', 'num_hidden_layers', 2, 2),
+  ('vq_config', 'hidden_act', 'gelu', 'gelu'),
+)
+
+
+def from_json(content):
+  """config.json's object -> `JanusConfig` without templates. Raises InputError naming every key that does not fit."""
+  _check_model_type(content)
+  sections = {}
+  for name in ('text_config', 'vision_config', 'vq_config'):
+    sections[name] = content.get(name) or {}
+    if not isinstance(sections[name], dict):
+      raise InputError(f'found {name} {sections[name]!r} in config.json; expected an object; fetch the file again')
+  try:
+    config = JanusConfig(text=_text(sections['text_config']), vision=_vision(sections['vision_config']),
+                         vq=_vq(sections['vq_config']))
+    wrong = list(_unsupported(sections, config))
+  except (TypeError, ValueError, ZeroDivisionError) as e:
+    raise InputError(f'found a size in config.json that is not a number ({e}); expected the config.json of a Janus; '
+                     'fetch the file again') from e
+  if wrong:
+    raise InputError(f'found {"; ".join(wrong)} in config.json; expected the structure of Janus-Pro; use a Janus-Pro '
+                     'checkpoint')
+  return config
+
+
+def to_json(config, dtype='float32'):
+  """`JanusConfig` with templates -> config.json's object, read by transformers 4.52 and later."""
+  text, vision, vq, ids = config.text, config.vision, config.vq, config.templates
+  return dict(
+    architectures=['JanusForConditionalGeneration'],
+    model_type='janus',
+    # transformers ties the head to the embedding where this key is absent; Janus' head is a matrix of its own.
+    tie_word_embeddings=False,
+    dtype=dtype,
+    image_token_id=ids.image_id,
+    bos_token_id=ids.bos_id,
+    eos_token_id=ids.eos_id,
+    pad_token_id=ids.pad_id,
+    text_config=dict(
+      model_type='llama', vocab_size=text.vocab_size, hidden_size=text.hidden_size,
+      intermediate_size=text.intermediate_size, num_hidden_layers=text.num_hidden_layers,
+      num_attention_heads=text.num_attention_heads, num_key_value_heads=text.num_attention_heads,
+      head_dim=text.head_dim, hidden_act='silu', attention_bias=False, mlp_bias=False, rms_norm_eps=text.rms_norm_eps,
+      rope_theta=text.rope_theta, rope_scaling=None, max_position_embeddings=text.max_position_embeddings,
+      tie_word_embeddings=False, bos_token_id=ids.bos_id, eos_token_id=ids.eos_id, pad_token_id=ids.pad_id),
+    vision_config=dict(
+      model_type='janus_vision_model', hidden_size=vision.hidden_size, num_hidden_layers=vision.num_hidden_layers,
+      num_attention_heads=vision.num_attention_heads, mlp_ratio=vision.intermediate_size / vision.hidden_size,
+      image_size=vision.image_size, patch_size=vision.patch_size, num_image_tokens=vision.num_patches, num_channels=3,
+      layer_norm_eps=vision.layer_norm_eps, hidden_act='gelu', attention_bias=True, use_qk_norm=False, depth=2,
+      projection_dim=text.hidden_size),
+    vq_config=dict(
+      model_type='janus_vqgan', num_embeddings=vq.num_embeddings, embed_dim=vq.embed_dim,
+      latent_channels=vq.latent_channels, base_channels=vq.base_channels,
+      channel_multiplier=list(vq.channel_multiplier), num_res_blocks=vq.num_res_blocks, num_patches=config.grid,
+      double_latent=False, in_channels=3, out_channels=3, hidden_act='gelu', num_hidden_layers=2,
+      projection_dim=text.hidden_size, image_token_embed_dim=text.hidden_size))
+
+
+def _check_model_type(content):
+  kind = content.get('model_type')
+  if kind == 'multi_modality':
+    raise InputError('found the original DeepSeek layout (model_type multi_modality); expected the Hugging Face layout '
+                     '(model_type janus); take the checkpoint of the same name from deepseek-community')
+  if kind != 'janus':
+    raise InputError(f'found a model of type {kind!r} in config.json; expected janus; use a Janus checkpoint')
+
+
+def _text(section):
+  sizes = {key: section.get(key, default) for key, default in _TEXT.items()}
+  rope = section.get('rope_parameters') or section.get('rope_scaling') or {}
+  theta = rope.get('rope_theta') or section.get('rope_theta') or 10000.0
+  head_dim = section.get('head_dim') or int(sizes['hidden_size']) // int(sizes['num_attention_heads'])
+  eps = float(sizes.pop('rms_norm_eps'))
+  return TextConfig(**{key: int(value) for key, value in sizes.items()}, head_dim=int(head_dim), rms_norm_eps=eps,
+                    rope_theta=float(theta))
+
+
+def _vision(section):
+  sizes = {key: section.get(key, default) for key, default in _VISION.items()}
+  for key in ('image_size', 'patch_size'):  # transformers allows a pair; ours are square
+    if isinstance(sizes[key], (list, tuple)):
+      if len(set(sizes[key])) != 1:
+        raise InputError(f'found {key} {sizes[key]} in config.json; expected a square; use a Janus-Pro checkpoint')
+      sizes[key] = sizes[key][0]
+  eps = float(sizes.pop('layer_norm_eps'))
+  inner = int(sizes['hidden_size'] * section.get('mlp_ratio', 4.0))
+  return VisionConfig(**{key: int(value) for key, value in sizes.items()}, intermediate_size=inner, layer_norm_eps=eps)
+
+
+def _vq(section):
+  sizes = {key: section.get(key, default) for key, default in _VQ.items()}
+  multiplier = tuple(int(m) for m in sizes.pop('channel_multiplier'))
+  return VQConfig(**{key: int(value) for key, value in sizes.items()}, channel_multiplier=multiplier)
+
+
+def _unsupported(sections, config):
+  """Sentences about what our model does not do."""
+  text, vision, vq = config.text, config.vision, config.vq
+  for name, key, default, only in _FIXED:
+    value = sections[name].get(key, default)
+    if value != only:
+      yield f'{name}.{key} {value!r} (only {only!r} is known)'
+  section = sections['text_config']
+  groups = section.get('num_key_value_heads') or text.num_attention_heads
+  if groups != text.num_attention_heads:
+    yield f'text_config.num_key_value_heads {groups} (grouped attention; only {text.num_attention_heads}, one a head)'
+  for key in ('rope_scaling', 'rope_parameters'):
+    rope = section.get(key) or {}
+    kind = rope.get('rope_type', rope.get('type', 'default'))
+    if kind != 'default':
+      yield f'text_config.{key} of type {kind!r} (only unscaled rotary embeddings are known)'
+  for name, key in (('vision_config', 'projection_dim'), ('vq_config', 'projection_dim'),
+                    ('vq_config', 'image_token_embed_dim')):
+    value = sections[name].get(key, 2048)
+    if value != text.hidden_size:
+      yield f'{name}.{key} {value} (must be the text width {text.hidden_size})'
+  tokens = sections['vision_config'].get('num_image_tokens', 576)
+  if vision.image_size % vision.patch_size or tokens != vision.num_patches:
+    yield (f'vision_config.num_image_tokens {tokens} with pictures of {vision.image_size} and patches of '
+           f'{vision.patch_size} pixels')
+  if vq.downsampling != vision.patch_size:
+    yield f'{len(vq.channel_multiplier)} levels of vq_config with patches of {vision.patch_size} pixels'
+  if vision.hidden_size % vision.num_attention_heads:
+    yield f'vision_config.hidden_size {vision.hidden_size} for {vision.num_attention_heads} heads'
+  if any(vq.base_channels * m % 32 for m in vq.channel_multiplier):
+    yield f'vq_config.base_channels {vq.base_channels} (every level must be a multiple of 32)'
