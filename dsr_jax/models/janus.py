@@ -11,6 +11,7 @@ Every prompt is split before its last token: the tokens before it are the prefix
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dsr_jax.likelihood import TokenScores, guide, log_softmax, token_scores
 from dsr_jax.models.config import JanusConfig
@@ -78,6 +79,15 @@ class Janus(nnx.Module):
   def code_embeddings(self, codes):
     """codes: (...) -> (..., D)."""
     return self.generation_aligner(self.generation_embeddings(codes))
+
+  def text_logits(self, hidden):
+    """hidden: (..., D) -> float32 (..., V), special tokens excluded: one policy when sampled and when scored."""
+    logits = self.lm_head(hidden).astype(jnp.float32)
+    if not self.config.templates.forbidden_text_ids:
+      return logits
+    forbidden = np.zeros(logits.shape[-1], bool)
+    forbidden[list(self.config.templates.forbidden_text_ids)] = True
+    return jnp.where(forbidden, -1e30, logits)  # finite, so that p log p is 0 in the entropy
 
   # Prefixes.
 
@@ -162,17 +172,13 @@ class Janus(nnx.Module):
     t = self.config.templates
     inputs, group = keys.shape
     decoder = self.language_model.decoder(self._understanding_prefix(picture.pixels, question), group)
-    allowed = jnp.ones(self.config.text.vocab_size, bool)
-    if t.forbidden_text_ids:
-      allowed = allowed.at[jnp.asarray(t.forbidden_text_ids)].set(False)
     embed = self.language_model.embed_tokens
 
     def segment(carry, past, first, count):
       def body(carry, i):
         embeds, ended, current = carry
         hidden, current = decoder.step(embeds, past, current, i)
-        logits = jnp.where(allowed, self.lm_head(hidden).astype(jnp.float32), -jnp.inf)
-        ids, logp = sample_tokens(logits, keys, first + i, how.temperature)
+        ids, logp = sample_tokens(self.text_logits(hidden), keys, first + i, how.temperature)
         ids = jnp.where(ended, t.pad_id, ids)
         out = ids, jnp.where(ended, 0.0, logp), ~ended
         return (embed(ids), ended | (ids == t.eos_id), current), out
@@ -231,7 +237,7 @@ class Janus(nnx.Module):
     inputs_ids = jnp.concatenate(
         [jnp.full((*ids.shape[:2], 1), self.config.templates.understanding_suffix[-1], ids.dtype), ids[..., :-1]], axis=-1)
     hidden = self.language_model.extend(prefix, self.language_model.embed_tokens(inputs_ids), remat=how.remat)
-    scores = token_scores(hidden, self.lm_head, ids, mask, temperature=how.temperature, chunk=how.chunk)
+    scores = token_scores(hidden, self.text_logits, ids, mask, temperature=how.temperature, chunk=how.chunk)
     return TokenScores(*(x.reshape(inputs, group, -1) for x in scores))
 
 
