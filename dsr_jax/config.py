@@ -1,8 +1,8 @@
 """The configuration: every key there is, what it means, what it may be.
 
 `configs/*.py` build a locked `ConfigDict`; here it becomes frozen dataclasses, once, at the border. Each default stands in one place, on the line of
-its field. Two parts matter for resuming: `method`, `data` and `model` decide what is computed, so a resumed run must have the same; `system` and
-`eval` decide how and what is watched, and may change.
+its field. `method`, `data` and `model` decide what is learned, so a resumed run must have the same; `system` and `eval` decide how it is computed
+and what is watched, and may change.
 """
 
 import dataclasses
@@ -130,9 +130,6 @@ class Config:
   eval: Eval = Eval()
 
 
-MUST_MATCH = ('model', 'method', 'data')  # on resume
-
-
 def defaults():
   """Every key at its default, as an unlocked ConfigDict for `configs/*.py` to change."""
   return ml_collections.ConfigDict(dataclasses.asdict(Config()))
@@ -170,6 +167,32 @@ def from_config_dict(config):
 def to_json(config):
   """Config -> a nested dict of JSON values."""
   return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def check_flags(argv):
+  """Finds what absl would answer with a traceback: no --config, a config file that is not there, an override of an unknown key.
+
+  argv: the command's arguments without its name.
+  """
+  pairs = [a.lstrip('-').partition('=') for a in argv if a.startswith('-')]
+  if {'help', 'helpshort', 'helpfull', 'helpxml'} & {name for name, _, _ in pairs}:
+    return
+  paths = [value for name, _, value in pairs if name == 'config']
+  paths += [argv[i + 1] for i, a in enumerate(argv[:-1]) if a in ('--config', '-config')]
+  path = next((p for p in reversed(paths) if p), None)
+  if path is None:
+    raise InputError('found no --config; expected a config file; do name one, as --config=configs/scenes.py')
+  known = _keys(to_json(load(path)))
+  for name, _, _ in pairs:
+    if name.startswith('config.') and name[len('config.'):] not in known:
+      near = difflib.get_close_matches(name[len('config.'):], known, n=1, cutoff=0.5)
+      raise InputError(f'found the unknown key {name}; expected a key of {path}; '
+                       f'do {f"write config.{near[0]}" if near else "see dsr_jax/config.py for all of them"}')
+
+
+def _keys(tree, prefix=''):
+  return [f'{prefix}{key}{rest}' for key, value in tree.items()
+          for rest in (['.' + k for k in _keys(value)] if isinstance(value, dict) else [''])]
 
 
 def differences(old, new, prefix=''):

@@ -1,0 +1,156 @@
+"""Checkpoints of a run: written beside the training, complete or absent, and read back onto any mesh.
+
+A checkpoint at step s holds the trainable parameters, the optimizer's state and the step, and a description of the run: the configuration that
+must match, the source model's name and hash. Random keys and the place in the data are functions of (seed, step), so they are not in it; frozen
+parameters come from the source model. A directory `checkpoints/<step>` appears by a rename once all of it is on disk, so a kill leaves none behind
+that is half-written.
+"""
+
+import hashlib
+import os
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from dsr_jax import config as config_lib
+from dsr_jax.errors import InputError
+
+SPARE_BYTES = 64 << 20  # left to the rest of the run: metrics, pictures, the page
+NOT_SAVED = ('frozen',)
+
+
+class Checkpoints:
+  """The checkpoints of one workdir.
+
+  `about` describes the run, in JSON values: {'method': its settings, 'data': {..., 'fingerprint'}, 'model': {..., 'fingerprint'}}.
+  """
+
+  def __init__(self, workdir, about, keep_last=2, keep_every=0):
+    self._directory = os.path.join(os.path.abspath(workdir), 'checkpoints')
+    self._about = about
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep_last, keep_period=keep_every or None, cleanup_tmp_directories=True, enable_async_checkpointing=True)
+    self._manager = ocp.CheckpointManager(self._directory, options=options, item_names=('state', 'about'))
+
+  def latest(self):
+    """The newest complete step, or None."""
+    return self._manager.latest_step()
+
+  def save(self, step, state):
+    """Starts writing `state`; returns once the arrays are the writer's own, so that the caller may donate them.
+
+    Errors: InputError if the disk has no room, before anything is written.
+    """
+    if self.latest() == step:
+      return
+    kept = _kept(state)
+    self.check_room(kept)
+    self._manager.save(step, args=ocp.args.Composite(
+        state=ocp.args.StandardSave(_owned(kept)), about=ocp.args.JsonSave(self._about)))
+
+  def restore(self, state, step=None):
+    """Returns `state` with its saved parts from checkpoint `step` (the newest), placed as `state`'s own arrays are.
+
+    Errors: InputError if the run that wrote it was configured differently (the differences are named), or if it cannot be read.
+    """
+    step = self.latest() if step is None else step
+    check_same_run(self.about(step), self._about, self._directory)
+    kept = _kept(state)
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), kept)
+    try:
+      restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))['state']
+    except (ValueError, OSError, KeyError) as e:
+      raise InputError(f'cannot read the checkpoint {self._directory}/{step} ({_first_line(e)}); expected one written by this run; '
+                       'do remove that folder to go on from the one before it') from e
+    # Orbax' buffers may be views of file memory; the step donates its state, so it gets buffers of the runtime.
+    return {**state, **jax.tree.map(jnp.copy, restored)}
+
+  def about(self, step):
+    """What the run that wrote checkpoint `step` said of itself."""
+    return self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))['about']
+
+  def check_room(self, state):
+    """InputError if the disk has no room for one more checkpoint of `state`. Buckets (`gs://`) have no such limit."""
+    if '://' in self._directory:
+      return
+    free = shutil.disk_usage(self._directory).free
+    need = num_bytes(_kept(state)) + SPARE_BYTES
+    if free < need:
+      raise InputError(f'found {_mib(free)} MiB free at {self._directory}; expected {_mib(need)} MiB for a checkpoint; '
+                       'do free some, lower system.keep_last, or choose another --workdir')
+
+  def wait(self):
+    """Waits until what was started is on disk."""
+    self._manager.wait_until_finished()
+
+  def close(self):
+    """Waits, and ends the writer's threads."""
+    self._manager.close()
+
+
+def load_trained(workdir, step=None):
+  """A run's trained parameters, without the run: (parameters, about, step) from `workdir/checkpoints`.
+
+  parameters: nested dict of NumPy arrays, as the step's state['params'] has them. Errors: InputError where there is no such checkpoint.
+  """
+  directory = os.path.join(os.path.abspath(workdir), 'checkpoints')
+  if not os.path.isdir(directory):
+    raise InputError(f'found no {directory}; expected the workdir of a run; do name another')
+  with ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(read_only=True), item_names=('state', 'about')) as manager:
+    steps = sorted(manager.all_steps())
+    chosen = steps[-1] if step is None and steps else step
+    if chosen not in steps:
+      raise InputError(f'found checkpoints {steps} in {directory}; expected one of step {"any" if step is None else step}; do name one of them')
+    metadata = manager.item_metadata(chosen)['state']
+    target = jax.tree.map(lambda m: np.zeros(m.shape, m.dtype), dict(metadata))
+    found = manager.restore(chosen, args=ocp.args.Composite(state=ocp.args.StandardRestore(target), about=ocp.args.JsonRestore()))
+  return found['state']['params'], found['about'], chosen
+
+
+def check_same_run(saved, now, directory):
+  """InputError naming every difference in method, data or source model between what a checkpoint says of its run and this run.
+
+  Data and model are the same if their fingerprints are, wherever they lie by now.
+  """
+  different = config_lib.differences(saved['method'], now['method'], 'method.')
+  for part in ('data', 'model'):
+    if saved[part]['fingerprint'] != now[part]['fingerprint']:
+      different += config_lib.differences(saved[part], now[part], f'{part}.')
+  if different:
+    raise InputError(f'found checkpoints of another run in {directory} (checkpoint -> now: {"; ".join(different)}); expected the same '
+                     'method, data and model; do use the same settings, or another --workdir')
+
+
+def num_bytes(tree):
+  """Bytes of all arrays of a pytree, whole (not by device)."""
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def fingerprint(tree):
+  """SHA-256 of every array with its path: equal exactly when all parameters are equal bit by bit."""
+  digest = hashlib.sha256()
+  for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(tree), key=lambda item: jax.tree_util.keystr(item[0])):
+    leaf = np.asarray(leaf)
+    digest.update(f'{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}'.encode())
+    digest.update(np.ascontiguousarray(leaf).tobytes())
+  return digest.hexdigest()
+
+
+def _kept(state):
+  return {name: part for name, part in state.items() if name not in NOT_SAVED}
+
+
+def _owned(tree):
+  # On CPU the writer would read the very buffers that the next step's donation overwrites.
+  return jax.tree.map(jnp.copy, tree) if jax.default_backend() == 'cpu' else tree
+
+
+def _mib(n):
+  return f'{n / 2**20:,.0f}'
+
+
+def _first_line(error):
+  return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

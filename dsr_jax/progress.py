@@ -1,0 +1,105 @@
+"""What a person sees while a run goes: stderr, a bar on a terminal and plain lines in a log. And the signals that end it."""
+
+import signal
+import sys
+import time
+
+import jax
+import tqdm
+
+from dsr_jax import checkpoints
+
+
+def say(text):
+  """One line to stderr, above a bar if there is one."""
+  tqdm.tqdm.write(text, file=sys.stderr)
+  sys.stderr.flush()
+
+
+class StopSignals:
+  """While it is entered, SIGTERM and the first Ctrl-C only set `requested`; the loop looks there after each step."""
+
+  def __enter__(self):
+    self.requested = False
+    self._old = {}
+    for number in (signal.SIGTERM, signal.SIGINT):
+      self._old[number] = signal.signal(number, self._request)
+    return self
+
+  def _request(self, number, frame):
+    del frame
+    if not self.requested:
+      say(f'stopping     on {signal.Signals(number).name}, after this step')
+    elif number == signal.SIGINT:
+      raise KeyboardInterrupt
+    self.requested = True
+
+  def __exit__(self, *_):
+    for number, handler in self._old.items():
+      signal.signal(number, handler)
+
+
+class Progress:
+  """Steps, rewards and time left."""
+
+  def __init__(self, start, steps):
+    self._start, self._steps, self._began, self._last = start, steps, None, start
+    self._bar = None
+    if sys.stderr.isatty() and start < steps:
+      self._bar = tqdm.tqdm(total=steps, initial=start, unit='step', file=sys.stderr, dynamic_ncols=True, smoothing=0.1)
+
+  def step(self, step, values):
+    """values: a step's metrics."""
+    rewards = {short: values[name] for short, name in
+               (('R_G', 'generation/reward_mean'), ('R_U', 'understanding/reward_mean')) if name in values}
+    if self._bar is not None:
+      self._bar.set_postfix({k: f'{v:.3f}' for k, v in rewards.items()}, refresh=False)
+      self._bar.update(step - self._last)
+    else:
+      words = [f'step {step}/{self._steps}', *(f'{k} {v:.3f}' for k, v in rewards.items()),
+               f'{values["time/step_seconds"]:.2f} s', f'{self._left(step, values["time/step_seconds"])} left']
+      print('  '.join(words), file=sys.stderr, flush=True)
+    self._last = step
+
+  def evaluation(self, step, values):
+    """values: one evaluation's numbers."""
+    say(f'evaluation   step {step}: ' + ', '.join(f'{name.removeprefix("eval/")} {value:.3f}' for name, value in values.items()))
+
+  def close(self):
+    if self._bar is not None:
+      self._bar.close()
+
+  def _left(self, step, seconds):
+    now = time.perf_counter()
+    if self._began is None:  # the first line seen: only its own time is known
+      self._began, self._start = now, step
+    else:
+      seconds = (now - self._began) / (step - self._start)
+    minutes, seconds = divmod(round(seconds * (self._steps - step)), 60)
+    return f'{minutes} min {seconds:02d} s' if minutes else f'{seconds} s'
+
+
+def describe_run(config, mesh, model, state):
+  """Prints devices, mesh, model, parameters by part, and bytes a device of the state."""
+  devices = jax.devices()
+  parts = {name: sum(x.size for x in jax.tree.leaves(part)) for name, part in model.params.items()}
+  trainable = sum(x.size for x in jax.tree.leaves(state['params']))
+  by_part = ', '.join(f'{name} {_count(n)}' for name, n in sorted(parts.items(), key=lambda item: -item[1]))
+  m = config.method
+  say(f'devices      {len(devices)} x {devices[0].device_kind}; mesh ' + ', '.join(f'{k} {v}' for k, v in mesh.shape.items()))
+  say(f'model        {model.source["name"]} ({model.source["fingerprint"][:12]})')
+  say(f'parameters   {_count(sum(parts.values()))}: {by_part}; trained: {_count(trainable)}')
+  say(f'state        {_bytes_a_device(state) / 2**20:,.1f} MiB a device; a checkpoint '
+      f'{checkpoints.num_bytes({k: v for k, v in state.items() if k not in checkpoints.NOT_SAVED}) / 2**20:,.1f} MiB')
+  say(f'method       {m.objective}, {" and ".join(m.tasks)}, {m.inputs_per_step} inputs x {m.group_size} candidates, {m.steps} steps')
+
+
+def _bytes_a_device(tree):
+  return sum(x.addressable_shards[0].data.nbytes if isinstance(x, jax.Array) else x.nbytes for x in jax.tree.leaves(tree))
+
+
+def _count(n):
+  for size, unit in ((1e9, ' G'), (1e6, ' M'), (1e3, ' k')):
+    if n >= size:
+      return f'{n / size:.3g}{unit}'
+  return str(n)

@@ -1,0 +1,222 @@
+"""The loop: data, step, metrics, pictures, evaluation, checkpoints, in that order and nothing hidden.
+
+A run is a function of (model, method, data): whatever happens to the process, the same command goes on from the last complete checkpoint and ends with
+the same metrics (all but time and memory) and the same parameters. For that, everything due at step s is on disk before the checkpoint of step s
+begins, or is made up for when the run goes on from it.
+"""
+
+import dataclasses
+import time
+from typing import Any, Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dsr_jax import checkpoints as checkpoints_lib
+from dsr_jax import metrics as metrics_lib
+from dsr_jax import report
+from dsr_jax import workdir as workdir_lib
+from dsr_jax.errors import InputError
+from dsr_jax.progress import Progress, StopSignals, describe_run, say
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+  """What the loop is made of, so that a test may put in smaller ones.
+
+  load_model(name) -> Model. make_mesh(system.mesh) -> mesh. make_batches(config, model) -> object with at(step) and fingerprint.
+  init_state(model, config, mesh) -> state. make_step(model, config, mesh) -> jitted (state, batch) -> (state, metrics, records).
+  make_evaluator(config, model) -> object with run(state, step) -> flat dict of floats, or None.
+  draw_samples(records, batch, model) -> PIL image.
+  """
+  load_model: Callable[..., Any]
+  make_mesh: Callable[..., Any]
+  make_batches: Callable[..., Any]
+  init_state: Callable[..., Any]
+  make_step: Callable[..., Any]
+  make_evaluator: Callable[..., Any]
+  draw_samples: Callable[..., Any]
+
+
+@dataclasses.dataclass
+class Model:
+  """A loaded model: structure, parameters by part, tokenizer, and where it came from ({'name', 'fingerprint'})."""
+  graphdef: Any
+  params: Any
+  config: Any
+  processor: Any
+  source: dict[str, str]
+
+
+def run(config, workdir, parts=None):
+  """Trains to the end, or until SIGTERM, which finishes the step and saves. Returns the path of the summary.
+
+  Errors: InputError for everything a user can mend; the workdir then holds its last good checkpoint.
+  """
+  workdir_lib.check_writable(workdir)
+  workdir_lib.check_accelerator()
+  if parts is None:
+    from dsr_jax import parts as parts_lib
+    parts = parts_lib.real()
+  system, last = config.system, config.method.steps
+  if system.compile_cache:
+    workdir_lib.use_compile_cache(system.compile_cache)
+
+  # Model, data, state.
+  mesh = parts.make_mesh(system.mesh)
+  with jax.set_mesh(mesh), workdir_lib.locked(workdir), StopSignals() as stop:
+    model = parts.load_model(config.model)
+    batches = parts.make_batches(config, model)
+    state = parts.init_state(model, config, mesh)
+    about = workdir_lib.about(config, model.source, batches.fingerprint)
+    describe_run(config, mesh, model, state)
+    model.params = None  # the state holds them now
+
+    # Resume.
+    checkpoints = checkpoints_lib.Checkpoints(workdir, about, system.keep_last, system.keep_every)
+    try:
+      start = checkpoints.latest()
+      if start is not None:
+        state = checkpoints.restore(state)
+        say(f'going on     from the checkpoint of step {start}')
+      else:
+        checkpoints.check_room(state)
+      workdir_lib.write_config(workdir, config, about)
+      writer = metrics_lib.Writer(workdir, start)
+      try:
+        state, step = _loop(config, workdir, parts, mesh, model, batches, state, start or 0, checkpoints, writer, stop)
+      finally:
+        writer.close()
+    finally:
+      checkpoints.close()
+
+    # The end: everything below is made from what is on disk.
+    summary = workdir_lib.write_summary(workdir, step, last, checkpoints_lib.fingerprint(state['params']))
+    report.write(workdir)
+    if step < last:
+      say(f'stopped      after step {step} of {last}; the same command goes on')
+    else:
+      say(workdir_lib.table(workdir))
+    return summary
+
+
+def _loop(config, workdir, parts, mesh, model, batches, state, start, checkpoints, writer, stop):
+  """Steps start + 1 to the last; returns (state, the last step done)."""
+  system, last = config.system, config.method.steps
+  log = _Log(config, writer, start)
+  evaluator = parts.make_evaluator(config, model)
+  evaluate_due = lambda step: evaluator and (step in (0, last) or _due(step, system.eval_every))
+
+  # Before the first step: what a stop before this one left to do.
+  if evaluate_due(start) and not metrics_lib.has_evaluation(workdir, start):
+    log.evaluation(start, evaluator.run(state, start))
+  if start == last or stop.requested:
+    return state, start
+
+  # Compile.
+  step_fn = parts.make_step(model, config, mesh)
+  batch = batches.at(start)
+  began = time.perf_counter()
+  compiled = step_fn.lower(state, batch).compile()
+  say(f'compiled     the step in {time.perf_counter() - began:.1f} s{_temporaries(compiled)}')
+
+  for step in range(start + 1, last + 1):
+    # Step; the next batch is made while the devices work.
+    log.begin(step)
+    with jax.transfer_guard_device_to_host('disallow'):
+      state, values, records = compiled(state, batch)
+    shown, batch = batch, batches.at(step) if step < last else None
+    log.add(step, values)
+
+    # Metrics. Whatever is due below needs them on disk first.
+    stopping = stop.requested
+    saving = _due(step, system.save_every) or step == last or stopping
+    drawing = _due(step, system.samples_every) and not stopping
+    evaluating = evaluate_due(step) and not stopping
+    if _due(step, system.log_every) or saving or drawing or evaluating:
+      log.flush()
+
+    # Pictures and evaluation.
+    if drawing:
+      workdir_lib.write_samples(workdir, step, parts.draw_samples(jax.device_get(records), shown, model))
+    if evaluating:
+      log.evaluation(step, evaluator.run(state, step))
+    if (drawing or evaluating) and step < last:
+      report.write(workdir)
+
+    # Checkpoint.
+    if saving:
+      _check_finite(state, step, workdir)
+      checkpoints.save(step, state)
+    log.resume_clock()
+    if stopping:
+      break
+  log.close()
+  return state, step
+
+
+class _Log:
+  """Metrics on their way from the devices to the files and the terminal: fetched together, a line a step."""
+
+  def __init__(self, config, writer, start):
+    self._writer, self._pending, self._clock = writer, [], time.perf_counter()
+    self._candidates = config.method.inputs_per_step * config.method.group_size
+    self._progress = Progress(start, config.method.steps)
+
+  def begin(self, step):
+    if not self._pending:
+      self._clock = time.perf_counter()
+
+  def add(self, step, values):
+    self._pending.append((step, values))
+
+  def flush(self):
+    """Fetches and writes what is pending. Errors: InputError at the first number that is not finite."""
+    fetched = jax.device_get(self._pending)
+    seconds = (time.perf_counter() - self._clock) / max(len(fetched), 1)
+    for step, values in fetched:
+      values = {name: float(value) for name, value in sorted(values.items())}
+      bad = metrics_lib.first_not_finite(values)
+      if bad:
+        raise InputError(f'found {bad} = {values[bad]} at step {step}; expected a finite number; do lower method.learning_rate, or look at the '
+                         'metrics before that step: the last good checkpoint is kept')
+      values |= {'time/step_seconds': seconds, 'time/candidates_per_second': self._candidates / seconds}
+      self._writer.write(step, values | metrics_lib.memory())
+      self._progress.step(step, values)
+    self._pending.clear()
+
+  def evaluation(self, step, values):
+    """Writes one evaluation's line."""
+    values = {f'eval/{name}': float(value) for name, value in sorted(values.items())}
+    self._writer.write(step, values)
+    self._progress.evaluation(step, values)
+
+  def resume_clock(self):
+    """Leaves out of the next step's time what was not the step."""
+    if not self._pending:
+      self._clock = time.perf_counter()
+
+  def close(self):
+    self._progress.close()
+
+
+def _due(step, every):
+  return bool(every) and step % every == 0
+
+
+@jax.jit
+def _all_finite(tree):
+  return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
+
+
+def _check_finite(state, step, workdir):
+  """A step's metrics are of the parameters before it: look at those after it before they replace a good checkpoint."""
+  if not np.asarray(_all_finite(state['params'])):
+    raise InputError(f'found parameters that are not finite after step {step}; expected finite numbers; do lower method.learning_rate: the last '
+                     f'good checkpoint is kept in {workdir}')
+
+
+def _temporaries(compiled):
+  analysis = compiled.memory_analysis()
+  return f'; {analysis.temp_size_in_bytes / 2**20:,.0f} MiB of temporaries a device' if analysis else ''

@@ -1,0 +1,131 @@
+"""The folder of a run: may it be written, who writes it, and the files that describe the run in it."""
+
+import contextlib
+import fcntl
+import glob
+import importlib.metadata
+import json
+import os
+import tempfile
+
+import jax
+
+from dsr_jax import config as config_lib
+from dsr_jax import metrics as metrics_lib
+from dsr_jax import pictures
+from dsr_jax.errors import InputError
+
+ACCELERATORS = ('/dev/nvidia[0-9]*', '/dev/accel[0-9]*', '/dev/vfio/[0-9]*')
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+
+
+def check_writable(workdir):
+  """InputError unless files can be made in `workdir`, or it in the nearest folder that exists. Leaves nothing behind."""
+  folder = os.path.abspath(workdir)
+  while not os.path.lexists(folder):
+    folder = os.path.dirname(folder)
+  try:
+    with tempfile.TemporaryFile(dir=folder):
+      pass
+  except OSError as e:
+    raise InputError(f'found that {workdir} cannot be written ({e.strerror}: {folder}); expected a folder to leave the run in; '
+                     'do choose another --workdir') from e
+
+
+def check_accelerator():
+  """InputError if the machine has an accelerator that the installed JAX does not use, unless JAX was told to use the CPU."""
+  if jax.default_backend() != 'cpu' or 'cpu' in (jax.config.jax_platforms or ''):
+    return
+  found = sorted(path for pattern in ACCELERATORS for path in glob.glob(pattern))
+  if found:
+    kind = 'gpu' if 'nvidia' in found[0] else 'tpu'
+    raise InputError(f'found an accelerator ({found[0]}) that the installed JAX does not use; expected JAX for it; do pip install -r '
+                     f'requirements-{kind}.txt, or set JAX_PLATFORMS=cpu to train on the CPU all the same')
+
+
+def use_compile_cache(folder):
+  """Keeps compiled programs in `folder`: a second start does not compile again."""
+  folder = os.path.expanduser(folder)
+  jax.config.update('jax_compilation_cache_dir', folder)
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
+
+
+@contextlib.contextmanager
+def locked(workdir):
+  """Makes the folder and holds it for this process. The lock goes with the process, however it ends."""
+  try:
+    os.makedirs(workdir, exist_ok=True)
+    lock = open(os.path.join(workdir, '.lock'), 'a')
+  except OSError as e:
+    raise InputError(f'found that {workdir} cannot be written ({e.strerror}); expected a folder to leave the run in; '
+                     'do choose another --workdir') from e
+  with lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+      raise InputError(f'found another run at work in {workdir}; expected none; do stop it, or choose another --workdir') from e
+    yield
+
+
+def about(config, source, data_fingerprint):
+  """What a checkpoint says of its run; see `checkpoints.Checkpoints`."""
+  settings = config_lib.to_json(config)
+  return {'method': settings['method'], 'data': {**settings['data'], 'fingerprint': data_fingerprint}, 'model': dict(source)}
+
+
+def write_config(workdir, config, about):
+  """config.json: every key as resolved, the model and data by fingerprint, the versions at work."""
+  versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+  _write(workdir, 'config.json', _json({'config': config_lib.to_json(config), 'about': about, 'versions': versions,
+                                        'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}'}))
+
+
+def write_samples(workdir, step, image):
+  """samples/STEP.png."""
+  _write(workdir, os.path.join('samples', f'{step:06d}.png'), pictures.png(image))
+
+
+def write_summary(workdir, step, steps, parameters_sha256):
+  """summary.json; returns its path. Rewards are means over the first and the last tenth of the steps."""
+  curves = metrics_lib.read(workdir)
+  evaluation, rewards = {}, {}
+  for name, (at, values) in curves.items():
+    if name.startswith('eval/'):
+      evaluation[name[5:]] = {'before': values[0] if at[0] == 0 else None, 'after': values[-1], 'step': at[-1]}
+    elif name.endswith('/reward_mean'):
+      tenth = max(1, len(values) // 10)
+      rewards[name] = {'before': sum(values[:tenth]) / tenth, 'after': sum(values[-tenth:]) / tenth}
+  return _write(workdir, 'summary.json', _json({
+      'step': step, 'steps': steps, 'finished': step == steps, 'parameters_sha256': parameters_sha256,
+      'training_seconds': sum(curves.get('time/step_seconds', ([], []))[1]), 'evaluation': evaluation, 'rewards': rewards,
+      'report': os.path.join(os.path.abspath(workdir), 'report.html')}))
+
+
+def table(workdir):
+  """The summary for people: before, after, difference."""
+  with open(os.path.join(workdir, 'summary.json'), encoding='utf-8') as f:
+    summary = json.load(f)
+  rows = [(name, v) for part in ('evaluation', 'rewards') for name, v in summary[part].items()]
+  if not rows:
+    return f'step {summary["step"]} of {summary["steps"]}'
+  width = max(len(name) for name, _ in rows)
+  lines = ['', f'{"":{width}}    before     after    change']
+  for name, v in rows:
+    before = '' if v['before'] is None else f'{v["before"]:.4f}'
+    change = '' if v['before'] is None else f'{v["after"] - v["before"]:+.4f}'
+    lines.append(f'{name:{width}} {before:>9} {v["after"]:9.4f} {change:>9}')
+  return '\n'.join([*lines, '', f'report       {summary["report"]}'])
+
+
+def _json(tree):
+  return (json.dumps(tree, indent=2, sort_keys=True) + '\n').encode()
+
+
+def _write(workdir, name, data):
+  """Whole or not at all."""
+  path = os.path.join(workdir, name)
+  os.makedirs(os.path.dirname(path), exist_ok=True)
+  with open(path + '.new', 'wb') as f:
+    f.write(data)
+  os.replace(path + '.new', path)
+  return path

@@ -1,0 +1,79 @@
+"""A run whose step takes a millisecond: a small random matrix trained on random vectors, through the real loop.
+
+As a program: `python tests/fake_run.py WORKDIR STEPS [DELAY] [--nan=STEP]`, for tests that kill it.
+"""
+
+import os
+import sys
+import time
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from dsr_jax import config as config_lib
+from dsr_jax import train
+
+SIZE = 64
+
+
+def config(steps=12, **changes):
+  """A Config of the fake run; changes as in config.load."""
+  base = config_lib.load(os.path.join(os.path.dirname(__file__), '..', 'configs', 'scenes_tiny.py'), method__steps=steps, **{
+      'method__learning_rate': 0.1, 'system__save_every': 4, 'system__eval_every': 6, 'system__samples_every': 5, 'system__log_every': 3, **changes})
+  return base
+
+
+def parts(delay=0.0, nan_at=None, evaluations=None):
+  """delay: seconds a batch takes. nan_at: the step whose loss is NaN. evaluations: a list that gets each evaluated step."""
+
+  def make_step(model, config, mesh):
+    def step(state, batch):
+      key = jax.random.fold_in(jax.random.key(batch['seed']), state['step'])
+      noise = jax.random.normal(key, (8, SIZE))
+      loss = lambda w: jnp.mean((batch['x'] @ w + 0.1 * noise - batch['x'] @ state['frozen']['w']) ** 2)
+      value, grad = jax.value_and_grad(lambda p: loss(p['w']))(state['params'])
+      momentum = 0.9 * state['opt_state']['m'] + grad['w']
+      done = state['step'] + 1
+      value = jnp.where(done == (nan_at or -1), jnp.nan, value)
+      new = {'params': {'w': state['params']['w'] - config.method.learning_rate * momentum}, 'frozen': state['frozen'],
+             'opt_state': {'m': momentum}, 'step': done}
+      return new, {'generation/reward_mean': -value, 'loss': value}, {'w': state['params']['w'][:8, :8]}
+    return jax.jit(step, donate_argnums=0)
+
+  def batches(config, model):
+    def at(step):
+      time.sleep(delay)
+      return {'seed': np.uint32(config.method.seed), 'x': np.random.default_rng((config.method.seed, step)).normal(size=(8, SIZE)).astype(np.float32)}
+    return types.SimpleNamespace(at=at, fingerprint=f'data of seed {config.method.seed}')
+
+  def evaluator(config, model):
+    def run(state, step):
+      if evaluations is not None:
+        evaluations.append(step)
+      return {'norm': float(jnp.linalg.norm(state['params']['w']))}
+    return types.SimpleNamespace(run=run)
+
+  def load(name):
+    draw = lambda i: np.random.default_rng(i).normal(size=(SIZE, SIZE)).astype(np.float32)
+    return train.Model(None, {'w': draw(0), 'frozen': draw(1)}, None, None, {'name': name, 'fingerprint': 'f' * 64})
+
+  def init(model, config, mesh):
+    return {'params': {'w': jnp.asarray(model.params['w'])}, 'frozen': {'w': jnp.asarray(model.params['frozen'])},
+            'opt_state': {'m': jnp.zeros((SIZE, SIZE))}, 'step': jnp.int32(0)}
+
+  return train.Parts(
+      load_model=load, make_mesh=lambda m: jax.make_mesh((1, 1, 1), ('data', 'fsdp', 'tp'), axis_types=(jax.sharding.AxisType.Auto,) * 3),
+      make_batches=batches, init_state=init, make_step=make_step, make_evaluator=evaluator,
+      draw_samples=lambda records, batch, model: Image.fromarray((np.abs(records['w']) * 50).clip(0, 255).astype(np.uint8)))
+
+
+if __name__ == '__main__':
+  from dsr_jax import errors
+  nan = next((int(a[6:]) for a in sys.argv if a.startswith('--nan=')), None)
+  args = [a for a in sys.argv[1:] if not a.startswith('--')]
+  cfg, made = config(int(args[1])), parts(float(args[2]) if len(args) > 2 else 0.0, nan)
+  sys.argv = sys.argv[:1]
+  errors.run_main(lambda argv: print(train.run(cfg, args[0], made)))

@@ -1,0 +1,178 @@
+"""A run that was stopped, however it was, goes on as if nothing had happened."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import fake_run
+import jax
+import numpy as np
+import pytest
+
+from dsr_jax import checkpoints
+from dsr_jax import metrics
+from dsr_jax import train
+from dsr_jax.errors import InputError
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def summary(workdir):
+  with open(os.path.join(workdir, 'summary.json'), encoding='utf-8') as f:
+    return json.load(f)
+
+
+def start(workdir, steps, *args):
+  env = {**os.environ, 'PYTHONPATH': os.path.dirname(HERE), 'JAX_PLATFORMS': 'cpu'}
+  return subprocess.Popen([sys.executable, os.path.join(HERE, 'fake_run.py'), str(workdir), str(steps), *args], env=env,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def assert_same_run(a, b):
+  assert metrics.repeatable(a) == metrics.repeatable(b)
+  assert summary(a)['parameters_sha256'] == summary(b)['parameters_sha256']
+
+
+@pytest.fixture(scope='module')
+def unbroken(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('unbroken')
+  train.run(fake_run.config(40), str(workdir), fake_run.parts())
+  return str(workdir)
+
+
+def test_a_run_killed_at_random_moments_equals_the_unbroken_one(unbroken, tmp_path):
+  kills, rng = 0, random.Random(0)
+  while True:
+    process = start(tmp_path, 40, '0.05')
+    for line in process.stderr:  # let it start, then kill it anywhere in the next steps
+      if line.startswith('step '):
+        break
+    try:
+      process.wait(timeout=rng.uniform(0.0, 0.9) if kills < 5 else 60)
+    except subprocess.TimeoutExpired:
+      process.send_signal(signal.SIGKILL)
+      kills += 1
+    process.communicate()
+    if process.returncode == 0:
+      break
+  assert kills >= 2
+  assert_same_run(tmp_path, unbroken)
+
+
+def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(unbroken, tmp_path):
+  process = start(tmp_path, 40, '0.02')
+  folder, seen = tmp_path / 'checkpoints', []
+  while process.poll() is None and len(seen) < 2:
+    half = [n for n in (os.listdir(folder) if folder.exists() else []) if not n.isdigit()]
+    if half and half[0] not in seen:
+      seen.append(half[0])
+  process.kill()
+  process.communicate()
+  assert seen
+  restarted = start(tmp_path, 40)
+  _, err = restarted.communicate(timeout=120)
+  assert restarted.returncode == 0, err
+  assert all(n.isdigit() for n in os.listdir(folder))
+  assert_same_run(tmp_path, unbroken)
+
+
+def test_sigterm_finishes_the_step_saves_and_exits_with_0(unbroken, tmp_path):
+  process = start(tmp_path, 40, '0.05')
+  for line in process.stderr:
+    if line.startswith('step 9/'):
+      break
+  process.terminate()
+  _, err = process.communicate(timeout=60)
+  assert process.returncode == 0, err
+  stopped = int(re.search(r'after step (\d+) of 40', err).group(1))
+  assert 9 <= stopped < 40
+  assert max(int(n) for n in os.listdir(tmp_path / 'checkpoints')) == stopped
+  assert summary(tmp_path)['finished'] is False
+  again = start(tmp_path, 40)
+  _, err = again.communicate(timeout=60)
+  assert f'from the checkpoint of step {stopped}' in err
+  assert_same_run(tmp_path, unbroken)
+
+
+def test_a_stop_on_a_step_that_is_to_be_evaluated_makes_up_for_it(unbroken, tmp_path):
+  made, evaluations = fake_run.parts(), []
+
+  def batches(config, model):
+    inner = made.make_batches(config, model)
+    def at(step):
+      if step == 12 and not os.path.exists(tmp_path / 'summary.json'):  # while step 12, an evaluated one, runs
+        os.kill(os.getpid(), signal.SIGTERM)
+      return inner.at(step)
+    return type(inner)(at=at, fingerprint=inner.fingerprint)
+
+  parts = train.Parts(**{**vars(fake_run.parts(evaluations=evaluations)), 'make_batches': batches})
+  train.run(fake_run.config(40), str(tmp_path), parts)
+  assert (summary(tmp_path)['step'], evaluations) == (12, [0, 6])
+  train.run(fake_run.config(40), str(tmp_path), parts)
+  assert evaluations == [0, 6, 12, 18, 24, 30, 36, 40]
+  assert_same_run(tmp_path, unbroken)
+
+
+def test_a_finished_run_started_again_changes_nothing(unbroken, tmp_path):
+  before = open(os.path.join(unbroken, 'metrics.jsonl'), encoding='utf-8').read()
+  train.run(fake_run.config(40), unbroken, fake_run.parts())
+  assert open(os.path.join(unbroken, 'metrics.jsonl'), encoding='utf-8').read() == before
+
+
+def test_lines_after_the_restored_step_are_cut(unbroken, tmp_path):
+  train.run(fake_run.config(40), str(tmp_path), fake_run.parts())
+  for step in (40, 36):  # as if killed before these were complete
+    os.rename(tmp_path / 'checkpoints' / str(step), tmp_path / f'gone-{step}')
+  os.makedirs(tmp_path / 'checkpoints', exist_ok=True)
+  with pytest.raises(AssertionError):
+    assert metrics.repeatable(tmp_path)[-1]['step'] <= 32
+  train.run(fake_run.config(40), str(tmp_path), fake_run.parts())
+  assert_same_run(tmp_path, unbroken)
+
+
+def test_another_method_is_refused_and_the_difference_is_named(unbroken):
+  files = sorted(os.listdir(unbroken))
+  with pytest.raises(InputError, match=r'method\.beta: 2\.0 -> 3\.0') as e:
+    train.run(fake_run.config(40, method__beta=3.0), unbroken, fake_run.parts())
+  assert 'group_size' not in str(e.value)
+  assert sorted(os.listdir(unbroken)) == files
+
+
+def test_other_data_and_another_model_are_refused(unbroken):
+  other = fake_run.parts()
+  load = lambda name: train.Model(**{**vars(other.load_model(name)), 'source': {'name': 'other', 'fingerprint': '0'}})
+  with pytest.raises(InputError, match="model.name: 'scenes' -> 'other'"):
+    train.run(fake_run.config(40), unbroken, train.Parts(**{**vars(other), 'load_model': load}))
+
+
+def test_the_system_may_change_between_two_starts(unbroken, tmp_path):
+  config = fake_run.config(40)
+  stopping = _nan_parts(17)
+  with pytest.raises(InputError):
+    train.run(config, str(tmp_path), stopping)
+  train.run(fake_run.config(40, system__save_every=7, system__log_every=1, system__keep_last=3), str(tmp_path), fake_run.parts())
+  assert_same_run(tmp_path, unbroken)
+
+
+def _nan_parts(step):
+  return fake_run.parts(nan_at=step)
+
+
+def test_a_checkpoint_holds_what_was_saved_although_the_step_donates_it(tmp_path):
+  state = {'params': {'w': jax.numpy.arange(1 << 20, dtype=jax.numpy.float32)}, 'frozen': {}, 'opt_state': {}, 'step': jax.numpy.int32(3)}
+  about = {'method': {}, 'data': {'fingerprint': ''}, 'model': {'fingerprint': ''}}
+  overwrite = jax.jit(lambda s: jax.tree.map(lambda x: x * 0 - 1, s), donate_argnums=0)
+  saved = checkpoints.Checkpoints(str(tmp_path), about)
+  saved.save(3, state)
+  state = overwrite(state)
+  jax.block_until_ready(state)
+  saved.wait()
+  back = saved.restore(state)
+  saved.close()
+  np.testing.assert_array_equal(back['params']['w'], np.arange(1 << 20, dtype=np.float32))
+  assert int(back['step']) == 3
