@@ -266,7 +266,9 @@ def pretrain(config, workdir: str) -> str:
   words = os.path.join(workdir, 'tokenizer')
   processor_lib.make_tokenizer(sets.vocabulary_texts(20000, config.seed), config.vocab_size, words)
   processor = processor_lib.Processor.from_directory(words, vocab_size=config.vocab_size)
-  model_config = dataclasses.replace(JanusConfig.scenes(config.vocab_size), templates=processor.templates)
+  # Nothing is forbidden here: the model itself must learn never to write special tokens, for whoever samples it unmasked.
+  templates = dataclasses.replace(processor.templates, forbidden_text_ids=())
+  model_config = dataclasses.replace(JanusConfig.scenes(config.vocab_size), templates=templates)
   graphdef, params = janus.create(model_config, config.seed)
   params['vqmodel'] = train_picture_tokenizer(config, graphdef, params, workdir)
   params = train_language_model(config, graphdef, params, processor, workdir)
