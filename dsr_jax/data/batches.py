@@ -16,6 +16,8 @@ from dsr_jax.data import images as images_lib
 from dsr_jax.data import order
 from dsr_jax.data import prompts as prompts_lib
 from dsr_jax.errors import InputError
+from dsr_jax.scenes import sets
+from dsr_jax.scenes import world
 
 NAMED_PROMPTS = ('scenes', 't2i_compbench')
 NAMED_PICTURES = ('scenes',)
@@ -27,7 +29,7 @@ def make(data, method, processor, image_size: int) -> 'Batches':
   Args:
     data: `config.Data`: prompts ('scenes', 't2i_compbench' or a file with a line a prompt), images ('scenes' or a
       folder), max_prompt_tokens.
-    method: `config.Method`: tasks, inputs_per_task (P and I), seed (of the order and of all sampling), crop, question
+    method: `config.Method`: tasks, inputs_per_task (B), seed (of the order and of all sampling), crop, question
       (asked for the sampled texts), instruction (stands before the prompt when its likelihood is scored).
     processor: `processor.Processor`; only its encode_* methods and templates are used.
     image_size: side of the model's square pictures in pixels.
@@ -40,7 +42,6 @@ def make(data, method, processor, image_size: int) -> 'Batches':
 
 def _prompts(name, seed):
   if name == 'scenes':
-    from dsr_jax.scenes import sets
     return prompts_lib.Prompts(sets.reinforcement_prompts(seed), lambda i: f'prompt {i} of scenes')
   if name == 't2i_compbench':
     from dsr_jax.data import t2i_compbench  # TFDS takes seconds to import, so only who needs it pays
@@ -53,8 +54,10 @@ def _prompts(name, seed):
 
 def _pictures(name, seed, size, crop):
   if name == 'scenes':
-    from dsr_jax.scenes import sets
-    raise NotImplementedError(sets)
+    if size != world.IMAGE_SIZE:
+      raise InputError(f'found a model of {size} x {size} pixels and data.images=scenes, whose pictures have '
+                       f'{world.IMAGE_SIZE} x {world.IMAGE_SIZE}; expected pictures of its own size; name a folder in data.images')
+    return images_lib.Pictures(sets.REINFORCEMENT_INPUTS, lambda i: sets.training_picture(seed, i), f'scenes {seed}')
   if not os.path.isdir(name):
     raise InputError(f'found no pictures {name}; expected one of {", ".join(NAMED_PICTURES)}, or a folder of images; '
                      'change data.images')
@@ -62,7 +65,7 @@ def _pictures(name, seed, size, crop):
 
 
 class Batches:
-  """See `make`. `shapes()` and `at(step)` agree in every step; `fingerprint` tells one data set from another."""
+  """See `make`. Every step has the same shapes; `fingerprint` (hex) tells the data of one run from another's."""
 
   def __init__(self, processor, prompts, pictures, inputs_per_task, seed, instruction, question, max_prompt_tokens):
     self._prompts, self._pictures, self._seed = prompts, pictures, seed

@@ -62,7 +62,10 @@ class Prompts:
 
 def encode(text: str, encode_one: Callable[[str], Sequence[int]], length: int, where: str) -> list[int]:
   """Token ids of one text, at least one and at most `length`; InputError says `where` the text stands."""
-  ids = list(encode_one(text))
+  try:
+    ids = list(encode_one(text))
+  except InputError as e:
+    raise InputError(f'{where}: {e}') from e
   if not ids:
     raise InputError(f'{where} is an empty prompt; expected at least one word; write one or leave the line out')
   if len(ids) > length:
