@@ -64,7 +64,7 @@ class Checkpoints:
       restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))['state']
     except (ValueError, OSError, KeyError) as e:
       raise InputError(f'cannot read the checkpoint {self._directory}/{step} ({_first_line(e)}); expected one written by this run; '
-                       'do remove that folder to go on from the one before it') from e
+                       'remove that folder to go on from the one before it') from e
     # Orbax' buffers may be views of file memory; the step donates its state, so it gets buffers of the runtime.
     return {**state, **jax.tree.map(jnp.copy, restored)}
 
@@ -80,7 +80,7 @@ class Checkpoints:
     need = num_bytes(_kept(state)) + SPARE_BYTES
     if free < need:
       raise InputError(f'found {_mib(free)} MiB free at {self._directory}; expected {_mib(need)} MiB for a checkpoint; '
-                       'do free some, lower system.keep_last, or choose another --workdir')
+                       'free some, lower system.keep_last, or choose another --workdir')
 
   def wait(self):
     """Waits until what was started is on disk."""
@@ -98,12 +98,12 @@ def load_trained(workdir, step=None):
   """
   directory = os.path.join(os.path.abspath(workdir), 'checkpoints')
   if not os.path.isdir(directory):
-    raise InputError(f'found no {directory}; expected the workdir of a run; do name another')
+    raise InputError(f'found no {directory}; expected the workdir of a run; name another')
   with ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(read_only=True), item_names=('state', 'about')) as manager:
     steps = sorted(manager.all_steps())
     chosen = steps[-1] if step is None and steps else step
     if chosen not in steps:
-      raise InputError(f'found checkpoints {steps} in {directory}; expected one of step {"any" if step is None else step}; do name one of them')
+      raise InputError(f'found checkpoints {steps} in {directory}; expected one of step {"any" if step is None else step}; name one of them')
     metadata = manager.item_metadata(chosen)['state']
     target = jax.tree.map(lambda m: np.zeros(m.shape, m.dtype), dict(metadata))
     found = manager.restore(chosen, args=ocp.args.Composite(state=ocp.args.StandardRestore(target), about=ocp.args.JsonRestore()))
@@ -121,7 +121,7 @@ def check_same_run(saved, now, directory):
       different += config_lib.differences(saved[part], now[part], f'{part}.')
   if different:
     raise InputError(f'found checkpoints of another run in {directory} (checkpoint -> now: {"; ".join(different)}); expected the same '
-                     'method, data and model; do use the same settings, or another --workdir')
+                     'method, data and model; use the same settings, or another --workdir')
 
 
 def num_bytes(tree):

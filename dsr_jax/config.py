@@ -181,13 +181,13 @@ def check_flags(argv):
   paths += [argv[i + 1] for i, a in enumerate(argv[:-1]) if a in ('--config', '-config')]
   path = next((p for p in reversed(paths) if p), None)
   if path is None:
-    raise InputError('found no --config; expected a config file; do name one, as --config=configs/scenes.py')
+    raise InputError('found no --config; expected a config file; name one, as --config=configs/scenes.py')
   known = _keys(to_json(load(path)))
   for name, _, _ in pairs:
     if name.startswith('config.') and name[len('config.'):] not in known:
       near = difflib.get_close_matches(name[len('config.'):], known, n=1, cutoff=0.5)
       raise InputError(f'found the unknown key {name}; expected a key of {path}; '
-                       f'do {f"write config.{near[0]}" if near else "see dsr_jax/config.py for all of them"}')
+                       f'{f"write config.{near[0]}" if near else "see dsr_jax/config.py for all of them"}')
 
 
 def _keys(tree, prefix=''):
@@ -210,7 +210,7 @@ def differences(old, new, prefix=''):
 def _build(cls, values, where):
   """Consumes every key of `values` into the dataclass `cls`."""
   if not isinstance(values, dict):
-    raise InputError(f'found {where}={values!r}; expected a group of keys; do write {where}.KEY=VALUE')
+    raise InputError(f'found {where}={values!r}; expected a group of keys; write {where}.KEY=VALUE')
   fields = {f.name: f for f in dataclasses.fields(cls)}
   for key in values:
     if key not in fields:
@@ -219,7 +219,7 @@ def _build(cls, values, where):
       raise InputError(f'found the unknown key {where}.{key}; expected one of {", ".join(fields)}; {hint}')
   missing = [key for key in fields if key not in values]
   if missing:
-    raise InputError(f'found no {where}.{missing[0]}; expected every key; do start from dsr_jax.config.defaults()')
+    raise InputError(f'found no {where}.{missing[0]}; expected every key; start from dsr_jax.config.defaults()')
   made = {key: _value(field.type, values[key], f'{where}.{key}') for key, field in fields.items()}
   return cls(**made)
 
@@ -231,25 +231,25 @@ def _value(kind, value, name):
   if kind is float and isinstance(value, int) and not isinstance(value, bool):
     value = float(value)
   if type(value) is not kind:
-    raise InputError(f'found {name}={value!r}; expected a value of type {kind.__name__}; do change it')
+    raise InputError(f'found {name}={value!r}; expected a value of type {kind.__name__}; change it')
   if kind is float and not math.isfinite(value):
-    raise InputError(f'found {name}={value}; expected a finite number; do change it')
+    raise InputError(f'found {name}={value}; expected a finite number; change it')
   return value
 
 
 def _one_of(name, value, table):
   if value not in table:
-    raise InputError(f'found config.{name}={value!r}; expected one of {", ".join(table)}; do choose one of them')
+    raise InputError(f'found config.{name}={value!r}; expected one of {", ".join(table)}; choose one of them')
 
 
 def _at_least(name, value, low, why=''):
   if value < low:
-    raise InputError(f'found config.{name}={value}; expected at least {low}{why}; do raise it')
+    raise InputError(f'found config.{name}={value}; expected at least {low}{why}; raise it')
 
 
 def _above(name, value, low):
   if not value > low:
-    raise InputError(f'found config.{name}={value}; expected more than {low}; do raise it')
+    raise InputError(f'found config.{name}={value}; expected more than {low}; raise it')
 
 
 def _check_method(m):
@@ -269,17 +269,17 @@ def _check_method(m):
   _at_least('method.guidance', m.guidance, 1, ' (1 is off)')
   for key in ('adam_b1', 'adam_b2'):
     if getattr(m, key) >= 1:
-      raise InputError(f'found config.method.{key}={getattr(m, key)}; expected less than 1; do lower it')
+      raise InputError(f'found config.method.{key}={getattr(m, key)}; expected less than 1; lower it')
   if m.seed >= 2**32:
-    raise InputError(f'found config.method.seed={m.seed}; expected less than 2**32; do lower it')
+    raise InputError(f'found config.method.seed={m.seed}; expected less than 2**32; lower it')
   if m.warmup_steps > m.steps:
-    raise InputError(f'found config.method.warmup_steps={m.warmup_steps} of {m.steps} steps; expected at most as many; do lower it')
+    raise InputError(f'found config.method.warmup_steps={m.warmup_steps} of {m.steps} steps; expected at most as many; lower it')
   if m.inputs_per_step % (len(m.tasks) * m.accumulate):
     raise InputError(f'found config.method.inputs_per_step={m.inputs_per_step}; expected a multiple of {len(m.tasks) * m.accumulate} '
-                     f'({len(m.tasks)} tasks x {m.accumulate} accumulated parts); do change one of them')
+                     f'({len(m.tasks)} tasks x {m.accumulate} accumulated parts); change one of them')
   for key in ('question', 'instruction'):
     if not getattr(m, key).strip():
-      raise InputError(f'found an empty config.method.{key}; expected a sentence; do write one')
+      raise InputError(f'found an empty config.method.{key}; expected a sentence; write one')
 
 
 def _check_system(s, m):
@@ -289,7 +289,7 @@ def _check_system(s, m):
     _at_least(f'system.{key}', chunk, 0)
     if chunk and part % chunk:
       raise InputError(f'found config.system.{key}={chunk}; expected a divisor of {part}, the inputs of a task in a part of the step; '
-                       'do change it, or 0 for all at once')
+                       'change it, or 0 for all at once')
   _one_of('system.compute_dtype', s.compute_dtype, DTYPES)
   for key in ('logprob_chunk', 'frozen_every', 'samples_every', 'eval_every', 'keep_every'):
     _at_least(f'system.{key}', getattr(s, key), 0)
@@ -297,14 +297,14 @@ def _check_system(s, m):
     _at_least(f'system.{key}', getattr(s, key), 1)
   axes = dataclasses.asdict(s.mesh)
   if any(n < 1 and n != -1 for n in axes.values()) or list(axes.values()).count(-1) > 1:
-    raise InputError(f'found config.system.mesh={axes}; expected positive numbers and at most one -1; do change it')
+    raise InputError(f'found config.system.mesh={axes}; expected positive numbers and at most one -1; change it')
 
 
 def _check_rest(c):
   for key in ('model', 'data.prompts', 'data.images'):
     group, _, name = key.rpartition('.')
     if not getattr(getattr(c, group) if group else c, name).strip():
-      raise InputError(f'found an empty config.{key}; expected a name or a path; do set it')
+      raise InputError(f'found an empty config.{key}; expected a name or a path; set it')
   _at_least('data.max_prompt_tokens', c.data.max_prompt_tokens, 1)
   _one_of('eval.benchmark', c.eval.benchmark, ('scenes', 'none'))
   for key in ('prompts_per_task', 'images_per_prompt', 'pictures', 'quick_prompts_per_task', 'quick_pictures', 'chunk'):

@@ -19,9 +19,9 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'The folder the run leaves every
 def main(argv):
   """Runs the job; prints the path of its summary on stdout."""
   if len(argv) > 1:
-    raise errors.InputError(f'found the stray argument {argv[1]!r}; expected flags only; do write --name=value')
+    raise errors.InputError(f'found the stray argument {argv[1]!r}; expected flags only; write --name=value')
   if not _WORKDIR.value:
-    raise errors.InputError('found no --workdir; expected a folder to leave the run in; do name one, as --workdir=runs/scenes')
+    raise errors.InputError('found no --workdir; expected a folder to leave the run in; name one, as --workdir=runs/scenes')
   config = config_lib.from_config_dict(_CONFIG.value)
   from dsr_jax import train  # JAX starts here: --help and wrong flags need not wait for it
   print(train.run(config, _WORKDIR.value))

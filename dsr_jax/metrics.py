@@ -10,8 +10,8 @@ import os
 import resource
 
 import jax
-import tensorboardX
 
+from dsr_jax import events
 from dsr_jax.errors import InputError
 
 FILE = 'metrics.jsonl'
@@ -25,17 +25,14 @@ class Writer:
     self._path = os.path.join(workdir, FILE)
     cut(self._path, resume_step)
     self._file = open(self._path, 'a', encoding='utf-8')
-    # purge_step tells TensorBoard to forget what a killed run logged after the checkpoint
-    self._events = tensorboardX.SummaryWriter(
-        os.path.join(workdir, 'events'), purge_step=(resume_step or 0) + 1 if resume_step is not None else 0, write_to_disk=True)
+    self._events = events.EventWriter(os.path.join(workdir, 'events'), 0 if resume_step is None else resume_step + 1)
 
   def write(self, step, values):
     """One line. `values`: flat dict of finite floats. It is out of this process before the call returns."""
     line = json.dumps({'step': step, **{name: _number(value) for name, value in values.items()}}, allow_nan=False)
     self._file.write(line + '\n')
     self._file.flush()
-    for name, value in values.items():
-      self._events.add_scalar(name, value, step)
+    self._events.scalars(step, values)
 
   def close(self):
     """Ends both files."""
@@ -59,7 +56,7 @@ def read(workdir):
   curves = {}
   path = os.path.join(workdir, FILE)
   if not os.path.exists(path):
-    raise InputError(f'found no {path}; expected the workdir of a run; do name another')
+    raise InputError(f'found no {path}; expected the workdir of a run; name another')
   for line, step in _lines(path):
     for name, value in json.loads(line).items():
       if name != 'step':

@@ -11,13 +11,18 @@ from dsr_jax import metrics as metrics_lib
 
 # Curves that belong together: (title, unit, names). Names that a run does not have are left out; all others follow one by one.
 CURVES = (
-    ('Reward of pictures, R_G', 'nats a token', ('generation/reward_mean', 'generation/frozen_reward_mean')),
-    ('Reward of texts, R_U', 'nats a token', ('understanding/reward_mean', 'understanding/frozen_reward_mean')),
-    ('Loss', 'nats', ('generation/loss', 'understanding/loss', 'loss')),
-    ('Spread of rewards within a group', 'nats a token', ('generation/reward_std', 'understanding/reward_std')),
+    ('Reward of pictures, R_G', 'nats a token', ('generation/reward_mean', 'generation/reward_frozen')),
+    ('Reward of texts, R_U', 'nats a token', ('understanding/reward_mean', 'understanding/reward_frozen')),
+    ('Loss', 'nats a pair', ('generation/loss', 'understanding/loss')),
+    ('Pairs that the policy orders as the reward does', '', ('generation/preferred', 'understanding/preferred')),
     ('Margin of the chosen over the rejected', 'nats a token', ('generation/margin', 'understanding/margin')),
-    ('Entropy', 'nats a token', ('generation/entropy', 'understanding/entropy')),
-    ('Gradient norm', '', ('grad_norm', 'generation/grad_norm', 'understanding/grad_norm')),
+    ('Spread of rewards within a group', 'nats a token', ('generation/reward_spread', 'understanding/reward_spread')),
+    ('Similarity of candidates within a group', '', ('generation/similarity', 'understanding/similarity')),
+    ('Entropy of the pairs', 'nats a token', ('generation/entropy', 'understanding/entropy')),
+    ('Length of texts', 'tokens', ('understanding/text_length',)),
+    ('Texts cut off or empty', 'of all', ('understanding/truncated', 'understanding/empty')),
+    ('Gradient norm', '', ('gradient_norm',)),
+    ('Sampler against scorer', 'nats a token', ('generation/sampler_gap', 'understanding/sampler_gap')),
     ('Time of a step', 's', ('time/step_seconds',)),
 )
 COLORS = ('var(--a)', 'var(--b)', 'var(--c)', 'var(--d)')

@@ -5,9 +5,7 @@ the same metrics (all but time and memory) and the same parameters. For that, ev
 begins, or is made up for when the run goes on from it.
 """
 
-import dataclasses
 import time
-from typing import Any, Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,50 +13,21 @@ import numpy as np
 
 from dsr_jax import checkpoints as checkpoints_lib
 from dsr_jax import metrics as metrics_lib
+from dsr_jax import parts as parts_lib
 from dsr_jax import report
 from dsr_jax import workdir as workdir_lib
 from dsr_jax.errors import InputError
 from dsr_jax.progress import Progress, StopSignals, describe_run, say
 
 
-@dataclasses.dataclass(frozen=True)
-class Parts:
-  """What the loop is made of, so that a test may put in smaller ones.
-
-  load_model(name) -> Model. make_mesh(system.mesh) -> mesh. make_batches(config, model) -> object with at(step) and fingerprint.
-  init_state(model, config, mesh) -> state. make_step(model, config, mesh) -> jitted (state, batch) -> (state, metrics, records).
-  make_evaluator(config, model) -> object with run(state, step) -> flat dict of floats, or None.
-  draw_samples(records, batch, model) -> PIL image.
-  """
-  load_model: Callable[..., Any]
-  make_mesh: Callable[..., Any]
-  make_batches: Callable[..., Any]
-  init_state: Callable[..., Any]
-  make_step: Callable[..., Any]
-  make_evaluator: Callable[..., Any]
-  draw_samples: Callable[..., Any]
-
-
-@dataclasses.dataclass
-class Model:
-  """A loaded model: structure, parameters by part, tokenizer, and where it came from ({'name', 'fingerprint'})."""
-  graphdef: Any
-  params: Any
-  config: Any
-  processor: Any
-  source: dict[str, str]
-
-
 def run(config, workdir, parts=None):
   """Trains to the end, or until SIGTERM, which finishes the step and saves. Returns the path of the summary.
 
-  Errors: InputError for everything a user can mend; the workdir then holds its last good checkpoint.
+  parts: `parts.Parts`, the real ones if None. Errors: InputError for everything a user can mend; the workdir then holds its last good checkpoint.
   """
   workdir_lib.check_writable(workdir)
   workdir_lib.check_accelerator()
-  if parts is None:
-    from dsr_jax import parts as parts_lib
-    parts = parts_lib.real()
+  parts = parts or parts_lib.real()
   system, last = config.system, config.method.steps
   if system.compile_cache:
     workdir_lib.use_compile_cache(system.compile_cache)
@@ -105,12 +74,13 @@ def _loop(config, workdir, parts, mesh, model, batches, state, start, checkpoint
   """Steps start + 1 to the last; returns (state, the last step done)."""
   system, last = config.system, config.method.steps
   log = _Log(config, writer, start)
-  evaluator = parts.make_evaluator(config, model)
-  evaluate_due = lambda step: evaluator and (step in (0, last) or _due(step, system.eval_every))
+  evaluate = parts.make_evaluator(config, model)
+  sheet = parts.make_sheets(config, model)
+  evaluate_due = lambda step: evaluate is not None and (step in (0, last) or _due(step, system.eval_every))
 
   # Before the first step: what a stop before this one left to do.
   if evaluate_due(start) and not metrics_lib.has_evaluation(workdir, start):
-    log.evaluation(start, evaluator.run(state, start))
+    log.evaluation(start, evaluate(state, start))
   if start == last or stop.requested:
     return state, start
 
@@ -139,9 +109,9 @@ def _loop(config, workdir, parts, mesh, model, batches, state, start, checkpoint
 
     # Pictures and evaluation.
     if drawing:
-      workdir_lib.write_samples(workdir, step, parts.draw_samples(jax.device_get(records), shown, model))
+      workdir_lib.write_samples(workdir, step, sheet(state, shown, records))
     if evaluating:
-      log.evaluation(step, evaluator.run(state, step))
+      log.evaluation(step, evaluate(state, step))
     if (drawing or evaluating) and step < last:
       report.write(workdir)
 
@@ -161,6 +131,7 @@ class _Log:
 
   def __init__(self, config, writer, start):
     self._writer, self._pending, self._clock = writer, [], time.perf_counter()
+    self._frozen_every = config.system.frozen_every
     self._candidates = config.method.inputs_per_step * config.method.group_size
     self._progress = Progress(start, config.method.steps)
 
@@ -176,15 +147,19 @@ class _Log:
     fetched = jax.device_get(self._pending)
     seconds = (time.perf_counter() - self._clock) / max(len(fetched), 1)
     for step, values in fetched:
-      values = {name: float(value) for name, value in sorted(values.items())}
+      values = {name: float(value) for name, value in sorted(values.items()) if self._measured(step, name)}
       bad = metrics_lib.first_not_finite(values)
       if bad:
-        raise InputError(f'found {bad} = {values[bad]} at step {step}; expected a finite number; do lower method.learning_rate, or look at the '
+        raise InputError(f'found {bad} = {values[bad]} at step {step}; expected a finite number; lower method.learning_rate, or look at the '
                          'metrics before that step: the last good checkpoint is kept')
       values |= {'time/step_seconds': seconds, 'time/candidates_per_second': self._candidates / seconds}
       self._writer.write(step, values | metrics_lib.memory())
       self._progress.step(step, values)
     self._pending.clear()
+
+  def _measured(self, step, name):
+    """The frozen model scores now and then; between, its rewards leave the step as NaN."""
+    return not name.endswith('/reward_frozen') or _due(step - 1, self._frozen_every)
 
   def evaluation(self, step, values):
     """Writes one evaluation's line."""
@@ -213,7 +188,7 @@ def _all_finite(tree):
 def _check_finite(state, step, workdir):
   """A step's metrics are of the parameters before it: look at those after it before they replace a good checkpoint."""
   if not np.asarray(_all_finite(state['params'])):
-    raise InputError(f'found parameters that are not finite after step {step}; expected finite numbers; do lower method.learning_rate: the last '
+    raise InputError(f'found parameters that are not finite after step {step}; expected finite numbers; lower method.learning_rate: the last '
                      f'good checkpoint is kept in {workdir}')
 
 

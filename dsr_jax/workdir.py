@@ -29,18 +29,22 @@ def check_writable(workdir):
       pass
   except OSError as e:
     raise InputError(f'found that {workdir} cannot be written ({e.strerror}: {folder}); expected a folder to leave the run in; '
-                     'do choose another --workdir') from e
+                     'choose another --workdir') from e
 
 
 def check_accelerator():
   """InputError if the machine has an accelerator that the installed JAX does not use, unless JAX was told to use the CPU."""
-  if jax.default_backend() != 'cpu' or 'cpu' in (jax.config.jax_platforms or ''):
+  if jax.default_backend() != 'cpu' or _told_to_use_cpu():
     return
   found = sorted(path for pattern in ACCELERATORS for path in glob.glob(pattern))
   if found:
     kind = 'gpu' if 'nvidia' in found[0] else 'tpu'
-    raise InputError(f'found an accelerator ({found[0]}) that the installed JAX does not use; expected JAX for it; do pip install -r '
+    raise InputError(f'found an accelerator ({found[0]}) that the installed JAX does not use; expected JAX for it; pip install -r '
                      f'requirements-{kind}.txt, or set JAX_PLATFORMS=cpu to train on the CPU all the same')
+
+
+def _told_to_use_cpu():
+  return 'cpu' in (jax.config.jax_platforms or '')  # JAX_PLATFORMS
 
 
 def use_compile_cache(folder):
@@ -58,12 +62,12 @@ def locked(workdir):
     lock = open(os.path.join(workdir, '.lock'), 'a')
   except OSError as e:
     raise InputError(f'found that {workdir} cannot be written ({e.strerror}); expected a folder to leave the run in; '
-                     'do choose another --workdir') from e
+                     'choose another --workdir') from e
   with lock:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as e:
-      raise InputError(f'found another run at work in {workdir}; expected none; do stop it, or choose another --workdir') from e
+      raise InputError(f'found another run at work in {workdir}; expected none; stop it, or choose another --workdir') from e
     yield
 
 

@@ -14,8 +14,10 @@ import numpy as np
 from PIL import Image
 
 from dsr_jax import config as config_lib
+from dsr_jax import parts as parts_lib
 from dsr_jax import train
 
+jax.config.update('jax_platforms', jax.config.jax_platforms or 'cpu')  # else a machine with an unused accelerator is refused
 SIZE = 64
 
 
@@ -37,10 +39,9 @@ def parts(delay=0.0, nan_at=None, evaluations=None):
       value, grad = jax.value_and_grad(lambda p: loss(p['w']))(state['params'])
       momentum = 0.9 * state['opt_state']['m'] + grad['w']
       done = state['step'] + 1
-      value = jnp.where(done == (nan_at or -1), jnp.nan, value)
       new = {'params': {'w': state['params']['w'] - config.method.learning_rate * momentum}, 'frozen': state['frozen'],
              'opt_state': {'m': momentum}, 'step': done}
-      return new, {'generation/reward_mean': -value, 'loss': value}, {'w': state['params']['w'][:8, :8]}
+      return new, {'generation/reward_mean': -value, 'loss': jnp.where(done == (nan_at or -1), jnp.nan, value)}, {'w': state['params']['w'][:8, :8]}
     return jax.jit(step, donate_argnums=0)
 
   def batches(config, model):
@@ -54,20 +55,20 @@ def parts(delay=0.0, nan_at=None, evaluations=None):
       if evaluations is not None:
         evaluations.append(step)
       return {'norm': float(jnp.linalg.norm(state['params']['w']))}
-    return types.SimpleNamespace(run=run)
+    return run
 
   def load(name):
     draw = lambda i: np.random.default_rng(i).normal(size=(SIZE, SIZE)).astype(np.float32)
-    return train.Model(None, {'w': draw(0), 'frozen': draw(1)}, None, None, {'name': name, 'fingerprint': 'f' * 64})
+    return parts_lib.Model(None, {'w': draw(0), 'frozen': draw(1)}, None, None, {'name': name, 'fingerprint': 'f' * 64})
 
   def init(model, config, mesh):
     return {'params': {'w': jnp.asarray(model.params['w'])}, 'frozen': {'w': jnp.asarray(model.params['frozen'])},
             'opt_state': {'m': jnp.zeros((SIZE, SIZE))}, 'step': jnp.int32(0)}
 
-  return train.Parts(
+  return parts_lib.Parts(
       load_model=load, make_mesh=lambda m: jax.make_mesh((1, 1, 1), ('data', 'fsdp', 'tp'), axis_types=(jax.sharding.AxisType.Auto,) * 3),
       make_batches=batches, init_state=init, make_step=make_step, make_evaluator=evaluator,
-      draw_samples=lambda records, batch, model: Image.fromarray((np.abs(records['w']) * 50).clip(0, 255).astype(np.uint8)))
+      make_sheets=lambda config, model: lambda state, batch, records: Image.fromarray((np.abs(np.asarray(records['w'])) * 50).clip(0, 255).astype(np.uint8)))
 
 
 if __name__ == '__main__':

@@ -16,6 +16,7 @@ import pytest
 
 from dsr_jax import checkpoints
 from dsr_jax import metrics
+from dsr_jax import parts as parts_lib
 from dsr_jax import train
 from dsr_jax.errors import InputError
 
@@ -110,7 +111,7 @@ def test_a_stop_on_a_step_that_is_to_be_evaluated_makes_up_for_it(unbroken, tmp_
       return inner.at(step)
     return type(inner)(at=at, fingerprint=inner.fingerprint)
 
-  parts = train.Parts(**{**vars(fake_run.parts(evaluations=evaluations)), 'make_batches': batches})
+  parts = parts_lib.Parts(**{**vars(fake_run.parts(evaluations=evaluations)), 'make_batches': batches})
   train.run(fake_run.config(40), str(tmp_path), parts)
   assert (summary(tmp_path)['step'], evaluations) == (12, [0, 6])
   train.run(fake_run.config(40), str(tmp_path), parts)
@@ -145,9 +146,9 @@ def test_another_method_is_refused_and_the_difference_is_named(unbroken):
 
 def test_other_data_and_another_model_are_refused(unbroken):
   other = fake_run.parts()
-  load = lambda name: train.Model(**{**vars(other.load_model(name)), 'source': {'name': 'other', 'fingerprint': '0'}})
+  load = lambda name: parts_lib.Model(**{**vars(other.load_model(name)), 'source': {'name': 'other', 'fingerprint': '0'}})
   with pytest.raises(InputError, match="model.name: 'scenes' -> 'other'"):
-    train.run(fake_run.config(40), unbroken, train.Parts(**{**vars(other), 'load_model': load}))
+    train.run(fake_run.config(40), unbroken, parts_lib.Parts(**{**vars(other), 'load_model': load}))
 
 
 def test_the_system_may_change_between_two_starts(unbroken, tmp_path):

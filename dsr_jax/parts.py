@@ -1,0 +1,102 @@
+"""What the loop runs on: the model, its data, the step, the evaluation. A test puts smaller parts in their places."""
+
+import dataclasses
+from typing import Any, Callable
+
+import jax
+import numpy as np
+
+from dsr_jax import pictures as pictures_lib
+
+
+@dataclasses.dataclass
+class Model:
+  """A loaded model: structure, parameters by part, sizes, tokenizer, and where it came from ({'name', 'fingerprint'})."""
+  graphdef: Any
+  params: Any
+  config: Any
+  processor: Any
+  source: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+  """Functions of the loop.
+
+  load_model(name) -> Model.
+  make_mesh(system.mesh) -> mesh.
+  make_batches(config, model) -> object with at(step), a dict of NumPy arrays, and fingerprint.
+  init_state(model, config, mesh) -> state, with 'params' and 'frozen' among its keys.
+  make_step(model, config, mesh) -> object with lower(state, batch); its program gives (state, metrics, records) and takes the state for its own.
+  make_evaluator(config, model) -> function (state, step) -> flat dict of floats; or None.
+  make_sheets(config, model) -> function (state, batch, records) -> PIL image.
+  """
+  load_model: Callable[..., Any]
+  make_mesh: Callable[..., Any]
+  make_batches: Callable[..., Any]
+  init_state: Callable[..., Any]
+  make_step: Callable[..., Any]
+  make_evaluator: Callable[..., Any]
+  make_sheets: Callable[..., Any]
+
+
+def real():
+  """The parts of a real run."""
+  from dsr_jax import sharding
+  from dsr_jax import step as step_lib
+  from dsr_jax.data import batches
+  return Parts(
+      load_model=_load_model,
+      make_mesh=sharding.make_mesh,
+      make_batches=lambda config, model: batches.make(config.data, config.method, model.processor, model.config.vision.image_size),
+      init_state=lambda model, config, mesh: step_lib.init_state(model.params, config.method, config.system, mesh),
+      make_step=lambda model, config, mesh: step_lib.make_step(model.graphdef, config.method, config.system, mesh, model.config.templates),
+      make_evaluator=_make_evaluator,
+      make_sheets=_make_sheets)
+
+
+def _load_model(name):
+  from dsr_jax import convert, model_source
+  from dsr_jax.models import janus
+  bundle = convert.load(model_source.directory_of(name))
+  return Model(janus.graphdef_of(bundle.config), bundle.params, bundle.config, bundle.processor,
+               {'name': name, 'fingerprint': bundle.source['hash']})
+
+
+def _make_evaluator(config, model):
+  if config.eval.benchmark == 'none':
+    return None
+  from dsr_jax import evaluate
+  from dsr_jax import step as step_lib
+  evaluator = evaluate.Evaluator(config, model.processor, model.graphdef)
+  return lambda state, step: evaluator.run(step_lib.policy_params(state), step)
+
+
+def _make_sheets(config, model):
+  """Records of a step (see `step.Task.record`) -> a sheet of both tasks."""
+  from flax import nnx
+  from dsr_jax import processor as processor_lib
+  from dsr_jax import step as step_lib
+  decode = jax.jit(lambda params, codes: nnx.merge(model.graphdef, params).picture_from_codes(codes).pixels)
+  read = lambda ids, mask: model.processor.decode([int(i) for i in ids[mask]])
+
+  def sheet(state, batch, records):
+    parts = []
+    if 'generation' in records:
+      r = jax.device_get(records['generation'])
+      prompts = [read(ids, mask) for ids, mask in zip(batch['prompt_ids'], batch['prompt_mask'])][:len(r['codes'])]
+      pixels = processor_lib.to_uint8(np.asarray(decode(step_lib.policy_params(state), r['codes'])))
+      parts.append(pictures_lib.candidates(prompts, pixels, *_verdicts(r)))
+    if 'understanding' in records:
+      r = jax.device_get(records['understanding'])
+      texts = [[read(ids, mask) for ids, mask in zip(*group)] for group in zip(r['text_ids'], r['text_mask'])]
+      parts.append(pictures_lib.captions(r['pixels'], texts, *_verdicts(r)))
+    return pictures_lib.stack(parts)
+
+  return sheet
+
+
+def _verdicts(record):
+  """Rewards, chosen, rejected; a group of equal rewards has neither."""
+  tied = record['chosen'] == record['rejected']
+  return record['rewards'], np.where(tied, -1, record['chosen']), np.where(tied, -1, record['rejected'])
