@@ -20,7 +20,6 @@ def on_scenes():
   config.method.max_text_tokens = 48
   config.method.guidance = 1.5  # what the embedded base likes best at T 1, found on validation
   config.system.compute_dtype = 'float32'  # the fast type on CPU
-  config.system.unroll = True  # four layers: compiles fast, decodes faster
   config.system.remat = False  # a picture has 64 codes: activations are small
   config.system.logprob_chunk = 0
   config.system.log_every = 1

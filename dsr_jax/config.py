@@ -47,8 +47,7 @@ class Method:
   crop: str = 'crop'  # of pictures: centre square, or 'pad' to a square, for the vision tower and the VQ encoder alike
   trainable: str = 'language_model+gen_head'
   learning_rate: float = 3e-6
-  warmup_steps: int = 5
-  schedule: str = 'cosine'  # to 0 at the last step
+  warmup_steps: int = 5  # then a cosine to 0 at the last step
   adam_b1: float = 0.9
   adam_b2: float = 0.999
   weight_decay: float = 0.0
@@ -83,7 +82,6 @@ class System:
   rollout_chunk: int = 0  # inputs sampled and scored at once; 0: all of a part
   update_chunk: int = 0  # inputs differentiated at once; 0: all of a part
   remat: bool = True  # recompute each layer in the backward pass
-  unroll: bool = False  # layers written out in the decode body: faster on CPU, slower to compile
   compute_dtype: str = 'bfloat16'
   logprob_chunk: int = 128  # positions whose logits are held at once; 0: all
   compile_cache: str = ''  # folder of compiled programs, spares the second start; '' is none
@@ -258,7 +256,6 @@ def _check_method(m):
   _one_of('method.scorer', m.scorer, SCORERS)
   _one_of('method.trainable', m.trainable, TRAINABLE)
   _one_of('method.crop', m.crop, CROPS)
-  _one_of('method.schedule', m.schedule, ('cosine',))
   _at_least('method.group_size', m.group_size, 2, ' (a pair is chosen from every group)')
   for key in ('steps', 'inputs_per_step', 'accumulate', 'max_text_tokens'):
     _at_least(f'method.{key}', getattr(m, key), 1)

@@ -41,7 +41,7 @@ def candidates(prompts, pictures, rewards, chosen, rejected, tile=96):
       if mark:
         draw.rectangle((left - FRAME, top - FRAME, left + tile + FRAME - 1, top + tile + FRAME - 1), fill=color)
       sheet.paste(_scaled(pictures[i, j], tile), (left, top))
-      draw.text((left + tile / 2, top + tile + 6), f'{mark}{rewards[i, j]:.2f}', fill=color, font=_font(13), anchor='ma')
+      draw.text((left + tile / 2, top + tile + 6), f'{rewards[i, j]:.2f} {mark}'.rstrip(), fill=color, font=_font(13), anchor='ma')
   return sheet
 
 
@@ -64,7 +64,7 @@ def captions(pictures, texts, rewards, chosen, rejected, tile=96):
     rows = []
     for j in np.argsort(-np.asarray(rewards[i]), kind='stable'):
       color, mark = _verdict(j, chosen[i], rejected[i])
-      wrapped = textwrap.wrap(group[j] or '(empty)', (width - tile - 120) // 7) or ['(empty)']
+      wrapped = textwrap.wrap(group[j] or '(empty)', (width - tile - 164) // 7) or ['(empty)']
       rows.append((wrapped, color, mark, rewards[i][j]))
     blocks.append((rows, max(tile, line * sum(len(r[0]) for r in rows)) + 2 * GAP))
   sheet = Image.new('RGB', (width, sum(h for _, h in blocks) + GAP), PAPER)
@@ -74,9 +74,10 @@ def captions(pictures, texts, rewards, chosen, rejected, tile=96):
     sheet.paste(_scaled(picture, tile), (GAP, top))
     y = top
     for wrapped, color, mark, reward in rows:
-      draw.text((tile + 78, y), f'{mark}{reward:.2f}', fill=color, font=_font(13), anchor='ra')
+      draw.text((tile + 26, y), mark, fill=color, font=_font(13))
+      draw.text((tile + 122, y), f'{reward:.2f}', fill=color, font=_font(13), anchor='ra')
       for part in wrapped:
-        draw.text((tile + 92, y), part, fill=INK if color == FAINT else color, font=_font(13))
+        draw.text((tile + 136, y), part, fill=INK if color == FAINT else color, font=_font(13))
         y += line
     top += height
   return sheet
@@ -104,10 +105,10 @@ def png(image):
 
 
 def _verdict(index, chosen, rejected):
-  """The color and the sign of one candidate."""
+  """The color and the name of what became of a candidate."""
   if index == chosen:
-    return CHOSEN, '+ '
-  return (REJECTED, '- ') if index == rejected else (FAINT, '')
+    return CHOSEN, 'chosen'
+  return (REJECTED, 'rejected') if index == rejected else (FAINT, '')
 
 
 def _tile(side, least):

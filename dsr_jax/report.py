@@ -26,6 +26,8 @@ CURVES = (
     ('Time of a step', 's', ('time/step_seconds',)),
 )
 COLORS = ('var(--a)', 'var(--b)', 'var(--c)', 'var(--d)')
+LOWER_IS_BETTER = ('hallucination',)
+MAX_TILES = 8
 MAX_SHEETS = 6  # pictures shown: the first, the last and some between
 
 STYLE = """
@@ -100,13 +102,10 @@ def chart(title, unit, series, width=360, height=200):
 
 
 def smoothed(values):
-  """Centred running means over a tenth of the curve, shorter at its ends."""
-  half, out = max(1, len(values) // 20), []
-  for i in range(len(values)):
-    reach = min(half, i, len(values) - 1 - i)
-    window = values[i - reach:i + reach + 1]
-    out.append(sum(window) / len(window))
-  return out
+  """Running means over a tenth of the curve, of what there is of it at its ends."""
+  half = max(1, len(values) // 20)
+  windows = (values[max(0, i - half):i + half + 1] for i in range(len(values)))
+  return [sum(w) / len(w) for w in windows]
 
 
 def _page(name, curves, config, sheets):
@@ -125,8 +124,8 @@ def _page(name, curves, config, sheets):
   if charts:
     body.append('<h2>Training</h2><div class="charts">' + ''.join(charts) + '</div>')
   if sheets:
-    body.append('<h2>Candidates</h2><p class="lead">Each input with its candidates and their self-rewards in nats a token; '
-                '<span class="up">+ the chosen</span>, <span class="down">- the rejected</span>.</p><br>' + ''.join(sheets))
+    body.append('<h2>Candidates</h2><p class="lead">Some inputs of a step with their candidates and self-rewards, in nats a token: '
+                '<span class="up">chosen</span> is the best of a group, <span class="down">rejected</span> the worst.</p><br>' + ''.join(sheets))
   rest = [chart(_label(n), '', [(n, *curve)]) for n, curve in training.items() if n not in shown]
   if rest:
     body.append('<h2>Everything else that was logged</h2><div class="charts">' + ''.join(rest) + '</div>')
@@ -154,11 +153,12 @@ def _head(name, training, config):
 
 def _tiles(evaluation):
   tiles = []
-  for key, (steps, values) in list(evaluation.items())[:8]:
+  for key, (steps, values) in list(evaluation.items())[:MAX_TILES]:
     was = ''
     if steps[0] == 0 and len(values) > 1:
       change = values[-1] - values[0]
-      was = f'<div class="was">{values[0]:.3f} before, <span class="{"up" if change >= 0 else "down"}">{change:+.3f}</span></div>'
+      better = (change >= 0) != any(word in key for word in LOWER_IS_BETTER)
+      was = f'<div class="was">{values[0]:.3f} before, <span class="{"up" if better else "down"}">{change:+.3f}</span></div>'
     tiles.append(f'<div class="tile"><div class="name">{html.escape(_label(key))}</div><div class="value">{values[-1]:.3f}</div>{was}</div>')
   return f'<div class="tiles">{"".join(tiles)}</div>' if tiles else ''
 
@@ -213,14 +213,16 @@ def _number(value, step):
 
 
 def _label(name):
-  words = name.replace('/', ': ').replace('_', ' ')
+  words = name.replace('/', ': ').replace('_', ' ').replace('f1', 'F1')
   return words[:1].upper() + words[1:]
 
 
 def _series_label(name, others):
-  if all('/' in n for n in others) and len({n.split('/')[0] for n in others}) == len(others):
-    return name.split('/')[0]
-  return 'scored by the initial model' if 'frozen' in name else 'scored by the live policy' if 'reward' in name else _label(name)
+  """What tells the curves of one chart apart: the scorer, the task, or the rest of the name."""
+  task, _, rest = name.rpartition('/')
+  if any('frozen' in other for other in others):
+    return 'by the initial model' if 'frozen' in name else 'by the policy'
+  return task if len({other.rpartition('/')[0] for other in others}) > 1 else rest.replace('_', ' ')
 
 
 def _duration(seconds):

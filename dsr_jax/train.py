@@ -163,7 +163,7 @@ class _Log:
 
   def evaluation(self, step, values):
     """Writes one evaluation's line."""
-    values = {f'eval/{name}': float(value) for name, value in sorted(values.items())}
+    values = {f'eval/{name}': float(value) for name, value in values.items()}
     self._writer.write(step, values)
     self._progress.evaluation(step, values)
 
