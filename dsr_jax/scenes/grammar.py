@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dsr_jax.scenes import world
+from dsr_jax.scenes.world import flip
 from dsr_jax.scenes.world import pick
 
 QUESTIONS_DESCRIBE = 'Describe the image.'
@@ -70,6 +71,13 @@ class Prompt(NamedTuple):
   category: str
 
 
+def matches(clause: Clause, thing: world.Thing) -> bool:
+  """Whether one thing fits a description."""
+  return clause.shape == thing.shape and all(
+      said is None or said == true
+      for said, true in zip(clause[2:], (thing.colour, thing.texture, thing.size)))
+
+
 def relation_holds(name: str, a: world.Thing, b: world.Thing) -> bool:
   """GenEval's rule on the boxes of two things; 'next' asks for at most one free cell between the boxes."""
   top_a, left_a, bottom_a, right_a = a.box
@@ -97,10 +105,10 @@ def _describe(rng, things: list[world.Thing]) -> Clause:
   """A clause for things of one shape: attributes they share, each dropped at times."""
   t = things[0]
   shared = lambda field: all(getattr(x, field) == getattr(t, field) for x in things)
-  colour = t.colour if shared('colour') and rng.random() < P_COLOUR else None
+  colour = t.colour if shared('colour') and flip(rng, P_COLOUR) else None
   p = P_TEXTURE if t.texture else P_PLAIN
-  texture = t.texture if shared('texture') and rng.random() < p else None
-  size = t.size if len(things) == 1 and rng.random() < P_SIZE else None
+  texture = t.texture if shared('texture') and flip(rng, p) else None
+  size = t.size if len(things) == 1 and flip(rng, P_SIZE) else None
   return Clause(t.shape, len(things), colour, texture, size)
 
 
@@ -119,7 +127,7 @@ def _groups(scene: world.Scene) -> list[list[world.Thing]]:
 def _relate(rng, groups) -> tuple[Relation, ...]:
   """One true relation between two single things, or none."""
   single = [i for i, g in enumerate(groups) if len(g) == 1]
-  if len(single) < 2 or rng.random() >= P_RELATION:
+  if len(single) < 2 or not flip(rng, P_RELATION):
     return ()
   a = pick(rng, single)
   b = pick(rng, [i for i in single if i != a])
@@ -130,16 +138,16 @@ def _relate(rng, groups) -> tuple[Relation, ...]:
 def plan_caption(scene: world.Scene, rng: np.random.Generator) -> Atoms:
   """A true, partial account of a scene."""
   groups = _groups(scene)
-  if rng.random() < 0.5:
+  if flip(rng, 0.5):
     groups = groups[::-1]
-  if len(groups) > 1 and rng.random() < P_PARTIAL:
-    groups.pop(int(rng.random() * len(groups)))
+  if len(groups) > 1 and flip(rng, P_PARTIAL):
+    groups.remove(pick(rng, groups))
   return Atoms(tuple(_describe(rng, g) for g in groups), _relate(rng, groups))
 
 
 def corrupt(atoms: Atoms, rng: np.random.Generator) -> Atoms:
   """Makes one atom wrong: half of the time by habit (the shape's usual look), else at random."""
-  i = int(rng.random() * len(atoms.clauses))
+  i = pick(rng, range(len(atoms.clauses)))
   clause = atoms.clauses[i]
   options = ['shape'] + [f for f in ('colour', 'texture', 'size') if getattr(clause, f) is not None]
   if clause.count > 1:
@@ -155,7 +163,7 @@ def corrupt(atoms: Atoms, rng: np.random.Generator) -> Atoms:
   values = {'shape': range(len(world.SHAPES)), 'colour': range(len(world.COLOURS)), 'size': world.SIZES,
             'texture': range(len(world.TEXTURES)), 'count': range(2, world.MAX_THINGS + 1)}[field]
   now = getattr(clause, field)
-  if usual is not None and usual != now and rng.random() < 0.5:
+  if usual is not None and usual != now and flip(rng, 0.5):
     wrong = usual
   else:
     wrong = pick(rng, [v for v in values if v != now])
@@ -167,7 +175,7 @@ def corrupt(atoms: Atoms, rng: np.random.Generator) -> Atoms:
 
 
 def _word(rng, words) -> str:
-  return words[0] if len(words) == 1 or rng.random() < P_FIRST_SYNONYM else pick(rng, words[1:])
+  return words[0] if len(words) == 1 or flip(rng, P_FIRST_SYNONYM) else pick(rng, words[1:])
 
 
 def _plural(noun: str) -> str:
@@ -189,7 +197,7 @@ def article(words: str) -> str:
 
 def noun_phrase(rng, clause: Clause, definite: bool = False, p_one: float = 0.08) -> str:
   """'a small striped red disc', 'two red discs with dots', 'the disc'."""
-  after = clause.texture in TEXTURE_NOUNS and rng.random() < 0.2
+  after = clause.texture in TEXTURE_NOUNS and flip(rng, 0.2)
   noun = _word(rng, NOUNS[clause.shape])
   words = ' '.join(_adjectives(rng, clause, not after) + [noun if clause.count == 1 else _plural(noun)])
   if definite:
@@ -197,12 +205,12 @@ def noun_phrase(rng, clause: Clause, definite: bool = False, p_one: float = 0.08
   elif clause.count > 1:
     words = f'{NUMBERS[clause.count]} {words}'
   else:
-    words = 'one ' + words if rng.random() < p_one else article(words)
+    words = 'one ' + words if flip(rng, p_one) else article(words)
   return f'{words} with {TEXTURE_NOUNS[clause.texture]}' if after else words
 
 
 def _open(rng, text: str, plural: bool, p_bare: float = 0.5) -> str:
-  if rng.random() < p_bare:
+  if flip(rng, p_bare):
     return text
   opener = pick(rng, OPENERS)
   return f'{"there are" if plural and opener == "there is" else opener} {text}'
@@ -229,22 +237,22 @@ def _sentences(rng, atoms: Atoms) -> list[str]:
   if atoms.relations:
     r = atoms.relations[0]
     a, b, name = clauses[r.subject], clauses[r.target], r.name
-    if rng.random() < 0.3:
+    if flip(rng, 0.3):
       a, b, name = b, a, INVERSE[name]
     rest = [c for i, c in enumerate(clauses) if i not in (r.subject, r.target)]
     rel = pick(rng, RELATIONS[name])
-    if distinct and rng.random() < 0.3:
+    if distinct and flip(rng, 0.3):
       first = _open(rng, _list([noun_phrase(rng, c) for c in clauses]), clauses[0].count > 1)
       the_a, the_b = noun_phrase(rng, _bare(a), definite=True), noun_phrase(rng, _bare(b), definite=True)
       return [first, f'{the_a} is {rel} {the_b}']
-    verb = ' is' if rng.random() < 0.4 else ''
+    verb = ' is' if flip(rng, 0.4) else ''
     text = f'{noun_phrase(rng, a)}{verb} {rel} {noun_phrase(rng, b)}'
     text = text if verb else _open(rng, text, False)
     if not rest:
       return [text]
     return [text, ('there are ' if rest[0].count > 1 else 'there is ') + _list([noun_phrase(rng, c) for c in rest])]
   spoken = [c for c in clauses if c[2:] != (None, None, None)]
-  if distinct and spoken and rng.random() < 0.15:
+  if distinct and spoken and flip(rng, 0.15):
     later = pick(rng, spoken)
     first = _list([noun_phrase(rng, _bare(c) if c is later else c) for c in clauses])
     return [_open(rng, first, clauses[0].count > 1), _attribute_sentence(rng, later, len(clauses) == 1)]
@@ -254,7 +262,7 @@ def _sentences(rng, atoms: Atoms) -> list[str]:
 def realise(atoms: Atoms, rng: np.random.Generator) -> str:
   """Puts a plan into words."""
   sentences = _sentences(rng, atoms)
-  if len(sentences) == 1 and rng.random() < 0.6:
+  if len(sentences) == 1 and flip(rng, 0.6):
     return sentences[0]
   return ' '.join(s + '.' for s in sentences)
 
@@ -267,7 +275,7 @@ def caption(scene: world.Scene, rng: np.random.Generator) -> str:
 def pretraining_caption(scene: world.Scene, rng: np.random.Generator) -> str:
   """A caption as people write them: partial, and in about 10 % with one wrong atom."""
   atoms = plan_caption(scene, rng)
-  if rng.random() < P_WRONG:
+  if flip(rng, P_WRONG):
     atoms = corrupt(atoms, rng)
   return realise(atoms, rng)
 
@@ -281,22 +289,27 @@ def prompt_scene(rng: np.random.Generator, category: str, *, held_out: str = 'in
   """A uniform scene that a prompt of this category can tell of."""
   kind = _KIND.get(category, 'two')
   if category == 'complex':
-    kind = 'two' if rng.random() < 0.7 else 'mixed'
+    kind = 'two' if flip(rng, 0.7) else 'mixed'
   while True:
     scene = world.random_scene(rng, skewed=False, held_out=held_out, kind=kind)
-    if category == 'counting' and len({t[1:3] for t in scene.things}) > 1:
-      continue
-    if category == 'numeracy' and len({t.shape for t in scene.things}) == len(scene.things):
-      continue
-    if kind == 'two' and not any(true_relations(*scene.things)):
-      continue
-    if category in ('color', 'color_attr') and scene.things[0].colour == scene.things[1].colour:
-      continue
-    if category == 'texture' and scene.things[0].texture == scene.things[1].texture:
-      continue
-    if category == 'shape' and scene.things[0].size == scene.things[1].size:
-      continue
-    return scene
+    if suits(scene, category):
+      return scene
+
+
+def suits(scene: world.Scene, category: str) -> bool:
+  """Whether a prompt of this category can tell of the scene."""
+  things = scene.things
+  if category == 'counting':
+    return len({t[1:3] for t in things}) == 1
+  if category == 'numeracy':
+    return len({t.shape for t in things}) < len(things)
+  if category in ('single_object', 'colors', 'complex') and len(things) != 2:
+    return True
+  field = {'color': 'colour', 'color_attr': 'colour', 'texture': 'texture', 'shape': 'size'}.get(category)
+  if field and getattr(things[0], field) == getattr(things[1], field):
+    return False
+  names = true_relations(*things)
+  return any(n != 'next' for n in names) if category == 'position' else bool(names)
 
 
 def _prompt_clauses(scene: world.Scene, fields: tuple[str, ...]) -> tuple[Clause, ...]:
@@ -317,7 +330,7 @@ _FIELDS = {'colors': ('colour',), 'color_attr': ('colour',), 'color': ('colour',
 def prompt_of(scene: world.Scene, category: str, rng: np.random.Generator) -> Prompt:
   """Words a scene in the manner of a category; GenEval's begin with 'a photo of', as they do."""
   if category == 'complex':
-    fields = ('colour', 'texture', 'size') if rng.random() < 0.3 else ('colour', 'texture')
+    fields = ('colour', 'texture', 'size') if flip(rng, 0.3) else ('colour', 'texture')
   else:
     fields = _FIELDS.get(category, ())
   clauses = _prompt_clauses(scene, fields)

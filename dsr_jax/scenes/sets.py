@@ -4,10 +4,12 @@ Every scene graph belongs to one split by its hash, so pretraining, training pro
 evaluation share none.
 """
 
+import functools
 import hashlib
 
 import numpy as np
 
+from dsr_jax.errors import InputError
 from dsr_jax.scenes import grammar
 from dsr_jax.scenes import questions
 from dsr_jax.scenes import render
@@ -26,7 +28,7 @@ _SPLIT_OF_BUCKET = _bucket_table()
 
 def split_of(scene: world.Scene) -> str:
   """The one split that may use this scene graph."""
-  key = np.array(world.graph(scene), np.uint8).tobytes()
+  key = bytes(value for thing in world.graph(scene) for value in thing)
   return _SPLIT_OF_BUCKET[hashlib.blake2b(key, digest_size=1).digest()[0] % 64]
 
 
@@ -69,3 +71,99 @@ def vocabulary_texts(n: int, seed: int = 0) -> list[str]:
     else:
       texts.append(grammar.caption(world.random_scene(rng, skewed=False, held_out='include'), rng))
   return texts
+
+
+# Reinforcement: uniform, unpaired, half of the held-out pairs
+
+REINFORCEMENT_INPUTS = 4800  # prompts, and as many pictures; the paper has 5,600, here the categories come out even
+
+
+def training_prompt(seed: int, index: int) -> grammar.Prompt:
+  """A prompt; the twelve categories take turns."""
+  return _prompt(_rng(4, seed, index), 'training_prompts', grammar.CATEGORIES[index % len(grammar.CATEGORIES)], 'half')
+
+
+def training_scene(seed: int, index: int) -> world.Scene:
+  """What `training_picture` shows; for tests and reports, not for training."""
+  return _draw(_rng(5, seed, index), 'training_pictures', skewed=False, held_out='half')
+
+
+def training_picture(seed: int, index: int) -> np.ndarray:
+  """A picture without a text: (32, 32, 3) uint8."""
+  return render.render(training_scene(seed, index))
+
+
+@functools.lru_cache(maxsize=4)
+def reinforcement_prompts(seed: int) -> tuple[str, ...]:
+  """The prompts of a run."""
+  return tuple(training_prompt(seed, i).text for i in range(REINFORCEMENT_INPUTS))
+
+
+def _prompt(rng, split: str, category: str, held_out: str) -> grammar.Prompt:
+  return grammar.prompt_of(_prompt_scene(rng, split, category, held_out), category, rng)
+
+
+def _prompt_scene(rng, split: str, category: str, held_out: str) -> world.Scene:
+  while True:
+    scene = grammar.prompt_scene(rng, category, held_out=held_out)
+    for _ in range(100):  # a single thing may have no place at all in this split
+      if split_of(scene) == split and grammar.suits(scene, category):
+        return scene
+      scene = world.rearrange(scene, rng)  # not a new draw, so that looks stay uniform in every split
+
+
+# Fixed lists for evaluation and for validation: never trained on, all held-out pairs occur
+
+
+def evaluation_prompts(per_task: int = 100, split: str = 'evaluation', seed: int = 0) -> list[grammar.Prompt]:
+  """`per_task` prompts of each of GenEval's six tasks, tasks in order. Shorter lists are beginnings of longer ones."""
+  _check_list(split, per_task)
+  return [_prompt(_rng(6 + SPLITS.index(split), seed, task * 100_000 + i), split, category, 'include')
+          for task, category in enumerate(grammar.GENEVAL) for i in range(per_task)]
+
+
+def evaluation_scenes(number: int = 1000, split: str = 'evaluation', seed: int = 0) -> list[world.Scene]:
+  """Scenes to describe and to ask about."""
+  _check_list(split, number)
+  return [_draw(_rng(16 + SPLITS.index(split), seed, i), split, skewed=False, held_out='include') for i in range(number)]
+
+
+def pictures(scenes) -> np.ndarray:
+  """(N, 32, 32, 3) uint8."""
+  return np.stack([render.render(s) for s in scenes])
+
+
+def evaluation_pope(number: int = 500, split: str = 'evaluation', seed: int = 0):
+  """(scenes, rows): four yes/no questions on each of `number` pictures."""
+  scenes = evaluation_scenes(number, split, seed)
+  return scenes, questions.pope(scenes, _rng(26 + SPLITS.index(split), seed, 0))
+
+
+def evaluation_choice(number: int = 300, split: str = 'evaluation', seed: int = 0):
+  """(scenes, rows): one question with four options, in four rotations, on most of `number` pictures."""
+  scenes = evaluation_scenes(number, split, seed)
+  return scenes, questions.multiple_choice(scenes, _rng(36 + SPLITS.index(split), seed, 0))
+
+
+def evaluation_hallusion(number: int = 250, split: str = 'evaluation', seed: int = 0):
+  """(scenes, rows): `number` pictures, each with its edit, two questions to both."""
+  rng = _rng(46 + SPLITS.index(split), seed, 0)
+  scenes = [s for s in evaluation_scenes(2 * number, split, seed) if questions.can_edit(s)]
+  return questions.hallusion_pairs(scenes[:number], rng)
+
+
+def _check_list(split: str, number: int):
+  if split not in ('validation', 'evaluation'):
+    raise InputError(f'found the list {split!r}; expected validation or evaluation; name one of them')
+  if number < 1:
+    raise InputError(f'found a list of {number}; expected at least 1; raise the number')
+
+
+def novelty(atoms: grammar.Atoms) -> str:
+  """'seen', 'reinforced' (a pair that only reinforcement showed) or 'new' (a pair that no training showed)."""
+  level = 0
+  for clause in atoms.clauses:
+    for value, table in ((clause.colour, world.HELD_OUT_COLOUR), (clause.texture, world.HELD_OUT_TEXTURE)):
+      if (clause.shape, value) in table:
+        level = max(level, 1 if table.index((clause.shape, value)) < len(table) // 2 else 2)
+  return ('seen', 'reinforced', 'new')[level]

@@ -100,8 +100,15 @@ _BLOCKED_TEXTURE = {
 }
 
 
+def flip(rng: np.random.Generator, p: float) -> bool:
+  """True with probability `p`. Texts draw by flip, pick and pick_weighted only, so that `entropy` can enumerate."""
+  return rng.random() < p if isinstance(rng, np.random.Generator) else rng.choose((p, 1 - p)) == 0
+
+
 def pick(rng: np.random.Generator, values: Sequence):
   """One of `values`, uniformly (far faster than Generator.choice)."""
+  if not isinstance(rng, np.random.Generator):
+    return values[rng.choose((1 / len(values),) * len(values))]
   return values[int(rng.random() * len(values))]
 
 
@@ -170,12 +177,22 @@ def random_scene(rng: np.random.Generator, *, skewed: bool, held_out: str = 'exc
     same = i > 0 and alike and shape == shapes[0] and kind != 'two'
     looks.append(looks[0] if same else random_look(rng, shape, skewed=skewed, held_out=held_out))
   things, occupied = _place(rng, shapes, looks)
-  pebbles = ()
+  pebbles = _pebbles(rng, occupied)
+  return Scene(things, int(rng.random() * len(GROUNDS)), pebbles)
+
+
+def rearrange(scene: Scene, rng: np.random.Generator) -> Scene:
+  """The same things, of new sizes and in new places; pebbles are drawn anew."""
+  things, occupied = _place(rng, [t.shape for t in scene.things], [(t.colour, t.texture) for t in scene.things])
+  return Scene(things, scene.ground, _pebbles(rng, occupied))
+
+
+def _pebbles(rng, occupied: int) -> tuple[tuple[int, int], ...]:
   if rng.random() < P_PEBBLE:
     free = [p for p in PLACES[1] if not p[2] & occupied]
     if free:
-      pebbles = (pick(rng, free)[:2],)
-  return Scene(things, int(rng.random() * len(GROUNDS)), pebbles)
+      return (pick(rng, free)[:2],)
+  return ()
 
 
 def _place(rng, shapes, looks) -> tuple[tuple[Thing, ...], int]:

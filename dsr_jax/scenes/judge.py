@@ -1,0 +1,398 @@
+"""The judge of Scenes: pixels -> scene graph, texts -> atoms, and the rules that compare them. Nothing is learned.
+
+A picture is cut into the 8 x 8 cells of the lattice. Cells that differ from the ground form connected components; a
+component whose box is 2 x 2 or 3 x 3 cells is compared with every rendered sprite of that size, and is a thing only if
+one sprite fits well, in every cell, and clearly better than the next. Whatever else lies on the ground is a blob: it
+counts as unreadable. Axes: B pictures, N components of one size, K looks (shape x colour x texture).
+"""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import ndimage
+from scipy import optimize
+
+from dsr_jax.errors import InputError
+from dsr_jax.scenes import grammar
+from dsr_jax.scenes import render
+from dsr_jax.scenes import world
+from dsr_jax.scenes.grammar import Atoms
+from dsr_jax.scenes.grammar import Clause
+from dsr_jax.scenes.grammar import Relation
+from dsr_jax.scenes.grammar import matches
+
+# Root mean square differences of RGB levels (0-255). The smallest one between two different sprites is about 38.
+GROUND_LIMIT = 26.0  # a cell farther than this from the ground holds something
+FIT_LIMIT = 30.0  # of the whole sprite
+CELL_LIMIT = 52.0  # of its worst cell
+MARGIN = 8.0  # by which the next look must fit worse
+PEBBLE_LIMIT = 40.0
+MIN_GROUND = 24  # cells; with less ground left the picture is no picture of this world
+
+
+class Reading(NamedTuple):
+  """What the judge sees. `blobs` is the number of components that are neither a thing nor a pebble; `scene` is None
+  if the picture as a whole is unreadable (hardly any ground)."""
+  scene: world.Scene | None
+  blobs: int = 0
+
+  @property
+  def things(self) -> tuple[world.Thing, ...]:
+    return self.scene.things if self.scene else ()
+
+  @property
+  def clean(self) -> bool:
+    return self.scene is not None and not self.blobs and bool(self.scene.things)
+
+
+# Pixels -> scene
+
+
+def _look_tables():
+  """looks (K, 3) as shape, colour, texture; per size sprites (ground, K, cells, 48) and their squared norms."""
+  looks = np.array([(s, c, t) for s in range(len(world.SHAPES)) for c in range(len(world.COLOURS))
+                    for t in range(len(world.TEXTURES))])
+  sprites = {}
+  for size in world.SIZES:
+    n = size // world.CELL
+    grounds = []
+    for ground in range(len(world.GROUNDS)):
+      stack = np.stack([render.SPRITES[ground, s, c, t, size] for s, c, t in looks]).astype(np.float32)
+      cells = stack.reshape(len(looks), n, world.CELL, n, world.CELL, 3).swapaxes(2, 3)
+      grounds.append(cells.reshape(len(looks), n * n, 48))
+    sprites[size] = np.stack(grounds)
+  return looks, sprites
+
+
+_LOOKS, _SPRITES = _look_tables()
+_PEBBLES = render.PEBBLES.reshape(len(world.GROUNDS), 48).astype(np.float32)
+_IN_PLANE = np.zeros((3, 3, 3), bool)
+_IN_PLANE[1] = True  # cells touch their eight neighbours of the same picture only
+
+
+def _rms(squares: np.ndarray, count: int) -> np.ndarray:
+  return np.sqrt(np.maximum(squares, 0) / count)
+
+
+def _find_ground(cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """cells (B, 64, 48) -> index of the ground (B,) and which cells are empty (B, 64)."""
+  grounds = np.tile(render.GROUND_RGB, 16).astype(np.float32)  # (grounds, 48)
+  distance = np.stack([_rms(((cells - g) ** 2).sum(-1), 48) for g in grounds], 1)  # (B, grounds, 64)
+  near = np.where(distance < 2 * GROUND_LIMIT, distance, 2 * GROUND_LIMIT)
+  ground = near.sum(-1).argmin(-1)
+  return ground, np.take_along_axis(distance, ground[:, None, None], 1)[:, 0] < GROUND_LIMIT
+
+
+def _match(cells: np.ndarray, grounds: np.ndarray, size: int) -> list[np.ndarray | None]:
+  """The look of each component, or None. cells: (N, cells of a sprite, 48)."""
+  looks = [None] * len(cells)
+  for ground in range(len(world.GROUNDS)):
+    of_ground = np.flatnonzero(grounds == ground)
+    if not len(of_ground):
+      continue
+    x, sprites = cells[of_ground], _SPRITES[size][ground]
+    dot = np.einsum('ncp,kcp->nkc', x, sprites, optimize=True)
+    squares = (x**2).sum(-1)[:, None] - 2 * dot + (sprites**2).sum(-1)[None]  # (N, K, cells)
+    fit = _rms(squares.sum(-1), 48 * x.shape[1])
+    order = np.argpartition(fit, 1, axis=1)[:, :2]
+    best = np.take_along_axis(fit, order, 1)  # argpartition puts the smallest first, the second at index 1
+    worst_cell = _rms(squares[np.arange(len(x)), order[:, 0]].max(-1), 48)
+    sure = (best[:, 0] < FIT_LIMIT) & (worst_cell < CELL_LIMIT) & (best[:, 1] - best[:, 0] > MARGIN)
+    for i, look, good in zip(of_ground, order[:, 0], sure):
+      looks[i] = _LOOKS[look] if good else None
+  return looks
+
+
+def read(pixels: np.ndarray) -> list[Reading]:
+  """Reads pictures.
+
+  Args:
+    pixels: (B, 32, 32, 3) uint8, or one picture without B.
+
+  Returns: a list of B Readings; things in the order of their upper left cells.
+  """
+  pixels = np.asarray(pixels)
+  if pixels.ndim == 3:
+    pixels = pixels[None]
+  if pixels.shape[1:] != (world.IMAGE_SIZE, world.IMAGE_SIZE, 3) or pixels.dtype != np.uint8:
+    raise InputError(f'found pictures of shape {pixels.shape} and type {pixels.dtype}; the judge of Scenes expects '
+                     '(B, 32, 32, 3) uint8; resize the picture to 32 x 32 RGB first')
+  cells = render.patches(pixels).astype(np.float32)
+  ground, empty = _find_ground(cells)
+  full = ~empty.reshape(-1, world.GRID, world.GRID)
+  full[empty.sum(-1) < MIN_GROUND] = False
+  labels, _ = ndimage.label(full, _IN_PLANE)
+  boxes = ndimage.find_objects(labels)  # sorted by picture, then by row
+  grid = cells.reshape(-1, world.GRID, world.GRID, 48)
+  things = [[] for _ in pixels]
+  pebbles = [[] for _ in pixels]
+  blobs = np.zeros(len(pixels), int)
+  by_size = {size: [] for size in world.SIZES}
+  for picture, rows, cols in boxes:
+    b, row, col = picture.start, rows.start, cols.start
+    height, width = rows.stop - row, cols.stop - col
+    size = height * world.CELL
+    if height == width and size in by_size:
+      by_size[size].append((b, row, col, grid[b, rows, cols].reshape(-1, 48)))
+    elif height == width == 1 and _rms(((grid[b, row, col] - _PEBBLES[ground[b]]) ** 2).sum(), 48) < PEBBLE_LIMIT:
+      pebbles[b].append((row, col))
+    else:
+      blobs[b] += 1
+  for size, found in by_size.items():
+    if not found:
+      continue
+    at = [f[0] for f in found]
+    for (b, row, col, _), look in zip(found, _match(np.stack([f[3] for f in found]), ground[at], size)):
+      if look is None:
+        blobs[b] += 1
+      else:
+        things[b].append(world.Thing(*map(int, look), size, row, col))
+  readable = empty.sum(-1) >= MIN_GROUND
+  return [
+      Reading(world.Scene(tuple(sorted(t, key=lambda x: (x.row, x.col))), int(g), tuple(p)), int(n)) if ok
+      else Reading(None, 1) for t, g, p, n, ok in zip(things, ground, pebbles, blobs, readable)
+  ]
+
+
+# Rules: a reading against the atoms of a prompt
+
+
+def _relation_found(relation: Relation, clauses, things) -> bool:
+  return any(
+      grammar.relation_holds(relation.name, a, b)
+      for a in things if matches(clauses[relation.subject], a)
+      for b in things if b is not a and matches(clauses[relation.target], b))
+
+
+def geneval(atoms: Atoms, reading: Reading, counted: bool) -> bool:
+  """GenEval's rule: every clause is there and every relation holds; extras harm in counting tasks only.
+
+  There an unreadable blob is an extra too. Detections have no scores here, so "the best ones of the class" becomes "some
+  things that fit".
+  """
+  things, mentions = reading.things, expand(atoms)
+  if len(things) < len(mentions):
+    return False
+  fits = np.array([[matches(m, t) for t in things] for m in mentions])
+  if fits[optimize.linear_sum_assignment(~fits)].sum() < len(mentions):  # no thing may serve two mentions
+    return False
+  if counted and (reading.blobs or any(
+      sum(t.shape == c.shape for t in things) != _wanted(atoms, c.shape) for c in atoms.clauses)):
+    return False
+  return all(_relation_found(r, atoms.clauses, things) for r in atoms.relations)
+
+
+def _wanted(atoms: Atoms, shape: int) -> int:
+  return sum(c.count for c in atoms.clauses if c.shape == shape)
+
+
+def strict(atoms: Atoms, reading: Reading) -> bool:
+  """Everything that was asked for, nothing else, and nothing unreadable."""
+  things, mentions = reading.things, expand(atoms)
+  if not reading.clean or len(things) != len(mentions) or not geneval(atoms, reading, True):
+    return False
+  right, _ = assign(mentions, things)
+  return right == sum(map(stated, mentions))
+
+
+def graded(atoms: Atoms, reading: Reading) -> float:
+  """Share of the atoms (shape and each attribute of every mention, each relation) that the picture shows."""
+  mentions = expand(atoms)
+  right, _ = assign(mentions, reading.things)
+  total = sum(map(stated, mentions)) + len(atoms.relations)
+  return (right + sum(_relation_found(r, atoms.clauses, reading.things) for r in atoms.relations)) / total
+
+
+def verdict(prompt: grammar.Prompt, reading: Reading) -> dict[str, float | bool]:
+  """All three rules for a prompt: {'geneval': bool, 'strict': bool, 'graded': float}."""
+  return {'geneval': geneval(prompt.atoms, reading, prompt.category in grammar.COUNTED),
+          'strict': strict(prompt.atoms, reading), 'graded': graded(prompt.atoms, reading)}
+
+
+def expand(atoms: Atoms) -> list[Clause]:
+  """One clause of count 1 for every thing that is mentioned."""
+  return [c._replace(count=1) for c in atoms.clauses for _ in range(c.count)]
+
+
+def stated(clause: Clause) -> int:
+  """Number of attributes that a mention states, its shape included."""
+  return 1 + sum(v is not None for v in clause[2:])
+
+
+def assign(mentions: Sequence[Clause], things: Sequence[world.Thing]) -> tuple[int, list[tuple[int, int]]]:
+  """Pairs mentions with things of their shape so that most attributes are right: that number, and the pairs."""
+  if not mentions or not things:
+    return 0, []
+  score = np.array([[_agreement(m, t) for t in things] for m in mentions])
+  rows, cols = optimize.linear_sum_assignment(-score)
+  return int(score[rows, cols].sum()), [(int(i), int(j)) for i, j in zip(rows, cols) if score[i, j]]
+
+
+def _agreement(mention: Clause, thing: world.Thing) -> int:
+  if mention.shape != thing.shape:
+    return 0
+  return 1 + sum(said == true for said, true in zip(mention[2:], (thing.colour, thing.texture, thing.size)))
+
+
+# Texts -> atoms
+
+
+def _vocabulary():
+  nouns, adjectives = {}, {}
+  for i, words in enumerate(grammar.NOUNS):
+    for w in words:
+      nouns[w] = nouns[grammar.PLURALS.get(w, w + 's')] = i
+  for field, table in (('colour', enumerate(grammar.COLOUR_WORDS)), ('texture', enumerate(grammar.TEXTURE_WORDS)),
+                       ('size', grammar.SIZE_WORDS.items())):
+    adjectives.update({w: (field, value) for value, words in table for w in words})
+  return nouns, adjectives
+
+
+_NOUNS, _ADJECTIVES = _vocabulary()
+_TEXTURE_NOUNS = {v: k for k, v in grammar.TEXTURE_NOUNS.items()}
+_NUMBERS = {'a': 1, 'an': 1, **{w: n for n, w in enumerate(grammar.NUMBERS) if n}}
+_OPENERS = tuple(tuple(o.split()) for o in grammar.OPENERS) + (('there', 'are'),)
+_PHRASES = sorted(((tuple(p.split()), name) for name, ps in grammar.RELATIONS.items() for p in ps), key=lambda x: -len(x[0]))
+
+
+class _Unparsable(Exception):
+  pass
+
+
+class _Parser:
+  """Recursive descent over the words of one text; clauses and relations gather in `clauses` and `relations`."""
+
+  def __init__(self, words: list[str]):
+    self.words, self.at = words, 0
+    self.clauses, self.relations = [], []
+
+  def take(self, *options: str) -> str | None:
+    if self.at < len(self.words) and self.words[self.at] in options:
+      self.at += 1
+      return self.words[self.at - 1]
+    return None
+
+  def take_phrase(self, phrase: tuple[str, ...]) -> bool:
+    if tuple(self.words[self.at:self.at + len(phrase)]) == phrase:
+      self.at += len(phrase)
+      return True
+    return False
+
+  def adjective(self, said: dict) -> bool:
+    if self.at >= len(self.words) or self.words[self.at] not in _ADJECTIVES:
+      return False
+    field, value = _ADJECTIVES[self.words[self.at]]
+    if said.setdefault(field, value) != value:
+      raise _Unparsable  # two colours for one thing
+    self.at += 1
+    return True
+
+  def noun_phrase(self) -> int:
+    """Reads one and returns the index of its clause; 'the disc' may point back to an earlier one."""
+    definite = self.take('the')
+    number = self.take(*_NUMBERS)
+    if not definite and not number:
+      raise _Unparsable
+    said = {}
+    while self.adjective(said):
+      pass
+    noun = self.take(*_NOUNS)
+    if noun is None:
+      raise _Unparsable
+    if self.take('with'):
+      texture = self.take(*_TEXTURE_NOUNS)
+      if texture is None or said.setdefault('texture', _TEXTURE_NOUNS[texture]) != _TEXTURE_NOUNS[texture]:
+        raise _Unparsable
+    clause = Clause(_NOUNS[noun], _NUMBERS[number] if number else 1, **said)
+    if definite:
+      for i, old in enumerate(self.clauses):
+        if old.shape == clause.shape and all(n is None or n == o for n, o in zip(clause[2:], old[2:])):
+          return i
+    self.clauses.append(clause)
+    return len(self.clauses) - 1
+
+  def attributes(self, subject: int):
+    said = {k: v for k, v in self.clauses[subject]._asdict().items() if k in ('colour', 'texture', 'size') and v is not None}
+    if not self.adjective(said):
+      raise _Unparsable
+    while self.take(',', 'and'):
+      if not self.adjective(said):
+        raise _Unparsable
+    self.clauses[subject] = self.clauses[subject]._replace(**said)
+
+  def relation(self, subject: int) -> bool:
+    for phrase, name in _PHRASES:
+      if self.take_phrase(phrase):
+        target = self.noun_phrase()
+        if target == subject:
+          raise _Unparsable
+        self.relations.append(Relation(subject, name, target))
+        return True
+    return False
+
+  def sentence(self):
+    if self.take('it', 'they'):
+      if not self.clauses or not self.take('is', 'are'):
+        raise _Unparsable
+      self.attributes(len(self.clauses) - 1)
+      return
+    any(self.take_phrase(opener) for opener in _OPENERS)
+    subject = self.noun_phrase()
+    while self.at < len(self.words) and self.words[self.at] != '.':
+      if self.take('is', 'are'):
+        if not self.relation(subject):
+          self.attributes(subject)
+      elif not self.relation(subject):
+        if not self.take(',', 'and'):
+          raise _Unparsable
+        self.take('and')
+        subject = self.noun_phrase()
+
+  def text(self) -> Atoms:
+    while self.at < len(self.words):
+      self.sentence()
+      if self.at < len(self.words) and not self.take('.'):
+        raise _Unparsable
+    if not self.clauses or sum(c.count for c in self.clauses) > 12:
+      raise _Unparsable
+    return Atoms(tuple(self.clauses), tuple(self.relations))
+
+
+def parse(text: str) -> Atoms | None:
+  """The atoms that a text states, or None where it is not a text of this world."""
+  if re.search(r'[^a-z., \n]', text.lower()):
+    return None
+  try:
+    return _Parser(re.findall(r'[a-z]+|[.,]', text.lower())).text()
+  except _Unparsable:
+    return None
+
+
+class TextCounts(NamedTuple):
+  """Atoms of one text against the true scene."""
+  stated: int
+  right: int
+  recalled: int  # shapes, colours and textures of the scene's things that the text states rightly
+  total: int  # shapes, colours and textures there are
+  words: int
+  parsed: bool
+
+
+def count_atoms(text: str, scene: world.Scene) -> TextCounts:
+  """Compares a text with a scene. An unparsable text states one atom, a wrong one."""
+  total, words = 3 * len(scene.things), len(text.split())
+  atoms = parse(text)
+  if atoms is None:
+    return TextCounts(1, 0, 0, total, words, False)
+  mentions = expand(atoms)
+  right, pairs = assign(mentions, scene.things)
+  sizes = sum(mentions[i].size == scene.things[j].size for i, j in pairs)
+  groups = [c for c in atoms.clauses if c.count > 1]
+  counts_right = sum(sum(t.shape == c.shape for t in scene.things) == _wanted(atoms, c.shape) for c in groups)
+  relations_right = sum(_relation_found(r, atoms.clauses, scene.things) for r in atoms.relations)
+  return TextCounts(
+      stated=sum(map(stated, mentions)) + len(groups) + len(atoms.relations),
+      right=right + counts_right + relations_right,
+      recalled=right - sizes, total=total, words=words, parsed=True)
