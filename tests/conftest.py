@@ -14,7 +14,7 @@ def tiny_hf_config(ids):
   from transformers import JanusConfig
   from dsr_jax.processor import BOS, EOS, IMAGE, PAD
   return JanusConfig(
-    text_config=dict(model_type='llama', vocab_size=360, hidden_size=48, intermediate_size=80, num_hidden_layers=3,
+    text_config=dict(model_type='llama', vocab_size=360, hidden_size=48, intermediate_size=80, num_hidden_layers=2,
                      num_attention_heads=4, num_key_value_heads=4, head_dim=16, rms_norm_eps=1e-6,
                      max_position_embeddings=256, pad_token_id=ids[PAD], bos_token_id=ids[BOS], eos_token_id=ids[EOS]),
     vision_config=dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=3.0, image_size=16,

@@ -1,6 +1,7 @@
 """A whole model directory in the Hugging Face layout, in and out."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -57,7 +58,7 @@ def load(directory):
   """Reads a model directory in the Hugging Face layout. Returns a `Bundle`; raises InputError naming every mistake."""
   directory = pathlib.Path(directory)
   config, processor = read_config(directory)
-  abstract = janus.abstract_params(config)
+  abstract = _abstract(config)
   wanted = table.entries(abstract)
   tied = read_json(directory / 'config.json').get('tie_word_embeddings', True)
   with weights.open_checkpoint(directory) as checkpoint:
@@ -115,9 +116,17 @@ def save(directory, config, params, source_dir, *, dtype='float32', card='', ove
     shutil.rmtree(aside, ignore_errors=True)
 
 
+def _abstract(config):
+  """Shapes of the parameters; tracing the model costs seconds, and they do not depend on the templates."""
+  return _abstract_of(dataclasses.replace(config, templates=None))
+
+
+_abstract_of = functools.lru_cache(maxsize=8)(janus.abstract_params)
+
+
 def _checked_entries(config, params):
   """Entries of the parameters; raises InputError where they are not this config's."""
-  wanted = table.entries(janus.abstract_params(config))
+  wanted = table.entries(_abstract(config))
   found = {entry.name: (entry.shape, 'F32') for entry in table.entries(params)}
   if wrong := table.mistakes(wanted, found):
     raise InputError(f'found parameters that do not fit the config: {"; ".join(wrong)}; expected exactly its tensors; '
