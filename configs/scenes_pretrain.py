@@ -14,7 +14,7 @@ def get_config():
   c.vocab_size = 640  # rows of the text embedding; the tokenizer fills fewer
 
   c.vq = ConfigDict()
-  c.vq.steps = 500
+  c.vq.cycles = (500, 600)  # steps of each warm restart: cosine to 0, then the codebook is spread anew over the latents
   c.vq.unquantised_steps = 60  # plain autoencoder first, so that the codebook starts from latents that mean something
   c.vq.batch = 32
   c.vq.learning_rate = 2e-3

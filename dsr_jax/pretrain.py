@@ -33,7 +33,8 @@ from dsr_jax.scenes import grammar, render, sets, world
 
 CODEBOOK_DECAY = 0.98
 DEAD_COUNT = 0.02  # a code used less than this a batch, on the running mean, is started again from a latent
-TEXT_BUCKET = 8  # texts are padded to a multiple of this
+TEXT_BUCKET = 16  # captions are padded to a multiple of this: few shapes, few compilations
+QUESTION_TOKENS = 24
 SORTED_BATCHES = 8  # this many batches are drawn together and sorted by text length, so that little padding is computed
 
 
@@ -77,18 +78,15 @@ def language_batches(config, processor, pool: int):
     for i in range(asked):
       pixels, question, answer = sets.pretraining_question(config.seed, (pool * SORTED_BATCHES + int(b)) * asked + i)
       reading.append((pixels, processor.encode_question(question), processor.encode_answer(answer)))
-    prompt = _padded(processor, [c[1] for c in drawing])
-    question = _padded(processor, [r[1] for r in reading])
-    answer = _padded(processor, [r[2] for r in reading])
+    longest = max(len(answer) for _, _, answer in drawing)
+    length = -(-longest // TEXT_BUCKET) * TEXT_BUCKET
+    prompt = processor.pad([c[1] for c in drawing], length)
+    question = processor.pad([r[1] for r in reading], QUESTION_TOKENS)
+    answer = processor.pad([r[2] for r in reading], length)
     batches.append(dict(
         drawn=np.stack([c[0] for c in drawing]), prompt=prompt, read=np.stack([r[0] for r in reading]),
         question=question, answer=answer, blank=rng.random(config.lm.batch) < config.lm.prompt_dropout))
   return batches
-
-
-def _padded(processor, texts):
-  longest = max(len(t) for t in texts)
-  return processor.pad(texts, -(-longest // TEXT_BUCKET) * TEXT_BUCKET)
 
 
 # Picture tokenizer.
@@ -140,7 +138,10 @@ def spread_codebook(key, z, size: int, rounds: int = 15):
 
 def train_picture_tokenizer(config, graphdef, params, run_dir):
   """Trains params['vqmodel'] and returns it."""
-  schedule = optax.warmup_cosine_decay_schedule(0.0, config.vq.learning_rate, 20, config.vq.steps)
+  cycles = tuple(config.vq.cycles)
+  starts = [sum(cycles[:i]) for i in range(len(cycles))]
+  schedule = optax.join_schedules(
+      [optax.warmup_cosine_decay_schedule(0.0, config.vq.learning_rate, 20, steps) for steps in cycles], starts[1:])
   optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule, b2=0.99))
   size = params['vqmodel']['quantize']['embedding'].shape[0]
   vq = {k: v for k, v in params['vqmodel'].items() if k != 'quantize'}
@@ -169,13 +170,13 @@ def train_picture_tokenizer(config, graphdef, params, run_dir):
   batch = functools.partial(tokenizer_batch, config.seed, size=config.vq.batch)
 
   def one(state, step):
-    if step == config.vq.unquantised_steps:
-      latents = jnp.concatenate([step_fn(jax.tree.map(jnp.copy, state), batch(step + i))[1][2] for i in range(4)])
+    if step in (config.vq.unquantised_steps, *starts[1:]):
+      latents = jnp.concatenate([step_fn(jax.tree.map(jnp.copy, state), batch(step + i))[1][2] for i in range(8)])
       state['sums'] = spread_codebook(jax.random.key(config.seed), latents, size) * 0.2
     state, (loss, used, _) = step_fn(state, batch(step))
     return state, f'loss {float(loss):.4f}  codes used {int(used)}'
 
-  state = _loop('picture tokenizer', config, config.vq.steps, state, one, os.path.join(run_dir, 'vq'))
+  state = _loop('picture tokenizer', config, sum(cycles), state, one, os.path.join(run_dir, 'vq'))
   return {**state['params'], 'quantize': {'embedding': unit_norm(state['sums'])}}
 
 
@@ -243,7 +244,7 @@ def _is_inner_matrix(path: str, x) -> bool:
 
 
 def _loop(title, config, steps, state, one, directory):
-  saved = checkpoints.Checkpoints(directory, dict(method=config.to_dict(), source='none'), keep_last=1)
+  saved = checkpoints.Checkpoints(directory, dict(method=json.loads(config.to_json_best_effort()), data=dict(fingerprint='scenes'), model=dict(fingerprint='none')), keep_last=1)
   if saved.latest() is not None:
     state = saved.restore(state)
   first = int(state['step'])
