@@ -6,6 +6,7 @@ not named at all), and words vary (synonyms, several phrasings a relation, eithe
 text is a partial account of its picture, and pretraining captions are a noisy one: one atom is wrong in about 10 %.
 """
 
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -98,10 +99,15 @@ def true_relations(a: world.Thing, b: world.Thing) -> list[str]:
   return [name for name in RELATIONS if relation_holds(name, a, b)]
 
 
+def tokens(text: str) -> list[str]:
+  """Words and punctuation marks."""
+  return re.findall(r'[a-z]+|[.,?]', text.lower())
+
+
 # Plans
 
 
-def _describe(rng, things: list[world.Thing]) -> Clause:
+def describe(rng, things: list[world.Thing]) -> Clause:
   """A clause for things of one shape: attributes they share, each dropped at times."""
   t = things[0]
   shared = lambda field: all(getattr(x, field) == getattr(t, field) for x in things)
@@ -124,7 +130,7 @@ def _groups(scene: world.Scene) -> list[list[world.Thing]]:
   return groups
 
 
-def _relate(rng, groups) -> tuple[Relation, ...]:
+def relate(rng, groups) -> tuple[Relation, ...]:
   """One true relation between two single things, or none."""
   single = [i for i, g in enumerate(groups) if len(g) == 1]
   if len(single) < 2 or not flip(rng, P_RELATION):
@@ -135,14 +141,20 @@ def _relate(rng, groups) -> tuple[Relation, ...]:
   return (Relation(a, pick(rng, names), b),) if names else ()
 
 
-def plan_caption(scene: world.Scene, rng: np.random.Generator) -> Atoms:
-  """A true, partial account of a scene."""
+def told_groups(scene: world.Scene, rng: np.random.Generator) -> list[list[world.Thing]]:
+  """Which groups of things a text tells of, in which order."""
   groups = _groups(scene)
   if flip(rng, 0.5):
     groups = groups[::-1]
   if len(groups) > 1 and flip(rng, P_PARTIAL):
     groups.remove(pick(rng, groups))
-  return Atoms(tuple(_describe(rng, g) for g in groups), _relate(rng, groups))
+  return groups
+
+
+def plan_caption(scene: world.Scene, rng: np.random.Generator) -> Atoms:
+  """A true, partial account of a scene."""
+  groups = told_groups(scene, rng)
+  return Atoms(tuple(describe(rng, g) for g in groups), relate(rng, groups))
 
 
 def corrupt(atoms: Atoms, rng: np.random.Generator) -> Atoms:
@@ -175,6 +187,8 @@ def corrupt(atoms: Atoms, rng: np.random.Generator) -> Atoms:
 
 
 def _word(rng, words) -> str:
+  if not isinstance(rng, np.random.Generator):  # `entropy` looks only where its text can be
+    return rng.word(words, (P_FIRST_SYNONYM, 1 - P_FIRST_SYNONYM))
   return words[0] if len(words) == 1 or flip(rng, P_FIRST_SYNONYM) else pick(rng, words[1:])
 
 
