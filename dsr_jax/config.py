@@ -113,7 +113,9 @@ class Eval:
   pictures: int = 1000  # described before and after
   quick_prompts_per_task: int = 16  # during
   quick_pictures: int = 64
-  chunk: int = 64  # prompts or pictures at once
+  chunk: int = 50  # prompts or pictures at once
+  tuned_temperature: float = -1.0  # the initial model is also measured at these, its best on validation; -1 is not
+  tuned_guidance: float = 1.0
   seed: int = 0
 
 

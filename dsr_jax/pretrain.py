@@ -176,7 +176,7 @@ def train_picture_tokenizer(config, graphdef, params, run_dir):
     state, (loss, used, _) = step_fn(state, batch(step))
     return state, f'loss {float(loss):.4f}  codes used {int(used)}'
 
-  state = _loop('picture tokenizer', config, sum(cycles), state, one, os.path.join(run_dir, 'vq'))
+  state = _loop('picture tokenizer', config, ('vq',), sum(cycles), state, one, os.path.join(run_dir, 'vq'))
   return {**state['params'], 'quantize': {'embedding': unit_norm(state['sums'])}}
 
 
@@ -231,7 +231,7 @@ def train_language_model(config, graphdef, params, processor, run_dir):
     state, (drawing, reading) = step_fn(state, batch)
     return state, f'drawing {float(drawing):.4f}  reading {float(reading):.4f} nats a token'
 
-  state = _loop('both tasks', config, config.lm.steps, state, one, os.path.join(run_dir, 'lm'))
+  state = _loop('both tasks', config, ('vq', 'lm'), config.lm.steps, state, one, os.path.join(run_dir, 'lm'))
   return {**state['params'], **fixed}
 
 
@@ -243,8 +243,11 @@ def _is_inner_matrix(path: str, x) -> bool:
 # The run.
 
 
-def _loop(title, config, steps, state, one, directory):
-  saved = checkpoints.Checkpoints(directory, dict(method=json.loads(config.to_json_best_effort()), data=dict(fingerprint='scenes'), model=dict(fingerprint='none')), keep_last=1)
+def _loop(title, config, part, steps, state, one, directory):
+  """Runs `one(state, step) -> (state, line)` to the end, from the last checkpoint of a run with the same settings."""
+  settings = {key: value for key, value in json.loads(config.to_json_best_effort()).items() if key in (*part, 'seed', 'vocab_size')}
+  about = dict(method=settings, data=dict(fingerprint='scenes'), model=dict(fingerprint='none'))
+  saved = checkpoints.Checkpoints(directory, about, keep_last=1)
   if saved.latest() is not None:
     state = saved.restore(state)
   first = int(state['step'])
