@@ -99,7 +99,8 @@ def load_trained(workdir, step=None):
   directory = os.path.join(os.path.abspath(workdir), 'checkpoints')
   if not os.path.isdir(directory):
     raise InputError(f'found no {directory}; expected the workdir of a run; name another')
-  with ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(read_only=True), item_names=('state', 'about')) as manager:
+  handlers = {'state': ocp.StandardCheckpointHandler(), 'about': ocp.JsonCheckpointHandler()}  # metadata is read before anything else names them
+  with ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(read_only=True), item_handlers=handlers) as manager:
     steps = sorted(manager.all_steps())
     chosen = steps[-1] if step is None and steps else step
     if chosen not in steps:

@@ -10,7 +10,7 @@ from absl import flags
 
 from dsr_jax import commands
 from dsr_jax import model_source
-from dsr_jax.errors import run_main
+from dsr_jax.errors import InputError, run_main
 
 
 def describe(model, image: str, *, question: str = '', num_samples: int = 4, temperature: float = 1.0, seed: int = 42,
@@ -41,6 +41,8 @@ def main(argv, f=flags.FLAGS):
   commands.no_arguments(argv)
   commands.require(model=f.model, image=f.image)
   commands.check_sampling(f.num_samples, f.temperature, f.seed)
+  if f.max_tokens is not None and f.max_tokens < 1:
+    raise InputError(f'found --max_tokens={f.max_tokens}; expected at least 1; raise it')
   from dsr_jax.inference import Inference  # after the cheap checks: JAX takes seconds to import
   result = {'image': f.image, 'temperature': f.temperature, 'seed': f.seed}
   for name in (f.model, *([f.compare] if f.compare else [])):
@@ -48,8 +50,9 @@ def main(argv, f=flags.FLAGS):
     model = Inference(model_source.resolve(name))
     question = f.question or result.get('question') or model.source.method.question
     commands.log(f'describing {f.image}: {question}')
-    table = {'model': name, 'samples': describe(model, f.image, question=question, num_samples=f.num_samples,
-                                                temperature=f.temperature, seed=f.seed)}
+    samples = describe(model, f.image, question=question, num_samples=f.num_samples, temperature=f.temperature,
+                       seed=f.seed, max_tokens=f.max_tokens)
+    table = {'model': name, 'samples': samples}
     if 'samples' in result:
       result['compare'] = table
     else:
@@ -63,6 +66,8 @@ def define_flags(f=flags.FLAGS):
   flags.DEFINE_string('question', None, 'What to ask about the picture. By default the question that the model was '
                       'reinforced with.', flag_values=f)
   flags.DEFINE_integer('num_samples', 4, 'How many texts.', flag_values=f)
+  flags.DEFINE_integer('max_tokens', None, 'Longest text. By default what the model was reinforced with.',
+                       flag_values=f)
   flags.DEFINE_float('temperature', 1.0, 'Sampling temperature; 0 is greedy.', flag_values=f)
   flags.DEFINE_integer('seed', 42, 'Text i of every model is sampled with (seed, i).', flag_values=f)
   flags.DEFINE_string('compare', None, 'A second model, which speaks with the same seeds.', flag_values=f)

@@ -1,0 +1,267 @@
+"""Prompts, pictures and their order: what is read is what the files say, and a batch is a function of (seed, step)."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import types
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from dsr_jax import config as config_lib
+from dsr_jax.data import batches as batches_lib
+from dsr_jax.data import images, order, prompts
+from dsr_jax.errors import InputError
+
+
+class WordProcessor:
+  """A tokenizer of one id a character: reversible, so a row tells its prompt."""
+  templates = types.SimpleNamespace(pad_id=0)
+
+  def encode_prompt(self, text):
+    return [ord(c) for c in text]
+
+  encode_question = encode_prompt
+
+
+def make(tmp_path, *, lines=None, pictures=0, task='unified', seed=3, inputs=4, max_prompt_tokens=64):
+  """Batches over a file of `lines` and a folder of `pictures` one-coloured images."""
+  tasks = 2 if task == 'unified' else 1
+  file, folder = tmp_path / 'prompts.txt', tmp_path / 'images'
+  file.write_text('\n'.join(lines or ['a']))
+  folder.mkdir(exist_ok=True)
+  for i in range(pictures):
+    Image.new('RGB', (20 + i, 30), (i, 100, 200)).save(folder / f'{i:03d}.png')
+  data = config_lib.Data(prompts=str(file), images=str(folder), max_prompt_tokens=max_prompt_tokens)
+  method = config_lib.Method(task=task, inputs_per_step=inputs * tasks, seed=seed, question='q?', instruction='i!')
+  return batches_lib.make(data, method, WordProcessor(), 16)
+
+
+def read(batch):
+  return [''.join(chr(i) for i in ids[mask]) for ids, mask in zip(batch['prompt_ids'], batch['prompt_mask'])]
+
+
+# Prompts.
+
+
+def test_lines_are_read_under_every_line_end_and_byte_order_mark(tmp_path):
+  file = tmp_path / 'p.txt'
+  file.write_bytes('\ufeffa red disc\r\n\r\n  two cats \rone\x0cdog\n\n\tünïcode\u2028x'.encode())
+  assert prompts.read_lines(str(file)) == [
+      (1, 'a red disc'), (3, 'two cats'), (4, 'one\x0cdog'), (6, 'ünïcode\u2028x')]
+
+
+@pytest.mark.parametrize('content, said', [
+    (b'', 'found no prompt'), (b'\r\n \n', 'found no prompt'), ('caf\u00e9'.encode('latin-1'), 'not UTF-8'),
+    ('a cat'.encode('utf-16'), 'not UTF-8'), (None, 'cannot read')])
+def test_unreadable_prompts_are_one_sentence(tmp_path, content, said):
+  file = tmp_path / 'p.txt'
+  if content is not None:
+    file.write_bytes(content)
+  with pytest.raises(InputError, match=said) as e:
+    prompts.read_lines(str(file))
+  assert str(file) in str(e.value) and '\n' not in str(e.value)
+
+
+def test_a_too_long_prompt_is_named_by_its_line(tmp_path):
+  with pytest.raises(InputError, match=r'line 3 of prompts.txt has 9 tokens; expected at most 8'):
+    make(tmp_path, lines=['short', '', 'too  long', 'short'], task='generation', max_prompt_tokens=8)
+
+
+def test_what_the_tokenizer_refuses_is_named_by_its_line(tmp_path, monkeypatch):
+  def refuse(self, text):
+    raise InputError(f'found a special token in {text}')
+  monkeypatch.setattr(WordProcessor, 'encode_prompt', refuse)
+  with pytest.raises(InputError, match='line 1 of prompts.txt: found a special token in short'):
+    make(tmp_path, lines=['short'], task='generation')
+
+
+# T2I-CompBench++.
+
+
+@pytest.fixture(scope='module')
+def compbench(tmp_path_factory):
+  from dsr_jax.data import t2i_compbench
+  return t2i_compbench.load(str(tmp_path_factory.mktemp('tfds')))
+
+
+def test_compbench_has_the_files_prompts_in_order_with_repeats(compbench):
+  from dsr_jax.data import t2i_compbench
+  folder = os.path.join(os.path.dirname(t2i_compbench.__file__), 't2i_compbench_prompts')
+  expected = []
+  for name in ('color', 'shape', 'texture', 'spatial', '3d_spatial', 'numeracy', 'non_spatial', 'complex'):
+    with open(os.path.join(folder, f'{name}_train.txt'), encoding='utf-8', newline=None) as f:
+      expected += [line.strip() for line in f.read().splitlines()]
+  found = [compbench[i] for i in range(len(compbench))]
+  assert found == expected
+  assert len(found) == 5600 and len(set(found)) == 5559
+  assert not any('\r' in prompt for prompt in found)
+  assert compbench.where(700) == 'line 1 of shape_train.txt'
+
+
+@pytest.mark.parametrize('name, sha256', [
+    ('3d_spatial_train', '0bba7e9ad31b0ce7908f6cbf2426a4b7ef6e8b841c1b737d0ad2d5b8e688dd93'),
+    ('color_train', 'db5d3287027d453f8c977f0c7315f8a01a770f02f61fa54ae19406762982393f'),
+    ('complex_train', 'd214ac45cb3c5307dd14a144c8c69aa5ffdcc7be74ff71b5dac989f8ca9f924b'),
+    ('non_spatial_train', 'dbac5a9ec83204dcd0c3538a12d3212e2ce66db6f7ba45b49a1d869b2d3f2430'),
+    ('numeracy_train', 'f66bb8708cb0be23c0406e14d892b25661b2b71e3e72abddc79c38466ab629c6'),
+    ('shape_train', '451bdfccd330d4cf979d45664817be7959e89250b93d5c591cc562b858175a87'),
+    ('spatial_train', 'af14cdf2320057d98f94077e6211c2ddfaabfbb9e3842873657baabb17e00de6'),
+    ('texture_train', '4846315c5972f9e9cc82e4833099e8ec2c28b999ca77269512715f3f56bde54f'),
+    ('LICENSE', '905b2fb8de6611b855171c41985efc7a36698016c083f1b39485a6f9e9d4ae00')])
+def test_shipped_prompts_are_the_source_byte_for_byte(name, sha256):
+  folder = os.path.join(os.path.dirname(batches_lib.__file__), 't2i_compbench_prompts')
+  with open(os.path.join(folder, f'{name}.txt'), 'rb') as f:
+    assert hashlib.sha256(f.read()).hexdigest() == sha256
+
+
+def test_compbench_needs_neither_tensorflow_nor_torch(tmp_path):
+  script = (f'import sys; from dsr_jax.data import t2i_compbench; print(len(t2i_compbench.load({str(tmp_path)!r})), '
+            '"tensorflow" in sys.modules or "torch" in sys.modules)')
+  done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, check=True)
+  assert done.stdout.split()[-2:] == ['5600', 'False']
+
+
+def test_a_data_folder_that_cannot_be_written_is_one_sentence(tmp_path):
+  from dsr_jax.data import t2i_compbench
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(InputError, match='cannot write data sets'):
+    t2i_compbench.load(str(tmp_path / 'file' / 'below'))
+
+
+# Pictures.
+
+
+def test_a_folder_is_read_sorted_with_subfolders_and_without_hidden_files(tmp_path):
+  for name in ('b.PNG', 'a/z.jpg', 'a.jpeg', '.hidden.png', '.git/x.png', 'notes.txt'):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b'')
+  assert images.find(str(tmp_path)) == ['a.jpeg', 'a/z.jpg', 'b.PNG']
+
+
+def test_a_folder_without_images_is_one_sentence(tmp_path):
+  (tmp_path / 'notes.txt').write_text('')
+  with pytest.raises(InputError, match='found no image in .*; expected files ending in'):
+    images.find(str(tmp_path))
+  with pytest.raises(InputError, match='found no folder'):
+    images.find(str(tmp_path / 'absent'))
+
+
+@pytest.mark.parametrize('mode', ['RGB', 'L', 'LA', 'P', 'RGBA', '1', 'I;16', 'CMYK'])
+@pytest.mark.parametrize('size', [(40, 30), (1, 30), (30, 1)])
+def test_every_kind_of_picture_becomes_a_square_of_bytes(tmp_path, mode, size):
+  suffix = 'tif' if mode == 'CMYK' else 'png'
+  Image.new('RGB', size, (250, 250, 250)).convert('L' if mode == 'I;16' else mode).convert(mode).save(
+      tmp_path / f'x.{suffix}')
+  picture = images.Pictures.from_folder(str(tmp_path), 16)[0]
+  assert picture.shape == (16, 16, 3) and picture.dtype == np.uint8
+
+
+def test_a_picture_that_does_not_decode_is_named_when_it_is_asked_for(tmp_path):
+  Image.new('RGB', (64, 64)).save(tmp_path / 'a.png')
+  (tmp_path / 'b.png').write_bytes((tmp_path / 'a.png').read_bytes()[:60])
+  pictures = images.Pictures.from_folder(str(tmp_path), 16)
+  assert pictures.take([0]).shape == (1, 16, 16, 3)
+  with pytest.raises(InputError, match=r'b\.png'):
+    pictures.take([0, 1])
+
+
+# Order.
+
+
+def test_every_epoch_is_a_permutation_and_no_two_are_alike():
+  epochs = [order.items(5, order.PROMPTS, range(e * 100, (e + 1) * 100), 100) for e in range(4)]
+  assert all(sorted(epoch) == list(range(100)) for epoch in epochs)
+  assert len({tuple(epoch) for epoch in epochs}) == 4
+  others = (order.items(6, order.PROMPTS, range(100), 100), order.items(5, order.PICTURES, range(100), 100))
+  assert epochs[0] not in others
+
+
+def test_the_order_is_the_same_on_every_machine():
+  # Written down once: a resumed run must find its data where it left them, whatever NumPy is installed.
+  assert order.items(42, order.PROMPTS, range(8), 8) == [7, 1, 6, 4, 3, 5, 0, 2]
+  assert int(order.step_seed(42, 7)) == 1446207026
+
+
+def test_steps_have_seeds_of_their_own():
+  assert len({int(order.step_seed(s, step)) for s in range(20) for step in range(50)}) == 1000
+
+
+# Batches.
+
+
+def test_a_batch_is_a_function_of_seed_and_step_alone(tmp_path):
+  lines, later = [f'prompt {i}' for i in range(10)], {}
+  one = make(tmp_path, lines=lines, pictures=7)
+  for step in (9, 2, 5, 0):
+    later[step] = one.at(step)
+  two = make(tmp_path, lines=lines, pictures=7)
+  for step, batch in later.items():
+    again = two.at(step)
+    assert batch.keys() == again.keys()
+    assert all(np.array_equal(batch[key], again[key]) for key in batch)
+  other = make(tmp_path, lines=lines, pictures=7, seed=4)
+  assert not np.array_equal(other.at(0)['prompt_ids'], later[0]['prompt_ids'])
+  assert one.fingerprint == two.fingerprint == other.fingerprint
+
+
+def test_an_epoch_shows_every_prompt_and_picture_once_even_where_steps_straddle_it(tmp_path):
+  lines = [f'prompt {i}' for i in range(10)]
+  made = make(tmp_path, lines=lines, pictures=6, inputs=4)
+  rows = [row for step in range(5) for row in read(made.at(step))]
+  assert sorted(rows[:10]) == sorted(lines) and sorted(rows[10:]) == sorted(lines)
+  red = [int(pixels[8, 8, 0]) for step in range(3) for pixels in made.at(step)['pixels']]
+  assert sorted(red[:6]) == sorted(red[6:]) == list(range(6))
+
+
+def test_shapes_and_types_never_change(tmp_path):
+  made = make(tmp_path, lines=['x' * n for n in (1, 5, 9)], pictures=2, inputs=2)
+  shapes = [{k: (v.shape, v.dtype) for k, v in made.at(step).items()} for step in range(4)]
+  assert all(shape == shapes[0] for shape in shapes)
+  ints, bools = np.dtype('int32'), np.dtype('bool')
+  assert shapes[0] == {
+      'prompt_ids': ((2, 9), ints), 'prompt_mask': ((2, 9), bools), 'instruction_ids': ((2,), ints),
+      'instruction_mask': ((2,), bools), 'pixels': ((2, 16, 16, 3), np.dtype('uint8')), 'question_ids': ((2, 2), ints),
+      'question_mask': ((2, 2), bools), 'seed': ((), np.dtype('uint32'))}
+
+
+def test_rows_made_apart_are_the_rows_of_the_batch(tmp_path):
+  made = make(tmp_path, lines=[f'prompt {i}' for i in range(5)], pictures=5)
+  batch = made.at(3)
+  parts = [{**made.prompts_at(3, a, a + 2), **made.pictures_at(3, a, a + 2)} for a in (0, 2)]
+  for key in parts[0]:
+    assert np.array_equal(np.concatenate([part[key] for part in parts]), batch[key])
+  assert made.texts_at(3) == read(batch)
+
+
+def test_the_task_that_is_not_trained_is_absent_and_its_data_unread(tmp_path):
+  drawn = make(tmp_path, lines=['a'], pictures=0, task='generation').at(0)
+  assert set(drawn) == {'prompt_ids', 'prompt_mask', 'instruction_ids', 'instruction_mask', 'seed'}
+  described = make(tmp_path, lines=['x' * 100], pictures=1, task='understanding').at(0)
+  assert set(described) == {'pixels', 'question_ids', 'question_mask', 'seed'}
+
+
+def test_other_data_have_another_fingerprint(tmp_path):
+  one = make(tmp_path, lines=['a', 'b'], task='generation')
+  assert one.fingerprint != make(tmp_path, lines=['b', 'a'], task='generation').fingerprint
+
+
+@pytest.mark.parametrize('data, said', [
+    (dict(prompts='nowhere.txt'), 'found no prompts nowhere.txt; expected one of scenes, t2i_compbench, or'),
+    (dict(images='nowhere'), 'found no pictures nowhere; expected one of scenes, or a folder')])
+def test_unknown_data_are_one_sentence(data, said, monkeypatch):
+  monkeypatch.setattr(batches_lib.sets, 'reinforcement_prompts', lambda seed: ('a',))
+  with pytest.raises(InputError, match=said):
+    batches_lib.make(config_lib.Data(**data), config_lib.Method(), WordProcessor(), 32)
+
+
+def test_scenes_are_drawn_for_models_of_their_size_only(monkeypatch):
+  monkeypatch.setattr(batches_lib.sets, 'reinforcement_prompts', lambda seed: ('a disc', 'a ring'))
+  method = config_lib.Method(inputs_per_step=4)
+  batch = batches_lib.make(config_lib.Data(), method, WordProcessor(), 32).at(0)
+  assert sorted(read(batch)) == ['a disc', 'a ring'] and batch['pixels'].shape == (2, 32, 32, 3)
+  with pytest.raises(InputError, match='found a model of 384 x 384 pixels'):
+    batches_lib.make(config_lib.Data(), method, WordProcessor(), 384)

@@ -1,0 +1,167 @@
+"""A bare machine gets what the project needs, pinned, and `make` installs it once."""
+
+import ast
+import importlib.metadata
+import os
+import pathlib
+import shutil
+import stat
+import subprocess
+import sys
+
+from packaging.requirements import Requirement
+import pytest
+import yaml
+
+ROOT = pathlib.Path(__file__).parent.parent
+FILES = ('requirements.txt', 'requirements-test.txt', 'requirements-tpu.txt', 'requirements-gpu.txt')
+# Import name -> package, where they differ; and what a required package cannot do without.
+MODULES = {'PIL': 'pillow', 'absl': 'absl-py', 'orbax': 'orbax-checkpoint', 'ml_collections': 'ml-collections',
+           'tensorflow_datasets': 'tensorflow-datasets'}
+COME_ALONG = {'tokenizers': 'transformers', 'huggingface_hub': 'transformers', 'etils': 'orbax-checkpoint',
+              'ml_dtypes': 'jax', 'jaxlib': 'jax'}
+
+
+def requirements(file):
+  lines = [line.split(' #')[0].strip() for line in (ROOT / file).read_text().splitlines()]
+  return [Requirement(line) for line in lines if line and not line.startswith(('#', '-r'))]
+
+
+def names(file):
+  return {requirement.name.lower() for requirement in requirements(file)}
+
+
+@pytest.mark.parametrize('file', FILES)
+def test_every_requirement_names_one_version(file):
+  for requirement in requirements(file):
+    assert [spec.operator for spec in requirement.specifier] == ['=='], requirement
+
+
+@pytest.mark.parametrize('version, jax, flax', [('3.11', '0.10.2', '0.12.8'), ('3.12', '0.12.0', '0.12.12'),
+                                                ('3.13', '0.12.0', '0.12.12')])
+def test_each_python_gets_one_jax_and_the_flax_that_fits_it(version, jax, flax):
+  for file in ('requirements.txt', 'requirements-tpu.txt', 'requirements-gpu.txt'):
+    chosen = [r for r in requirements(file) if not r.marker or r.marker.evaluate({'python_version': version})]
+    pins = {name: [str(r.specifier) for r in chosen if r.name == name] for name in ('jax', 'flax')}
+    assert pins['jax'] == [f'=={jax}']
+    assert pins['flax'] == ([f'=={flax}'] if file == 'requirements.txt' else [])
+
+
+def test_what_is_installed_here_is_what_is_pinned():
+  for requirement in requirements('requirements.txt') + requirements('requirements-test.txt'):
+    if not requirement.marker or requirement.marker.evaluate():
+      assert requirement.specifier.contains(importlib.metadata.version(requirement.name)), requirement
+
+
+def test_only_the_tests_need_torch():
+  assert not names('requirements.txt') & {'torch', 'tensorflow', 'pytest'}
+  assert {'torch', 'pytest'} <= names('requirements-test.txt')
+
+
+def test_the_package_imports_only_what_it_requires():
+  allowed = names('requirements.txt') | set(sys.stdlib_module_names) | {'dsr_jax', 'configs'}
+  for path in [*(ROOT / 'dsr_jax').rglob('*.py'), *(ROOT / 'configs').glob('*.py')]:
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.Import):
+        found = [alias.name for alias in node.names]
+      else:
+        found = [node.module] if isinstance(node, ast.ImportFrom) else []
+      for name in found:
+        top = name.split('.')[0]
+        assert COME_ALONG.get(top, MODULES.get(top, top)) in allowed, f'{path} imports {name}'
+
+
+def test_licence_and_citation_are_complete():
+  licence = (ROOT / 'LICENSE').read_text()
+  assert 'Apache License' in licence and 'END OF TERMS AND CONDITIONS' in licence
+  assert 'MIT License' in (ROOT / 'dsr_jax/data/t2i_compbench_prompts/LICENSE.txt').read_text()
+  citation = yaml.safe_load((ROOT / 'CITATION.cff').read_text())
+  assert citation['cff-version'] == '1.2.0' and '2506.07963' in citation['preferred-citation']['url']
+
+
+def test_continuous_integration_runs_make_test():
+  script = ROOT / '.ci' / 'run'
+  assert script.stat().st_mode & stat.S_IXUSR
+  assert 'make test' in script.read_text()
+
+
+# The Makefile, with programs that only write down that they were called.
+
+
+class Bench:
+  """A folder with the Makefile and a fake python; `calls` tells what was run."""
+
+  def __init__(self, folder):
+    self.folder = folder
+    for name in ('Makefile', 'requirements.txt', 'requirements-test.txt'):
+      shutil.copy(ROOT / name, folder)
+    self.log = folder / 'log'
+    inner = f'#!/bin/sh\necho "$@" >> {self.log}\n[ -z "$FAIL" ] || exit 1\n'
+    # As python3: `-c` is the version check, `-m venv --clear DIR` makes an environment of another such program.
+    self.script(folder / 'python3', f"""#!/bin/sh
+if [ "$1" = -c ]; then exec {sys.executable} "$@"; fi
+echo "$@" >> {self.log}
+mkdir -p .venv/bin
+cat > .venv/bin/python <<'END'
+{inner}END
+chmod +x .venv/bin/python
+touch .venv/bin/pip
+""")
+
+  def script(self, path, text):
+    path.write_text(text)
+    path.chmod(0o755)
+
+  def make(self, target, **env):
+    self.log.write_text('')
+    outside = {k: v for k, v in os.environ.items() if not k.startswith('MAKE')}  # the suite itself may run under make
+    done = subprocess.run(['make', target, f'PYTHON={self.folder}/python3'], cwd=self.folder, capture_output=True,
+                          text=True, env={**outside, **env})
+    self.code, self.output = done.returncode, done.stdout + done.stderr
+    return self.log.read_text().splitlines()
+
+
+RUN = '-m dsr_jax.main --config=configs/scenes.py --workdir=runs/scenes'
+
+
+@pytest.fixture
+def bench(tmp_path):
+  return Bench(tmp_path)
+
+
+def test_make_run_makes_the_environment_once_and_runs_the_main_job(bench):
+  assert bench.make('run') == ['-m venv --clear .venv', '-m pip install -r requirements.txt', RUN]
+  assert bench.make('run') == [RUN]
+
+
+def test_make_test_installs_the_test_requirements_once_and_runs_the_suite(bench):
+  first = bench.make('test')
+  assert first[:2] == ['-m venv --clear .venv', '-m pip install -r requirements-test.txt']
+  assert first[2].startswith('-m pytest') and bench.make('test') == first[2:]
+
+
+def test_changed_requirements_are_installed_again(bench):
+  bench.make('run')
+  with open(bench.folder / 'requirements.txt', 'a') as f:
+    f.write('six==1.17.0\n')
+  assert bench.make('run') == ['-m pip install -r requirements.txt', RUN]
+  assert bench.make('test')[0] == '-m pip install -r requirements-test.txt'
+
+
+def test_an_install_that_failed_is_taken_up_again(bench):
+  assert bench.make('run', FAIL='1')[-1] == '-m pip install -r requirements.txt' and bench.code
+  assert bench.make('run') == ['-m pip install -r requirements.txt', RUN] and not bench.code
+
+
+def test_an_environment_that_was_cut_short_is_made_again(bench):
+  (bench.folder / '.venv' / 'bin').mkdir(parents=True)  # venv was killed before it had put pip in
+  assert bench.make('run')[0] == '-m venv --clear .venv'
+
+
+def test_a_too_old_python_is_one_sentence(bench):
+  bench.script(bench.folder / 'python3', f"""#!/bin/sh
+exec {sys.executable} -c "import sys; sys.version_info = (3, 10, 1); sys.version = '3.10.1 (x)'; exec(sys.argv[1])" "$2"
+""")
+  bench.make('run')
+  assert bench.code and 'error: found Python 3.10.1; expected 3.11 or newer' in bench.output
+  assert not (bench.folder / '.venv').exists()
