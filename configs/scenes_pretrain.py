@@ -20,8 +20,8 @@ def get_config():
   c.vq.learning_rate = 2e-3
 
   c.lm = ConfigDict()
-  c.lm.steps = 1600
-  c.lm.batch = 64  # captioned pictures; each is learned in both directions
+  c.lm.steps = 1800
+  c.lm.batch = 32  # captioned pictures; each is learned in both directions
   c.lm.learning_rate = 3e-3
   c.lm.prompt_dropout = 0.1  # what guidance needs
   c.lm.question_share = 0.25  # of the texts about pictures, the rest are captions

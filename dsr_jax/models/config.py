@@ -103,7 +103,7 @@ class JanusConfig:
   def scenes(cls, vocab_size: int = 640) -> 'JanusConfig':
     """The embedded model: 32x32 pictures as 8x8 codes of 512."""
     return cls(
-        text=TextConfig(vocab_size, 160, 448, 4, 4, 40),
+        text=TextConfig(vocab_size, 128, 352, 4, 4, 32),
         vision=VisionConfig(96, 384, 2, 4, image_size=32, patch_size=4),
         vq=VQConfig(512, embed_dim=8, latent_channels=64, base_channels=32, channel_multiplier=(1, 1, 2), num_res_blocks=1))
 
