@@ -13,6 +13,7 @@ from dsr_jax.scenes import grammar
 EMBEDDED = os.path.join(os.path.dirname(__file__), 'assets', 'scenes_base')
 EXPECTED = ("a model directory, a run's workdir (DIR or DIR@STEP), 'scenes' for the embedded model, or a Hub id "
             '(OWNER/NAME)')
+EXPECTED_SOURCE = "a model directory, 'scenes' for the embedded model, or a Hub id (OWNER/NAME)"
 _HUB_ID = re.compile(r'[\w-][\w.-]*/[\w-][\w.-]*')
 _FILES = ('*.json', '*.jinja', '*.safetensors')
 
@@ -49,6 +50,9 @@ def directory_of(name: str) -> str:
       raise InputError(f'found no embedded model in {EMBEDDED}; expected the one that the package ships; install '
                        'dsr_jax again, or name a model directory')
     return EMBEDDED
+  if is_run(name):
+    raise InputError(f'found the workdir of a run, {name}; expected {EXPECTED_SOURCE}; convert the run to a model '
+                     'directory first')
   if os.path.isdir(name):
     return name
   if _HUB_ID.fullmatch(name):
@@ -88,6 +92,9 @@ def _from_run(name, workdir, step):
   trained, about, _ = checkpoints.load_trained(workdir, step)
   method = config_lib.Method(**about['method'])
   base = resolve(about['model']['name'])
+  if base.bundle.source['hash'] != about['model']['fingerprint']:
+    raise InputError(f'found other weights in {about["model"]["name"]} than those that the run {workdir} began with; '
+                     'expected the same; restore that model')
   params = _merge(base.bundle.params, trained, '')
   return dataclasses.replace(base, name=name, bundle=dataclasses.replace(base.bundle, params=params), method=method)
 

@@ -40,7 +40,7 @@ def run(command, **values):
 def drawn(hf_directory, tmp_path_factory):
   """(folder, samples.json) of six pictures."""
   folder = tmp_path_factory.mktemp('drawn') / 'out'
-  run(generate, model=hf_directory, prompt=PROMPT, num_samples=6, output=folder, cfg_weight=2)
+  run(generate, model=hf_directory, prompt=PROMPT, num_samples=6, output=folder)
   return folder, json.loads((folder / 'samples.json').read_text())
 
 
@@ -53,8 +53,7 @@ def picture(tmp_path_factory):
 
 def content(bundle, text, question=False):
   encode = bundle.processor.encode_question if question else bundle.processor.encode_prompt
-  ids = jnp.asarray([encode(text)], jnp.int32)
-  return Text(ids, jnp.ones(ids.shape, bool))
+  return Text(*(jnp.asarray(x) for x in bundle.processor.pad([encode(text)], 32 if question else 12)))
 
 
 @pytest.fixture(scope='module')
@@ -107,14 +106,19 @@ def test_rewards_are_those_of_the_training_step(drawn, bundle, reward, decode):
   candidate = Text(prompt.ids[:, None], prompt.mask[:, None])
   understanding, _ = reward.understanding(codes[:, 0], candidate)
   np.testing.assert_allclose([s['reward_generation'] for s in samples], generation[0], atol=1e-4)
-  np.testing.assert_allclose([s['text_logps'] for s in samples], text_logps[0], atol=1e-4)
+  length = len(samples[0]['text_logps'])
+  np.testing.assert_allclose([s['text_logps'] for s in samples], text_logps[0, :, :length], atol=1e-4)
+  assert not np.any(text_logps[0, :, length:])
   np.testing.assert_allclose(samples[0]['reward_understanding'], understanding[0, 0], atol=1e-4)
 
 
-def test_sampling_log_probabilities_are_the_guided_ones(drawn, bundle, model):
+def test_sampling_log_probabilities_are_those_under_the_models_own_guidance(drawn, bundle, model, hf_directory):
   samples = drawn[1]['samples']
+  weight = json.loads((hf_directory / 'generation_config.json').read_text())['guidance_scale']
+  assert drawn[1]['cfg_weight'] == weight != 1
   prompt = content(bundle, PROMPT)
-  score_guided = jax.jit(lambda prompt, codes: model.picture_logps(prompt, codes, None, Scoring(guidance=2.0)).logp)
+  how = Scoring(guidance=float(weight))
+  score_guided = jax.jit(lambda prompt, codes: model.picture_logps(prompt, codes, None, how).logp)
   logp = score_guided(Text(prompt.ids[:, None], prompt.mask[:, None]), jnp.asarray([[s['codes'] for s in samples]]))
   np.testing.assert_allclose([s['sampling_logps'] for s in samples], logp[0], atol=1e-4)
 
@@ -160,24 +164,21 @@ def test_the_same_seed_draws_the_same_and_another_does_not(drawn, hf_directory, 
 
 
 def run_generate(model, folder, **values):
-  run(generate, **{**dict(model=model, prompt=PROMPT, num_samples=6, output=folder, cfg_weight=2), **values})
+  run(generate, **{**dict(model=model, prompt=PROMPT, num_samples=6, output=folder), **values})
   return json.loads((folder / 'samples.json').read_text())
 
 
-def test_more_samples_begin_with_the_same_ones(drawn, hf_directory, tmp_path, monkeypatch):
+def test_pictures_do_not_depend_on_how_many_are_drawn_at_once(drawn, hf_directory, tmp_path, monkeypatch):
   from dsr_jax import inference
-  monkeypatch.setattr(inference, 'CHUNK', 4)
-  more = run_generate(hf_directory, tmp_path / 'out', num_samples=7)
+  monkeypatch.setattr(inference, 'CHUNK', 3)
+  again = run_generate(hf_directory, tmp_path / 'out')
   codes = lambda summary: {s['candidate']: s['codes'] for s in summary['samples']}
-  assert {i: c for i, c in codes(more).items() if i < 6} == codes(drawn[1])
+  assert codes(again) == codes(drawn[1])
 
 
-def test_guidance_is_the_models_own_unless_it_is_given(hf_directory, tmp_path):
-  own = json.loads((hf_directory / 'generation_config.json').read_text())['guidance_scale']
-  f = dict(model=hf_directory, prompt=PROMPT, num_samples=1)
-  run(generate, **f, output=tmp_path / 'own')
-  run(generate, **f, output=tmp_path / 'given', cfg_weight=own)
-  assert (tmp_path / 'own/samples.json').read_text() == (tmp_path / 'given/samples.json').read_text()
+def test_guidance_given_is_used(hf_directory, drawn, tmp_path):
+  given = run_generate(hf_directory, tmp_path / 'out', cfg_weight=1)
+  assert given['cfg_weight'] == 1 and given['samples'][0]['codes'] != drawn[1]['samples'][0]['codes']
 
 
 def test_a_model_compared_with_itself_draws_the_same(hf_directory, drawn, tmp_path):
@@ -227,7 +228,7 @@ def workdir(hf_directory, bundle, tmp_path_factory):
   from dsr_jax import checkpoints
   folder = tmp_path_factory.mktemp('run')
   about = {'method': config_lib.to_json(config_lib.Config())['method'], 'data': {},
-           'model': {'name': str(hf_directory), 'fingerprint': 'x'}}
+           'model': {'name': str(hf_directory), 'fingerprint': bundle.source['hash']}}
   kept = checkpoints.Checkpoints(str(folder), about)
   for step in (1, 2):
     head = {'kernel': jnp.asarray(bundle.params['lm_head']['kernel']) * (step + 1)}
@@ -251,6 +252,20 @@ def test_a_step_that_a_run_does_not_have_is_one_sentence(workdir, hf_directory):
     model_source.resolve(f'{workdir}@9')
   with pytest.raises(InputError, match='has no checkpoints'):
     model_source.resolve(f'{hf_directory}@1')
+
+
+def test_a_run_whose_base_has_changed_is_refused(workdir, monkeypatch):
+  from dsr_jax import checkpoints
+  trained, about, step = checkpoints.load_trained(str(workdir))
+  other = {**about, 'model': {**about['model'], 'fingerprint': 'another'}}
+  monkeypatch.setattr(checkpoints, 'load_trained', lambda *args: (trained, other, step))
+  with pytest.raises(InputError, match='found other weights in'):
+    model_source.resolve(str(workdir))
+
+
+def test_a_run_is_no_source_for_training(workdir):
+  with pytest.raises(InputError, match='found the workdir of a run'):
+    model_source.directory_of(str(workdir))
 
 
 def test_trained_parameters_of_another_model_are_refused(bundle):
@@ -286,7 +301,7 @@ def test_a_hub_id_is_the_downloaded_directory(monkeypatch, hf_directory):
     (dict(cfg_weight='nan'), 'found --cfg_weight'), (dict(seed=-1), 'found --seed'),
     (dict(output=''), 'found no --output')])
 def test_bad_input_to_generate_is_one_sentence_and_leaves_nothing(values, said, hf_directory, tmp_path):
-  values = {**dict(model=hf_directory, prompt=PROMPT, num_samples=1, output=tmp_path / 'out'), **values}
+  values = {**dict(model=hf_directory, prompt=PROMPT, num_samples=6, output=tmp_path / 'out'), **values}
   with pytest.raises(InputError, match=said) as e:
     run(generate, **values)
   assert '\n' not in str(e.value) and '; expected' in str(e.value)
@@ -331,20 +346,20 @@ def test_a_foreign_folder_is_refused_and_an_own_one_replaced(hf_directory, tmp_p
   foreign.mkdir()
   (foreign / 'thesis.tex').write_text('years of work')
   with pytest.raises(InputError, match='found thesis.tex in .*; expected a new or empty folder'):
-    run_generate(hf_directory, foreign, num_samples=1)
+    run_generate(hf_directory, foreign)
   (tmp_path / 'file').write_text('')
   with pytest.raises(InputError, match='found the file'):
-    run_generate(hf_directory, tmp_path / 'file', num_samples=1)
-  run_generate(hf_directory, tmp_path / 'own', num_samples=2)
-  run_generate(hf_directory, tmp_path / 'own', num_samples=1)
-  assert sorted(os.listdir(tmp_path / 'own')) == ['00.png', 'samples.json']
+    run_generate(hf_directory, tmp_path / 'file')
+  run_generate(hf_directory, tmp_path / 'own', compare=hf_directory)
+  run_generate(hf_directory, tmp_path / 'own')
+  assert sorted(os.listdir(tmp_path / 'own')) == [f'{i:02d}.png' for i in range(6)] + ['samples.json']
   assert sorted(os.listdir(tmp_path)) == ['file', 'foreign', 'own'] and os.listdir(foreign) == ['thesis.tex']
 
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(hf_directory, tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(InputError, match='cannot write'):
-    run_generate(hf_directory, tmp_path / 'file' / 'out', num_samples=1)
+    run_generate(hf_directory, tmp_path / 'file' / 'out')
 
 
 def test_output_that_fails_half_way_leaves_what_was_there(tmp_path):
