@@ -81,37 +81,43 @@ class Evaluator:
                             max_text_tokens=m.max_text_tokens, seed=e.seed)
     self._last = m.steps
 
-  def run(self, params, step: int) -> dict[str, float]:
-    """Parameters of all parts -> flat scores: generation/..., description/..., yesno/...; whole lists at the first and last step."""
+  def run(self, params, step: int):
+    """Evaluates parameters of all parts: the whole lists at the first and last step, their beginnings between.
+
+    Returns flat scores (generation/..., description/..., yesno/...) and details: {name: rows of sums}, for `dsr_jax.effect`.
+    """
     whole = step in (0, self._last)
     per_task, pictures = (self._eval.prompts_per_task, self._eval.pictures) if whole else (
         self._eval.quick_prompts_per_task, self._eval.quick_pictures)
-    scores = self.generation(params, per_task, self._method.temperature, self._method.guidance)
+    scores, details = self.generation(params, per_task, self._method.temperature, self._method.guidance)
     if step == 0 and self._eval.tuned_temperature >= 0:
-      tuned = self.generation(params, per_task, self._eval.tuned_temperature, self._eval.tuned_guidance)
+      tuned, tuned_details = self.generation(params, per_task, self._eval.tuned_temperature, self._eval.tuned_guidance)
       scores['generation/tuned'] = tuned['generation/mean']
-    return {**scores, **self.understanding(params, pictures)}
+      details['generation_tuned'] = tuned_details['generation']
+    understood, understood_details = self.understanding(params, pictures)
+    return {**scores, **understood}, {**details, **understood_details}
 
-  def generation(self, params, per_task: int, temperature: float, guidance: float) -> dict[str, float]:
+  def generation(self, params, per_task: int, temperature: float, guidance: float):
     """GenEval's six tasks, their plain mean with its 95 % interval, and the share of prompts with any right sample."""
     prompts = sets.evaluation_prompts(per_task, self._split)
     pixels = self._sampler.pictures(params, [p.text for p in prompts], self._eval.images_per_prompt, temperature, guidance)
     scores = evaluation.generation_scores(prompts, pixels)
-    self.correct = scores['correct']
     flat = {f'generation/{task}': estimate.value for task, estimate in scores['tasks'].items()}
-    return {**_with_interval('generation/mean', scores['mean']), 'generation/any': scores['any'].value,
+    flat = {**_with_interval('generation/mean', scores['mean']), 'generation/any': scores['any'].value,
             'generation/strict': scores['strict'].value, **flat}
+    return flat, {'generation': scores['correct'].astype(int).tolist()}
 
-  def understanding(self, params, pictures: int) -> dict[str, float]:
+  def understanding(self, params, pictures: int):
     """Descriptions, sampled at the run's temperature and greedy, and POPE-style yes/no questions, greedy."""
     scenes = sets.evaluation_scenes(pictures, self._split)
     pixels = sets.pictures(scenes)
-    out = {}
+    out, details = {}, {}
     for name, temperature in (('description', self._method.temperature), ('description_greedy', 0.0)):
       texts = self._sampler.texts(params, pixels, [grammar.QUESTIONS_DESCRIBE] * len(scenes), temperature)
       scores = evaluation.description_scores(scenes, texts)
       for key in ('f1', 'precision', 'recall', 'hallucination', 'unparsable', 'words'):
         out.update(_with_interval(f'{name}/{key}', scores[key]) if key == 'f1' else {f'{name}/{key}': scores[key].value})
+      details[name] = evaluation.description_sums(scenes, texts).tolist()
     scenes, rows = sets.evaluation_pope(max(pictures // 2, 1), self._split)
     shown = sets.pictures(scenes)[np.array([r.picture for r in rows])]
     answers = self._sampler.texts(params, shown, [r.text for r in rows], 0.0, ANSWER_TOKENS)
@@ -119,7 +125,8 @@ class Evaluator:
     out.update(_with_interval('yesno/f1', pope['overall']['f1']))
     out.update({f'yesno/{track}_f1': scores['f1'].value for track, scores in pope.items() if track != 'overall'})
     out['yesno/accuracy'], out['yesno/yes_ratio'] = (pope['overall'][k].value for k in ('accuracy', 'yes_ratio'))
-    return out
+    details['yesno'] = evaluation.pope_sums(rows, answers).tolist()
+    return out, details
 
 
 def _with_interval(name: str, estimate) -> dict[str, float]:

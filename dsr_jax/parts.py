@@ -28,7 +28,7 @@ class Parts:
   make_batches(config, model) -> object with at(step), a dict of NumPy arrays, and fingerprint.
   init_state(model, config, mesh) -> state, with 'params' and 'frozen' among its keys.
   make_step(model, config, mesh) -> object with lower(state, batch); its program gives (state, metrics, records) and takes the state for its own.
-  make_evaluator(config, model) -> function (state, step) -> flat dict of floats; or None.
+  make_evaluator(config, model) -> function (state, step) -> (flat dict of floats, dict of rows for paired comparisons); or None.
   make_sheets(config, model) -> function (state, batch, records) -> PIL image.
   """
   load_model: Callable[..., Any]

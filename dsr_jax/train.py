@@ -73,13 +73,18 @@ def run(config, workdir, parts=None):
 def _loop(config, workdir, parts, mesh, model, batches, state, start, checkpoints, writer, stop):
   """Steps start + 1 to the last; returns (state, the last step done)."""
   system, last = config.system, config.method.steps
-  log = _Log(config, writer, start)
+  log = _Log(config, workdir, writer, start)
   evaluate = parts.make_evaluator(config, model)
   sheet = parts.make_sheets(config, model)
   evaluate_due = lambda step: evaluate is not None and (step in (0, last) or _due(step, system.eval_every))
 
-  # Before the first step: what a stop before this one left to do.
-  if evaluate_due(start) and not metrics_lib.has_evaluation(workdir, start):
+  # Before the first step: what a stop before this one left to do. Where the state keeps a copy of the initial model, its evaluation waits until
+  # the first step is done, so that a start shows within a minute or two whether it works.
+  initial_due = evaluate_due(0) and not metrics_lib.has_evaluation(workdir, 0)
+  if initial_due and 'initial' not in state['frozen'] and start == 0:
+    log.evaluation(0, evaluate(state, 0))
+    initial_due = False
+  if start and evaluate_due(start) and not metrics_lib.has_evaluation(workdir, start):
     log.evaluation(start, evaluate(state, start))
   if start == last or stop.requested:
     return state, start
@@ -108,6 +113,10 @@ def _loop(config, workdir, parts, mesh, model, batches, state, start, checkpoint
       log.flush()
 
     # Pictures and evaluation.
+    if initial_due and 'initial' in state['frozen'] and not stopping:
+      log.flush()
+      log.evaluation(0, evaluate({**state, 'params': state['frozen']['initial']}, 0))
+      initial_due = False
     if drawing:
       workdir_lib.write_samples(workdir, step, sheet(state, shown, records))
     if evaluating:
@@ -129,7 +138,8 @@ def _loop(config, workdir, parts, mesh, model, batches, state, start, checkpoint
 class _Log:
   """Metrics on their way from the devices to the files and the terminal: fetched together, a line a step."""
 
-  def __init__(self, config, writer, start):
+  def __init__(self, config, workdir, writer, start):
+    self._workdir = workdir
     self._writer, self._pending, self._clock = writer, [], time.perf_counter()
     self._frozen_every = config.system.frozen_every
     self._candidates = config.method.inputs_per_step * config.method.group_size
@@ -161,8 +171,10 @@ class _Log:
     """The frozen model scores now and then; between, its rewards leave the step as NaN."""
     return not name.endswith('/reward_frozen') or _due(step - 1, self._frozen_every)
 
-  def evaluation(self, step, values):
-    """Writes one evaluation's line."""
+  def evaluation(self, step, evaluated):
+    """Writes one evaluation's line, and its parts for paired comparisons."""
+    values, details = evaluated
+    workdir_lib.write_evaluation(self._workdir, step, details)
     values = {f'eval/{name}': float(value) for name, value in values.items()}
     self._writer.write(step, values)
     self._progress.evaluation(step, values)

@@ -89,6 +89,11 @@ def write_samples(workdir, step, image):
   _write(workdir, os.path.join('samples', f'{step:06d}.png'), pictures.png(image))
 
 
+def write_evaluation(workdir, step, details):
+  """evaluations/STEP.json: {name: rows of sums, a row a prompt or picture}, what paired comparisons are made from (`dsr_jax.effect`)."""
+  _write(workdir, os.path.join('evaluations', f'{step:06d}.json'), (json.dumps(details) + '\n').encode())
+
+
 def write_summary(workdir, step, steps, parameters_sha256):
   """summary.json; returns its path. Rewards are means over the first and the last tenth of the steps."""
   curves = metrics_lib.read(workdir)

@@ -54,7 +54,7 @@ def parts(delay=0.0, nan_at=None, evaluations=None):
     def run(state, step):
       if evaluations is not None:
         evaluations.append(step)
-      return {'norm': float(jnp.linalg.norm(state['params']['w']))}
+      return {'norm': float(jnp.linalg.norm(state['params']['w']))}, {}
     return run
 
   def load(name):
