@@ -126,7 +126,8 @@ def test_every_relative_link_and_picture_is_there(path):
       assert os.path.realpath(there).startswith(str(ROOT.resolve())), f'{target} lies outside the project'
       if heading:
         lines = re.findall(r'^#+ (.+)$', there.read_text(), re.MULTILINE)
-        assert heading in [re.sub(r'[^\w\- ]', '', line.lower()).replace(' ', '-') for line in lines], f'no heading {target}'
+        anchors = [re.sub(r'[^\w\- ]', '', line.lower()).replace(' ', '-') for line in lines]  # as GitHub makes them
+        assert heading in anchors, f'no heading {target}'
 
 
 @documents
@@ -144,8 +145,18 @@ def test_every_key_and_test_that_is_named_exists(path):
 
 
 def test_commands_are_found_and_wrong_ones_are_not_missed():
-  text = 'Text\n\n    python -m dsr_jax.score --text="a b" \\\n      --image=x.png\n    . .venv/bin/activate\n\n```\n$ A=1 .venv/bin/python -m dsr_jax.main --x=1\n```\n'
-  assert list(python_commands(text)) == [('dsr_jax.score', ['--text=a b', '--image=x.png']), ('dsr_jax.main', ['--x=1'])]
+  text = """Text
+
+    python -m dsr_jax.score --text="a b" \\
+      --image=x.png
+    . .venv/bin/activate
+
+```
+$ A=1 .venv/bin/python -m dsr_jax.main --x=1
+```
+"""
+  assert list(python_commands(text)) == [
+      ('dsr_jax.score', ['--text=a b', '--image=x.png']), ('dsr_jax.main', ['--x=1'])]
   assert len(list(python_commands((ROOT / 'README.md').read_text()))) > 10
   assert flags_of(source_of('dsr_jax.generate'))['num_samples'] is int
   assert {'config', 'workdir'} <= set(flags_of(source_of('dsr_jax.pretrain')))
