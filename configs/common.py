@@ -1,6 +1,7 @@
 """What the configs share: the paper's settings (every key and its meaning: dsr_jax/config.py)."""
 
 from dsr_jax import config as config_lib
+from dsr_jax.scenes import grammar
 
 
 def get_config(arg=None):
@@ -18,6 +19,7 @@ def on_scenes():
   config.data.prompts = config.data.images = 'scenes'
   config.data.max_prompt_tokens = 48  # the grammar's longest text
   config.method.max_text_tokens = 48
+  config.method.question = config.method.instruction = grammar.QUESTIONS_DESCRIBE  # the one the embedded model was taught
   config.method.guidance = 1.5  # what the embedded base likes best at T 1, found on validation
   config.system.compute_dtype = 'float32'  # the fast type on CPU
   config.system.remat = False  # a picture has 64 codes: activations are small

@@ -48,9 +48,9 @@ def split_params(params, trainable: str):
 
 def make_optimizer(method) -> optax.GradientTransformation:
   """Clip, AdamW, linear warm-up and cosine to 0."""
-  schedule = optax.warmup_cosine_decay_schedule(0.0, method.learning_rate, method.warmup_steps, max(method.steps, 1), 0.0)
-  # The first update has learning rate 1 / (warm-up + 1) of the peak, not 0: a step that learns nothing is a wasted rollout.
-  shifted = lambda count: schedule(count + 1) if method.warmup_steps else schedule(count)
+  # Shifted by one: neither the first update nor the last has learning rate 0, which would waste a whole rollout.
+  schedule = optax.warmup_cosine_decay_schedule(0.0, method.learning_rate, method.warmup_steps + 1, method.steps + 2, 0.0)
+  shifted = lambda count: schedule(count + 1)
   return optax.chain(
       optax.clip_by_global_norm(method.clip),
       optax.adamw(shifted, b1=method.adam_b1, b2=method.adam_b2, weight_decay=method.weight_decay))
