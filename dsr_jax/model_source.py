@@ -96,7 +96,8 @@ def _from_run(name, workdir, step):
     raise InputError(f'found other weights in {about["model"]["name"]} than those that the run {workdir} began with; '
                      'expected the same; restore that model')
   params = _merge(base.bundle.params, trained, '')
-  return dataclasses.replace(base, name=name, bundle=dataclasses.replace(base.bundle, params=params), method=method)
+  bundle = dataclasses.replace(base.bundle, params=params)
+  return dataclasses.replace(base, name=name, bundle=bundle, method=method, guidance=method.guidance)
 
 
 def _merge(base, trained, path):
