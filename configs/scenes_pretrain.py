@@ -14,13 +14,14 @@ def get_config():
   c.vocab_size = 640  # rows of the text embedding; the tokenizer fills fewer
 
   c.vq = ConfigDict()
-  c.vq.cycles = (500, 600)  # steps of each warm restart: cosine to 0, then the codebook is spread anew over the latents
+  c.vq.cycles = (500, 600, 400)  # steps of each warm restart: cosine to 0, then the codebook is spread anew
   c.vq.unquantised_steps = 60  # plain autoencoder first, so that the codebook starts from latents that mean something
+  c.vq.polish_steps = 400  # of the decoder alone, on finished codes
   c.vq.batch = 32
   c.vq.learning_rate = 2e-3
 
   c.lm = ConfigDict()
-  c.lm.steps = 1800
+  c.lm.steps = 1300
   c.lm.batch = 32  # captioned pictures; each is learned in both directions
   c.lm.learning_rate = 3e-3
   c.lm.prompt_dropout = 0.1  # what guidance needs

@@ -104,13 +104,13 @@ def vq_loss(model, pixels, codebook, quantise):
   return loss, (z.reshape(-1, z.shape[-1]), codes.reshape(-1))
 
 
-def update_codebook(key, sums, counts, z, codes):
-  """Running means of the latents of each code; codes nobody uses start again from a latent of this batch."""
+def update_codebook(key, sums, counts, z, codes, restart):
+  """Running means of the latents of each code; where `restart`, codes nobody uses start again from a latent of this batch."""
   size = counts.shape[0]
   hit = jax.nn.one_hot(codes, size)
   counts = CODEBOOK_DECAY * counts + (1 - CODEBOOK_DECAY) * jnp.sum(hit, axis=0)
   sums = CODEBOOK_DECAY * sums + (1 - CODEBOOK_DECAY) * (hit.T @ z)
-  dead = counts < DEAD_COUNT
+  dead = (counts < DEAD_COUNT) & restart
   fresh = z[jax.random.choice(key, z.shape[0], (size,), replace=False)]
   sums = jnp.where(dead[:, None], fresh * 10 * DEAD_COUNT, sums)
   return sums, jnp.where(dead, 10 * DEAD_COUNT, counts)
@@ -134,6 +134,19 @@ def spread_codebook(key, z, size: int, rounds: int = 15):
     return jnp.where(jnp.sum(hit, axis=0)[:, None] > 0, unit_norm(sums), centres)
 
   return jax.lax.fori_loop(0, rounds, move, centres)
+
+
+def distinct_patches(pixels, z):
+  """One latent for each kind of patch there is: pixels (B, H, W, 3) uint8 and latents (B h w, E) -> (kinds, E) unit rows.
+
+  The empty ground is most of every picture, so codes spread over cells would nearly all be shades of nothing, which a language model must
+  then predict; spread over kinds, they tell things apart.
+  """
+  cells = render.patches(pixels).reshape(len(z), -1)
+  _, kind = np.unique(cells, axis=0, return_inverse=True)
+  sums = np.zeros((kind.max() + 1, z.shape[1]), np.float32)
+  np.add.at(sums, kind.ravel(), z)
+  return unit_norm(jnp.asarray(sums))
 
 
 def train_picture_tokenizer(config, graphdef, params, run_dir):
@@ -160,7 +173,7 @@ def train_picture_tokenizer(config, graphdef, params, run_dir):
     (loss, (z, codes)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state['params'], pixels, codebook, quantise)
     updates, opt = optimizer.update(grads, state['opt'])
     key = jax.random.fold_in(jax.random.key(config.seed), state['step'])
-    sums, counts = update_codebook(key, state['sums'], state['counts'], z, codes)
+    sums, counts = update_codebook(key, state['sums'], state['counts'], z, codes, restart=state['step'] < starts[-1])
     keep = lambda new, old: jnp.where(quantise, new, old)
     used = jnp.sum(jnp.bincount(codes, length=size) > 0)
     new = dict(params=optax.apply_updates(state['params'], updates), opt=opt, sums=keep(sums, state['sums']),
@@ -171,13 +184,42 @@ def train_picture_tokenizer(config, graphdef, params, run_dir):
 
   def one(state, step):
     if step in (config.vq.unquantised_steps, *starts[1:]):
-      latents = jnp.concatenate([step_fn(jax.tree.map(jnp.copy, state), batch(step + i))[1][2] for i in range(8)])
-      state['sums'] = spread_codebook(jax.random.key(config.seed), latents, size) * 0.2
+      shown = [batch(step + i) for i in range(24)]
+      z = np.concatenate([step_fn(jax.tree.map(jnp.copy, state), x)[1][2] for x in shown])
+      points = distinct_patches(np.concatenate(shown), z) if step == starts[-1] else jnp.asarray(z[:16384])
+      state['sums'] = spread_codebook(jax.random.key(config.seed), points, size) * 0.2
+      state['counts'] = jnp.full(size, 0.2)
     state, (loss, used, _) = step_fn(state, batch(step))
     return state, f'loss {float(loss):.4f}  codes used {int(used)}'
 
   state = _loop('picture tokenizer', config, ('vq',), sum(cycles), state, one, os.path.join(run_dir, 'vq'))
   return {**state['params'], 'quantize': {'embedding': unit_norm(state['sums'])}}
+
+
+def polish_decoder(config, graphdef, params, run_dir):
+  """Trains the decoder of params['vqmodel'] alone, on the codes as they now are, and returns the whole tokenizer."""
+  parts = ('decoder', 'post_quant_conv')
+  fixed, trained = ({k: v for k, v in params['vqmodel'].items() if (k in parts) == own} for own in (False, True))
+  optimizer = optax.adam(optax.cosine_decay_schedule(config.vq.learning_rate * 0.5, config.vq.polish_steps), b2=0.99)
+  state = dict(params=trained, opt=optimizer.init(trained), step=jnp.int32(0))
+
+  def loss_fn(trained, pixels):
+    model = nnx.merge(graphdef, {**params, 'vqmodel': {**fixed, **trained}}).vqmodel
+    error = model.decode(jax.lax.stop_gradient(model.encode(pixels))) - pixels
+    return jnp.mean(jnp.abs(error)) + 2.0 * jnp.mean(jnp.square(error))
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def step_fn(state, pixels):
+    loss, grads = jax.value_and_grad(loss_fn)(state['params'], pixels.astype(jnp.float32) / 127.5 - 1.0)
+    updates, opt = optimizer.update(grads, state['opt'])
+    return dict(params=optax.apply_updates(state['params'], updates), opt=opt, step=state['step'] + 1), loss
+
+  def one(state, step):
+    state, loss = step_fn(state, tokenizer_batch(config.seed, sum(config.vq.cycles) + step, config.vq.batch))
+    return state, f'loss {float(loss):.4f}'
+
+  state = _loop('picture decoder', config, ('vq',), config.vq.polish_steps, state, one, os.path.join(run_dir, 'decoder'))
+  return {**fixed, **state['params']}
 
 
 # Language model.
@@ -276,6 +318,7 @@ def pretrain(config, workdir: str) -> str:
   graphdef, params = janus.create(model_config, config.seed)
   params['vqmodel'] = train_picture_tokenizer(config, graphdef, params, workdir)
   params = train_language_model(config, graphdef, params, processor, workdir)
+  params['vqmodel'] = polish_decoder(config, graphdef, params, workdir)  # codes stay, so the order does not matter
   target = os.path.join(workdir, 'model')
   convert.save(target, model_config, jax.tree.map(np.asarray, params), words, overwrite=True)
   facts = dict(config=config.to_dict(), device=jax.devices()[0].device_kind, minutes=round((time.time() - start) / 60, 1))
