@@ -241,6 +241,14 @@ def test_a_saved_directory_is_complete_and_nothing_is_left_beside_it(bundle, hf_
   assert [path.name for path in tmp_path.iterdir()] == ['out']
 
 
+def test_the_guidance_weight_can_be_named(bundle, hf_directory, tmp_path):
+  from transformers import GenerationConfig
+  convert.save(tmp_path / 'out', bundle.config, bundle.params, hf_directory, guidance=3.0)
+  settings = GenerationConfig.from_pretrained(tmp_path / 'out')
+  assert settings.guidance_scale == 3.0
+  assert settings.generation_kwargs == dict(boi_token_id=bundle.config.templates.boi_id)
+
+
 def test_a_full_target_is_refused_unless_overwritten(bundle, hf_directory, tmp_path):
   target = tmp_path / 'out'
   target.mkdir()

@@ -76,7 +76,8 @@ def load(directory):
   return Bundle(config, params, processor, source)
 
 
-def save(directory, config, params, source_dir, *, dtype='float32', card='', overwrite=False):
+def save(directory, config, params, source_dir, *, dtype='float32', guidance=None, card='',
+         overwrite=False):
   """Writes a complete model directory: weights, config.json, tokenizer, processor and generation files, model card.
 
   It is written aside and renamed at the end, so that `directory` either is whole or does not exist.
@@ -87,6 +88,7 @@ def save(directory, config, params, source_dir, *, dtype='float32', card='', ove
     params: nested dict of arrays as `load` gives.
     source_dir: where tokenizer and processor files are copied from.
     dtype: of the weights: 'float32', 'bfloat16' or 'float16'.
+    guidance: the guidance weight that generation_config.json names; None keeps the source's.
     card: Markdown body of README.md; a few lines about the format if empty.
   """
   directory, source_dir = pathlib.Path(directory), pathlib.Path(source_dir)
@@ -107,6 +109,9 @@ def save(directory, config, params, source_dir, *, dtype='float32', card='', ove
     for name in SIDE_FILES:
       if (source_dir / name).is_file():
         shutil.copyfile(source_dir / name, aside / name)
+    if guidance is not None:
+      settings = dict(read_json(aside / 'generation_config.json'), guidance_scale=guidance)
+      (aside / 'generation_config.json').write_text(json.dumps(settings, indent=2) + '\n', encoding='utf-8')
     (aside / 'README.md').write_text(_card(card), encoding='utf-8')
     _replace(aside, directory)
   except OSError as e:
