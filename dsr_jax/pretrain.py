@@ -196,6 +196,32 @@ def train_picture_tokenizer(config, graphdef, params, run_dir):
   return {**state['params'], 'quantize': {'embedding': unit_norm(state['sums'])}}
 
 
+def merge_ground_codes(config, graphdef, params):
+  """One code a tint for the empty ground, and the codes that frees for the patches that are told apart worst.
+
+  The ground is five sixths of a picture, so training spreads dozens of codes over shades of it that mean nothing; a language model then pays
+  about two nats a cell for them. Returns the tokenizer with its new codebook; the encoder stays.
+  """
+  model = nnx.merge(graphdef, params).vqmodel
+  codebook = np.array(model.quantize.embedding[...])
+  shown = tokenizer_batch(config.seed, sum(config.vq.cycles), 512)
+  latents = jax.jit(lambda x: nnx.merge(graphdef, params).vqmodel.latents(x.astype(jnp.float32) / 127.5 - 1.0))
+  z = np.concatenate([latents(x) for x in np.split(shown, 8)]).reshape(-1, codebook.shape[1])
+  cells = render.patches(shown).reshape(len(z), -1)
+  tints = [np.all(cells == np.tile(np.array(rgb, np.uint8), world.CELL**2), axis=-1) for rgb in render.GROUND_RGB]
+  codes = np.argmax(z @ codebook.T, axis=-1)
+  uses, empty = (np.bincount(c, minlength=len(codebook)) for c in (codes, codes[np.any(tints, axis=0)]))
+  free = np.flatnonzero((empty > 0.5 * uses) | (uses == 0))
+  taken = np.setdiff1d(np.arange(len(codebook)), free)
+  ground = unit_norm(np.stack([z[tint].mean(axis=0) for tint in tints]))
+  kinds = np.asarray(distinct_patches(shown, z))
+  kept = np.concatenate([codebook[taken], ground])
+  while len(kept) < len(codebook):  # farthest first
+    kept = np.concatenate([kept, kinds[np.argmin(np.max(kinds @ kept.T, axis=-1))][None]])
+  print(f'picture tokenizer: {len(free)} codes of the empty ground merged into {len(tints)}', file=sys.stderr)
+  return {**params['vqmodel'], 'quantize': {'embedding': jnp.asarray(kept, jnp.float32)}}
+
+
 def polish_decoder(config, graphdef, params, run_dir):
   """Trains the decoder of params['vqmodel'] alone, on the codes as they now are, and returns the whole tokenizer."""
   parts = ('decoder', 'post_quant_conv')
@@ -317,6 +343,7 @@ def pretrain(config, workdir: str) -> str:
   model_config = dataclasses.replace(JanusConfig.scenes(config.vocab_size), templates=templates)
   graphdef, params = janus.create(model_config, config.seed)
   params['vqmodel'] = train_picture_tokenizer(config, graphdef, params, workdir)
+  params['vqmodel'] = merge_ground_codes(config, graphdef, params)
   params = train_language_model(config, graphdef, params, processor, workdir)
   params['vqmodel'] = polish_decoder(config, graphdef, params, workdir)  # codes stay, so the order does not matter
   target = os.path.join(workdir, 'model')
