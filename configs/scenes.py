@@ -2,7 +2,8 @@
 
   python -m dsr_jax.main --config=configs/scenes.py --workdir=runs/scenes
 
-Worth touching: `method.task` (unified, generation, understanding), `method.learning_rate`, `method.group_size`, `method.guidance`, `method.seed`.
+Worth touching: `method.task` (unified, generation, understanding), `method.learning_rate`, `method.group_size`,
+`method.guidance`, `method.seed`.
 """
 
 from configs import common

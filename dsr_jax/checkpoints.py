@@ -1,9 +1,9 @@
 """Checkpoints of a run: written beside the training, complete or absent, and read back onto any mesh.
 
-A checkpoint at step s holds the trainable parameters, the optimizer's state and the step, and a description of the run: the configuration that
-must match, the source model's name and hash. Random keys and the place in the data are functions of (seed, step), so they are not in it; frozen
-parameters come from the source model. A directory `checkpoints/<step>` appears by a rename once all of it is on disk, so a kill leaves none behind
-that is half-written.
+A checkpoint at step s holds the trainable parameters, the optimizer's state and the step, and a description of the
+run: the configuration that must match, the source model's name and hash. Random keys and the place in the data are
+functions of (seed, step), so they are not in it; frozen parameters come from the source model. A directory
+`checkpoints/<step>` appears by a rename once all of it is on disk, so a kill leaves none behind that is half-written.
 """
 
 import hashlib
@@ -25,14 +25,16 @@ NOT_SAVED = ('frozen',)
 class Checkpoints:
   """The checkpoints of one workdir.
 
-  `about` describes the run, in JSON values: {'method': its settings, 'data': {..., 'fingerprint'}, 'model': {..., 'fingerprint'}}.
+  `about` describes the run, in JSON values: {'method': its settings, 'data': {..., 'fingerprint'},
+  'model': {..., 'fingerprint'}}.
   """
 
   def __init__(self, workdir, about, keep_last=2, keep_every=0):
     self._directory = os.path.join(os.path.abspath(workdir), 'checkpoints')
     self._about = about
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep_last, keep_period=keep_every or None, cleanup_tmp_directories=True, enable_async_checkpointing=True)
+        max_to_keep=keep_last, keep_period=keep_every or None, cleanup_tmp_directories=True,
+        enable_async_checkpointing=True)
     self._manager = ocp.CheckpointManager(self._directory, options=options, item_names=('state', 'about'))
 
   def latest(self):
@@ -54,7 +56,8 @@ class Checkpoints:
   def restore(self, state, step=None):
     """Returns `state` with its saved parts from checkpoint `step` (the newest), placed as `state`'s own arrays are.
 
-    Errors: InputError if the run that wrote it was configured differently (the differences are named), or if it cannot be read.
+    Errors: InputError if the run that wrote it was configured differently (the differences are named), or if it
+    cannot be read.
     """
     step = self.latest() if step is None else step
     check_same_run(self.about(step), self._about, self._directory)
@@ -63,8 +66,8 @@ class Checkpoints:
     try:
       restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))['state']
     except (ValueError, OSError, KeyError) as e:
-      raise InputError(f'cannot read the checkpoint {self._directory}/{step} ({_first_line(e)}); expected one written by this run; '
-                       'remove that folder to go on from the one before it') from e
+      raise InputError(f'cannot read the checkpoint {self._directory}/{step} ({_first_line(e)}); expected one '
+                       'written by this run; remove that folder to go on from the one before it') from e
     # Orbax' buffers may be views of file memory; the step donates its state, so it gets buffers of the runtime.
     return {**state, **jax.tree.map(jnp.copy, restored)}
 
@@ -94,25 +97,30 @@ class Checkpoints:
 def load_trained(workdir, step=None):
   """A run's trained parameters, without the run: (parameters, about, step) from `workdir/checkpoints`.
 
-  parameters: nested dict of NumPy arrays, as the step's state['params'] has them. Errors: InputError where there is no such checkpoint.
+  parameters: nested dict of NumPy arrays, as the step's state['params'] has them. Errors: InputError where there is no
+  such checkpoint.
   """
   directory = os.path.join(os.path.abspath(workdir), 'checkpoints')
   if not os.path.isdir(directory):
     raise InputError(f'found no {directory}; expected the workdir of a run; name another')
-  handlers = {'state': ocp.StandardCheckpointHandler(), 'about': ocp.JsonCheckpointHandler()}  # metadata is read before anything else names them
-  with ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(read_only=True), item_handlers=handlers) as manager:
+  # metadata is read before anything else names the handlers
+  handlers = {'state': ocp.StandardCheckpointHandler(), 'about': ocp.JsonCheckpointHandler()}
+  options = ocp.CheckpointManagerOptions(read_only=True)
+  with ocp.CheckpointManager(directory, options=options, item_handlers=handlers) as manager:
     steps = sorted(manager.all_steps())
     chosen = steps[-1] if step is None and steps else step
     if chosen not in steps:
-      raise InputError(f'found checkpoints {steps} in {directory}; expected one of step {"any" if step is None else step}; name one of them')
+      raise InputError(f'found checkpoints {steps} in {directory}; expected one of step '
+                       f'{"any" if step is None else step}; name one of them')
     metadata = manager.item_metadata(chosen)['state']
     target = jax.tree.map(lambda m: np.zeros(m.shape, m.dtype), dict(metadata))
-    found = manager.restore(chosen, args=ocp.args.Composite(state=ocp.args.StandardRestore(target), about=ocp.args.JsonRestore()))
+    found = manager.restore(chosen, args=ocp.args.Composite(
+        state=ocp.args.StandardRestore(target), about=ocp.args.JsonRestore()))
   return found['state']['params'], found['about'], chosen
 
 
 def check_same_run(saved, now, directory):
-  """InputError naming every difference in method, data or source model between what a checkpoint says of its run and this run.
+  """InputError naming every difference in method, data or source model between a checkpoint's run and this run.
 
   Data and model are the same if their fingerprints are, wherever they lie by now.
   """
@@ -121,8 +129,8 @@ def check_same_run(saved, now, directory):
     if saved[part]['fingerprint'] != now[part]['fingerprint']:
       different += config_lib.differences(saved[part], now[part], f'{part}.')
   if different:
-    raise InputError(f'found checkpoints of another run in {directory} (checkpoint -> now: {"; ".join(different)}); expected the same '
-                     'method, data and model; use the same settings, or another --workdir')
+    raise InputError(f'found checkpoints of another run in {directory} (checkpoint -> now: {"; ".join(different)}); '
+                     'expected the same method, data and model; use the same settings, or another --workdir')
 
 
 def num_bytes(tree):

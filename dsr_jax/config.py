@@ -1,8 +1,8 @@
 """The configuration: every key there is, what it means, what it may be.
 
-`configs/*.py` build a locked `ConfigDict`; here it becomes frozen dataclasses, once, at the border. Each default stands in one place, on the line of
-its field. `method`, `data` and `model` decide what is learned, so a resumed run must have the same; `system` and `eval` decide how it is computed
-and what is watched, and may change.
+`configs/*.py` build a locked `ConfigDict`; here it becomes frozen dataclasses, once, at the border. Each default stands
+in one place, on the line of its field. `method`, `data` and `model` decide what is learned, so a resumed run must have
+the same; `system` and `eval` decide how it is computed and what is watched, and may change.
 """
 
 import dataclasses
@@ -170,7 +170,7 @@ def to_json(config):
 
 
 def check_flags(argv):
-  """Finds what absl would answer with a traceback: no --config, a config file that is not there, an override of an unknown key.
+  """Finds what absl would answer with a traceback: no --config, no such config file, an override of an unknown key.
 
   argv: the command's arguments without its name.
   """
@@ -272,10 +272,12 @@ def _check_method(m):
   if m.seed >= 2**32:
     raise InputError(f'found config.method.seed={m.seed}; expected less than 2**32; lower it')
   if m.warmup_steps > m.steps:
-    raise InputError(f'found config.method.warmup_steps={m.warmup_steps} of {m.steps} steps; expected at most as many; lower it')
+    raise InputError(f'found config.method.warmup_steps={m.warmup_steps} of {m.steps} steps; expected at most as many; '
+                     'lower it')
   if m.inputs_per_step % (len(m.tasks) * m.accumulate):
-    raise InputError(f'found config.method.inputs_per_step={m.inputs_per_step}; expected a multiple of {len(m.tasks) * m.accumulate} '
-                     f'({len(m.tasks)} tasks x {m.accumulate} accumulated parts); change one of them')
+    raise InputError(f'found config.method.inputs_per_step={m.inputs_per_step}; expected a multiple of '
+                     f'{len(m.tasks) * m.accumulate} ({len(m.tasks)} tasks x {m.accumulate} accumulated parts); change '
+                     'one of them')
   for key in ('question', 'instruction'):
     if not getattr(m, key).strip():
       raise InputError(f'found an empty config.method.{key}; expected a sentence; write one')
@@ -287,8 +289,8 @@ def _check_system(s, m):
     chunk = getattr(s, key)
     _at_least(f'system.{key}', chunk, 0)
     if chunk and part % chunk:
-      raise InputError(f'found config.system.{key}={chunk}; expected a divisor of {part}, the inputs of a task in a part of the step; '
-                       'change it, or 0 for all at once')
+      raise InputError(f'found config.system.{key}={chunk}; expected a divisor of {part}, the inputs of a task in a '
+                       'part of the step; change it, or 0 for all at once')
   _one_of('system.compute_dtype', s.compute_dtype, DTYPES)
   for key in ('logprob_chunk', 'frozen_every', 'samples_every', 'eval_every', 'keep_every'):
     _at_least(f'system.{key}', getattr(s, key), 0)

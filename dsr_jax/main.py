@@ -1,9 +1,13 @@
-"""Trains, or goes on training: `python -m dsr_jax.main --config=configs/scenes.py --workdir=DIR [--config.key=value]`."""
+"""Trains, or goes on training.
+
+  python -m dsr_jax.main --config=configs/scenes.py --workdir=DIR [--config.key=value]
+"""
 
 import os
 import sys
 
 from absl import flags
+from absl import logging
 from ml_collections import config_flags
 
 from dsr_jax import config as config_lib
@@ -12,8 +16,10 @@ from dsr_jax import errors
 # configs/ lies beside the package, and its files import one another
 sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'The run: a file of configs/, its keys set by --config.key=value.')
-_WORKDIR = flags.DEFINE_string('workdir', None, 'The folder the run leaves everything in; a run that was stopped there goes on.')
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'The run: a file of configs/, its keys set by --config.key=value.')
+_WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'The folder the run leaves everything in; a run that was stopped there goes on.')
 
 
 def main(argv):
@@ -21,8 +27,10 @@ def main(argv):
   if len(argv) > 1:
     raise errors.InputError(f'found the stray argument {argv[1]!r}; expected flags only; write --name=value')
   if not _WORKDIR.value:
-    raise errors.InputError('found no --workdir; expected a folder to leave the run in; name one, as --workdir=runs/scenes')
+    raise errors.InputError('found no --workdir; expected a folder to leave the run in; name one, as '
+                            '--workdir=runs/scenes')
   config = config_lib.from_config_dict(_CONFIG.value)
+  logging.set_verbosity(logging.WARNING)  # Orbax tells a dozen lines a checkpoint
   from dsr_jax import train  # JAX starts here: --help and wrong flags need not wait for it
   print(train.run(config, _WORKDIR.value))
 

@@ -1,7 +1,8 @@
 """Metrics of a run: `metrics.jsonl`, a line a step, and TensorBoard events.
 
-Names are `group/name`. `time/...` and `memory/...` differ between two runs of the same command; everything else is the same bit for bit. Evaluations
-have lines of their own (`eval/...`), at the step whose parameters they measured; step 0 is the model before training.
+Names are `group/name`. `time/...` and `memory/...` differ between two runs of the same command; everything else is the
+same bit for bit. Evaluations have lines of their own (`eval/...`), at the step whose parameters they measured; step 0 is
+the model before training.
 """
 
 import json

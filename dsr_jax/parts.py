@@ -11,7 +11,7 @@ from dsr_jax import pictures as pictures_lib
 
 @dataclasses.dataclass
 class Model:
-  """A loaded model: structure, parameters by part, sizes, tokenizer, and where it came from ({'name', 'fingerprint'})."""
+  """A loaded model: structure, parameters by part, sizes, tokenizer, and its origin ({'name', 'fingerprint'})."""
   graphdef: Any
   params: Any
   config: Any
@@ -27,8 +27,10 @@ class Parts:
   make_mesh(system.mesh) -> mesh.
   make_batches(config, model) -> object with at(step), a dict of NumPy arrays, and fingerprint.
   init_state(model, config, mesh) -> state, with 'params' and 'frozen' among its keys.
-  make_step(model, config, mesh) -> object with lower(state, batch); its program gives (state, metrics, records) and takes the state for its own.
-  make_evaluator(config, model) -> function (state, step) -> (flat dict of floats, dict of rows for paired comparisons); or None.
+  make_step(model, config, mesh) -> object with lower(state, batch); its program gives (state, metrics, records) and
+    takes the state for its own.
+  make_evaluator(config, model) -> function (state, step) -> (flat dict of floats, dict of rows for paired comparisons);
+    or None.
   make_sheets(config, model) -> function (state, batch, records) -> PIL image.
   """
   load_model: Callable[..., Any]
@@ -48,9 +50,11 @@ def real():
   return Parts(
       load_model=_load_model,
       make_mesh=sharding.make_mesh,
-      make_batches=lambda config, model: batches.make(config.data, config.method, model.processor, model.config.vision.image_size),
+      make_batches=lambda config, model: batches.make(
+          config.data, config.method, model.processor, model.config.vision.image_size),
       init_state=lambda model, config, mesh: step_lib.init_state(model.params, config.method, config.system, mesh),
-      make_step=lambda model, config, mesh: step_lib.make_step(model.graphdef, config.method, config.system, mesh, model.config.templates),
+      make_step=lambda model, config, mesh: step_lib.make_step(
+          model.graphdef, config.method, config.system, mesh, model.config.templates),
       make_evaluator=_make_evaluator,
       make_sheets=_make_sheets)
 

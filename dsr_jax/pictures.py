@@ -41,7 +41,8 @@ def candidates(prompts, pictures, rewards, chosen, rejected, tile=96):
       if mark:
         draw.rectangle((left - FRAME, top - FRAME, left + tile + FRAME - 1, top + tile + FRAME - 1), fill=color)
       sheet.paste(_scaled(pictures[i, j], tile), (left, top))
-      draw.text((left + tile / 2, top + tile + 6), f'{rewards[i, j]:.2f} {mark}'.rstrip(), fill=color, font=_font(13), anchor='ma')
+      words = f'{rewards[i, j]:.2f} {mark}'.rstrip()
+      draw.text((left + tile / 2, top + tile + 6), words, fill=color, font=_font(13), anchor='ma')
   return sheet
 
 

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes: stderr, a bar on a terminal and plain lines in a log. And the signals that end it."""
+"""What a person sees of a run, on stderr: a bar on a terminal, plain lines in a log. And the signals that end it."""
 
 import signal
 import sys
@@ -62,8 +62,11 @@ class Progress:
     self._last = step
 
   def evaluation(self, step, values):
-    """values: one evaluation's numbers."""
-    say(f'evaluation   step {step}: ' + ', '.join(f'{name.removeprefix("eval/")} {value:.3f}' for name, value in values.items()))
+    """values: one evaluation's numbers; those with an interval are the chief ones."""
+    chief = {name: value for name, value in values.items() if f'{name}_low' in values}
+    values = chief or values
+    words = (f'{name.removeprefix("eval/")} {value:.3f}' for name, value in values.items())
+    say(f'evaluation   step {step}: {", ".join(words)}')
 
   def close(self):
     if self._bar is not None:
@@ -86,16 +89,19 @@ def describe_run(config, mesh, model, state):
   trainable = sum(x.size for x in jax.tree.leaves(state['params']))
   by_part = ', '.join(f'{name} {_count(n)}' for name, n in sorted(parts.items(), key=lambda item: -item[1]))
   m = config.method
-  say(f'devices      {len(devices)} x {devices[0].device_kind}; mesh ' + ', '.join(f'{k} {v}' for k, v in mesh.shape.items()))
+  axes = ', '.join(f'{name} {size}' for name, size in mesh.shape.items())
+  say(f'devices      {len(devices)} x {devices[0].device_kind}; mesh {axes}')
   say(f'model        {model.source["name"]} ({model.source["fingerprint"][:12]})')
   say(f'parameters   {_count(sum(parts.values()))}: {by_part}; trained: {_count(trainable)}')
   say(f'state        {_bytes_a_device(state) / 2**20:,.1f} MiB a device; a checkpoint '
       f'{checkpoints.num_bytes({k: v for k, v in state.items() if k not in checkpoints.NOT_SAVED}) / 2**20:,.1f} MiB')
-  say(f'method       {m.objective}, {" and ".join(m.tasks)}, {m.inputs_per_step} inputs x {m.group_size} candidates, {m.steps} steps')
+  say(f'method       {m.objective}, {" and ".join(m.tasks)}, {m.inputs_per_step} inputs x {m.group_size} candidates, '
+      f'{m.steps} steps')
 
 
 def _bytes_a_device(tree):
-  return sum(x.addressable_shards[0].data.nbytes if isinstance(x, jax.Array) else x.nbytes for x in jax.tree.leaves(tree))
+  here = lambda x: x.addressable_shards[0].data if isinstance(x, jax.Array) else x
+  return sum(here(x).nbytes for x in jax.tree.leaves(tree))
 
 
 def _count(n):

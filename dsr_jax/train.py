@@ -1,8 +1,8 @@
 """The loop: data, step, metrics, pictures, evaluation, checkpoints, in that order and nothing hidden.
 
-A run is a function of (model, method, data): whatever happens to the process, the same command goes on from the last complete checkpoint and ends with
-the same metrics (all but time and memory) and the same parameters. For that, everything due at step s is on disk before the checkpoint of step s
-begins, or is made up for when the run goes on from it.
+A run is a function of (model, method, data): whatever happens to the process, the same command goes on from the last
+complete checkpoint and ends with the same metrics (all but time and memory) and the same parameters. For that,
+everything due at step s is on disk before the checkpoint of step s begins, or is made up for when the run goes on.
 """
 
 import time
@@ -23,7 +23,8 @@ from dsr_jax.progress import Progress, StopSignals, describe_run, say
 def run(config, workdir, parts=None):
   """Trains to the end, or until SIGTERM, which finishes the step and saves. Returns the path of the summary.
 
-  parts: `parts.Parts`, the real ones if None. Errors: InputError for everything a user can mend; the workdir then holds its last good checkpoint.
+  parts: `parts.Parts`, the real ones if None. Errors: InputError for everything a user can mend; the workdir then holds
+  its last good checkpoint.
   """
   workdir_lib.check_writable(workdir)
   workdir_lib.check_accelerator()
@@ -78,14 +79,15 @@ def _loop(config, workdir, parts, mesh, model, batches, state, start, checkpoint
   sheet = parts.make_sheets(config, model)
   evaluate_due = lambda step: evaluate is not None and (step in (0, last) or _due(step, system.eval_every))
 
-  # Before the first step: what a stop before this one left to do. Where the state keeps a copy of the initial model, its evaluation waits until
-  # the first step is done, so that a start shows within a minute or two whether it works.
+  # Before the first step: what a stop before this one left to do. The evaluation of the initial model waits, where the
+  # state keeps a copy of it, until the first step is done: so a start shows within a minute or two whether it works.
+  initial = lambda state: {**state, 'params': state['frozen'].get('initial', state['params'])}
   initial_due = evaluate_due(0) and not metrics_lib.has_evaluation(workdir, 0)
-  if initial_due and 'initial' not in state['frozen'] and start == 0:
-    log.evaluation(0, evaluate(state, 0))
+  if initial_due and (start or 'initial' not in state['frozen']):
+    log.evaluation(0, *evaluate(initial(state), 0))
     initial_due = False
   if start and evaluate_due(start) and not metrics_lib.has_evaluation(workdir, start):
-    log.evaluation(start, evaluate(state, start))
+    log.evaluation(start, *evaluate(state, start))
   if start == last or stop.requested:
     return state, start
 
@@ -109,18 +111,17 @@ def _loop(config, workdir, parts, mesh, model, batches, state, start, checkpoint
     saving = _due(step, system.save_every) or step == last or stopping
     drawing = _due(step, system.samples_every) and not stopping
     evaluating = evaluate_due(step) and not stopping
-    if _due(step, system.log_every) or saving or drawing or evaluating:
+    if _due(step, system.log_every) or saving or drawing or evaluating or initial_due:
       log.flush()
 
     # Pictures and evaluation.
-    if initial_due and 'initial' in state['frozen'] and not stopping:
-      log.flush()
-      log.evaluation(0, evaluate({**state, 'params': state['frozen']['initial']}, 0))
+    if initial_due and not stopping:
+      log.evaluation(0, *evaluate(initial(state), 0))
       initial_due = False
     if drawing:
       workdir_lib.write_samples(workdir, step, sheet(state, shown, records))
     if evaluating:
-      log.evaluation(step, evaluate(state, step))
+      log.evaluation(step, *evaluate(state, step))
     if (drawing or evaluating) and step < last:
       report.write(workdir)
 
@@ -160,8 +161,9 @@ class _Log:
       values = {name: float(value) for name, value in sorted(values.items()) if self._measured(step, name)}
       bad = metrics_lib.first_not_finite(values)
       if bad:
-        raise InputError(f'found {bad} = {values[bad]} at step {step}; expected a finite number; lower method.learning_rate, or look at the '
-                         'metrics before that step: the last good checkpoint is kept')
+        raise InputError(f'found {bad} = {values[bad]} at step {step}; expected a finite number; lower '
+                         'method.learning_rate, or look at the metrics before that step; the last good checkpoint is '
+                         'kept')
       values |= {'time/step_seconds': seconds, 'time/candidates_per_second': self._candidates / seconds}
       self._writer.write(step, values | metrics_lib.memory())
       self._progress.step(step, values)
@@ -171,11 +173,10 @@ class _Log:
     """The frozen model scores now and then; between, its rewards leave the step as NaN."""
     return not name.endswith('/reward_frozen') or _due(step - 1, self._frozen_every)
 
-  def evaluation(self, step, evaluated):
-    """Writes one evaluation's line, and its parts for paired comparisons."""
-    values, details = evaluated
-    workdir_lib.write_evaluation(self._workdir, step, details)
-    values = {f'eval/{name}': float(value) for name, value in values.items()}
+  def evaluation(self, step, scores, rows):
+    """Writes one evaluation: the rows for paired comparisons, then its line, which says that it is complete."""
+    workdir_lib.write_evaluation(self._workdir, step, rows)
+    values = {f'eval/{name}': float(value) for name, value in scores.items()}
     self._writer.write(step, values)
     self._progress.evaluation(step, values)
 
@@ -200,8 +201,8 @@ def _all_finite(tree):
 def _check_finite(state, step, workdir):
   """A step's metrics are of the parameters before it: look at those after it before they replace a good checkpoint."""
   if not np.asarray(_all_finite(state['params'])):
-    raise InputError(f'found parameters that are not finite after step {step}; expected finite numbers; lower method.learning_rate: the last '
-                     f'good checkpoint is kept in {workdir}')
+    raise InputError(f'found parameters that are not finite after step {step}; expected finite numbers; lower '
+                     f'method.learning_rate: the last good checkpoint is kept in {workdir}')
 
 
 def _temporaries(compiled):

@@ -20,7 +20,7 @@ PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
 def check_writable(workdir):
-  """InputError unless files can be made in `workdir`, or it in the nearest folder that exists. Leaves nothing behind."""
+  """InputError unless files can be made in `workdir`, or in the nearest folder above that exists; leaves nothing."""
   folder = os.path.abspath(workdir)
   while not os.path.lexists(folder):
     folder = os.path.dirname(folder)
@@ -28,19 +28,19 @@ def check_writable(workdir):
     with tempfile.TemporaryFile(dir=folder):
       pass
   except OSError as e:
-    raise InputError(f'found that {workdir} cannot be written ({e.strerror}: {folder}); expected a folder to leave the run in; '
-                     'choose another --workdir') from e
+    raise InputError(f'found that {workdir} cannot be written ({e.strerror}: {folder}); expected a folder to leave the '
+                     'run in; choose another --workdir') from e
 
 
 def check_accelerator():
-  """InputError if the machine has an accelerator that the installed JAX does not use, unless JAX was told to use the CPU."""
+  """InputError if there is an accelerator that the installed JAX does not use, unless JAX was told to use the CPU."""
   if jax.default_backend() != 'cpu' or _told_to_use_cpu():
     return
   found = sorted(path for pattern in ACCELERATORS for path in glob.glob(pattern))
   if found:
     kind = 'gpu' if 'nvidia' in found[0] else 'tpu'
-    raise InputError(f'found an accelerator ({found[0]}) that the installed JAX does not use; expected JAX for it; pip install -r '
-                     f'requirements-{kind}.txt, or set JAX_PLATFORMS=cpu to train on the CPU all the same')
+    raise InputError(f'found an accelerator ({found[0]}) that the installed JAX does not use; expected JAX for it; pip '
+                     f'install -r requirements-{kind}.txt, or set JAX_PLATFORMS=cpu to train on the CPU all the same')
 
 
 def _told_to_use_cpu():
@@ -67,14 +67,16 @@ def locked(workdir):
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as e:
-      raise InputError(f'found another run at work in {workdir}; expected none; stop it, or choose another --workdir') from e
+      raise InputError(f'found another run at work in {workdir}; expected none; stop it, or choose another '
+                       '--workdir') from e
     yield
 
 
 def about(config, source, data_fingerprint):
   """What a checkpoint says of its run; see `checkpoints.Checkpoints`."""
   settings = config_lib.to_json(config)
-  return {'method': settings['method'], 'data': {**settings['data'], 'fingerprint': data_fingerprint}, 'model': dict(source)}
+  data = {**settings['data'], 'fingerprint': data_fingerprint}
+  return {'method': settings['method'], 'data': data, 'model': dict(source)}
 
 
 def write_config(workdir, config, about):
@@ -90,7 +92,7 @@ def write_samples(workdir, step, image):
 
 
 def write_evaluation(workdir, step, details):
-  """evaluations/STEP.json: {name: rows of sums, a row a prompt or picture}, what paired comparisons are made from (`dsr_jax.effect`)."""
+  """evaluations/STEP.json: {name: rows of sums, a row a prompt or picture}, for `dsr_jax.effect`."""
   _write(workdir, os.path.join('evaluations', f'{step:06d}.json'), (json.dumps(details) + '\n').encode())
 
 
@@ -100,29 +102,33 @@ def write_summary(workdir, step, steps, parameters_sha256):
   evaluation, rewards = {}, {}
   for name, (at, values) in curves.items():
     if name.startswith('eval/'):
-      evaluation[name[5:]] = {'before': values[0] if at[0] == 0 else None, 'after': values[-1], 'step': at[-1]}
-    elif name.endswith('/reward_mean'):
+      before, after = values[0] if at[0] == 0 else None, values[-1] if at[-1] else None
+      evaluation[name[5:]] = {'before': before, 'after': after, 'step': at[-1]}
+    elif name.endswith(('/reward_mean', '/reward_frozen')):
       tenth = max(1, len(values) // 10)
       rewards[name] = {'before': sum(values[:tenth]) / tenth, 'after': sum(values[-tenth:]) / tenth}
   return _write(workdir, 'summary.json', _json({
       'step': step, 'steps': steps, 'finished': step == steps, 'parameters_sha256': parameters_sha256,
-      'training_seconds': sum(curves.get('time/step_seconds', ([], []))[1]), 'evaluation': evaluation, 'rewards': rewards,
-      'report': os.path.join(os.path.abspath(workdir), 'report.html')}))
+      'training_seconds': sum(curves.get('time/step_seconds', ([], []))[1]),
+      'evaluation': evaluation, 'rewards': rewards, 'report': os.path.join(os.path.abspath(workdir), 'report.html')}))
 
 
 def table(workdir):
-  """The summary for people: before, after, difference."""
+  """The summary for people: before, after, difference, and the 95 % interval of what has one."""
   with open(os.path.join(workdir, 'summary.json'), encoding='utf-8') as f:
     summary = json.load(f)
-  rows = [(name, v) for part in ('evaluation', 'rewards') for name, v in summary[part].items()]
-  if not rows:
-    return f'step {summary["step"]} of {summary["steps"]}'
-  width = max(len(name) for name, _ in rows)
+  scores = summary['evaluation']
+  rows = [(name, v) for name, v in scores.items() if not name.endswith(('_low', '_high'))]
+  rows += summary['rewards'].items()
+  width = max((len(name) for name, _ in rows), default=0)
+  number = lambda value, form='.4f': '' if value is None else format(value, form)
   lines = ['', f'{"":{width}}    before     after    change']
   for name, v in rows:
-    before = '' if v['before'] is None else f'{v["before"]:.4f}'
-    change = '' if v['before'] is None else f'{v["after"] - v["before"]:+.4f}'
-    lines.append(f'{name:{width}} {before:>9} {v["after"]:9.4f} {change:>9}')
+    low, high = (scores.get(name + end, {}).get('after') for end in ('_low', '_high'))
+    interval = '' if low is None else f'   [{low:.4f}, {high:.4f}]'
+    change = None if v['before'] is None or v['after'] is None else v['after'] - v['before']
+    cells = f'{number(v["before"]):>9} {number(v["after"]):>9} {number(change, "+.4f"):>9}'
+    lines.append(f'{name:{width}} {cells}{interval}'.rstrip())
   return '\n'.join([*lines, '', f'report       {summary["report"]}'])
 
 

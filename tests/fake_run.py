@@ -17,19 +17,20 @@ from dsr_jax import config as config_lib
 from dsr_jax import parts as parts_lib
 from dsr_jax import train
 
-jax.config.update('jax_platforms', jax.config.jax_platforms or 'cpu')  # else a machine with an unused accelerator is refused
 SIZE = 64
+TINY = os.path.join(os.path.dirname(__file__), '..', 'configs', 'scenes_tiny.py')
+jax.config.update('jax_platforms', jax.config.jax_platforms or 'cpu')  # else an unused accelerator would be refused
 
 
 def config(steps=12, **changes):
   """A Config of the fake run; changes as in config.load."""
-  base = config_lib.load(os.path.join(os.path.dirname(__file__), '..', 'configs', 'scenes_tiny.py'), method__steps=steps, **{
-      'method__learning_rate': 0.1, 'system__save_every': 4, 'system__eval_every': 6, 'system__samples_every': 5, 'system__log_every': 3, **changes})
-  return base
+  return config_lib.load(TINY, **{
+      'method__steps': steps, 'method__learning_rate': 0.1, 'system__save_every': 4, 'system__eval_every': 6,
+      'system__samples_every': 5, 'system__log_every': 3, **changes})
 
 
 def parts(delay=0.0, nan_at=None, evaluations=None):
-  """delay: seconds a batch takes. nan_at: the step whose loss is NaN. evaluations: a list that gets each evaluated step."""
+  """delay: seconds a batch takes. nan_at: the step whose loss is NaN. evaluations: a list that gets evaluated steps."""
 
   def make_step(model, config, mesh):
     def step(state, batch):
@@ -41,20 +42,24 @@ def parts(delay=0.0, nan_at=None, evaluations=None):
       done = state['step'] + 1
       new = {'params': {'w': state['params']['w'] - config.method.learning_rate * momentum}, 'frozen': state['frozen'],
              'opt_state': {'m': momentum}, 'step': done}
-      return new, {'generation/reward_mean': -value, 'loss': jnp.where(done == (nan_at or -1), jnp.nan, value)}, {'w': state['params']['w'][:8, :8]}
+      values = {'generation/reward_mean': -value, 'loss': jnp.where(done == (nan_at or -1), jnp.nan, value)}
+      return new, values, {'w': state['params']['w'][:8, :8]}
     return jax.jit(step, donate_argnums=0)
 
   def batches(config, model):
     def at(step):
       time.sleep(delay)
-      return {'seed': np.uint32(config.method.seed), 'x': np.random.default_rng((config.method.seed, step)).normal(size=(8, SIZE)).astype(np.float32)}
+      rng = np.random.default_rng((config.method.seed, step))
+      return {'seed': np.uint32(config.method.seed), 'x': rng.normal(size=(8, SIZE)).astype(np.float32)}
     return types.SimpleNamespace(at=at, fingerprint=f'data of seed {config.method.seed}')
 
   def evaluator(config, model):
     def run(state, step):
       if evaluations is not None:
         evaluations.append(step)
-      return {'norm': float(jnp.linalg.norm(state['params']['w']))}, {}
+      norm = float(jnp.linalg.norm(state['params']['w']))
+      first = float(state['params']['w'][0, 0])
+      return {'w/norm': norm, 'w/norm_low': norm - 1, 'w/norm_high': norm + 1, 'w/first': first}, {'rows': [step]}
     return run
 
   def load(name):
@@ -65,10 +70,13 @@ def parts(delay=0.0, nan_at=None, evaluations=None):
     return {'params': {'w': jnp.asarray(model.params['w'])}, 'frozen': {'w': jnp.asarray(model.params['frozen'])},
             'opt_state': {'m': jnp.zeros((SIZE, SIZE))}, 'step': jnp.int32(0)}
 
+  def sheets(config, model):
+    return lambda state, batch, records: Image.fromarray((np.abs(np.asarray(records['w'])) * 50).astype(np.uint8))
+
+  axes = dict(axis_shapes=(1, 1, 1), axis_names=('data', 'fsdp', 'tp'), axis_types=(jax.sharding.AxisType.Auto,) * 3)
   return parts_lib.Parts(
-      load_model=load, make_mesh=lambda m: jax.make_mesh((1, 1, 1), ('data', 'fsdp', 'tp'), axis_types=(jax.sharding.AxisType.Auto,) * 3),
-      make_batches=batches, init_state=init, make_step=make_step, make_evaluator=evaluator,
-      make_sheets=lambda config, model: lambda state, batch, records: Image.fromarray((np.abs(np.asarray(records['w'])) * 50).clip(0, 255).astype(np.uint8)))
+      load_model=load, make_mesh=lambda mesh: jax.make_mesh(**axes), make_batches=batches, init_state=init,
+      make_step=make_step, make_evaluator=evaluator, make_sheets=sheets)
 
 
 if __name__ == '__main__':

@@ -1,5 +1,6 @@
 """A run that was stopped, however it was, goes on as if nothing had happened."""
 
+import dataclasses
 import json
 import os
 import random
@@ -7,20 +8,24 @@ import re
 import signal
 import subprocess
 import sys
-import time
+import types
 
 import fake_run
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 import numpy as np
+from PIL import Image
 import pytest
 
 from dsr_jax import checkpoints
+from dsr_jax import config as config_lib
 from dsr_jax import metrics
 from dsr_jax import parts as parts_lib
 from dsr_jax import train
 from dsr_jax.errors import InputError
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+TINY = os.path.join(HERE, '..', 'configs', 'scenes_tiny.py')
 
 
 def summary(workdir):
@@ -109,9 +114,9 @@ def test_a_stop_on_a_step_that_is_to_be_evaluated_makes_up_for_it(unbroken, tmp_
       if step == 12 and not os.path.exists(tmp_path / 'summary.json'):  # while step 12, an evaluated one, runs
         os.kill(os.getpid(), signal.SIGTERM)
       return inner.at(step)
-    return type(inner)(at=at, fingerprint=inner.fingerprint)
+    return types.SimpleNamespace(at=at, fingerprint=inner.fingerprint)
 
-  parts = parts_lib.Parts(**{**vars(fake_run.parts(evaluations=evaluations)), 'make_batches': batches})
+  parts = dataclasses.replace(fake_run.parts(evaluations=evaluations), make_batches=batches)
   train.run(fake_run.config(40), str(tmp_path), parts)
   assert (summary(tmp_path)['step'], evaluations) == (12, [0, 6])
   train.run(fake_run.config(40), str(tmp_path), parts)
@@ -146,26 +151,23 @@ def test_another_method_is_refused_and_the_difference_is_named(unbroken):
 
 def test_other_data_and_another_model_are_refused(unbroken):
   other = fake_run.parts()
-  load = lambda name: parts_lib.Model(**{**vars(other.load_model(name)), 'source': {'name': 'other', 'fingerprint': '0'}})
+  load = lambda name: dataclasses.replace(other.load_model(name), source={'name': 'other', 'fingerprint': '0'})
   with pytest.raises(InputError, match="model.name: 'scenes' -> 'other'"):
-    train.run(fake_run.config(40), unbroken, parts_lib.Parts(**{**vars(other), 'load_model': load}))
+    train.run(fake_run.config(40), unbroken, dataclasses.replace(other, load_model=load))
 
 
 def test_the_system_may_change_between_two_starts(unbroken, tmp_path):
   config = fake_run.config(40)
-  stopping = _nan_parts(17)
   with pytest.raises(InputError):
-    train.run(config, str(tmp_path), stopping)
-  train.run(fake_run.config(40, system__save_every=7, system__log_every=1, system__keep_last=3), str(tmp_path), fake_run.parts())
+    train.run(config, str(tmp_path), fake_run.parts(nan_at=17))
+  other_system = fake_run.config(40, system__save_every=7, system__log_every=1, system__keep_last=3)
+  train.run(other_system, str(tmp_path), fake_run.parts())
   assert_same_run(tmp_path, unbroken)
 
 
-def _nan_parts(step):
-  return fake_run.parts(nan_at=step)
-
-
 def test_a_checkpoint_holds_what_was_saved_although_the_step_donates_it(tmp_path):
-  state = {'params': {'w': jax.numpy.arange(1 << 20, dtype=jax.numpy.float32)}, 'frozen': {}, 'opt_state': {}, 'step': jax.numpy.int32(3)}
+  weights = jax.numpy.arange(1 << 20, dtype=jax.numpy.float32)
+  state = {'params': {'w': weights}, 'frozen': {}, 'opt_state': {}, 'step': jax.numpy.int32(3)}
   about = {'method': {}, 'data': {'fingerprint': ''}, 'model': {'fingerprint': ''}}
   overwrite = jax.jit(lambda s: jax.tree.map(lambda x: x * 0 - 1, s), donate_argnums=0)
   saved = checkpoints.Checkpoints(str(tmp_path), about)
@@ -177,3 +179,48 @@ def test_a_checkpoint_holds_what_was_saved_although_the_step_donates_it(tmp_path
   saved.close()
   np.testing.assert_array_equal(back['params']['w'], np.arange(1 << 20, dtype=np.float32))
   assert int(back['step']) == 3
+
+
+@pytest.fixture(scope='module')
+def own_inputs(tmp_path_factory):
+  """A file of prompts and a folder of pictures."""
+  folder = tmp_path_factory.mktemp('inputs')
+  prompts = ['a red circle', 'two small green rings', 'a blue square left of a red disc', '3 stars']
+  (folder / 'prompts.txt').write_text('\n'.join(prompts))
+  rng = np.random.default_rng(0)
+  for i in range(5):
+    Image.fromarray(rng.integers(0, 255, (20 + i, 24, 3), np.uint8)).save(folder / f'{i}.png')
+  return {'data__prompts': str(folder / 'prompts.txt'), 'data__images': str(folder)}
+
+
+@pytest.fixture
+def compile_cache(tmp_path):
+  """A folder of compiled programs for one test."""
+  yield {'system__compile_cache': str(tmp_path / 'compiled')}
+  jax.config.update('jax_compilation_cache_dir', None)
+  compilation_cache.reset_cache()
+
+
+def test_the_real_step_stopped_and_resumed_equals_the_unbroken_run(hf_directory, own_inputs, compile_cache, tmp_path):
+  config = config_lib.load(TINY, model=str(hf_directory), eval__benchmark='none', system__frozen_every=2, **own_inputs,
+                           **compile_cache)
+  train.run(config, str(tmp_path / 'unbroken'))
+  lines = metrics.repeatable(tmp_path / 'unbroken')
+  assert [line['step'] for line in lines] == [1, 2, 3] and all(np.isfinite(list(line.values())).all() for line in lines)
+  assert {'generation/reward_mean', 'understanding/reward_mean', 'loss', 'gradient_norm'} <= set(lines[0])
+  assert [line['step'] for line in lines if any(name.endswith('reward_frozen') for name in line)] == [1, 3]
+  real = parts_lib.real()
+
+  def make_batches(config, model):
+    inner = real.make_batches(config, model)
+
+    def at(step):
+      if step == 2:  # made while step 2 runs
+        os.kill(os.getpid(), signal.SIGTERM)
+      return inner.at(step)
+    return types.SimpleNamespace(at=at, fingerprint=inner.fingerprint)
+
+  train.run(config, str(tmp_path / 'stopped'), dataclasses.replace(real, make_batches=make_batches))
+  assert summary(tmp_path / 'stopped')['step'] == 2
+  train.run(config, str(tmp_path / 'stopped'))
+  assert_same_run(tmp_path / 'stopped', tmp_path / 'unbroken')

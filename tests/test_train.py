@@ -1,5 +1,6 @@
 """What a run prints, refuses and leaves behind; the fake step stands for the real one."""
 
+import dataclasses
 import json
 import os
 import types
@@ -30,14 +31,16 @@ def test_a_run_leaves_its_files_and_names_its_summary(tmp_path, capsys):
   with open(path, encoding='utf-8') as f:
     summary = json.load(f)
   assert summary['finished'] and summary['step'] == 12
-  assert summary['evaluation']['norm']['step'] == 12 and summary['evaluation']['norm']['before'] > 0
+  assert summary['evaluation']['w/norm']['step'] == 12 and summary['evaluation']['w/norm']['before'] > 0
   left = set(os.listdir(tmp_path / 'new' / 'run'))
   assert {'config.json', 'metrics.jsonl', 'events', 'samples', 'checkpoints', 'report.html', 'summary.json'} <= left
   assert not [n for n in left if n.endswith('.new')]
   assert sorted(os.listdir(tmp_path / 'new' / 'run' / 'samples')) == ['000005.png', '000010.png']
+  assert sorted(os.listdir(tmp_path / 'new' / 'run' / 'evaluations')) == ['000000.json', '000006.json', '000012.json']
   out, err = capsys.readouterr()
   assert out == ''
-  for word in ('devices', 'mesh data 1', 'parameters   8.19 k', 'MiB a device', 'compiled', 'step 12/12', 'evaluation   step 6', 'before     after'):
+  for word in ('devices', 'mesh data 1', 'parameters   8.19 k', 'MiB a device', 'compiled', 'step 12/12',
+               'evaluation   step 6: w/norm ', 'before     after'):
     assert word in err, word
 
 
@@ -47,7 +50,7 @@ def test_every_step_has_a_line_whatever_the_log_interval(tmp_path):
   assert metrics.repeatable(tmp_path / 'a') == metrics.repeatable(tmp_path / 'b')
   lines = metrics.repeatable(tmp_path / 'a')
   assert [line['step'] for line in lines if 'loss' in line] == list(range(1, 13))
-  assert [line['step'] for line in lines if 'eval/norm' in line] == [0, 6, 12]
+  assert [line['step'] for line in lines if 'eval/w/norm' in line] == [0, 6, 12]
 
 
 def test_checkpoints_kept_are_the_last_and_the_multiples(tmp_path):
@@ -71,11 +74,12 @@ def test_parameters_that_are_not_finite_are_not_saved(tmp_path):
 
     def step(state, batch):
       state, values, records = inner(state, batch)
-      return {**state, 'params': {'w': state['params']['w'] + jax.numpy.where(state['step'] == 8, jax.numpy.inf, 0.0)}}, values, records
+      broken = state['params']['w'] + jax.numpy.where(state['step'] == 8, jax.numpy.inf, 0.0)
+      return {**state, 'params': {'w': broken}}, values, records
     return jax.jit(step, donate_argnums=0)
 
   with pytest.raises(InputError, match='not finite after step 8'):
-    run(tmp_path, 12, parts_lib.Parts(**{**vars(made), 'make_step': make_step}))
+    run(tmp_path, 12, dataclasses.replace(made, make_step=make_step))
   assert steps_kept(tmp_path) == [4]
 
 
@@ -91,7 +95,7 @@ def test_the_frozen_score_is_logged_only_when_it_was_made(tmp_path):
       return state, {**values, 'generation/reward_frozen': jax.numpy.where(due, 1.5, jax.numpy.nan)}, records
     return jax.jit(step, donate_argnums=0)
 
-  run(tmp_path, 12, parts_lib.Parts(**{**vars(made), 'make_step': make_step}), system__frozen_every=4)
+  run(tmp_path, 12, dataclasses.replace(made, make_step=make_step), system__frozen_every=4)
   assert metrics.read(tmp_path)['generation/reward_frozen'] == ([1, 5, 9], [1.5] * 3)
 
 
