@@ -9,6 +9,9 @@ import tempfile
 
 from dsr_jax.errors import InputError
 
+# The tokenizer's library would say at every start that it found no PyTorch, which nothing here needs.
+os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
+
 
 def no_arguments(argv):
   """InputError for words on the command line that are no flags."""
