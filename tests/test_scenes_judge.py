@@ -1,0 +1,195 @@
+"""The judge: reads what was drawn, refuses what was not asked for, and sees nothing where nothing can be seen."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from dsr_jax.errors import InputError
+from dsr_jax.scenes import grammar
+from dsr_jax.scenes import judge
+from dsr_jax.scenes import questions
+from dsr_jax.scenes import render
+from dsr_jax.scenes import sets
+from dsr_jax.scenes import world
+from dsr_jax.scenes.grammar import Atoms
+from dsr_jax.scenes.grammar import Clause
+from dsr_jax.scenes.grammar import Relation
+from dsr_jax.scenes.world import Thing
+
+NUMBER = 2000
+
+
+@pytest.fixture(scope='module')
+def scenes():
+  rng = np.random.default_rng(0)
+  return [world.random_scene(rng, skewed=False, held_out='include') for _ in range(NUMBER)]
+
+
+def soften(pixels, blur=0.35, noise=8.0, seed=0):
+  """A mild blur and noise."""
+  blurred = ndimage.gaussian_filter(pixels.astype(float), (0, blur, blur, 0))
+  return np.clip(blurred + np.random.default_rng(seed).normal(0, noise, pixels.shape), 0, 255).astype(np.uint8)
+
+
+def right_by_attribute(scenes, readings):
+  """Share of true things read rightly, by attribute; and of pictures with the right number of things."""
+  right = {f: [] for f in Thing._fields}
+  for scene, reading in zip(scenes, readings):
+    at = {(t.row, t.col): t for t in reading.things}
+    for t in scene.things:
+      read = at.get((t.row, t.col))
+      for field in Thing._fields:
+        right[field].append(read is not None and getattr(read, field) == getattr(t, field))
+  counts = [len(s.things) == len(r.things) and not r.blobs for s, r in zip(scenes, readings)]
+  return {**{f: np.mean(v) for f, v in right.items()}, 'count': np.mean(counts)}
+
+
+@pytest.mark.parametrize('soft', [False, True])
+def test_true_pictures_are_read_rightly(scenes, soft):
+  pixels = sets.pictures(scenes)
+  readings = judge.read(soften(pixels) if soft else pixels)
+  assert min(right_by_attribute(scenes, readings).values()) >= (0.99 if soft else 1.0)
+  for scene, reading in zip(scenes, readings) if not soft else ():
+    assert world.graph(scene) == world.graph(reading.scene) and sorted(scene.pebbles) == sorted(reading.scene.pebbles)
+    assert scene.ground == reading.scene.ground
+
+
+def test_one_picture_reads_as_in_a_batch(scenes):
+  pixels = sets.pictures(scenes[:20])
+  assert [judge.read(p)[0] for p in pixels] == judge.read(pixels)
+
+
+def exact(scene):
+  """A prompt that names everything: each thing's look and size, and all relations of things that are alone of their look."""
+  clauses = tuple(Clause(t.shape, 1, t.colour, t.texture, t.size) for t in scene.things)
+  return Atoms(clauses)
+
+
+def test_a_changed_attribute_is_seen(scenes):
+  rng = np.random.default_rng(1)
+  for scene in scenes[:400]:
+    i = int(rng.integers(len(scene.things)))
+    old = scene.things[i]
+    for field, number in (('shape', 8), ('colour', 8), ('texture', 3)):
+      new = old._replace(**{field: (getattr(old, field) + int(rng.integers(1, number))) % number})
+      changed = scene._replace(things=scene.things[:i] + (new,) + scene.things[i + 1:])
+      reading = judge.read(render.render(changed))[0]
+      assert not judge.geneval(exact(scene), reading, False) and not judge.strict(exact(scene), reading)
+      assert judge.graded(exact(scene), reading) < 1
+      assert judge.strict(exact(changed), reading)
+
+
+def test_missing_and_extra_things_are_seen(scenes):
+  for scene in scenes[:400]:
+    if len(scene.things) < 2:
+      continue
+    fewer = scene._replace(things=scene.things[1:])
+    whole, part = (judge.read(render.render(s))[0] for s in (scene, fewer))
+    assert not judge.geneval(exact(scene), part, False)
+    assert judge.geneval(exact(fewer), whole, False)  # an extra thing does no harm ...
+    assert not judge.strict(exact(fewer), whole)  # ... but under the strict rule,
+    wanted = Clause(scene.things[0].shape, sum(t.shape == scene.things[0].shape for t in fewer.things))
+    if wanted.count:
+      assert not judge.geneval(Atoms((wanted,)), whole, True)  # ... and in counting
+
+
+def spoiled(pixels):
+  """Pictures in which nothing should be read."""
+  rng = np.random.default_rng(2)
+  blurred = ndimage.gaussian_filter(pixels.astype(float), (0, 1.6, 1.6, 0)).astype(np.uint8)
+  yield 'blurred', blurred
+  yield 'very noisy', np.clip(pixels + rng.normal(0, 60, pixels.shape), 0, 255).astype(np.uint8)
+  yield 'nothing but noise', rng.integers(0, 256, pixels.shape).astype(np.uint8)
+  yield 'black', np.zeros_like(pixels)
+  yield 'white', np.full_like(pixels, 255)
+  yield 'moved by two pixels', np.roll(pixels, 2, 1)
+  yield 'negative', 255 - pixels
+  yield 'grey', np.broadcast_to(pixels.mean(-1, keepdims=True), pixels.shape).astype(np.uint8)
+
+
+def test_blank_noisy_and_blurred_pictures_are_rejected(scenes):
+  pixels = sets.pictures(scenes[:300])
+  for name, bad in spoiled(pixels):
+    readings = judge.read(bad)
+    accepted = np.mean([judge.geneval(Atoms((Clause(s.things[0].shape),)), r, False) for s, r in zip(scenes, readings)])
+    assert accepted <= 0.02, (name, accepted)
+    assert not any(judge.strict(exact(s), r) for s, r in zip(scenes, readings)), name
+
+
+def test_a_thing_with_one_wrong_cell_is_unreadable(scenes):
+  """Half-drawn things are what a weak generator makes."""
+  rng = np.random.default_rng(3)
+  accepted = total = 0
+  for scene in scenes[:400]:
+    t = scene.things[0]
+    other = t._replace(shape=(t.shape + int(rng.integers(1, 8))) % 8)
+    mixed, foreign = render.render(scene), render.render(scene._replace(things=(other,) + scene.things[1:]))
+    top, left, bottom, _ = t.box
+    mixed[top:bottom, left:left + t.size // 2] = foreign[top:bottom, left:left + t.size // 2]
+    if (mixed != render.render(scene)).any(-1).sum() < 12 or (mixed != foreign).any(-1).sum() < 12:
+      continue  # the two look alike there
+    total += 1
+    accepted += any((x.row, x.col) == (t.row, t.col) for x in judge.read(mixed)[0].things)
+  assert total > 150 and accepted / total < 0.15
+
+
+def reading(*things, blobs=0):
+  return judge.Reading(world.Scene(tuple(things)), blobs)
+
+
+RED_DISC, BLUE_SQUARE = Thing(2, 0, 0, 8, 3, 0), Thing(0, 4, 1, 8, 3, 5)
+
+
+def test_rules_on_hand_made_readings():
+  red_disc, blue_square = Clause(2, 1, 0), Clause(0, 1, 4)
+  both = reading(RED_DISC, BLUE_SQUARE)
+  left = Atoms((red_disc, blue_square), (Relation(0, 'left', 1),))
+  right = Atoms((red_disc, blue_square), (Relation(0, 'right', 1),))
+  assert judge.geneval(left, both, False) and not judge.geneval(right, both, False)
+  assert judge.graded(right, both) == pytest.approx(4 / 5)
+  assert not judge.geneval(Atoms((Clause(2, 2),)), both, True) and judge.geneval(Atoms((Clause(2),)), both, True)
+  assert judge.geneval(Atoms((red_disc,)), reading(RED_DISC, blobs=1), False)
+  assert not judge.geneval(Atoms((red_disc,)), reading(RED_DISC, blobs=1), True)
+  assert not judge.strict(Atoms((red_disc,)), reading(RED_DISC, blobs=1))
+  # Swapped attributes: everything named is there, nothing belongs together.
+  assert not judge.geneval(Atoms((Clause(2, 1, 4), Clause(0, 1, 0))), both, False)
+  assert judge.graded(Atoms((Clause(2, 1, 4), Clause(0, 1, 0))), both) == pytest.approx(1 / 2)
+  # One thing cannot serve two mentions.
+  assert not judge.geneval(Atoms((Clause(2), red_disc)), reading(RED_DISC, BLUE_SQUARE), False)
+
+
+def test_an_unreadable_picture_is_wrong_under_every_rule():
+  nothing = judge.Reading(None, 1)
+  for category in grammar.CATEGORIES:
+    prompt = grammar.prompt(np.random.default_rng(4), category)
+    assert judge.verdict(prompt, nothing) == {'geneval': False, 'strict': False, 'graded': 0.0}
+
+
+def test_true_scenes_answer_their_own_questions_and_not_those_of_their_edit(scenes):
+  pictures, rows = questions.hallusion_pairs([s for s in scenes if questions.can_edit(s)][:200], np.random.default_rng(5))
+  readings = judge.read(sets.pictures(pictures))
+  for row in rows:
+    atoms = judge.parse(row.text.replace('is there', 'there is').replace(' in the image', '').replace(
+        ' in the picture', '').rstrip('?'))
+    assert judge.geneval(atoms, readings[row.picture], False) == (row.answer == 'yes')
+
+
+@pytest.mark.parametrize('text, counts', [
+    ('a red disc', (2, 2, 2)),
+    ('a large red disc left of a blue square', (6, 5, 4)),  # the size is wrong
+    ('two red discs', (5, 2, 2)),
+    ('a blue disc and a heart', (3, 1, 1)),
+    ('a striped square. the square is right of a disc.', (4, 4, 3)),
+    ('a dog', (1, 0, 0)),
+    ('', (1, 0, 0)),
+])
+def test_atoms_of_a_text_are_counted(text, counts):
+  """Stated, right and recalled, counted by hand for a small plain red disc left of a small striped blue square."""
+  found = judge.count_atoms(text, world.Scene((RED_DISC, BLUE_SQUARE)))
+  assert (found.stated, found.right, found.recalled) == counts and found.total == 6
+
+
+@pytest.mark.parametrize('pixels', [np.zeros((2, 16, 16, 3), np.uint8), np.zeros((32, 32, 3), np.float32), np.zeros((32, 32))])
+def test_pictures_of_another_format_are_refused(pixels):
+  with pytest.raises(InputError, match='expects .B, 32, 32, 3. uint8; resize'):
+    judge.read(pixels)
