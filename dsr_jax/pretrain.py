@@ -251,6 +251,27 @@ def polish_decoder(config, graphdef, params, run_dir):
 # Language model.
 
 
+def informed_start(params):
+  """Starting values that say what is known: where patches lie, what the empty ground looks like, which codes look alike.
+
+  Without them a small tower spends its first thousand steps on a constant (five sixths of all patches are ground) and cannot tell places apart.
+  """
+  vision = params['vision_model']
+  table = vision['position_embedding']['embedding']
+  side, quarter = int(len(table)**0.5), table.shape[1] // 4
+  angle = jnp.arange(side)[:, None] * jnp.pi * 2.0 ** (-jnp.arange(quarter) * 4.0 / quarter)
+  wave = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)  # (side, W / 2)
+  rows, columns = (jnp.broadcast_to(w, (side, side, 2 * quarter)) for w in (wave[:, None], wave[None]))
+  places = 0.5 * jnp.concatenate([rows, columns], axis=-1).reshape(table.shape)
+  patch = vision['patch_embedding']
+  ground = jnp.mean(jnp.asarray(render.GROUND_RGB, jnp.float32), axis=0) / 127.5 - 1.0
+  patch = {**patch, 'bias': -jnp.einsum('pqcw,c->w', patch['kernel'], ground)}  # the ground maps to 0
+  vision = {**vision, 'patch_embedding': patch, 'position_embedding': {'embedding': places}}
+  codebook = params['vqmodel']['quantize']['embedding']
+  alike = {'embedding': codebook * codebook.shape[1] ** 0.5}
+  return {**params, 'vision_model': vision, 'generation_embeddings': alike}
+
+
 def train_language_model(config, graphdef, params, processor, run_dir):
   """Trains everything but params['vqmodel'] on both tasks and returns it."""
   fixed, trained = {'vqmodel': params['vqmodel']}, {k: v for k, v in params.items() if k != 'vqmodel'}
@@ -344,7 +365,7 @@ def pretrain(config, workdir: str) -> str:
   graphdef, params = janus.create(model_config, config.seed)
   params['vqmodel'] = train_picture_tokenizer(config, graphdef, params, workdir)
   params['vqmodel'] = merge_ground_codes(config, graphdef, params)
-  params = train_language_model(config, graphdef, params, processor, workdir)
+  params = train_language_model(config, graphdef, informed_start(params), processor, workdir)
   params['vqmodel'] = polish_decoder(config, graphdef, params, workdir)  # codes stay, so the order does not matter
   target = os.path.join(workdir, 'model')
   convert.save(target, model_config, jax.tree.map(np.asarray, params), words, overwrite=True)
