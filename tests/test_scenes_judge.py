@@ -60,35 +60,33 @@ def test_one_picture_reads_as_in_a_batch(scenes):
 
 
 def exact(scene):
-  """A prompt that names everything: each thing's look and size, and all relations of things that are alone of their look."""
-  clauses = tuple(Clause(t.shape, 1, t.colour, t.texture, t.size) for t in scene.things)
-  return Atoms(clauses)
+  """What a text would mean that names every thing with its look and size."""
+  return Atoms(tuple(Clause(t.shape, 1, t.colour, t.texture, t.size) for t in scene.things))
 
 
 def test_a_changed_attribute_is_seen(scenes):
   rng = np.random.default_rng(1)
+  pairs = []
   for scene in scenes[:400]:
     i = int(rng.integers(len(scene.things)))
     old = scene.things[i]
     for field, number in (('shape', 8), ('colour', 8), ('texture', 3)):
       new = old._replace(**{field: (getattr(old, field) + int(rng.integers(1, number))) % number})
-      changed = scene._replace(things=scene.things[:i] + (new,) + scene.things[i + 1:])
-      reading = judge.read(render.render(changed))[0]
-      assert not judge.geneval(exact(scene), reading, False) and not judge.strict(exact(scene), reading)
-      assert judge.graded(exact(scene), reading) < 1
-      assert judge.strict(exact(changed), reading)
+      pairs.append((scene, scene._replace(things=scene.things[:i] + (new,) + scene.things[i + 1:])))
+  for (scene, changed), reading in zip(pairs, judge.read(sets.pictures([c for _, c in pairs]))):
+    assert not judge.geneval(exact(scene), reading, False) and not judge.strict(exact(scene), reading)
+    assert judge.graded(exact(scene), reading) < 1
+    assert judge.strict(exact(changed), reading)
 
 
 def test_missing_and_extra_things_are_seen(scenes):
-  for scene in scenes[:400]:
-    if len(scene.things) < 2:
-      continue
-    fewer = scene._replace(things=scene.things[1:])
-    whole, part = (judge.read(render.render(s))[0] for s in (scene, fewer))
+  several = [s for s in scenes[:400] if len(s.things) > 1]
+  fewer = [s._replace(things=s.things[1:]) for s in several]
+  for scene, less, whole, part in zip(several, fewer, *map(judge.read, map(sets.pictures, (several, fewer)))):
     assert not judge.geneval(exact(scene), part, False)
-    assert judge.geneval(exact(fewer), whole, False)  # an extra thing does no harm ...
-    assert not judge.strict(exact(fewer), whole)  # ... but under the strict rule,
-    wanted = Clause(scene.things[0].shape, sum(t.shape == scene.things[0].shape for t in fewer.things))
+    assert judge.geneval(exact(less), whole, False)  # an extra thing does no harm ...
+    assert not judge.strict(exact(less), whole)  # ... but under the strict rule,
+    wanted = Clause(scene.things[0].shape, sum(t.shape == scene.things[0].shape for t in less.things))
     if wanted.count:
       assert not judge.geneval(Atoms((wanted,)), whole, True)  # ... and in counting
 
@@ -96,7 +94,7 @@ def test_missing_and_extra_things_are_seen(scenes):
 def spoiled(pixels):
   """Pictures in which nothing should be read."""
   rng = np.random.default_rng(2)
-  blurred = ndimage.gaussian_filter(pixels.astype(float), (0, 1.6, 1.6, 0)).astype(np.uint8)
+  blurred = ndimage.gaussian_filter(pixels.astype(float), (0, 2.5, 2.5, 0)).astype(np.uint8)
   yield 'blurred', blurred
   yield 'very noisy', np.clip(pixels + rng.normal(0, 60, pixels.shape), 0, 255).astype(np.uint8)
   yield 'nothing but noise', rng.integers(0, 256, pixels.shape).astype(np.uint8)
@@ -104,7 +102,6 @@ def spoiled(pixels):
   yield 'white', np.full_like(pixels, 255)
   yield 'moved by two pixels', np.roll(pixels, 2, 1)
   yield 'negative', 255 - pixels
-  yield 'grey', np.broadcast_to(pixels.mean(-1, keepdims=True), pixels.shape).astype(np.uint8)
 
 
 def test_blank_noisy_and_blurred_pictures_are_rejected(scenes):
@@ -116,21 +113,22 @@ def test_blank_noisy_and_blurred_pictures_are_rejected(scenes):
     assert not any(judge.strict(exact(s), r) for s, r in zip(scenes, readings)), name
 
 
-def test_a_thing_with_one_wrong_cell_is_unreadable(scenes):
+def test_a_thing_with_halves_of_two_shapes_is_unreadable(scenes):
   """Half-drawn things are what a weak generator makes."""
   rng = np.random.default_rng(3)
-  accepted = total = 0
+  chimeras = []
   for scene in scenes[:400]:
     t = scene.things[0]
     other = t._replace(shape=(t.shape + int(rng.integers(1, 8))) % 8)
     mixed, foreign = render.render(scene), render.render(scene._replace(things=(other,) + scene.things[1:]))
     top, left, bottom, _ = t.box
     mixed[top:bottom, left:left + t.size // 2] = foreign[top:bottom, left:left + t.size // 2]
-    if (mixed != render.render(scene)).any(-1).sum() < 12 or (mixed != foreign).any(-1).sum() < 12:
-      continue  # the two look alike there
-    total += 1
-    accepted += any((x.row, x.col) == (t.row, t.col) for x in judge.read(mixed)[0].things)
-  assert total > 150 and accepted / total < 0.15
+    # Not if the two look alike there: less than a cell's worth of pixels differ.
+    if all((mixed != whole).any(-1).sum() >= 12 for whole in (render.render(scene), foreign)):
+      chimeras.append((t, mixed))
+  readings = judge.read(np.stack([mixed for _, mixed in chimeras]))
+  accepted = [any((x.row, x.col) == (t.row, t.col) for x in r.things) for (t, _), r in zip(chimeras, readings)]
+  assert len(accepted) > 150 and np.mean(accepted) < 0.05
 
 
 def reading(*things, blobs=0):

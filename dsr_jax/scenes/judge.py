@@ -23,8 +23,8 @@ from dsr_jax.scenes.grammar import Clause
 from dsr_jax.scenes.grammar import Relation
 from dsr_jax.scenes.grammar import matches
 
-# Root mean square differences of RGB levels (0-255). After the embedded model's picture tokenizer, 99.5 % of the true
-# sprites fit within 26, their worst cells within 36, and empty cells are within 16 of the ground.
+# Root mean square differences of RGB levels (0-255). After a picture tokenizer of the embedded model's kind, 99.5 % of
+# the true sprites fit within 21-26, their worst cells within 28-36, and empty cells are within 11-13 of the ground.
 GROUND_LIMIT = 26.0  # a cell farther than this from the ground holds something
 FIT_LIMIT = 30.0  # of the whole sprite
 CELL_LIMIT = 46.0  # of its worst cell
