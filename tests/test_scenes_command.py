@@ -108,7 +108,8 @@ def built(tmp_path_factory):
 def test_builder_writes_what_the_functions_draw(built):
   assert {key: len(source) for key, source in built.items()} == {
       ('captions', 'pretraining'): 9, ('pictures', 'training'): 13, ('pictures', 'validation'): 12,
-      ('pictures', 'evaluation'): 12, ('prompts', 'training'): 13, ('prompts', 'validation'): 12, ('prompts', 'evaluation'): 12}
+      ('pictures', 'evaluation'): 12, ('prompts', 'training'): 13, ('prompts', 'validation'): 12,
+      ('prompts', 'evaluation'): 12}
   for i in range(9):
     pixels, caption = sets.pretraining_example(0, i)
     np.testing.assert_array_equal(built['captions', 'pretraining'][i]['image'], pixels)
@@ -121,7 +122,8 @@ def test_builder_writes_what_the_functions_draw(built):
   for i in range(13):
     assert built['prompts', 'training'][i]['prompt'].decode() == sets.training_prompt(0, i).text
     assert built['pictures', 'training'][i]['caption'] == b''
-  assert [e['category'].decode() for e in built['prompts', 'evaluation']] == [c for c in grammar.GENEVAL for _ in range(2)]
+  categories = [e['category'].decode() for e in built['prompts', 'evaluation']]
+  assert categories == [c for c in grammar.GENEVAL for _ in range(2)]
 
 
 def test_building_needs_no_tensorflow(built):

@@ -89,7 +89,8 @@ def test_yesno_scores_against_a_plain_count():
   rng = np.random.default_rng(3)
   answers = rng.choice(['Yes.', 'no', 'yes, it is', 'No!', 'maybe', 'yes and no'], 400).tolist()
   truths = rng.choice(['yes', 'no'], 400).tolist()
-  said = ['yes' if a.lower().startswith('yes') and 'no' not in a else 'no' if a.lower().startswith('no') else '?' for a in answers]
+  meant = {'Yes.': 'yes', 'no': 'no', 'yes, it is': 'yes', 'No!': 'no', 'maybe': '?', 'yes and no': '?'}
+  said = [meant[a] for a in answers]
   pairs = collections.Counter(zip(said, truths))
   precision = pairs['yes', 'yes'] / (pairs['yes', 'yes'] + pairs['yes', 'no'])
   recall = pairs['yes', 'yes'] / truths.count('yes')
@@ -150,7 +151,8 @@ def test_hallusion_scores_of_the_reference_players():
 
 
 @pytest.mark.parametrize('text, answer', [
-    ('Yes', 'yes'), ('no.', 'no'), ('yes, there is', 'yes'), ('', 'unknown'), ('yes or no', 'unknown'), ('yesterday', 'unknown'),
+    ('Yes', 'yes'), ('no.', 'no'), ('yes, there is', 'yes'), ('', 'unknown'), ('yes or no', 'unknown'),
+    ('yesterday', 'unknown'),
     ('there is (no) disc', 'no')])
 def test_yes_and_no_are_extracted_as_words(text, answer):
   assert evaluation.extract_yesno(text) == answer

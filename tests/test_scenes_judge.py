@@ -164,7 +164,8 @@ def test_an_unreadable_picture_is_wrong_under_every_rule():
 
 
 def test_true_scenes_answer_their_own_questions_and_not_those_of_their_edit(scenes):
-  pictures, rows = questions.hallusion_pairs([s for s in scenes if questions.can_edit(s)][:200], np.random.default_rng(5))
+  editable = [s for s in scenes if questions.can_edit(s)][:200]
+  pictures, rows = questions.hallusion_pairs(editable, np.random.default_rng(5))
   readings = judge.read(sets.pictures(pictures))
   for row in rows:
     atoms = judge.parse(row.text.replace('is there', 'there is').replace(' in the image', '').replace(
@@ -187,7 +188,8 @@ def test_atoms_of_a_text_are_counted(text, counts):
   assert (found.stated, found.right, found.recalled) == counts and found.total == 6
 
 
-@pytest.mark.parametrize('pixels', [np.zeros((2, 16, 16, 3), np.uint8), np.zeros((32, 32, 3), np.float32), np.zeros((32, 32))])
+@pytest.mark.parametrize('pixels', [
+    np.zeros((2, 16, 16, 3), np.uint8), np.zeros((32, 32, 3), np.float32), np.zeros((32, 32))])
 def test_pictures_of_another_format_are_refused(pixels):
   with pytest.raises(InputError, match='expects .B, 32, 32, 3. uint8; resize'):
     judge.read(pixels)

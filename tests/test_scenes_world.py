@@ -65,7 +65,8 @@ def test_patches_are_cells_in_reading_order():
 
 def test_pretraining_never_shows_held_out_pairs_and_reinforcement_shows_half_of_them():
   colour, texture = set(world.HELD_OUT_COLOUR), set(world.HELD_OUT_TEXTURE)
-  pairs = lambda ss: ({(t.shape, t.colour) for s in ss for t in s.things}, {(t.shape, t.texture) for s in ss for t in s.things})
+  pairs = lambda ss: ({(t.shape, t.colour) for s in ss for t in s.things},
+                      {(t.shape, t.texture) for s in ss for t in s.things})
   seen = pairs(scenes(3000, skewed=True, held_out='exclude'))
   assert not seen[0] & colour and not seen[1] & texture
   assert len(seen[0]) == 64 - len(colour) and len(seen[1]) == 24 - len(texture)
@@ -90,13 +91,15 @@ def test_skew_makes_usual_looks_companions_and_small_counts_commoner():
 
 def test_splits_share_no_scene_graph():
   """Drawn lists, not only the rule that made them."""
+  prompt_scene = lambda purpose, index, *how: sets._prompt_scene(sets._rng(purpose, 0, index), *how)
+  evaluation = 6 + sets.SPLITS.index('evaluation')
   drawn = {
       'pretraining': [sets._draw(np.random.default_rng(i), 'pretraining', skewed=True) for i in range(2000)],
-      'training_prompts': [sets._prompt_scene(sets._rng(4, 0, i), 'training_prompts', grammar.CATEGORIES[i % 12], 'half')
+      'training_prompts': [prompt_scene(4, i, 'training_prompts', grammar.CATEGORIES[i % 12], 'half')
                            for i in range(2000)],
       'training_pictures': [sets.training_scene(0, i) for i in range(2000)],
       'evaluation': sets.evaluation_scenes(1000) + [
-          sets._prompt_scene(sets._rng(6 + sets.SPLITS.index('evaluation'), 0, task * 100_000 + i), 'evaluation', c, 'include')
+          prompt_scene(evaluation, task * 100_000 + i, 'evaluation', c, 'include')
           for task, c in enumerate(grammar.GENEVAL) for i in range(50)],
       'validation': sets.evaluation_scenes(1000, 'validation'),
   }
@@ -155,7 +158,8 @@ def test_pretraining_questions_are_answered_rightly():
       assert [world.COLOURS[t.colour] for t in named] == [q.answer]
     elif q.kind == 'exists':
       colours = [i for i, names in enumerate(grammar.COLOUR_WORDS) for n in names if n in words]
-      textures = [i for i, names in enumerate(grammar.TEXTURE_WORDS) for n in names + (grammar.TEXTURE_NOUNS.get(i),) if n in words]
+      textures = [i for i, names in enumerate(grammar.TEXTURE_WORDS)
+                  for n in names + (grammar.TEXTURE_NOUNS.get(i),) if n in words]
       there = any((not colours or t.colour == colours[0]) and (not textures or t.texture == textures[0]) for t in named)
       assert q.answer == ('yes' if there else 'no'), (scene, q)
   assert abs(answers['yes'] - answers['no']) < 150

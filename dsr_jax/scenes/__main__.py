@@ -63,8 +63,8 @@ def show(number: int, output: str, seed: int = 0):
     raise InputError(f'cannot write {output} ({e.strerror}); expected a writable place; name another --output') from e
   pixels = np.stack([sets.pretraining_example(seed, i)[0] for i in range(2000)])
   coverage = render.patch_coverage(pixels)
-  commands.log(f'wrote {output}; of {coverage["patches"]} patches that are not ground, in 2000 pictures, the 512 commonest '
-               f'of {coverage["distinct"]} different ones cover {coverage["share"]:.1%}')
+  commands.log(f'wrote {output}; of {coverage["patches"]} patches that are not ground, in 2000 pictures, the 512 '
+               f'commonest of {coverage["distinct"]} different ones cover {coverage["share"]:.1%}')
 
 
 def read_picture(path: str) -> np.ndarray:
@@ -109,8 +109,8 @@ def main(argv, f=flags.FLAGS):
     commands.require(output=f.output)
     show(f.show, f.output, f.seed)
   else:
-    raise InputError('found nothing to do; expected --show=16 --output=FILE, --judge=FILE --prompt=TEXT or --entropy=200; '
-                     'add one')
+    raise InputError('found nothing to do; expected --show=16 --output=FILE, --judge=FILE --prompt=TEXT or '
+                     '--entropy=200; add one')
 
 
 def define_flags():

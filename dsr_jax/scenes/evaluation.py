@@ -149,7 +149,8 @@ def generation_difference(prompts: Sequence[grammar.Prompt], after: np.ndarray, 
 # Description
 
 
-def description_sums(scenes: Sequence[world.Scene], texts: Sequence[str], clusters: Sequence | None = None) -> np.ndarray:
+def description_sums(scenes: Sequence[world.Scene], texts: Sequence[str], clusters: Sequence | None = None
+                    ) -> np.ndarray:
   """(C, 8) by picture: stated, right, recalled, total, words, texts, texts with a wrong atom, unparsable texts."""
   _same_length(scenes, texts)
   rows = []
@@ -216,12 +217,14 @@ YESNO = {
 }
 
 
-def yesno_scores(answers: Sequence[str], truths: Sequence[str], clusters: Sequence | None = None) -> dict[str, Estimate]:
+def yesno_scores(answers: Sequence[str], truths: Sequence[str], clusters: Sequence | None = None
+                ) -> dict[str, Estimate]:
   """F1 (positive = yes), accuracy and share of yes. `clusters` names each question's picture."""
   return estimates(yesno_sums(answers, truths, clusters), YESNO)
 
 
-def pope_sums(rows: Sequence[questions.Row], answers: Sequence[str], tracks: Sequence[str] = questions.TRACKS) -> np.ndarray:
+def pope_sums(rows: Sequence[questions.Row], answers: Sequence[str], tracks: Sequence[str] = questions.TRACKS
+             ) -> np.ndarray:
   """`yesno_sums` by picture, a row counting once in each of its tracks: VLMEvalKit's Overall."""
   _same_length(rows, answers)
   each = [(a, r) for a, r in zip(answers, rows) for t in r.tracks if t in tracks]

@@ -28,8 +28,8 @@ from dsr_jax.scenes.grammar import matches
 GROUND_LIMIT = 26.0  # a cell farther than this from the ground holds something
 FIT_LIMIT = 30.0  # of the whole sprite
 CELL_LIMIT = 46.0  # of its worst cell
-CONTRAST_LIMIT = 0.32  # of the sprite, as a share of its distance from bare ground, for pale ones (true ones: below 0.29)
-# How much nearer the best look must be than any other, on the line between the two: 1 is on the sprite itself, 0 midway.
+CONTRAST_LIMIT = 0.32  # of the sprite, as a share of its distance from bare ground (true ones: below 0.29)
+# How much nearer the best look must be than any other, on the line between the two: 1 is on the sprite, 0 midway.
 # Plain distances would not do: yellow and orange stripes on a thin cross lie 18 levels apart, other looks 100.
 MARGIN = 0.08
 PEBBLE_LIMIT = 40.0
@@ -79,7 +79,8 @@ def _between(sprites: np.ndarray) -> np.ndarray:
 
 
 _LOOKS, _SPRITES = _look_tables()
-_CONTRAST = {size: np.sqrt(((sprites - np.tile(render.GROUND_RGB, 16)[:, None, None].astype(np.float32)) ** 2).mean((2, 3)))
+_BARE = np.tile(render.GROUND_RGB, 16)[:, None, None].astype(np.float32)
+_CONTRAST = {size: np.sqrt(((sprites - _BARE) ** 2).mean((2, 3)))
              for size, sprites in _SPRITES.items()}  # (ground, K)
 _BETWEEN = {size: _between(sprites) for size, sprites in _SPRITES.items()}
 _PEBBLES = render.PEBBLES.reshape(len(world.GROUNDS), 48).astype(np.float32)
@@ -179,7 +180,7 @@ def read(pixels: np.ndarray) -> list[Reading]:
 
 
 def _relation_found(relation: Relation, clauses, things, loose: bool = False) -> bool:
-  """Whether two things that fit the clauses stand so; `loose`: of the right shapes, so that a wrong colour counts once."""
+  """Whether two things that fit the clauses stand so; `loose`: of their shapes, so that a wrong colour counts once."""
   if loose:
     clauses = [Clause(c.shape) for c in clauses]
   return any(
@@ -191,8 +192,8 @@ def _relation_found(relation: Relation, clauses, things, loose: bool = False) ->
 def geneval(atoms: Atoms, reading: Reading, counted: bool) -> bool:
   """GenEval's rule: every clause is there and every relation holds; extras harm in counting tasks only.
 
-  There an unreadable blob is an extra too. Detections have no scores here, so "the best ones of the class" becomes "some
-  things that fit".
+  There an unreadable blob is an extra too. Detections have no scores here, so "the best ones of the class"
+  becomes "some things that fit".
   """
   things, mentions = reading.things, expand(atoms)
   if len(things) < len(mentions):
@@ -276,7 +277,8 @@ _NOUNS, _ADJECTIVES = _vocabulary()
 _TEXTURE_NOUNS = {v: k for k, v in grammar.TEXTURE_NOUNS.items()}
 _NUMBERS = {'a': 1, 'an': 1, **{w: n for n, w in enumerate(grammar.NUMBERS) if n}}
 _OPENERS = tuple(tuple(o.split()) for o in grammar.OPENERS) + (('there', 'are'),)
-_PHRASES = sorted(((tuple(p.split()), name) for name, ps in grammar.RELATIONS.items() for p in ps), key=lambda x: -len(x[0]))
+_PHRASES = sorted(((tuple(p.split()), name) for name, ps in grammar.RELATIONS.items() for p in ps),
+                  key=lambda phrase: -len(phrase[0]))
 
 
 class _Unparsable(Exception):
@@ -336,7 +338,8 @@ class _Parser:
     return len(self.clauses) - 1
 
   def attributes(self, subject: int):
-    said = {k: v for k, v in self.clauses[subject]._asdict().items() if k in ('colour', 'texture', 'size') and v is not None}
+    said = {k: v for k, v in self.clauses[subject]._asdict().items()
+            if k in ('colour', 'texture', 'size') and v is not None}
     if not self.adjective(said):
       raise _Unparsable
     while self.take(',', 'and'):

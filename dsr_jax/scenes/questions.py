@@ -80,7 +80,8 @@ def _count(scene, rng) -> Question:
   asked = count if flip(rng, P_YES) else pick(rng, [n for n in range(1, 5) if n != count])
   noun = grammar.noun_phrase(rng, Clause(shape, asked))
   noun = noun if asked > 1 else 'one ' + noun.split(' ', 1)[1]
-  return Question(f'{"are" if asked > 1 else "is"} there {noun}{pick(rng, TAILS)}?', 'yes' if asked == count else 'no', 'count')
+  text = f'{"are" if asked > 1 else "is"} there {noun}{pick(rng, TAILS)}?'
+  return Question(text, 'yes' if asked == count else 'no', 'count')
 
 
 def _look(scene, rng, choice: bool) -> Question | None:

@@ -125,7 +125,8 @@ def evaluation_prompts(per_task: int = 100, split: str = 'evaluation', seed: int
 def evaluation_scenes(number: int = 1000, split: str = 'evaluation', seed: int = 0) -> list[world.Scene]:
   """Scenes to describe and to ask about."""
   _check_list(split, number)
-  return [_draw(_rng(16 + SPLITS.index(split), seed, i), split, skewed=False, held_out='include') for i in range(number)]
+  purpose = 16 + SPLITS.index(split)
+  return [_draw(_rng(purpose, seed, i), split, skewed=False, held_out='include') for i in range(number)]
 
 
 def pictures(scenes) -> np.ndarray:

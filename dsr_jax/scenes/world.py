@@ -159,7 +159,8 @@ def _random_shapes(rng, kind: str, skewed: bool) -> list[int]:
   return [first, second] + [int(rng.random() * len(SHAPES)) for _ in range(number - 2)]
 
 
-def random_scene(rng: np.random.Generator, *, skewed: bool, held_out: str = 'exclude', kind: str | None = None) -> Scene:
+def random_scene(rng: np.random.Generator, *, skewed: bool, held_out: str = 'exclude', kind: str | None = None
+                ) -> Scene:
   """Draws a scene.
 
   Args:
