@@ -1,6 +1,11 @@
 """A tiny random Janus in the Hugging Face layout, made with transformers, and the same model as ours reads it."""
 
 import json
+import os
+
+# Tests compile much and compute little: the compiler's cheapest level halves their time. Set before JAX is imported; subprocesses inherit it.
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0'
 
 import jax
 import pytest
