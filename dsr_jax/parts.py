@@ -17,6 +17,7 @@ class Model:
   config: Any
   processor: Any
   source: dict[str, str]
+  codes_per_picture: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +65,7 @@ def _load_model(name):
   from dsr_jax.models import janus
   bundle = convert.load(model_source.directory_of(name))
   return Model(janus.graphdef_of(bundle.config), bundle.params, bundle.config, bundle.processor,
-               {'name': name, 'fingerprint': bundle.source['hash']})
+               {'name': name, 'fingerprint': bundle.source['hash']}, bundle.config.num_codes)
 
 
 def _make_evaluator(config, model):

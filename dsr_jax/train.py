@@ -74,7 +74,7 @@ def run(config, workdir, parts=None):
 def _loop(config, workdir, parts, mesh, model, batches, state, start, checkpoints, writer, stop):
   """Steps start + 1 to the last; returns (state, the last step done)."""
   system, last = config.system, config.method.steps
-  log = _Log(config, workdir, writer, start)
+  log = _Log(config, workdir, model, writer, start)
   evaluate = parts.make_evaluator(config, model)
   sheet = parts.make_sheets(config, model)
   evaluate_due = lambda step: evaluate is not None and (step in (0, last) or _due(step, system.eval_every))
@@ -139,11 +139,12 @@ def _loop(config, workdir, parts, mesh, model, batches, state, start, checkpoint
 class _Log:
   """Metrics on their way from the devices to the files and the terminal: fetched together, a line a step."""
 
-  def __init__(self, config, workdir, writer, start):
+  def __init__(self, config, workdir, model, writer, start):
     self._workdir = workdir
     self._writer, self._pending, self._clock = writer, [], time.perf_counter()
     self._frozen_every = config.system.frozen_every
-    self._candidates = config.method.inputs_per_step * config.method.group_size
+    self._codes = model.codes_per_picture if 'generation' in config.method.tasks else 0
+    self._candidates_per_task = config.method.inputs_per_task * config.method.group_size
     self._progress = Progress(start, config.method.steps)
 
   def begin(self, step):
@@ -164,7 +165,8 @@ class _Log:
         raise InputError(f'found {bad} = {values[bad]} at step {step}; expected a finite number; lower '
                          'method.learning_rate, or look at the metrics before that step; the last good checkpoint is '
                          'kept')
-      values |= {'time/step_seconds': seconds, 'time/candidates_per_second': self._candidates / seconds}
+      tokens = self._candidates_per_task * (self._codes + values.get('understanding/text_length', 0.0))
+      values |= {'time/step_seconds': seconds, 'time/tokens_per_second': tokens / seconds}  # sampled ones
       self._writer.write(step, values | metrics_lib.memory())
       self._progress.step(step, values)
     self._pending.clear()

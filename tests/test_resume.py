@@ -59,14 +59,14 @@ def test_a_run_killed_at_random_moments_equals_the_unbroken_one(unbroken, tmp_pa
       if line.startswith('step '):
         break
     try:
-      process.wait(timeout=rng.uniform(0.0, 0.9) if kills < 5 else 60)
+      process.wait(timeout=rng.uniform(0.0, 0.4) if kills < 10 else 600)
     except subprocess.TimeoutExpired:
       process.send_signal(signal.SIGKILL)
       kills += 1
     process.communicate()
     if process.returncode == 0:
       break
-  assert kills >= 2
+  assert kills >= 5
   assert_same_run(tmp_path, unbroken)
 
 
@@ -81,7 +81,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(unbroken, tm
   process.communicate()
   assert seen
   restarted = start(tmp_path, 40)
-  _, err = restarted.communicate(timeout=120)
+  _, err = restarted.communicate(timeout=600)
   assert restarted.returncode == 0, err
   assert all(n.isdigit() for n in os.listdir(folder))
   assert_same_run(tmp_path, unbroken)
@@ -93,14 +93,14 @@ def test_sigterm_finishes_the_step_saves_and_exits_with_0(unbroken, tmp_path):
     if line.startswith('step 9/'):
       break
   process.terminate()
-  _, err = process.communicate(timeout=60)
+  _, err = process.communicate(timeout=600)
   assert process.returncode == 0, err
   stopped = int(re.search(r'after step (\d+) of 40', err).group(1))
   assert 9 <= stopped < 40
   assert max(int(n) for n in os.listdir(tmp_path / 'checkpoints')) == stopped
   assert summary(tmp_path)['finished'] is False
   again = start(tmp_path, 40)
-  _, err = again.communicate(timeout=60)
+  _, err = again.communicate(timeout=600)
   assert f'from the checkpoint of step {stopped}' in err
   assert_same_run(tmp_path, unbroken)
 
