@@ -9,11 +9,13 @@ h head width, L layers. Keys and values are (R, N, ..., tokens, h): batch axes f
 batched matrix product.
 """
 
+import functools
 from typing import NamedTuple
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dsr_jax.models.config import TextConfig
 from dsr_jax.models.layers import Embedding, Linear, RMSNorm, layer_at, scan_layers, stack_layers
@@ -32,14 +34,24 @@ class KV(NamedTuple):
   v: jax.Array
 
 
-def rope(x, positions, theta: float):
-  """Rotary embedding, half-split layout, angles in float32. x: (R, N, ..., T, h); positions: (R, T)."""
-  half = x.shape[-1] // 2
-  freq = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  angles = positions.astype(jnp.float32)[..., None] * freq  # float32 island (R, T, h/2)
-  angles = angles.reshape(angles.shape[0], *(1,) * (x.ndim - 3), *angles.shape[1:])
-  cos, sin = jnp.cos(angles), jnp.sin(angles)
-  a, b = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
+class Rotation(NamedTuple):
+  """Cosines and sines of the rotary embedding at some positions, (R, T, h/2) float32 each."""
+  cos: jax.Array
+  sin: jax.Array
+
+
+def rotation(positions, limit: int, cfg: TextConfig) -> Rotation:
+  """positions: (R, T) below `limit`. Looked up in a constant table: computed, XLA would do it again for every head, layer and element."""
+  half = cfg.head_dim // 2
+  freq = np.float32(cfg.rope_theta) ** (-np.arange(half, dtype=np.float32) / half)
+  angles = np.arange(limit, dtype=np.float32)[:, None] * freq
+  return Rotation(jnp.asarray(np.cos(angles))[positions], jnp.asarray(np.sin(angles))[positions])
+
+
+def rope(x, turn: Rotation):
+  """Rotary embedding, half-split layout, in float32. x: (R, N, ..., T, h)."""
+  cos, sin = (y.reshape(y.shape[0], *(1,) * (x.ndim - 3), *y.shape[1:]) for y in turn)
+  a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)  # float32 island
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
@@ -55,43 +67,46 @@ def attend(q, parts):
     (R, N, C, T, h).
   """
   r, n, c, t, h = q.shape
+  flat = lambda x: x.reshape(r, n, c * t, -1)  # a shared part sees all candidates' queries as rows of one matrix product
   scores = []
   for k, _, mask in parts:
-    if k.ndim == 4:  # shared: all candidates' queries are rows of one matrix product
-      s = jnp.einsum('rnqh,rnsh->rnqs', q.reshape(r, n, c * t, h), k, preferred_element_type=jnp.float32)
-      s = s.reshape(r, n, c, t, -1)
+    if k.ndim == 4:
+      s = jnp.einsum('rnqh,rnsh->rnqs', flat(q), k, preferred_element_type=jnp.float32).reshape(r, n, c, t, -1)
     else:
       s = jnp.einsum('rncth,rncsh->rncts', q, k, preferred_element_type=jnp.float32)
     s = s * h ** -0.5
     scores.append(s if mask is None else jnp.where(mask, s, -1e30))
-  probs = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(q.dtype)  # softmax in float32
-  out, start = 0, 0
-  for k, v, _ in parts:
-    p = probs[..., start:start + k.shape[-2]]
-    start += k.shape[-2]
-    if k.ndim == 4:
-      out += jnp.einsum('rnqs,rnsh->rnqh', p.reshape(r, n, c * t, -1), v).reshape(r, n, c, t, h)
+  # The softmax in float32, part by part: joined scores would be copied twice.
+  top = functools.reduce(jnp.maximum, (jnp.max(s, axis=-1, keepdims=True) for s in scores))
+  weights = [jnp.exp(s - jax.lax.stop_gradient(top)) for s in scores]
+  total = sum(jnp.sum(w, axis=-1, keepdims=True) for w in weights)
+  out = 0
+  for w, (_, v, _) in zip(weights, parts):
+    w = w.astype(q.dtype)
+    if v.ndim == 4:
+      y = jnp.einsum('rnqs,rnsh->rnqh', flat(w), v, preferred_element_type=jnp.float32).reshape(r, n, c, t, h)
     else:
-      out += jnp.einsum('rncts,rncsh->rncth', p, v)
-  return out
+      y = jnp.einsum('rncts,rncsh->rncth', w, v, preferred_element_type=jnp.float32)
+    out += y
+  return (out / total).astype(q.dtype)
 
 
 class Attention(nnx.Module):
 
   def __init__(self, cfg: TextConfig, *, rngs: nnx.Rngs):
-    self.heads, self.theta = cfg.num_attention_heads, cfg.rope_theta
+    self.heads = cfg.num_attention_heads
     inner = cfg.num_attention_heads * cfg.head_dim
     self.q_proj = Linear(cfg.hidden_size, inner, rngs=rngs, bias=False)
     self.k_proj = Linear(cfg.hidden_size, inner, rngs=rngs, bias=False)
     self.v_proj = Linear(cfg.hidden_size, inner, rngs=rngs, bias=False)
     self.o_proj = Linear(inner, cfg.hidden_size, rngs=rngs, bias=False)
 
-  def qkv(self, x, positions):
-    """x: (R, C, T, D), positions: (R, T) -> three of (R, N, C, T, h), rotated where they must be."""
+  def qkv(self, x, turn: Rotation):
+    """x: (R, C, T, D) -> three of (R, N, C, T, h), rotated where they must be."""
     r, c, t, _ = x.shape
     split = lambda y: jnp.moveaxis(y.reshape(r, c, t, self.heads, -1), 3, 1)
     q, k, v = (split(f(x)) for f in (self.q_proj, self.k_proj, self.v_proj))
-    return rope(q, positions, self.theta), rope(k, positions, self.theta), v
+    return rope(q, turn), rope(k, turn), v
 
   def output(self, y):
     """y: (R, N, C, T, h) -> (R, C, T, D)."""
@@ -119,9 +134,9 @@ class Block(nnx.Module):
     self.post_attention_layernorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
     self.mlp = MLP(cfg, rngs=rngs)
 
-  def __call__(self, x, positions, context):
+  def __call__(self, x, turn: Rotation, context):
     """x: (R, C, T, D) -> the same shape."""
-    q, k, v = self.self_attn.qkv(self.input_layernorm(x), positions)
+    q, k, v = self.self_attn.qkv(self.input_layernorm(x), turn)
     x = x + self.self_attn.output(attend(q, context(k, v)))
     return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -129,14 +144,15 @@ class Block(nnx.Module):
 class LanguageModel(nnx.Module):
 
   def __init__(self, cfg: TextConfig, *, rngs: nnx.Rngs):
+    self.cfg = cfg
     self.embed_tokens = Embedding(cfg.vocab_size, cfg.hidden_size, rngs=rngs)
     self.layers = stack_layers(lambda r: Block(cfg, rngs=r), cfg.num_hidden_layers, rngs)
     self.norm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
 
   def prefill(self, embeds, length, *, remat: bool = False) -> Prefix:
     """embeds: (R, P, D), right-padded to P; length: (R,). Runs the prefixes and keeps their keys and values."""
-    r, p, _ = embeds.shape
-    positions = jnp.broadcast_to(jnp.arange(p), (r, p))
+    p = embeds.shape[1]
+    turn = rotation(jnp.arange(p)[None], p, self.cfg)  # one row serves all
     causal = jnp.tril(jnp.ones((p, p), bool))
 
     def body(block, x, _):
@@ -146,7 +162,7 @@ class LanguageModel(nnx.Module):
         kept.append((k[:, :, 0], v[:, :, 0]))
         return [(k, v, causal)]
 
-      return block(x, positions, context), kept[0]
+      return block(x, turn, context), kept[0]
 
     _, (k, v) = scan_layers(self.layers, body, embeds[:, None], remat=remat)
     return Prefix(k, v, length)
@@ -157,12 +173,12 @@ class LanguageModel(nnx.Module):
     embeds: (R, C, T, D) -> final-norm states (R, C, T, D); state t predicts what follows token t.
     """
     t = embeds.shape[2]
-    positions = prefix.length[:, None] + jnp.arange(t)
+    turn = rotation(prefix.length[:, None] + jnp.arange(t), prefix.k.shape[-2] + t, self.cfg)
     causal = jnp.tril(jnp.ones((t, t), bool))
     seen = self._prefix_mask(prefix)
 
     def body(block, x, kv):
-      return block(x, positions, lambda k, v: [(*kv, seen), (k, v, causal)]), None
+      return block(x, turn, lambda k, v: [(*kv, seen), (k, v, causal)]), None
 
     x, _ = scan_layers(self.layers, body, embeds, (prefix.k, prefix.v), remat=remat)
     return self.norm(x)
@@ -180,42 +196,37 @@ class LanguageModel(nnx.Module):
 class Decoder:
   """The decode loop's fixed surroundings, built once before the loop: a layer's weights and prefix are arrays of their own.
 
-  The candidates' own cache has two parts. `past` holds whole finished segments and does not change while a segment is
-  decoded; `current`, one segment long, is the only cache in the loop's carry, so a step writes one slice and copies
-  nothing else, and reads only what is filled.
+  The candidates' cache grows by a segment at a time, with `grow`, so that a step reads little more than is filled; within a
+  segment it is the loop's carry, of which a step writes one slice in place.
   """
 
   def __init__(self, lm: LanguageModel, prefix: Prefix, candidates: int):
     self.layers = [layer_at(lm.layers, i) for i in range(prefix.k.shape[0])]
-    self.norm = lm.norm
+    self.norm, self.cfg = lm.norm, lm.cfg
     self.length = prefix.length
     self.candidates = candidates
     self.prefix = [(prefix.k[i], prefix.v[i]) for i in range(prefix.k.shape[0])]
     self.seen = lm._prefix_mask(prefix)
 
-  def empty(self, tokens: int) -> list[KV]:
-    """A cache for `tokens` tokens a candidate, one KV a layer."""
+  def grow(self, cache: list[KV] | None, tokens: int) -> list[KV]:
+    """Room for `tokens` more tokens a candidate; None is the empty cache."""
     k = self.prefix[0][0]
-    zeros = jnp.zeros((*k.shape[:2], self.candidates, tokens, k.shape[-1]), k.dtype)
-    return [KV(zeros, zeros) for _ in self.layers]
+    room = jnp.zeros((*k.shape[:2], self.candidates, tokens, k.shape[-1]), k.dtype)
+    if cache is None:
+      return [KV(room, room) for _ in self.layers]
+    return [KV(*(jnp.concatenate([x, room], axis=3) for x in kv)) for kv in cache]
 
-  @staticmethod
-  def append(past: list[KV], current: list[KV]) -> list[KV]:
-    """Closes a segment."""
-    return [KV(*(jnp.concatenate(pair, axis=3) for pair in zip(a, b))) for a, b in zip(past, current)]
-
-  def step(self, embeds, past: list[KV], current: list[KV], index):
-    """embeds: (R, C, D), the token at place `index` of the current segment -> states (R, C, D) and the new `current`."""
-    before = past[0].k.shape[3]
-    positions = (self.length + before + index)[:, None]
-    filled = jnp.arange(current[0].k.shape[3]) <= index
+  def step(self, embeds, cache: list[KV], index):
+    """embeds: (R, C, D), token `index` of the candidates -> states (R, C, D) and the cache with it."""
+    room = cache[0].k.shape[3]
+    turn = rotation((self.length + index)[:, None], self.prefix[0][0].shape[2] + room, self.cfg)
+    filled = jnp.arange(room) <= index
     x, written = embeds[:, :, None], []
-    for layer, shared, old, cache in zip(self.layers, self.prefix, past, current):
+    for layer, shared, own in zip(self.layers, self.prefix, cache):
 
       def context(k, v):
-        written.append(KV(*(jax.lax.dynamic_update_slice_in_dim(c, new, index, axis=3) for c, new in zip(cache, (k, v)))))
-        own = [(*old, None)] if before else []
-        return [(*shared, self.seen), *own, (*written[-1], filled)]
+        written.append(KV(*(jax.lax.dynamic_update_slice_in_dim(c, new, index, axis=3) for c, new in zip(own, (k, v)))))
+        return [(*shared, self.seen), (*written[-1], filled)]
 
-      x = layer(x, positions, context)
+      x = layer(x, turn, context)
     return self.norm(x)[:, :, 0], written
