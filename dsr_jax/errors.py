@@ -16,6 +16,7 @@ def run_main(main, check_flags=None):
   """
 
   def guarded(argv, body=main):
+    logging.set_verbosity(logging.WARNING)  # Orbax tells a dozen lines a checkpoint
     try:
       return body(argv)
     except InputError as e:

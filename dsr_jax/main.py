@@ -7,7 +7,6 @@ import os
 import sys
 
 from absl import flags
-from absl import logging
 from ml_collections import config_flags
 
 from dsr_jax import config as config_lib
@@ -30,7 +29,6 @@ def main(argv):
     raise errors.InputError('found no --workdir; expected a folder to leave the run in; name one, as '
                             '--workdir=runs/scenes')
   config = config_lib.from_config_dict(_CONFIG.value)
-  logging.set_verbosity(logging.WARNING)  # Orbax tells a dozen lines a checkpoint
   from dsr_jax import train  # JAX starts here: --help and wrong flags need not wait for it
   print(train.run(config, _WORKDIR.value))
 
