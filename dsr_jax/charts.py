@@ -81,5 +81,5 @@ def _step_label(x, step):
 
 def _number(value, step):
   if value and (abs(value) >= 1e5 or step < 1e-4):
-    return f'{value:.1e}'
+    return f'{value:.1g}'.replace('e-0', 'e-').replace('e+0', 'e')
   return f'{value:.{max(0, -math.floor(math.log10(step) + 1e-9))}f}'

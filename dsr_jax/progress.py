@@ -1,8 +1,8 @@
 """What a person sees of a run, on stderr: a bar on a terminal, plain lines in a log. And the signals that end it."""
 
 import signal
+import statistics
 import sys
-import time
 
 import jax
 import tqdm
@@ -43,7 +43,7 @@ class Progress:
   """Steps, rewards and time left."""
 
   def __init__(self, start, steps):
-    self._start, self._steps, self._began, self._last = start, steps, None, start
+    self._steps, self._last, self._seconds = steps, start, []
     self._bar = None
     if sys.stderr.isatty() and start < steps:
       self._bar = tqdm.tqdm(total=steps, initial=start, unit='step', file=sys.stderr, dynamic_ncols=True, smoothing=0.1)
@@ -52,12 +52,13 @@ class Progress:
     """values: a step's metrics."""
     rewards = {short: values[name] for short, name in
                (('R_G', 'generation/reward_mean'), ('R_U', 'understanding/reward_mean')) if name in values}
+    self._seconds.append(values['time/step_seconds'])
     if self._bar is not None:
       self._bar.set_postfix({k: f'{v:.3f}' for k, v in rewards.items()}, refresh=False)
       self._bar.update(step - self._last)
     else:
       words = [f'step {step}/{self._steps}', *(f'{k} {v:.3f}' for k, v in rewards.items()),
-               f'{values["time/step_seconds"]:.2f} s', f'{self._left(step, values["time/step_seconds"])} left']
+               f'{values["time/step_seconds"]:.2f} s', f'{self._left(step)} left']
       print('  '.join(words), file=sys.stderr, flush=True)
     self._last = step
 
@@ -72,13 +73,9 @@ class Progress:
     if self._bar is not None:
       self._bar.close()
 
-  def _left(self, step, seconds):
-    now = time.perf_counter()
-    if self._began is None:  # the first line seen: only its own time is known
-      self._began, self._start = now, step
-    else:
-      seconds = (now - self._began) / (step - self._start)
-    minutes, seconds = divmod(round(seconds * (self._steps - step)), 60)
+  def _left(self, step):
+    """Time left for steps alone, from the median so far: the first is slower, and evaluations are no steps."""
+    minutes, seconds = divmod(round(statistics.median(self._seconds) * (self._steps - step)), 60)
     return f'{minutes} min {seconds:02d} s' if minutes else f'{seconds} s'
 
 

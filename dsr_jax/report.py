@@ -70,7 +70,7 @@ table { border-collapse:collapse; font-size:14px; width:100% }
 th, td { text-align:left; padding:5px 14px 5px 0; border-bottom:1px solid var(--line) }
 td.n, th.n { text-align:right; font-variant-numeric:tabular-nums }
 th { color:var(--faint); font-weight:500 }
-summary { cursor:pointer; color:var(--faint) }
+summary { cursor:pointer; color:var(--faint); margin:14px 0 }
 pre { background:var(--card); border:1px solid var(--line); border-radius:10px; padding:14px; overflow-x:auto;
   font-size:12.5px }
 """
@@ -134,14 +134,15 @@ def _tiles(evaluation):
 
 
 def _evaluation_charts(evaluation):
-  """A chart a score, its interval as a band."""
-  charts = []
+  """The chief scores with their intervals as bands; all others folded away."""
+  chief, others = [], []
   for key, (steps, values) in evaluation.items():
     if not key.endswith(('_low', '_high')) and len(steps) > 1:
       band = [evaluation[key + end][1] for end in ('_low', '_high')] if key + '_low' in evaluation else None
-      charts.append(chart(_label(key), '', [(_label(key), steps, values)], band))
+      (chief if band else others).append(chart(_label(key), '', [(_label(key), steps, values)], band))
   note = 'The first and the last point are of the whole lists, those between of their beginnings; bands: 95 %.'
-  return _section('Both tasks, measured', note, charts)
+  folded = f'<details><summary>Every other score</summary><div class="charts">{"".join(others)}</div></details>'
+  return _section('Both tasks, measured', note, chief or others) + (folded if chief and others else '')
 
 
 def _chief_charts(training):
