@@ -115,11 +115,13 @@ def _prompt_scene(rng, split: str, category: str, held_out: str) -> world.Scene:
 # Fixed lists for evaluation and for validation: never trained on, all held-out pairs occur
 
 
-def evaluation_prompts(per_task: int = 100, split: str = 'evaluation', seed: int = 0) -> list[grammar.Prompt]:
-  """`per_task` prompts of each of GenEval's six tasks, tasks in order. Shorter lists are beginnings of longer ones."""
+def evaluation_prompts(per_task: int = 100, split: str = 'evaluation', seed: int = 0, tasks: tuple[str, ...] = grammar.GENEVAL
+                       ) -> list[grammar.Prompt]:
+  """`per_task` prompts of each task (GenEval's six, or others of `grammar.CATEGORIES`), tasks in order. Shorter lists are beginnings of
+  longer ones."""
   _check_list(split, per_task)
   return [_prompt(_rng(6 + SPLITS.index(split), seed, task * 100_000 + i), split, category, 'include')
-          for task, category in enumerate(grammar.GENEVAL) for i in range(per_task)]
+          for task, category in enumerate(grammar.CATEGORIES) if category in tasks for i in range(per_task)]
 
 
 def evaluation_scenes(number: int = 1000, split: str = 'evaluation', seed: int = 0) -> list[world.Scene]:
