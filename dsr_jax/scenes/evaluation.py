@@ -237,19 +237,24 @@ def pope_scores(rows: Sequence[questions.Row], answers: Sequence[str]) -> dict[s
   return {part: estimates(pope_sums(rows, answers, tracks), YESNO) for part, tracks in parts.items()}
 
 
-def choice_scores(rows: Sequence[questions.Row], answers: Sequence[str]) -> dict[str, Estimate]:
-  """'accuracy' of single questions and 'circular': a question is right only if all its rotations are."""
+def choice_sums(rows: Sequence[questions.Row], answers: Sequence[str]) -> np.ndarray:
+  """(C, 4) by question: its rotations that are right, rotations, whether all of them are right, 1."""
   _same_length(rows, answers)
   right = np.array([[extract_option(a, r.options) == r.answer, 1] for a, r in zip(answers, rows)], float)
   sums, _ = _gather(right, [r.group for r in rows])
-  circular = np.stack([sums[:, 0] == sums[:, 1], np.ones(len(sums))], 1)
-  ratio = lambda s: _divide(s[:, 0], s[:, 1])
-  return {'accuracy': estimate(sums, ratio), 'circular': estimate(circular, ratio)}
+  return np.concatenate([sums, sums[:, :1] == sums[:, 1:], np.ones((len(sums), 1))], 1)
 
 
-def hallusion_scores(rows: Sequence[questions.Row], answers: Sequence[str]) -> dict[str, Estimate]:
-  """HallusionBench's aAcc (questions), fAcc (figures with all questions right), qAcc (questions right on all figures)
-  and their mean. Clusters are sets: a picture and its edit."""
+CHOICE = {'accuracy': lambda s: _divide(s[:, 0], s[:, 1]), 'circular': lambda s: _divide(s[:, 2], s[:, 3])}
+
+
+def choice_scores(rows: Sequence[questions.Row], answers: Sequence[str]) -> dict[str, Estimate]:
+  """'accuracy' of single questions and 'circular': a question is right only if all its rotations are."""
+  return estimates(choice_sums(rows, answers), CHOICE)
+
+
+def hallusion_sums(rows: Sequence[questions.Row], answers: Sequence[str]) -> np.ndarray:
+  """(C, 6) by set, a picture and its edit: right and number of questions, of figures, and of questions on all figures."""
   _same_length(rows, answers)
   right = [extract_yesno(a) == r.answer for a, r in zip(answers, rows)]
   sets = {}
@@ -260,10 +265,21 @@ def hallusion_scores(rows: Sequence[questions.Row], answers: Sequence[str]) -> d
   for members in sets.values():
     parts = ([m[2] for m in members], whole(members, 0), whole(members, 1))
     sums.append([x for part in parts for x in (sum(part), len(part))])
-  ratio = lambda i: (lambda s: _divide(s[:, 2 * i], s[:, 2 * i + 1]))
-  sums = np.array(sums, float)
-  scores = {name: estimate(sums, ratio(i)) for i, name in enumerate(('aAcc', 'fAcc', 'qAcc'))}
-  return scores | {'mean': estimate(sums, lambda s: (ratio(0)(s) + ratio(1)(s) + ratio(2)(s)) / 3)}
+  return np.array(sums, float)
+
+
+HALLUSION = {
+    'aAcc': lambda s: _divide(s[:, 0], s[:, 1]),
+    'fAcc': lambda s: _divide(s[:, 2], s[:, 3]),
+    'qAcc': lambda s: _divide(s[:, 4], s[:, 5]),
+    'mean': lambda s: sum(_divide(s[:, i], s[:, i + 1]) for i in (0, 2, 4)) / 3,
+}
+
+
+def hallusion_scores(rows: Sequence[questions.Row], answers: Sequence[str]) -> dict[str, Estimate]:
+  """HallusionBench's aAcc (questions), fAcc (figures with all questions right), qAcc (questions right on all figures)
+  and their mean."""
+  return estimates(hallusion_sums(rows, answers), HALLUSION)
 
 
 def reference_answers(rows: Sequence[questions.Row], seed: int = 0) -> dict[str, list[str]]:
