@@ -8,6 +8,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dsr_jax import sharding
+
 
 class TokenScores(NamedTuple):
   """logp and entropy, both (..., T) float32 in nats; 0 where masked."""
@@ -17,6 +19,7 @@ class TokenScores(NamedTuple):
 
 def log_softmax(logits, temperature: float = 1.0):
   """logits: (..., V) -> float32 log-probabilities at this temperature; temperature 0 (greedy) is scored at 1."""
+  logits = sharding.split_vocabulary(logits)
   return jax.nn.log_softmax(logits.astype(jnp.float32) / (temperature or 1.0), axis=-1)  # float32 island
 
 
@@ -43,8 +46,7 @@ def token_scores(hidden, logits_fn, targets, mask, *, temperature: float = 1.0, 
 
   def score(hidden, targets):
     logp = log_softmax(logits_fn(hidden), temperature)
-    picked = jnp.take_along_axis(logp, targets[..., None], axis=-1)[..., 0]
-    return picked, -jnp.sum(jnp.exp(logp) * logp, axis=-1)
+    return sharding.pick(logp, targets), -jnp.sum(jnp.exp(logp) * logp, axis=-1)
 
   length = targets.shape[-1]
   if not chunk or chunk >= length:

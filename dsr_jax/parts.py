@@ -26,13 +26,13 @@ class Parts:
 
   load_model(name) -> Model.
   make_mesh(system.mesh) -> mesh.
-  make_batches(config, model) -> object with at(step), a dict of NumPy arrays, and fingerprint.
+  make_batches(config, model, mesh) -> object with at(step), a dict of arrays, and fingerprint.
   init_state(model, config, mesh) -> state, with 'params' and 'frozen' among its keys.
   make_step(model, config, mesh) -> object with lower(state, batch); its program gives (state, metrics, records) and
     takes the state for its own.
   make_evaluator(config, model) -> function (state, step) -> (flat dict of floats, dict of rows for paired comparisons);
     or None.
-  make_sheets(config, model) -> function (state, batch, records) -> PIL image.
+  make_sheets(config, model) -> function (state, records) -> PIL image.
   """
   load_model: Callable[..., Any]
   make_mesh: Callable[..., Any]
@@ -47,13 +47,11 @@ def real():
   """The parts of a real run."""
   from dsr_jax import sharding
   from dsr_jax import step as step_lib
-  from dsr_jax.data import batches
   return Parts(
       load_model=_load_model,
       make_mesh=sharding.make_mesh,
-      make_batches=lambda config, model: batches.make(
-          config.data, config.method, model.processor, model.config.vision.image_size),
-      init_state=lambda model, config, mesh: step_lib.init_state(model.params, config.method, config.system, mesh),
+      make_batches=_Batches,
+      init_state=_init_state,
       make_step=lambda model, config, mesh: step_lib.make_step(
           model.graphdef, config.method, config.system, mesh, model.config.templates),
       make_evaluator=_make_evaluator,
@@ -66,6 +64,27 @@ def _load_model(name):
   bundle = convert.load(model_source.directory_of(name))
   return Model(janus.graphdef_of(bundle.config), bundle.params, bundle.config, bundle.processor,
                {'name': name, 'fingerprint': bundle.source['hash']}, bundle.config.num_codes)
+
+
+class _Batches:
+  """The run's batches on the mesh: each process makes the rows that its devices hold."""
+
+  def __init__(self, config, model, mesh):
+    from dsr_jax.data import batches
+    self._batches = batches.make(config.data, config.method, model.processor, model.config.vision.image_size)
+    self._mesh, self._rows, self.fingerprint = mesh, config.method.inputs_per_task, self._batches.fingerprint
+
+  def at(self, step):
+    from dsr_jax import sharding
+    first, last = sharding.rows_here(self._mesh, self._rows)
+    return sharding.place_batch(self._batches.at(step, first, last), self._mesh, first, self._rows)
+
+
+def _init_state(model, config, mesh):
+  from dsr_jax import sharding
+  from dsr_jax import step as step_lib
+  sharding.check_fits(mesh, model.config.text.num_attention_heads, step_lib.chunks(config.method, config.system))
+  return step_lib.init_state(model.params, config.method, config.system, mesh)
 
 
 def _make_evaluator(config, model):
@@ -85,11 +104,11 @@ def _make_sheets(config, model):
   decode = jax.jit(lambda params, codes: nnx.merge(model.graphdef, params).picture_from_codes(codes).pixels)
   read = lambda ids, mask: model.processor.decode([int(i) for i in ids[mask]])
 
-  def sheet(state, batch, records):
+  def sheet(state, records):
     parts = []
     if 'generation' in records:
       r = jax.device_get(records['generation'])
-      prompts = [read(ids, mask) for ids, mask in zip(batch['prompt_ids'], batch['prompt_mask'])][:len(r['codes'])]
+      prompts = [read(ids, mask) for ids, mask in zip(r['prompt_ids'], r['prompt_mask'])]
       pixels = processor_lib.to_uint8(np.asarray(decode(step_lib.policy_params(state), r['codes'])))
       parts.append(pictures_lib.candidates(prompts, pixels, *_verdicts(r)))
     if 'understanding' in records:

@@ -1,43 +1,71 @@
 """The mesh and where everything lies on it: the only module that names mesh axes.
 
 Axes of the mesh: `data` copies, `fsdp` splits parameters and inputs, `tp` splits heads, widths and vocabularies. Inputs (rows) are
-split over data and fsdp together.
+split over data and fsdp together. Training holds a parameter split over fsdp and tp; decoding holds it gathered over fsdp.
+The functions on arrays are called inside jit, under `jax.set_mesh`; on one device they do nothing.
 """
 
 import math
 import re
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 from dsr_jax.errors import InputError
 
 AXES = ('data', 'fsdp', 'tp')
+ROWS = ('data', 'fsdp')
+PIXELS_AT_ONCE = 2 ** 20  # that a device encodes or decodes; a picture of 384 x 384 needs some 300 MiB on its way
 
 # Path of a parameter -> its layout; first match wins. Stacked layers carry a leading layer axis, which is never split.
+# Every rule must match something and everything must be matched.
 RULES = (
     (r'language_model/layers/.*/(q_proj|k_proj|v_proj|gate_proj|up_proj)/kernel$', P(None, 'fsdp', 'tp')),
     (r'language_model/layers/.*/(o_proj|down_proj)/kernel$', P(None, 'tp', 'fsdp')),
     (r'language_model/embed_tokens/embedding$', P('tp', 'fsdp')),
     (r'lm_head/kernel$', P('fsdp', 'tp')),
-    (r'generation_head/proj_out/kernel$', P('fsdp', 'tp')),
-    (r'generation_head/vision_head/kernel$', P('tp', 'fsdp')),
+    (r'generation_head/proj_out/kernel$', P('tp', 'fsdp')),  # one sum over tp before the activation, so that logits stay split
+    (r'generation_head/vision_head/kernel$', P('fsdp', 'tp')),
     (r'(vision_model|vqmodel|aligner|generation_aligner|generation_embeddings)/', P()),  # small, whole everywhere
     (r'(bias|scale)$', P()),
 )
 
 
-def make_mesh(mesh) -> jax.sharding.Mesh:
+# The mesh.
+
+
+def make_mesh(mesh, devices=None) -> jax.sharding.Mesh:
   """`config.Mesh` (sizes of data, fsdp, tp; one may be -1) -> a mesh of all devices. InputError where they do not match."""
   sizes = [mesh.data, mesh.fsdp, mesh.tp]
-  devices = jax.device_count()
-  if -1 in sizes:
-    known = math.prod(s for s in sizes if s != -1)
-    sizes[sizes.index(-1)] = devices // known
-  if math.prod(sizes) != devices:
-    raise InputError(f'found {devices} device{"s" * (devices != 1)}; expected system.mesh data x fsdp x tp = '
-                     f'{" x ".join(map(str, sizes))} = {math.prod(sizes)} of them; change system.mesh, or set one of its sizes to -1')
-  return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+  devices = jax.devices() if devices is None else devices
+  known = math.prod(s for s in sizes if s != -1)
+  if len(devices) % known or (-1 not in sizes and known != len(devices)):
+    named = ' x '.join('(the rest)' if s == -1 else str(s) for s in sizes)
+    raise InputError(f'found {len(devices)} device{"s" * (len(devices) != 1)}; expected system.mesh data x fsdp x tp = {named} of them, '
+                     f'{"a multiple of " * (-1 in sizes)}{known}; change system.mesh, or set one of its sizes to -1')
+  sizes = [len(devices) // known if s == -1 else s for s in sizes]
+  return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def ways(mesh) -> int:
+  """Into how many parts inputs are split."""
+  return math.prod(mesh.shape[axis] for axis in ROWS)
+
+
+def check_fits(mesh, heads: int, chunks: dict[str, int]):
+  """InputError unless the attention heads divide over tp, and inputs done at once (by the key that sets them) over data x fsdp."""
+  tp, n = mesh.shape['tp'], ways(mesh)
+  if heads % tp:
+    raise InputError(f'found system.mesh.tp={tp} and {heads} attention heads; expected a divisor of {heads}; change system.mesh')
+  for key, rows in chunks.items():
+    if rows % n:
+      raise InputError(f'found {rows} inputs of a task at once and system.mesh data x fsdp = {n}; expected a multiple of {n}; change '
+                       f'{key} or method.inputs_per_step, or take more tp and less fsdp')
+
+
+# Layouts of a state.
 
 
 def path_name(path) -> str:
@@ -45,46 +73,161 @@ def path_name(path) -> str:
   return '/'.join(str(getattr(k, 'key', getattr(k, 'idx', getattr(k, 'name', k)))) for k in path)
 
 
-def shardings(tree, mesh):
-  """The layout of each array of a state. Optimizer moments lie as the parameter whose path ends theirs; scalars are whole."""
+def _rule(path, shape):
+  """The index of the first rule for a parameter, or None for scalars, which lie whole everywhere."""
+  name = path_name(path)
+  found = next((i for i, (pattern, _) in enumerate(RULES) if re.search(pattern, name)), None)
+  if found is None and shape:
+    raise ValueError(f'found no sharding rule for {name} {tuple(shape)}; expected one in sharding.RULES; add it')
+  return found
+
+
+def _fits(spec, shape, mesh):
+  return len(spec) <= len(shape) and all(a is None or n % mesh.shape[a] == 0 for a, n in zip(spec, shape))
+
+
+def shardings(state, mesh):
+  """The layout of each array of a whole state. Optimizer moments lie as the parameter whose path ends theirs; scalars are whole.
+
+  Errors: InputError where a parameter does not divide over the mesh; ValueError where a rule and the parameters miss each other.
+  """
+  used = set()
 
   def place(path, x):
-    name = path_name(path)
-    spec = next((spec for pattern, spec in RULES if re.search(pattern, name)), P())
-    if len(spec) != len(x.shape):
-      spec = P()
-    fits = all(axis is None or size % mesh.shape[axis] == 0 for axis, size in zip(spec, x.shape))
-    return NamedSharding(mesh, spec if fits else P())
+    index = _rule(path, x.shape)
+    used.add(index)
+    spec = P() if index is None else RULES[index][1]
+    if not _fits(spec, x.shape, mesh):
+      raise InputError(f'found {path_name(path)} of size {" x ".join(map(str, x.shape))} and system.mesh {dict(mesh.shape)}; expected '
+                       f'sizes that divide as {spec}; choose smaller fsdp or tp, and more data')
+    return NamedSharding(mesh, spec)
 
-  return jax.tree_util.tree_map_with_path(place, tree)
+  layout = jax.tree_util.tree_map_with_path(place, state)
+  unused = [pattern for i, (pattern, _) in enumerate(RULES) if i not in used]
+  if unused:
+    raise ValueError(f'found sharding rules that match nothing: {", ".join(unused)}; expected a parameter for each; mend sharding.RULES')
+  return layout
+
+
+def whole(mesh) -> NamedSharding:
+  """A copy on every device."""
+  return NamedSharding(mesh, P())
 
 
 def batch_sharding(mesh, rows: int | None = None) -> NamedSharding:
   """Axis 0 over data and fsdp where it divides; None or too few rows: whole everywhere."""
-  ways = mesh.shape['data'] * mesh.shape['fsdp']
-  return NamedSharding(mesh, P(('data', 'fsdp')) if rows and rows % ways == 0 else P())
+  return NamedSharding(mesh, P(ROWS) if rows and rows % ways(mesh) == 0 else P())
+
+
+def rows_here(mesh, rows: int) -> tuple[int, int]:
+  """First and last (exclusive) of the rows that this process' devices hold."""
+  held = [index[0].indices(rows) for index in batch_sharding(mesh, rows).addressable_devices_indices_map((rows,)).values()]
+  return min(start for start, _, _ in held), max(stop for _, stop, _ in held)
+
+
+def place_batch(batch, mesh, first: int, rows: int):
+  """A step's inputs on the mesh. batch: arrays of this process' rows, from row `first` of all; those of less than two axes are no rows."""
+
+  def put(x):
+    if np.ndim(x) < 2:
+      return jax.make_array_from_callback(np.shape(x), whole(mesh), lambda index: np.asarray(x)[index])
+    here = lambda index: x[slice(*(i - first for i in index[0].indices(rows)[:2]))]
+    return jax.make_array_from_callback((rows, *x.shape[1:]), batch_sharding(mesh, rows), here)
+
+  return jax.tree.map(put, batch)
+
+
+def place(tree, layout):
+  """Host arrays -> arrays on the mesh, each process copying only what its devices hold. The tree and its layout may be any pytrees."""
+  put = lambda x, where: jax.make_array_from_callback(x.shape, where, lambda index: x[index])
+  return jax.tree.map(put, tree, layout)
+
+
+# Inside jit.
+
+
+def _mesh():
+  """The mesh inside jit, or None where there is only one device."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return None if mesh.empty or mesh.size == 1 else mesh
+
+
+def _constrain(x, *spec):
+  """x laid out as `spec` for its first axes, where they divide; `...` stands for the axes between."""
+  mesh = _mesh()
+  if mesh is None:
+    return x
+  if ... in spec:
+    at = spec.index(...)
+    spec = (*spec[:at], *(None,) * (x.ndim - len(spec) + 1), *spec[at + 1:])
+  size = lambda axes: math.prod(mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes or ()))
+  fitting = [axes if n % size(axes) == 0 else None for axes, n in zip(spec, x.shape)]
+  return jax.lax.with_sharding_constraint(x, P(*fitting))
 
 
 def split_rows(x):
-  """Inside jit: constrains axis 0 to be split over data and fsdp where it divides."""
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty:
-    return x
-  ways = mesh.shape['data'] * mesh.shape['fsdp']
-  return jax.lax.with_sharding_constraint(x, P(('data', 'fsdp'))) if x.shape[0] % ways == 0 else x
+  """x: (rows, ...), split over data and fsdp, whole over tp."""
+  return _constrain(x, ROWS)
+
+
+def split_heads(x):
+  """x: (rows, heads, ...), heads split over tp."""
+  return _constrain(x, ROWS, 'tp')
+
+
+def split_vocabulary(x):
+  """x: (rows, ..., vocabulary), the vocabulary split over tp."""
+  return _constrain(x, ROWS, ..., 'tp')
+
+
+def split_params(tree):
+  """Parameters, or gradients, in the layout of training."""
+  return _by_rule(tree, lambda spec: spec)
 
 
 def gather_for_rollout(params):
-  """Inside jit: the layout for decoding. Gathered over fsdp once, kept split over tp, so that no decode step gathers weights."""
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty:
-    return params
+  """Parameters in the layout of decoding: gathered over fsdp once, kept split over tp, so that no decode step gathers weights."""
+  return _by_rule(params, lambda spec: P(*('tp' if axis == 'tp' else None for axis in spec)))
 
-  def place(path, x):
-    name = path_name(path)
-    spec = next((spec for pattern, spec in RULES if re.search(pattern, name)), P())
-    spec = P(*('tp' if axis == 'tp' else None for axis in spec))
-    fits = len(spec) <= x.ndim and all(a is None or n % mesh.shape[a] == 0 for a, n in zip(spec, x.shape))
-    return jax.lax.with_sharding_constraint(x, spec if fits else P())
 
-  return jax.tree_util.tree_map_with_path(place, params)
+def _by_rule(tree, change):
+  mesh = _mesh()
+  if mesh is None:
+    return tree
+
+  def constrain(path, x):
+    index = _rule(path, x.shape)
+    return jax.lax.with_sharding_constraint(x, P() if index is None else change(RULES[index][1]))
+
+  return jax.tree_util.tree_map_with_path(constrain, tree)
+
+
+def pick(x, index):
+  """x (..., V) at index (...) -> (...). Where the vocabulary is split a masked sum: looking up would gather it."""
+  mesh = _mesh()
+  if mesh is None or mesh.shape['tp'] == 1:
+    return jnp.take_along_axis(x, index[..., None], axis=-1)[..., 0]
+  return jnp.sum(jnp.where(jnp.arange(x.shape[-1]) == index[..., None], x, 0), axis=-1)
+
+
+def over_pictures(fn, params, x, pixels: int):
+  """fn(params, x) for x (pictures, ...), the pictures split over all axes of the mesh and taken a few at a time.
+
+  params: whole everywhere. pixels: of one picture. fn maps picture by picture.
+  """
+  chunk = max(PIXELS_AT_ONCE // pixels, 1)
+
+  def run(params, x):
+    rows = x.shape[0]
+    count = next(n for n in range(1, rows + 1) if rows % n == 0 and rows // n <= chunk)
+    if count == 1:
+      return fn(params, x)
+    out = jax.lax.map(lambda part: fn(params, part), x.reshape(count, rows // count, *x.shape[1:]))
+    return jax.tree.map(lambda y: y.reshape(rows, *y.shape[2:]), out)
+
+  mesh = _mesh()
+  size = lambda axes: math.prod(mesh.shape[a] for a in axes)
+  axes = () if mesh is None else next(axes for axes in (AXES, ROWS, ()) if x.shape[0] % size(axes) == 0)
+  if not axes:
+    return run(params, x)
+  return jax.shard_map(run, in_specs=(P(), P(axes)), out_specs=P(axes))(params, x)

@@ -72,7 +72,8 @@ def init_state(params, method, system, mesh):
     return dict(params=trained, frozen=frozen, opt_state=make_optimizer(method).init(trained), step=jnp.int32(0))
 
   layout = sharding.shardings(jax.eval_shape(make, params), mesh)
-  return jax.jit(make, out_shardings=layout)(params)
+  placed = sharding.place(params, {**{k: v for k, v in layout['frozen'].items() if k != 'initial'}, **layout['params']})
+  return jax.jit(make, out_shardings=layout)(placed)
 
 
 def _cast(tree, dtype):
@@ -141,7 +142,7 @@ def make_step(graphdef, method, system, mesh, templates):
 
         def update(chunk, loss_fn=loss_fn):
           (loss, stats), grad = jax.value_and_grad(loss_fn, has_aux=True)(state['params'], chunk)
-          return grad, dict(loss=loss, **stats)
+          return sharding.split_params(grad), dict(loss=loss, **stats)
 
         chunks = ((inputs[name], rollouts[name]), pair, weight)
         grad, stats = _sum_chunks(update, chunks, _chunk(system.update_chunk, method))
@@ -163,7 +164,8 @@ def make_step(graphdef, method, system, mesh, templates):
   def with_layout(state, batch):
     if not layouts:
       layouts['fn'] = jax.jit(
-          step, donate_argnums=0, out_shardings=(sharding.shardings(jax.eval_shape(lambda s: s, state), mesh), None, None))
+          step, donate_argnums=0,
+          out_shardings=(sharding.shardings(jax.eval_shape(lambda s: s, state), mesh), sharding.whole(mesh), sharding.whole(mesh)))
     return layouts['fn']
 
   class Step:
@@ -179,6 +181,11 @@ def make_step(graphdef, method, system, mesh, templates):
       return layouts['fn']._cache_size()
 
   return Step()
+
+
+def chunks(method, system) -> dict[str, int]:
+  """Inputs of a task done at once in each phase, by the key that bounds them."""
+  return {f'system.{key}': _chunk(getattr(system, key), method) for key in ('rollout_chunk', 'update_chunk')}
 
 
 def _chunk(size: int, method) -> int:
@@ -296,7 +303,8 @@ class Generation(Task):
     return scores, jnp.ones(codes.shape, bool), _take(rolled.sampled_logp, pair)
 
   def record(self, inputs, rolled: Rollouts, pair):
-    return dict(self._record(rolled, pair), codes=rolled.candidates[:SHOWN])
+    prompt, _ = inputs
+    return dict(self._record(rolled, pair), codes=rolled.candidates[:SHOWN], prompt_ids=prompt.ids[:SHOWN], prompt_mask=prompt.mask[:SHOWN])
 
 
 class Understanding(Task):

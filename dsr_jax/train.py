@@ -37,7 +37,7 @@ def run(config, workdir, parts=None):
   mesh = parts.make_mesh(system.mesh)
   with jax.set_mesh(mesh), workdir_lib.locked(workdir), StopSignals() as stop:
     model = parts.load_model(config.model)
-    batches = parts.make_batches(config, model)
+    batches = parts.make_batches(config, model, mesh)
     state = parts.init_state(model, config, mesh)
     about = workdir_lib.about(config, model.source, batches.fingerprint)
     describe_run(config, mesh, model, state)
@@ -103,7 +103,7 @@ def _loop(config, workdir, parts, mesh, model, batches, state, start, checkpoint
     log.begin(step)
     with jax.transfer_guard_device_to_host('disallow'):
       state, values, records = compiled(state, batch)
-    shown, batch = batch, batches.at(step) if step < last else None
+    batch = batches.at(step) if step < last else None
     log.add(step, values)
 
     # Metrics. Whatever is due below needs them on disk first.
@@ -119,7 +119,7 @@ def _loop(config, workdir, parts, mesh, model, batches, state, start, checkpoint
       log.evaluation(0, *evaluate(initial(state), 0))
       initial_due = False
     if drawing:
-      workdir_lib.write_samples(workdir, step, sheet(state, shown, records))
+      workdir_lib.write_samples(workdir, step, sheet(state, records))
     if evaluating:
       log.evaluation(step, *evaluate(state, step))
     if (drawing or evaluating) and step < last:

@@ -46,7 +46,7 @@ def parts(delay=0.0, nan_at=None, evaluations=None):
       return new, values, {'w': state['params']['w'][:8, :8]}
     return jax.jit(step, donate_argnums=0)
 
-  def batches(config, model):
+  def batches(config, model, mesh):
     def at(step):
       time.sleep(delay)
       rng = np.random.default_rng((config.method.seed, step))
@@ -71,7 +71,7 @@ def parts(delay=0.0, nan_at=None, evaluations=None):
             'opt_state': {'m': jnp.zeros((SIZE, SIZE))}, 'step': jnp.int32(0)}
 
   def sheets(config, model):
-    return lambda state, batch, records: Image.fromarray((np.abs(np.asarray(records['w'])) * 50).astype(np.uint8))
+    return lambda state, records: Image.fromarray((np.abs(np.asarray(records['w'])) * 50).astype(np.uint8))
 
   axes = dict(axis_shapes=(1, 1, 1), axis_names=('data', 'fsdp', 'tp'), axis_types=(jax.sharding.AxisType.Auto,) * 3)
   return parts_lib.Parts(

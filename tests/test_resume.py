@@ -108,8 +108,8 @@ def test_sigterm_finishes_the_step_saves_and_exits_with_0(unbroken, tmp_path):
 def test_a_stop_on_a_step_that_is_to_be_evaluated_makes_up_for_it(unbroken, tmp_path):
   made, evaluations = fake_run.parts(), []
 
-  def batches(config, model):
-    inner = made.make_batches(config, model)
+  def batches(config, model, mesh):
+    inner = made.make_batches(config, model, mesh)
     def at(step):
       if step == 12 and not os.path.exists(tmp_path / 'summary.json'):  # while step 12, an evaluated one, runs
         os.kill(os.getpid(), signal.SIGTERM)
@@ -211,8 +211,8 @@ def test_the_real_step_stopped_and_resumed_equals_the_unbroken_run(hf_directory,
   assert [line['step'] for line in lines if any(name.endswith('reward_frozen') for name in line)] == [1, 3]
   real = parts_lib.real()
 
-  def make_batches(config, model):
-    inner = real.make_batches(config, model)
+  def make_batches(config, model, mesh):
+    inner = real.make_batches(config, model, mesh)
 
     def at(step):
       if step == 2:  # made while step 2 runs

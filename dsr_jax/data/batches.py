@@ -87,20 +87,21 @@ class Batches:
     return {name: len(part) for name, part in (('prompts', self._prompts), ('pictures', self._pictures))
             if part is not None}
 
-  def at(self, step: int) -> dict[str, np.ndarray]:
-    """The batch of step `step` (from 0).
+  def at(self, step: int, start: int = 0, stop: int | None = None) -> dict[str, np.ndarray]:
+    """The batch of step `step` (from 0), or its rows start to stop, of prompts and of pictures.
 
     Returns: prompt_ids (B, Tp) int32, prompt_mask (B, Tp) bool, instruction_ids (Ti,), instruction_mask (Ti,) for
       generation; pixels (B, H, W, 3) uint8, question_ids (B, Tq), question_mask (B, Tq) for understanding; the keys of
       an untrained task are absent; always seed, a uint32 of (seed, step).
     """
+    stop = self._inputs if stop is None else stop
     batch = {'seed': order.step_seed(self._seed, step)}
     if self._prompts is not None:
-      batch |= self.prompts_at(step, 0, self._inputs)
+      batch |= self.prompts_at(step, start, stop)
       batch['instruction_ids'], batch['instruction_mask'] = (
           row[0] for row in prompts_lib.pad([self._instruction], len(self._instruction), self._pad_id))
     if self._pictures is not None:
-      batch |= self.pictures_at(step, 0, self._inputs)
+      batch |= self.pictures_at(step, start, stop)
     return batch
 
   def prompts_at(self, step: int, start: int, stop: int) -> dict[str, np.ndarray]:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dsr_jax import sharding
 from dsr_jax.likelihood import TokenScores, guide, log_softmax, token_scores
 from dsr_jax.models.config import JanusConfig
 from dsr_jax.models.layers import Embedding, Linear, gelu
@@ -63,18 +64,26 @@ class Janus(nnx.Module):
 
   def picture_from_pixels(self, pixels) -> Picture:
     lead = pixels.shape[:-3]
-    codes = self.vqmodel.encode(pixels.reshape(-1, *pixels.shape[-3:]))
+    encode = lambda vq, x: vq.encode(x)
+    codes = self._over_pictures(self.vqmodel, encode, pixels.reshape(-1, *pixels.shape[-3:]))
     return Picture(codes.reshape(*lead, -1), pixels)
 
   def picture_from_codes(self, codes) -> Picture:
-    pixels = self.vqmodel.decode(codes.reshape(-1, codes.shape[-1]))
+    decode = lambda vq, x: vq.decode(x)
+    pixels = self._over_pictures(self.vqmodel, decode, codes.reshape(-1, codes.shape[-1]))
     pixels = jnp.clip(pixels.astype(jnp.float32), -1.0, 1.0)
     return Picture(codes, pixels.reshape(*codes.shape[:-1], *pixels.shape[1:]))
 
   def image_features(self, pixels, *, remat: bool = False):
     """pixels: (R, H, W, 3) -> vectors in the place of words (R, N, D)."""
     pixels = pixels.astype(self.vision_model.patch_embedding.kernel[...].dtype)
-    return self.aligner(self.vision_model(pixels, remat=remat))
+    see = lambda parts, x: parts[1](parts[0](x, remat=remat))
+    return self._over_pictures((self.vision_model, self.aligner), see, pixels)
+
+  def _over_pictures(self, module, fn, x):
+    """fn(module, x), split over all devices; x: (R, ...)."""
+    graphdef, params = nnx.split(module)
+    return sharding.over_pictures(lambda params, x: fn(nnx.merge(graphdef, params), x), params, x, self.config.image_size ** 2)
 
   def code_embeddings(self, codes):
     """codes: (...) -> (..., D)."""
@@ -246,7 +255,7 @@ def sample_tokens(logits, keys, index, temperature: float):
     for _ in keys.shape:
       noise = jax.vmap(noise)
     ids = first_largest(logp + noise(keys))
-  return ids, jnp.take_along_axis(logp, ids[..., None], axis=-1)[..., 0]
+  return ids, sharding.pick(logp, ids)
 
 
 def first_largest(x):

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dsr_jax import sharding
 from dsr_jax.models.config import TextConfig
 from dsr_jax.models.layers import Embedding, Linear, RMSNorm, layer_at, scan_layers, stack_layers
 
@@ -105,7 +106,7 @@ class Attention(nnx.Module):
     """x: (R, C, T, D) -> three of (R, N, C, T, h), rotated where they must be."""
     r, c, t, _ = x.shape
     split = lambda y: jnp.moveaxis(y.reshape(r, c, t, self.heads, -1), 3, 1)
-    q, k, v = (split(f(x)) for f in (self.q_proj, self.k_proj, self.v_proj))
+    q, k, v = (sharding.split_heads(split(f(x))) for f in (self.q_proj, self.k_proj, self.v_proj))
     return rope(q, turn), rope(k, turn), v
 
   def output(self, y):
@@ -137,8 +138,8 @@ class Block(nnx.Module):
   def __call__(self, x, turn: Rotation, context):
     """x: (R, C, T, D) -> the same shape."""
     q, k, v = self.self_attn.qkv(self.input_layernorm(x), turn)
-    x = x + self.self_attn.output(attend(q, context(k, v)))
-    return x + self.mlp(self.post_attention_layernorm(x))
+    x = sharding.split_rows(x + self.self_attn.output(attend(q, context(k, v))))
+    return sharding.split_rows(x + self.mlp(self.post_attention_layernorm(x)))
 
 
 class LanguageModel(nnx.Module):
@@ -164,7 +165,7 @@ class LanguageModel(nnx.Module):
 
       return block(x, turn, context), kept[0]
 
-    _, (k, v) = scan_layers(self.layers, body, embeds[:, None], remat=remat)
+    _, (k, v) = scan_layers(self.layers, body, sharding.split_rows(embeds[:, None]), remat=remat)
     return Prefix(k, v, length)
 
   def extend(self, prefix: Prefix, embeds, *, remat: bool = False):
@@ -180,7 +181,7 @@ class LanguageModel(nnx.Module):
     def body(block, x, kv):
       return block(x, turn, lambda k, v: [(*kv, seen), (k, v, causal)]), None
 
-    x, _ = scan_layers(self.layers, body, embeds, (prefix.k, prefix.v), remat=remat)
+    x, _ = scan_layers(self.layers, body, sharding.split_rows(embeds), (prefix.k, prefix.v), remat=remat)
     return self.norm(x)
 
   def decoder(self, prefix: Prefix, candidates: int):
@@ -211,7 +212,7 @@ class Decoder:
   def grow(self, cache: list[KV] | None, tokens: int) -> list[KV]:
     """Room for `tokens` more tokens a candidate; None is the empty cache."""
     k = self.prefix[0][0]
-    room = jnp.zeros((*k.shape[:2], self.candidates, tokens, k.shape[-1]), k.dtype)
+    room = sharding.split_heads(jnp.zeros((*k.shape[:2], self.candidates, tokens, k.shape[-1]), k.dtype))
     if cache is None:
       return [KV(room, room) for _ in self.layers]
     return [KV(*(jnp.concatenate([x, room], axis=3) for x in kv)) for kv in cache]
@@ -221,7 +222,7 @@ class Decoder:
     room = cache[0].k.shape[3]
     turn = rotation((self.length + index)[:, None], self.prefix[0][0].shape[2] + room, self.cfg)
     filled = jnp.arange(room) <= index
-    x, written = embeds[:, :, None], []
+    x, written = sharding.split_rows(embeds[:, :, None]), []
     for layer, shared, own in zip(self.layers, self.prefix, cache):
 
       def context(k, v):
