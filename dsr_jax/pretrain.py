@@ -63,8 +63,10 @@ def language_batches(config, processor, pool: int):
   count = SORTED_BATCHES * config.lm.batch
   first = pool * count
   captions = []
+  # One thing at first: what its words look like is learned in a hundred steps there, and in a thousand among four things.
+  p_single = max(0.0, 1.0 - pool * SORTED_BATCHES / config.lm.single_until)
   for i in range(first, first + count):
-    pixels, caption = sets.pretraining_example(config.seed, i)
+    pixels, caption = sets.pretraining_example(config.seed, i, p_single)
     captions.append((pixels, processor.encode_prompt(caption), processor.encode_answer(caption)))
   describe = processor.encode_question(grammar.QUESTIONS_DESCRIBE)
   rng = np.random.default_rng((102, config.seed, pool))
@@ -76,7 +78,7 @@ def language_batches(config, processor, pool: int):
     asked = int(config.lm.question_share * config.lm.batch)
     reading = [(pixels, describe, answer) for pixels, _, answer in drawing[asked:]]
     for i in range(asked):
-      pixels, question, answer = sets.pretraining_question(config.seed, (pool * SORTED_BATCHES + int(b)) * asked + i)
+      pixels, question, answer = sets.pretraining_question(config.seed, (pool * SORTED_BATCHES + int(b)) * asked + i, p_single)
       reading.append((pixels, processor.encode_question(question), processor.encode_answer(answer)))
     longest = max(len(answer) for _, _, answer in drawing)
     length = -(-longest // TEXT_BUCKET) * TEXT_BUCKET
@@ -85,7 +87,8 @@ def language_batches(config, processor, pool: int):
     answer = processor.pad([r[2] for r in reading], length)
     batches.append(dict(
         drawn=np.stack([c[0] for c in drawing]), prompt=prompt, read=np.stack([r[0] for r in reading]),
-        question=question, answer=answer, blank=rng.random(config.lm.batch) < config.lm.prompt_dropout))
+        question=question, answer=answer, asked=np.arange(config.lm.batch) >= config.lm.batch - asked,
+        blank=rng.random(config.lm.batch) < config.lm.prompt_dropout))
   return batches
 
 
@@ -295,8 +298,11 @@ def train_language_model(config, graphdef, params, processor, run_dir):
     answer = Text(*batch['answer'])
     read = model.text_logps(picture, Text(*batch['question']), axis(answer), None, Scoring())
     drawing = -jnp.mean(drawn.logp)
-    reading = -jnp.sum(read.logp) / jnp.sum(answer.mask)
-    return drawing + config.lm.text_weight * reading, (drawing, reading)
+    # An answer is a word or two, a caption twenty: without a weight the answers would be a fortieth of the loss.
+    weight = answer.mask * jnp.where(batch['asked'], config.lm.question_weight, 1.0)[:, None]
+    mean = lambda weight: -jnp.sum(read.logp[:, 0] * weight) / jnp.sum(weight)
+    asked = batch['asked'][:, None]
+    return drawing + config.lm.text_weight * mean(weight), (drawing, mean(answer.mask * ~asked), mean(answer.mask * asked))
 
   @functools.partial(jax.jit, donate_argnums=0)
   def step_fn(state, batch):
@@ -317,8 +323,8 @@ def train_language_model(config, graphdef, params, processor, run_dir):
     batch = pool(i).result()[place]
     pool(i + 1)
     pools.pop(i - 1, None)
-    state, (drawing, reading) = step_fn(state, batch)
-    return state, f'drawing {float(drawing):.4f}  reading {float(reading):.4f} nats a token'
+    state, losses = step_fn(state, batch)
+    return state, 'nats a token: drawing %.4f  captions %.4f  answers %.4f' % tuple(map(float, losses))
 
   state = _loop('both tasks', config, ('vq', 'lm'), config.lm.steps, state, one, os.path.join(run_dir, 'lm'))
   return {**state['params'], **fixed}

@@ -43,19 +43,27 @@ def _draw(rng, split: str, **how) -> world.Scene:
       return scene
 
 
-def pretraining_example(seed: int, index: int) -> tuple[np.ndarray, str]:
-  """A captioned picture: pixels (32, 32, 3) uint8 and a noisy, partial caption. Skewed; no held-out pair."""
+def pretraining_example(seed: int, index: int, p_single: float = 0.0) -> tuple[np.ndarray, str]:
+  """A captioned picture: pixels (32, 32, 3) uint8 and a noisy, partial caption. Skewed; no held-out pair.
+
+  With probability `p_single` it shows one thing: how a curriculum starts.
+  """
   rng = _rng(1, seed, index)
-  scene = _draw(rng, 'pretraining', skewed=True, held_out='exclude')
+  scene = _pretraining_scene(rng, p_single)
   return render.render(scene), grammar.pretraining_caption(scene, rng)
 
 
-def pretraining_question(seed: int, index: int) -> tuple[np.ndarray, str, str]:
+def pretraining_question(seed: int, index: int, p_single: float = 0.0) -> tuple[np.ndarray, str, str]:
   """A picture, a question about it and its one-word answer."""
   rng = _rng(2, seed, index)
-  scene = _draw(rng, 'pretraining', skewed=True, held_out='exclude')
+  scene = _pretraining_scene(rng, p_single)
   question = questions.random_question(scene, rng)
   return render.render(scene), question.text, question.answer
+
+
+def _pretraining_scene(rng, p_single: float) -> world.Scene:
+  kind = 'one' if p_single and rng.random() < p_single else None
+  return _draw(rng, 'pretraining', skewed=True, held_out='exclude', kind=kind)
 
 
 def vocabulary_texts(n: int, seed: int = 0) -> list[str]:

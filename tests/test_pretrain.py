@@ -1,0 +1,45 @@
+"""Pretraining's data."""
+
+import importlib.util
+import os
+
+import jax
+import numpy as np
+
+from dsr_jax import pretrain
+from dsr_jax import processor as processor_lib
+from dsr_jax.scenes import grammar, sets
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def settings(**lm):
+  spec = importlib.util.spec_from_file_location('scenes_pretrain', os.path.join(ROOT, 'configs', 'scenes_pretrain.py'))
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  config = module.get_config()
+  for key, value in lm.items():
+    config.lm[key] = value
+  return config
+
+
+def test_batches_are_functions_of_seed_and_place_and_hold_what_they_say():
+  processor = processor_lib.Processor.from_directory(os.path.join(ROOT, 'dsr_jax', 'assets', 'scenes_base'))
+  config = settings(batch=8)
+  a, b = (pretrain.language_batches(config, processor, 200)[3] for _ in range(2))
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+  assert a['asked'].sum() == 3  # 0.375 of 8
+  described = processor.encode_question(grammar.QUESTIONS_DESCRIBE)
+  ids, mask = a['question']
+  for row in range(8):
+    assert (list(ids[row][mask[row]]) == described) != a['asked'][row]
+  texts, told = a['answer']
+  assert all(told[row].sum() <= 3 for row in np.flatnonzero(a['asked']))  # one word and the end
+  drawn = [sets.pretraining_example(config.seed, 200 * 64 + i, 0.0)[0] for i in range(64)]
+  assert all(any(np.array_equal(x, y) for y in drawn) for x in a['drawn'])
+
+
+def test_a_curriculum_starts_with_one_thing_and_ends_with_the_whole_world():
+  words = lambda p: np.mean([len(grammar.tokens(sets.pretraining_example(0, i, p_single=p)[1])) for i in range(200)])
+  assert words(1.0) < 0.8 * words(0.0)
+  assert sets.pretraining_example(0, 7, p_single=0.0)[1] == sets.pretraining_example(0, 7)[1]
