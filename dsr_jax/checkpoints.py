@@ -10,12 +10,14 @@ import hashlib
 import os
 import shutil
 
+from etils import epath
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
 from dsr_jax import config as config_lib
+from dsr_jax import sharding
 from dsr_jax.errors import InputError
 
 SPARE_BYTES = 64 << 20  # left to the rest of the run: metrics, pictures, the page
@@ -23,14 +25,14 @@ NOT_SAVED = ('frozen',)
 
 
 class Checkpoints:
-  """The checkpoints of one workdir.
+  """The checkpoints of one workdir, or of the bucket that stands for it.
 
   `about` describes the run, in JSON values: {'method': its settings, 'data': {..., 'fingerprint'},
   'model': {..., 'fingerprint'}}.
   """
 
   def __init__(self, workdir, about, keep_last=2, keep_every=0):
-    self._directory = os.path.join(os.path.abspath(workdir), 'checkpoints')
+    self._directory = _directory(workdir)
     self._about = about
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep_last, keep_period=keep_every or None, cleanup_tmp_directories=True,
@@ -100,11 +102,11 @@ def load_trained(workdir, step=None):
   parameters: nested dict of NumPy arrays, as the step's state['params'] has them. Errors: InputError where there is no
   such checkpoint.
   """
-  directory = os.path.join(os.path.abspath(workdir), 'checkpoints')
-  if not os.path.isdir(directory):
+  directory = _directory(workdir)
+  if not epath.Path(directory).is_dir():
     raise InputError(f'found no {directory}; expected the workdir of a run; name another')
   # metadata is read before anything else names the handlers
-  handlers = {'state': ocp.StandardCheckpointHandler(), 'about': ocp.JsonCheckpointHandler()}
+  handlers = {'state': ocp.PyTreeCheckpointHandler(), 'about': ocp.JsonCheckpointHandler()}
   options = ocp.CheckpointManagerOptions(read_only=True)
   with ocp.CheckpointManager(directory, options=options, item_handlers=handlers) as manager:
     steps = sorted(manager.all_steps())
@@ -112,10 +114,13 @@ def load_trained(workdir, step=None):
     if chosen not in steps:
       raise InputError(f'found checkpoints {steps} in {directory}; expected one of step '
                        f'{"any" if step is None else step}; name one of them')
-    metadata = manager.item_metadata(chosen)['state']
-    target = jax.tree.map(lambda m: np.zeros(m.shape, m.dtype), dict(metadata))
+    # The optimizer's moments, twice as large, stay on disk.
+    params = dict(manager.item_metadata(chosen)['state'].tree)['params']
+    target = {'params': jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), params)}
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
     found = manager.restore(chosen, args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(target), about=ocp.args.JsonRestore()))
+        state=ocp.args.PyTreeRestore(item=target, restore_args=as_numpy, partial_restore=True),
+        about=ocp.args.JsonRestore()))
   return found['state']['params'], found['about'], chosen
 
 
@@ -142,10 +147,14 @@ def fingerprint(tree):
   """SHA-256 of every array with its path: equal exactly when all parameters are equal bit by bit."""
   digest = hashlib.sha256()
   for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(tree), key=lambda item: jax.tree_util.keystr(item[0])):
-    leaf = np.asarray(leaf)
+    leaf = sharding.fetch(leaf)
     digest.update(f'{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}'.encode())
     digest.update(np.ascontiguousarray(leaf).tobytes())
   return digest.hexdigest()
+
+
+def _directory(workdir):
+  return os.path.join(workdir if '://' in workdir else os.path.abspath(workdir), 'checkpoints')
 
 
 def _kept(state):

@@ -41,6 +41,16 @@ class Writer:
     self._events.close()
 
 
+class Nowhere:
+  """As `Writer`, for processes that write nothing."""
+
+  def write(self, step, values):
+    """Nothing."""
+
+  def close(self):
+    """Nothing."""
+
+
 def cut(path, last_step):
   """Drops lines after `last_step`, and a line that a kill left half-written; all of them if it is None."""
   if not os.path.exists(path):

@@ -33,6 +33,7 @@ class Parts:
   make_evaluator(config, model) -> function (state, step) -> (flat dict of floats, dict of rows for paired comparisons);
     or None.
   make_sheets(config, model) -> function (state, records) -> PIL image.
+  estimate(model, config, mesh) -> `plan_memory.Estimate` of a device's bytes, or None.
   """
   load_model: Callable[..., Any]
   make_mesh: Callable[..., Any]
@@ -41,6 +42,7 @@ class Parts:
   make_step: Callable[..., Any]
   make_evaluator: Callable[..., Any]
   make_sheets: Callable[..., Any]
+  estimate: Callable[..., Any] = lambda model, config, mesh: None
 
 
 def real():
@@ -55,13 +57,14 @@ def real():
       make_step=lambda model, config, mesh: step_lib.make_step(
           model.graphdef, config.method, config.system, mesh, model.config.templates),
       make_evaluator=_make_evaluator,
-      make_sheets=_make_sheets)
+      make_sheets=_make_sheets,
+      estimate=_estimate)
 
 
 def _load_model(name):
   from dsr_jax import convert, model_source
   from dsr_jax.models import janus
-  bundle = convert.load(model_source.directory_of(name))
+  bundle = convert.load(model_source.directory_of(name), lambda leaf: leaf)  # each is read when it is known where to
   return Model(janus.graphdef_of(bundle.config), bundle.params, bundle.config, bundle.processor,
                {'name': name, 'fingerprint': bundle.source['hash']}, bundle.config.num_codes)
 
@@ -71,7 +74,8 @@ class _Batches:
 
   def __init__(self, config, model, mesh):
     from dsr_jax.data import batches
-    self._batches = batches.make(config.data, config.method, model.processor, model.config.vision.image_size)
+    fields = ('swapped_prompts',) if config.system.probe_every and 'generation' in config.method.tasks else ()
+    self._batches = batches.make(config.data, config.method, model.processor, model.config.vision.image_size, fields)
     self._mesh, self._rows, self.fingerprint = mesh, config.method.inputs_per_task, self._batches.fingerprint
 
   def at(self, step):
@@ -83,8 +87,13 @@ class _Batches:
 def _init_state(model, config, mesh):
   from dsr_jax import sharding
   from dsr_jax import step as step_lib
-  sharding.check_fits(mesh, model.config.text.num_attention_heads, step_lib.chunks(config.method, config.system))
+  sharding.check_fits(mesh.shape, model.config.text.num_attention_heads, step_lib.chunks(config.method, config.system))
   return step_lib.init_state(model.params, config.method, config.system, mesh)
+
+
+def _estimate(model, config, mesh):
+  from dsr_jax import plan_memory
+  return plan_memory.estimate(model.config, config, mesh.shape)
 
 
 def _make_evaluator(config, model):
@@ -93,7 +102,9 @@ def _make_evaluator(config, model):
   from dsr_jax import evaluate
   from dsr_jax import step as step_lib
   evaluator = evaluate.Evaluator(config, model.processor, model.graphdef)
-  return lambda state, step: evaluator.run(step_lib.policy_params(state), step)
+  separate = config.method.strategy == 'separate'
+  return lambda state, step: evaluator.run(
+      step_lib.policy_params(state), step, step_lib.policy_params(state, 'understander') if separate else None)
 
 
 def _make_sheets(config, model):

@@ -8,10 +8,13 @@ import jax
 import tqdm
 
 from dsr_jax import checkpoints
+from dsr_jax import state as state_lib
 
 
 def say(text):
-  """One line to stderr, above a bar if there is one."""
+  """One line to stderr, above a bar if there is one; of several processes the first speaks."""
+  if jax.process_index():
+    return
   tqdm.tqdm.write(text, file=sys.stderr)
   sys.stderr.flush()
 
@@ -29,7 +32,7 @@ class StopSignals:
   def _request(self, number, frame):
     del frame
     if not self.requested:
-      say(f'stopping     on {signal.Signals(number).name}, after this step')
+      print(f'stopping     on {signal.Signals(number).name}, after this step', file=sys.stderr, flush=True)
     elif number == signal.SIGINT:
       raise KeyboardInterrupt
     self.requested = True
@@ -45,7 +48,7 @@ class Progress:
   def __init__(self, start, steps):
     self._steps, self._last, self._seconds = steps, start, []
     self._bar = None
-    if sys.stderr.isatty() and start < steps:
+    if sys.stderr.isatty() and start < steps and not jax.process_index():
       self._bar = tqdm.tqdm(total=steps, initial=start, unit='step', file=sys.stderr, dynamic_ncols=True, smoothing=0.1)
 
   def step(self, step, values):
@@ -53,6 +56,8 @@ class Progress:
     rewards = {short: values[name] for short, name in
                (('R_G', 'generation/reward_mean'), ('R_U', 'understanding/reward_mean')) if name in values}
     self._seconds.append(values['time/step_seconds'])
+    if jax.process_index():
+      return
     if self._bar is not None:
       self._bar.set_postfix({k: f'{v:.3f}' for k, v in rewards.items()}, refresh=False)
       self._bar.update(step - self._last)
@@ -92,6 +97,8 @@ def describe_run(config, mesh, model, state):
   say(f'parameters   {_count(sum(parts.values()))}: {by_part}; trained: {_count(trainable)}')
   say(f'state        {_bytes_a_device(state) / 2**20:,.1f} MiB a device; a checkpoint '
       f'{checkpoints.num_bytes({k: v for k, v in state.items() if k not in checkpoints.NOT_SAVED}) / 2**20:,.1f} MiB')
+  if m.strategy == 'separate':
+    say(f'idle         {state_lib.idle_bytes(state) / 2**20:,.1f} MiB of the state: in a step the moments of one of the two models')
   say(f'method       {m.objective}, {" and ".join(m.tasks)}, {m.inputs_per_step} inputs x {m.group_size} candidates, '
       f'{m.steps} steps')
 

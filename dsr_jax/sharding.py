@@ -9,6 +9,7 @@ import math
 import re
 
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
@@ -28,7 +29,7 @@ RULES = (
     (r'lm_head/kernel$', P('fsdp', 'tp')),
     (r'generation_head/proj_out/kernel$', P('tp', 'fsdp')),  # one sum over tp before the activation, so that logits stay split
     (r'generation_head/vision_head/kernel$', P('fsdp', 'tp')),
-    (r'(vision_model|vqmodel|aligner|generation_aligner|generation_embeddings)/', P()),  # small, whole everywhere
+    (r'(vision_model|vqmodel|aligner|generation_aligner|generation_embeddings|lora|reward)/', P()),  # small, whole everywhere
     (r'(bias|scale)$', P()),
 )
 
@@ -36,27 +37,32 @@ RULES = (
 # The mesh.
 
 
-def make_mesh(mesh, devices=None) -> jax.sharding.Mesh:
-  """`config.Mesh` (sizes of data, fsdp, tp; one may be -1) -> a mesh of all devices. InputError where they do not match."""
-  sizes = [mesh.data, mesh.fsdp, mesh.tp]
-  devices = jax.devices() if devices is None else devices
+def resolve(mesh, devices: int) -> dict[str, int]:
+  """`config.Mesh` (sizes of data, fsdp, tp; one may be -1) -> sizes by axis. InputError where they do not match the devices."""
+  sizes = [getattr(mesh, axis) for axis in AXES]
   known = math.prod(s for s in sizes if s != -1)
-  if len(devices) % known or (-1 not in sizes and known != len(devices)):
+  if devices % known or (-1 not in sizes and known != devices):
     named = ' x '.join('(the rest)' if s == -1 else str(s) for s in sizes)
-    raise InputError(f'found {len(devices)} device{"s" * (len(devices) != 1)}; expected system.mesh data x fsdp x tp = {named} of them, '
+    raise InputError(f'found {devices} device{"s" * (devices != 1)}; expected system.mesh data x fsdp x tp = {named} of them, '
                      f'{"a multiple of " * (-1 in sizes)}{known}; change system.mesh, or set one of its sizes to -1')
-  sizes = [len(devices) // known if s == -1 else s for s in sizes]
-  return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+  return {axis: devices // known if s == -1 else s for axis, s in zip(AXES, sizes)}
 
 
-def ways(mesh) -> int:
-  """Into how many parts inputs are split."""
-  return math.prod(mesh.shape[axis] for axis in ROWS)
+def make_mesh(mesh, devices=None) -> jax.sharding.Mesh:
+  """`config.Mesh` -> a mesh of all devices, or of those given. InputError where they do not match."""
+  devices = jax.devices() if devices is None else devices
+  sizes = resolve(mesh, len(devices))
+  return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
-def check_fits(mesh, heads: int, chunks: dict[str, int]):
+def ways(axes) -> int:
+  """Into how many parts inputs are split; axes: sizes of the mesh by axis."""
+  return math.prod(axes[axis] for axis in ROWS)
+
+
+def check_fits(axes, heads: int, chunks: dict[str, int]):
   """InputError unless the attention heads divide over tp, and inputs done at once (by the key that sets them) over data x fsdp."""
-  tp, n = mesh.shape['tp'], ways(mesh)
+  tp, n = axes['tp'], ways(axes)
   if heads % tp:
     raise InputError(f'found system.mesh.tp={tp} and {heads} attention heads; expected a divisor of {heads}; change system.mesh')
   for key, rows in chunks.items():
@@ -116,7 +122,7 @@ def whole(mesh) -> NamedSharding:
 
 def batch_sharding(mesh, rows: int | None = None) -> NamedSharding:
   """Axis 0 over data and fsdp where it divides; None or too few rows: whole everywhere."""
-  return NamedSharding(mesh, P(ROWS) if rows and rows % ways(mesh) == 0 else P())
+  return NamedSharding(mesh, P(ROWS) if rows and rows % ways(mesh.shape) == 0 else P())
 
 
 def rows_here(mesh, rows: int) -> tuple[int, int]:
@@ -138,9 +144,20 @@ def place_batch(batch, mesh, first: int, rows: int):
 
 
 def place(tree, layout):
-  """Host arrays -> arrays on the mesh, each process copying only what its devices hold. The tree and its layout may be any pytrees."""
-  put = lambda x, where: jax.make_array_from_callback(x.shape, where, lambda index: x[index])
+  """Host arrays -> arrays on the mesh, each process copying only what its devices hold. The tree and its layout may be any pytrees.
+
+  What has a method `placed`, as the leaves of `convert.load` that still lie in files, goes there by itself, piece by piece.
+  """
+  put = lambda x, where: (x.placed(where) if hasattr(x, 'placed') else
+                          jax.make_array_from_callback(x.shape, where, lambda index: x[index]))
   return jax.tree.map(put, tree, layout)
+
+
+def fetch(x) -> np.ndarray:
+  """A whole array on this process' host, wherever its parts lie. All processes must ask."""
+  if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+    return np.asarray(x)
+  return multihost_utils.process_allgather(x, tiled=True)
 
 
 # Inside jit.

@@ -3,39 +3,44 @@
 A run is a function of (model, method, data): whatever happens to the process, the same command goes on from the last
 complete checkpoint and ends with the same metrics (all but time and memory) and the same parameters. For that,
 everything due at step s is on disk before the checkpoint of step s begins, or is made up for when the run goes on.
+Of several processes all run this same loop; the first writes files and speaks, and all write the checkpoints.
 """
 
+import contextlib
 import time
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dsr_jax import checkpoints as checkpoints_lib
 from dsr_jax import metrics as metrics_lib
 from dsr_jax import parts as parts_lib
+from dsr_jax import processes
 from dsr_jax import report
+from dsr_jax import sharding
 from dsr_jax import workdir as workdir_lib
 from dsr_jax.errors import InputError
 from dsr_jax.progress import Progress, StopSignals, describe_run, say
 
 
-def run(config, workdir, parts=None):
+def run(config, workdir, parts=None, team=None):
   """Trains to the end, or until SIGTERM, which finishes the step and saves. Returns the path of the summary.
 
-  parts: `parts.Parts`, the real ones if None. Errors: InputError for everything a user can mend; the workdir then holds
-  its last good checkpoint.
+  parts: `parts.Parts`, the real ones if None. team: `processes.Team`, this process alone if None. Errors: InputError
+  for everything a user can mend; the workdir then holds its last good checkpoint.
   """
   workdir_lib.check_writable(workdir)
   workdir_lib.check_accelerator()
-  parts = parts or parts_lib.real()
+  parts, team = parts or parts_lib.real(), team or processes.Team()
   system, last = config.system, config.method.steps
   if system.compile_cache:
     workdir_lib.use_compile_cache(system.compile_cache)
 
   # Model, data, state.
   mesh = parts.make_mesh(system.mesh)
-  with jax.set_mesh(mesh), workdir_lib.locked(workdir), StopSignals() as stop:
+  held = workdir_lib.locked(workdir) if team.lead else contextlib.nullcontext()
+  with jax.set_mesh(mesh), held, StopSignals() as stop:
     model = parts.load_model(config.model)
     batches = parts.make_batches(config, model, mesh)
     state = parts.init_state(model, config, mesh)
@@ -44,26 +49,37 @@ def run(config, workdir, parts=None):
     model.params = None  # the state holds them now
 
     # Resume.
-    checkpoints = checkpoints_lib.Checkpoints(workdir, about, system.keep_last, system.keep_every)
+    mirror = workdir_lib.Mirror(workdir, system.bucket if team.lead else '')
+    mirror.fetch()
+    checkpoints = checkpoints_lib.Checkpoints(system.bucket or workdir, about, system.keep_last, system.keep_every)
     try:
       start = checkpoints.latest()
+      if team.any(start != team.shared(start)):
+        raise InputError('found that not all processes see the same checkpoints; expected one folder for all of them; set '
+                         'system.bucket to a bucket or a shared folder')
       if start is not None:
         state = checkpoints.restore(state)
         say(f'going on     from the checkpoint of step {start}')
       else:
         checkpoints.check_room(state)
-      workdir_lib.write_config(workdir, config, about)
-      writer = metrics_lib.Writer(workdir, start)
+      if team.lead:
+        workdir_lib.write_config(workdir, config, about)
+      writer = metrics_lib.Writer(workdir, start) if team.lead else metrics_lib.Nowhere()
+      run_ = _Run(config, workdir, parts, team, mesh, model, batches, checkpoints, writer, mirror, stop)
       try:
-        state, step = _loop(config, workdir, parts, mesh, model, batches, state, start or 0, checkpoints, writer, stop)
+        state, step = _loop(run_, state, start or 0)
       finally:
         writer.close()
     finally:
       checkpoints.close()
 
     # The end: everything below is made from what is on disk.
-    summary = workdir_lib.write_summary(workdir, step, last, checkpoints_lib.fingerprint(state['params']))
+    parameters = checkpoints_lib.fingerprint(state['params'])
+    if not team.lead:
+      return ''
+    summary = workdir_lib.write_summary(workdir, step, last, parameters)
     report.write(workdir)
+    mirror.push()
     if step < last:
       say(f'stopped      after step {step} of {last}; the same command goes on')
     else:
@@ -71,8 +87,24 @@ def run(config, workdir, parts=None):
     return summary
 
 
-def _loop(config, workdir, parts, mesh, model, batches, state, start, checkpoints, writer, stop):
+class _Run(NamedTuple):
+  """What a run is made of."""
+  config: Any
+  workdir: str
+  parts: Any
+  team: Any
+  mesh: Any
+  model: Any
+  batches: Any
+  checkpoints: Any
+  writer: Any
+  mirror: Any
+  stop: Any
+
+
+def _loop(run_, state, start):
   """Steps start + 1 to the last; returns (state, the last step done)."""
+  config, workdir, parts, team, mesh, model, batches, checkpoints, writer, mirror, stop = run_
   system, last = config.system, config.method.steps
   log = _Log(config, workdir, model, writer, start)
   evaluate = parts.make_evaluator(config, model)
@@ -82,32 +114,31 @@ def _loop(config, workdir, parts, mesh, model, batches, state, start, checkpoint
   # Before the first step: what a stop before this one left to do. The evaluation of the initial model waits, where the
   # state keeps a copy of it, until the first step is done: so a start shows within a minute or two whether it works.
   initial = lambda state: {**state, 'params': state['frozen'].get('initial', state['params'])}
-  initial_due = evaluate_due(0) and not metrics_lib.has_evaluation(workdir, 0)
+  measured = lambda step: team.shared(metrics_lib.has_evaluation(workdir, step))
+  initial_due = evaluate_due(0) and not measured(0)
   if initial_due and (start or 'initial' not in state['frozen']):
     log.evaluation(0, *evaluate(initial(state), 0))
     initial_due = False
-  if start and evaluate_due(start) and not metrics_lib.has_evaluation(workdir, start):
+  if start and evaluate_due(start) and not measured(start):
     log.evaluation(start, *evaluate(state, start))
-  if start == last or stop.requested:
+  if start == last or team.any(stop.requested):
     return state, start
 
   # Compile.
-  step_fn = parts.make_step(model, config, mesh)
   batch = batches.at(start)
-  began = time.perf_counter()
-  compiled = step_fn.lower(state, batch).compile()
-  say(f'compiled     the step in {time.perf_counter() - began:.1f} s{_temporaries(compiled)}')
+  programs = _Programs(parts.make_step(model, config, mesh), parts.estimate(model, config, mesh))
+  programs.compile(state, batch)
 
   for step in range(start + 1, last + 1):
     # Step; the next batch is made while the devices work.
     log.begin(step)
     with jax.transfer_guard_device_to_host('disallow'):
-      state, values, records = compiled(state, batch)
+      state, values, records = programs.run(state, batch)
     batch = batches.at(step) if step < last else None
     log.add(step, values)
 
     # Metrics. Whatever is due below needs them on disk first.
-    stopping = stop.requested
+    stopping = team.any(stop.requested)
     saving = _due(step, system.save_every) or step == last or stopping
     drawing = _due(step, system.samples_every) and not stopping
     evaluating = evaluate_due(step) and not stopping
@@ -119,15 +150,18 @@ def _loop(config, workdir, parts, mesh, model, batches, state, start, checkpoint
       log.evaluation(0, *evaluate(initial(state), 0))
       initial_due = False
     if drawing:
-      workdir_lib.write_samples(workdir, step, sheet(state, records))
+      image = sheet(state, records)
+      if team.lead:
+        workdir_lib.write_samples(workdir, step, image)
     if evaluating:
       log.evaluation(step, *evaluate(state, step))
-    if (drawing or evaluating) and step < last:
+    if (drawing or evaluating) and step < last and team.lead:
       report.write(workdir)
 
     # Checkpoint.
     if saving:
       _check_finite(state, step, workdir)
+      mirror.push()
       checkpoints.save(step, state)
     log.resume_clock()
     if stopping:
@@ -136,14 +170,49 @@ def _loop(config, workdir, parts, mesh, model, batches, state, start, checkpoint
   return state, step
 
 
+class _Programs:
+  """The compiled step: one program, or one for each kind of batch where tasks take turns."""
+
+  def __init__(self, step_fn, estimate):
+    self._step_fn, self._estimate, self._compiled = step_fn, estimate, {}
+    if estimate:
+      say(estimate.line())
+
+  def compile(self, state, batch):
+    """Compiles for this kind of batch. Errors: InputError, after a table of bytes by part, where the devices have no room."""
+    began = time.perf_counter()
+    with self._room():
+      compiled = self._compiled[tuple(sorted(batch))] = self._step_fn.lower(state, batch).compile()
+    say(f'compiled     the step in {time.perf_counter() - began:.1f} s{_temporaries(compiled)}')
+
+  def run(self, state, batch):
+    """(state, batch) -> (state, metrics, records)."""
+    kind = tuple(sorted(batch))
+    if kind not in self._compiled:
+      self.compile(state, batch)
+    with self._room():
+      return self._compiled[kind](state, batch)
+
+  @contextlib.contextmanager
+  def _room(self):
+    try:
+      yield
+    except jax.errors.JaxRuntimeError as e:
+      if 'RESOURCE_EXHAUSTED' not in str(e) or not self._estimate:
+        raise
+      say(self._estimate.table())
+      raise InputError(f'found no room for the step on a device ({str(e).splitlines()[0][:200]}); expected less than it has; '
+                       f'{self._estimate.advice()}') from e
+
+
 class _Log:
   """Metrics on their way from the devices to the files and the terminal: fetched together, a line a step."""
 
   def __init__(self, config, workdir, model, writer, start):
     self._workdir = workdir
     self._writer, self._pending, self._clock = writer, [], time.perf_counter()
-    self._frozen_every = config.system.frozen_every
-    self._codes = model.codes_per_picture if 'generation' in config.method.tasks else 0
+    self._frozen_every, self._probe_every = config.system.frozen_every, config.system.probe_every
+    self._codes = model.codes_per_picture
     self._candidates_per_task = config.method.inputs_per_task * config.method.group_size
     self._progress = Progress(start, config.method.steps)
 
@@ -165,19 +234,23 @@ class _Log:
         raise InputError(f'found {bad} = {values[bad]} at step {step}; expected a finite number; lower '
                          'method.learning_rate, or look at the metrics before that step; the last good checkpoint is '
                          'kept')
-      tokens = self._candidates_per_task * (self._codes + values.get('understanding/text_length', 0.0))
+      codes = self._codes * ('generation/loss' in values)
+      tokens = self._candidates_per_task * (codes + values.get('understanding/text_length', 0.0))
       values |= {'time/step_seconds': seconds, 'time/tokens_per_second': tokens / seconds}  # sampled ones
       self._writer.write(step, values | metrics_lib.memory())
       self._progress.step(step, values)
     self._pending.clear()
 
   def _measured(self, step, name):
-    """The frozen model scores now and then; between, its rewards leave the step as NaN."""
+    """The frozen model scores now and then, and so the probes; between, their numbers leave the step as NaN."""
+    if '/probe_' in name:
+      return _due(step - 1, self._probe_every)
     return not name.endswith('/reward_frozen') or _due(step - 1, self._frozen_every)
 
   def evaluation(self, step, scores, rows):
     """Writes one evaluation: the rows for paired comparisons, then its line, which says that it is complete."""
-    workdir_lib.write_evaluation(self._workdir, step, rows)
+    if jax.process_index() == 0:
+      workdir_lib.write_evaluation(self._workdir, step, rows)
     values = {f'eval/{name}': float(value) for name, value in scores.items()}
     self._writer.write(step, values)
     self._progress.evaluation(step, values)
@@ -202,7 +275,7 @@ def _all_finite(tree):
 
 def _check_finite(state, step, workdir):
   """A step's metrics are of the parameters before it: look at those after it before they replace a good checkpoint."""
-  if not np.asarray(_all_finite(state['params'])):
+  if not sharding.fetch(_all_finite(state['params'])):
     raise InputError(f'found parameters that are not finite after step {step}; expected finite numbers; lower '
                      f'method.learning_rate: the last good checkpoint is kept in {workdir}')
 

@@ -8,6 +8,7 @@ import json
 import os
 import tempfile
 
+from etils import epath
 import jax
 
 from dsr_jax import config as config_lib
@@ -16,6 +17,7 @@ from dsr_jax import pictures
 from dsr_jax.errors import InputError
 
 ACCELERATORS = ('/dev/nvidia[0-9]*', '/dev/accel[0-9]*', '/dev/vfio/[0-9]*')
+MIRRORED = ('config.json', 'metrics.jsonl', 'summary.json', 'report.html', 'events', 'samples', 'evaluations')
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
@@ -94,6 +96,39 @@ def write_samples(workdir, step, image):
 def write_evaluation(workdir, step, details):
   """evaluations/STEP.json: {name: rows of sums, a row a prompt or picture}, for `dsr_jax.effect`."""
   _write(workdir, os.path.join('evaluations', f'{step:06d}.json'), (json.dumps(details) + '\n').encode())
+
+
+class Mirror:
+  """Copies of the workdir's files in a bucket: a machine that is made anew finds them there. No bucket, nothing to do."""
+
+  def __init__(self, workdir, bucket):
+    self._local, self._bucket, self._seen = epath.Path(workdir), epath.Path(bucket) if bucket else None, {}
+
+  def fetch(self):
+    """Brings the files of an earlier start here, where this folder has none of its own."""
+    if self._bucket is None or not self._bucket.is_dir() or (self._local / metrics_lib.FILE).exists():
+      return
+    for path in self._files(self._bucket):
+      _write(self._local, path, (self._bucket / path).read_bytes())
+
+  def push(self):
+    """Copies what is new or has changed since the last time."""
+    if self._bucket is None:
+      return
+    for path in self._files(self._local):
+      stat = os.stat(self._local / path)
+      if self._seen.get(path) != (stat.st_size, stat.st_mtime_ns):
+        self._seen[path] = stat.st_size, stat.st_mtime_ns
+        (self._bucket / path).parent.mkdir(parents=True, exist_ok=True)
+        (self._bucket / path).write_bytes((self._local / path).read_bytes())
+
+  @staticmethod
+  def _files(folder):
+    for child in folder.iterdir():
+      if child.name in MIRRORED and child.is_dir():
+        yield from (f'{child.name}/{inner.name}' for inner in child.iterdir() if not inner.name.endswith('.new'))
+      elif child.name in MIRRORED:
+        yield child.name
 
 
 def write_summary(workdir, step, steps, parameters_sha256):

@@ -173,7 +173,8 @@ class Janus(nnx.Module):
         return (embed(codes), cache), (codes, logp)
 
       tokens = jnp.arange(first, min(first + how.segment, self.config.num_codes))
-      carry, part = jax.lax.scan(body, (carry[0], decoder.grow(carry[1], len(tokens))), tokens)
+      with jax.named_scope('decode'):
+        carry, part = jax.lax.scan(body, (carry[0], decoder.grow(carry[1], len(tokens))), tokens)
       parts.append(part)
     codes, logp = (jnp.moveaxis(jnp.concatenate(p, axis=0), 0, -1) for p in zip(*parts))
     return codes, logp
@@ -198,7 +199,11 @@ class Janus(nnx.Module):
     for first in range(0, how.max_tokens, how.segment):
       tokens = jnp.arange(first, min(first + how.segment, how.max_tokens))
       carry = embeds, ended, decoder.grow(cache, len(tokens))
-      run = lambda carry, tokens=tokens: jax.lax.scan(body, carry, tokens)
+
+      def run(carry, tokens=tokens):
+        with jax.named_scope('decode'):
+          return jax.lax.scan(body, carry, tokens)
+
       padding = lambda carry, shape=(len(tokens), inputs, group): (
           carry, (jnp.full(shape, t.pad_id, jnp.int32), jnp.zeros(shape), jnp.zeros(shape, bool)))
       # Once every text has ended, a segment is skipped.
