@@ -37,12 +37,13 @@ class Processor:
 
   Attributes:
     tokenizer: the transformers `PreTrainedTokenizerFast`.
+    system_prompt: whether understanding prompts begin with Janus' system prompt.
     templates: the `Templates` the model's protocol methods splice around contents.
   """
 
   def __init__(self, tokenizer, vocab_size=None, system_prompt=False):
     """vocab_size: rows of the model's text embedding; ids beyond the tokenizer's last are never sampled."""
-    self.tokenizer = tokenizer
+    self.tokenizer, self.system_prompt = tokenizer, system_prompt
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIALS}
     added = tokenizer.added_tokens_decoder
     missing = [token for token, i in ids.items() if i is None or i not in added]
@@ -76,11 +77,11 @@ class Processor:
     # as a sentencepiece tokenizer, while Janus' is a byte-level BPE.
     tokenizer = _load_tokenizer(directory / 'tokenizer.json')
     settings = read_json(directory / 'processor_config.json', default={})
+    config = read_json(directory / 'config.json', default={})
     if vocab_size is None:
-      config = read_json(directory / 'config.json', default={})
       text = config.get('text_config') or config.get('language_config') or {}
       vocab_size = text.get('vocab_size')
-    return cls(tokenizer, vocab_size, system_prompt=bool(settings.get('use_default_system_prompt')))
+    return cls(tokenizer, vocab_size, system_prompt=_has_system_prompt(settings, config))
 
   def encode_prompt(self, text, max_tokens=None):
     """Ids of a drawing prompt's content, with the leading space that the template expects."""
@@ -152,6 +153,13 @@ def read_json(path, default=None):
   if not isinstance(content, dict):
     raise InputError(f'found a {type(content).__name__} in {path}; expected a JSON object; fetch the file again')
   return content
+
+
+def _has_system_prompt(settings, config):
+  """Whether understanding prompts begin with the system prompt. settings, config: processor_config.json, config.json."""
+  if settings.get('processor_class') == 'VLChatProcessor' or config.get('model_type') == 'multi_modality':
+    return bool((config.get('dsr_jax') or {}).get('system_prompt', True))  # the original's processor always has it
+  return bool(settings.get('use_default_system_prompt'))
 
 
 def _load_tokenizer(path):
@@ -255,7 +263,7 @@ def to_uint8(pixels):
 
 # Making a tokenizer for a new model.
 
-_CHAT_TEMPLATE = (
+CHAT_TEMPLATE = (
   "{%- for message in messages -%}"
   "{%- if message['role'] == 'system' -%}"
   "{%- for part in message['content'] -%}{{- part['text'] | trim -}}{%- endfor -%}{{- '\\n\\n' -}}"
@@ -299,9 +307,9 @@ def make_tokenizer(texts, vocab_size, directory, *, image_size=32, patch_size=4,
   directory.mkdir(parents=True, exist_ok=True)
   tokenizer.save(str(directory / 'tokenizer.json'))
   ids = {token: tokenizer.token_to_id(token) for token in SPECIALS}
-  for name, content in _side_files(ids, image_size, patch_size, system_prompt, model_max_length).items():
+  for name, content in side_files(ids, image_size, patch_size, system_prompt, model_max_length).items():
     (directory / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
-  (directory / 'chat_template.jinja').write_text(_CHAT_TEMPLATE, encoding='utf-8')
+  (directory / 'chat_template.jinja').write_text(CHAT_TEMPLATE, encoding='utf-8')
   return Processor.from_directory(directory)
 
 
@@ -321,8 +329,11 @@ def _train_bpe(texts, vocab_size):
   return tokenizer
 
 
-def _side_files(ids, image_size, patch_size, system_prompt, model_max_length):
-  """File name -> JSON content of everything beside tokenizer.json, config.json and the weights."""
+def side_files(ids, image_size, patch_size, system_prompt, model_max_length):
+  """File name -> JSON content of everything of the Hugging Face layout beside tokenizer.json, config.json and the weights.
+
+  ids: of the `SPECIALS`, by their text. For the other arguments see `make_tokenizer`.
+  """
   tokens = dict(bos_token=BOS, eos_token=EOS, pad_token=PAD)
   return {
     'tokenizer_config.json': dict(

@@ -270,9 +270,9 @@ def test_a_run_is_no_source_for_training(workdir):
 
 def test_trained_parameters_of_another_model_are_refused(bundle):
   with pytest.raises(InputError, match='/lm_head/bias, which the source model does not have'):
-    model_source._merge(bundle.params, {'lm_head': {'bias': np.zeros(3)}}, '')
+    model_source.merged(bundle.params, {'lm_head': {'bias': np.zeros(3)}})
   with pytest.raises(InputError, match=r'found /lm_head/kernel of shape \(3,\); expected'):
-    model_source._merge(bundle.params, {'lm_head': {'kernel': np.zeros(3)}}, '')
+    model_source.merged(bundle.params, {'lm_head': {'kernel': np.zeros(3)}})
 
 
 def test_a_hub_id_that_cannot_be_fetched_is_one_sentence(monkeypatch):

@@ -79,10 +79,15 @@ def test_mlp_ratio_gives_back_the_exact_inner_width():
       assert int(width * ratio) == inner
 
 
-@pytest.mark.parametrize('kind, found', [('llama', "'llama'"), (None, 'None'), ('multi_modality', 'DeepSeek layout')])
+@pytest.mark.parametrize('kind, found', [('llama', "'llama'"), (None, 'None')])
 def test_another_model_is_refused(kind, found):
   with pytest.raises(InputError, match=found):
-    configs.from_json(dict(pro_1b(), model_type=kind))
+    configs.layout_of(dict(pro_1b(), model_type=kind))
+
+
+def test_the_layout_is_told_by_the_model_type():
+  assert configs.layout_of(dict(model_type='janus')) == 'hf'
+  assert configs.layout_of(dict(model_type='multi_modality')) == 'deepseek'
 
 
 @pytest.mark.parametrize('section, key, value, found', [

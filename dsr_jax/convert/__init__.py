@@ -1,5 +1,8 @@
-"""Checkpoints in and out; only this package knows foreign tensor names."""
+"""Checkpoints in and out, in either layout; only this package knows foreign tensor names.
 
-from dsr_jax.convert.directory import Bundle, load, read_config, save
+  python -m dsr_jax.convert --source=MODEL --target=DIR --format=hf
+"""
 
-__all__ = ['Bundle', 'load', 'read_config', 'save']
+from dsr_jax.convert.directory import Bundle, Stored, check_target, export, load, read_config, save
+
+__all__ = ['Bundle', 'Stored', 'check_target', 'export', 'load', 'read_config', 'save']

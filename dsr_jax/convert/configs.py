@@ -1,4 +1,4 @@
-"""config.json of the Hugging Face layout <-> JanusConfig.
+"""config.json of the Hugging Face layout <-> JanusConfig; what both layouts say of the language model.
 
 Missing keys take the defaults of transformers' LlamaConfig, JanusVisionConfig and JanusVQVAEConfig, because published
 files are partial. What our model cannot express is refused, all of it in one error.
@@ -14,12 +14,10 @@ _VISION = dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, i
 _VQ = dict(num_embeddings=16384, embed_dim=8, latent_channels=256, base_channels=128,
            channel_multiplier=(1, 1, 2, 2, 4), num_res_blocks=2)
 
-# (section, key, its default in transformers, the one value our model has)
+# (key, its default in transformers, the one value our model has)
+_FIXED_TEXT = (('model_type', 'llama', 'llama'), ('hidden_act', 'silu', 'silu'), ('attention_bias', False, False),
+               ('mlp_bias', False, False))
 _FIXED = (
-  ('text_config', 'model_type', 'llama', 'llama'),
-  ('text_config', 'hidden_act', 'silu', 'silu'),
-  ('text_config', 'attention_bias', False, False),
-  ('text_config', 'mlp_bias', False, False),
   ('vision_config', 'num_channels', 3, 3),
   ('vision_config', 'hidden_act', 'gelu', 'gelu'),
   ('vision_config', 'attention_bias', True, True),
@@ -35,14 +33,13 @@ _FIXED = (
 
 def from_json(content):
   """config.json's object -> `JanusConfig` without templates. Raises InputError naming every key that does not fit."""
-  _check_model_type(content)
   sections = {}
   for name in ('text_config', 'vision_config', 'vq_config'):
     sections[name] = content.get(name) or {}
     if not isinstance(sections[name], dict):
       raise InputError(f'found {name} {sections[name]!r} in config.json; expected an object; fetch the file again')
   try:
-    config = JanusConfig(text=_text(sections['text_config']), vision=_vision(sections['vision_config']),
+    config = JanusConfig(text=text_from(sections['text_config']), vision=_vision(sections['vision_config']),
                          vq=_vq(sections['vq_config']))
     wrong = list(_unsupported(sections, config))
   except (TypeError, ValueError, ZeroDivisionError) as e:
@@ -88,16 +85,17 @@ def to_json(config, dtype='float32'):
       projection_dim=text.hidden_size, image_token_embed_dim=text.hidden_size))
 
 
-def _check_model_type(content):
+def layout_of(content):
+  """The layout that a config.json belongs to: 'hf' or 'deepseek'. InputError for another model's."""
   kind = content.get('model_type')
-  if kind == 'multi_modality':
-    raise InputError('found the original DeepSeek layout (model_type multi_modality); expected the Hugging Face layout '
-                     '(model_type janus); take the checkpoint of the same name from deepseek-community')
-  if kind != 'janus':
-    raise InputError(f'found a model of type {kind!r} in config.json; expected janus; use a Janus checkpoint')
+  if kind not in ('janus', 'multi_modality'):
+    raise InputError(f'found a model of type {kind!r} in config.json; expected janus (the Hugging Face layout) or '
+                     'multi_modality (the original one); use a Janus-Pro checkpoint')
+  return 'hf' if kind == 'janus' else 'deepseek'
 
 
-def _text(section):
+def text_from(section):
+  """The language model's section of either layout -> `TextConfig`, with LlamaConfig's defaults."""
   sizes = {key: section.get(key, default) for key, default in _TEXT.items()}
   rope = section.get('rope_parameters') or section.get('rope_scaling') or {}
   theta = rope.get('rope_theta') or section.get('rope_theta') or 10000.0
@@ -132,15 +130,7 @@ def _unsupported(sections, config):
     value = sections[name].get(key, default)
     if value != only:
       yield f'{name}.{key} {value!r} (only {only!r} is known)'
-  section = sections['text_config']
-  groups = section.get('num_key_value_heads') or text.num_attention_heads
-  if groups != text.num_attention_heads:
-    yield f'text_config.num_key_value_heads {groups} (grouped attention; only {text.num_attention_heads}, one a head)'
-  for key in ('rope_scaling', 'rope_parameters'):
-    rope = section.get(key) or {}
-    kind = rope.get('rope_type', rope.get('type', 'default'))
-    if kind != 'default':
-      yield f'text_config.{key} of type {kind!r} (only unscaled rotary embeddings are known)'
+  yield from text_misfits(sections['text_config'], text, 'text_config')
   for name, key in (('vision_config', 'projection_dim'), ('vq_config', 'projection_dim'),
                     ('vq_config', 'image_token_embed_dim')):
     value = sections[name].get(key, 2048)
@@ -156,3 +146,19 @@ def _unsupported(sections, config):
     yield f'vision_config.hidden_size {vision.hidden_size} for {vision.num_attention_heads} heads'
   if any(vq.base_channels * m % 32 for m in vq.channel_multiplier):
     yield f'vq_config.base_channels {vq.base_channels} (every level must be a multiple of 32)'
+
+
+def text_misfits(section, text, name):
+  """Sentences about what our language model does not do. section: of config.json, called `name`; text: made of it."""
+  for key, default, only in _FIXED_TEXT:
+    value = section.get(key, default)
+    if value != only:
+      yield f'{name}.{key} {value!r} (only {only!r} is known)'
+  groups = section.get('num_key_value_heads') or text.num_attention_heads
+  if groups != text.num_attention_heads:
+    yield f'{name}.num_key_value_heads {groups} (grouped attention; only {text.num_attention_heads}, one a head)'
+  for key in ('rope_scaling', 'rope_parameters'):
+    rope = section.get(key) or {}
+    kind = rope.get('rope_type', rope.get('type', 'default'))
+    if kind != 'default':
+      yield f'{name}.{key} of type {kind!r} (only unscaled rotary embeddings are known)'

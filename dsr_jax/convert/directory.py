@@ -1,4 +1,4 @@
-"""A whole model directory in the Hugging Face layout, in and out."""
+"""A whole model directory, in and out, in either layout."""
 
 import dataclasses
 import functools
@@ -9,43 +9,245 @@ import shutil
 from typing import Any
 
 import jax
+import ml_dtypes
 import numpy as np
 
-from dsr_jax.convert import configs, table, weights
+from dsr_jax.convert import configs, configs_deepseek, placing, sidefiles, table, weights, writing
 from dsr_jax.errors import InputError
 from dsr_jax.models import janus
 from dsr_jax.models.config import JanusConfig
 from dsr_jax.processor import Processor, read_json
 
-# What belongs to a model directory beside config.json and the weights; copied as it is where it exists.
-SIDE_FILES = ('tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json',
-              'tokenizer.model', 'chat_template.jinja', 'chat_template.json', 'processor_config.json',
-              'preprocessor_config.json', 'generation_config.json', 'LICENSE', 'LICENSE.md')
-_NEEDED = ('tokenizer.json', 'tokenizer_config.json', 'processor_config.json', 'preprocessor_config.json',
-           'generation_config.json')
+# Tensors of the original layout that nothing reads lie here in the Hugging Face layout, so that the way back is exact. A
+# folder of its own, because some programs read every *.safetensors beside config.json.
+KEPT_ASIDE = pathlib.Path('kept_aside') / 'tensors.safetensors'
+DTYPES = dict(float32=np.float32, bfloat16=ml_dtypes.bfloat16, float16=np.float16)
 
 
 @dataclasses.dataclass(frozen=True)
 class Bundle:
   """A model read from a directory.
 
-  config: with the templates of its tokenizer. params: nested dict of float32 numpy arrays, transformer layers stacked.
-  source: dict(name: the directory as given, hash: sha256 of the weight files).
+  config: with the templates of its tokenizer. params: nested dict of float32 leaves, transformer layers stacked.
+  source: dict(name: the directory as given, hash: sha256 of the weight files). kept_aside: name -> array of the tensors
+  of the original layout that no forward pass reads, as they were; empty where the source has none.
   """
   config: JanusConfig
   params: Any
   processor: Processor
   source: dict[str, str]
+  kept_aside: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+class Stored:
+  """A model directory, checked: every tensor is there, of its shape, and none besides. Nothing of the weights is in memory.
+
+  Attributes: directory, layout, config (with templates), processor, checkpoint, entries, kept_aside (see `Bundle`).
+  """
+
+  def __init__(self, directory):
+    self.directory = pathlib.Path(directory)
+    content = _read_content(self.directory)
+    self.layout = configs.layout_of(content)
+    self._tied = (content.get('tie_word_embeddings', True) if self.layout == 'hf' else
+                  bool((content.get('language_config') or {}).get('tie_word_embeddings', False)))
+    if self.layout == 'hf':
+      self.config, self.processor = _with_templates(self.directory, content, configs.from_json(content))
+    self.checkpoint = weights.Checkpoint(self.directory)
+    if self.layout == 'deepseek':
+      config = configs_deepseek.from_json(content, {name: shape for name, (shape, _) in self.checkpoint.found.items()})
+      self.config, self.processor = _with_templates(self.directory, content, config)
+    self.abstract = _abstract(self.config)
+    self.entries = table.entries(self.abstract, self.layout)
+    self._check()
+    self.kept_aside = self._read_kept_aside()
+
+  def read(self, name):
+    """A tensor by its name in this layout, as a view of its file."""
+    head, embed = table.HEAD[self.layout], table.EMBED[self.layout]
+    return self.checkpoint.read(embed if name == head and name not in self.checkpoint.found else name)
+
+  @functools.cached_property
+  def _entry_of(self):
+    return {(atom.leaf, atom.layer): (entry, place) for entry in self.entries for place, atom in enumerate(entry.atoms)}
+
+  def atom(self, atom):
+    """An atom of `table.entries`, of any layout, as a view of its file."""
+    entry, place = self._entry_of[atom.leaf, atom.layer]
+    return entry.split(self.read(entry.name))[place]
+
+  def source(self):
+    """dict(name, hash); reads all the weights once."""
+    return dict(name=str(self.directory), hash=self.checkpoint.digest())
+
+  def _check(self):
+    want = {entry.name: entry.shape for entry in self.entries}
+    unused = table.unused(self.config.vision, self.layout)
+    found = dict(self.checkpoint.found)
+    # A head that stands in the file is used, whatever the config says; the embedding serves only where there is none.
+    head, embed = table.HEAD[self.layout], table.EMBED[self.layout]
+    if head not in found and embed in found and self._tied:
+      found[head] = found[embed]
+    if wrong := table.mistakes(want | unused, found):
+      raise InputError(f'found tensors in {self.directory} that do not fit its config.json: {"; ".join(wrong)}; expected '
+                       f'exactly the {len(want | unused)} tensors of this model; fetch weights and config.json of one '
+                       'model')
+
+  def _read_kept_aside(self):
+    if self.layout == 'deepseek':
+      return {name: self.checkpoint.read(name) for name in table.unused(self.config.vision, 'deepseek')}
+    path = self.directory / KEPT_ASIDE
+    if not path.is_file():
+      return {}
+    tensors = weights.read_file(path)
+    if wrong := table.mistakes(table.unused(self.config.vision, 'deepseek'), {k: v[0] for k, v in tensors.items()}):
+      raise InputError(f'found tensors in {path} that do not fit the model: {"; ".join(wrong)}; expected those which were '
+                       'kept aside when the original layout was converted; convert it again, or remove that file')
+    return {name: value for name, (_, value) in tensors.items()}
 
 
 def read_config(directory):
   """config.json and tokenizer of a model directory -> (`JanusConfig` with templates, `Processor`)."""
   directory = pathlib.Path(directory)
+  content = _read_content(directory)
+  if configs.layout_of(content) == 'hf':
+    return _with_templates(directory, content, configs.from_json(content))
+  shapes = {name: shape for name, (shape, _) in weights.Checkpoint(directory).found.items()}
+  return _with_templates(directory, content, configs_deepseek.from_json(content, shapes))
+
+
+def load(directory, place=np.asarray):
+  """Reads a model directory in either layout. Returns a `Bundle`; raises InputError naming every mistake.
+
+  Args:
+    directory: the model directory.
+    place: function of a `placing.Leaf`, what becomes of each; by default a NumPy array. `lambda leaf: leaf` leaves all in
+      the files, to be read when it is known where to; `lambda leaf: leaf.placed(sharding)` puts it on devices.
+  """
+  stored = Stored(directory)
+  leaves = placing.leaves(stored.abstract, stored.entries, stored.read)
+  return Bundle(stored.config, jax.tree.map(place, leaves), stored.processor, stored.source(), stored.kept_aside)
+
+
+def save(directory, config, params, source_dir, *, dtype='float32', guidance=None, card='', overwrite=False,
+         layout='hf', kept_aside=None):
+  """Writes a complete model directory from parameters. See `export`; returns what it returns.
+
+  Args:
+    directory: the target.
+    config: `JanusConfig`; its templates are taken from `source_dir`.
+    params: nested dict of arrays as `load` gives.
+    source_dir: the model directory that tokenizer and processor files come from.
+    dtype: of the weights: 'float32', 'bfloat16' or 'float16'.
+    kept_aside: of the `Bundle`, if any.
+    guidance, card, overwrite, layout: see `export`.
+  """
+  leaves = jax.tree.leaves(params)
+  processor = Processor.from_directory(source_dir, config.text.vocab_size)
+  # The ids written are those of the tokenizer beside them.
+  config = dataclasses.replace(config, templates=processor.templates)
+  found = {entry.name: (entry.shape, 'F32') for entry in table.entries(params)}
+  if wrong := table.mistakes({entry.name: entry.shape for entry in table.entries(_abstract(config))}, found):
+    raise InputError(f'found parameters that do not fit the config: {"; ".join(wrong)}; expected exactly its tensors; '
+                     'pass config and parameters of one model')
+  return export(directory, layout, config, processor, lambda atom: atom.of_leaf(leaves[atom.leaf]), source_dir,
+                kept_aside=kept_aside or {}, dtype=dtype, guidance=guidance, card=card, overwrite=overwrite)
+
+
+def export(directory, layout, config, processor, read, source_dir, *, kept_aside, dtype=None, guidance=None, card='',
+           overwrite=False):
+  """Writes a complete model directory, a piece of a tensor at a time: weights, config, tokenizer, processor, card.
+
+  It is written aside and renamed at the end, so that `directory` either is whole or does not exist.
+
+  Args:
+    directory: the target; refused if it exists and is not empty, unless `overwrite`.
+    layout: 'hf' or 'deepseek'.
+    config, processor: the model's, with templates.
+    read: `table.Atom` -> array.
+    source_dir: the model directory, in either layout, that tokenizer and processor files come from.
+    kept_aside: name -> array of tensors that only the original layout has; where they are lacking it gets zeros.
+    dtype: of the weights: 'float32', 'bfloat16' or 'float16'; None keeps that of each.
+    guidance: the guidance weight that generation_config.json names; None keeps the source's.
+    card: Markdown body of README.md; a line about the format if empty.
+  Returns:
+    The names of the tensors made as zeros.
+  """
+  directory, source_dir = pathlib.Path(directory), pathlib.Path(source_dir)
+  check_target(directory, overwrite)
+  if dtype is not None and dtype not in DTYPES:
+    raise InputError(f'found dtype {dtype!r}; expected one of {sorted(DTYPES)}; choose one')
+  source_layout = configs.layout_of(read_json(source_dir / 'config.json', default={'model_type': 'janus'}))
+  sidefiles.check(source_dir, source_layout)
+  kind = None if dtype is None else np.dtype(DTYPES[dtype])
+  tensors = [_tensor(entry, read, kind) for entry in table.entries(_abstract(config), layout)]
+  widest = functools.reduce(np.promote_types, {tensor.dtype for tensor in tensors})
+  if layout == 'deepseek':
+    content = configs_deepseek.to_json(config, widest.name, processor.system_prompt)
+  else:
+    content = configs.to_json(config, widest.name)
+  extra, zeros = _unused(config, layout, kept_aside, kind, widest)
+  try:
+    aside = directory.parent / f'.{directory.name}.partial-{os.getpid()}'
+    aside.mkdir(parents=True)
+    try:
+      writing.check_room(aside, tensors + extra)
+      if layout == 'deepseek':
+        tensors += extra
+      elif extra:
+        (aside / KEPT_ASIDE).parent.mkdir()
+        writing.write_file(aside / KEPT_ASIDE, extra)
+      writing.write(aside, tensors)
+      (aside / 'config.json').write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
+      sidefiles.write(aside, layout, source_dir, source_layout, config, processor, guidance)
+      sidefiles.write_card(aside, layout, card, source_dir / 'README.md')
+      _replace(aside, directory)
+    finally:
+      shutil.rmtree(aside, ignore_errors=True)
+  except OSError as e:
+    size = sum(tensor.nbytes for tensor in tensors) >> 20
+    raise InputError(f'found {directory} not writable ({e}); expected room and permission for {size:,} MiB; choose '
+                     'another place') from e
+  return zeros
+
+
+def check_target(directory, overwrite):
+  """InputError if the target exists and is not an empty directory, unless it may be overwritten."""
+  directory = pathlib.Path(directory)
+  if not overwrite and directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    raise InputError(f'found {directory} not empty; expected a new directory; choose another, or add --overwrite')
+
+
+def _tensor(entry, read, kind):
+  """The `writing.Tensor` of an entry; kind: numpy dtype, or None for that of its atoms."""
+  if kind is None:
+    kind = functools.reduce(np.promote_types, {np.dtype(read(atom).dtype) for atom in entry.atoms})
+  return writing.Tensor(entry.name, entry.shape, kind, lambda: [read(atom) for atom in entry.atoms])
+
+
+def _unused(config, layout, kept_aside, kind, widest):
+  """(tensors that the model does not use, names of those which had to be made as zeros)."""
+  if layout == 'hf' and not kept_aside:
+    return [], []
+  tensors, zeros = [], []
+  for name, shape in table.unused(config.vision, 'deepseek').items():
+    if name in kept_aside:
+      value = kept_aside[name]
+    else:
+      value = np.zeros(shape, widest)
+      zeros.append(name)
+    tensors.append(writing.Tensor(name, shape, kind or np.dtype(value.dtype), lambda value=value: [value]))
+  return tensors, zeros
+
+
+def _read_content(directory):
   if not directory.is_dir():
     raise InputError(f'found no directory {directory}; expected a model directory; check the path, or fetch the model '
                      'first (hf download NAME --local-dir DIR)')
-  content = read_json(directory / 'config.json')
-  config = configs.from_json(content)
+  return read_json(directory / 'config.json')
+
+
+def _with_templates(directory, content, config):
   processor = Processor.from_directory(directory, config.text.vocab_size)
   image_id = content.get('image_token_id', processor.templates.image_id)
   if image_id != processor.templates.image_id:
@@ -54,89 +256,12 @@ def read_config(directory):
   return dataclasses.replace(config, templates=processor.templates), processor
 
 
-def load(directory):
-  """Reads a model directory in the Hugging Face layout. Returns a `Bundle`; raises InputError naming every mistake."""
-  directory = pathlib.Path(directory)
-  config, processor = read_config(directory)
-  abstract = _abstract(config)
-  wanted = table.entries(abstract)
-  tied = read_json(directory / 'config.json').get('tie_word_embeddings', True)
-  with weights.open_checkpoint(directory) as checkpoint:
-    names = {}
-    found = dict(checkpoint.found)
-    # A head that stands in the file is used, whatever the config says; the embedding serves only where there is none.
-    if table.HEAD not in found and table.EMBED in found and tied:
-      names[table.HEAD] = table.EMBED
-      found[table.HEAD] = found[table.EMBED]
-    if wrong := table.mistakes(wanted, found):
-      raise InputError(f'found tensors in {directory} that do not fit its config.json: {"; ".join(wrong)}; expected '
-                       f'exactly the {len(wanted)} tensors of this model; fetch weights and config.json of one model')
-    params = table.assemble(abstract, wanted, lambda name: checkpoint.read(names.get(name, name)))
-    source = dict(name=str(directory), hash=checkpoint.digest())
-  return Bundle(config, params, processor, source)
-
-
-def save(directory, config, params, source_dir, *, dtype='float32', guidance=None, card='',
-         overwrite=False):
-  """Writes a complete model directory: weights, config.json, tokenizer, processor and generation files, model card.
-
-  It is written aside and renamed at the end, so that `directory` either is whole or does not exist.
-
-  Args:
-    directory: the target; refused if it exists and is not empty, unless `overwrite`.
-    config: `JanusConfig`; its templates are taken from `source_dir`.
-    params: nested dict of arrays as `load` gives.
-    source_dir: where tokenizer and processor files are copied from.
-    dtype: of the weights: 'float32', 'bfloat16' or 'float16'.
-    guidance: the guidance weight that generation_config.json names; None keeps the source's.
-    card: Markdown body of README.md; a few lines about the format if empty.
-  """
-  directory, source_dir = pathlib.Path(directory), pathlib.Path(source_dir)
-  if directory.exists() and (not directory.is_dir() or any(directory.iterdir())) and not overwrite:
-    raise InputError(f'found {directory} not empty; expected a new directory; choose another or ask to overwrite')
-  lacking = [name for name in _NEEDED if not (source_dir / name).is_file()]
-  if lacking:
-    raise InputError(f'found {source_dir} without {", ".join(lacking)}; expected the tokenizer and processor files of '
-                     'a model directory; check the path')
-  templates = Processor.from_directory(source_dir, config.text.vocab_size).templates
-  config = dataclasses.replace(config, templates=templates)  # the ids written are those of the tokenizer beside them
-  wanted = _checked_entries(config, params)
-  aside = directory.parent / f'.{directory.name}.partial-{os.getpid()}'
-  try:
-    aside.mkdir(parents=True)
-    weights.write(aside, wanted, jax.tree.leaves(params), dtype)
-    (aside / 'config.json').write_text(json.dumps(configs.to_json(config, dtype), indent=2) + '\n', encoding='utf-8')
-    for name in SIDE_FILES:
-      if (source_dir / name).is_file():
-        shutil.copyfile(source_dir / name, aside / name)
-    if guidance is not None:
-      settings = dict(read_json(aside / 'generation_config.json'), guidance_scale=guidance)
-      (aside / 'generation_config.json').write_text(json.dumps(settings, indent=2) + '\n', encoding='utf-8')
-    (aside / 'README.md').write_text(_card(card), encoding='utf-8')
-    _replace(aside, directory)
-  except OSError as e:
-    raise InputError(f'found {directory} not writable ({e}); expected room and permission for '
-                     f'{_megabytes(params)} MB; choose another place') from e
-  finally:
-    shutil.rmtree(aside, ignore_errors=True)
-
-
 def _abstract(config):
   """Shapes of the parameters; tracing the model costs seconds, and they do not depend on the templates."""
   return _abstract_of(dataclasses.replace(config, templates=None))
 
 
 _abstract_of = functools.lru_cache(maxsize=8)(janus.abstract_params)
-
-
-def _checked_entries(config, params):
-  """Entries of the parameters; raises InputError where they are not this config's."""
-  wanted = table.entries(_abstract(config))
-  found = {entry.name: (entry.shape, 'F32') for entry in table.entries(params)}
-  if wrong := table.mistakes(wanted, found):
-    raise InputError(f'found parameters that do not fit the config: {"; ".join(wrong)}; expected exactly its tensors; '
-                     'pass config and parameters of one model')
-  return wanted
 
 
 def _replace(aside, directory):
@@ -150,15 +275,7 @@ def _replace(aside, directory):
     if old.exists():
       old.rename(directory)
     raise
-  shutil.rmtree(old, ignore_errors=True)
-
-
-def _megabytes(params):
-  return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params)) * 4 >> 20
-
-
-def _card(body):
-  """README.md: the header the Hub reads, then the body."""
-  header = '---\nlibrary_name: transformers\npipeline_tag: any-to-any\ntags:\n- janus\n---\n\n'
-  return header + (body or '# Janus\n\nA Janus model written by dsr_jax; '
-                   '`transformers.JanusForConditionalGeneration.from_pretrained` reads it.\n')
+  if old.is_dir():
+    shutil.rmtree(old, ignore_errors=True)
+  else:
+    old.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
-"""Which tensor of a checkpoint is which leaf of ours: the one table of foreign names.
+"""Which tensor of a checkpoint is which leaf of ours: the tables of foreign names, one a layout.
 
-A leaf's last name and its rank say how it is laid out, so the table speaks of modules only:
+A leaf's last name and its rank say how it is laid out, so the tables speak of modules only:
 
   ours                      torch                        change
   kernel (in, out)          weight (out, in)             transposed
@@ -8,7 +8,11 @@ A leaf's last name and its rank say how it is laid out, so the table speaks of m
   scale, embedding          weight                       none
   bias                      bias                         none
 
-Transformer layers are stacked on axis 0 here and are tensors of their own there.
+Transformer layers are stacked on axis 0 here and are tensors of their own there. One layer of one leaf, oriented as torch
+has it, is an atom: every layout is made of the same atoms, one a tensor, or several side by side. So one layout turns into
+another without a change of a single number.
+
+Sources: the names of deepseek-ai/Janus (janus/models/*.py) and of transformers' modeling_janus.py.
 """
 
 import re
@@ -17,8 +21,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-# Our module path -> Hugging Face module path; the first pattern that matches the whole path wins. {layer} is the index
-# on the stacked axis. A further layout is a further table of this form.
+# Rows: our module path; its path there; optionally what is special. The first pattern that matches the whole path wins.
+# {layer} is the index on the stacked axis, the other braces are groups of the pattern. Special is an int (the tensor holds
+# several modules side by side on axis 0, this one in that place) or BARE (the name ends there, and an axis of 1 is in front).
+BARE = 'bare'
+
 HUGGING_FACE = (
   (r'language_model/layers/(?P<rest>.+)', 'model.language_model.layers.{layer}.{rest}'),
   (r'lm_head', 'lm_head'),
@@ -29,7 +36,44 @@ HUGGING_FACE = (
   (r'(?P<rest>(language_model|vision_model|aligner|generation_aligner|generation_embeddings|generation_head|vqmodel)'
    r'(/.+)?)', 'model.{rest}'),
 )
-EMBED, HEAD = 'model.language_model.embed_tokens.weight', 'lm_head.weight'
+
+_TOWER = 'vision_model.vision_tower'
+_CODER = r'vqmodel/(?P<side>encoder|decoder)'
+DEEPSEEK = (
+  (r'language_model/layers/(?P<rest>.+)', 'language_model.model.layers.{layer}.{rest}'),
+  (r'language_model/(?P<rest>.+)', 'language_model.model.{rest}'),
+  (r'lm_head', 'language_model.lm_head'),
+  (r'vision_model/patch_embedding', f'{_TOWER}.patch_embed.proj'),
+  (r'vision_model/position_embedding', f'{_TOWER}.pos_embed', BARE),
+  (r'vision_model/layers/self_attn/q_proj', f'{_TOWER}.blocks.{{layer}}.attn.qkv', 0),
+  (r'vision_model/layers/self_attn/k_proj', f'{_TOWER}.blocks.{{layer}}.attn.qkv', 1),
+  (r'vision_model/layers/self_attn/v_proj', f'{_TOWER}.blocks.{{layer}}.attn.qkv', 2),
+  (r'vision_model/layers/self_attn/projection_layer', f'{_TOWER}.blocks.{{layer}}.attn.proj'),
+  (r'vision_model/layers/layer_(?P<rest>norm[12])', f'{_TOWER}.blocks.{{layer}}.{{rest}}'),
+  (r'vision_model/layers/(?P<rest>mlp/fc[12])', f'{_TOWER}.blocks.{{layer}}.{{rest}}'),
+  (r'vision_model/post_layernorm', f'{_TOWER}.norm'),
+  (r'aligner/fc1', 'aligner.layers.0'),
+  (r'aligner/hidden_layer', 'aligner.layers.2'),
+  (r'generation_aligner/fc1', 'gen_aligner.layers.0'),
+  (r'generation_aligner/hidden_layer', 'gen_aligner.layers.2'),
+  (r'generation_embeddings', 'gen_embed'),
+  (r'generation_head/proj_out', 'gen_head.output_mlp_projector'),
+  (r'generation_head/vision_head', 'gen_head.vision_head'),
+  (r'vqmodel/quantize', 'gen_vision_model.quantize.embedding'),
+  (_CODER + r'/(down|up)/(?P<level>\d+)/block/(?P<rest>.+)', 'gen_vision_model.{side}.conv_blocks.{level}.res.{rest}'),
+  (_CODER + r'/(down|up)/(?P<rest>.+)', 'gen_vision_model.{side}.conv_blocks.{rest}'),
+  (_CODER + r'/mid/block_1/(?P<rest>.+)', 'gen_vision_model.{side}.mid.0.{rest}'),
+  (_CODER + r'/mid/attn_1/(?P<rest>.+)', 'gen_vision_model.{side}.mid.1.{rest}'),
+  (_CODER + r'/mid/block_2/(?P<rest>.+)', 'gen_vision_model.{side}.mid.2.{rest}'),
+  (r'vqmodel/(?P<rest>.+)', 'gen_vision_model.{rest}'),
+)
+
+LAYOUTS = {'hf': HUGGING_FACE, 'deepseek': DEEPSEEK}
+# The text embedding and the text head, by layout: where a file has no head, and the config ties them, one serves as both.
+EMBED = {'hf': 'model.language_model.embed_tokens.weight', 'deepseek': 'language_model.model.embed_tokens.weight'}
+HEAD = {'hf': 'lm_head.weight', 'deepseek': 'language_model.lm_head.weight'}
+
+USAGE_COUNTS = 65536  # length of the usage statistics, whatever the size of the codebook
 
 _STACKED = re.compile(r'(language_model|vision_model)/layers/')
 _LEAVES = dict(kernel='weight', scale='weight', embedding='weight', bias='bias')
@@ -37,30 +81,43 @@ _TO_TORCH = {2: (1, 0), 4: (3, 2, 0, 1)}  # of kernels, by rank
 _FROM_TORCH = {2: (1, 0), 4: (2, 3, 1, 0)}
 
 
-class Entry(NamedTuple):
-  """One tensor of the checkpoint.
+class Atom(NamedTuple):
+  """One layer of one leaf, as torch orients it.
 
-  leaf: place in `jax.tree.leaves` order; layer: index on its stacked axis or None; shape: in the checkpoint.
+  leaf: place in `jax.tree.leaves` order; layer: index on its stacked axis or None; shape: torch's.
   """
-  name: str
-  shape: tuple[int, ...]
   leaf: int
   layer: int | None
+  shape: tuple[int, ...]
   kernel: bool
 
-  def to_torch(self, value):
-    """Our leaf -> this tensor."""
+  def of_leaf(self, value):
+    """Our leaf -> this atom, a view."""
     value = value if self.layer is None else value[self.layer]
     return value.transpose(_TO_TORCH[value.ndim]) if self.kernel else value
 
-  def from_torch(self, value):
-    """This tensor -> our leaf (of one layer)."""
+  def as_leaf(self, value):
+    """This atom -> our leaf, or one layer of it, a view."""
     return value.transpose(_FROM_TORCH[value.ndim]) if self.kernel else value
 
 
-def entries(params, table=HUGGING_FACE):
-  """All tensors of a checkpoint, for a tree of parameters or of their shapes, in the tree's order."""
-  found = []
+class Entry(NamedTuple):
+  """One tensor of a checkpoint: its atoms, side by side on axis 0 of `shape` (after an axis of 1 where it has one)."""
+  name: str
+  shape: tuple[int, ...]
+  atoms: tuple[Atom, ...]
+
+  def split(self, value):
+    """This tensor -> its atoms, views."""
+    if len(self.atoms) == 1:
+      return [value.reshape(self.atoms[0].shape)]
+    ends = np.cumsum([atom.shape[0] for atom in self.atoms])
+    return [value[end - atom.shape[0]:end] for atom, end in zip(self.atoms, ends)]
+
+
+def entries(params, layout='hf'):
+  """All tensors of a checkpoint in a layout, for a tree of parameters or of their shapes, in the tree's order."""
+  table, parts, bare = LAYOUTS[layout], {}, set()
   for leaf, (path, value) in enumerate(jax.tree_util.tree_leaves_with_path(params)):
     *module, last = [str(key.key) for key in path]
     module, kernel = '/'.join(module), last == 'kernel'
@@ -68,27 +125,55 @@ def entries(params, table=HUGGING_FACE):
     shape = value.shape[1:] if stacked else value.shape
     shape = tuple(shape[axis] for axis in _TO_TORCH[len(shape)]) if kernel else tuple(shape)
     for layer in range(value.shape[0]) if stacked else [None]:
-      found.append(Entry(f'{_foreign(module, table, layer)}.{_LEAVES[last]}', shape, leaf, layer, kernel))
-  assert len({entry.name for entry in found}) == len(found), 'two leaves share a tensor name'
-  return found
+      name, special = _foreign(module, table, layer)
+      if special == BARE:
+        bare.add(name)
+      else:
+        name = f'{name}.{_LEAVES[last]}'
+      place = special if isinstance(special, int) else 0
+      assert place not in parts.setdefault(name, {}), f'two leaves share the tensor {name}'
+      parts[name][place] = Atom(leaf, layer, shape, kernel)
+  return [_entry(name, tuple(atoms[i] for i in sorted(atoms)), name in bare) for name, atoms in parts.items()]
+
+
+def _entry(name, atoms, bare):
+  rows = sum(atom.shape[0] for atom in atoms)
+  return Entry(name, ((1,) if bare else ()) + (rows, *atoms[0].shape[1:]), atoms)
 
 
 def _foreign(module, table, layer):
-  for pattern, template in table:
+  for pattern, template, *special in table:
     if match := re.fullmatch(pattern, module):
-      rest = match.groupdict().get('rest', '').replace('/', '.')
-      return template.format(layer=layer, rest=rest)
+      groups = {key: value.replace('/', '.') for key, value in match.groupdict().items() if value}
+      return template.format(layer=layer, **groups), special[0] if special else None
   raise KeyError(f'no name for the module {module}')
 
 
-def mistakes(wanted, found):
+def unused(vision, layout):
+  """Tensors that a layout holds and no forward pass reads, name -> shape: the tower's attention pool, and usage statistics.
+
+  They are kept aside when such a checkpoint is read, and given back when one is written. vision: the `VisionConfig`.
+  """
+  if layout != 'deepseek':
+    return {}
+  w, inner = vision.hidden_size, vision.intermediate_size
+  linear = dict(q=(w, w), kv=(2 * w, w), proj=(w, w), norm=(w,))
+  linear['mlp.fc1'], linear['mlp.fc2'] = (inner, w), (w, inner)
+  shapes = {f'{_TOWER}.attn_pool.latent': (1, 1, w)}
+  for name, shape in linear.items():
+    shapes[f'{_TOWER}.attn_pool.{name}.weight'] = shape
+    shapes[f'{_TOWER}.attn_pool.{name}.bias'] = shape[:1]
+  shapes['gen_vision_model.quantize.codebook_used'] = (USAGE_COUNTS,)
+  return shapes
+
+
+def mistakes(want, found):
   """Everything wrong with a checkpoint: sentences, empty if it fits.
 
   Args:
-    wanted: the `entries`.
+    want: name -> shape.
     found: name -> (shape, dtype name).
   """
-  want = {entry.name: entry.shape for entry in wanted}
   said = []
   missing, extra = sorted(want.keys() - found.keys()), sorted(found.keys() - want.keys())
   if missing:
@@ -104,19 +189,3 @@ def mistakes(wanted, found):
   if dtypes:
     said.append(f'{len(dtypes)} not floating: {", ".join(dtypes)}')
   return said
-
-
-def assemble(abstract, wanted, read):
-  """The tree of float32 numpy arrays, one tensor in memory beside it.
-
-  Args:
-    abstract: tree of shapes.
-    wanted: its `entries`.
-    read: name -> numpy array of any floating dtype.
-  """
-  leaves, tree = jax.tree.flatten(abstract)
-  out = [np.empty(leaf.shape, np.float32) for leaf in leaves]
-  for entry in wanted:
-    target = out[entry.leaf] if entry.layer is None else out[entry.leaf][entry.layer]
-    target[...] = entry.from_torch(read(entry.name))  # widens bfloat16 and float16
-  return jax.tree.unflatten(tree, out)

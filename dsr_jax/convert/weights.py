@@ -1,45 +1,50 @@
-"""Tensors in safetensors files, single or sharded with an index. Pickled files are never opened."""
+"""Tensors of a checkpoint as views of its files: safetensors or torch's .bin, single or sharded with an index.
 
-import contextlib
+Files are memory-mapped, so a tensor costs memory only while its pages are looked at, and those belong to the file. Pickled
+files are read by torch with `weights_only=True`: no code in them is run.
+"""
+
 import hashlib
 import json
 import pathlib
 
+import ml_dtypes  # registers bfloat16 with NumPy
 import numpy as np
 
 from dsr_jax.errors import InputError
 from dsr_jax.processor import read_json
 
-SINGLE = 'model.safetensors'
-INDEX = 'model.safetensors.index.json'
-SHARD_BYTES = 4 << 30
+# (single file, index of shards); the first form that a directory has is read.
+FORMS = (('model.safetensors', 'model.safetensors.index.json'), ('pytorch_model.bin', 'pytorch_model.bin.index.json'))
+DTYPES = dict(
+  F64=np.float64, F32=np.float32, F16=np.float16, BF16=ml_dtypes.bfloat16, I64=np.int64, I32=np.int32, I16=np.int16,
+  I8=np.int8, U8=np.uint8, BOOL=np.bool_)
+DTYPE_NAMES = {np.dtype(kind): name for name, kind in DTYPES.items()}
 
 
 class Checkpoint:
-  """The tensors of a directory: `found` maps names to (shape, dtype name); `read(name)` loads one."""
+  """The tensors of a directory. found: name -> (shape, dtype name); read(name): the tensor, a view in the file's dtype."""
 
-  def __init__(self, directory, stack):
+  def __init__(self, directory):
     self.directory = pathlib.Path(directory)
-    index = self._index()
-    self.files = [self.directory / name for name in (sorted(set(index.values())) if index else [SINGLE])]
-    self._check_files()
-    self._owner, self.found = {}, {}
+    single, index_name = self._form()
+    index = {} if (self.directory / single).is_file() else self._index(index_name)
+    self.files = [self.directory / name for name in (sorted(set(index.values())) if index else [single])]
+    self._check_files(index_name)
+    self._tensors, self.found = {}, {}
     for path in self.files:
-      handle = stack.enter_context(_open(path))
-      for name in handle.keys():
-        if name in self._owner:
+      for name, (found, value) in read_file(path).items():
+        if name in self._tensors:
           raise InputError(f'found the tensor {name} in two files of {self.directory}; expected one; fetch them again')
-        part = handle.get_slice(name)
-        self._owner[name] = handle
-        self.found[name] = tuple(part.get_shape()), part.get_dtype()
-    absent = sorted(index.keys() - self._owner.keys())
+        self._tensors[name], self.found[name] = value, found
+    absent = sorted(index.keys() - self._tensors.keys())
     if absent:
-      raise InputError(f'found {len(absent)} tensors of {INDEX} in none of its files ({", ".join(absent[:5])} ...); '
-                       f'expected all in {self.directory}; fetch the checkpoint again')
+      raise InputError(f'found {len(absent)} tensors of {index_name} in none of its files ({", ".join(absent[:5])}'
+                       f'{" ..." * (len(absent) > 5)}); expected all in {self.directory}; fetch the checkpoint again')
 
   def read(self, name):
-    """The tensor as numpy, in the file's dtype."""
-    return self._owner[name].get_tensor(name)
+    """The tensor as a NumPy view of the file, in the file's dtype; not to be written to."""
+    return self._tensors[name]
 
   def digest(self):
     """sha256 over the weight files, hexadecimal."""
@@ -50,91 +55,93 @@ class Checkpoint:
           digest.update(block)
     return digest.hexdigest()
 
-  def _index(self):
-    if (self.directory / SINGLE).is_file() or not (self.directory / INDEX).is_file():
-      return {}
-    index = read_json(self.directory / INDEX).get('weight_map')
+  def _form(self):
+    for form in FORMS:
+      if any((self.directory / name).is_file() for name in form):
+        return form
+    others = sorted(p.name for pattern in ('*.bin', '*.safetensors', '*.pt', '*.pth', '*.gguf')
+                    for p in self.directory.glob(pattern))
+    raise InputError(f'found {"only " + ", ".join(others) if others else "no weights"} in {self.directory}; expected '
+                     f'{FORMS[0][0]} or {FORMS[1][0]}, or shards with their index; fetch the whole checkpoint')
+
+  def _index(self, name):
+    index = read_json(self.directory / name).get('weight_map')
     if not isinstance(index, dict) or not index or not all(isinstance(v, str) for v in index.values()):
-      raise InputError(f'found no weight_map in {self.directory / INDEX}; expected names and files; fetch it again')
-    outside = sorted(name for name in set(index.values()) if pathlib.Path(name).name != name)
+      raise InputError(f'found no weight_map in {self.directory / name}; expected names and files; fetch it again')
+    outside = sorted(file for file in set(index.values()) if pathlib.Path(file).name != file)
     if outside:
-      raise InputError(f'found the file name {outside[0]!r} in {self.directory / INDEX}; expected plain file names; '
+      raise InputError(f'found the file name {outside[0]!r} in {self.directory / name}; expected plain file names; '
                        'fetch it again')
     return index
 
-  def _check_files(self):
+  def _check_files(self, index_name):
     missing = [path.name for path in self.files if not path.is_file()]
-    if not missing:
-      return
-    if len(missing) < len(self.files) or missing != [SINGLE]:
-      raise InputError(f'found {INDEX} naming {len(self.files)} files, of which {len(missing)} are not in '
+    if missing:
+      raise InputError(f'found {index_name} naming {len(self.files)} files, of which {len(missing)} are not in '
                        f'{self.directory} ({", ".join(missing)}); expected all; fetch the missing ones')
-    others = sorted(p.name for pattern in ('*.bin', '*.safetensors') for p in self.directory.glob(pattern))
-    raise InputError(f'found {"only " + ", ".join(others) if others else "no weights"} in {self.directory}; expected '
-                     f'{SINGLE} or {INDEX} with its shards; fetch the whole checkpoint as safetensors')
 
 
-@contextlib.contextmanager
-def open_checkpoint(directory):
-  """Context of a `Checkpoint`; its files are memory-mapped while it is open."""
-  with contextlib.ExitStack() as stack:
-    yield Checkpoint(directory, stack)
+def read_file(path):
+  """A weight file -> name -> ((shape, dtype name), NumPy view of the file)."""
+  return _read_bin(path) if path.suffix == '.bin' else _read_safetensors(path)
 
 
-def _open(path):
-  import ml_dtypes  # registers bfloat16 with numpy, which safetensors asks for  # noqa: F401
+def _read_safetensors(path):
   from safetensors import SafetensorError, safe_open
   try:
-    return safe_open(str(path), framework='np')
+    with safe_open(str(path), framework='np'):
+      pass  # its own checks: header, offsets, length of the file
   except (SafetensorError, OSError) as e:
     raise InputError(f'found {path} truncated or damaged ({e}); expected a whole safetensors file; '
                      'fetch it again') from e
+  with open(path, 'rb') as f:
+    size = int.from_bytes(f.read(8), 'little')
+    header = json.loads(f.read(size))
+  empty = path.stat().st_size == 8 + size  # nothing to map
+  data = np.empty(0, np.uint8) if empty else np.asarray(np.memmap(path, np.uint8, 'r'))[8 + size:]
+  header.pop('__metadata__', None)
+  tensors = {}
+  for name, info in header.items():
+    shape, (first, end) = tuple(info['shape']), info['data_offsets']
+    kind = DTYPES.get(info['dtype'])  # of another kind nothing is read: it is named as a mistake
+    value = None if kind is None else data[first:end].view(kind).reshape(shape)
+    tensors[name] = (shape, info['dtype']), value
+  return tensors
 
 
-def write(directory, wanted, leaves, dtype='float32'):
-  """Writes tensors as safetensors, sharded with an index above `SHARD_BYTES`.
-
-  Args:
-    directory: where to.
-    wanted: the `table.entries`.
-    leaves: our arrays, in `jax.tree.leaves` order.
-    dtype: 'float32', 'bfloat16' or 'float16', of the files.
-  """
-  import ml_dtypes
-  kinds = dict(float32=np.float32, bfloat16=ml_dtypes.bfloat16, float16=np.float16)
-  if dtype not in kinds:
-    raise InputError(f'found dtype {dtype!r}; expected one of {sorted(kinds)}; choose one')
-  kind = np.dtype(kinds[dtype])
-  shards = _shards(wanted, kind.itemsize)
-  names = [SINGLE] if len(shards) == 1 else [
-    f'model-{i + 1:05d}-of-{len(shards):05d}.safetensors' for i in range(len(shards))]
-  for name, shard in zip(names, shards):
-    _write_file(directory / name, shard, leaves, kind)
-  if len(shards) > 1:
-    total = sum(int(np.prod(entry.shape)) for entry in wanted) * kind.itemsize
-    weight_map = {entry.name: name for name, shard in zip(names, shards) for entry in shard}
-    (directory / INDEX).write_text(json.dumps(dict(
-      metadata=dict(total_size=total), weight_map=dict(sorted(weight_map.items()))), indent=2) + '\n')
-
-
-def _shards(wanted, itemsize):
-  shards, size = [[]], 0
-  for entry in wanted:
-    needed = int(np.prod(entry.shape)) * itemsize
-    if shards[-1] and size + needed > SHARD_BYTES:
-      shards.append([])
-      size = 0
-    shards[-1].append(entry)
-    size += needed
-  return shards
-
-
-def _write_file(path, shard, leaves, kind):
-  from safetensors import SafetensorError
-  from safetensors.numpy import save_file
-  tensors = {entry.name: np.ascontiguousarray(entry.to_torch(np.asarray(leaves[entry.leaf])).astype(kind))
-             for entry in shard}
+def _read_bin(path):
   try:
-    save_file(tensors, path, metadata=dict(format='pt'))  # transformers refuses files without this key
-  except SafetensorError as e:  # a full disk comes out of safetensors as its own error
-    raise OSError(str(e)) from e
+    import torch
+  except ImportError as e:
+    raise InputError(f'found {path.name}, a file of torch, and no torch installed; expected it; pip install torch, or '
+                     'fetch the checkpoint as safetensors') from e
+  import pickle
+  try:
+    content = torch.load(path, map_location='cpu', mmap=True, weights_only=True)
+  except pickle.UnpicklingError as e:
+    raise InputError(f'found more than tensors in {path}, or a damaged file ({_first_line(e)}); expected a state dict; '
+                     'nothing in it was run: fetch the checkpoint from its source again, or as safetensors') from e
+  except (RuntimeError, OSError, EOFError, ValueError, KeyError) as e:
+    raise InputError(f'found {path} truncated, damaged or of a torch before 1.6 ({_first_line(e)}); expected a file of '
+                     'torch.save; fetch it again') from e
+  if not isinstance(content, dict) or not all(
+      isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()):
+    raise InputError(f'found no plain state dict in {path}; expected names and tensors; save the model\'s state_dict()')
+  return {name: _from_torch(value) for name, value in content.items()}
+
+
+def _from_torch(tensor):
+  """torch tensor -> ((shape, dtype name), NumPy view)."""
+  import torch
+  tensor = tensor.detach()
+  if tensor.dtype == torch.bfloat16:
+    value = tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+  elif str(tensor.dtype).startswith('torch.float8') or tensor.is_quantized:
+    return (tuple(tensor.shape), str(tensor.dtype)), None
+  else:
+    value = tensor.numpy()
+  return (tuple(value.shape), DTYPE_NAMES.get(value.dtype, str(value.dtype))), value
+
+
+def _first_line(error):
+  return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

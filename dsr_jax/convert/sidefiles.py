@@ -1,0 +1,121 @@
+"""What belongs to a model directory beside weights and config.json: tokenizer, processor, generation settings, card.
+
+In one layout they are carried over as they are. From one layout to the other the tokenizer is carried over, and the files
+that name classes and sizes are written anew for the classes that will read them.
+
+Source: deepseek-ai/Janus janus/models/{processing_vlm,image_processing_vlm}.py; transformers' processing_janus.py.
+"""
+
+import json
+import re
+import shutil
+
+from dsr_jax import processor as processor_lib
+from dsr_jax.errors import InputError
+from dsr_jax.processor import BOI, BOS, EOI, EOS, IMAGE, PAD, read_json
+
+COMMON = ('tokenizer.json', 'special_tokens_map.json', 'added_tokens.json', 'tokenizer.model', 'LICENSE', 'LICENSE.md',
+          'LICENSE.txt', 'LICENSE-MODEL')
+OWN = ('tokenizer_config.json', 'processor_config.json', 'preprocessor_config.json')  # each layout has its own content
+FILES = COMMON + OWN + ('generation_config.json', 'chat_template.jinja', 'chat_template.json')
+NEEDED = {'hf': ('tokenizer.json', *OWN, 'generation_config.json'), 'deepseek': ('tokenizer.json', *OWN)}
+READERS = {'hf': '`transformers.JanusForConditionalGeneration.from_pretrained` reads this directory.',
+           'deepseek': 'The `janus` package of https://github.com/deepseek-ai/Janus reads this directory.'}
+
+
+def check(source, layout):
+  """InputError unless the directory `source` has the files that its layout needs beside the model."""
+  lacking = [name for name in NEEDED[layout] if not (source / name).is_file()]
+  if lacking:
+    raise InputError(f'found {source} without {", ".join(lacking)}; expected the tokenizer and processor files of '
+                     'a model directory; check the path')
+
+
+def write(target, layout, source, source_layout, config, processor, guidance=None):
+  """Writes all of them.
+
+  Args:
+    target, layout: the directory to write to, and its layout.
+    source, source_layout: the directory they come from.
+    config, processor: the model's `JanusConfig`, and the source's `Processor`.
+    guidance: the guidance weight that generation_config.json names; None keeps the source's, or Janus-Pro's own.
+  """
+  for name in COMMON if layout != source_layout else FILES:
+    if (source / name).is_file():
+      shutil.copyfile(source / name, target / name)
+  if layout != source_layout:
+    make = _hugging_face if layout == 'hf' else _deepseek
+    for name, content in make(source, config, processor).items():
+      _write_json(target / name, content)
+    if (source / 'generation_config.json').is_file():
+      shutil.copyfile(source / 'generation_config.json', target / 'generation_config.json')
+  if layout == 'hf' != source_layout:
+    (target / 'chat_template.jinja').write_text(processor_lib.CHAT_TEMPLATE, encoding='utf-8')
+    _ensure_bos(target / 'tokenizer.json')
+  if guidance is not None:
+    path = target / 'generation_config.json'
+    _write_json(path, dict(read_json(path, default={}), guidance_scale=guidance))
+
+
+def _hugging_face(source, config, processor):
+  ids = {token: processor.tokenizer.convert_tokens_to_ids(token) for token in processor_lib.SPECIALS}
+  theirs = read_json(source / 'tokenizer_config.json')
+  files = processor_lib.side_files(ids, config.image_size, config.vision.patch_size, processor.system_prompt,
+                                   theirs.get('model_max_length', config.text.max_position_embeddings))
+  del files['tokenizer_config.json']['added_tokens_decoder']  # tokenizer.json has them, each with its flags
+  if (source / 'special_tokens_map.json').is_file():
+    del files['special_tokens_map.json']
+  return files
+
+
+def _deepseek(source, config, processor):
+  theirs = read_json(source / 'tokenizer_config.json')
+  tokenizer = dict(
+    add_bos_token=True, add_eos_token=False, bos_token=BOS, eos_token=EOS, pad_token=PAD, unk_token=None,
+    clean_up_tokenization_spaces=False, model_max_length=theirs.get('model_max_length', 16384),
+    tokenizer_class='LlamaTokenizerFast', processor_class='VLChatProcessor')
+  image = dict(
+    background_color=[127] * 3, do_normalize=True, image_mean=[0.5] * 3, image_processor_type='VLMImageProcessor',
+    image_size=config.image_size, image_std=[0.5] * 3, min_size=processor_lib.MIN_SIDE,
+    processor_class='VLChatProcessor', rescale_factor=1 / 255)
+  settings = dict(
+    add_special_token=False, ignore_id=-100, image_tag=IMAGE, mask_prompt=True,
+    num_image_tokens=config.vision.num_patches, processor_class='VLChatProcessor', sft_format='deepseek')
+  files = {'tokenizer_config.json': tokenizer, 'preprocessor_config.json': image, 'processor_config.json': settings}
+  if not (source / 'special_tokens_map.json').is_file():
+    files['special_tokens_map.json'] = dict(
+      bos_token=BOS, eos_token=EOS, pad_token=PAD, additional_special_tokens=[IMAGE, BOI, EOI])
+  return files
+
+
+def _ensure_bos(path):
+  """Has tokenizer.json itself put begin-of-sentence in front, where it left that to the class which reads it.
+
+  transformers 5 reads tokenizer.json alone; the original's LlamaTokenizerFast adds the token by a setting of its own.
+  """
+  from tokenizers import Tokenizer
+  from tokenizers.processors import Sequence, TemplateProcessing
+  tokenizer = Tokenizer.from_file(str(path))
+  bos = tokenizer.token_to_id(BOS)
+  if tokenizer.encode('a').ids[:1] == [bos]:
+    return
+  template = TemplateProcessing(single=f'{BOS} $A', pair=f'{BOS} $A {BOS} $B:1', special_tokens=[(BOS, bos)])
+  before = tokenizer.post_processor
+  tokenizer.post_processor = Sequence([before, template]) if before else template
+  tokenizer.save(str(path))
+
+
+def write_card(target, layout, body, source_card=None):
+  """README.md: the header that the Hub reads, with the licence that the source's card names, then the body."""
+  licence = []
+  if source_card is not None and source_card.is_file():
+    header = re.match(r'---\n(.*?)\n---', source_card.read_text(encoding='utf-8', errors='replace'), re.DOTALL)
+    licence = re.findall(r'^license[^\n]*', header.group(1), re.MULTILINE) if header else []
+  library = ['library_name: transformers'] if layout == 'hf' else []
+  header = '\n'.join(['---', *licence, *library, 'pipeline_tag: any-to-any', 'tags:', '- janus', '---', '', ''])
+  (target / 'README.md').write_text(header + (body or f'# Janus\n\nWritten by dsr_jax. {READERS[layout]}\n'),
+                                    encoding='utf-8')
+
+
+def _write_json(path, content):
+  path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
