@@ -7,6 +7,7 @@ the same; `system` and `eval` decide how it is computed and what is watched, and
 
 import dataclasses
 import difflib
+import importlib
 import importlib.util
 import json
 import math
@@ -16,10 +17,12 @@ import ml_collections
 
 from dsr_jax.errors import InputError
 
-OBJECTIVES = ('simpo',)
 TASKS = ('unified', 'generation', 'understanding')
-SCORERS = ('policy',)
-TRAINABLE = ('language_model+gen_head', 'language_model', 'all_but_vq')
+STRATEGIES = ('unified', 'separate')
+ROLES = {'generator': 'generation', 'understander': 'understanding'}  # of `separate`, and the task each learns
+SCORERS = ('policy', 'frozen', 'ema', 'partner')
+TRAINABLE = ('language_model+gen_head', 'language_model', 'all_but_vq', 'lora')
+KL_ESTIMATORS = ('k1', 'k2', 'k3')
 CROPS = ('crop', 'pad')
 DTYPES = ('float32', 'bfloat16')
 
@@ -28,24 +31,42 @@ DTYPES = ('float32', 'bfloat16')
 class Method:
   """What is learned and from what. Rewards and log-probabilities are in nats a token."""
 
-  objective: str = 'simpo'  # eq. 5
+  objective: str = 'simpo'  # eq. 5; all of them: `losses.OBJECTIVES`
   task: str = 'unified'  # both tasks in every step; or 'generation', 'understanding' alone
-  scorer: str = 'policy'  # eq. 3 scores with the live policy
+  strategy: str = 'unified'  # one model; 'separate': a generator and an understander learn in turns, each scored by the other
+  swap_every: int = 44  # steps of a turn in 'separate'; an epoch of 5,600 inputs
+  reward: str = 'dual'  # eq. 3; all of them: `rewards.REWARDS`
+  scorer: str = 'policy'  # eq. 3: the live one (in 'separate' the partner); 'frozen': the initial model; 'ema': a running mean
+  ema_decay: float = 0.99
+  judge_accuracy: float = 1.0  # of the reward 'judge': other verdicts are turned around
+  clip_model: str = ''  # of the reward 'clip': a directory of a CLIPModel in the Hugging Face layout
+  yes_question: str = 'Does this image show {}? Answer yes or no.'  # of the reward 'vqa'; {} is the text
   group_size: int = 8  # candidates an input
   inputs_per_step: int = 128  # prompts and pictures together, half of each in 'unified'
   accumulate: int = 1  # equal parts of a step's inputs, each sampled and differentiated on its own, before one update
   steps: int = 438  # 5 epochs of 5,600 prompts and 5,600 pictures
   beta: float = 2.0
   gamma: float = 0.5
+  inner_updates: int = 1  # updates on each batch of samples; more than 1 only for objectives with a ratio
+  ratio_low: float = 0.2  # grpo, dr_grpo, rloo: the ratio counts between 1 - low and 1 + high
+  ratio_high: float = 0.28
+  sequence_low: float = 3e-4  # gspo: the same, of a sequence's mean ratio
+  sequence_high: float = 4e-4
+  cispo_max: float = 5.0  # cispo: the largest weight of a token
+  kl: float = 0.04  # weight of the KL to the initial model, in objectives of whole groups; 0 is none, and needs no copy of it
+  kl_estimator: str = 'k3'
+  dpo_beta: float = 0.1  # online_dpo
   min_margin: float = 0.0  # pairs whose rewards differ by no more than this are dropped from the loss
   temperature: float = 1.0  # of sampling, and of every log-probability in the loss
-  guidance: float = 5.0  # classifier-free guidance while sampling pictures; 1 is off. Never in rewards or losses
+  guidance: float = 5.0  # classifier-free guidance while sampling pictures; 1 is off. Never in rewards
+  policy_guidance: bool = False  # whether the loss is about the guided mixture that sampled, not the plain conditional
   max_text_tokens: int = 256
   eos_in_reward: bool = False  # whether R_G counts the end-of-text token of the prompt
   question: str = 'Describe this image in detail.'  # asked for the sampled texts
   instruction: str = 'Describe this image in detail.'  # stands before the prompt in R_G
   crop: str = 'crop'  # of pictures: centre square, or 'pad' to a square, for the vision tower and the VQ encoder alike
-  trainable: str = 'language_model+gen_head'
+  trainable: str = 'language_model+gen_head'  # 'lora': adapters on the language model's seven projections
+  lora_rank: int = 16
   learning_rate: float = 3e-6
   warmup_steps: int = 5  # then a cosine to 0 at the last step
   adam_b1: float = 0.9
@@ -62,7 +83,15 @@ class Method:
   @property
   def inputs_per_task(self):
     """B: prompts in a step's generation half, and pictures in its understanding half."""
-    return self.inputs_per_step // len(self.tasks)
+    return self.inputs_per_step // (1 if self.strategy == 'separate' else len(self.tasks))
+
+  def role_at(self, step):
+    """Who learns in step `step` (from 0) of 'separate', the generator first; None where there is one model."""
+    return tuple(ROLES)[step // self.swap_every % 2] if self.strategy == 'separate' else None
+
+  def tasks_at(self, step):
+    """The tasks of step `step` (from 0), a tuple."""
+    return (ROLES[self.role_at(step)],) if self.strategy == 'separate' else self.tasks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,9 +113,12 @@ class System:
   remat: bool = True  # recompute each layer in the backward pass
   compute_dtype: str = 'bfloat16'
   logprob_chunk: int = 128  # positions whose logits are held at once; 0: all
+  decode_segment: int = 16  # tokens between two growths of the cache; more make a shorter program that reads more unfilled room
+  bucket: str = ''  # gs://BUCKET/FOLDER, or a folder all processes share: holds the checkpoints, and copies of the workdir's files
   compile_cache: str = ''  # folder of compiled programs, spares the second start; '' is none
   log_every: int = 10  # steps between fetches of metrics; each step has its line all the same
   frozen_every: int = 10  # steps between scores by the frozen initial model; 0 never, and frees its copy
+  probe_every: int = 0  # steps between scores of swapped prompts and of coarse pictures, a forward pass each; 0 never
   samples_every: int = 50  # steps between pictures of candidates; 0 never
   eval_every: int = 100  # steps between evaluations; 0 only before and after
   save_every: int = 50  # steps between checkpoints; the last step always has one
@@ -253,20 +285,26 @@ def _above(name, value, low):
 
 
 def _check_method(m):
-  _one_of('method.objective', m.objective, OBJECTIVES)
+  _one_of('method.objective', m.objective, _table('losses', 'OBJECTIVES', m.objective, 'simpo'))
+  _one_of('method.reward', m.reward, _table('rewards', 'REWARDS', m.reward, 'dual'))
   _one_of('method.task', m.task, TASKS)
+  _one_of('method.strategy', m.strategy, STRATEGIES)
+  _one_of('method.kl_estimator', m.kl_estimator, KL_ESTIMATORS)
   _one_of('method.scorer', m.scorer, SCORERS)
   _one_of('method.trainable', m.trainable, TRAINABLE)
   _one_of('method.crop', m.crop, CROPS)
   _at_least('method.group_size', m.group_size, 2, ' (a pair is chosen from every group)')
-  for key in ('steps', 'inputs_per_step', 'accumulate', 'max_text_tokens'):
+  for key in ('steps', 'inputs_per_step', 'accumulate', 'max_text_tokens', 'swap_every', 'inner_updates', 'lora_rank'):
     _at_least(f'method.{key}', getattr(m, key), 1)
-  for key in ('warmup_steps', 'gamma', 'min_margin', 'weight_decay', 'seed', 'adam_b1', 'adam_b2'):
+  for key in ('warmup_steps', 'gamma', 'min_margin', 'weight_decay', 'seed', 'adam_b1', 'adam_b2', 'ema_decay', 'kl', 'ratio_low',
+              'ratio_high', 'sequence_low', 'sequence_high', 'judge_accuracy'):
     _at_least(f'method.{key}', getattr(m, key), 0)
-  for key in ('beta', 'temperature', 'learning_rate', 'clip'):
+  for key in ('beta', 'temperature', 'learning_rate', 'clip', 'dpo_beta', 'cispo_max'):
     _above(f'method.{key}', getattr(m, key), 0)
   _at_least('method.guidance', m.guidance, 1, ' (1 is off)')
-  for key in ('adam_b1', 'adam_b2'):
+  if m.judge_accuracy > 1:
+    raise InputError(f'found config.method.judge_accuracy={m.judge_accuracy}; expected at most 1; lower it')
+  for key in ('adam_b1', 'adam_b2', 'ema_decay'):
     if getattr(m, key) >= 1:
       raise InputError(f'found config.method.{key}={getattr(m, key)}; expected less than 1; lower it')
   if m.seed >= 2**32:
@@ -274,13 +312,48 @@ def _check_method(m):
   if m.warmup_steps > m.steps:
     raise InputError(f'found config.method.warmup_steps={m.warmup_steps} of {m.steps} steps; expected at most as many; '
                      'lower it')
-  if m.inputs_per_step % (len(m.tasks) * m.accumulate):
+  tasks = len(m.tasks_at(0))
+  if m.inputs_per_step % (tasks * m.accumulate):
     raise InputError(f'found config.method.inputs_per_step={m.inputs_per_step}; expected a multiple of '
-                     f'{len(m.tasks) * m.accumulate} ({len(m.tasks)} tasks x {m.accumulate} accumulated parts); change '
+                     f'{tasks * m.accumulate} ({tasks} tasks x {m.accumulate} accumulated parts); change '
                      'one of them')
   for key in ('question', 'instruction'):
     if not getattr(m, key).strip():
       raise InputError(f'found an empty config.method.{key}; expected a sentence; write one')
+  _check_choices(m)
+
+
+def _table(module, name, value, default):
+  """The one list of objectives or rewards. Its module needs JAX, which a run with the default value is spared here."""
+  return (default,) if value == default else getattr(importlib.import_module(f'dsr_jax.{module}'), name)
+
+
+def _check_choices(m):
+  """Choices that do not go together."""
+  if m.strategy == 'separate' and m.task != 'unified':
+    raise InputError(f'found config.method.task={m.task} with strategy=separate, whose two models learn one task each; expected '
+                     'task=unified; leave it at that')
+  if m.scorer == 'partner' and m.strategy != 'separate':
+    raise InputError('found config.method.scorer=partner with one model; expected policy, frozen or ema; choose one of them, or set '
+                     'method.strategy=separate')
+  if m.inner_updates > 1:
+    from dsr_jax import losses
+    if not losses.OBJECTIVES[m.objective].has_ratio:
+      able = ', '.join(name for name, objective in losses.OBJECTIVES.items() if objective.has_ratio)
+      raise InputError(f'found config.method.inner_updates={m.inner_updates} with objective={m.objective}, which has no ratio to the policy '
+                       f'that sampled; expected inner_updates=1, or one of {able}; change one of them')
+  if m.reward == 'clip' and not m.clip_model:
+    raise InputError("found config.method.reward=clip and no clip_model; expected a directory of a CLIPModel in the Hugging Face layout; "
+                     'name it in method.clip_model')
+  if m.yes_question.count('{}') != 1 or not all(part.strip() for part in m.yes_question.split('{}')):
+    raise InputError(f'found config.method.yes_question={m.yes_question!r}; expected a question with one {{}} inside, where the text goes; '
+                     'write one')
+  if m.reward != 'dual':
+    from dsr_jax import rewards
+    unable = [task for task in m.tasks if task not in rewards.REWARDS[m.reward].tasks]
+    if unable:
+      raise InputError(f'found config.method.reward={m.reward} with the task {unable[0]}; expected a task among '
+                       f'{", ".join(rewards.REWARDS[m.reward].tasks)}; set method.task to one of them')
 
 
 def _check_system(s, m):
@@ -292,9 +365,9 @@ def _check_system(s, m):
       raise InputError(f'found config.system.{key}={chunk}; expected a divisor of {part}, the inputs of a task in a '
                        'part of the step; change it, or 0 for all at once')
   _one_of('system.compute_dtype', s.compute_dtype, DTYPES)
-  for key in ('logprob_chunk', 'frozen_every', 'samples_every', 'eval_every', 'keep_every'):
+  for key in ('logprob_chunk', 'frozen_every', 'probe_every', 'samples_every', 'eval_every', 'keep_every'):
     _at_least(f'system.{key}', getattr(s, key), 0)
-  for key in ('log_every', 'save_every', 'keep_last'):
+  for key in ('log_every', 'save_every', 'keep_last', 'decode_segment'):
     _at_least(f'system.{key}', getattr(s, key), 1)
   axes = dataclasses.asdict(s.mesh)
   if any(n < 1 and n != -1 for n in axes.values()) or list(axes.values()).count(-1) > 1:
@@ -307,6 +380,11 @@ def _check_rest(c):
     if not getattr(getattr(c, group) if group else c, name).strip():
       raise InputError(f'found an empty config.{key}; expected a name or a path; set it')
   _at_least('data.max_prompt_tokens', c.data.max_prompt_tokens, 1)
+  if c.method.reward == 'judge':
+    read = [getattr(c.data, key) for key, task in (('prompts', 'generation'), ('images', 'understanding')) if task in c.method.tasks]
+    if set(read) != {'scenes'}:
+      raise InputError(f'found config.method.reward=judge with data of {", ".join(sorted(set(read) - {"scenes"}))}; expected scenes, the only '
+                       'world that the judge can read; set data.prompts and data.images to scenes, or choose another reward')
   _one_of('eval.benchmark', c.eval.benchmark, ('scenes', 'none'))
   for key in ('prompts_per_task', 'images_per_prompt', 'pictures', 'quick_prompts_per_task', 'quick_pictures', 'chunk'):
     _at_least(f'eval.{key}', getattr(c.eval, key), 1)

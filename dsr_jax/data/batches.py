@@ -12,18 +12,17 @@ import os
 
 import numpy as np
 
+from dsr_jax.data import fields as fields_lib
 from dsr_jax.data import images as images_lib
 from dsr_jax.data import order
 from dsr_jax.data import prompts as prompts_lib
 from dsr_jax.errors import InputError
+from dsr_jax.rewards import REWARDS
 from dsr_jax.scenes import sets
 from dsr_jax.scenes import world
 
-NAMED_PROMPTS = ('scenes', 't2i_compbench')
-NAMED_PICTURES = ('scenes',)
 
-
-def make(data, method, processor, image_size: int) -> 'Batches':
+def make(data, method, processor, image_size: int, fields: tuple[str, ...] = ()) -> 'Batches':
   """Batches of a run.
 
   Args:
@@ -33,19 +32,41 @@ def make(data, method, processor, image_size: int) -> 'Batches':
       (asked for the sampled texts), instruction (stands before the prompt when its likelihood is scored).
     processor: `processor.Processor`; only its encode_* methods and templates are used.
     image_size: side of the model's square pictures in pixels.
+    fields: names in `fields.FIELDS` of what the batches hold besides, beyond what the reward declares.
   """
   texts = _prompts(data.prompts, method.seed) if 'generation' in method.tasks else None
   pictures = _pictures(data.images, method.seed, image_size, method.crop) if 'understanding' in method.tasks else None
-  return Batches(processor, texts, pictures, method.inputs_per_task, method.seed, method.instruction, method.question,
-                 data.max_prompt_tokens)
+  declared = REWARDS[method.reward].fields
+  return Batches(processor, texts, pictures, method, data.max_prompt_tokens, tuple(dict.fromkeys((*declared, *fields))))
+
+
+# Data sets by name; a new one is a function and a line here.
+
+
+def _scenes_prompts(seed):
+  return prompts_lib.Prompts(sets.reinforcement_prompts(seed), lambda i: f'prompt {i} of scenes')
+
+
+def _t2i_compbench(seed):
+  del seed
+  from dsr_jax.data import t2i_compbench  # TFDS takes seconds to import, so only who needs it pays
+  return t2i_compbench.load()
+
+
+def _scenes_pictures(seed, size):
+  if size != world.IMAGE_SIZE:
+    raise InputError(f'found a model of {size} x {size} pixels and data.images=scenes, whose pictures have '
+                     f'{world.IMAGE_SIZE} x {world.IMAGE_SIZE}; expected pictures of its own size; name a folder in data.images')
+  return images_lib.Pictures(sets.REINFORCEMENT_INPUTS, lambda i: sets.training_picture(seed, i), f'scenes {seed}')
+
+
+NAMED_PROMPTS = {'scenes': _scenes_prompts, 't2i_compbench': _t2i_compbench}  # seed -> Prompts
+NAMED_PICTURES = {'scenes': _scenes_pictures}  # seed, side in pixels -> Pictures
 
 
 def _prompts(name, seed):
-  if name == 'scenes':
-    return prompts_lib.Prompts(sets.reinforcement_prompts(seed), lambda i: f'prompt {i} of scenes')
-  if name == 't2i_compbench':
-    from dsr_jax.data import t2i_compbench  # TFDS takes seconds to import, so only who needs it pays
-    return t2i_compbench.load()
+  if name in NAMED_PROMPTS:
+    return NAMED_PROMPTS[name](seed)
   if not os.path.isfile(name):
     raise InputError(f'found no prompts {name}; expected one of {", ".join(NAMED_PROMPTS)}, or a text file with a line '
                      'a prompt; change data.prompts')
@@ -53,11 +74,8 @@ def _prompts(name, seed):
 
 
 def _pictures(name, seed, size, crop):
-  if name == 'scenes':
-    if size != world.IMAGE_SIZE:
-      raise InputError(f'found a model of {size} x {size} pixels and data.images=scenes, whose pictures have '
-                       f'{world.IMAGE_SIZE} x {world.IMAGE_SIZE}; expected pictures of its own size; name a folder in data.images')
-    return images_lib.Pictures(sets.REINFORCEMENT_INPUTS, lambda i: sets.training_picture(seed, i), f'scenes {seed}')
+  if name in NAMED_PICTURES:
+    return NAMED_PICTURES[name](seed, size)
   if not os.path.isdir(name):
     raise InputError(f'found no pictures {name}; expected one of {", ".join(NAMED_PICTURES)}, or a folder of images; '
                      'change data.images')
@@ -67,20 +85,23 @@ def _pictures(name, seed, size, crop):
 class Batches:
   """See `make`. Every step has the same shapes; `fingerprint` (hex) tells the data of one run from another's."""
 
-  def __init__(self, processor, prompts, pictures, inputs_per_task, seed, instruction, question, max_prompt_tokens):
-    self._prompts, self._pictures, self._seed = prompts, pictures, seed
-    self._inputs = inputs_per_task
+  def __init__(self, processor, prompts, pictures, method, max_prompt_tokens, fields=()):
+    self._prompts, self._pictures, self._seed = prompts, pictures, method.seed
+    self._method, self._processor = method, processor
+    self._fields = [fields_lib.FIELDS[name] for name in fields]
+    self._inputs = method.inputs_per_task
     self._pad_id = processor.templates.pad_id
     if prompts is not None:
       self._rows = [prompts_lib.encode(prompts[i], processor.encode_prompt, max_prompt_tokens, prompts.where(i))
                     for i in range(len(prompts))]
       # The longest prompt there is: fixed over the run, and no step pays for tokens that no prompt has.
       self._prompt_length = max(map(len, self._rows))
-      self._instruction = _one_row(instruction, processor.encode_question, 'instruction')
+      self._instruction = _one_row(method.instruction, processor.encode_question, 'instruction')
     if pictures is not None:
-      self._question = _one_row(question, processor.encode_question, 'question')
-    self.fingerprint = hashlib.sha256(
-        '\n'.join(part.fingerprint() for part in (prompts, pictures) if part is not None).encode()).hexdigest()
+      self._question = _one_row(method.question, processor.encode_question, 'question')
+    parts = [part.fingerprint() for part in (prompts, pictures) if part is not None]
+    parts += [field.identity(method) for field in self._fields if field.identity]
+    self.fingerprint = hashlib.sha256('\n'.join(parts).encode()).hexdigest()
 
   def sizes(self) -> dict[str, int]:
     """How many different prompts and pictures there are: {'prompts': n, 'pictures': m}, untrained tasks left out."""
@@ -92,31 +113,43 @@ class Batches:
 
     Returns: prompt_ids (B, Tp) int32, prompt_mask (B, Tp) bool, instruction_ids (Ti,), instruction_mask (Ti,) for
       generation; pixels (B, H, W, 3) uint8, question_ids (B, Tq), question_mask (B, Tq) for understanding; the keys of
-      an untrained task are absent; always seed, a uint32 of (seed, step).
+      a task that does not learn in this step are absent; what `fields` names; always seed, a uint32 of (seed, step).
     """
     stop = self._inputs if stop is None else stop
+    learning = self._method.tasks_at(step)
     batch = {'seed': order.step_seed(self._seed, step)}
-    if self._prompts is not None:
+    if 'generation' in learning:
       batch |= self.prompts_at(step, start, stop)
       batch['instruction_ids'], batch['instruction_mask'] = (
           row[0] for row in prompts_lib.pad([self._instruction], len(self._instruction), self._pad_id))
-    if self._pictures is not None:
+    if 'understanding' in learning:
       batch |= self.pictures_at(step, start, stop)
+    for field in self._fields:
+      if field.whole:
+        batch |= {f'whole/{name}': value for name, value in field.whole(self._processor, self._method).items()}
     return batch
 
   def prompts_at(self, step: int, start: int, stop: int) -> dict[str, np.ndarray]:
-    """Rows start to stop of the step's prompts: prompt_ids, prompt_mask (stop - start, Tp)."""
-    first = step * self._inputs
-    chosen = order.items(self._seed, order.PROMPTS, range(first + start, first + stop), len(self._prompts))
-    ids, mask = prompts_lib.pad([self._rows[i] for i in chosen], self._prompt_length, self._pad_id)
-    return {'prompt_ids': ids, 'prompt_mask': mask}
+    """Rows start to stop of the step's prompts: prompt_ids, prompt_mask (stop - start, Tp), and further fields."""
+    rows = self._rows_at(self._prompts, order.PROMPTS, step, start, stop, self._prompt_length)
+    ids, mask = prompts_lib.pad([self._rows[i] for i in rows.items], self._prompt_length, self._pad_id)
+    return {'prompt_ids': ids, 'prompt_mask': mask, **self._further('generation', 'prompts', rows)}
 
   def pictures_at(self, step: int, start: int, stop: int) -> dict[str, np.ndarray]:
-    """Rows start to stop of the step's pictures: pixels (stop - start, H, W, 3), question_ids, question_mask."""
+    """Rows start to stop of the step's pictures: pixels (stop - start, H, W, 3), question_ids, question_mask, and further fields."""
+    rows = self._rows_at(self._pictures, order.PICTURES, step, start, stop, 0)
+    ids, mask = prompts_lib.pad([self._question] * len(rows.items), len(self._question), self._pad_id)
+    return {'pixels': self._pictures.take(rows.items), 'question_ids': ids, 'question_mask': mask,
+            **self._further('understanding', 'pictures', rows)}
+
+  def _rows_at(self, data, stream, step, start, stop, prompt_length):
     first = step * self._inputs
-    chosen = order.items(self._seed, order.PICTURES, range(first + start, first + stop), len(self._pictures))
-    ids, mask = prompts_lib.pad([self._question] * len(chosen), len(self._question), self._pad_id)
-    return {'pixels': self._pictures.take(chosen), 'question_ids': ids, 'question_mask': mask}
+    items = order.items(self._seed, stream, range(first + start, first + stop + 1), len(data))
+    return fields_lib.Rows(data, items[:-1], items[1:], self._processor, self._method, prompt_length)
+
+  def _further(self, task, of, rows):
+    makers = [getattr(field, of) for field in self._fields]
+    return {f'{task}/{name}': value for maker in makers if maker for name, value in maker(rows).items()}
 
   def texts_at(self, step: int) -> list[str]:
     """The step's prompts (P) in words, for reports."""

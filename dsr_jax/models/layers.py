@@ -10,7 +10,7 @@ UNROLL_UP_TO = 6
 
 
 class Linear(nnx.Module):
-  """x: (..., in) -> (..., out), computed in x's dtype; kernel (in, out)."""
+  """x: (..., in) -> (..., out), computed in x's dtype; kernel (in, out). `lora.attach` may put an adapter beside the kernel."""
 
   def __init__(self, width_in: int, width_out: int, *, rngs: nnx.Rngs, bias: bool = True):
     self.kernel = nnx.Param(jax.random.normal(rngs.params(), (width_in, width_out)) * width_in ** -0.5)
@@ -19,7 +19,11 @@ class Linear(nnx.Module):
 
   def __call__(self, x):
     # One plain matrix product: on a CPU the kernel's gradient over several contracted axes takes several times as long.
-    y = (x.reshape(-1, x.shape[-1]) @ self.kernel[...].astype(x.dtype)).reshape(*x.shape[:-1], -1)
+    rows = x.reshape(-1, x.shape[-1])
+    y = rows @ self.kernel[...].astype(x.dtype)
+    if hasattr(self, 'lora_a'):
+      y = y + (rows @ self.lora_a[...].astype(x.dtype)) @ self.lora_b[...].astype(x.dtype)
+    y = y.reshape(*x.shape[:-1], -1)
     return y + self.bias[...].astype(x.dtype) if hasattr(self, 'bias') else y
 
 

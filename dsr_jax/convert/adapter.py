@@ -1,0 +1,63 @@
+"""A run's adapters as a directory that peft loads onto transformers' JanusForConditionalGeneration, and back."""
+
+import json
+import os
+import pathlib
+import shutil
+
+import numpy as np
+
+from dsr_jax.errors import InputError
+from dsr_jax.lora import PROJECTIONS
+from dsr_jax.processor import read_json
+
+_WEIGHTS, _CONFIG = 'adapter_model.safetensors', 'adapter_config.json'
+# Only the language model's: the vision tower has projections of the same names.
+_TARGETS = r'.*language_model\.layers\.\d+\.(self_attn|mlp)\.(' + '|'.join(PROJECTIONS) + ')'
+
+
+def save(directory, adapters, base: str):
+  """Writes adapters ({projection: {'a': (L, in, r), 'b': (L, r, out)}}) aside, then renames; `base` names the model they belong to."""
+  from safetensors.numpy import save_file
+  directory = pathlib.Path(directory)
+  if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    raise InputError(f'found {directory} not empty; expected a new directory; choose another')
+  tensors = {name: np.ascontiguousarray(np.asarray(value, np.float32).T) for name, value in _named(adapters)}
+  rank = adapters['q_proj']['a'].shape[-1]
+  aside = directory.parent / f'.{directory.name}.partial-{os.getpid()}'
+  try:
+    aside.mkdir(parents=True)
+    save_file(tensors, aside / _WEIGHTS, metadata=dict(format='pt'))
+    (aside / _CONFIG).write_text(json.dumps(dict(
+        peft_type='LORA', task_type=None, base_model_name_or_path=base, r=rank, lora_alpha=rank, lora_dropout=0.0, bias='none',
+        target_modules=_TARGETS, fan_in_fan_out=False, inference_mode=True, init_lora_weights=True, use_rslora=False, use_dora=False,
+        modules_to_save=None), indent=2) + '\n', encoding='utf-8')
+    if directory.exists():
+      directory.rmdir()
+    aside.rename(directory)
+  except OSError as e:
+    raise InputError(f'found {directory} not writable ({e}); expected room and permission; choose another place') from e
+  finally:
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def load(directory, layers: int):
+  """What `save` wrote: the adapters of a model of so many layers, as NumPy arrays, the scale folded into B."""
+  from safetensors.numpy import load_file
+  directory = pathlib.Path(directory)
+  config = read_json(directory / _CONFIG)
+  tensors = load_file(directory / _WEIGHTS)
+  scale = config['lora_alpha'] / config['r']
+  stack = lambda name, part: np.stack([tensors[_name(name, layer, part)].T for layer in range(layers)])
+  return {name: dict(a=stack(name, 'A'), b=stack(name, 'B') * np.float32(scale)) for name in PROJECTIONS}
+
+
+def _named(adapters):
+  for name, pair in adapters.items():
+    for layer in range(pair['a'].shape[0]):
+      yield _name(name, layer, 'A'), pair['a'][layer]
+      yield _name(name, layer, 'B'), pair['b'][layer]
+
+
+def _name(projection, layer, part):
+  return f'base_model.model.model.language_model.layers.{layer}.{PROJECTIONS[projection]}.{projection}.lora_{part}.weight'
