@@ -31,17 +31,23 @@ class Checkpoints:
   'model': {..., 'fingerprint'}}.
   """
 
-  def __init__(self, workdir, about, keep_last=2, keep_every=0):
+  def __init__(self, workdir, about, keep_last=2, keep_every=0, read_only=False):
     self._directory = _directory(workdir)
     self._about = about
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep_last, keep_period=keep_every or None, cleanup_tmp_directories=True,
         enable_async_checkpointing=True)
+    if read_only:  # beside a run that may be at work there
+      options = ocp.CheckpointManagerOptions(read_only=True)
     self._manager = ocp.CheckpointManager(self._directory, options=options, item_names=('state', 'about'))
 
   def latest(self):
     """The newest complete step, or None."""
     return self._manager.latest_step()
+
+  def steps(self):
+    """All complete steps, in order."""
+    return sorted(self._manager.all_steps())
 
   def save(self, step, state):
     """Starts writing `state`; returns once the arrays are the writer's own, so that the caller may donate them.

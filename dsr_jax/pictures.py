@@ -59,29 +59,51 @@ def captions(pictures, texts, rewards, chosen, rejected, tile=96):
   Returns:
     A PIL image.
   """
-  tile, width, line = _tile(pictures.shape[1], tile), 1080, 18
   blocks = []
   for i, group in enumerate(texts):
-    rows = []
-    for j in np.argsort(-np.asarray(rewards[i]), kind='stable'):
-      color, mark = _verdict(j, chosen[i], rejected[i])
-      wrapped = textwrap.wrap(group[j] or '(empty)', (width - tile - 164) // 7) or ['(empty)']
-      rows.append((wrapped, color, mark, rewards[i][j]))
-    blocks.append((rows, max(tile, line * sum(len(r[0]) for r in rows)) + 2 * GAP))
-  sheet = Image.new('RGB', (width, sum(h for _, h in blocks) + GAP), PAPER)
+    order = np.argsort(-np.asarray(rewards[i]), kind='stable')
+    verdicts = [_verdict(j, chosen[i], rejected[i]) for j in order]
+    blocks.append([(color, mark, f'{rewards[i][j]:.2f}', group[j]) for j, (color, mark) in zip(order, verdicts)])
+  return _texts(pictures, blocks, tile)
+
+
+def side_by_side(prompts, names, pictures, right, tile=96):
+  """Prompts x samples of several models, a block of columns a model, one seed a column; right pictures are framed.
+
+  Args:
+    prompts: n strings.
+    names: of the models.
+    pictures: a (n, S, H, W, 3) uint8 array a model.
+    right: a (n, S) bool array a model.
+    tile: side of a picture on the sheet, at least.
+
+  Returns:
+    A PIL image.
+  """
+  samples = pictures[0].shape[1]
+  tile = _tile(pictures[0].shape[2], tile)
+  label, head = 210, 26
+  block = samples * (tile + GAP) + 2 * GAP
+  sheet = Image.new('RGB', (label + len(names) * block, head + len(prompts) * (tile + GAP) + GAP), PAPER)
   draw = ImageDraw.Draw(sheet)
-  top = GAP
-  for (rows, height), picture in zip(blocks, pictures):
-    sheet.paste(_scaled(picture, tile), (GAP, top))
-    y = top
-    for wrapped, color, mark, reward in rows:
-      draw.text((tile + 26, y), mark, fill=color, font=_font(13))
-      draw.text((tile + 122, y), f'{reward:.2f}', fill=color, font=_font(13), anchor='ra')
-      for part in wrapped:
-        draw.text((tile + 136, y), part, fill=INK if color == FAINT else color, font=_font(13))
-        y += line
-    top += height
+  for k, name in enumerate(names):
+    draw.text((label + k * block, GAP // 2), name, fill=INK, font=_font(13))
+    for i, prompt in enumerate(prompts):
+      top = head + i * (tile + GAP)
+      if not k:
+        _paragraph(draw, (GAP, top), prompt, label - 2 * GAP, tile)
+      for j in range(samples):
+        left = label + k * block + j * (tile + GAP)
+        if right[k][i, j]:
+          draw.rectangle((left - FRAME, top - FRAME, left + tile + FRAME - 1, top + tile + FRAME - 1), fill=CHOSEN)
+        sheet.paste(_scaled(pictures[k][i, j], tile), (left, top))
   return sheet
+
+
+def statements(pictures, lines, tile=96):
+  """Pictures with texts about them: pictures (n, H, W, 3) uint8; lines: n lists of (mark, text, whether it is right)."""
+  rows = [[((CHOSEN if right else REJECTED), mark, '', text) for mark, text, right in group] for group in lines]
+  return _texts(pictures, rows, tile)
 
 
 def stack(sheets):
@@ -96,6 +118,27 @@ def stack(sheets):
     out.paste(sheet, (0, top))
     top += sheet.height + GAP
   return out
+
+
+def _texts(pictures, blocks, tile):
+  """A picture a block, its rows (color, mark, number, text) beside it."""
+  tile, width, line = _tile(pictures.shape[1], tile), 1080, 18
+  wrap = lambda text: textwrap.wrap(text or '(empty)', (width - tile - 164) // 7) or ['(empty)']
+  blocks = [[(*row[:3], wrap(row[3])) for row in rows] for rows in blocks]
+  heights = [max(tile, line * sum(len(row[3]) for row in rows)) + 2 * GAP for rows in blocks]
+  sheet = Image.new('RGB', (width, sum(heights) + GAP), PAPER)
+  draw, top = ImageDraw.Draw(sheet), GAP
+  for rows, height, picture in zip(blocks, heights, pictures):
+    sheet.paste(_scaled(picture, tile), (GAP, top))
+    y = top
+    for color, mark, number, wrapped in rows:
+      draw.text((tile + 26, y), mark, fill=color, font=_font(13))
+      draw.text((tile + 122, y), number, fill=color, font=_font(13), anchor='ra')
+      for part in wrapped:
+        draw.text((tile + 136, y), part, fill=INK if color == FAINT else color, font=_font(13))
+        y += line
+    top += height
+  return sheet
 
 
 def png(image):

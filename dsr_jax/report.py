@@ -1,12 +1,12 @@
 """`report.html`: one self-contained page with a run's result, curves and pictures, made from its workdir alone."""
 
-import base64
 import glob
 import html
 import json
 import os
 
 from dsr_jax import metrics as metrics_lib
+from dsr_jax import page
 from dsr_jax.charts import chart
 
 # Curves that belong together: (title, unit, names). Names that a run does not have are left out; all others follow
@@ -30,51 +30,6 @@ LOWER_IS_BETTER = ('hallucination', 'unparsable')
 MAX_TILES = 8
 MAX_SHEETS = 6  # the first, the last and some between
 
-STYLE = """
-:root { --paper:#fff; --ink:#1c2026; --faint:#68717d; --line:#e3e6ea; --card:#f7f8fa; --up:#16865a; --down:#c53b33;
-  --a:#2563c9; --b:#d9622b; --c:#16865a; --d:#8a4fc4 }
-@media (prefers-color-scheme: dark) { :root { --paper:#14171b; --ink:#e8eaed; --faint:#98a1ad; --line:#2b3038;
-  --card:#1b1f25; --up:#4fc592; --down:#f0746c; --a:#6ea3f5; --b:#f0915f; --c:#4fc592; --d:#bd92ec } }
-* { box-sizing:border-box }
-body { margin:0; background:var(--paper); color:var(--ink);
-  font:15px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif }
-main { max-width:1120px; margin:0 auto; padding:40px 24px 80px }
-h1 { font-size:28px; margin:0 0 4px; letter-spacing:-.01em }
-h2 { font-size:18px; margin:44px 0 10px }
-figure { margin:0 }
-.lead { color:var(--faint); margin:0 0 16px }
-.facts { display:flex; flex-wrap:wrap; gap:6px 28px; color:var(--faint); font-size:14px }
-.facts b { color:var(--ink); font-weight:600 }
-.tiles { display:grid; grid-template-columns:repeat(auto-fill,minmax(200px,1fr)); gap:12px; margin-top:28px }
-.tile { background:var(--card); border:1px solid var(--line); border-radius:10px; padding:14px 16px }
-.tile .name, .tile .was { color:var(--faint); font-size:13px }
-.tile .value { font-size:26px; font-weight:650; letter-spacing:-.02em; font-variant-numeric:tabular-nums }
-.up { color:var(--up) }
-.down { color:var(--down) }
-.charts { display:grid; grid-template-columns:repeat(auto-fill,minmax(330px,1fr)); gap:16px }
-.chart { border:1px solid var(--line); border-radius:10px; padding:12px 14px 8px }
-.chart figcaption { font-size:14px; font-weight:600 }
-.chart .unit { color:var(--faint); font-weight:400 }
-.legend { font-size:12px; color:var(--faint); min-height:18px }
-.legend i { display:inline-block; width:14px; height:3px; border-radius:2px; margin:0 5px 3px 0 }
-.legend span { margin-right:14px }
-svg { width:100%; height:auto; display:block }
-svg text { fill:var(--faint); font-size:11px; font-variant-numeric:tabular-nums }
-.grid { stroke:var(--line); stroke-width:1 }
-.sheet { background:#fff; border:1px solid var(--line); border-radius:10px; padding:8px; margin-bottom:18px;
-  overflow-x:auto }
-.sheet img { display:block; max-width:100% }
-.sheet figcaption { color:#68717d; font-size:13px; padding:0 4px 6px }
-.scroll { overflow-x:auto }
-table { border-collapse:collapse; font-size:14px; width:100% }
-th, td { text-align:left; padding:5px 14px 5px 0; border-bottom:1px solid var(--line) }
-td.n, th.n { text-align:right; font-variant-numeric:tabular-nums }
-th { color:var(--faint); font-weight:500 }
-summary { cursor:pointer; color:var(--faint); margin:14px 0 }
-pre { background:var(--card); border:1px solid var(--line); border-radius:10px; padding:14px; overflow-x:auto;
-  font-size:12.5px }
-"""
-
 
 def write(workdir):
   """Writes `report.html` into a run's workdir; returns its path."""
@@ -87,10 +42,7 @@ def write(workdir):
           _sheets(workdir), _other_charts(training), _evaluation_table(evaluation), _settings(config)]
   path = os.path.join(workdir, 'report.html')
   with open(path + '.new', 'w', encoding='utf-8') as f:
-    f.write('<!doctype html><html lang="en"><head><meta charset="utf-8">'
-            '<meta name="viewport" content="width=device-width,initial-scale=1">'
-            f'<title>{name}: dual self-rewards</title><style>{STYLE}</style></head>'
-            f'<body><main>{"".join(body)}</main></body></html>\n')
+    f.write(page.whole(f'{os.path.basename(os.path.abspath(workdir))}: dual self-rewards', ''.join(body)))
   os.replace(path + '.new', path)
   return path
 
@@ -175,10 +127,7 @@ def _sheets(workdir):
   figures = []
   for path in paths:
     with open(path, 'rb') as f:
-      data = base64.b64encode(f.read()).decode()
-    step = int(os.path.splitext(os.path.basename(path))[0])
-    figures.append(f'<figure class="sheet"><figcaption>Step {step}</figcaption>'
-                   f'<img alt="candidates of step {step}" src="data:image/png;base64,{data}"></figure>')
+      figures.append(page.figure(f.read(), f'Step {int(os.path.splitext(os.path.basename(path))[0])}'))
   note = ('Some inputs of a step with their candidates and self-rewards, in nats a token: '
           '<span class="up">chosen</span> is the best of a group, <span class="down">rejected</span> the worst.')
   return f'<h2>Candidates</h2><p class="lead">{note}</p>{"".join(figures)}' if figures else ''

@@ -21,7 +21,7 @@ from dsr_jax.config import ROLES
 from dsr_jax.state import init_state, policy_params, split_params  # noqa: F401  (what a run needs, in one place)
 from dsr_jax.tasks import Judges, Learned, Rollouts, SHOWN, TASKS  # noqa: F401
 
-_FIELD = {'generation': 'prompt_ids', 'understanding': 'pixels'}  # of a batch that holds the task
+FIELD = {'generation': 'prompt_ids', 'understanding': 'pixels'}  # of a batch that holds the task
 
 
 def make_step(graphdef, method, system, mesh, templates):
@@ -46,14 +46,14 @@ def make_step(graphdef, method, system, mesh, templates):
   def step(state, batch):
     role = role_of(method, batch)
     key = jax.random.fold_in(jax.random.key(batch['seed']), state['step'])
-    learning = {name: (index, task) for index, (name, task) in enumerate(tasks.items()) if _FIELD[name] in batch}
+    learning = {name: (index, task) for index, (name, task) in enumerate(tasks.items()) if FIELD[name] in batch}
     own = lambda tree: tree[role] if role else tree
     fixed = state_lib.fixed_parts(state)
     build = lambda trained: state_lib.build(graphdef, fixed, state_lib.cast(trained, system.compute_dtype))
 
     # Phase A. The compute-dtype weights are gathered once, before any decode loop.
     live = _rollout_model(graphdef, fixed, state_lib.cast(own(state['params']), system.compute_dtype))
-    judges = _judges(method, system, state, role, live, build)
+    judges = judges_of(method, system, state, role, live, build)
     inputs, rollouts, pairs, chosen = {}, {}, {}, {}
     for name, (index, task) in learning.items():
       with jax.named_scope(f'{name}/rollout'):
@@ -137,7 +137,7 @@ def role_of(method, batch):
   """Whose turn it is in `separate`, by what the batch holds; None where there is one model."""
   if method.strategy != 'separate':
     return None
-  present = [role for role, task in ROLES.items() if _FIELD[task] in batch]
+  present = [role for role, task in ROLES.items() if FIELD[task] in batch]
   assert len(present) == 1, present
   return present[0]
 
@@ -149,7 +149,7 @@ def _rollout_model(graphdef, fixed, trained):
   return state_lib.build(graphdef, fixed, sharding.gather_for_rollout(trained))
 
 
-def _judges(method, system, state, role, live, build) -> Judges:
+def judges_of(method, system, state, role, live, build) -> Judges:
   """The scorer that the configuration names, and the frozen model for the log."""
   partner = next((r for r in ROLES if r != role), None) if role else None
   initial = build(state['frozen']['initial']) if system.frozen_every or method.scorer == 'frozen' else None
