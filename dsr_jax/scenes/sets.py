@@ -101,7 +101,7 @@ def training_picture(seed: int, index: int) -> np.ndarray:
   return render.render(training_scene(seed, index))
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=16)
 def reinforcement_prompts(seed: int) -> tuple[str, ...]:
   """The prompts of a run."""
   return tuple(training_prompt(seed, i).text for i in range(REINFORCEMENT_INPUTS))
