@@ -86,13 +86,16 @@ def digest(directory) -> str:
 
 
 def encode(directory, texts) -> np.ndarray:
-  """Texts -> ids (B, T) int32, each with its end, T the model's length; longer ones are cut, as CLIP's processor does."""
-  config = read_config(directory)
-  tokenizer = _tokenizer(str(directory))
+  """Texts -> ids (B, T) int32 by a CLIP's own tokenizer, T the model's length."""
+  return encode_texts(_tokenizer(str(directory)), texts, read_config(directory).max_positions)
+
+
+def encode_texts(tokenizer, texts, length: int) -> np.ndarray:
+  """Texts -> ids (B, length) int32, each with its end and filled up with it; longer ones are cut, as CLIP's processor does."""
   eos = tokenizer.eos_token_id
-  out = np.full((len(texts), config.max_positions), eos, np.int32)
+  out = np.full((len(texts), length), eos, np.int32)
   for row, text in zip(out, texts):
-    ids = [i for i in tokenizer.encode(text) if i != eos][:config.max_positions - 1]
+    ids = [i for i in tokenizer.encode(text) if i != eos][:length - 1]
     row[:len(ids)] = ids
   return out
 
