@@ -1,6 +1,7 @@
 """A run whose step takes a millisecond: a small random matrix trained on random vectors, through the real loop.
 
-As a program: `python tests/fake_run.py WORKDIR STEPS [DELAY] [--nan=STEP]`, for tests that kill it.
+As a program: `python tests/fake_run.py WORKDIR STEPS [DELAY] [--nan=STEP] [--port=P --process=I]`, for tests that kill it; with a port, one of
+two processes.
 """
 
 import os
@@ -15,6 +16,8 @@ from PIL import Image
 
 from dsr_jax import config as config_lib
 from dsr_jax import parts as parts_lib
+from dsr_jax import processes
+from dsr_jax import sharding
 from dsr_jax import train
 
 SIZE = 64
@@ -67,22 +70,29 @@ def parts(delay=0.0, nan_at=None, evaluations=None):
     return parts_lib.Model(None, {'w': draw(0), 'frozen': draw(1)}, None, None, {'name': name, 'fingerprint': 'f' * 64})
 
   def init(model, config, mesh):
-    return {'params': {'w': jnp.asarray(model.params['w'])}, 'frozen': {'w': jnp.asarray(model.params['frozen'])},
-            'opt_state': {'m': jnp.zeros((SIZE, SIZE))}, 'step': jnp.int32(0)}
+    state = {'params': {'w': model.params['w']}, 'frozen': {'w': model.params['frozen']},
+             'opt_state': {'m': np.zeros((SIZE, SIZE), np.float32)}, 'step': np.int32(0)}
+    placed = sharding.place(state, jax.tree.map(lambda x: sharding.whole(mesh), state))
+    return jax.jit(lambda x: jax.tree.map(jnp.copy, x))(placed)  # the step donates it: no views of NumPy's memory
 
   def sheets(config, model):
     return lambda state, records: Image.fromarray((np.abs(np.asarray(records['w'])) * 50).astype(np.uint8))
 
-  axes = dict(axis_shapes=(1, 1, 1), axis_names=('data', 'fsdp', 'tp'), axis_types=(jax.sharding.AxisType.Auto,) * 3)
   return parts_lib.Parts(
-      load_model=load, make_mesh=lambda mesh: jax.make_mesh(**axes), make_batches=batches, init_state=init,
+      load_model=load, make_mesh=sharding.make_mesh, make_batches=batches, init_state=init,
       make_step=make_step, make_evaluator=evaluator, make_sheets=sheets)
 
 
 if __name__ == '__main__':
   from dsr_jax import errors
   nan = next((int(a[6:]) for a in sys.argv if a.startswith('--nan=')), None)
+  port, process = (next((a.partition('=')[2] for a in sys.argv if a.startswith(f'--{name}=')), '') for name in ('port', 'process'))
   args = [a for a in sys.argv[1:] if not a.startswith('--')]
   cfg, made = config(int(args[1])), parts(float(args[2]) if len(args) > 2 else 0.0, nan)
   sys.argv = sys.argv[:1]
-  errors.run_main(lambda argv: print(train.run(cfg, args[0], made)))
+
+  def main(argv):
+    with processes.together(processes.Cluster(f'localhost:{port}', 2, int(process)) if port else None, 120) as team:
+      print(train.run(cfg, args[0], made, team))
+
+  errors.run_main(main)
