@@ -111,6 +111,7 @@ def _make_sheets(config, model):
   """Records of a step (see `step.Task.record`) -> a sheet of both tasks."""
   from flax import nnx
   from dsr_jax import processor as processor_lib
+  from dsr_jax import sharding
   from dsr_jax import step as step_lib
   decode = jax.jit(lambda params, codes: nnx.merge(model.graphdef, params).picture_from_codes(codes).pixels)
   read = lambda ids, mask: model.processor.decode([int(i) for i in ids[mask]])
@@ -120,7 +121,7 @@ def _make_sheets(config, model):
     if 'generation' in records:
       r = jax.device_get(records['generation'])
       prompts = [read(ids, mask) for ids, mask in zip(r['prompt_ids'], r['prompt_mask'])]
-      pixels = processor_lib.to_uint8(np.asarray(decode(step_lib.policy_params(state), r['codes'])))
+      pixels = processor_lib.to_uint8(sharding.fetch(decode(step_lib.policy_params(state), r['codes'])))
       parts.append(pictures_lib.candidates(prompts, pixels, *_verdicts(r)))
     if 'understanding' in records:
       r = jax.device_get(records['understanding'])

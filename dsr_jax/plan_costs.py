@@ -180,6 +180,6 @@ def _learned(name, s: Sizes, mesh, chip, ops, tokens):
 
 def _optimizer(s: Sizes, mesh, chip):
   """Parameters, moments and gradients read, all but the gradients written."""
-  trained = s.body + 2 * s.text_head + s.image_head if s.method.trainable != 'lora' else s.method.lora_rank * s.body / 1000
-  bytes_ = 28 * trained / (mesh['fsdp'] * mesh['tp'])
+  trained = s.trained
+  bytes_ = 28 * trained / (1 if s.method.trainable == 'lora' else mesh['fsdp'] * mesh['tp'])  # adapters are whole everywhere
   return Phase('optimizer', 12 * trained, bytes_, 0.0, '', bytes_ / (chip.bandwidth * SHARES['memory']))

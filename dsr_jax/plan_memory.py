@@ -121,9 +121,8 @@ def _logits(s: Sizes, mesh, rows, length, vocabulary):
 
 def _update(s: Sizes, mesh):
   rows, t = _rows(s, mesh, 'update_chunk') * s.learners, s.model.text
-  shapes = state_lib.split_params(plan_sizes.shapes(s.model), s.method.trainable)[0]
   split = mesh['fsdp'] * mesh['tp']
-  trained = sum(x.size for x in jax.tree.leaves(shapes)) / split or 2e7
+  trained = s.trained / (1 if s.method.trainable == 'lora' else split)  # adapters are whole everywhere
   tasks = []
   if 'generation' in s.method.tasks:
     tasks.append((s.drawing_prefix, s.model.num_codes, s.model.vq.num_embeddings))

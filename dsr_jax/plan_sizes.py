@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from dsr_jax import chunks as chunks_lib
 from dsr_jax import losses
+from dsr_jax import state as state_lib
 from dsr_jax.models import janus
 from dsr_jax.models.config import JanusConfig
 from dsr_jax.models.vq import VQModel
@@ -56,6 +57,15 @@ class Sizes:
   def text_head(self):
     """Weights of the head that writes."""
     return self.model.text.hidden_size * self.model.text.vocab_size
+
+  @property
+  def trained(self):
+    """Parameters that learn: adapters, or the language model with what `method.trainable` adds."""
+    t = self.model.text
+    if self.method.trainable == 'lora':
+      return t.num_hidden_layers * self.method.lora_rank * (4 * (t.hidden_size + self.inner) + 3 * (t.hidden_size + t.intermediate_size))
+    trainable, _ = state_lib.split_params(shapes(self.model), self.method.trainable)
+    return sum(x.size for x in jax.tree.leaves(trainable))
 
   @property
   def kv(self):
