@@ -181,7 +181,7 @@ def export(directory, layout, config, processor, read, source_dir, *, kept_aside
   sidefiles.check(source_dir, source_layout)
   kind = None if dtype is None else np.dtype(DTYPES[dtype])
   tensors = [_tensor(entry, read, kind) for entry in table.entries(_abstract(config), layout)]
-  widest = functools.reduce(np.promote_types, {tensor.dtype for tensor in tensors})
+  widest = _widest(tensor.dtype for tensor in tensors)
   if layout == 'deepseek':
     content = configs_deepseek.to_json(config, widest.name, processor.system_prompt)
   else:
@@ -221,8 +221,13 @@ def check_target(directory, overwrite):
 def _tensor(entry, read, kind):
   """The `writing.Tensor` of an entry; kind: numpy dtype, or None for that of its atoms."""
   if kind is None:
-    kind = functools.reduce(np.promote_types, {np.dtype(read(atom).dtype) for atom in entry.atoms})
+    kind = _widest(read(atom).dtype for atom in entry.atoms)
   return writing.Tensor(entry.name, entry.shape, kind, lambda: [read(atom) for atom in entry.atoms])
+
+
+def _widest(dtypes):
+  """The type that holds every one of these exactly; float32 for float16 with bfloat16, which NumPy cannot say."""
+  return np.dtype(functools.reduce(jax.numpy.promote_types, set(dtypes)))
 
 
 def _unused(config, layout, kept_aside, kind, widest):

@@ -113,8 +113,8 @@ def _read_bin(path):
   try:
     import torch
   except ImportError as e:
-    raise InputError(f'found {path.name}, a file of torch, and no torch installed; expected it; pip install torch, or '
-                     'fetch the checkpoint as safetensors') from e
+    raise InputError(f'found {path.name}, a file of torch, and no torch installed; expected it; pip install "dsr_jax[torch]", '
+                     'or fetch the checkpoint as safetensors') from e
   import pickle
   try:
     content = torch.load(path, map_location='cpu', mmap=True, weights_only=True)
