@@ -27,6 +27,7 @@ from dsr_jax import model_source
 from dsr_jax import pictures as pictures_lib
 from dsr_jax import processor as processor_lib
 from dsr_jax import rewards as rewards_lib
+from dsr_jax import sharding
 from dsr_jax.errors import InputError, run_main
 from dsr_jax.models.unified import Picture, Sampling, Scoring, Text, row_keys
 from dsr_jax.scenes import evaluation, grammar, sets, world
@@ -35,6 +36,42 @@ sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # 
 
 QUESTION_TOKENS = 32
 ANSWER_TOKENS = 6
+
+
+# Compiled once for all models of one structure: two that are compared share their programs.
+
+
+@functools.partial(jax.jit, static_argnames=('graphdef', 'samples', 'how', 'best_of'))
+def _draw(graphdef, params, prompt, first, seed, instruction, samples, how, best_of):
+  model = nnx.merge(graphdef, params)
+  number = samples * best_of
+  keys = row_keys(jax.random.key(seed), first * number, prompt.ids.shape[0], number)
+  codes, _ = model.sample_pictures(prompt, keys, how)
+  pictures = model.picture_from_codes(codes)
+  if best_of == 1:
+    return pictures.pixels
+  rewards, _ = rewards_lib.generation(model, pictures, prompt, instruction, Scoring(), keys=keys)
+  return _best(pictures.pixels, rewards.reshape(-1, samples, best_of))
+
+
+@functools.partial(jax.jit, static_argnames=('graphdef', 'eos_id', 'how', 'best_of'))
+def _tell(graphdef, eos_id, params, pixels, question, first, seed, how, best_of):
+  model = nnx.merge(graphdef, params)
+  keys = row_keys(jax.random.key(seed), first * best_of, pixels.shape[0], best_of)
+  picture = Picture(None, pixels.astype(jnp.float32) / 127.5 - 1.0)
+  texts, _ = model.sample_texts(picture, question, keys, how)
+  if best_of == 1:
+    return texts
+  codes = model.picture_from_pixels(picture.pixels).codes
+  rewards, _ = rewards_lib.understanding(model, codes, texts, Scoring(), eos_id=eos_id, keys=keys)
+  return Text(*(_best(x, rewards[:, None]) for x in texts))
+
+
+def _best(x, rewards):
+  """x (C, S K, ...), rewards (C, S, K) -> the best of each K (C, S, ...)."""
+  rows, samples, _ = rewards.shape
+  x = x.reshape(*rewards.shape, *x.shape[2:])
+  return x[jnp.arange(rows)[:, None], jnp.arange(samples), jnp.argmax(rewards, axis=-1)]
 
 
 class Sampler:
@@ -46,32 +83,8 @@ class Sampler:
   def __init__(self, graphdef, processor, *, chunk: int, max_prompt_tokens: int, max_text_tokens: int, seed: int, instruction: str = ''):
     self._processor, self._chunk, self._instruction = processor, chunk, instruction
     self._prompt_tokens, self._text_tokens, self._seed = max_prompt_tokens, max_text_tokens, seed
-
-    @functools.partial(jax.jit, static_argnames=('samples', 'how', 'best_of'))
-    def draw(params, prompt, first, seed, instruction, samples, how, best_of):
-      model = nnx.merge(graphdef, params)
-      number = samples * best_of
-      keys = row_keys(jax.random.key(seed), first * number, prompt.ids.shape[0], number)
-      codes, _ = model.sample_pictures(prompt, keys, how)
-      pictures = model.picture_from_codes(codes)
-      if best_of == 1:
-        return pictures.pixels
-      rewards, _ = rewards_lib.generation(model, pictures, prompt, instruction, Scoring(), keys=keys)
-      return _best(pictures.pixels, rewards.reshape(-1, samples, best_of))
-
-    @functools.partial(jax.jit, static_argnames=('how', 'best_of'))
-    def tell(params, pixels, question, first, seed, how, best_of):
-      model = nnx.merge(graphdef, params)
-      keys = row_keys(jax.random.key(seed), first * best_of, pixels.shape[0], best_of)
-      picture = Picture(None, pixels.astype(jnp.float32) / 127.5 - 1.0)
-      texts, _ = model.sample_texts(picture, question, keys, how)
-      if best_of == 1:
-        return texts
-      codes = model.picture_from_pixels(picture.pixels).codes
-      rewards, _ = rewards_lib.understanding(model, codes, texts, Scoring(), eos_id=processor.templates.eos_id, keys=keys)
-      return Text(*(_best(x, rewards[:, None]) for x in texts))
-
-    self._draw, self._tell = draw, tell
+    self._draw = functools.partial(_draw, graphdef)
+    self._tell = functools.partial(_tell, graphdef, processor.templates.eos_id)
 
   def pictures(self, params, prompts, samples: int, temperature: float, guidance: float, best_of: int = 1, seed: int | None = None):
     """P prompts -> (P, S, H, W, 3) uint8; each of the S is the best by R_G of `best_of` candidates."""
@@ -82,7 +95,7 @@ class Sampler:
     if best_of > 1:
       ids = self._processor.encode_question(self._instruction)
       asked = Text(np.array(ids, np.int32), np.ones(len(ids), bool))
-    run = lambda first, part: processor_lib.to_uint8(np.asarray(
+    run = lambda first, part: processor_lib.to_uint8(sharding.fetch(
         self._draw(params, Text(*part), first, seed, asked, samples, how, best_of)))
     return self._chunked(run, tuple(text))
 
@@ -93,7 +106,7 @@ class Sampler:
     seed = self._seed if seed is None else seed
 
     def run(first, part):
-      text = jax.device_get(self._tell(params, part[0], Text(*part[1:]), first, seed, how, best_of))
+      text = jax.tree.map(sharding.fetch, self._tell(params, part[0], Text(*part[1:]), first, seed, how, best_of))
       return np.array([self._processor.decode(ids[mask]) for ids, mask in zip(text.ids[:, 0], text.mask[:, 0])], object)
 
     return list(self._chunked(run, (pixels, *question)))
@@ -107,13 +120,6 @@ class Sampler:
       filled = tuple(np.concatenate([a, np.repeat(a[:1], missing, axis=0)]) for a in part)
       out.append(run(first, filled)[:len(part[0])])
     return np.concatenate(out)
-
-
-def _best(x, rewards):
-  """x (C, S K, ...), rewards (C, S, K) -> the best of each K (C, S, ...)."""
-  rows, samples, _ = rewards.shape
-  x = x.reshape(*rewards.shape, *x.shape[2:])
-  return x[jnp.arange(rows)[:, None], jnp.arange(samples), jnp.argmax(rewards, axis=-1)]
 
 
 class Evaluator:

@@ -94,8 +94,7 @@ def memory():
 
 def repeatable(workdir):
   """The lines of a run without time and memory: a list of dicts, equal for two runs of the same command."""
-  with open(os.path.join(workdir, FILE), encoding='utf-8') as f:
-    lines = [json.loads(line) for line in f]
+  lines = [json.loads(line) for line, _ in _lines(os.path.join(workdir, FILE))]
   return [{name: value for name, value in line.items() if not name.startswith(UNREPEATABLE)} for line in lines]
 
 

@@ -1,0 +1,52 @@
+"""Runs a command in this process, and reads its page by something that did not write it."""
+
+import contextlib
+import html.parser
+import io
+import json
+import pathlib
+import sys
+from unittest import mock
+
+from absl import flags
+
+ROOT = pathlib.Path(__file__).parent.parent
+TINY = str(ROOT / 'configs' / 'scenes_tiny.py')
+
+
+def run(command, **values):
+  """A command's main with flags; `config__a__b` is --config.a.b. Returns what it printed on stdout, parsed."""
+  f = flags.FlagValues()
+  command.define_flags(f)
+  argv = ['test', *(f'--{name.replace("__", ".")}={value}' for name, value in values.items())]
+  with mock.patch.object(sys, 'argv', argv):  # the config's own flags are read from there
+    f(argv)
+  out = io.StringIO()
+  with contextlib.redirect_stdout(out):
+    command.main(['test'], f)
+  return json.loads(out.getvalue())
+
+
+class Page(html.parser.HTMLParser):
+  """Words and picture sources of a page; every tag that opens must close."""
+
+  VOID = ('meta', 'br', 'img', 'circle', 'line', 'polyline', 'polygon')
+
+  def __init__(self, text):
+    super().__init__()
+    self.words, self.images, self.open = [], [], []
+    self.feed(text)
+    assert not self.open, self.open
+
+  def handle_starttag(self, tag, attrs):
+    if tag == 'img':
+      self.images.append(dict(attrs)['src'])
+    if tag not in self.VOID:
+      self.open.append(tag)
+
+  def handle_endtag(self, tag):
+    if tag not in self.VOID:
+      assert self.open.pop() == tag
+
+  def handle_data(self, data):
+    self.words.append(data)
