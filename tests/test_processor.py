@@ -74,6 +74,29 @@ def test_system_prompt_comes_before_the_user_where_the_directory_asks_for_it(tmp
   assert len(t.generation_prefix) == 3  # bos, role, colon: drawing prompts carry no system prompt
 
 
+def test_special_tokens_are_found_by_their_text_whatever_their_ids(directory, processor, tmp_path):
+  """As between 1B and 7B: thirteen plain letters as added tokens before the padding token, whose ids all move."""
+  import json
+  content = json.loads((directory / 'tokenizer.json').read_text())
+  plain = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=False)
+  moved = [token for token in content['added_tokens'] if token['content'] not in (BOS, EOS)]
+  first = min(token['id'] for token in moved)
+  for token in moved:
+    token['id'] += 13
+  content['added_tokens'] += [dict(plain, id=first + i, content=chr(0x410 + i)) for i in range(13)]
+  content['added_tokens'].sort(key=lambda token: token['id'])
+  (tmp_path / 'tokenizer.json').write_text(json.dumps(content))
+  other = processor_lib.Processor.from_directory(tmp_path)
+  one, two = processor.templates, other.templates
+  assert (two.bos_id, two.eos_id) == (one.bos_id, one.eos_id)
+  assert all(getattr(two, key) == getattr(one, key) + 13 for key in ('pad_id', 'boi_id', 'eoi_id', 'image_id'))
+  shifted = lambda ids: tuple(i + 13 if i >= first else i for i in ids)
+  assert two.generation_prefix == shifted(one.generation_prefix) and two.generation_suffix == shifted(one.generation_suffix)
+  assert two.understanding_suffix == shifted(one.understanding_suffix)
+  # The letters stay words: they may be sampled, and written in prompts.
+  assert first not in two.forbidden_text_ids and first in other.encode_prompt(chr(0x410))
+
+
 def test_answer_has_one_leading_space_and_an_eos(processor, hf):
   want = hf.tokenizer(f'{ASSISTANT}: yes{EOS}')['input_ids'][1:]
   assert list(processor.templates.understanding_suffix[2:]) + processor.encode_answer('yes') == want
@@ -219,6 +242,48 @@ def test_pad_with_round_equals_the_transformers_processor(height, width):
   want = np.asarray(hf(image, return_tensors='np')['pixel_values'][0]).transpose(1, 2, 0)
   got = processor_lib.to_float(processor_lib.preprocess(image, 384, 'pad', 'round'))
   np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+def of_mode(mode, height=23, width=31):
+  """A random picture of a mode, as a PNG file gives it; of 16 bits also its 8-bit version, else itself."""
+  rng = np.random.default_rng(7)
+  if mode == 'I;16':
+    values = rng.integers(0, 65536, (height, width))
+    eight = Image.fromarray(np.round(values / 257).astype(np.uint8))
+    return Image.open(through_png(Image.fromarray(values.astype(np.uint16)))), eight
+  image = Image.fromarray(rng.integers(0, 256, (height, width, 4), np.uint8))
+  if mode == 'P':
+    image = image.convert('RGB').quantize(64)
+  elif mode == 'transparent P':
+    image = image.convert('RGB').quantize(64)
+    image.info['transparency'] = 3
+  else:
+    image = image.convert(mode)
+  image = Image.open(through_png(image))
+  return image, image
+
+
+@pytest.mark.parametrize('mode', ['L', '1', 'P', 'transparent P', 'LA', 'RGBA', 'RGB', 'I;16'])
+def test_pictures_of_every_mode_equal_those_of_the_transformers_processor(mode):
+  from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
+  hf = JanusImageProcessorPil(size=dict(height=64, width=64), image_mean=[0.5] * 3, image_std=[0.5] * 3, do_convert_rgb=True)
+  image, theirs = of_mode(mode)  # of 16 bits transformers cuts off all but the darkest 256 values, so it gets 8
+  want = np.asarray(hf(theirs, return_tensors='np')['pixel_values'][0]).transpose(1, 2, 0)
+  got = processor_lib.to_float(processor_lib.preprocess(image, 64, 'pad', 'round'))
+  assert want.std() > 0.1
+  np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+@pytest.mark.parametrize('height, width', [(1, 1000), (1000, 1), (33, 50), (97, 64), (511, 700), (1023, 767), (384, 384)])
+def test_pad_with_int_is_the_originals_rule(height, width):
+  """The other side truncated, padding grey on both sides, the smaller half first."""
+  image = Image.fromarray(noise(height, width))
+  sides = [max(int(side / max(height, width) * 384), 14) for side in (width, height)]
+  resized = np.asarray(image.resize(sides, Image.Resampling.BICUBIC))
+  want = np.full((384, 384, 3), 127, np.uint8)
+  top, left = ((384 - n) // 2 for n in resized.shape[:2])
+  want[top:top + resized.shape[0], left:left + resized.shape[1]] = resized
+  np.testing.assert_array_equal(processor_lib.preprocess(image, 384, 'pad', 'int'), want)
 
 
 def test_int_and_round_differ_by_at_most_one_row_of_padding():
