@@ -18,7 +18,7 @@ from dsr_jax.errors import InputError
 
 AXES = ('data', 'fsdp', 'tp')
 ROWS = ('data', 'fsdp')
-PIXELS_AT_ONCE = 2 ** 20  # that a device encodes or decodes; a picture of 384 x 384 needs some 300 MiB on its way
+PIXELS_AT_ONCE = 2 ** 18  # that a device encodes or decodes; a picture of 384 x 384 needs some 300 MiB on its way
 
 # Path of a parameter -> its layout; first match wins. Stacked layers carry a leading layer axis, which is never split.
 # Every rule must match something and everything must be matched.
@@ -217,6 +217,26 @@ def _by_rule(tree, change):
     return jax.lax.with_sharding_constraint(x, P() if index is None else change(RULES[index][1]))
 
   return jax.tree_util.tree_map_with_path(constrain, tree)
+
+
+def keep_whole(x):
+  """x on every device: what is small and read at every token."""
+  return _constrain(x, *(None,) * x.ndim)
+
+
+def look_up(table, ids):
+  """table (V, D) at ids (rows, ...) -> (rows, ..., D). Where V is split each device looks at its own part, and one sum joins them."""
+  mesh = _mesh()
+  if mesh is None or mesh.shape['tp'] == 1:
+    return table[ids]
+  rows = P(ROWS) if ids.ndim > 1 and ids.shape[0] % ways(mesh.shape) == 0 else P()
+
+  def local(table, ids):
+    place = ids - jax.lax.axis_index('tp') * table.shape[0]
+    here = (place >= 0) & (place < table.shape[0])
+    return jax.lax.psum(jnp.where(here[..., None], table[jnp.clip(place, 0, table.shape[0] - 1)], 0), 'tp')
+
+  return jax.shard_map(local, in_specs=(P('tp'), rows), out_specs=rows)(table, ids)
 
 
 def pick(x, index):

@@ -150,7 +150,7 @@ class Janus(nnx.Module):
     branches = 2 if guided else 1
     decoder = self.language_model.decoder(self._generation_prefix(prompt, guided), group)
 
-    table = self.code_embeddings(jnp.arange(self.config.vq.num_embeddings))  # (K, D), once for all tokens
+    table = sharding.keep_whole(self.code_embeddings(jnp.arange(self.config.vq.num_embeddings)))  # (K, D), once for all tokens
 
     def embed(codes):  # (B, G) -> (R, G, D): both branches read the same code
       x = table[codes]

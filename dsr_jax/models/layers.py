@@ -4,6 +4,8 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from dsr_jax import sharding
+
 # Up to this many stacked layers are unrolled into the program: on a CPU the gradient of a rolled loop takes twice as
 # long, and a small model compiles quickly either way.
 UNROLL_UP_TO = 6
@@ -28,13 +30,14 @@ class Linear(nnx.Module):
 
 
 class Embedding(nnx.Module):
-  """Integer ids (...) -> vectors (..., width)."""
+  """Integer ids (...) -> vectors (..., width). large: its rows may be split over devices."""
 
-  def __init__(self, rows: int, width: int, *, rngs: nnx.Rngs, scale: float = 0.02):
+  def __init__(self, rows: int, width: int, *, rngs: nnx.Rngs, scale: float = 0.02, large: bool = False):
     self.embedding = nnx.Param(jax.random.normal(rngs.params(), (rows, width)) * scale)
+    self.large = large
 
   def __call__(self, ids):
-    return self.embedding[...][ids]
+    return sharding.look_up(self.embedding[...], ids) if self.large else self.embedding[...][ids]
 
 
 class LayerNorm(nnx.Module):

@@ -46,7 +46,7 @@ def rotation(positions, limit: int, cfg: TextConfig) -> Rotation:
   half = cfg.head_dim // 2
   freq = np.float32(cfg.rope_theta) ** (-np.arange(half, dtype=np.float32) / half)
   angles = np.arange(limit, dtype=np.float32)[:, None] * freq
-  return Rotation(jnp.asarray(np.cos(angles))[positions], jnp.asarray(np.sin(angles))[positions])
+  return Rotation(*(sharding.split_rows(jnp.asarray(table)[positions]) for table in (np.cos(angles), np.sin(angles))))
 
 
 def rope(x, turn: Rotation):
@@ -146,7 +146,7 @@ class LanguageModel(nnx.Module):
 
   def __init__(self, cfg: TextConfig, *, rngs: nnx.Rngs):
     self.cfg = cfg
-    self.embed_tokens = Embedding(cfg.vocab_size, cfg.hidden_size, rngs=rngs)
+    self.embed_tokens = Embedding(cfg.vocab_size, cfg.hidden_size, rngs=rngs, large=True)
     self.layers = stack_layers(lambda r: Block(cfg, rngs=r), cfg.num_hidden_layers, rngs)
     self.norm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
 

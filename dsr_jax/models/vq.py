@@ -207,8 +207,9 @@ class VQModel(nnx.Module):
       z = self.latents(pixels.astype(jnp.float32))
       codebook = unit_norm(self.quantize.embedding[...].astype(jnp.float32))
       # Of unit vectors the nearest has the largest product; argmax, like torch's argmin, takes the lowest index of a tie.
-      scores = jnp.einsum('bhwe,ke->bhwk', z, codebook)
-      return jnp.argmax(scores, axis=-1).reshape(pixels.shape[0], -1).astype(jnp.int32)
+      # Picture by picture: products of all with the whole codebook are never held.
+      nearest = lambda z: jnp.argmax(jnp.einsum('ne,ke->nk', z, codebook), axis=-1)
+      return jax.lax.map(nearest, z.reshape(z.shape[0], -1, z.shape[-1])).astype(jnp.int32)
 
   def decode_latents(self, z):
     """z: (B, h, w, E) unit-length code vectors -> pixels (B, H, W, 3), not clamped."""
