@@ -1,10 +1,12 @@
-"""Converts a model to a directory in the Hugging Face layout or in the original one.
+"""Converts a model to a directory in the Hugging Face layout or in the original one, or a run's adapters to one of peft.
 
   python -m dsr_jax.convert --source=deepseek-ai/Janus-Pro-1B --target=janus_pro_1b --format=hf
   python -m dsr_jax.convert --source=runs/scenes@80 --target=reinforced --format=hf
+  python -m dsr_jax.convert --source=runs/lora --target=adapter --format=peft
 
 The source is a model directory in either layout (.safetensors or .bin), a Hub id, 'scenes', or a run's workdir. Weights
-keep their type, a run's trained ones are float32, unless --dtype says otherwise. Prints a JSON object about the target.
+keep their type, a run's trained ones are float32, unless --dtype says otherwise. Of a run that trained adapters, hf and
+deepseek are merged, and peft is the adapter alone. Prints a JSON object about the target.
 """
 
 import functools
@@ -16,7 +18,7 @@ from dsr_jax import commands
 from dsr_jax import model_source
 from dsr_jax.errors import InputError, run_main
 
-FORMATS = ('hf', 'deepseek')
+FORMATS = ('hf', 'deepseek', 'peft')
 
 
 def convert(source: str, target: str, layout: str, *, dtype: str | None = None, overwrite: bool = False):
@@ -27,6 +29,8 @@ def convert(source: str, target: str, layout: str, *, dtype: str | None = None, 
   located = model_source.locate(source)
   if pathlib.Path(target).resolve() == pathlib.Path(located.directory).resolve():
     raise InputError(f'found {target} as source and as target; expected two directories; name another --target')
+  if layout == 'peft':
+    return _adapter(source, target, located)
   stored = convert_lib.Stored(located.directory)
   read = stored.atom
   if located.workdir:
@@ -44,6 +48,14 @@ def convert(source: str, target: str, layout: str, *, dtype: str | None = None, 
               len(table.unused(stored.config.vision, layout)), zeros=zeros)
 
 
+def _adapter(source, target, located):
+  from dsr_jax.convert import adapter
+  if 'lora' not in located.trained:
+    raise InputError(f'found no adapters in {source}; expected a run with method.trainable=lora; write --format=hf')
+  adapter.save(target, located.trained['lora'], located.about['model']['name'])
+  return dict(target=target, format='peft', source=source)
+
+
 def main(argv, f=flags.FLAGS):
   commands.no_arguments(argv)
   commands.require(source=f.source, target=f.target, format=f.format)
@@ -59,7 +71,7 @@ def define_flags(f=flags.FLAGS):
   string = functools.partial(flags.DEFINE_string, flag_values=f)
   string('source', None, f'The model: {model_source.EXPECTED}.')
   string('target', None, 'The directory to write; it appears whole or not at all.')
-  string('format', None, "hf (transformers) or deepseek (the original code's).")
+  string('format', None, "hf (transformers), deepseek (the original code's) or peft (a run's adapters).")
   string('dtype', None, 'float32 or bfloat16, for all weights. By default each keeps the type it has.')
   flags.DEFINE_bool('overwrite', False, 'Replace the target if it is there.', flag_values=f)
 
