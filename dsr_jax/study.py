@@ -9,6 +9,7 @@ Results are in DIR/results (README.md, results.json, figures). Exit status: 0; 1
 """
 
 import dataclasses
+import glob
 import importlib.util
 import os
 import sys
@@ -54,6 +55,24 @@ class Study:
         out += [self._cell(base, variant, seed, tuned.get(variant)) for seed in self._seeds(variant, seeds)]
     return out
 
+  def finished(self, besides=()):
+    """All cells that have ended in this folder, whatever is asked for now, after those of `besides`."""
+    from dsr_jax.study_cells import RECORD
+    tuned = {name: t['learning_rate'] for name, t in self.tuning().items()}
+    known = {cell.folder for cell in besides}
+    out = list(besides)
+    for path in sorted(glob.glob(os.path.join(glob.escape(self.directory), 'cells', '*', '*', 'seed_*', RECORD))):
+      base, variant, seed = os.path.dirname(path).split(os.sep)[-3:]
+      if os.path.dirname(path) not in known and variant in VARIANTS and base in self.models():
+        out.append(self._cell(base, variant, int(seed.removeprefix('seed_')), tuned.get(variant)))
+    order = list(self.models()), list(VARIANTS)
+    return sorted(out, key=lambda c: (order[0].index(c.base), order[1].index(c.variant), c.seed))
+
+  def models(self):
+    """{base: model}, also of bases of this folder that are not named now."""
+    from dsr_jax.study_cells import read_json
+    return {**(read_json(self.path) or {}).get('models', {}), **self.bases}
+
   def _seeds(self, variant, asked):
     if VARIANTS[variant].kind != TRAINED:
       return (0,)
@@ -64,7 +83,7 @@ class Study:
     folder = os.path.join(self.directory, 'cells', base, variant, f'seed_{seed}')
     trained = VARIANTS[variant].kind == TRAINED
     more = {'system__samples_every': run_steps(self.run, variant) if trained and seed == KEPT_SEED else 0}
-    config = run_config(self.run, variant, model=self.bases[base], seed=seed, learning_rate=rate, clip_model=self.clip_path,
+    config = run_config(self.run, variant, model=self.models()[base], seed=seed, learning_rate=rate, clip_model=self.clip_path,
                         system__compile_cache=self.compile_cache, **more)
     return Cell(base, variant, seed, config, folder)
 
@@ -110,6 +129,10 @@ class Study:
   # Places.
 
   @property
+  def path(self):
+    return os.path.join(self.directory, 'study.json')
+
+  @property
   def clip_path(self):
     return os.path.join(self.directory, 'clip')
 
@@ -140,7 +163,8 @@ def from_config(config, directory, bases=(), command='') -> Study:
   tree = config.to_dict()
   if set(tree) != LISTS:
     odd = sorted(set(tree) ^ LISTS)
-    raise InputError(f'found a config without or with {", ".join(odd)}; expected {", ".join(sorted(LISTS))}; start from configs/scenes_study.py')
+    raise InputError(f'found a config without or with {", ".join(odd)}; expected {", ".join(sorted(LISTS))}; start from '
+                     'configs/scenes_study.py')
   run = config_lib.from_config_dict(config.run)
   for key in ('seeds', 'control_seeds'):
     if tree[key] < 1:
@@ -165,20 +189,20 @@ def from_config(config, directory, bases=(), command='') -> Study:
 def check_same_study(study, fingerprints):
   """Writes DIR/study.json, or InputError with the differences if the folder is of another study. fingerprints: {base: of its weights}."""
   from dsr_jax.study_cells import read_json, write_json
-  path = os.path.join(study.directory, 'study.json')
-  kept = read_json(path)
+  kept = read_json(study.path)
   if kept is None:
     others = [n for n in os.listdir(study.directory) if not n.startswith('.')] if os.path.isdir(study.directory) else []
     if others:
       raise InputError(f'found {others[0]} in {study.directory}; expected a new or empty folder, or that of a study; name another --output')
-    kept = {'settings': study.settings, 'bases': {}}
+    kept = {'settings': study.settings, 'bases': {}, 'models': {}}
   shared = {name: fingerprints[name] for name in fingerprints if name in kept['bases']}
   different = config_lib.differences(kept['settings'], study.settings)
   different += config_lib.differences({name: kept['bases'][name] for name in shared}, shared, 'bases.')
   if different:
-    raise InputError(f'found a study of another configuration in {study.directory} (then -> now: {"; ".join(different)}); expected the same; '
-                     'use the same settings, or another --output')
-  write_json(path, {**kept, 'bases': {**kept['bases'], **fingerprints}})
+    raise InputError(f'found a study of another configuration in {study.directory} (then -> now: {"; ".join(different)}); expected '
+                     'the same; use the same settings, or another --output')
+  write_json(study.path, {**kept, 'bases': {**kept['bases'], **fingerprints},
+                          'models': {**kept['models'], **{name: study.bases[name] for name in fingerprints}}})
 
 
 # Running.
@@ -216,9 +240,14 @@ def run_cells(study, cells, bench, retry=False):
   return records
 
 
-def finish(study, cells, records, bench):
-  """What is made of finished cells: rewards measured on the base, pictures for people, tables and figures. Returns DIR/results."""
-  from dsr_jax import study_gallery, study_tables
+def finish(study, cells, bench):
+  """What is made of all cells that are there: rewards measured on the base, pictures for people, tables and figures. Returns DIR/results.
+
+  cells: those that were asked for. bench: None where nothing more is to be computed than tables.
+  """
+  from dsr_jax import study_cells, study_gallery, study_tables
+  cells = study.finished(cells)
+  records = [study_cells.record_of(cell) for cell in cells]
   if bench:
     for cell, record in zip(cells, records):
       if record and record['state'] == 'finished' and VARIANTS[cell.variant].kind == TRAINED:
@@ -271,7 +300,7 @@ def main(argv, f=flags.FLAGS):
     if f.tune:
       out['tuning'] = {name: t for name, t in study.tuning().items() if name in variants}
     else:
-      out['results'] = finish(study, cells, records, None if f.tables_only or None in records else bench)
+      out['results'] = finish(study, cells, None if f.tables_only or None in records else bench)
   commands.print_json(out)
   return 1 if out['failed'] else 0
 

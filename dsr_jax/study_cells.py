@@ -164,7 +164,8 @@ class Bench:
     if not os.path.exists(path):
       c = cell.config
       model, params = self.model(c.model), self.params(c.model)
-      scorers = study_evaluate.Scorers(model.graphdef, c, model.processor, model.config.vision.image_size, self._study.measure.reward_inputs)
+      size, inputs = model.config.vision.image_size, self._study.measure.reward_inputs
+      scorers = study_evaluate.Scorers(model.graphdef, c, model.processor, size, inputs)
       each = dict.fromkeys(('generation', 'understanding'), params)
       write_json(path, scorers.run(each, {task: {'reward': params} for task in each}))
 
@@ -214,14 +215,16 @@ class Bench:
 
   def _parts_of(self, cell):
     return dataclasses.replace(
-        self._parts, make_batches=self._make_batches, make_step=self._make_step, make_evaluator=lambda config, model: self._evaluation(cell))
+        self._parts, make_batches=self._make_batches, make_step=self._make_step,
+        make_evaluator=lambda config, model: self._evaluation(cell))
 
   def _make_batches(self, config, model, mesh):
     return _SamePrompts(self._parts.make_batches(config, model, mesh))
 
   def _make_step(self, model, config, mesh):
     """The step, compiled once for all seeds and bases of a variant: seeds and weights are its inputs."""
-    method, system = dataclasses.replace(config.method, seed=0), dataclasses.replace(config.system, compile_cache='')
+    method = dataclasses.replace(config.method, seed=0)
+    system = dataclasses.replace(config.system, compile_cache='', samples_every=0)  # no part of the program
     key = repr((method, system, model.config))
     if self._programs[0] != key:
       self._programs = key, {}

@@ -105,8 +105,8 @@ def picture_rows(prompts, pixels) -> dict[str, list]:
 
 
 def failure(prompt, reading) -> str:
-  """How a picture fails its prompt, one of FAILURES; the first that applies: a thing is missing, there are too few or too many, an attribute
-  is on the wrong thing or on none, a relation does not hold."""
+  """How a picture fails its prompt, one of FAILURES, the first that applies: a thing is missing, there are too few or too many, an
+  attribute is on the wrong thing or on none, a relation does not hold."""
   if judge.verdict(prompt, reading)['geneval']:
     return 'right'
   if reading.scene is None:

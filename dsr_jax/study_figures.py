@@ -1,4 +1,4 @@
-"""The study's figures, drawn from whatever cells there are; each function gives the text of an SVG file, or None where nothing can be drawn."""
+"""The study's figures, drawn from whatever cells there are: each function gives the text of an SVG file, or None without any."""
 
 from dsr_jax import study_svg as svg
 from dsr_jax import study_variants as variants_lib
@@ -37,8 +37,9 @@ def law(points):
       continue
     dots = [svg.Point(p['accuracy']['accuracy'], 100 * p['gain']['value'], 100 * p['gain']['low'], 100 * p['gain']['high'],
                       p['variant'], bases.index(p['base'])) for p in of]
-    panel = svg.Panel(task, 'pairs of candidates that the reward orders as the judge does', 'points gained', [0.45, 1.0, *(d.x for d in dots)],
-                      [0.0, *(v for d in dots for v in (d.low, d.high))], width=520, height=380)
+    panel = svg.Panel(
+        task, 'pairs of candidates that the reward orders as the judge does', 'points gained', [0.45, 1.0, *(d.x for d in dots)],
+        [0.0, *(v for d in dots for v in (d.low, d.high))], width=520, height=380)
     panel.points(dots)
     parts.append((panel.svg(), panel.width, panel.height))
   skill = lambda b: 100 * next(p['skill'] for p in points if p['base'] == b)
@@ -78,10 +79,12 @@ def scorers(orders, title):
   parts = []
   for task in TASKS:
     found = orders.get(task, {})
-    series = [(SCORERS.index(name), [svg.Point(p['step'], p['accuracy'], p['low'], p['high']) for p in points]) for name, points in found.items()]
+    points_of = lambda points: [svg.Point(p['step'], p['accuracy'], p['low'], p['high']) for p in points]
+    series = [(SCORERS.index(name), points_of(points)) for name, points in found.items()]
     if series:
       every = [v for _, points in series for p in points for v in (p.low, p.high)]
-      panel = svg.Panel(f'{task}: {title}', 'step', 'pairs ordered as the judge does', [0, max(p.x for _, ps in series for p in ps) or 1], every)
+      last = max(p.x for _, points in series for p in points)
+      panel = svg.Panel(f'{task}: {title}', 'step', 'pairs ordered as the judge does', [0, last or 1], every)
       panel.lines(series)
       parts.append((panel.svg(), panel.width, panel.height))
   return svg.page(parts, [(name, i) for i, name in enumerate(SCORERS)]) if parts else None

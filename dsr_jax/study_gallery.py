@@ -61,7 +61,8 @@ def failures(subject):
   shown, lines = [], []
   for kind, task in KINDS.items():
     prompts = sets.evaluation_prompts(LOOKED_AT, tasks=(task,))
-    drawn = subject.sampler.pictures(subject.params, [p.text for p in prompts], 1, GRID_TEMPERATURE, subject.method.guidance, seed=GRID_SEED)[:, 0]
+    asked, guidance = [p.text for p in prompts], subject.method.guidance
+    drawn = subject.sampler.pictures(subject.params, asked, 1, GRID_TEMPERATURE, guidance, seed=GRID_SEED)[:, 0]
     readings = judge.read(drawn)
     found = [i for i, (p, r) in enumerate(zip(prompts, readings)) if study_evaluate.failure(p, r) == kind][:EACH]
     shown += [drawn[i] for i in found]

@@ -85,7 +85,7 @@ def law(study, results: Results) -> list[dict]:
         found = truth and _accuracy(rewards[f'{SCORER_ROWS}{task}_reward'], truth)
         if gain is None or not found:
           continue
-        low, high = gain.interval
-        points.append({'base': base, 'variant': variant, 'task': task, 'accuracy': found, 'skill': results.score(base, 'base', TASKS[task]).value,
+        skill, (low, high) = results.score(base, 'base', TASKS[task]).value, gain.interval
+        points.append({'base': base, 'variant': variant, 'task': task, 'accuracy': found, 'skill': skill,
                        'gain': {'value': gain.value, 'low': low, 'high': high}})
   return points

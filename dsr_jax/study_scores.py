@@ -64,13 +64,12 @@ def _share(hits) -> float:
 
 
 class Measure(NamedTuple):
-  """rows: their name. sums: rows -> (sums (C, M), strata (C,) or None). statistic: (R, M) -> (R,). title, unit: 100 for points."""
+  """rows: their name. sums: rows -> (sums (C, M), strata (C,) or None). statistic: (R, M) -> (R,). title; scale: 100 for points."""
   title: str
   rows: str
   sums: object
   statistic: object
   scale: float = 100.0
-  higher_is_better: bool = True
 
 
 def _by_task(select=None, reduce=None):
@@ -100,19 +99,19 @@ MEASURES = {
     'generation': Measure('generation, mean of six tasks', 'generation', _by_task(), _mean),
     **{f'generation/{task}': Measure(f'generation, {task}', 'generation', _by_task(lambda p, task=task: p.category == task), _mean)
        for task in grammar.GENEVAL},
-    'generation_any': Measure('generation, one of 8 samples right', 'generation_many', _by_task(reduce=lambda v: v.any(1, keepdims=True)), _mean),
-    'generation_one': Measure('generation, one sample, same prompts as of 8', 'generation_many', _by_task(), _mean),
+    'generation_any': Measure(
+        'generation, one of several samples right', 'generation_many', _by_task(reduce=lambda v: v.any(1, keepdims=True)), _mean),
+    'generation_one': Measure('generation, one sample, same prompts as of several', 'generation_many', _by_task(), _mean),
     'generation_strict': Measure('generation, strict rule', 'strict', _by_task(), _mean),
     'generation_graded': Measure('generation, share of atoms', 'graded', _by_task(), _mean),
     'novelty/seen': Measure('generation, combinations seen in pretraining', 'generation', _novel('seen'), _share_of),
     'novelty/reinforced': Measure('generation, combinations of reinforcement only', 'generation', _novel('reinforced'), _share_of),
     'novelty/new': Measure('generation, combinations never seen', 'generation', _novel('new'), _share_of),
-    **{f'failure/{name}': Measure(f'failed, {name}', 'failure', _by_task(reduce=lambda v, code=code: v == code), _mean, higher_is_better=False)
+    **{f'failure/{name}': Measure(f'failed, {name}', 'failure', _by_task(reduce=lambda v, code=code: v == code), _mean)
        for code, name in enumerate(study_evaluate.FAILURES) if code},
-    'extras': Measure('things that nobody asked for, a picture', 'extras', _by_task(), _mean, 1.0, False),
-    'pebbles': Measure('pebbles, a picture', 'pebbles', _by_task(), _mean, 1.0, False),
-    **{f'{rows}/{name}': Measure(f'{title}: {name}', rows, _texts, evaluation.DESCRIPTION[name], 1.0 if name == 'words' else 100.0,
-                                 name != 'hallucination')
+    'extras': Measure('things that nobody asked for, a picture', 'extras', _by_task(), _mean, 1.0),
+    'pebbles': Measure('pebbles, a picture', 'pebbles', _by_task(), _mean, 1.0),
+    **{f'{rows}/{name}': Measure(f'{title}: {name}', rows, _texts, evaluation.DESCRIPTION[name], 1.0 if name == 'words' else 100.0)
        for rows, title in (('description', 'description'), ('description_greedy', 'description, greedy'))
        for name in ('f1', 'precision', 'recall', 'hallucination', 'words')},
     'yesno/f1': Measure('yes/no: F1', 'yesno', _texts, evaluation.YESNO['f1']),
@@ -214,6 +213,11 @@ class Results:
         return None
       self._kept[key] = score(np.stack([s for s, _ in found]), m.statistic, found[0][1])
     return self._kept[key]
+
+  def value(self, base: str, variant: str, measure: str, seed: int) -> float:
+    """A measure of one seed, where there is a score."""
+    m = MEASURES[measure]
+    return float(m.statistic(np.asarray(m.sums(self.rows(base, variant, seed)[m.rows])[0], float).sum(0)[None])[0])
 
   def difference(self, base: str, a: str, b: str, measure: str) -> Score | None:
     """a - b over the seeds that both have."""

@@ -38,13 +38,16 @@ class Panel:
     self._x, self._y = (self._x_ticks[0], self._x_ticks[-1]), (self._y_ticks[0], self._y_ticks[-1])
     self._out = [_text(self._left, 16, title, size=13, bold=True)]
     for y in self._y_ticks:
-      self._out += [_line(self._left, self.y(y), width - self._right, self.y(y), GRID), _text(self._left - 6, self.y(y) + 4, f'{y:g}', 'end')]
+      self._out.append(_line(self._left, self.y(y), width - self._right, self.y(y), GRID))
+      self._out.append(_text(self._left - 6, self.y(y) + 4, f'{y:g}', 'end'))
     for x in self._x_ticks:
-      self._out += [_line(self.x(x), self._top, self.x(x), height - self._bottom, GRID), _text(self.x(x), height - self._bottom + 15, f'{x:g}', 'middle')]
+      self._out.append(_line(self.x(x), self._top, self.x(x), height - self._bottom, GRID))
+      self._out.append(_text(self.x(x), height - self._bottom + 15, f'{x:g}', 'middle'))
     if self._y[0] < 0 < self._y[1]:
       self._out.append(_line(self._left, self.y(0), width - self._right, self.y(0), FAINT))
     self._out.append(_text((self._left + width - self._right) / 2, height - 8, x_title, 'middle'))
-    self._out.append(f'<g transform="translate(13 {(self._top + height - self._bottom) / 2:.1f}) rotate(-90)">{_text(0, 0, y_title, "middle")}</g>')
+    middle = (self._top + height - self._bottom) / 2
+    self._out.append(f'<g transform="translate(13 {middle:.1f}) rotate(-90)">{_text(0, 0, y_title, "middle")}</g>')
 
   def x(self, value):
     low, high = self._x
@@ -93,7 +96,8 @@ def dots(title, unit, bars, width=560):
     y, colour = top + row * (i + 0.5), COLOURS[b.series % len(COLOURS)]
     out.append(_text(left - 8, y + 4, b.label, 'end'))
     out.append(_line(x(b.low), y, x(b.high), y, colour, 1.6))
-    out.append(f'<circle cx="{x(b.value):.1f}" cy="{y:.1f}" r="4" fill="{colour}"><title>{b.value:+.2f} ({b.low:+.2f} … {b.high:+.2f})</title></circle>')
+    words = f'{b.value:+.2f} ({b.low:+.2f} … {b.high:+.2f})'
+    out.append(f'<circle cx="{x(b.value):.1f}" cy="{y:.1f}" r="4" fill="{colour}"><title>{words}</title></circle>')
   out.append(_text((left + width - right) / 2, height - 5, unit, 'middle'))
   return ''.join(out), width, height
 
@@ -118,7 +122,8 @@ def page(parts, legend=()):
 
 def _text(x, y, words, anchor='start', size=11, colour=INK, bold=False):
   weight = ' font-weight="600"' if bold else ''
-  return f'<text x="{x:.1f}" y="{y:.1f}" {FONT} font-size="{size}" fill="{colour}" text-anchor="{anchor}"{weight}>{html.escape(str(words))}</text>'
+  style = f'{FONT} font-size="{size}" fill="{colour}" text-anchor="{anchor}"{weight}'
+  return f'<text x="{x:.1f}" y="{y:.1f}" {style}>{html.escape(str(words))}</text>'
 
 
 def _line(x0, y0, x1, y1, colour, width=1.0):

@@ -57,7 +57,8 @@ def collect(study, results: Results, cells, records):
         'claims': claims_lib.claims_of(results, base), 'scorers': orders, 'error_closed': _closed(study, results, base)}
     drawn |= {f'gains_{base}.svg': figures.gains(results, base), f'evolution_{base}.svg': figures.evolution(results, base),
               f'categories_{base}.svg': figures.categories(results, base)}
-    drawn |= {f'scorers_{v}_{base}.svg': figures.scorers(o, variants_lib.VARIANTS[v].title) for v, o in orders.items() if v in ('unified', 'separate')}
+    drawn |= {f'scorers_{v}_{base}.svg': figures.scorers(orders[v], variants_lib.VARIANTS[v].title)
+              for v in ('unified', 'separate') if v in orders}
   return tree, {name: text for name, text in drawn.items() if text}
 
 
@@ -78,7 +79,8 @@ def _variant(results, base, variant) -> dict:
     score = results.score(base, variant, measure)
     if score is None:
       continue
-    out[measure] = score.json() | {'by_seed': [results.score(base, variant, measure, (seed,)).value for seed in results.seeds(base, variant)]}
+    by_seed = [results.value(base, variant, measure, seed) for seed in results.seeds(base, variant)]
+    out[measure] = score.json() | {'by_seed': by_seed}
     difference = results.difference(base, variant, 'base', measure) if variant != 'base' else None
     if difference is not None:
       out[measure]['difference'] = difference.json()
@@ -87,7 +89,8 @@ def _variant(results, base, variant) -> dict:
 
 def _closed(study, results, base) -> dict | None:
   """The best self-rewarded variant by validation, and the share of the base's error in generation that it closes."""
-  tuned = {v: t['score'] for v, t in study.tuning(task='generation').items() if variants_lib.VARIANTS[v].self_rewarded and results.seeds(base, v)}
+  tuned = {v: t['score'] for v, t in study.tuning(task='generation').items()
+           if variants_lib.VARIANTS[v].self_rewarded and results.seeds(base, v)}
   if not tuned:
     return None
   best = max(tuned, key=tuned.get)
@@ -110,8 +113,9 @@ def markdown(study, tree, files) -> str:
   devices = sorted({c['device'] for c in tree['cells'] if 'device' in c})
   lines = ['# Results of the study', '', f'    {tree["command"]}', '',
            f'{counts["finished"]} cells finished, {counts["failed"]} failed, {counts["waiting"]} waiting. A training cell took '
-           f'{seconds / 60:.1f} minutes on {", ".join(devices) or "nothing yet"}. Points are hundredths. Differences are paired: the same prompts, '
-           'pictures and keys; intervals are 95 % bootstraps over prompts or pictures and, of several seeds, over seeds. The last checkpoint counts.']
+           f'{seconds / 60:.1f} minutes on {", ".join(devices) or "nothing yet"}. Points are hundredths. Differences are paired: the same '
+           'prompts, pictures and keys; intervals are 95 % bootstraps over prompts or pictures and, of several seeds, over seeds. The last '
+           'checkpoint counts.']
   failed = [c for c in tree['cells'] if c['state'] == 'failed']
   if failed:
     lines += ['', 'Failed cells, left out of everything below:', '']
@@ -133,7 +137,8 @@ def _base_lines(base, found, files):
   lines = ['', f'## Base {base}', '', '### Variants', '']
   lines += _table(variants, MAIN)
   lines += _figure(f'gains_{base}.svg', files, 'Gains of every variant')
-  lines += ['', '### Claims', '', '| claim | contrast | difference | 95 % | p, Holm | within ±2 | verdict |', '|---|---|---:|---|---:|---|---|']
+  lines += ['', '### Claims', '', '| claim | contrast | difference | 95 % | p, Holm | within ±2 | verdict |',
+            '|---|---|---:|---|---:|---|---|']
   for row in found['claims']:
     if not row['contrasts']:
       lines.append(f'| {row["claim"]} | | | | | | {row["verdict"]} |')
@@ -141,7 +146,8 @@ def _base_lines(base, found, files):
       head, tail = (row['claim'], f'{row["verdict"]}{": " + row["note"] if "note" in row else ""}') if i == 0 else ('', '')
       p = f'{row["p_adjusted"]:.3f}' if i == 0 else ''
       equal = '' if 'equal' not in c else 'yes' if c['equal'] else 'no'
-      lines.append(f'| {head} | {c["what"]} | {100 * c["value"]:+.1f} | {100 * c["low"]:+.1f} … {100 * c["high"]:+.1f} | {p} | {equal} | {tail} |')
+      numbers = f'{100 * c["value"]:+.1f} | {100 * c["low"]:+.1f} … {100 * c["high"]:+.1f}'
+      lines.append(f'| {head} | {c["what"]} | {numbers} | {p} | {equal} | {tail} |')
   closed = found['error_closed']
   if closed:
     for against in ('base', 'base_best'):

@@ -44,7 +44,8 @@ VARIANTS = {
     'grpo': Variant('unified, GRPO, equal groups', PAPER, {'method.objective': 'grpo'}, self_rewarded=True),
     # A pair of a group learns in SimPO and the whole group in GRPO: with so many fewer groups the tokens that learn are as many.
     'grpo_tokens': Variant('unified, GRPO, equal tokens that learn', PAPER, {
-        'method.objective': 'grpo', 'method.inputs_per_step': lambda c: 2 * c.method.inputs_per_step // c.method.group_size}, self_rewarded=True),
+        'method.objective': 'grpo', 'method.inputs_per_step': lambda c: 2 * c.method.inputs_per_step // c.method.group_size},
+                           self_rewarded=True),
     'separate': Variant('separate, SimPO', PAPER, _SEPARATE, self_rewarded=True),
     'clip': Variant('generation only, CLIP reward', PAPER, {'method.reward': 'clip', **_GENERATION}),
     'base_best': Variant('base at its best temperature and guidance', CONTROL, {}, BEST_SETTINGS),

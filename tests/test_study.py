@@ -1,11 +1,6 @@
-"""The study as a command: cells are run once, kept, gone on with; failed ones wait; a folder of another study is refused.
+"""The study's plan and runner, with the fake step: cells are run once, kept, gone on with; failed ones wait; another study is refused."""
 
-One tiny random model lives in Scenes; steps are few and lists short. What the runner does is tested with the fake step.
-"""
-
-import contextlib
 import dataclasses
-import io
 import json
 import os
 import pathlib
@@ -18,17 +13,17 @@ import numpy as np
 import pytest
 
 from dsr_jax import config as config_lib
-from dsr_jax import convert, model_source, rewards, study, study_cells, study_clip, study_scores
+from dsr_jax import model_source, rewards, study, study_cells, study_clip
 from dsr_jax.convert import clip as clip_files
 from dsr_jax.errors import InputError
-from dsr_jax.models import janus
 from dsr_jax.study_variants import VARIANTS
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = str(ROOT / 'configs' / 'scenes_study.py')
 SMALL = {
-    'config.run.method.steps': 2, 'config.run.method.inputs_per_step': 4, 'config.run.method.group_size': 4, 'config.run.method.warmup_steps': 1,
-    'config.run.method.swap_every': 1, 'config.run.method.max_text_tokens': 12, 'config.run.system.eval_every': 1,
+    'config.run.method.steps': 2, 'config.run.method.inputs_per_step': 4, 'config.run.method.group_size': 4,
+    'config.run.method.warmup_steps': 1, 'config.run.method.swap_every': 1,
+    'config.run.method.max_text_tokens': 12, 'config.run.system.eval_every': 1,
     'config.run.system.save_every': 1, 'config.run.eval.prompts_per_task': 2, 'config.run.eval.pictures': 4,
     'config.run.eval.quick_prompts_per_task': 1, 'config.run.eval.quick_pictures': 2, 'config.run.eval.chunk': 6,
     'config.tune.learning_rates': '(1e-3, 2e-3)', 'config.tune.prompts_per_task': 1, 'config.tune.pictures': 2,
@@ -48,142 +43,16 @@ def flag_values(**values):
   return f
 
 
-def command(**values):
-  """Runs the command in this process: (exit status, what it printed)."""
-  out = io.StringIO()
-  with contextlib.redirect_stdout(out):
-    status = study.main(['test'], flag_values(**values))
-  return status, json.loads(out.getvalue())
-
-
 def read(path):
   return json.loads(pathlib.Path(path).read_text())
 
 
 @pytest.fixture(scope='module', autouse=True)
 def here():
-  """Short lists of prompts to draw from, few resamples, and the compile cache as it was."""
+  """The compile cache as it was."""
   kept = jax.config.jax_compilation_cache_dir
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr('dsr_jax.scenes.sets.REINFORCEMENT_INPUTS', 24)
-    patch.setattr(study_scores, 'RESAMPLES', 200)
-    for cached in (study_scores._cluster_counts, study_scores.seed_weights):
-      cached.cache_clear()
-    yield
-  for cached in (study_scores._cluster_counts, study_scores.seed_weights):
-    cached.cache_clear()
-  from dsr_jax.scenes import sets
-  sets.reinforcement_prompts.cache_clear()
+  yield
   jax.config.update('jax_compilation_cache_dir', kept)
-
-
-@pytest.fixture(scope='module')
-def base(tmp_path_factory):
-  """A model directory: random, tiny, with the tokenizer and the picture size of Scenes."""
-  config = convert.read_config(model_source.EMBEDDED)
-  config = dataclasses.replace(
-      config, text=dataclasses.replace(config.text, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, head_dim=16),
-      vision=dataclasses.replace(config.vision, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2),
-      vq=dataclasses.replace(config.vq, num_embeddings=32, latent_channels=32, base_channels=32))
-  _, params = janus.create(config, 0)
-  directory = tmp_path_factory.mktemp('base') / 'model'
-  convert.save(str(directory), config, jax.tree.map(np.asarray, params), model_source.EMBEDDED)
-  return directory
-
-
-@pytest.fixture(scope='module')
-def small(base, tmp_path_factory):
-  """(folder, what the command printed) of a study of three variants, two seeds."""
-  folder = tmp_path_factory.mktemp('study') / 'out'
-  _, said = command(output=folder, variants='unified,separate,base_best,best_of_8', seeds='0,1', bases=f'tiny={base}')
-  return folder, said
-
-
-# The whole command.
-
-
-def test_every_cell_leaves_rows_and_the_tables_have_them(small):
-  folder, said = small
-  assert said['finished'] == said['cells'] == 1 + 2 + 2 + 1 + 1 and said['failed'] == said['waiting'] == 0
-  tree = read(folder / 'results' / 'results.json')
-  variants = tree['bases']['tiny']['variants']
-  assert set(variants) == {'base', 'unified', 'separate', 'base_best', 'best_of_8'} and variants['unified']['seeds'] == [0, 1]
-  for variant in ('unified', 'separate'):
-    for measure in ('generation', 'generation_any', 'description/f1', 'description_greedy/hallucination', 'yesno/f1', 'extras'):
-      found = variants[variant][measure]
-      assert len(found['by_seed']) == 2 and found['low'] <= found['value'] <= found['high'] and 'difference' in found
-  assert 'generation_any' not in variants['best_of_8'] and 'generation_any' in variants['base_best']
-  verdicts = {row['key']: row['verdict'] for row in tree['bases']['tiny']['claims']}
-  assert verdicts['over_clip'] == 'no data' and verdicts['separate_generation'] != 'no data'
-  page = (folder / 'results' / 'README.md').read_text()
-  for word in ('unified, SimPO', 'separate, SimPO', '### Claims', 'not confirmed', '![Gains of every variant](gains_tiny.svg)'):
-    assert word in page, word
-  for name in page.split('](')[1:]:
-    assert (folder / 'results' / name.split(')')[0]).exists(), name
-
-
-def test_the_base_is_measured_once_and_is_the_first_evaluation_of_every_run(small):
-  folder, _ = small
-  rows = [read(folder / 'cells' / 'tiny' / v / f'seed_{s}' / 'evaluations' / '000000.json') for v in ('unified', 'separate') for s in (0, 1)]
-  own = read(folder / 'bases' / 'tiny' / 'evaluation.json')['rows']
-  assert all(r == own for r in rows) and own == read(folder / 'cells' / 'tiny' / 'base' / 'seed_0' / 'evaluations' / '000000.json')
-
-
-def test_pictures_scorers_and_the_reward_are_measured(small):
-  folder, _ = small
-  assert sorted(os.listdir(folder / 'shown')) == [f'{p}_tiny.png' for p in ('candidates', 'failures', 'pictures', 'texts')]
-  rows = read(folder / 'cells' / 'tiny' / 'separate' / 'seed_1' / 'evaluations' / '000004.json')
-  for task in ('generation', 'understanding'):
-    live, frozen, partner = (np.array(rows[f'scorer_{task}_{s}']) for s in ('live', 'frozen', 'partner'))
-    assert live.shape == frozen.shape == partner.shape == (2, 4)
-    assert np.abs(live - frozen).max() > 1e-6 < np.abs(live - partner).max()
-  reward = read(folder / 'rewards' / 'tiny' / 'dual.json')
-  at_first = read(folder / 'bases' / 'tiny' / 'evaluation.json')['rows']
-  assert at_first['scorer_generation_live'] == at_first['scorer_generation_frozen']
-  assert np.allclose(reward['scorer_generation_reward'], at_first['scorer_generation_live'], atol=1e-4)  # the same inputs, keys and model
-
-
-def test_the_same_command_runs_nothing_again_and_gives_the_same_tables(small, base):
-  folder, said = small
-  before = {p: p.stat().st_mtime_ns for p in (folder / 'cells').rglob('cell.json')}
-  tables = read(folder / 'results' / 'results.json')
-  again = command(output=folder, variants='unified,separate,base_best,best_of_8', seeds='0,1', bases=f'tiny={base}')[1]
-  assert again == said and before == {p: p.stat().st_mtime_ns for p in (folder / 'cells').rglob('cell.json')}
-  assert read(folder / 'results' / 'results.json')['bases'] == tables['bases']
-
-
-def test_a_cell_of_the_study_is_the_run_of_main(small, base):
-  """The same configuration in the ordinary loop, without padding to a common length and without shared programs."""
-  folder, _ = small
-  f = flag_values(output=folder)
-  plan = study.from_config(f.config, str(folder), [f'tiny={base}'])
-  cell = next(c for c in plan.cells(['unified'], (1,), ['tiny']) if c.variant == 'unified')
-  from dsr_jax import metrics, train
-  config = dataclasses.replace(cell.config, eval=dataclasses.replace(cell.config.eval, benchmark='none'))
-  other = folder.parent / 'main'
-  train.run(config, str(other))
-  ours, theirs = metrics.read(cell.folder), metrics.read(other)
-  for name in ('generation/reward_mean', 'understanding/reward_mean', 'loss'):
-    assert ours[name][1] == pytest.approx(theirs[name][1], abs=1e-4), name
-
-
-def test_a_study_folder_of_another_config_is_refused_with_the_difference(small, base):
-  folder, _ = small
-  with pytest.raises(InputError, match=r'run|method.group_size: 4 -> 8'):
-    command(output=folder, bases=f'tiny={base}', variants='unified', **{'config.run.method.group_size': 8})
-  with pytest.raises(InputError, match=r"measure.many: 2 -> 3"):
-    command(output=folder, bases=f'tiny={base}', variants='unified', **{'config.measure.many': 3})
-
-
-def test_tuning_tries_the_same_grid_and_its_choice_is_used(base, tmp_path):
-  status, said = command(output=tmp_path / 'out', variants='generation', bases=f'tiny={base}', tune=True)
-  assert status == 0 and said['cells'] == 2
-  chosen = said['tuning']['generation']
-  assert set(chosen['scores']) == {'0.001', '0.002'} and chosen['score'] == max(chosen['scores'].values())
-  plan = study.from_config(flag_values().config, str(tmp_path / 'out'), [f'tiny={base}'])
-  rates = {c.variant: c.config.method.learning_rate for c in plan.cells(['generation', 'unified'], (0,), ['tiny'])}
-  assert rates['generation'] == chosen['learning_rate'] and rates['unified'] == plan.run.method.learning_rate
-  assert not list((tmp_path / 'out' / 'tune').rglob('checkpoints'))
 
 
 # The plan.
@@ -220,15 +89,25 @@ def test_seeds_and_bases_follow_the_plan_or_the_flags():
 
 
 def test_wrong_flags_are_one_sentence():
-  for values, words in ((dict(variants='nothing', output='x'), "found the variant 'nothing'"), (dict(seeds='a', output='x'), 'found --seeds=a'),
-                        (dict(seeds='-1', output='x'), 'from 0'), (dict(bases='none', output='x'), "found the base 'none'"), ({}, 'no --output'),
-                        ({'output': 'x', 'config.run.method.group_size': 1}, 'group_size=1')):
+  for values, words in (
+      (dict(variants='nothing', output='x'), "found the variant 'nothing'"), (dict(seeds='a', output='x'), 'found --seeds=a'),
+      (dict(seeds='-1', output='x'), 'from 0'), (dict(bases='none', output='x'), "found the base 'none'"), ({}, 'no --output'),
+      ({'output': 'x', 'config.run.method.group_size': 1}, 'group_size=1')):
     with pytest.raises(InputError, match=words):
       study.main(['test'], flag_values(**values))
   for argv, words in ((['--config=none.py'], 'no config file'), ([f'--config={CONFIG}', '--config.run.method.stepz=3'], 'unknown key')):
     with pytest.raises(InputError, match=words):
       study.check_flags(argv)
   study.check_flags([f'--config={CONFIG}', '--config.run.method.steps=3', '--tune'])
+
+
+def test_a_study_folder_of_another_config_is_refused_with_the_difference(tmp_path):
+  study.check_same_study(study.from_config(flag_values().config, str(tmp_path / 'new')), {})
+  for key, words in (('config.run.method.group_size', r'method.group_size: 4 -> 8'), ('config.measure.many', 'measure.many: 2 -> 8')):
+    with pytest.raises(InputError, match=words):
+      study.check_same_study(study.from_config(flag_values(**{key: 8}).config, str(tmp_path / 'new')), {})
+  more = study.from_config(flag_values(**{'config.seeds': 5, 'config.run.system.eval_every': 2}).config, str(tmp_path / 'new'))
+  study.check_same_study(more, {})  # more of the same, computed and watched otherwise
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
@@ -239,7 +118,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 
 
 def test_a_base_with_other_weights_is_refused(tmp_path):
-  plan = study.from_config(flag_values().config, str(tmp_path / 'new'))
+  plan = study.from_config(flag_values().config, str(tmp_path / 'new'), ['second=somewhere'])
   study.check_same_study(plan, {'scenes': 'a'})
   study.check_same_study(plan, {'scenes': 'a', 'second': 'b'})
   with pytest.raises(InputError, match="bases.second: 'b' -> 'c'"):
@@ -311,6 +190,43 @@ def test_a_finished_cell_of_another_configuration_is_named(fake):
       cells[1].config, method=dataclasses.replace(cells[1].config.method, learning_rate=0.5)))
   with pytest.raises(InputError, match=r'method.learning_rate: 0.0001 -> 0.5'):
     study_cells.record_of(other)
+
+
+def test_tuning_tries_the_same_grid_and_its_choice_is_used(fake):
+  plan, _ = fake
+  cells = plan.tune_cells(['generation', 'base_best'])
+  assert [(c.variant, c.config.method.learning_rate) for c in cells] == [('generation', 1e-3), ('generation', 2e-3)]
+  assert not plan.tuning()
+
+  class Bench(FakeBench):
+    def _parts_of(self, cell):
+      rows = {'generation': [[1, 0, cell.config.method.learning_rate > 1e-3]], 'description': [[4, 3, 2, 6, 5, 1, 1, 0]]}
+      return dataclasses.replace(fake_run.parts(), make_evaluator=lambda config, model: lambda state, step: ({'x': 0.0}, rows))
+
+  study.run_cells(plan, cells, Bench(plan))
+  chosen = plan.tuning()['generation']
+  assert chosen['scores'] == pytest.approx({'0.001': 1 / 3, '0.002': 2 / 3}) and chosen['learning_rate'] == 2e-3
+  rates = {c.variant: c.config.method.learning_rate for c in plan.cells(['generation', 'unified'], (0,))}
+  assert rates == {'base': plan.run.method.learning_rate, 'generation': 2e-3, 'unified': plan.run.method.learning_rate}
+  assert not list(pathlib.Path(plan.directory, 'tune').rglob('checkpoints'))
+
+
+def test_tables_are_of_all_cells_that_ended_whatever_is_asked_for(fake):
+  plan, cells = fake
+  study.check_same_study(plan, {'scenes': 'a'})
+  study.run_cells(plan, cells, FakeBench(plan, fail=['random']))
+  found = [(c.variant, c.seed) for c in plan.finished(plan.cells(['judge']))]
+  assert found == [('base', 0), ('unified', 0), ('unified', 1), ('random', 0), ('judge', 0)]
+
+
+def test_commands_of_the_page_are_ones_that_the_program_knows(monkeypatch):
+  monkeypatch.chdir(ROOT)
+  from test_readme import flags_of, python_commands, source_of
+  commands = list(python_commands((ROOT / 'docs' / 'study' / 'README.md').read_text()))
+  assert len(commands) == 2
+  for module, words in commands:
+    assert module == 'dsr_jax.study' and {w[2:].partition('=')[0] for w in words} <= set(flags_of(source_of(module)))
+    study.check_flags(words)
 
 
 def test_only_the_first_seed_keeps_its_checkpoint(fake):
