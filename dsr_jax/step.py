@@ -130,7 +130,8 @@ class Step:
 
 def chunks(method, system) -> dict[str, int]:
   """Inputs of a task done at once in each phase, by the key that bounds them."""
-  return {f'system.{key}': chunks_lib.size(getattr(system, key), method) for key in ('rollout_chunk', 'update_chunk')}
+  wanted = {'system.rollout_chunk': system.rollout_chunk, 'system.update_chunk': system.update_chunk}
+  return {key: chunks_lib.size(rows, method) for key, rows in wanted.items()}
 
 
 def role_of(method, batch):

@@ -31,7 +31,7 @@ import optax
 import torch
 
 from dsr_jax import config as config_lib
-from dsr_jax import convert, losses, model_source, rewards, step
+from dsr_jax import convert, losses, model_source, rewards, state, tasks
 from dsr_jax import processor as processor_lib
 from dsr_jax.data import batches
 from dsr_jax.models import janus
@@ -59,12 +59,13 @@ class Jax:
   def __init__(self, work: Work):
     self.method, self.batch = work.method, work.batch
     graphdef = janus.graphdef_of(work.bundle.config)
-    task = step.Generation(work.method, work.system, work.bundle.config.templates.eos_id)
+    task = tasks.Generation(work.method, work.system, work.bundle.config.templates.eos_id)
     params = jax.tree.map(jnp.asarray, work.bundle.params)
     self.params = params
-    trained, self.fixed = step.split_params(params, work.method.trainable)
+    trained, self.fixed = state.split_params(params, work.method.trainable)
     self.trained = jax.tree.map(jnp.copy, trained)  # donated at each update
-    optimizer = step.make_optimizer(work.method)
+    optimizer = state.make_optimizer(work.method)
+    rate = state.learning_rate(work.method, 0)
     self.opt_state = jax.jit(optimizer.init)(self.trained)
     self.prompt = Text(jnp.asarray(work.batch['prompt_ids']), jnp.asarray(work.batch['prompt_mask']))
     instruction = Text(jnp.asarray(work.batch['instruction_ids']), jnp.asarray(work.batch['instruction_mask']))
@@ -89,7 +90,7 @@ class Jax:
 
       def loss_fn(trained):
         model = nnx.merge(graphdef, {**fixed, **trained})
-        rolled = step.Rollouts(codes, jnp.zeros(codes.shape), None, None, None, None)
+        rolled = tasks.Rollouts(codes, jnp.zeros(codes.shape), None, None, None, None)
         scores, mask, _ = task.pair_scores(model, (prompt, None), rolled, pair)
         mean = losses.mean_logp(scores.logp, mask)
         total, _ = losses.simpo(mean[:, 0], mean[:, 1], weight, beta=work.method.beta, gamma=work.method.gamma)
@@ -97,6 +98,7 @@ class Jax:
 
       loss, grads = jax.value_and_grad(loss_fn)(trained)
       updates, opt_state = optimizer.update(grads, opt_state, trained)
+      updates = jax.tree.map(lambda u: -rate * u, updates)
       return optax.apply_updates(trained, updates), opt_state, loss
 
     self._sample, self._decode, self._score, self._update = sample, decode, score, update
