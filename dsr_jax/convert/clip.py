@@ -119,7 +119,7 @@ def save(directory, config: clip.ClipConfig, params, tokenizer_dir):
   tensors = {}
   for name, _, leaf, layer in _entries(params):
     value = leaves[leaf] if layer is None else leaves[leaf][layer]
-    tensors[name] = np.ascontiguousarray(value.transpose(_TO_TORCH[value.ndim]) if kernels[leaf] else value)
+    tensors[name] = np.asarray(value.transpose(_TO_TORCH[value.ndim]) if kernels[leaf] else value, order='C')  # keeps a scalar one
   save_file(tensors, directory / 'model.safetensors', metadata=dict(format='pt'))
   tower = lambda t: dict(hidden_size=t.hidden_size, intermediate_size=t.intermediate_size, num_hidden_layers=t.num_hidden_layers,
                          num_attention_heads=t.num_attention_heads, hidden_act=t.act, layer_norm_eps=t.layer_norm_eps,
