@@ -35,11 +35,9 @@ def get_config(arg=None):
   c.measure.reward_inputs = 64  # the same for each variant's reward, once, on the base
 
   c.clip = ConfigDict()  # the CLIP of the CLIP reward, made from pretraining's captioned pictures
-  c.clip.steps = 1200
+  c.clip.steps = 3000
   c.clip.batch = 64
   c.clip.learning_rate = 1e-3
-  c.clip.width = 96
-  c.clip.layers = 3
   c.clip.seed = 0
   c.lock()
   return c

@@ -208,9 +208,26 @@ def check_same_study(study, fingerprints):
 # Running.
 
 
+def make_clip(study):
+  """DIR/clip, the CLIP of the CLIP reward, unless it is there."""
+  if os.path.isdir(study.clip_path):
+    return
+  from dsr_jax import model_source, processor
+  from dsr_jax.convert import clip as files
+  from dsr_jax.progress import say
+  from dsr_jax.scenes import clip as scenes_clip
+  directory, c = model_source.directory_of(next(iter(study.bases.values()))), study.clip
+  say(f'CLIP         trained for {c.steps} steps of {c.batch} captioned pictures')
+  config, params, facts = scenes_clip.train(
+      processor.Processor.from_directory(directory), steps=c.steps, size=c.batch, learning_rate=c.learning_rate, seed=c.seed)
+  say(f'CLIP         finds {100 * facts["found"]:.0f} % of the pictures of a batch by their texts')
+  with commands.whole_directory(study.clip_path) as aside:
+    files.save(aside, config, params, directory)
+
+
 def run_cells(study, cells, bench, retry=False):
   """Runs cells that have not ended, one after another. Returns their records; None for those that a signal kept from running."""
-  from dsr_jax import study_cells, study_clip
+  from dsr_jax import study_cells
   from dsr_jax.progress import say
   records = [study_cells.record_of(cell) for cell in cells]
   if retry:
@@ -228,7 +245,7 @@ def run_cells(study, cells, bench, retry=False):
     say(f'cell         {n + 1} of {len(todo)}: {cell.name}{left}')
     began = time.time()
     if cell.config.method.reward == 'clip':
-      study_clip.make(study.clip, next(iter(study.bases.values())), study.clip_path)
+      make_clip(study)
     try:
       records[i] = bench.run(cell)
     except (study_cells.Stopped, KeyboardInterrupt):
