@@ -4,15 +4,23 @@
       --config.data.prompts=prompts.txt --config.data.images=pictures
 
 The weights are downloaded (about 4.2 GB) and kept in the Hub's cache; `--config.model=DIR` names a directory in either
-layout instead. Worth touching: `method.task`, `method.steps`, `system.mesh`, `system.rollout_chunk`, `system.update_chunk`.
+layout instead. Worth touching: `method.task`, `method.steps`, `system.mesh`, `system.rollout_chunk`, `system.update_chunk`;
+for a slice of many devices `--config=configs/janus_pro_1b.py:v5e:2x4` sets the last three (configs/slices.py).
 """
 
 from configs import common
+from configs import slices
 
 
 def get_config(arg=None):
-  """The paper's run on the small published model; `arg` is not used."""
-  del arg
+  """The paper's run on the small published model; arg: a slice of configs/slices.py."""
+  config = paper()
+  slices.apply(config, '1b', arg)
+  return config
+
+
+def paper():
+  """The paper's numbers, on any device."""
   config = common.get_config()
   config.model = 'deepseek-community/Janus-Pro-1B'
   config.data.prompts = 't2i_compbench'  # the paper's 5,600; or a file with a line a prompt

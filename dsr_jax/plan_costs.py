@@ -72,12 +72,14 @@ def parse(topology: str):
 
 
 def phases(s: Sizes, mesh, chip: Chip) -> list[Phase]:
-  """Of one step on a mesh (a dict of axis sizes) of such chips."""
+  """Of one step on a mesh (a dict of axis sizes) of such chips; where tasks take turns, of half a turn each."""
   found = []
   if 'generation' in s.method.tasks:
     found += _generation(s, mesh, chip)
   if 'understanding' in s.method.tasks:
     found += _understanding(s, mesh, chip)
+  if s.method.strategy == 'separate':
+    found = [dataclasses.replace(p, **{k: getattr(p, k) / 2 for k in ('operations', 'bytes', 'collective_bytes', 'seconds')}) for p in found]
   return [_gather(s, mesh, chip), *found, _optimizer(s, mesh, chip)]
 
 

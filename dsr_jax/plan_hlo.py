@@ -91,13 +91,15 @@ class Program:
 
     weights: sizes of the other axis of parameters, which are no logits.
     """
-    most = 0
+    return max((n for n, _ in self.over(size, weights)), default=0)
+
+  def over(self, size: int, weights: tuple = ()):
+    """(positions, instruction) of each array that holds `size` values at each position."""
     for i in self.instructions:
       for _, shape in i.arrays:
         shape = [n for n in shape if n != 1]
         if size in shape and not (len(shape) == 2 and set(shape) & set(weights)):
-          most = max(most, math.prod(shape) // size)
-    return most
+          yield math.prod(shape) // size, i
 
 
 def _base(opcode):

@@ -105,7 +105,8 @@ def program(compiled, mesh):
   found = plan_hlo.Program(compiled.as_text())
   weights = tuple(WIDTH // n for n in (1, mesh.shape['fsdp'], mesh.shape['tp']))
   largest = lambda size: max(found.positions(n, weights) for n in {size, size // mesh.shape['tp']})
-  return dict(hlo_text_positions=largest(VOCABULARY), hlo_image_positions=largest(CODEBOOK), hlo_loops=len(found.loops('decode')),
+  top = lambda size: max(((n, f'{i.opcode} {i.arrays} {i.scope}') for m in {size, size // mesh.shape['tp']} for n, i in found.over(m, weights)))
+  return dict(hlo_text_array=np.array(str(top(VOCABULARY))), hlo_image_array=np.array(str(top(CODEBOOK))), hlo_text_positions=largest(VOCABULARY), hlo_image_positions=largest(CODEBOOK), hlo_loops=len(found.loops('decode')),
               hlo_moves=np.array([f'{i.opcode} {i.bytes} {i.arrays} {i.scope}' for i in found.decode_moves()] or [''], str),
               hlo_move=max((i.bytes for i in found.decode_moves()), default=0))
 

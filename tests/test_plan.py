@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import mesh_run
+from configs import slices
 from dsr_jax import config as config_lib
 from dsr_jax import plan
 from dsr_jax import plan_costs
@@ -252,3 +253,19 @@ def test_bad_input_is_one_sentence(args, message):
   done = command(*args)
   assert done.returncode == 2 and not done.stdout
   assert done.stderr.strip().splitlines()[-1].startswith('error: ') and message in done.stderr
+
+
+# The full-size configs on the slices they name.
+
+
+@pytest.mark.parametrize('size, name', [(size, name) for size, names in slices.SLICES.items() for name in names])
+def test_each_slice_of_the_full_size_configs_fits_as_counted(size, name):
+  config = config_lib.load(os.path.join(ROOT, 'configs', f'janus_pro_{size}.py:{name}'))
+  report, _ = plan.plan(config, name, compiling=False)
+  assert report['fits'], report['needed_bytes'] / report['memory_bytes']
+  assert (config.method.steps, config.method.inputs_per_step, config.method.group_size) == (438, 128, 8)
+
+
+def test_a_slice_that_a_config_does_not_know_is_refused():
+  with pytest.raises(InputError, match="found the slice 'v5e:1x1' after the config; expected one of v5p:4x4x4"):
+    config_lib.load(os.path.join(ROOT, 'configs', 'janus_pro_7b.py:v5e:1x1'))

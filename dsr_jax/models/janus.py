@@ -153,7 +153,7 @@ class Janus(nnx.Module):
     table = sharding.keep_whole(self.code_embeddings(jnp.arange(self.config.vq.num_embeddings)))  # (K, D), once for all tokens
 
     def embed(codes):  # (B, G) -> (R, G, D): both branches read the same code
-      x = table[codes]
+      x = sharding.split_rows(table[codes])
       return jnp.broadcast_to(x[:, None], (inputs, branches, *x.shape[1:])).reshape(-1, *x.shape[1:])
 
     def pick(hidden, t):
