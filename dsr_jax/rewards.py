@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from dsr_jax.convert import clip as clip_files
+from dsr_jax.errors import InputError
 from dsr_jax.losses import mean_logp
 from dsr_jax.models import clip as clip_lib
 from dsr_jax.models.unified import Picture, Scoring, Text, UnifiedModel, without_eos
@@ -284,8 +285,12 @@ def judge(case: Case):
   The one exception to the rule that nothing leaves the device inside a step: the judge is NumPy code on the host. It is a control only.
   With `method.judge_accuracy` below 1, so many verdicts v are right, and the others are turned around to 1 - v, by the candidate's key.
   """
-  from dsr_jax.scenes import callback
+  from dsr_jax.scenes import callback, world
   inputs, group = case.keys.shape
+  side = case.picture.pixels.shape[-2]
+  if side != world.IMAGE_SIZE:
+    raise InputError(f'found a model of {side} x {side} pixels and method.reward=judge, which reads pictures of Scenes; expected '
+                     f'{world.IMAGE_SIZE} x {world.IMAGE_SIZE}; choose another reward')
   pixels = jnp.clip((case.picture.pixels * 0.5 + 0.5) * 255.0, 0, 255).astype(jnp.uint8)
   text = case.text if case.task == 'generation' else without_eos(case.text, case.eos_id)
   host = callback.verdicts_on_pictures if case.task == 'generation' else callback.verdicts_on_texts

@@ -86,7 +86,7 @@ def make_step(graphdef, method, system, mesh, templates):
         updates, moments = optimizer.update(grads, moments, params)
         updates = jax.tree.map(lambda u: -rate * u, updates)
         params = optax.apply_updates(params, updates)
-      return params, moments, learned, dict(gradient_norm=optax.global_norm(grads), update_norm=optax.global_norm(updates))
+      return params, moments, learned, dict(gradient_norm=optax.tree.norm(grads), update_norm=optax.tree.norm(updates))
 
     rate = state_lib.learning_rate(method, state['step'])
     params, moments, learned, metrics = _inner_updates(update, method.inner_updates, own(state['params']), own(state['opt_state']), {

@@ -17,6 +17,8 @@ KINDS = {
 }
 _OPPOSITE = {a: b for x, y in (('left', 'right'), ('above', 'below'), ('over', 'under'), ('top', 'bottom'), ('small', 'large'), ('little', 'big'),
                                ('tiny', 'huge')) for a, b in ((x, y), (y, x))}
+_SAME = {'violet': 'purple', 'grey': 'gray', 'little': 'small', 'tiny': 'small', 'big': 'large', 'huge': 'large', 'banded': 'striped',
+         'spotted': 'dotted', 'solid': 'plain', 'over': 'above', 'under': 'below'}
 _WORD = re.compile(r"\w+|\W+")
 
 
@@ -26,16 +28,27 @@ def swapped(text: str, kind: str) -> str | None:
   at = [i for i, part in enumerate(parts) if part.lower() in KINDS[kind]]
   if not at:
     return None
-  other = next((i for i in at[1:] if parts[i].lower() != parts[at[0]].lower()), None)
+  other = next((i for i in at[1:] if _meaning(parts[i]) != _meaning(parts[at[0]])), None)
   if other is not None and kind != 'side':  # two sides of one text seldom fit each other's places
     parts[at[0]], parts[other] = parts[other], parts[at[0]]
   else:
     old = parts[at[0]].lower()
-    new = _OPPOSITE.get(old) or KINDS[kind][(KINDS[kind].index(old) + 1) % len(KINDS[kind])]
+    new = _OPPOSITE.get(old) or _others(old, kind)[0]
     for i in at:
-      if parts[i].lower() == old:
+      if _meaning(parts[i]) == _meaning(old):
         parts[i] = new
   return ''.join(parts)
+
+
+def _meaning(word: str) -> str:
+  return _SAME.get(word.lower(), word.lower())
+
+
+def _others(word: str, kind: str) -> list[str]:
+  """Words of the kind that mean something else, from the one after `word` on."""
+  words = KINDS[kind]
+  start = words.index(word)
+  return [w for w in (*words[start:], *words[:start]) if _meaning(w) != _meaning(word)]
 
 
 def negatives(text: str, number: int, other: str) -> list[str]:
@@ -45,7 +58,6 @@ def negatives(text: str, number: int, other: str) -> list[str]:
     parts = _WORD.findall(text)
     at = next((i for i, part in enumerate(parts) if part.lower() in words), None)
     if at is not None:
-      start = words.index(parts[at].lower())
-      found += [''.join([*parts[:at], words[(start + step) % len(words)], *parts[at + 1:]]) for step in range(2, len(words))]
+      found += [''.join([*parts[:at], word, *parts[at + 1:]]) for word in _others(parts[at].lower(), kind)]
   different = list(dict.fromkeys(s for s in found if s.lower() != text.lower()))
   return (different + [other] * number)[:number]
