@@ -38,7 +38,7 @@ class Checkpoints:
         max_to_keep=keep_last, keep_period=keep_every or None, cleanup_tmp_directories=True,
         enable_async_checkpointing=True)
     if read_only:  # beside a run that may be at work there
-      options = ocp.CheckpointManagerOptions(read_only=True)
+      options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
     self._manager = ocp.CheckpointManager(self._directory, options=options, item_names=('state', 'about'))
 
   def latest(self):
@@ -113,7 +113,7 @@ def load_trained(workdir, step=None):
     raise InputError(f'found no {directory}; expected the workdir of a run; name another')
   # metadata is read before anything else names the handlers
   handlers = {'state': ocp.PyTreeCheckpointHandler(), 'about': ocp.JsonCheckpointHandler()}
-  options = ocp.CheckpointManagerOptions(read_only=True)
+  options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
   with ocp.CheckpointManager(directory, options=options, item_handlers=handlers) as manager:
     steps = sorted(manager.all_steps())
     chosen = steps[-1] if step is None and steps else step
