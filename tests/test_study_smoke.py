@@ -50,8 +50,8 @@ def base(tmp_path_factory):
   config = convert.read_config(model_source.EMBEDDED)[0]
   small = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2)
   config = dataclasses.replace(
-      config, text=dataclasses.replace(config.text, head_dim=16, **small), vision=dataclasses.replace(config.vision, **small),
-      vq=dataclasses.replace(config.vq, num_embeddings=32, latent_channels=32, base_channels=32))
+      config, text=dataclasses.replace(config.text, head_dim=16, **small), vision=dataclasses.replace(config.vision, patch_size=8, **small),
+      vq=dataclasses.replace(config.vq, num_embeddings=32, latent_channels=32, base_channels=32, channel_multiplier=(1, 1, 1, 1)))  # 16 codes
   _, params = janus.create(config, 0)
   directory = tmp_path_factory.mktemp('base') / 'model'
   convert.save(str(directory), config, jax.tree.map(np.asarray, params), model_source.EMBEDDED)
