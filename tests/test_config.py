@@ -14,7 +14,8 @@ from dsr_jax import config as config_lib
 from dsr_jax.errors import InputError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-FILES = [p for p in sorted(glob.glob(os.path.join(ROOT, 'configs', '*.py'))) if not p.endswith('_pretrain.py')]
+OTHERS = ('scenes_pretrain.py', 'scenes_study.py', 'slices.py')  # not of training runs
+FILES = [p for p in sorted(glob.glob(os.path.join(ROOT, 'configs', '*.py'))) if os.path.basename(p) not in OTHERS]
 
 
 def leaves(tree, prefix=''):

@@ -68,9 +68,9 @@ def flags_of(path):
 
 def check_config(module, path, changes):
   """A config file takes the changes {key: text}, and with them it is one that the command accepts."""
-  namespace = {}
+  namespace, (path, _, arg) = {}, path.partition(':')
   exec(compile((ROOT / path).read_text(), path, 'exec'), namespace)  # as ml_collections does
-  config = namespace['get_config']()
+  config = namespace['get_config'](*[arg] * bool(arg))
   assert isinstance(config, ConfigDict)
   flat = {}
   for key, text in changes.items():

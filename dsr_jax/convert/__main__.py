@@ -9,7 +9,6 @@ keep their type, a run's trained ones are float32, unless --dtype says otherwise
 deepseek are merged, and peft is the adapter alone. Prints a JSON object about the target.
 """
 
-import functools
 import pathlib
 
 from absl import flags
@@ -68,11 +67,10 @@ def main(argv, f=flags.FLAGS):
 
 
 def define_flags(f=flags.FLAGS):
-  string = functools.partial(flags.DEFINE_string, flag_values=f)
-  string('source', None, f'The model: {model_source.EXPECTED}.')
-  string('target', None, 'The directory to write; it appears whole or not at all.')
-  string('format', None, "hf (transformers), deepseek (the original code's) or peft (a run's adapters).")
-  string('dtype', None, 'float32 or bfloat16, for all weights. By default each keeps the type it has.')
+  flags.DEFINE_string('source', None, f'The model: {model_source.EXPECTED}.', flag_values=f)
+  flags.DEFINE_string('target', None, 'The directory to write; it appears whole or not at all.', flag_values=f)
+  flags.DEFINE_string('format', None, "hf (transformers), deepseek (the original code's) or peft (a run's adapters).", flag_values=f)
+  flags.DEFINE_string('dtype', None, 'float32 or bfloat16, for all weights. By default each keeps the type it has.', flag_values=f)
   flags.DEFINE_bool('overwrite', False, 'Replace the target if it is there.', flag_values=f)
 
 
