@@ -32,12 +32,14 @@ import sys
 import jax
 jax.config.update('jax_num_cpu_devices', {devices})
 from dsr_jax import config, convert, sharding
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, SingleDeviceSharding
 import re, time
 mesh = sharding.make_mesh(config.Mesh(data=1, fsdp={devices}, tp=1))
 def place(path, leaf):
   name = sharding.path_name(path)
-  return leaf.placed(NamedSharding(mesh, next(spec for pattern, spec in sharding.RULES if re.search(pattern, name))))
+  spec = next(spec for pattern, spec in sharding.RULES if re.search(pattern, name))
+  # What every device holds whole is held by one: virtual devices share one memory.
+  return leaf.placed(NamedSharding(mesh, spec) if len(spec) else SingleDeviceSharding(jax.devices()[0]))
 start = time.perf_counter()
 bundle = convert.load({directory!r}, lambda leaf: leaf)
 opened = time.perf_counter()
@@ -59,23 +61,30 @@ def make(size, directory, layout):
   names = {(atom.leaf, atom.layer): entry.name for entry in table.entries(janus.abstract_params(config), 'hf')
            for atom in entry.atoms}
   rng = np.random.default_rng(0)
-  read = lambda atom: _Random(atom, names[atom.leaf, atom.layer], rng)
+  draw = _tiled(rng) if size == '7b' else lambda shape: rng.standard_normal(shape, np.float32)
+  read = lambda atom: _Random(atom, names[atom.leaf, atom.layer], draw)
   unused = {name: np.zeros(shape, np.float32) for name, shape in table.unused(config.vision, 'deepseek').items()}
   convert.export(directory, layout, dataclasses.replace(config, templates=processor.templates), processor, read,
                  model_source.EMBEDDED, kept_aside=unused, dtype='bfloat16')
   return dict(bytes=sum(f.stat().st_size for f in pathlib.Path(directory).rglob('*') if f.is_file()))
 
 
+def _tiled(rng):
+  """Few numbers again and again: memory and time do not depend on them, and seven billion take long to draw."""
+  some = rng.standard_normal(1 << 22, np.float32)
+  return lambda shape: np.resize(some, shape)
+
+
 class _Random:
   """An atom made of random numbers a slice at a time, of a size that keeps activations and logits in range."""
 
-  def __init__(self, atom, name, rng):
-    self.shape, self.dtype, self._name, self._rng = atom.shape, np.dtype(np.float32), name, rng
+  def __init__(self, atom, name, draw):
+    self.shape, self.dtype, self._name, self._draw = atom.shape, np.dtype(np.float32), name, draw
 
   def __array__(self, dtype=None, copy=None):
     del copy
     shape = self.shape
-    x = self._rng.standard_normal(shape, np.float32)
+    x = self._draw(shape)
     if self._name.endswith('bias'):
       x *= 0.02
     elif len(shape) == 1:  # norms
