@@ -21,7 +21,7 @@ def get_config(arg=None):
   c.run = _run()
 
   c.tune = ConfigDict()  # on the validation lists, which no table uses; the same for every variant
-  c.tune.learning_rates = (5e-5, 1e-4, 2e-4)
+  c.tune.learning_rates = (2.5e-5, 5e-5, 1e-4)
   c.tune.seed = 1000  # of training, none of the tables'
   c.tune.prompts_per_task = 60
   c.tune.pictures = 300
@@ -48,7 +48,7 @@ def _run():
   m = config.method
   m.inputs_per_step = 32  # 16 prompts and 16 pictures, 8 candidates each
   m.steps = 36
-  m.learning_rate = 1e-4  # where nothing was tuned
+  m.learning_rate = 5e-5  # where nothing was tuned
   m.swap_every = 9
   s = config.system
   s.frozen_every = 0  # the frozen model's opinion is asked at each evaluation instead

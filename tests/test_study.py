@@ -186,7 +186,7 @@ def test_a_finished_cell_of_another_configuration_is_named(fake):
   study.run_cells(plan, cells[:2], FakeBench(plan))
   other = dataclasses.replace(cells[1], config=dataclasses.replace(
       cells[1].config, method=dataclasses.replace(cells[1].config.method, learning_rate=0.5)))
-  with pytest.raises(InputError, match=r'method.learning_rate: 0.0001 -> 0.5'):
+  with pytest.raises(InputError, match=r'method.learning_rate: 5e-05 -> 0.5'):
     study_cells.record_of(other)
 
 
