@@ -1,4 +1,4 @@
-"""Meshes and chunks of the full-size runs by slice, each planned with `dsr_jax.plan` (docs/plan.md has what each needs and takes).
+"""Meshes and chunks of the full-size runs by slice, to be checked with `dsr_jax.plan` before anything is rented.
 
   --config=configs/janus_pro_7b.py:v5e:8x8    the slice stands after the config's name
 """

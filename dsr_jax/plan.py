@@ -64,9 +64,9 @@ def plan(config, topology, compiling=True, hlo=''):
   from dsr_jax import sharding
   name, chip, chips = plan_costs.parse(topology)
   model = plan_program.sizes_of(config.model)
-  devices = _devices(name, topology, chips) if chip.tpu and compiling else None
   axes = sharding.resolve(config.system.mesh, chips)
   sharding.check_fits(axes, model.text.num_attention_heads, _chunks(config))
+  devices = _devices(name, topology, chips) if chip.tpu and compiling else None
   s = plan_sizes.Sizes(model, config.method, config.system, config.data.max_prompt_tokens)
   estimate = plan_memory.estimate(model, config, axes)
   found = plan_costs.phases(s, axes, chip)
