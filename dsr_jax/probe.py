@@ -33,9 +33,10 @@ def main(argv, f=flags.FLAGS):
   commands.check_output(f.output, lambda name: name in ('probe.html', 'probe.json'))
   import jax  # after the cheap checks: it takes seconds to import
   from dsr_jax import probe_measures, probe_page, probe_tasks
-  source = model_source.resolve(f.model)
+  from dsr_jax.models import janus
+  bundle = model_source.resolve(f.model).bundle
   began = time.time()
-  results = probe_tasks.probe(source, config, f.num_inputs, f.seed)
+  results = probe_tasks.probe(janus.graphdef_of(bundle.config), bundle, config, f.num_inputs, f.seed)
   verdict = {task: result.numbers['verdict']['go'] for task, result in results.items()}
   m = config.method
   about = {

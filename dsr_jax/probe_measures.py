@@ -149,7 +149,7 @@ GATES = {
 
 
 def decide(task: str, numbers: dict) -> dict:
-  """The gates of a task: go if none of those that could be measured fails."""
+  """The gates of a task: go if none of those that could be measured fails. 'blind': what the reward does not see, go or not."""
   rows = []
   for name, path, relation, threshold, reason in GATES[task]:
     value = numbers
@@ -158,7 +158,15 @@ def decide(task: str, numbers: dict) -> dict:
     value = value.value if isinstance(value, Estimate) else value
     passed = None if value is None else {'>=': value >= threshold, '<=': value <= threshold, '|<=|': abs(value) <= threshold}[relation]
     rows.append({'gate': name, 'value': value, 'relation': relation.strip('|'), 'threshold': threshold, 'passed': passed, 'reason': reason})
-  return {'go': all(row['passed'] is not False for row in rows), 'gates': rows}
+  return {'go': all(row['passed'] is not False for row in rows), 'gates': rows, 'blind': _blind(numbers)}
+
+
+def _blind(numbers: dict) -> list[str]:
+  """Swaps that a coin could tell apart as well, and sorts of prompts whose best by the reward is worse than the mean, surely."""
+  swaps = [(kind, v) for kind, v in numbers['swaps'].items() if isinstance(v, dict) and v['low'] <= 0.5]
+  worse = [(name, v['gain']) for name, v in numbers.get('categories', {}).items() if v['gain'].high < 0]
+  return ([f'swapped {kind}: {v["value"]:.2f} told apart' for kind, v in swaps]
+          + [f'prompts of the sort {name}: the best by reward is {-gain.value:.2f} worse than the mean' for name, gain in worse])
 
 
 def to_json(tree):

@@ -30,7 +30,7 @@ def page(numbers: dict, shown: dict) -> str:
 
 
 def _generation(n, shown):
-  out = [f'<h2>Text to picture: R_G {_verdict(n["verdict"]["go"])}</h2>', _tiles(n, 'right', 'of pictures right, by the judge'), _gates(n)]
+  out = [f'<h2>Text to picture: R_G {_verdict(n["verdict"]["go"])}</h2>', _tiles(n, 'right', 'share of right pictures, by the judge'), _gates(n)]
   out.append(_charts(n, 'Right pictures', 'pictures'))
   if 'categories' in n:
     rows = [(name, *(e[key]['value'] for key in ('best', 'mean', 'worst', 'best_there_is'))) for name, e in n['categories'].items()]
@@ -106,8 +106,10 @@ def _gates(n):
     mark = {True: '<span class="up">passed</span>', False: '<span class="down">failed</span>', None: ''}[g['passed']]
     rows.append(f'<tr><td>{html.escape(g["gate"])}</td><td class="n">{value}</td><td>{"≥" if g["relation"] == ">=" else "≤"} '
                 f'{g["threshold"]:g}</td><td>{mark}</td><td>{html.escape(g["reason"])}</td></tr>')
+  blind = ''.join(f'<li>{html.escape(line)}</li>' for line in n['verdict']['blind'])
+  blind = f'<p class="lead">What this reward is blind to, or works against:</p><ul>{blind}</ul>' if blind else ''
   return ('<h2>Go or no-go</h2><div class="scroll"><table><tr><th>what</th><th class="n">measured</th><th>asked for</th><th></th>'
-          f'<th>because</th></tr>{"".join(rows)}</table></div>')
+          f'<th>because</th></tr>{"".join(rows)}</table></div>' + blind)
 
 
 def _charts(n, title, things):

@@ -12,7 +12,6 @@ from dsr_jax import probe_measures as measures
 from dsr_jax import probe_scenes as scenes_lib
 from dsr_jax import probe_words as words
 from dsr_jax.data import batches as batches_lib
-from dsr_jax.models import janus
 from dsr_jax.probe_model import Prober
 
 INSTRUCTIONS = ('Describe this image in detail.', 'What is in the picture?', 'Write a caption for this image.')
@@ -28,16 +27,17 @@ class Result:
   shown: dict
 
 
-def probe(model, config, number: int, seed: int) -> dict:
+def probe(graphdef, bundle, config, number: int, seed: int) -> dict:
   """Everything about `number` prompts and as many pictures: {'generation', 'understanding'} -> Result, tasks of the config alone.
 
-  model: a `model_source.Source`. Errors: InputError where prompts or pictures do not suit the model.
+  bundle: with config, params and processor, as `convert.load` gives it; graphdef: the model's structure. Errors: InputError where prompts
+  or pictures do not suit the model.
   """
-  bundle, m = model.bundle, config.method
+  m = config.method
   inputs = dataclasses.replace(m, inputs_per_step=number * (m.inputs_per_step // m.inputs_per_task), accumulate=1)
   batches = batches_lib.make(config.data, inputs, bundle.processor, bundle.config.image_size)
   batch = batches.at(0)
-  prober = Prober(janus.graphdef_of(bundle.config), bundle.params, bundle.processor, m, config.system, seed)
+  prober = Prober(graphdef, bundle.params, bundle.processor, m, config.system, seed)
   out = {}
   if 'generation' in m.tasks:
     commands.log(f'drawing      {m.group_size} pictures of each of {number} prompts')

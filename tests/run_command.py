@@ -3,12 +3,15 @@
 import contextlib
 import html.parser
 import io
+import itertools
 import json
 import pathlib
 import sys
 from unittest import mock
 
 from absl import flags
+
+from dsr_jax.scenes import judge, render, world
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = str(ROOT / 'configs' / 'scenes_tiny.py')
@@ -50,3 +53,16 @@ class Page(html.parser.HTMLParser):
 
   def handle_data(self, data):
     self.words.append(data)
+
+
+def picture_of(atoms):
+  """A picture of which a text's atoms are true, nothing else in it."""
+  mentions = judge.expand(atoms)
+  for step in (3, 4):  # cells between corners: things of 12 pixels need four
+    for places in itertools.permutations([(r, c) for r in (0, step) for c in (0, step)], len(mentions)):
+      things = tuple(world.Thing(m.shape, m.colour or 0, m.texture or 0, m.size or 8, *p) for m, p in zip(mentions, places))
+      scene = world.Scene(things)
+      reading = judge.read(render.render(scene))[0]
+      if reading.clean and judge.strict(atoms, reading):
+        return render.render(scene)
+  raise AssertionError(atoms)

@@ -1,7 +1,6 @@
 """The benchmarks of Scenes: players whose scores are known, the command's tables, and the best of N."""
 
 import dataclasses
-import itertools
 import json
 import os
 
@@ -9,7 +8,7 @@ import jax
 import numpy as np
 from PIL import Image
 import pytest
-from run_command import ROOT, TINY, run
+from run_command import ROOT, TINY, picture_of, run
 
 from dsr_jax import config as config_lib
 from dsr_jax import evaluate
@@ -19,19 +18,6 @@ from dsr_jax.models import janus
 from dsr_jax.scenes import evaluation, grammar, judge, render, sets, world
 
 EVAL = dataclasses.replace(config_lib.Eval(), prompts_per_task=2, images_per_prompt=2, pictures=12)
-
-
-def picture_of(atoms):
-  """A picture of which a text's atoms are true, nothing else in it."""
-  mentions = judge.expand(atoms)
-  for step in (3, 4):  # cells between corners: things of 12 pixels need four
-    for places in itertools.permutations([(r, c) for r in (0, step) for c in (0, step)], len(mentions)):
-      things = tuple(world.Thing(m.shape, m.colour or 0, m.texture or 0, m.size or 8, *p) for m, p in zip(mentions, places))
-      scene = world.Scene(things)
-      reading = judge.read(render.render(scene))[0]
-      if reading.clean and judge.strict(atoms, reading):
-        return render.render(scene)
-  raise AssertionError(atoms)
 
 
 class Knowing:

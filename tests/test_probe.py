@@ -1,18 +1,33 @@
 """The probe: one page and its numbers, with the judge of Scenes and without any judge."""
 
+import dataclasses
 import json
 import os
 import re
 import subprocess
 import sys
 
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import micro_parts
 import numpy as np
-from PIL import Image
 import pytest
-from run_command import Page, ROOT, TINY, run
+from run_command import Page, ROOT, TINY, picture_of, run
 
+from dsr_jax import config as config_lib
+from dsr_jax import model_source
 from dsr_jax import probe
+from dsr_jax import probe_measures as measures
+from dsr_jax import probe_page
+from dsr_jax import probe_scenes
+from dsr_jax import probe_tasks
 from dsr_jax.errors import InputError
+from dsr_jax.models.unified import Picture, Scoring, Text
+from dsr_jax.probe_model import Drawn, Prober
+from dsr_jax.processor import Processor
+from dsr_jax.scenes import render, world
+
 
 @pytest.fixture(scope='module')
 def scenes(tmp_path_factory):
@@ -23,17 +38,20 @@ def scenes(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def own(hf_directory, tmp_path_factory):
-  """The same without a judge: another model, and prompts and pictures of someone's own."""
-  folder = tmp_path_factory.mktemp('own')
-  (folder / 'prompts.txt').write_text('a red circle left of a blue square\ntwo small green rings\na large striped diamond\n')
-  (folder / 'pictures').mkdir()
-  for i in range(3):
-    Image.fromarray(np.random.default_rng(i).integers(0, 255, (20, 30, 3), np.uint8)).save(folder / 'pictures' / f'{i}.png')
-  values = dict(model=hf_directory, config=TINY, num_inputs=3, config__data__prompts=folder / 'prompts.txt',
-                config__data__images=folder / 'pictures')
-  run(probe, output=folder / 'out', **values)
-  return json.loads((folder / 'out' / 'probe.json').read_text()), Page((folder / 'out' / 'probe.html').read_text()), values
+def own(tmp_path_factory):
+  """(numbers, page, config) of the smallest model with prompts and pictures of someone's own: no judge."""
+  config = config_lib.load(TINY, **micro_parts.write_inputs(tmp_path_factory.mktemp('own')), method__group_size=4)
+  numbers, shown = measure(config)
+  return numbers, Page(probe_page.page(numbers, shown)), config
+
+
+def measure(config):
+  model = micro_parts.load()
+  results = probe_tasks.probe(model.graphdef, model, config, 3, 42)
+  about = dict(model='micro', prompts='prompts.txt', images='pictures', inputs=3, candidates=4, temperature=1.0, guidance=1.0, seed=42,
+               device='cpu', date='')
+  numbers = {'about': about, 'go': True, **{task: r.numbers for task, r in results.items()}}
+  return measures.to_json(numbers), {task: r.shown for task, r in results.items()}
 
 
 def test_the_judge_measures_what_the_rewards_pick(scenes):
@@ -72,56 +90,103 @@ def test_without_a_judge_its_measures_are_left_out_and_the_others_are_there(own)
     assert {'ties', 'spread', 'slopes', 'swaps', 'reward'} <= n.keys()
     passed = {g['gate']: g['passed'] for g in n['verdict']['gates']}
     assert passed['pairs ordered as the judge does'] is None and passed['groups without any difference'] is not None
-  assert numbers['generation']['swaps']['colours']['cases'] == 1  # one of the prompts names colours of two things
+  assert numbers['generation']['swaps']['colours']['cases'] == 2  # two of the prompts name colours
   assert numbers['generation']['instructions']['mean'] is not None
   assert 'no judge for this data' in ' '.join(page.words) and 'not measured' in ' '.join(page.words)
 
 
-def test_the_same_seed_gives_the_same_numbers_whatever_the_chunk(own, tmp_path):
-  numbers, _, values = own
-  run(probe, output=tmp_path / 'again', **values, config__system__rollout_chunk=1)
-  again = json.loads((tmp_path / 'again' / 'probe.json').read_text())
+def test_the_numbers_do_not_depend_on_the_chunk(own):
+  numbers, _, config = own
+  again, _ = measure(dataclasses.replace(config, system=dataclasses.replace(config.system, rollout_chunk=1)))
   for task in ('generation', 'understanding'):
     for key in ('reward', 'spread'):
       assert again[task][key] == pytest.approx(numbers[task][key], abs=1e-5)
+  assert again['generation']['swaps']['colours']['value'] == numbers['generation']['swaps']['colours']['value']
 
 
-def test_token_heat_is_the_gain_of_the_picture_over_other_pictures(bundle):
-  """The parts of a token's heat against plain calls of the model."""
-  import dataclasses
-  from flax import nnx
-  import jax
-  from dsr_jax import config as config_lib
-  from dsr_jax.models import janus
-  from dsr_jax.models.unified import Picture, Scoring, Text
-  from dsr_jax.probe_model import Prober
-  config = config_lib.load(TINY)
-  graphdef = janus.graphdef_of(bundle.config)
-  prober = Prober(graphdef, bundle.params, bundle.processor, dataclasses.replace(config.method, inputs_per_step=4), config.system, 0)
-  text = bundle.processor.pad([bundle.processor.encode_prompt(t) for t in ('a red circle', 'two rings')], 6)
-  drawn = prober.draw(*text, ['Describe it.', 'What?'])
-  model = nnx.merge(graphdef, jax.tree.map(jax.numpy.asarray, bundle.params))
-  asked = bundle.processor.pad([bundle.processor.encode_question('Describe it.')] * 2)
-  pictures = model.picture_from_codes(drawn.codes)
-  expected = model.text_logps(pictures, Text(*asked), Text(text.ids[:, None], text.mask[:, None]), None, Scoring()).logp
-  np.testing.assert_allclose(drawn.text_logps, expected, atol=1e-4)
-  other = prober.read(*text, drawn.codes[::-1, :1], 'Describe it.')
+def test_what_is_asked_of_the_model_is_what_plain_calls_give(own):
+  _, _, config = own
+  model = micro_parts.load()
+  words = model.processor
+  prober = Prober(model.graphdef, model.params, words, config.method, config.system, 0)
+  text = words.pad([words.encode_prompt(t) for t in ('a red circle', 'two rings')], 6)
+  asked = Text(*(np.repeat(x, 2, axis=0) for x in words.pad([words.encode_question('Describe it.')])))
+  drawn = prober.draw(*text, ['Describe it.', 'What is it?'])
+  plain = nnx.merge(model.graphdef, jax.tree.map(jnp.asarray, model.params))
+  pictures, own_text = plain.picture_from_codes(drawn.codes), Text(text.ids[:, None], text.mask[:, None])
+  np.testing.assert_allclose(drawn.text_logps, plain.text_logps(pictures, asked, own_text, None, Scoring()).logp, atol=1e-5)
+  lengths = text.mask.sum(1)[:, None]
+  np.testing.assert_allclose(drawn.rewards[:, 0], drawn.text_logps.sum(-1) / lengths, atol=1e-5)
+  assert np.abs(drawn.rewards[:, 0] - drawn.rewards[:, 1]).max() > 1e-4  # another instruction
+  scores = plain.picture_logps(own_text, drawn.codes, None, Scoring())
+  np.testing.assert_allclose(drawn.code_logps, scores.logp, atol=1e-5)
+  np.testing.assert_allclose(drawn.code_entropy, scores.entropy, atol=1e-5)
+  # Without a prompt every prompt is alike.
+  bare = plain.picture_logps(Text(text.ids[::-1, None], text.mask[::-1, None]), drawn.codes, None, Scoring(guidance=0.0)).logp
+  np.testing.assert_allclose(drawn.bare_logps, bare, atol=1e-5)
+  # Other pictures in the place of a prompt's own.
   swapped = Picture(*(x[::-1, :1] for x in pictures))
-  np.testing.assert_allclose(other, model.text_logps(swapped, Text(*asked), Text(text.ids[:, None], text.mask[:, None]), None, Scoring()).logp, atol=1e-4)
-  # Without a prompt every prompt has the same likelihood.
-  bare = model.picture_logps(Text(text.ids[::-1, None], text.mask[::-1, None]), drawn.codes, None, Scoring(guidance=0.0)).logp
-  lengths = text.mask.sum(1)
-  if lengths[0] == lengths[1]:
-    np.testing.assert_allclose(drawn.bare_logps, bare, atol=1e-4)
+  read = prober.read(*text, drawn.codes[::-1, :1], 'Describe it.')
+  np.testing.assert_allclose(read, plain.text_logps(swapped, asked, own_text, None, Scoring()).logp, atol=1e-5)
+  given_picture, given_text = prober.both(['a red circle', 'two rings'], drawn.codes[:, 1], 'Describe it.')
+  np.testing.assert_allclose(given_picture, drawn.rewards[:, 0, 1], atol=1e-5)
+  np.testing.assert_allclose(given_text, scores.logp[:, 1], atol=1e-5)
+
+
+class Seeing:
+  """In the place of a Prober: draws every prompt rightly, or bare ground, and knows which; the same for texts."""
+
+  def __init__(self, prompts, scenes):
+    self.prompts, self.scenes, self.rng = prompts, scenes, np.random.default_rng(0)
+
+  def draw(self, ids, mask, instructions):
+    number, group, length = len(ids), 4, ids.shape[1]
+    right = np.arange(group) % 2 == 0
+    pixels = np.stack([[picture_of(p.atoms) if r else render.render(world.Scene(())) for r in right] for p in self.prompts])
+    rewards = np.broadcast_to(np.where(right, -1.0, -2.0) + 0.01 * np.arange(group), (number, len(instructions), group))
+    logps = np.broadcast_to(np.where(right, -1.0, -2.0)[None, :, None], (number, group, length))
+    codes = np.broadcast_to(right[None, :, None], (number, group, 64)).astype(np.int32)
+    return Drawn(codes, pixels, rewards, logps, *[self.rng.normal(size=codes.shape)] * 3)
+
+  def read(self, ids, mask, codes, instruction):
+    return np.where(codes[:, :, :1] == 1, -1.0, -2.0) * np.ones(ids.shape[1])
+
+  def tokenize(self, pixels):
+    return np.array([np.frombuffer(p.tobytes(), np.uint8)[:64] for p in pixels], np.int32)
+
+  def both(self, texts, codes, instruction):
+    self.asked = texts
+    half = len(texts) // 2
+    good = np.where(np.arange(len(texts)) < half, -1.0, -2.0)  # the true ones come first
+    return good, np.repeat(good[:, None], 64, axis=1)
+
+
+def test_a_reward_that_sees_everything_is_a_go(bundle_of_scenes):
+  config = config_lib.load(TINY, method__group_size=4)
+  prompts = probe_scenes.prompts(0, 12)
+  processor = bundle_of_scenes
+  texts = [p.text for p in prompts]
+  ids, mask = processor.pad([processor.encode_prompt(t) for t in texts])
+  n = probe_tasks.generation(Seeing(prompts, None), processor, config, dict(prompt_ids=ids, prompt_mask=mask), texts, 0).numbers
+  assert n['judged']['right']['best'].value == 1 and n['judged']['right']['worst'].value == 0 and n['judged']['right']['mean'].value == 0.5
+  assert n['pairwise']['accuracy'].value == 1 and n['swaps']['mean'] == 1 and n['verdict']['go'] and not n['verdict']['blind']
+  assert n['best_of']['by_reward'][-1] == 1 and sorted(n['categories']) == sorted({p.category for p in prompts})
+  # A bare picture shows none of a prompt's things, so every noun is wrong there, and its words are the ones that are supported least.
+  assert n['words']['auc'].value == 1
+
+
+@pytest.fixture(scope='module')
+def bundle_of_scenes():
+  return Processor.from_directory(model_source.EMBEDDED)
 
 
 @pytest.mark.parametrize('values, said', [
     (dict(model=''), 'found no --model'), (dict(output=''), 'found no --output'), (dict(num_inputs=1), 'found --num_inputs=1'),
     (dict(seed=-1), 'found --seed=-1'), (dict(model='/nowhere/at/all'), 'found no model'),
     (dict(config__data__prompts='nowhere.txt'), 'found no prompts nowhere.txt')])
-def test_bad_input_is_one_sentence_and_leaves_nothing(values, said, tmp_path, hf_directory):
+def test_bad_input_is_one_sentence_and_leaves_nothing(values, said, tmp_path):
   with pytest.raises(InputError, match=said) as e:
-    run(probe, **{**dict(model=hf_directory, config=TINY, output=tmp_path / 'out', num_inputs=2), **values})
+    run(probe, **{**dict(model='scenes', config=TINY, output=tmp_path / 'out', num_inputs=2), **values})
   assert '\n' not in str(e.value) and os.listdir(tmp_path) == []
 
 

@@ -5,9 +5,11 @@ import itertools
 import numpy as np
 import pytest
 
+from dsr_jax import model_source
 from dsr_jax import probe_measures as measures
 from dsr_jax import probe_scenes
 from dsr_jax import probe_words as words
+from dsr_jax.processor import Processor
 from dsr_jax.scenes import grammar, judge, render, sets
 
 
@@ -54,6 +56,15 @@ def test_ties_and_spread():
   rewards = np.array([[1., 1., 1.], [0., 1., 1.]])
   assert measures.ties(rewards) == {'groups': 0.5, 'pairs': pytest.approx(4 / 6)}
   assert measures.spread(rewards) == {'within': pytest.approx(np.std([0, 1, 1]) / 2), 'between': pytest.approx(1 / 6), 'range': 0.5}
+
+
+def test_what_the_reward_is_blind_to_is_named():
+  estimate = lambda value, low, high: measures.Estimate(value, low, high)
+  numbers = {'swaps': {'colours': {'value': 0.9, 'low': 0.8, 'high': 1.0, 'cases': 9}, 'relations': {'value': 0.4, 'low': 0.3, 'high': 0.55, 'cases': 9},
+                       'mean': 0.65},
+             'categories': {'counting': {'gain': estimate(-0.4, -0.6, -0.1)}, 'colors': {'gain': estimate(-0.1, -0.3, 0.1)}}}
+  blind = measures.decide('generation', numbers)['blind']
+  assert len(blind) == 2 and 'relations' in blind[0] and 'counting' in blind[1] and '0.40 worse' in blind[1]
 
 
 def test_auc_is_the_share_of_ordered_pairs():
@@ -165,9 +176,11 @@ def test_words_are_wrong_where_the_picture_contradicts_them():
   assert len(seen) > 3
 
 
-def test_tokens_are_summed_into_the_words_that_they_stand_in(bundle):
-  text = 'a red circle left of a blue square'
-  spans = words.token_spans(bundle.processor, text)
-  assert len(spans) == len(bundle.processor.encode_prompt(text))
+def test_tokens_are_summed_into_the_words_that_they_stand_in():
+  processor = Processor.from_directory(model_source.EMBEDDED)
+  text = 'a red polygon left of a blue hourglass'
+  spans = words.token_spans(processor, text)
+  assert [text[a:b].strip() for a, b in spans] == [processor.decode([i]) for i in processor.encode_prompt(text)]
+  assert len(spans) > len(text.split())
   total = words.by_word(spans, np.ones(len(spans)), words.words_of(text))
   assert sum(total) == len(spans) and min(total) >= 1

@@ -1,15 +1,11 @@
 """A past step again: the very same numbers, taken apart, and under another method."""
 
-import dataclasses
 import json
 import os
 import shutil
-import types
 
-import jax
-import micro_model
+import micro_parts
 import numpy as np
-from PIL import Image
 import pytest
 from run_command import Page, TINY, run
 
@@ -17,46 +13,14 @@ from dsr_jax import config as config_lib
 from dsr_jax import parts as parts_lib
 from dsr_jax import replay
 from dsr_jax import train
-from dsr_jax.data import prompts as prompts_lib
 from dsr_jax.errors import InputError
-from dsr_jax.models.unified import Text
-
-REAL = parts_lib.real()
-
-
-class Words:
-  """In the place of a processor: a word is a number, and back."""
-
-  def __init__(self):
-    self.templates = types.SimpleNamespace(eos_id=micro_model.EOS, pad_id=micro_model.PAD)
-    self.tokenizer = types.SimpleNamespace(decode=lambda ids: ' '.join(f'w{i}' for i in ids))
-
-  def encode_prompt(self, text):
-    return [9 + sum(map(ord, word)) % 31 for word in text.split()]
-
-  encode_question = encode_prompt
-
-  def decode(self, ids):
-    return self.tokenizer.decode(ids)
-
-  def pad(self, rows, length=None):
-    return Text(*prompts_lib.pad(rows, length or max(map(len, rows)), micro_model.PAD))
-
-
-def load(name):
-  """The smallest model, in the place of a loaded one."""
-  graphdef, params = micro_model.create(0)
-  config = types.SimpleNamespace(templates=micro_model.Templates(), vision=types.SimpleNamespace(image_size=16),
-                                 text=types.SimpleNamespace(num_attention_heads=1))
-  params = jax.tree.map(np.asarray, params)
-  return parts_lib.Model(graphdef, params, config, Words(), {'name': name, 'fingerprint': 'f' * 64}, micro_model.NUM_CODES)
 
 
 @pytest.fixture(scope='module', autouse=True)
 def small():
   """Every replay of this file finds the smallest model."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(parts_lib, 'real', lambda: dataclasses.replace(REAL, load_model=load, estimate=lambda config, model, mesh: None))
+    patch.setattr(parts_lib, 'real', micro_parts.real)
     yield
 
 
@@ -64,12 +28,8 @@ def small():
 def workdir(tmp_path_factory, small):
   """A run of three steps with checkpoints at 2 and 3."""
   folder = tmp_path_factory.mktemp('run')
-  (folder / 'prompts.txt').write_text('a red circle left of a blue square\ntwo small green rings\na large striped diamond\n')
-  (folder / 'pictures').mkdir()
-  for i in range(3):
-    Image.fromarray(np.random.default_rng(i).integers(0, 255, (20, 30, 3), np.uint8)).save(folder / 'pictures' / f'{i}.png')
   config = config_lib.load(
-      TINY, model='micro', data__prompts=str(folder / 'prompts.txt'), data__images=str(folder / 'pictures'), eval__benchmark='none',
+      TINY, model='micro', **micro_parts.write_inputs(folder), eval__benchmark='none',
       method__steps=3, method__group_size=3, method__learning_rate=1e-3, system__save_every=2, system__samples_every=0, system__eval_every=0,
       system__frozen_every=2, system__rollout_chunk=1,
       system__compile_cache=str(folder / 'cache'))

@@ -1,0 +1,68 @@
+"""The smallest model as the commands find one: parts of a run, a bundle, and a processor whose words are numbers."""
+
+import dataclasses
+import re
+import types
+
+import jax
+import micro_model
+import numpy as np
+from PIL import Image
+
+from dsr_jax import parts as parts_lib
+from dsr_jax.data import prompts as prompts_lib
+from dsr_jax.models.unified import Text
+
+SIZE = micro_model.SIDE * micro_model.PATCH  # pixels
+PROMPTS = 'a red circle left of a blue square\ntwo small green rings\na large striped diamond\n'
+_REAL = parts_lib.real()
+
+
+class _Tokenizer:
+
+  def __call__(self, text, add_special_tokens, return_offsets_mapping):
+    return {'offset_mapping': [m.span() for m in re.finditer(r'\s*\S+', text)]}
+
+  def decode(self, ids):
+    return ' '.join(f'w{i}' for i in ids)
+
+
+class Words:
+  """In the place of a `processor.Processor`: a word is a number, and back."""
+
+  templates = types.SimpleNamespace(eos_id=micro_model.EOS, pad_id=micro_model.PAD)
+  tokenizer = _Tokenizer()
+
+  def encode_prompt(self, text):
+    return [9 + sum(map(ord, word)) % 31 for word in text.split()]
+
+  encode_question = encode_prompt
+
+  def decode(self, ids):
+    return self.tokenizer.decode([i for i in ids if i not in (micro_model.EOS, micro_model.PAD)])
+
+  def pad(self, rows, length=None):
+    return Text(*prompts_lib.pad(rows, length or max(map(len, rows)), micro_model.PAD))
+
+
+def load(name='micro'):
+  """`parts.Model`."""
+  graphdef, params = micro_model.create(0)
+  config = types.SimpleNamespace(templates=micro_model.Templates(), vision=types.SimpleNamespace(image_size=SIZE), image_size=SIZE,
+                                 text=types.SimpleNamespace(num_attention_heads=1))
+  return parts_lib.Model(graphdef, jax.tree.map(np.asarray, params), config, Words(), {'name': name, 'fingerprint': 'f' * 64},
+                         micro_model.NUM_CODES)
+
+
+def real():
+  """The parts of a real run, but for the model."""
+  return dataclasses.replace(_REAL, load_model=load, estimate=lambda config, model, mesh: None)
+
+
+def write_inputs(folder):
+  """Three prompts and three pictures of someone's own; returns the config's changes that name them."""
+  (folder / 'prompts.txt').write_text(PROMPTS)
+  (folder / 'pictures').mkdir()
+  for i in range(3):
+    Image.fromarray(np.random.default_rng(i).integers(0, 255, (20, 30, 3), np.uint8)).save(folder / 'pictures' / f'{i}.png')
+  return dict(data__prompts=str(folder / 'prompts.txt'), data__images=str(folder / 'pictures'))
