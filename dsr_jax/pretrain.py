@@ -193,7 +193,7 @@ def train_picture_tokenizer(config, graphdef, params, run_dir):
       state['sums'] = spread_codebook(jax.random.key(config.seed), points, size) * 0.2
       state['counts'] = jnp.full(size, 0.2)
     state, (loss, used, _) = step_fn(state, batch(step))
-    return state, f'loss {float(loss):.4f}  codes used {int(used)}'
+    return state, ('loss %.4f  codes used %d', (loss, used))
 
   state = _loop('picture tokenizer', config, ('vq',), sum(cycles), state, one, os.path.join(run_dir, 'vq'))
   return {**state['params'], 'quantize': {'embedding': unit_norm(state['sums'])}}
@@ -245,7 +245,7 @@ def polish_decoder(config, graphdef, params, run_dir):
 
   def one(state, step):
     state, loss = step_fn(state, tokenizer_batch(config.seed, sum(config.vq.cycles) + step, config.vq.batch))
-    return state, f'loss {float(loss):.4f}'
+    return state, ('loss %.4f', (loss,))
 
   state = _loop('picture decoder', config, ('vq',), config.vq.polish_steps, state, one, os.path.join(run_dir, 'decoder'))
   return {**fixed, **state['params']}
@@ -324,7 +324,7 @@ def train_language_model(config, graphdef, params, processor, run_dir):
     pool(i + 1)
     pools.pop(i - 1, None)
     state, losses = step_fn(state, batch)
-    return state, 'nats a token: drawing %.4f  captions %.4f  answers %.4f' % tuple(map(float, losses))
+    return state, ('nats a token: drawing %.4f  captions %.4f  answers %.4f', losses)
 
   state = _loop('both tasks', config, ('vq', 'lm'), config.lm.steps, state, one, os.path.join(run_dir, 'lm'))
   return {**state['params'], **fixed}
@@ -339,7 +339,10 @@ def _is_inner_matrix(path: str, x) -> bool:
 
 
 def _loop(title, config, part, steps, state, one, directory):
-  """Runs `one(state, step) -> (state, line)` to the end, from the last checkpoint of a run with the same settings."""
+  """Runs `one(state, step) -> (state, (form, numbers))` to the end, from the last checkpoint of a run with the same settings.
+
+  Numbers are fetched only where their line is printed, so that an accelerator need not wait for the host.
+  """
   settings = {key: value for key, value in json.loads(config.to_json_best_effort()).items() if key in (*part, 'seed', 'vocab_size')}
   about = dict(method=settings, data=dict(fingerprint='scenes'), model=dict(fingerprint='none'))
   saved = checkpoints.Checkpoints(directory, about, keep_last=1)
@@ -348,8 +351,9 @@ def _loop(title, config, part, steps, state, one, directory):
   first = int(state['step'])
   start = time.time()
   for step in range(first, steps):
-    state, line = one(state, step)
+    state, (form, numbers) = one(state, step)
     if step % 20 == 0 or step == steps - 1:
+      line = form % tuple(map(float, numbers))
       rate = (time.time() - start) / (step + 1 - first)
       print(f'{title}: step {step + 1}/{steps}  {line}  {rate:.2f} s a step, {rate * (steps - step - 1) / 60:.0f} min left', file=sys.stderr, flush=True)
     if (step + 1) % config.save_every == 0 or step + 1 == steps:

@@ -9,7 +9,6 @@ h head width, L layers. Keys and values are (R, N, ..., tokens, h): batch axes f
 batched matrix product.
 """
 
-import functools
 from typing import NamedTuple
 
 from flax import nnx
@@ -18,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dsr_jax import sharding
+from dsr_jax.models.attention import attend
 from dsr_jax.models.config import TextConfig
 from dsr_jax.models.layers import Embedding, Linear, RMSNorm, layer_at, scan_layers, stack_layers
 
@@ -54,42 +54,6 @@ def rope(x, turn: Rotation):
   cos, sin = (y.reshape(y.shape[0], *(1,) * (x.ndim - 3), *y.shape[1:]) for y in turn)
   a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)  # float32 island
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
-
-
-def attend(q, parts):
-  """One softmax over several parts of the context.
-
-  Args:
-    q: (R, N, C, T, h).
-    parts: of (k, v, mask): either shared by the candidates, (R, N, S, h), or their own, (R, N, C, S, h);
-      mask broadcasts to (R, N, C, T, S), or is None.
-
-  Returns:
-    (R, N, C, T, h).
-  """
-  r, n, c, t, h = q.shape
-  flat = lambda x: x.reshape(r, n, c * t, -1)  # a shared part sees all candidates' queries as rows of one matrix product
-  scores = []
-  for k, _, mask in parts:
-    if k.ndim == 4:
-      s = jnp.einsum('rnqh,rnsh->rnqs', flat(q), k, preferred_element_type=jnp.float32).reshape(r, n, c, t, -1)
-    else:
-      s = jnp.einsum('rncth,rncsh->rncts', q, k, preferred_element_type=jnp.float32)
-    s = s * h ** -0.5
-    scores.append(s if mask is None else jnp.where(mask, s, -1e30))
-  # The softmax in float32, part by part: joined scores would be copied twice.
-  top = functools.reduce(jnp.maximum, (jnp.max(s, axis=-1, keepdims=True) for s in scores))
-  weights = [jnp.exp(s - jax.lax.stop_gradient(top)) for s in scores]
-  total = sum(jnp.sum(w, axis=-1, keepdims=True) for w in weights)
-  out = 0
-  for w, (_, v, _) in zip(weights, parts):
-    w = w.astype(q.dtype)
-    if v.ndim == 4:
-      y = jnp.einsum('rnqs,rnsh->rnqh', flat(w), v, preferred_element_type=jnp.float32).reshape(r, n, c, t, h)
-    else:
-      y = jnp.einsum('rncts,rncsh->rncth', w, v, preferred_element_type=jnp.float32)
-    out += y
-  return (out / total).astype(q.dtype)
 
 
 class Attention(nnx.Module):

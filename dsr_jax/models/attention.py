@@ -1,0 +1,67 @@
+"""Attention over a context in several parts: a prefix that candidates share, and what is their own.
+
+Axes: R prefixes (rows), C candidates of a prefix, T queries, S keys of a part, N heads, h head width.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+FUSED_FROM = 64  # queries; fewer gain nothing
+FUSED_ROOM = 64  # keys are padded to a multiple of this
+
+
+def attend(q, parts):
+  """One softmax over several parts of the context; cuDNN's fused kernel on a GPU in half precision, where there are many queries.
+
+  Args:
+    q: (R, N, C, T, h).
+    parts: of (k, v, mask): either shared by the candidates, (R, N, S, h), or their own, (R, N, C, S, h);
+      mask broadcasts to (R, N, C, T, S), or is None.
+
+  Returns:
+    (R, N, C, T, h).
+  """
+  r, n, c, t, h = q.shape
+  if jax.default_backend() == 'gpu' and q.dtype in (jnp.bfloat16, jnp.float16) and t >= FUSED_FROM and h % 8 == 0:
+    return fused(q, parts, 'cudnn')
+  flat = lambda x: x.reshape(r, n, c * t, -1)  # a shared part sees all candidates' queries as rows of one matrix product
+  scores = []
+  for k, _, mask in parts:
+    if k.ndim == 4:
+      s = jnp.einsum('rnqh,rnsh->rnqs', flat(q), k, preferred_element_type=jnp.float32).reshape(r, n, c, t, -1)
+    else:
+      s = jnp.einsum('rncth,rncsh->rncts', q, k, preferred_element_type=jnp.float32)
+    s = s * h ** -0.5
+    scores.append(s if mask is None else jnp.where(mask, s, -1e30))
+  # The softmax in float32, part by part: joined scores would be copied twice.
+  top = functools.reduce(jnp.maximum, (jnp.max(s, axis=-1, keepdims=True) for s in scores))
+  weights = [jnp.exp(s - jax.lax.stop_gradient(top)) for s in scores]
+  total = sum(jnp.sum(w, axis=-1, keepdims=True) for w in weights)
+  out = 0
+  for w, (_, v, _) in zip(weights, parts):
+    w = w.astype(q.dtype)
+    if v.ndim == 4:
+      y = jnp.einsum('rnqs,rnsh->rnqh', flat(w), v, preferred_element_type=jnp.float32).reshape(r, n, c, t, h)
+    else:
+      y = jnp.einsum('rncts,rncsh->rncth', w, v, preferred_element_type=jnp.float32)
+    out += y
+  return (out / total).astype(q.dtype)
+
+
+def fused(q, parts, implementation: str):
+  """`attend` by `jax.nn.dot_product_attention`, which never holds scores: parts joined to one context, and one mask for it."""
+  r, n, c, t, h = q.shape
+  rows = lambda x: jnp.moveaxis(x, 1, 3).reshape(r * c, x.shape[3], n, h)  # (R, N, C, S, h) -> (R C, S, N, h)
+  own = lambda x: x if x.ndim == 5 else jnp.broadcast_to(x[:, :, None], (r, n, c, *x.shape[2:]))
+  keys, values = (jnp.concatenate([rows(own(part[i])) for part in parts], axis=1) for i in (0, 1))
+  whole = lambda mask, s: jnp.broadcast_to(True if mask is None else mask, (r, 1, c, t, s))
+  mask = jnp.concatenate([whole(mask, k.shape[-2]) for k, _, mask in parts], axis=-1).reshape(r * c, 1, t, -1)
+  room = -keys.shape[1] % FUSED_ROOM
+  keys, values = (jnp.pad(x, ((0, 0), (0, room), (0, 0), (0, 0))) for x in (keys, values))
+  mask = jnp.pad(mask, ((0, 0), (0, 0), (0, 0), (0, room)))
+  even = t % 2  # the kernel's backward pass wants an even number of queries
+  queries, mask = jnp.pad(rows(q), ((0, 0), (0, even), (0, 0), (0, 0))), jnp.pad(mask, ((0, 0), (0, 0), (0, even), (0, 0)), mode='edge')
+  out = jax.nn.dot_product_attention(queries, keys, values, mask=mask, implementation=implementation)[:, :t]
+  return jnp.moveaxis(out.reshape(r, c, t, n, h), 3, 1)
