@@ -4,7 +4,7 @@
 # a changed file installs again, an unchanged one costs nothing, an interrupted install is taken up again.
 
 PYTHON ?= python3
-PYTEST_ARGS ?= -n 2 --dist loadfile
+PYTEST_ARGS ?= -n 2 --dist loadfile --max-worker-restart=0
 CONFIG ?= configs/scenes.py
 WORKDIR ?= runs/scenes
 

@@ -1,6 +1,6 @@
 """Times the phases of a step on this machine, against ceilings measured in the same run. Random weights, any configuration.
 
-  python -m dsr_jax.benchmark --config=configs/scenes.py [--config.key=value] [--repeats=5]
+  python -m dsr_jax.benchmark --config=configs/scenes.py [--config.key=value] [--repeats=5] [--phases=draw,learn drawing]
 
 A table on stderr, JSON on stdout. No weights are read or downloaded: a phase takes as long with random ones.
 """
@@ -23,6 +23,10 @@ sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'The run: a file of configs/, its keys set by --config.key=value.')
 _REPEATS = flags.DEFINE_integer('repeats', 5, 'How often each phase is timed after warming up; the median is given.')
+_PHASES = flags.DEFINE_list('phases', [], 'Some of the phases, for large models take minutes to compile; all by default.')
+
+PHASES = ('draw', 'codes to pictures', 'reward of drawing', 'pictures to codes', 'write', 'reward of writing', 'learn drawing',
+          'learn writing', 'whole step')
 
 
 def main(argv):
@@ -31,13 +35,16 @@ def main(argv):
     raise InputError(f'found the stray argument {argv[1]!r}; expected flags only; write --name=value')
   if _REPEATS.value < 1:
     raise InputError(f'found --repeats={_REPEATS.value}; expected at least 1; raise it')
-  report = benchmark(config_lib.from_config_dict(_CONFIG.value), _REPEATS.value)
+  for name in _PHASES.value:
+    if name not in PHASES:
+      raise InputError(f'found the phase {name!r}; expected some of {", ".join(PHASES)}; name those in --phases')
+  report = benchmark(config_lib.from_config_dict(_CONFIG.value), _REPEATS.value, _PHASES.value or PHASES)
   print(_table(report), file=sys.stderr)
   print(json.dumps(report, indent=2))
 
 
-def benchmark(config, repeats: int):
-  """Phases and ceilings as a dict of JSON values. Errors: InputError, after a table of bytes by part, where there is no room."""
+def benchmark(config, repeats: int, wanted=PHASES):
+  """The wanted phases and ceilings as a dict of JSON values. Errors: InputError, after a table of bytes by part, where there is no room."""
   import jax
   from dsr_jax import plan_memory
   from dsr_jax import plan_program
@@ -57,7 +64,7 @@ def benchmark(config, repeats: int):
     with jax.set_mesh(mesh):
       peak, bandwidth = _ceilings(config.system.compute_dtype, repeats)
       print(f'ceilings     {peak / 1e12:.2f} TFLOP/s of matrix products, {bandwidth / 1e9:.1f} GB/s of memory', file=sys.stderr)
-      phases = _phases(config, model, mesh, sizes, peak, bandwidth, repeats)
+      phases = _phases(config, model, mesh, sizes, peak, bandwidth, repeats, wanted)
   except jax.errors.JaxRuntimeError as e:
     if 'RESOURCE_EXHAUSTED' not in str(e):
       raise
@@ -87,15 +94,15 @@ def _ceilings(dtype, repeats):
   import jax.numpy as jnp
   size = 1024 if jax.default_backend() == 'cpu' else 8192
   device = jax.local_devices()[0]
-  a = jax.device_put(jnp.ones((size, size), dtype), device)
+  a = jax.device_put(jax.random.normal(jax.random.key(0), (size, size), dtype), device)  # constants run faster than what is real
   product = _timed(jax.jit(lambda a: a @ a), repeats, a)
-  x = jax.device_put(jnp.ones((2**24 if size == 1024 else 2**29,), jnp.float32), device)
+  x = jax.device_put(jax.random.normal(jax.random.key(1), (2**24 if size == 1024 else 2**29,)), device)
   reading = _timed(jax.jit(jnp.sum), repeats, x)
   return 2 * size ** 3 / product, x.nbytes / reading
 
 
-def _phases(config, model, mesh, s, peak, bandwidth, repeats):
-  """Each phase alone, and the whole step."""
+def _phases(config, model, mesh, s, peak, bandwidth, repeats, wanted):
+  """Each wanted phase alone, and the whole step."""
   import jax
   import jax.numpy as jnp
   import numpy as np
@@ -121,6 +128,8 @@ def _phases(config, model, mesh, s, peak, bandwidth, repeats):
   found = []
 
   def add(name, fn, *args, operations=0, bytes_=0, **counts):
+    if name not in wanted:
+      return
     rollout = lambda tree: state_lib.build(graphdef, sharding.gather_for_rollout(state_lib.fixed_parts(tree)),
                                            sharding.gather_for_rollout(state_lib.cast(own(tree['params']), system.compute_dtype)))
     seconds = _timed(jax.jit(lambda tree, *args: fn(rollout(tree), *args)), repeats, state, *args)
@@ -164,6 +173,8 @@ def _phases(config, model, mesh, s, peak, bandwidth, repeats):
   update_rows, learners = s.chunk('update_chunk'), s.learners
 
   def learn(name, score, tokens, operations, *args):
+    if name not in wanted:
+      return
     cast = lambda params: state_lib.cast(params, system.compute_dtype)
     loss = lambda params, tree, *args: score(state_lib.build(graphdef, state_lib.fixed_parts(tree), cast(params)), *args)
     grad = jax.jit(lambda tree, *args: sharding.split_params(jax.grad(loss)(tree['params'], tree, *args)))
@@ -184,7 +195,7 @@ def _phases(config, model, mesh, s, peak, bandwidth, repeats):
           update_rows * (learners * t + s.reading_prefix),
           update_rows * plan_sizes.vision_operations(s) / 3 + plan_sizes.operations(update_rows * s.reading_prefix, s.reading_prefix, s)
           + plan_sizes.operations(update_rows * learners * t, s.reading_prefix + t, s, s.text_head), x, q, w)
-  return found + [_step(config, model, mesh, state, repeats)]
+  return found + ([_step(config, model, mesh, state, repeats)] if 'whole step' in wanted else [])
 
 
 def _step(config, model, mesh, state, repeats):

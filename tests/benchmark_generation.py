@@ -1,11 +1,13 @@
 """The generation half of a step against torch and transformers doing the same work, phase by phase.
 
   python -m tests.benchmark_generation --output=docs/benchmark_generation.md
+  python -m tests.benchmark_generation --config=configs/janus_pro_1b.py --rounds=1      # on a GPU: random weights, bfloat16
 
 Both sides have the same weights, prompts, sizes, float32 and cores, and run in turns in one process, so that whatever else the machine
 does falls on both. The torch side is what its user would write with care: the unique prompts are run once and their keys repeated into a
 static cache, masks and positions are prepared outside the loop, logits are taken only where they are read, the optimizer is the fused one.
-It is not compiled: `transformers` runs eagerly on a CPU.
+It is not compiled: `transformers` runs eagerly. With a published model's config the weights are random ones, of each side its own, and
+`system.compute_dtype` is that of both; torch then keeps no float32 masters, which favours it.
 
 Axes: B prompts, G candidates, N image codes, T text tokens, H W pixels.
 """
@@ -31,14 +33,16 @@ import optax
 import torch
 
 from dsr_jax import config as config_lib
-from dsr_jax import convert, losses, model_source, rewards, state, tasks
+from dsr_jax import convert, losses, model_source, plan_program, rewards, state, tasks
 from dsr_jax import processor as processor_lib
+from dsr_jax.convert import configs
 from dsr_jax.data import batches
 from dsr_jax.models import janus
 from dsr_jax.models.config import JanusConfig
 from dsr_jax.models.unified import Text
 from dsr_jax.scenes import sets
 
+DECODED_AT_ONCE = 32  # pictures, in torch
 PHASES = ('sampling', 'VQ decode', 'reversed scoring', 'update')
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -61,6 +65,7 @@ class Jax:
     graphdef = janus.graphdef_of(work.bundle.config)
     task = tasks.Generation(work.method, work.system, work.bundle.config.templates.eos_id)
     params = jax.tree.map(jnp.asarray, work.bundle.params)
+    compute = lambda tree: {k: v if k == 'vqmodel' else state.cast(v, work.system.compute_dtype) for k, v in tree.items()}
     self.params = params
     trained, self.fixed = state.split_params(params, work.method.trainable)
     self.trained = jax.tree.map(jnp.copy, trained)  # donated at each update
@@ -74,7 +79,7 @@ class Jax:
     @jax.jit
     def sample(params, prompt, seed):
       keys = task.keys(jax.random.key(seed), index)
-      return nnx.merge(graphdef, params).sample_pictures(prompt, keys, task.sampling)[0]
+      return nnx.merge(graphdef, compute(params)).sample_pictures(prompt, keys, task.sampling)[0]
 
     @jax.jit
     def decode(params, codes):
@@ -82,14 +87,14 @@ class Jax:
 
     @jax.jit
     def score(params, pictures, prompt):
-      return rewards.generation(nnx.merge(graphdef, params), pictures, prompt, instruction, task.reward_scoring)[0]
+      return rewards.generation(nnx.merge(graphdef, compute(params)), pictures, prompt, instruction, task.reward_scoring)[0]
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def update(trained, opt_state, fixed, prompt, codes, reward):
       pair, weight = losses.best_and_worst(reward, work.method.min_margin)
 
       def loss_fn(trained):
-        model = nnx.merge(graphdef, {**fixed, **trained})
+        model = nnx.merge(graphdef, compute({**fixed, **trained}))
         rolled = tasks.Rollouts(codes, jnp.zeros(codes.shape), None, None, None, None)
         scores, mask, _ = task.pair_scores(model, (prompt, None), rolled, pair)
         mean = losses.mean_logp(scores.logp, mask)
@@ -121,11 +126,17 @@ class Torch:
   """The same work with `transformers.JanusForConditionalGeneration`."""
 
   def __init__(self, work: Work):
-    from transformers import JanusForConditionalGeneration
+    from transformers import JanusConfig as JanusConfigOfTransformers, JanusForConditionalGeneration
     self.method = work.method
     self.templates = work.bundle.config.templates
     self.codes_count = work.bundle.config.num_codes
-    self.model = JanusForConditionalGeneration.from_pretrained(work.directory, dtype=torch.float32).eval()
+    dtype = getattr(torch, work.system.compute_dtype)
+    if work.directory:
+      self.model = JanusForConditionalGeneration.from_pretrained(work.directory, dtype=dtype).eval()
+    else:
+      torch.set_default_dtype(dtype)
+      self.model = JanusForConditionalGeneration(JanusConfigOfTransformers(**configs.to_json(work.bundle.config, work.system.compute_dtype))).eval()
+      torch.set_default_dtype(torch.float32)
     trained = (self.model.model.language_model, self.model.lm_head, self.model.model.generation_head)
     self.model.requires_grad_(False)
     for part in trained:
@@ -174,16 +185,19 @@ class Torch:
       seen[..., length + n] = True
       hidden = lm(inputs_embeds=embeds, attention_mask=seen, position_ids=position, past_key_values=cache).last_hidden_state[:, -1]
       position = position + 1
-    return out.reshape(-1, group, self.codes_count).numpy()
+    return out.reshape(-1, group, self.codes_count).cpu().numpy()
 
   @torch.inference_mode()
   def decoding(self, codes):
-    return self.model.decode_image_tokens(torch.from_numpy(codes).long().flatten(0, 1)).clamp(-1, 1)  # (B G, H, W, 3)
+    parts = torch.tensor(codes).long().flatten(0, 1).split(DECODED_AT_ONCE)
+    out = torch.cat([self.model.decode_image_tokens(part).clamp(-1, 1) for part in parts])  # (B G, H, W, 3)
+    torch.cuda.synchronize() if torch.cuda.is_available() else None
+    return out
 
   @torch.inference_mode()
   def scoring(self, pixels):
     t, group = self.templates, self.method.group_size
-    features = self.model.model.get_image_features(pixels.permute(0, 3, 1, 2)).pooler_output
+    features = self.model.model.get_image_features(pixels.permute(0, 3, 1, 2).to(self.model.dtype)).pooler_output
     longest = max(map(len, self.content))
     tail = [[*t.understanding_infix, *self.instruction, *t.understanding_suffix, *c, *[t.pad_id] * (longest - len(c))]
             for c in self.content]
@@ -198,10 +212,10 @@ class Torch:
     logp = torch.log_softmax(logits, -1).gather(-1, ids[:, -longest:, None])[..., 0]
     length = torch.tensor([len(c) for c in self.content]).repeat_interleave(group)
     own = torch.arange(longest) < length[:, None]
-    return (torch.where(own, logp, 0.0).sum(1) / length).reshape(-1, group).numpy()
+    return (torch.where(own, logp, 0.0).sum(1) / length).float().reshape(-1, group).cpu().numpy()
 
   def update(self, codes, reward):
-    codes, reward = torch.from_numpy(codes).long(), torch.from_numpy(reward)
+    codes, reward = torch.tensor(codes).long(), torch.tensor(reward)
     pair = torch.stack([reward.argmax(1), reward.argmin(1)], 1)
     chosen = codes.gather(1, pair[..., None].expand(-1, -1, codes.shape[-1])).flatten(0, 1)
     ids, mask = (x.repeat_interleave(2, 0) for x in self.prompt_rows())
@@ -285,9 +299,9 @@ def seconds(fn, *args):
   return time.perf_counter() - start, out
 
 
-def matmul_rate(repeats: int = 3, size: int = 4096) -> float:
-  """FLOP/s of a float32 product in JAX, the best of a few."""
-  x = jnp.ones((size, size))
+def matmul_rate(dtype: str, repeats: int = 3, size: int = 4096) -> float:
+  """FLOP/s of a product in JAX, the best of a few."""
+  x = jax.random.normal(jax.random.key(0), (size, size), dtype)
   product = jax.jit(lambda x: x @ x)
   product(x).block_until_ready()
   return 2 * size ** 3 / min(seconds(lambda: product(x).block_until_ready())[0] for _ in range(repeats))
@@ -342,6 +356,11 @@ def table(times, work, rate) -> str:
   return '\n'.join(lines)
 
 
+def device_name() -> str:
+  device = jax.devices()[0]
+  return f'{processor_name()}, {os.cpu_count()} cores' if device.platform == 'cpu' else device.device_kind
+
+
 def processor_name() -> str:
   for line in open('/proc/cpuinfo') if os.path.exists('/proc/cpuinfo') else ():
     if line.startswith('model name'):
@@ -352,26 +371,42 @@ def processor_name() -> str:
 def page(times, work, rate, gaps, command, model) -> str:
   versions = ', '.join(f'{name} {importlib.metadata.version(name)}' for name in ('jax', 'flax', 'torch', 'transformers'))
   shape = f'{work.method.inputs_per_task} prompts x {work.method.group_size} candidates, guidance {work.method.guidance:g}'
+  same = ('- The same numbers come out: for the same codes pixels differ by at most {pixels:.0e}, rewards by {rewards:.0e}, the loss\n'
+          '  by {loss:.0e}.'.format(**gaps) if gaps else '- Weights are random, of each side its own.')
   return f"""# The generation half of a step against torch
 
 {table(times, work, rate)}
 
 Medians of {len(times)} rounds in which the two sides took turns; the ratio is the median of the rounds' ratios.
 
-- Work: {shape}, {work.bundle.config.num_codes} codes a picture, float32, weights of {model}.
-- The same numbers come out: for the same codes pixels differ by at most {gaps['pixels']:.0e}, rewards by {gaps['rewards']:.0e}, the loss
-  by {gaps['loss']:.0e}.
+- Work: {shape}, {work.bundle.config.num_codes} codes a picture, {work.system.compute_dtype}, weights of {model}.
+{same}
 - FLOPs are those the work needs, counted from the shapes (two for a multiply-add; a prompt once, causal attention half, no padding).
-- Matmul rate: {rate / 1e9:.0f} GFLOP/s, a 4096 x 4096 float32 product in JAX, in the same run.
-- Device: {processor_name()}, {os.cpu_count()} cores; load average {os.getloadavg()[0]:.1f} at the end.
+- Matmul rate: {rate / 1e9:.0f} GFLOP/s, a large product in JAX in the same type and run.
+- Device: {device_name()}; load average {os.getloadavg()[0]:.1f} at the end.
 - Date: {datetime.date.today()}. {versions}.
 - Command: `{command}`
 """
 
 
-def prepare(directory: str, config_path: str, scratch: str) -> Work:
+def prepare_published(config) -> Work:
+  """A published model's sizes, random weights and prompts of 8 to 24 tokens, 16 of them; nothing is downloaded."""
+  model = plan_program.sizes_of(config.model)
+  model = dataclasses.replace(model, templates=plan_program.stand_in_templates(model))
+  method = dataclasses.replace(config.method, inputs_per_step=32)
+  keys = iter(range(1000))
+  make = lambda x: 0.02 * jax.random.normal(jax.random.key(next(keys)), x.shape)
+  params = jax.jit(lambda: jax.tree.map(make, janus.abstract_params(model)))()
+  rng = np.random.default_rng(0)
+  lengths = rng.integers(8, 25, method.inputs_per_task)
+  text = lambda rows: rng.integers(9, model.text.vocab_size - 1, (rows, 24)).astype(np.int32)
+  batch = dict(prompt_ids=text(len(lengths)), prompt_mask=np.arange(24) < lengths[:, None],
+               instruction_ids=text(1)[0, :8], instruction_mask=np.ones(8, bool))
+  return Work('', convert.Bundle(model, params, None, {}), method, config.system, batch)
+
+
+def prepare(directory: str, config, scratch: str) -> Work:
   """The default step's sizes and its first batch; random weights where there is no embedded model."""
-  config = config_lib.load(config_path)
   if not directory:
     directory, words = os.path.join(scratch, 'model'), os.path.join(scratch, 'words')
     processor = processor_lib.make_tokenizer(sets.vocabulary_texts(2000, 0), 640, words)
@@ -395,16 +430,22 @@ def main():
   parser.add_argument('--output', default='', help='Markdown file; stdout always has the table')
   args = parser.parse_args()
   torch.set_num_threads(args.threads)
+  torch.set_default_device('cuda' if torch.cuda.is_available() else 'cpu')
   with tempfile.TemporaryDirectory() as scratch:
-    work = prepare(args.model, args.config, scratch)
+    config = config_lib.load(args.config)
+    work = prepare(args.model, config, scratch) if config.model == 'scenes' else prepare_published(config)
     print('compiling', file=sys.stderr)
     ours, theirs = Jax(work), Torch(work)
-    gaps = check_same(ours, theirs)
-    print(f'same on both sides: {gaps}', file=sys.stderr)
+    gaps = {}
+    if work.directory:
+      gaps = check_same(ours, theirs)
+      print(f'same on both sides: {gaps}', file=sys.stderr)
+    else:
+      one_round(ours, 0)  # compiles
     times = measure(ours, theirs, args.rounds, args.seconds)
-    rate = matmul_rate()
+    rate = matmul_rate(work.system.compute_dtype, size=4096 if jax.default_backend() == 'cpu' else 8192)
     command = ' '.join(['python -m tests.benchmark_generation', *sys.argv[1:]])
-    text = page(times, work, rate, gaps, command, 'the embedded model' if args.model else 'a random model of the same sizes')
+    text = page(times, work, rate, gaps, command, 'the embedded model' if work.directory == args.model else 'random models of these sizes')
   print(text)
   if args.output:
     pathlib.Path(args.output).parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """A tiny random Janus in the Hugging Face layout, made with transformers, and the same model as ours reads it."""
 
+import gc
 import json
 import os
 
@@ -61,6 +62,14 @@ def write_hf_directory(directory, seed=0):
   randomise(model, seed).save_pretrained(directory)
   processor_lib.make_tokenizer(**side)  # save_pretrained wrote a generation_config.json of its own
   return model
+
+
+@pytest.fixture(scope='module', autouse=True)
+def programs_are_freed():
+  """Each compiled program holds hundreds of memory maps, and a process may have 65,530: one that ran many files would crash."""
+  yield
+  jax.clear_caches()
+  gc.collect()
 
 
 @pytest.fixture(scope='session')
