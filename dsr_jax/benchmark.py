@@ -172,6 +172,8 @@ def _phases(config, model, mesh, s, peak, bandwidth, repeats, wanted):
   # Learning: gradients of the pairs, or of all candidates, without the update; the second forward pass of remat is no useful work.
   update_rows, learners = s.chunk('update_chunk'), s.learners
 
+  passes = 2 if method.trainable == 'lora' else 3  # adapters: no gradients of the weights beside them
+
   def learn(name, score, tokens, operations, *args):
     if name not in wanted:
       return
@@ -180,7 +182,7 @@ def _phases(config, model, mesh, s, peak, bandwidth, repeats, wanted):
     grad = jax.jit(lambda tree, *args: sharding.split_params(jax.grad(loss)(tree['params'], tree, *args)))
     seconds = _timed(grad, repeats, {**state, 'params': own(state['params'])}, *args)
     print(f'timed        {name}: {seconds:.3f} s', file=sys.stderr)
-    found.append(dict(phase=name, seconds=seconds, tokens_per_second=tokens / seconds, of_matrix_peak=3 * operations / devices / seconds / peak))
+    found.append(dict(phase=name, seconds=seconds, tokens_per_second=tokens / seconds, of_matrix_peak=passes * operations / devices / seconds / peak))
 
   how = Scoring(temperature=method.temperature, chunk=system.logprob_chunk, remat=system.remat)
   if 'generation' in method.tasks:
