@@ -163,6 +163,7 @@ class _Metrics:
   def __init__(self, lanes, last):
     self._lanes, self._progress, self._pending = lanes, Progress(0, last), []
     self.close = self._progress.close
+    self.resume_clock()
 
   def add(self, step, values):
     self._pending.append((step, values))
