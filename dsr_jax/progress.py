@@ -84,6 +84,19 @@ class Progress:
     return f'{minutes} min {seconds:02d} s' if minutes else f'{seconds} s'
 
 
+class Silence:
+  """As `Progress`, for a run among others that speak for it."""
+
+  def step(self, step, values):
+    """Nothing."""
+
+  def evaluation(self, step, values):
+    """Nothing."""
+
+  def close(self):
+    """Nothing."""
+
+
 def describe_run(config, mesh, model, state):
   """Prints devices, mesh, model, parameters by part, and bytes a device of the state."""
   devices = jax.devices()

@@ -296,7 +296,7 @@ def judge(case: Case):
   host = callback.verdicts_on_pictures if case.task == 'generation' else callback.verdicts_on_texts
   verdict = jax.pure_callback(
       host, jax.ShapeDtypeStruct((inputs, group), jnp.float32), pixels, text.ids, text.mask, case.extra['token_bytes'],
-      case.extra['token_ends'])
+      case.extra['token_ends'], vmap_method='sequential')
   wrong = random(case) >= case.method.judge_accuracy
   return jnp.where(wrong, 1.0 - verdict, verdict)
 

@@ -42,11 +42,11 @@ def make_optimizer(method) -> optax.GradientTransformation:
   return optax.chain(optax.clip_by_global_norm(method.clip), optax.scale_by_adam(b1=method.adam_b1, b2=method.adam_b2), *decay)
 
 
-def learning_rate(method, step):
-  """Linear warm-up and cosine to 0, at step `step` (from 0) of the run, whoever learns in it."""
+def learning_rate(method, step, peak=None):
+  """Linear warm-up and cosine to 0, at step `step` (from 0) of the run, whoever learns in it. peak: a scalar, if not the method's."""
   # Shifted by one: neither the first update nor the last has learning rate 0, which would waste a whole rollout.
-  schedule = optax.warmup_cosine_decay_schedule(0.0, method.learning_rate, method.warmup_steps + 1, method.steps + 2, 0.0)
-  return schedule(step + 1)
+  schedule = optax.warmup_cosine_decay_schedule(0.0, 1.0, method.warmup_steps + 1, method.steps + 2, 0.0)
+  return (method.learning_rate if peak is None else peak) * schedule(step + 1)
 
 
 def needs_initial(method, system) -> bool:

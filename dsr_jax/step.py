@@ -34,8 +34,9 @@ def make_step(graphdef, method, system, mesh, templates):
     templates: of the model; only its eos_id is used.
 
   batch: prompt_ids, prompt_mask (B, Tp); instruction_ids, instruction_mask (Ti,); pixels (B, H, W, 3) uint8; question_ids, question_mask (B, Tq);
-  seed, a uint32 scalar; what the reward asks for besides (`data.fields`). The half of a task that does not learn in this step is absent: so
-  in the strategy `separate` the batch says whose turn it is, and there is one program a role.
+  seed, a uint32 scalar; what the reward asks for besides (`data.fields`); learning_rate, a float32 scalar, where runs of several share the
+  program. The half of a task that does not learn in this step is absent: so in the strategy `separate` the batch says whose turn it is, and
+  there is one program a role.
   metrics: a flat dict of float32 scalars. records: per task, candidates, rewards and the pair of the first inputs.
   """
   optimizer = state_lib.make_optimizer(method)
@@ -88,7 +89,7 @@ def make_step(graphdef, method, system, mesh, templates):
         params = optax.apply_updates(params, updates)
       return params, moments, learned, dict(gradient_norm=optax.tree.norm(grads), update_norm=optax.tree.norm(updates))
 
-    rate = state_lib.learning_rate(method, state['step'])
+    rate = state_lib.learning_rate(method, state['step'], batch.get('learning_rate'))
     params, moments, learned, metrics = _inner_updates(update, method.inner_updates, own(state['params']), own(state['opt_state']), {
         name: rollouts[name].sampled_logp for name in learning})
 
@@ -106,16 +107,19 @@ def make_step(graphdef, method, system, mesh, templates):
 
 
 class Step:
-  """The jitted step. The state's layout, known at the first call, is the output's too, so it compiles once for each role."""
+  """The jitted step. The state's layout, known at the first call, is the output's too, so it compiles once for each role.
+
+  function: the step as it was before jit.
+  """
 
   def __init__(self, step, mesh):
-    self._step, self._mesh, self._jitted = step, mesh, None
+    self.function, self._mesh, self._jitted = step, mesh, None
 
   def _with_layout(self, state):
     if self._jitted is None:
       layout = sharding.shardings(jax.eval_shape(lambda s: s, state), self._mesh)
       whole = sharding.whole(self._mesh)
-      self._jitted = jax.jit(self._step, donate_argnums=0, out_shardings=(layout, whole, whole))
+      self._jitted = jax.jit(self.function, donate_argnums=0, out_shardings=(layout, whole, whole))
     return self._jitted
 
   def __call__(self, state, batch):

@@ -2,7 +2,7 @@
 
   python -m dsr_jax.study --config=configs/scenes_study.py --output=runs/study --tune      # learning rates, on validation
   python -m dsr_jax.study --config=configs/scenes_study.py --output=runs/study
-      [--variants=unified,grpo] [--seeds=0,1] [--bases=scenes,second=DIR] [--retry] [--tables_only]
+      [--variants=unified,grpo] [--seeds=0,1] [--bases=scenes,second=DIR] [--lanes=5] [--retry] [--tables_only]
 
 The same command goes on with what is missing. Cells that failed stay as they are, are reported, and are run again with --retry.
 Results are in DIR/results (README.md, results.json, figures). Exit status: 0; 1 where a cell failed; 2 for bad input.
@@ -225,9 +225,10 @@ def make_clip(study):
     files.save(aside, config, params, directory)
 
 
-def run_cells(study, cells, bench, retry=False):
-  """Runs cells that have not ended, one after another. Returns their records; None for those that a signal kept from running."""
-  from dsr_jax import study_cells
+def run_cells(study, cells, bench, retry=False, lanes=1):
+  """Runs cells that have not ended, up to `lanes` of a variant in one program. Returns their records; None for those that a signal kept
+  from running."""
+  from dsr_jax import study_cells, study_lanes
   from dsr_jax.progress import say
   records = [study_cells.record_of(cell) for cell in cells]
   if retry:
@@ -238,22 +239,25 @@ def run_cells(study, cells, bench, retry=False):
   todo = [i for i, record in enumerate(records) if record is None]
   said = lambda: sum(r['state'] == 'failed' for r in records if r)
   say(f'study        {len(cells)} cells: {len(cells) - len(todo) - said()} finished, {said()} failed, {len(todo)} to run')
-  took = []
-  for n, i in enumerate(todo):
-    cell = cells[i]
-    left = f'; about {sum(took) / len(took) * (len(todo) - n) / 60:.0f} min left' if took else ''
-    say(f'cell         {n + 1} of {len(todo)}: {cell.name}{left}')
+  took, done = 0.0, 0
+  for group in study_lanes.groups([cells[i] for i in todo], lanes):
+    group = [todo[i] for i in group]
+    now = [cells[i] for i in group]
+    left = f'; about {took / done * (len(todo) - done) / 60:.0f} min left' if done else ''
+    say(f'cell         {done + 1} of {len(todo)}: {", beside ".join(cell.name for cell in now)}{left}')
     began = time.time()
-    if cell.config.method.reward == 'clip':
+    if now[0].config.method.reward == 'clip':
       make_clip(study)
     try:
-      records[i] = bench.run(cell)
+      ended = bench.run_lanes(now) if len(now) > 1 else [bench.run(now[0])]
     except (study_cells.Stopped, KeyboardInterrupt):
       say('stopped      the same command goes on')
       break
-    took.append(time.time() - began)
-    state = records[i]
-    say(f'cell         {cell.name}: {state["state"]} in {state["seconds"] / 60:.1f} min{": " + state["error"] if "error" in state else ""}')
+    took, done = took + time.time() - began, done + len(now)
+    for i, record in zip(group, ended):
+      records[i] = record
+      why = f': {record["error"]}' if 'error' in record else ''
+      say(f'cell         {cells[i].name}: {record["state"]} in {record["seconds"] / 60:.1f} min{why}')
   return records
 
 
@@ -300,9 +304,10 @@ def main(argv, f=flags.FLAGS):
   study = from_config(f.config, f.output, f.bases, _command())
   names = [base.partition('=')[0] for base in f.bases] or None
   study.tune_cells(variants)  # a wrong setting is found here, before anything is loaded
-  from dsr_jax import study_cells, workdir
+  from dsr_jax import study_cells, study_lanes, workdir
   workdir.check_writable(study.directory)
   workdir.check_accelerator()
+  lanes = study_lanes.number(f.lanes)
   workdir.use_compile_cache(study.compile_cache)
   bench = study_cells.Bench(study)
   fingerprints = {name: bench.fingerprint(study.bases[name]) for name in names or study.bases}
@@ -312,7 +317,7 @@ def main(argv, f=flags.FLAGS):
     if f.tables_only:
       records = [study_cells.record_of(cell) for cell in cells]
     else:
-      records = run_cells(study, cells, bench, f.retry)
+      records = run_cells(study, cells, bench, f.retry, lanes)
     out = {'output': study.directory, 'cells': len(cells), **_counts(records)}
     if f.tune:
       out['tuning'] = {name: t for name, t in study.tuning().items() if name in variants}
@@ -359,6 +364,8 @@ def define_flags(f=flags.FLAGS):
   flags.DEFINE_list('bases', [], 'Names in config.bases, or NAME=MODEL; by default all for the paper\'s variants, the first for controls.',
                     flag_values=f)
   flags.DEFINE_bool('tune', False, 'Choose learning rates on validation instead: the same grid for every variant.', flag_values=f)
+  flags.DEFINE_string('lanes', 'auto', 'How many seeds of a variant, or with --tune learning rates, run side by side in one program; auto: '
+                      'one on CPUs, all on one accelerator.', flag_values=f)
   flags.DEFINE_bool('retry', False, 'Run cells that failed again, from their beginning.', flag_values=f)
   flags.DEFINE_bool('tables_only', False, 'Run nothing: tables and figures from what is there.', flag_values=f)
 

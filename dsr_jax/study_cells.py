@@ -11,6 +11,7 @@ A cell is one training run (or one evaluation of the untouched base) in a folder
 
 import copy
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -20,11 +21,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dsr_jax import config as config_lib
 from dsr_jax import parts as parts_lib
 from dsr_jax import step as step_lib
 from dsr_jax import study_evaluate
+from dsr_jax import study_lanes
 from dsr_jax import study_variants as variants_lib
 from dsr_jax import train
 from dsr_jax import workdir as workdir_lib
@@ -59,6 +62,11 @@ class Cell:
   @property
   def last_step(self) -> int:
     return self.config.method.steps if VARIANTS[self.variant].kind == variants_lib.TRAINED else 0
+
+  @property
+  def keeps_checkpoint(self) -> bool:
+    """Whether the last one stays."""
+    return self.split == 'evaluation' and self.seed == KEPT_SEED
 
 
 # What is kept.
@@ -122,9 +130,7 @@ class Bench:
 
   def run(self, cell: Cell) -> dict:
     """Runs a cell to its end, from where it was; returns its record, which is also in its folder. Errors: `Stopped`."""
-    began = time.time()
-    record = {'base': cell.base, 'variant': cell.variant, 'seed': cell.seed, 'split': cell.split, 'config': _identity(cell),
-              'model': self.fingerprint(cell.config.model), 'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}'}
+    began, error = time.time(), None
     try:
       kind = VARIANTS[cell.variant].kind
       {variants_lib.TRAINED: self._train, variants_lib.UNTOUCHED: self._untouched, variants_lib.BEST_SETTINGS: self._best_settings,
@@ -133,10 +139,30 @@ class Bench:
       raise
     except Exception as e:  # whatever it is, the other cells need not suffer from it
       say(traceback.format_exc())
-      record |= {'state': 'failed', 'error': f'{type(e).__name__}: {e}'}
-    else:
-      record |= {'state': 'finished'}
-    record['seconds'] = round(time.time() - began, 1)
+      error = e
+    return self._ended(cell, error, time.time() - began)
+
+  def run_lanes(self, cells) -> list[dict]:
+    """As `run`, of cells that are lanes of one program; see `study_lanes.groups`."""
+    began = time.time()
+    parts_of = lambda cell: dataclasses.replace(
+        self._parts_of(cell), make_step=functools.partial(self._make_step, as_run=study_lanes.together))
+    try:
+      errors = study_lanes.run(cells, parts_of)
+    except Exception as e:  # as above
+      say(traceback.format_exc())
+      errors = [e] * len(cells)
+    if errors is None:
+      raise Stopped(', '.join(cell.name for cell in cells))
+    seconds = (time.time() - began) / len(cells)
+    return [self._ended(cell, error, seconds, lanes=len(cells)) for cell, error in zip(cells, errors)]
+
+  def _ended(self, cell, error, seconds, **more):
+    """Writes a cell's record."""
+    state = {'state': 'failed', 'error': f'{type(error).__name__}: {error}'} if error else {'state': 'finished'}
+    record = {'base': cell.base, 'variant': cell.variant, 'seed': cell.seed, 'split': cell.split, 'config': _identity(cell),
+              'model': self.fingerprint(cell.config.model), 'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+              **state, 'seconds': round(seconds, 1), **more}
     write_json(os.path.join(cell.folder, RECORD), record)
     return record
 
@@ -175,7 +201,7 @@ class Bench:
     with open(train.run(cell.config, cell.folder, self._parts_of(cell)), encoding='utf-8') as f:
       if not json.load(f)['finished']:
         raise Stopped(cell.name)
-    if cell.split == 'validation' or cell.seed != KEPT_SEED:
+    if not cell.keeps_checkpoint:
       shutil.rmtree(os.path.join(cell.folder, 'checkpoints'), ignore_errors=True)
 
   def _untouched(self, cell):
@@ -219,16 +245,16 @@ class Bench:
         make_evaluator=lambda config, model: self._evaluation(cell))
 
   def _make_batches(self, config, model, mesh):
-    return _SamePrompts(self._parts.make_batches(config, model, mesh))
+    return _SamePrograms(self._parts.make_batches(config, model, mesh), config.method.learning_rate)
 
-  def _make_step(self, model, config, mesh):
-    """The step, compiled once for all seeds and bases of a variant: seeds and weights are its inputs."""
-    method = dataclasses.replace(config.method, seed=0)
+  def _make_step(self, model, config, mesh, as_run=lambda step: step):
+    """The step, compiled once for all seeds, learning rates and bases of a variant: those and the weights are its inputs."""
+    method = dataclasses.replace(config.method, seed=0, learning_rate=1.0)
     system = dataclasses.replace(config.system, compile_cache='', samples_every=0)  # no part of the program
     key = repr((method, system, model.config))
     if self._programs[0] != key:
       self._programs = key, {}
-    return _Reused(self._parts.make_step(model, config, mesh), self._programs[1])
+    return _Reused(as_run(self._parts.make_step(model, config, mesh)), self._programs[1])
 
   def _evaluation(self, cell):
     """Function (state, step) -> (scores, rows) of a run. The base is evaluated once and shared."""
@@ -290,14 +316,15 @@ def write_rows(cell: Cell, rows):
   workdir_lib.write_evaluation(cell.folder, 0, rows)
 
 
-class _SamePrompts:
-  """Batches whose prompts are padded to a multiple of PROMPT_MULTIPLE tokens, so that seeds have the same shapes."""
+class _SamePrograms:
+  """Batches for programs that runs share: with the learning rate, and prompts padded to a multiple of PROMPT_MULTIPLE tokens."""
 
-  def __init__(self, batches):
-    self._batches, self.fingerprint = batches, batches.fingerprint
+  def __init__(self, batches, learning_rate):
+    self._batches, self._rate, self.fingerprint = batches, np.float32(learning_rate), batches.fingerprint
 
   def at(self, step):
-    return {name: _padded(x) if self._is_text(name) else x for name, x in self._batches.at(step).items()}
+    batch = {name: _padded(x) if self._is_text(name) else x for name, x in self._batches.at(step).items()}
+    return batch | {'learning_rate': self._rate}
 
   @staticmethod
   def _is_text(name):

@@ -106,10 +106,10 @@ def _loop(run_, state, start):
   """Steps start + 1 to the last; returns (state, the last step done)."""
   config, workdir, parts, team, mesh, model, batches, checkpoints, writer, mirror, stop = run_
   system, last = config.system, config.method.steps
-  log = _Log(config, workdir, model, writer, start)
+  log = Log(config, workdir, model, writer, Progress(start, last))
   evaluate = parts.make_evaluator(config, model)
   sheet = parts.make_sheets(config, model)
-  evaluate_due = lambda step: evaluate is not None and (step in (0, last) or _due(step, system.eval_every))
+  evaluate_due = lambda step: evaluate is not None and (step in (0, last) or due(step, system.eval_every))
 
   # Before the first step: what a stop before this one left to do. The evaluation of the initial model waits, where the
   # state keeps a copy of it, until the first step is done: so a start shows within a minute or two whether it works.
@@ -126,7 +126,7 @@ def _loop(run_, state, start):
 
   # Compile.
   batch = batches.at(start)
-  programs = _Programs(parts.make_step(model, config, mesh), parts.estimate(model, config, mesh))
+  programs = Programs(parts.make_step(model, config, mesh), parts.estimate(model, config, mesh))
   programs.compile(state, batch)
 
   for step in range(start + 1, last + 1):
@@ -139,10 +139,10 @@ def _loop(run_, state, start):
 
     # Metrics. Whatever is due below needs them on disk first.
     stopping = team.any(stop.requested)
-    saving = _due(step, system.save_every) or step == last or stopping
-    drawing = _due(step, system.samples_every) and not stopping
+    saving = due(step, system.save_every) or step == last or stopping
+    drawing = due(step, system.samples_every) and not stopping
     evaluating = evaluate_due(step) and not stopping
-    if _due(step, system.log_every) or saving or drawing or evaluating or initial_due:
+    if due(step, system.log_every) or saving or drawing or evaluating or initial_due:
       log.flush()
 
     # Pictures and evaluation.
@@ -160,7 +160,7 @@ def _loop(run_, state, start):
 
     # Checkpoint.
     if saving:
-      _check_finite(state, step, workdir)
+      check_finite(state, step, workdir)
       mirror.push()
       checkpoints.save(step, state)
     log.resume_clock()
@@ -170,7 +170,7 @@ def _loop(run_, state, start):
   return state, step
 
 
-class _Programs:
+class Programs:
   """The compiled step: one program, or one for each kind of batch where tasks take turns."""
 
   def __init__(self, step_fn, estimate):
@@ -205,16 +205,19 @@ class _Programs:
                        f'{self._estimate.advice()}') from e
 
 
-class _Log:
-  """Metrics on their way from the devices to the files and the terminal: fetched together, a line a step."""
+class Log:
+  """Metrics on their way from the devices to the files and the terminal: fetched together, a line a step.
 
-  def __init__(self, config, workdir, model, writer, start):
+  writer: `metrics.Writer`. progress: `progress.Progress`.
+  """
+
+  def __init__(self, config, workdir, model, writer, progress):
     self._workdir = workdir
     self._writer, self._pending, self._clock = writer, [], time.perf_counter()
     self._frozen_every, self._probe_every = config.system.frozen_every, config.system.probe_every
     self._codes = model.codes_per_picture
     self._candidates_per_task = config.method.inputs_per_task * config.method.group_size
-    self._progress = Progress(start, config.method.steps)
+    self._progress = progress
 
   def begin(self, step):
     if not self._pending:
@@ -224,28 +227,32 @@ class _Log:
     self._pending.append((step, values))
 
   def flush(self):
-    """Fetches and writes what is pending. Errors: InputError at the first number that is not finite."""
+    """Fetches and writes what is pending. Errors: as `write`."""
     fetched = jax.device_get(self._pending)
     seconds = (time.perf_counter() - self._clock) / max(len(fetched), 1)
     for step, values in fetched:
-      values = {name: float(value) for name, value in sorted(values.items()) if self._measured(step, name)}
-      bad = metrics_lib.first_not_finite(values)
-      if bad:
-        raise InputError(f'found {bad} = {values[bad]} at step {step}; expected a finite number; lower '
-                         'method.learning_rate, or look at the metrics before that step; the last good checkpoint is '
-                         'kept')
-      codes = self._codes * ('generation/loss' in values)
-      tokens = self._candidates_per_task * (codes + values.get('understanding/text_length', 0.0))
-      values |= {'time/step_seconds': seconds, 'time/tokens_per_second': tokens / seconds}  # sampled ones
-      self._writer.write(step, values | metrics_lib.memory())
-      self._progress.step(step, values)
+      self.write(step, values, seconds)
     self._pending.clear()
+
+  def write(self, step, values, seconds):
+    """A step's line; values: its metrics, on the host. Errors: InputError at the first number that is not finite."""
+    values = {name: float(value) for name, value in sorted(values.items()) if self._measured(step, name)}
+    bad = metrics_lib.first_not_finite(values)
+    if bad:
+      raise InputError(f'found {bad} = {values[bad]} at step {step}; expected a finite number; lower '
+                       'method.learning_rate, or look at the metrics before that step; the last good checkpoint is '
+                       'kept')
+    codes = self._codes * ('generation/loss' in values)
+    tokens = self._candidates_per_task * (codes + values.get('understanding/text_length', 0.0))
+    values |= {'time/step_seconds': seconds, 'time/tokens_per_second': tokens / seconds}  # sampled ones
+    self._writer.write(step, values | metrics_lib.memory())
+    self._progress.step(step, values)
 
   def _measured(self, step, name):
     """The frozen model scores now and then, and so the probes; between, their numbers leave the step as NaN."""
     if '/probe_' in name:
-      return _due(step - 1, self._probe_every)
-    return not name.endswith('/reward_frozen') or _due(step - 1, self._frozen_every)
+      return due(step - 1, self._probe_every)
+    return not name.endswith('/reward_frozen') or due(step - 1, self._frozen_every)
 
   def evaluation(self, step, scores, rows):
     """Writes one evaluation: the rows for paired comparisons, then its line, which says that it is complete."""
@@ -264,7 +271,8 @@ class _Log:
     self._progress.close()
 
 
-def _due(step, every):
+def due(step, every):
+  """Whether what is done every so many steps is done after this one; 0 is never."""
   return bool(every) and step % every == 0
 
 
@@ -273,7 +281,7 @@ def _all_finite(tree):
   return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
 
 
-def _check_finite(state, step, workdir):
+def check_finite(state, step, workdir):
   """A step's metrics are of the parameters before it: look at those after it before they replace a good checkpoint."""
   if not sharding.fetch(_all_finite(state['params'])):
     raise InputError(f'found parameters that are not finite after step {step}; expected finite numbers; lower '

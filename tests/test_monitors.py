@@ -31,7 +31,7 @@ def test_a_monitor_for_each_way_in_which_a_self_reward_is_known_to_be_fooled():
 
 
 def test_the_loop_leaves_out_what_was_not_due():
-  log = object.__new__(train._Log)
+  log = object.__new__(train.Log)
   log._frozen_every, log._probe_every = 2, 3
   due = lambda step, name: log._measured(step, name)
   assert [due(step, 'generation/reward_frozen') for step in (1, 2, 3)] == [True, False, True]

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -131,6 +132,26 @@ def test_a_cell_of_the_study_is_the_run_of_main(small, base):
   ours, theirs = metrics.read(cell.folder), metrics.read(other)
   for name in ('generation/reward_mean', 'understanding/reward_mean', 'loss'):
     assert ours[name][1][:1] == pytest.approx(theirs[name][1][:1], abs=1e-4), name
+
+
+def test_seeds_side_by_side_leave_the_cells_that_they_leave_one_after_another(small, base, tmp_path):
+  folder, said = small
+  other = tmp_path / 'out'
+  shutil.copytree(folder, other)
+  shutil.rmtree(other / 'cells' / 'tiny' / 'separate')
+  assert command(output=other, **ASKED, bases=f'tiny={base}', lanes=2)[1] | {'output': 0, 'results': 0} == said | {'output': 0, 'results': 0}
+  from dsr_jax import metrics
+  for seed in ('seed_0', 'seed_1'):
+    mine, alone = (f / 'cells' / 'tiny' / 'separate' / seed for f in (other, folder))
+    assert read(mine / 'cell.json')['lanes'] == 2 and 'lanes' not in read(alone / 'cell.json')
+    names = [{str(p.relative_to(f)) for p in f.rglob('*') if not {'events', 'checkpoints', '.lock'} & set(p.parts)} for f in (mine, alone)]
+    assert names[0] == names[1] and (mine / 'checkpoints').exists() == (alone / 'checkpoints').exists() == (seed == 'seed_0')
+    curves, expected = metrics.read(mine), metrics.read(alone)
+    assert curves.keys() == expected.keys()
+    for name, (steps, values) in expected.items():
+      assert curves[name][0] == steps, name
+      if not name.startswith(metrics.UNREPEATABLE):
+        np.testing.assert_allclose(curves[name][1], values, rtol=1e-4, atol=1e-4, err_msg=name)
 
 
 def test_failures_are_found_and_shown_by_kind():
