@@ -60,6 +60,7 @@ def benchmark(config, repeats: int, wanted=PHASES):
   estimate = plan_memory.estimate(model, config, mesh.shape)
   print(estimate.table(), file=sys.stderr)
   sizes = plan_sizes.Sizes(model, config.method, config.system, config.data.max_prompt_tokens)
+  plan_sizes.vq_operations(model)  # counted on the host, and kept, before the devices' mesh is in force
   try:
     with jax.set_mesh(mesh):
       peak, bandwidth = _ceilings(config.system.compute_dtype, repeats)

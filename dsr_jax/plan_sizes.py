@@ -130,8 +130,9 @@ def vq_operations(model: JanusConfig):
   graphdef, params = nnx.split(nnx.eval_shape(lambda: VQModel(model.vq, rngs=nnx.Rngs(0))))
   count = lambda fn, x: jax.jit(lambda params, x: fn(nnx.merge(graphdef, params), x)).lower(params, x).cost_analysis()['flops']
   side = model.image_size
-  return (count(lambda vq, x: vq.encode(x), jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)),
-          count(lambda vq, x: vq.decode(x), jax.ShapeDtypeStruct((1, model.num_codes), jnp.int32)))
+  with jax.default_device(jax.local_devices(backend='cpu')[0]):  # a GPU's compiler counts only what it has compiled
+    return (count(lambda vq, x: vq.encode(x), jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)),
+            count(lambda vq, x: vq.decode(x), jax.ShapeDtypeStruct((1, model.num_codes), jnp.int32)))
 
 
 @functools.lru_cache(maxsize=None)
