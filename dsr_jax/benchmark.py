@@ -124,7 +124,7 @@ def _phases(config, model, mesh, s, peak, bandwidth, repeats, wanted):
   codes = jnp.asarray(rng.integers(0, model.vq.num_embeddings, (rows, group, n)), jnp.int32)
   prompt, question, written = text(rows, s.prompt), text(rows, plan_sizes.QUESTION), text(rows, group, t)
   keys = row_keys(jax.random.key(0), 0, rows, group)
-  sampling = Sampling(method.temperature, method.guidance, t, system.decode_segment)
+  sampling = Sampling(method.temperature, method.guidance, t, system.decode_segment, system.decode_scan)
   scoring = Scoring(chunk=system.logprob_chunk)
   found = []
 

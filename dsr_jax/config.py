@@ -114,6 +114,7 @@ class System:
   compute_dtype: str = 'bfloat16'
   logprob_chunk: int = 128  # positions whose logits are held at once; 0: all
   decode_segment: int = 16  # tokens between two growths of the cache; more make a shorter program that reads more unfilled room
+  decode_scan: bool = False  # one program for all layers while decoding: large models on TPUs; elsewhere each layer would be copied at each token
   bucket: str = ''  # gs://BUCKET/FOLDER, or a folder all processes share: holds the checkpoints, and copies of the workdir's files
   compile_cache: str = ''  # folder of compiled programs, spares the second start; '' is none
   log_every: int = 10  # steps between fetches of metrics; each step has its line all the same

@@ -86,7 +86,8 @@ def _rows(s: Sizes, mesh, key):
 def _rollout(s: Sizes, mesh):
   tp, rows, group = mesh['tp'], _rows(s, mesh, 'rollout_chunk'), s.method.group_size
   v, element = s.model, s.element
-  parts = [('weights for decoding', (2 * s.body + s.image_head + 2 * s.text_head) * element / tp, 'rollout')]
+  copies = 1 if s.system.decode_scan else 2  # unrolled layers are cut out of the stack, which prefixes and likelihoods go through
+  parts = [('weights for decoding', (copies * s.body + s.image_head + 2 * s.text_head) * element / tp, 'rollout')]
   cache, scoring = [], []
   if 'generation' in s.method.tasks:
     cache.append(rows * s.branches * (group * v.num_codes + s.drawing_prefix) * s.kv * element / tp)

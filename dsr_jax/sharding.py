@@ -187,9 +187,9 @@ def split_rows(x):
   return _constrain(x, ROWS)
 
 
-def split_heads(x):
-  """x: (rows, heads, ...), heads split over tp."""
-  return _constrain(x, ROWS, 'tp')
+def split_heads(x, stacked: bool = False):
+  """x: (rows, heads, ...), heads split over tp; stacked: after an axis of layers."""
+  return _constrain(x, *(None,) * stacked, ROWS, 'tp')
 
 
 def split_vocabulary(x):

@@ -53,7 +53,7 @@ class Task:
   def __init__(self, method, system, eos_id: int):
     self.method, self.system, self.eos_id = method, system, eos_id
     self.objective = losses.OBJECTIVES[method.objective]
-    self.sampling = Sampling(temperature=method.temperature, guidance=method.guidance, max_tokens=method.max_text_tokens, segment=system.decode_segment)
+    self.sampling = Sampling(method.temperature, method.guidance, method.max_text_tokens, system.decode_segment, system.decode_scan)
     self.reward_scoring = Scoring(chunk=system.logprob_chunk)
     self.policy_scoring = Scoring(temperature=method.temperature, chunk=system.logprob_chunk, remat=system.remat)
     self.scores_its_sampler = True  # whether policy_scoring is the distribution that sampled
@@ -135,7 +135,7 @@ class Generation(Task):
                                           self.reward_scoring, self.eos_id, self.method)
     rewards, frozen = self.judged(judges, case)
     # The sampler against the same distribution, guidance included, in one teacher-forced pass; one candidate tells.
-    how = Scoring(self.method.temperature, self.method.guidance)
+    how = Scoring(self.method.temperature, self.method.guidance, self.system.logprob_chunk)
     first = Text(prompt.ids[:1, None], prompt.mask[:1, None])
     replayed = live.picture_logps(first, codes[:1, :1], keys[:1, :1], how).logp
     same = jnp.mean(jnp.mean(codes[:, :, None] == codes[:, None, :], axis=-1, dtype=jnp.float32), axis=(1, 2))

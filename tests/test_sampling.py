@@ -108,6 +108,14 @@ def test_segments_change_nothing(draw, prompts):
     np.testing.assert_allclose(again_logp, logp, **TOLERANCE)
 
 
+def test_scanned_layers_sample_what_unrolled_ones_do(draw, write, prompts, pixels, questions):
+  for sample, given in ((draw, (prompts,)), (write, (pixels, questions))):
+    for segment in (5, 64):
+      plain, scanned = (sample(*given, KEYS, segment=segment, scan=scan) for scan in (False, True))
+      jax.tree.map(np.testing.assert_array_equal, plain[0], scanned[0])
+      np.testing.assert_allclose(plain[1], scanned[1], **TOLERANCE)
+
+
 def test_padding_of_prompts_changes_no_log_probability(bundle, draw, score_codes, prompts):
   codes, logp = draw(prompts, KEYS, **GUIDED)
   longer = padded(bundle, PROMPTS, 'encode_prompt', 33)

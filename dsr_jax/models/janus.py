@@ -8,6 +8,8 @@ Every prompt is split before its last token: the tokens before it are the prefix
 (begin-of-image, or the colon after the assistant's name) starts each candidate. So the state at place t predicts token t.
 """
 
+import functools
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -148,7 +150,7 @@ class Janus(nnx.Module):
     inputs, group = keys.shape
     guided = how.guidance != 1.0
     branches = 2 if guided else 1
-    decoder = self.language_model.decoder(self._generation_prefix(prompt, guided), group)
+    decoder = self.language_model.decoder(self._generation_prefix(prompt, guided), group, self.config.num_codes, how.scan)
 
     table = sharding.keep_whole(self.code_embeddings(jnp.arange(self.config.vq.num_embeddings)))  # (K, D), once for all tokens
 
@@ -166,15 +168,16 @@ class Janus(nnx.Module):
     parts = []
     for first in range(0, self.config.num_codes, how.segment):
 
-      def body(carry, t):
+      end = min(first + how.segment, self.config.num_codes)
+
+      def body(carry, t, room=end):
         embeds, cache = carry
-        hidden, cache = decoder.step(embeds, cache, t)
+        hidden, cache = decoder.step(embeds, cache, t, room)
         codes, logp = pick(hidden, t)
         return (embed(codes), cache), (codes, logp)
 
-      tokens = jnp.arange(first, min(first + how.segment, self.config.num_codes))
       with jax.named_scope('decode'):
-        carry, part = jax.lax.scan(body, (carry[0], decoder.grow(carry[1], len(tokens))), tokens)
+        carry, part = jax.lax.scan(body, (carry[0], decoder.grow(carry[1], end - first)), jnp.arange(first, end))
       parts.append(part)
     codes, logp = (jnp.moveaxis(jnp.concatenate(p, axis=0), 0, -1) for p in zip(*parts))
     return codes, logp
@@ -182,12 +185,12 @@ class Janus(nnx.Module):
   def sample_texts(self, picture: Picture, question: Text, keys, how: Sampling):
     t = self.config.templates
     inputs, group = keys.shape
-    decoder = self.language_model.decoder(self._understanding_prefix(picture.pixels, question), group)
+    decoder = self.language_model.decoder(self._understanding_prefix(picture.pixels, question), group, how.max_tokens, how.scan)
     embed = self.language_model.embed_tokens
 
-    def body(carry, index):
+    def body(carry, index, room):
       embeds, ended, cache = carry
-      hidden, cache = decoder.step(embeds, cache, index)
+      hidden, cache = decoder.step(embeds, cache, index, room)
       ids, logp = sample_tokens(self.text_logits(hidden), keys, index, how.temperature)
       ids = jnp.where(ended, t.pad_id, ids)
       out = ids, jnp.where(ended, 0.0, logp), ~ended
@@ -197,14 +200,14 @@ class Janus(nnx.Module):
     embeds, ended, cache = jnp.broadcast_to(start, (inputs, group, start.shape[-1])), jnp.zeros((inputs, group), bool), None
     parts = []
     for first in range(0, how.max_tokens, how.segment):
-      tokens = jnp.arange(first, min(first + how.segment, how.max_tokens))
-      carry = embeds, ended, decoder.grow(cache, len(tokens))
+      end = min(first + how.segment, how.max_tokens)
+      carry = embeds, ended, decoder.grow(cache, end - first)
 
-      def run(carry, tokens=tokens):
+      def run(carry, first=first, end=end):
         with jax.named_scope('decode'):
-          return jax.lax.scan(body, carry, tokens)
+          return jax.lax.scan(functools.partial(body, room=end), carry, jnp.arange(first, end))
 
-      padding = lambda carry, shape=(len(tokens), inputs, group): (
+      padding = lambda carry, shape=(end - first, inputs, group): (
           carry, (jnp.full(shape, t.pad_id, jnp.int32), jnp.zeros(shape), jnp.zeros(shape, bool)))
       # Once every text has ended, a segment is skipped.
       (embeds, ended, cache), part = jax.lax.cond(jnp.all(ended), padding, run, carry) if first else run(carry)

@@ -30,7 +30,7 @@ class Prefix(NamedTuple):
 
 
 class KV(NamedTuple):
-  """Keys and values of one layer, (R, N, C, S, h)."""
+  """Keys and values of candidates: of one layer (R, N, C, S, h), of a stack (L, R, N, C, S, h)."""
   k: jax.Array
   v: jax.Array
 
@@ -148,9 +148,9 @@ class LanguageModel(nnx.Module):
     x, _ = scan_layers(self.layers, body, sharding.split_rows(embeds), (prefix.k, prefix.v), remat=remat)
     return self.norm(x)
 
-  def decoder(self, prefix: Prefix, candidates: int):
-    """Token-by-token decoding after `prefix` for C candidates each; see `Decoder`."""
-    return Decoder(self, prefix, candidates)
+  def decoder(self, prefix: Prefix, candidates: int, tokens: int, scan: bool):
+    """Token-by-token decoding after `prefix` of C candidates of `tokens` tokens each; see `Decoder`."""
+    return Decoder(self, prefix, candidates, tokens, scan)
 
   @staticmethod
   def _prefix_mask(prefix: Prefix):
@@ -159,39 +159,69 @@ class LanguageModel(nnx.Module):
 
 
 class Decoder:
-  """The decode loop's fixed surroundings, built once before the loop: a layer's weights and prefix are arrays of their own.
+  """The decode loop's fixed surroundings, built once before the loop.
 
-  The candidates' cache grows by a segment at a time, with `grow`, so that a step reads little more than is filled; within a
-  segment it is the loop's carry, of which a step writes one slice in place.
+  Unrolled, a layer has weights, prefix and cache of its own, and nothing but one slice of its cache is written at a token. Scanned
+  (`Sampling.scan`), the layers stay one stack: a program that is shorter by their number, without second copies of weights and prefix.
+
+  A step reads little more of the cache than is filled. Within a segment the cache is the loop's carry; between segments that of unrolled
+  layers grows, while that of a stack has all its room from the start, since growing holds it twice, and is read up to the segment's end.
   """
 
-  def __init__(self, lm: LanguageModel, prefix: Prefix, candidates: int):
-    self.layers = [layer_at(lm.layers, i) for i in range(prefix.k.shape[0])]
-    self.norm, self.cfg = lm.norm, lm.cfg
-    self.length = prefix.length
-    self.candidates = candidates
-    self.prefix = [(prefix.k[i], prefix.v[i]) for i in range(prefix.k.shape[0])]
+  def __init__(self, lm: LanguageModel, prefix: Prefix, candidates: int, tokens: int, scan: bool):
+    layers = range(prefix.k.shape[0])
+    self.layers = lm.layers if scan else [layer_at(lm.layers, i) for i in layers]
+    self.prefix = (prefix.k, prefix.v) if scan else [(prefix.k[i], prefix.v[i]) for i in layers]
+    self.norm, self.cfg, self.scan = lm.norm, lm.cfg, scan
+    self.candidates, self.tokens = candidates, tokens
+    self.length, self.padded = prefix.length, prefix.k.shape[3]
     self.seen = lm._prefix_mask(prefix)
 
-  def grow(self, cache: list[KV] | None, tokens: int) -> list[KV]:
-    """Room for `tokens` more tokens a candidate; None is the empty cache."""
-    k = self.prefix[0][0]
-    room = sharding.split_heads(jnp.zeros((*k.shape[:2], self.candidates, tokens, k.shape[-1]), k.dtype))
+  def grow(self, cache, tokens: int):
+    """The cache with room for `tokens` more tokens a candidate; None is the empty one. A list of each layer's KV, or that of the stack."""
+    if self.scan:
+      return self._room(self.prefix[0], self.tokens) if cache is None else cache
+    room = self._room(self.prefix[0][0], tokens)
     if cache is None:
-      return [KV(room, room) for _ in self.layers]
-    return [KV(*(jnp.concatenate([x, room], axis=3) for x in kv)) for kv in cache]
+      return [room for _ in self.layers]
+    return [jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=3), kv, room) for kv in cache]
 
-  def step(self, embeds, cache: list[KV], index):
-    """embeds: (R, C, D), token `index` of the candidates -> states (R, C, D) and the cache with it."""
-    room = cache[0].k.shape[3]
-    turn = rotation((self.length + index)[:, None], self.prefix[0][0].shape[2] + room, self.cfg)
+  def _room(self, like, tokens):
+    """An empty KV for layers whose prefix is `like`, (R, N, P, h) or (L, R, N, P, h)."""
+    shape = (*like.shape[:-2], self.candidates, tokens, like.shape[-1])
+    room = sharding.split_heads(jnp.zeros(shape, like.dtype), stacked=self.scan)
+    return KV(room, room)
+
+  def step(self, embeds, cache, index, room: int):
+    """embeds: (R, C, D), token `index` of the candidates, all below `room` -> states (R, C, D) and the cache with it."""
+    turn = rotation((self.length + index)[:, None], self.padded + self.tokens, self.cfg)
     filled = jnp.arange(room) <= index
-    x, written = sharding.split_rows(embeds[:, :, None]), []
-    for layer, shared, own in zip(self.layers, self.prefix, cache):
+    x = sharding.split_rows(embeds[:, :, None])
+
+    def through(layer, x, shared, cache, write, read):
+      """One layer; the cache goes through `write`, which puts the new token in, and `read`, which gives what attention sees."""
+      new = []
 
       def context(k, v):
-        written.append(KV(*(jax.lax.dynamic_update_slice_in_dim(c, new, index, axis=3) for c, new in zip(own, (k, v)))))
-        return [(*shared, self.seen), (*written[-1], filled)]
+        new.append(KV(*(write(c, y) for c, y in zip(cache, (k, v)))))
+        return [(*shared, self.seen), (*map(read, new[0]), filled)]
 
-      x = layer(x, turn, context)
+      return layer(x, turn, context), new[0]
+
+    if self.scan:
+
+      def body(layer, carry, of_layer):
+        i, shared = of_layer
+        write = lambda c, y: jax.lax.dynamic_update_slice(c, y[None], (i, 0, 0, 0, index, 0))
+        read = lambda c: jax.lax.dynamic_slice(c, (i, *(0,) * 5), (1, *c.shape[1:4], room, c.shape[5]))[0]
+        return through(layer, carry[0], shared, carry[1], write, read), None
+
+      (x, cache), _ = scan_layers(self.layers, body, (x, cache), (jnp.arange(len(self.prefix[0])), self.prefix))
+      return self.norm(x)[:, :, 0], cache
+
+    write = lambda c, y: jax.lax.dynamic_update_slice_in_dim(c, y, index, axis=3)
+    written = []
+    for layer, shared, own in zip(self.layers, self.prefix, cache):
+      x, kv = through(layer, x, shared, own, write, lambda c: c)
+      written.append(kv)
     return self.norm(x)[:, :, 0], written

@@ -31,12 +31,14 @@ class Picture(NamedTuple):
 class Sampling:
   """How to sample. temperature 0 is greedy; guidance 1 is off; max_tokens bounds texts (EOS included).
 
-  segment: tokens decoded between two growths of the cache (and two looks whether every text has ended).
+  segment: tokens decoded between two growths of the cache (and two looks whether every text has ended). scan: whether a token is
+  scanned through the stacked layers, or their loop unrolled.
   """
   temperature: float = 1.0
   guidance: float = 1.0
   max_tokens: int = 64
   segment: int = 16
+  scan: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
