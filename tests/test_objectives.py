@@ -173,6 +173,8 @@ def test_clip_fraction_counts_where_the_ratio_has_left_its_bounds_on_the_side_th
   x = losses.Learners(logp, jnp.zeros_like(logp), None, mask, jnp.array([[1.0, -1.0]]))
   found = losses.OBJECTIVES['grpo'].measure(x, METHOD)
   np.testing.assert_allclose(found['clip_fraction'], 2 / 7)  # 1.5 of the better one, 0.5 of the worse one
+  found = losses.OBJECTIVES['cispo'].measure(x, METHOD)
+  np.testing.assert_allclose(found['clip_fraction'], 2 / 7)  # both 1.5: its weights are bounded above whatever the advantage
 
 
 # Inside the step.

@@ -101,6 +101,14 @@ def test_contrastive_is_the_inputs_share_among_its_negatives(model, task):
   np.testing.assert_allclose(rewards.contrastive(c), each(c, lambda i, j: share(totals(i, j))), atol=1e-3)
 
 
+def test_contrastive_counts_the_end_of_text_in_all_prompts_or_in_none(model):
+  """Prompts and negatives of one length that are the same text have equal shares, with their ends too."""
+  for eos in (False, True):
+    c = case(model, 'generation', tiny_step.method(eos_in_reward=eos))
+    c = c._replace(extra=dict(negative_ids=c.text.ids[:, None], negative_mask=c.text.mask[:, None]))
+    np.testing.assert_allclose(rewards.contrastive(c), np.log(0.5), atol=1e-5)
+
+
 @BOTH
 def test_shuffled_scores_another_input(model, task):
   base = case(model, task)
