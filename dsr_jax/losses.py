@@ -206,8 +206,9 @@ def _best_of_n(x: Learners, method):
 def _group(function, over, log_ratio, advantage, bounds, **keys):
   """An objective of whole groups with its KL.
 
-  over: (values, mask) -> (B,), how tokens are averaged. log_ratio: (logp - old, mask) -> that of a token or of a sequence. advantage: of
-  rewards. bounds: names of the settings that bound the ratio below and above, for the metrics; keys: those that `function` takes.
+  over: (values, mask) -> (B,), how tokens are averaged. log_ratio: (logp - old, mask) -> that of a token or of a sequence. keys: names
+  of the settings that `function` takes. For the metrics: bounds: method -> those of the ratio; advantage: of rewards, whose sign says which
+  bound can cut (of cispo the upper one, whatever the advantage).
   """
 
   def loss(x: Learners, method):
@@ -244,7 +245,7 @@ OBJECTIVES = {
     'dr_grpo': _group(dr_grpo, _over_room, _of_tokens, centred, _TOKEN_BOUNDS, **_TOKEN_KEYS),
     'rloo': _group(rloo, _mean_of_sums, sum_logp, against_others, _TOKEN_BOUNDS, **_TOKEN_KEYS),
     'gspo': _group(gspo, _mean_of_means, mean_logp, normalised, _SEQUENCE_BOUNDS, low='sequence_low', high='sequence_high'),
-    'cispo': _group(cispo, _over_tokens, _of_tokens, normalised, lambda method: (0.0, method.cispo_max), most='cispo_max'),
+    'cispo': _group(cispo, _over_tokens, _of_tokens, jnp.ones_like, lambda method: (0.0, method.cispo_max), most='cispo_max'),
     'online_dpo': Objective(_online_dpo, _pair, needs_reference=lambda method: True),
     'best_of_n': Objective(_best_of_n, _best),
 }

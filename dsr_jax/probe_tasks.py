@@ -34,7 +34,8 @@ def probe(graphdef, bundle, config, number: int, seed: int) -> dict:
   or pictures do not suit the model.
   """
   m = config.method
-  inputs = dataclasses.replace(m, inputs_per_step=number * (m.inputs_per_step // m.inputs_per_task), accumulate=1)
+  # Both tasks at once, whoever would learn first; of the run's reward nothing is asked here.
+  inputs = dataclasses.replace(m, strategy='unified', reward='dual', inputs_per_step=number * len(m.tasks), accumulate=1)
   batches = batches_lib.make(config.data, inputs, bundle.processor, bundle.config.image_size)
   batch = batches.at(0)
   prober = Prober(graphdef, bundle.params, bundle.processor, m, config.system, seed)

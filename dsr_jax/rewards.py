@@ -140,9 +140,12 @@ UNPROMPTED = 0.0  # guidance weight 0 leaves the unconditional branch alone
 def reversed_logps(case: Case):
   """Per-token log-probabilities (B, G, T or N) of the original input given each candidate, and their mask."""
   if case.task == 'generation':
-    eos_id = case.eos_id if case.method.eos_in_reward else None
-    return text_given_picture(case.model, case.picture, case.text, case.question, case.how, eos_id=eos_id, keys=case.keys)
+    return text_given_picture(case.model, case.picture, case.text, case.question, case.how, eos_id=_counted_eos(case), keys=case.keys)
   return _codes_given_text(case, case.text, case.picture.codes[:, None])
+
+
+def _counted_eos(case: Case):
+  return case.eos_id if case.method.eos_in_reward else None
 
 
 def _codes_given_text(case: Case, text: Text, codes, how: Scoring | None = None):
@@ -177,9 +180,8 @@ def pmi(case: Case):
   """
   logp, mask = reversed_logps(case)
   if case.task == 'generation':
-    eos_id = case.eos_id if case.method.eos_in_reward else None
-    alone, _ = text_given_picture(case.model, without_picture(case.picture.pixels), case.text, case.question, case.how, eos_id=eos_id,
-                                  keys=case.keys[:, :1])
+    alone, _ = text_given_picture(case.model, without_picture(case.picture.pixels), case.text, case.question, case.how,
+                                  eos_id=_counted_eos(case), keys=case.keys[:, :1])
   else:
     one = Text(case.text.ids[:, :1], case.text.mask[:, :1])
     alone, _ = _codes_given_text(case._replace(keys=case.keys[:, :1]), one, case.picture.codes[:, None],
@@ -198,7 +200,8 @@ def contrastive(case: Case):
   if case.task == 'generation':
     for m in range(case.extra['negative_ids'].shape[1]):
       other = Text(case.extra['negative_ids'][:, m], case.extra['negative_mask'][:, m])
-      logp, mask = text_given_picture(case.model, case.picture, other, case.question, case.how, keys=case.keys)
+      logp, mask = text_given_picture(case.model, case.picture, other, case.question, case.how, eos_id=_counted_eos(case),
+                                      keys=case.keys)
       totals.append(jnp.sum(jnp.where(mask, logp, 0.0), axis=-1))
   else:
     for m in range(case.extra['negative_pixels'].shape[1]):

@@ -72,6 +72,12 @@ def test_pictures_are_resized_and_normalised_as_the_files_say(tmp_path):
   ours = model.normalised(jnp.asarray(picture[None], jnp.float32) / 127.5 - 1.0)
   pil = np.asarray(Image.fromarray(picture).resize((20, 20), Image.BICUBIC)) / 255
   np.testing.assert_allclose(ours[0], (pil - [0.1, 0.2, 0.3]) / [0.4, 0.5, 0.6], atol=0.02)
+  # transformers 5 saves the same in another place
+  settings = json.loads((tmp_path / 'preprocessor_config.json').read_text())
+  (tmp_path / 'processor_config.json').write_text(json.dumps(dict(image_processor=settings)))
+  (tmp_path / 'preprocessor_config.json').unlink()
+  files.read_config.cache_clear()
+  assert files.read_config(tmp_path) == config
 
 
 def test_what_is_saved_loads_in_transformers_and_here_alike(tmp_path, hf_directory):

@@ -233,6 +233,37 @@ def test_transformers_reads_what_was_the_original_layout(original, hf_model, tmp
                  + ours.processor.encode_question('Is there a disc?') + list(t.understanding_suffix))
 
 
+def test_a_directory_that_transformers_itself_saved_becomes_either_layout(hf_directory, hf_model, tmp_path):
+  """transformers 5 writes fewer files than the published directories have, and other keys in config.json."""
+  from transformers import AutoProcessor, JanusForConditionalGeneration
+  hf_model.save_pretrained(tmp_path / 'saved')
+  AutoProcessor.from_pretrained(hf_directory).save_pretrained(tmp_path / 'saved')
+  (tmp_path / 'saved/generation_config.json').unlink(missing_ok=True)
+  assert not (tmp_path / 'saved/preprocessor_config.json').exists()
+  run(tmp_path / 'saved', tmp_path / 'h')
+  run(tmp_path / 'h', tmp_path / 'o', 'deepseek')
+  run(tmp_path / 'o', tmp_path / 'again')
+  for name in ('h', 'again'):
+    same_tensors(load_file(tmp_path / name / WEIGHTS), hf_model.state_dict())
+    model = JanusForConditionalGeneration.from_pretrained(tmp_path / name)
+    assert model.generation_config.guidance_scale == 5 and model.generation_config.generation_kwargs
+    processors = [AutoProcessor.from_pretrained(d) for d in (hf_directory, tmp_path / name)]
+    from PIL import Image
+    asked = [p(text='<image_placeholder> a red circle', images=[Image.new('RGB', (20, 10))], return_tensors='np') for p in processors]
+    assert all((asked[0][key] == asked[1][key]).all() for key in asked[0])
+
+
+def test_what_follows_from_the_rest_of_the_original_layout_is_made(original, copy, tmp_path):
+  for name in ('processor_config.json', 'preprocessor_config.json', 'tokenizer_config.json', 'special_tokens_map.json'):
+    (copy / name).unlink()
+  for layout in ('deepseek', 'hf'):
+    run(original[0], tmp_path / f'whole_{layout}', layout)
+    run(copy, tmp_path / f'made_{layout}', layout)
+    names = lambda which: {p.name for p in (tmp_path / f'{which}_{layout}').iterdir()}
+    assert names('made') == names('whole')
+    assert convert.load(tmp_path / f'made_{layout}').config == convert.load(tmp_path / f'whole_{layout}').config
+
+
 def test_the_original_code_finds_its_own_files(original, hf_directory, tmp_path):
   run(hf_directory, tmp_path / 'o', 'deepseek')
   for name in ('processor_config.json', 'preprocessor_config.json', 'config.json'):
@@ -505,7 +536,6 @@ def test_a_leaf_reads_what_it_is_asked_for(hf_directory):
   (lambda d: (d / 'config.json').unlink(), 'no config.json'),
   (lambda d: (d / 'config.json').write_text(json.dumps(dict(model_type='llama'))), "type 'llama'"),
   (lambda d: (d / 'tokenizer.json').unlink(), 'no tokenizer.json'),
-  (lambda d: (d / 'processor_config.json').unlink(), 'without processor_config.json'),
   (lambda d: (d / 'pytorch_model.bin').unlink(), 'no weights'),
   (lambda d: (d / 'pytorch_model.bin').write_bytes(b''), 'truncated|damaged'),
   (lambda d: (d / 'pytorch_model.bin').write_bytes((d / 'pytorch_model.bin').read_bytes()[:9999]), 'truncated|damaged'),
@@ -585,8 +615,15 @@ def test_a_full_target_is_refused_unless_overwritten(original, tmp_path):
   assert [path.name for path in (tmp_path / 'h').iterdir()] == ['mine.txt']
   run(original[0], tmp_path / 'h', overwrite=True)
   assert convert.load(tmp_path / 'h') and [path.name for path in tmp_path.iterdir()] == ['h']
-  with pytest.raises(InputError, match='as source and as target'):
-    run(tmp_path / 'h', tmp_path / 'h', overwrite=True)
+
+
+def test_a_target_that_holds_the_source_is_refused_even_to_be_overwritten(original, make_run, tmp_path):
+  run(original[0], tmp_path / 'h')
+  workdir = make_run(head_of(original, 1.001))
+  for source, target in ((tmp_path / 'h', tmp_path / 'h'), (tmp_path / 'h', tmp_path), (f'{workdir}@7', workdir), (workdir, workdir.parent)):
+    with pytest.raises(InputError, match='found the source .* in the target'):
+      run(source, target, overwrite=True)
+  assert convert.load(tmp_path / 'h') and (workdir / 'checkpoints/7').is_dir()
 
 
 def test_a_disk_that_is_too_small_is_found_out_before_anything_is_written(original, tmp_path, monkeypatch):

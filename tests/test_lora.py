@@ -117,7 +117,7 @@ def test_an_adapter_directory_comes_back_as_it_was(tmp_path):
   again = adapter.load(tmp_path / 'adapter', 1)
   for a, b in zip(jax.tree.leaves(adapters), jax.tree.leaves(again), strict=True):
     np.testing.assert_array_equal(a, b)
-  with pytest.raises(InputError, match='not empty'):
+  with pytest.raises(InputError, match='not empty.*--overwrite'):
     adapter.save(tmp_path / 'adapter', adapters, 'some/base')
 
 
@@ -159,12 +159,16 @@ def test_impossible_adapters_are_refused_in_one_sentence(changes, words):
   assert all(word in str(e.value) for word in words) and '\n' not in str(e.value)
 
 
-def test_the_convert_command_writes_a_runs_adapter_and_says_where_there_is_none(tmp_path):
+def test_the_convert_command_writes_a_runs_adapter_and_says_where_there_is_none(tmp_path, monkeypatch):
+  from dsr_jax import model_source
   from dsr_jax.convert import __main__ as command
-  from dsr_jax.model_source import Located
-  adapters = jax.device_get(random_adapters(tiny_step.model()[1]))
-  run = Located('runs/a', 'base', 'runs/a', 3, {'lora': adapters}, {'model': {'name': 'some/base'}})
-  assert command._adapter('runs/a', str(tmp_path / 'out'), run)['format'] == 'peft'
-  np.testing.assert_array_equal(adapter.load(tmp_path / 'out', 1)['q_proj']['b'], adapters['q_proj']['b'])
+  found = lambda trained: model_source.Located('runs/a', 'base', 'runs/a', 3, trained, {'model': {'name': 'some/base'}})
+  for seed, overwrite in ((0, False), (1, True)):
+    adapters = jax.device_get(random_adapters(tiny_step.model()[1], seed=seed))
+    monkeypatch.setattr(model_source, 'locate', lambda name, trained={'lora': adapters}: found(trained))
+    assert command.convert('runs/a', str(tmp_path / 'out'), 'peft', overwrite=overwrite)['format'] == 'peft'
+    np.testing.assert_array_equal(adapter.load(tmp_path / 'out', 1)['q_proj']['b'], adapters['q_proj']['b'])
+  monkeypatch.setattr(model_source, 'locate', lambda name: found({'lm_head': {}}))
   with pytest.raises(InputError, match='no adapters in runs/a.*trainable=lora'):
-    command._adapter('runs/a', str(tmp_path / 'none'), Located('runs/a', 'base', 'runs/a', 3, {'lm_head': {}}, {}))
+    command.convert('runs/a', str(tmp_path / 'none'), 'peft')
+  assert [path.name for path in tmp_path.iterdir()] == ['out']

@@ -95,6 +95,13 @@ def test_without_a_judge_its_measures_are_left_out_and_the_others_are_there(own)
   assert 'no judge for this data' in ' '.join(page.words) and 'not measured' in ' '.join(page.words)
 
 
+def test_a_run_of_two_models_or_of_another_reward_is_probed_alike(own):
+  numbers, _, config = own
+  for changes in (dict(strategy='separate'), dict(reward='contrastive')):
+    again, _ = measure(dataclasses.replace(config, method=dataclasses.replace(config.method, **changes)))
+    assert all(again[task]['reward'] == numbers[task]['reward'] for task in ('generation', 'understanding'))
+
+
 def test_the_numbers_do_not_depend_on_the_chunk(own):
   numbers, _, config = own
   again, _ = measure(dataclasses.replace(config, system=dataclasses.replace(config.system, rollout_chunk=1)))

@@ -1,4 +1,4 @@
-"""Every reward against a slow version or a property of its own, the fields they declare, and how a new one is added."""
+"""Every reward against a slow version or a property of its own, and the fields they declare."""
 
 import types
 
@@ -99,6 +99,14 @@ def test_contrastive_is_the_inputs_share_among_its_negatives(model, task):
     totals = lambda i, j: [token_logps(c, i, j).sum(), token_logps(c, i, j, picture=other[i]).sum()]
   share = lambda t: t[0] - max(t) - np.log(np.sum(np.exp(np.array(t) - max(t))))
   np.testing.assert_allclose(rewards.contrastive(c), each(c, lambda i, j: share(totals(i, j))), atol=1e-3)
+
+
+def test_contrastive_counts_the_end_of_text_in_all_prompts_or_in_none(model):
+  """Prompts and negatives of one length that are the same text have equal shares, with their ends too."""
+  for eos in (False, True):
+    c = case(model, 'generation', tiny_step.method(eos_in_reward=eos))
+    c = c._replace(extra=dict(negative_ids=c.text.ids[:, None], negative_mask=c.text.mask[:, None]))
+    np.testing.assert_allclose(rewards.contrastive(c), np.log(0.5), atol=1e-5)
 
 
 @BOTH
@@ -300,7 +308,7 @@ def test_the_step_runs_under_the_reward(reward):
   assert metrics['generation/reward_spread'] > 0
 
 
-# Bad input, and additions.
+# Bad input.
 
 
 @pytest.mark.parametrize('changes, words', [
@@ -315,31 +323,3 @@ def test_impossible_rewards_are_refused_in_one_sentence(changes, words):
   with pytest.raises(InputError) as e:
     tiny_step.load(**changes)
   assert all(word in str(e.value) for word in words) and '\n' not in str(e.value)
-
-
-def test_a_new_reward_is_one_function_and_one_line(monkeypatch):
-  """The README's example."""
-  def brightness(case):
-    """Mean level of a drawn picture."""
-    return case.picture.pixels.mean((-3, -2, -1))
-
-  monkeypatch.setitem(rewards.REWARDS, 'brightness', rewards.Reward(brightness, tasks=('generation',), self_reward=False))
-  assert tiny_step.load(method__reward='brightness', method__task='generation').method.reward == 'brightness'
-  method = tiny_step.method(reward='brightness', task='generation', inputs_per_step=4)
-  _, metrics, records, _ = tiny_step.run(method=method)
-  graphdef, params = tiny_step.model()
-  pixels = nnx.merge(graphdef, params).picture_from_codes(jnp.asarray(records['generation']['codes'])).pixels
-  np.testing.assert_allclose(records['generation']['rewards'], pixels.mean((-3, -2, -1)), atol=1e-5)
-
-
-def test_a_new_field_and_a_new_data_source_are_one_function_and_one_line_each(monkeypatch):
-  """The README's example."""
-  from dsr_jax import config as config_lib
-  from dsr_jax.data.prompts import Prompts
-  monkeypatch.setitem(batches_lib.NAMED_PROMPTS, 'greetings', lambda seed: Prompts(['hello', 'hello there'], lambda i: f'greeting {i}'))
-  length = lambda rows: {'length': np.array([[len(rows.data[i])] for i in rows.items])}
-  monkeypatch.setitem(fields.FIELDS, 'length', fields.Field(prompts=length))
-  words = Words(['hello there', 'i'])
-  method = config_lib.Method(task='generation', inputs_per_step=2, instruction='i')
-  batch = batches_lib.make(config_lib.Data(prompts='greetings'), method, words, 16, ('length',)).at(0)
-  assert sorted(batch['generation/length'].ravel().tolist()) == [5, 11]

@@ -26,10 +26,11 @@ def convert(source: str, target: str, layout: str, *, dtype: str | None = None, 
   from dsr_jax.convert import card, overlay, table
   convert_lib.check_target(target, overwrite)
   located = model_source.locate(source)
-  if pathlib.Path(target).resolve() == pathlib.Path(located.directory).resolve():
-    raise InputError(f'found {target} as source and as target; expected two directories; name another --target')
+  for path in filter(None, (located.directory, located.workdir)):  # --overwrite would take the source away
+    if pathlib.Path(path).resolve().is_relative_to(pathlib.Path(target).resolve()):
+      raise InputError(f'found the source {path} in the target {target}; expected two directories; name another --target')
   if layout == 'peft':
-    return _adapter(source, target, located)
+    return _adapter(source, target, located, overwrite)
   stored = convert_lib.Stored(located.directory)
   read = stored.atom
   if located.workdir:
@@ -47,11 +48,11 @@ def convert(source: str, target: str, layout: str, *, dtype: str | None = None, 
               len(table.unused(stored.config.vision, layout)), zeros=zeros)
 
 
-def _adapter(source, target, located):
+def _adapter(source, target, located, overwrite):
   from dsr_jax.convert import adapter
   if 'lora' not in located.trained:
     raise InputError(f'found no adapters in {source}; expected a run with method.trainable=lora; write --format=hf')
-  adapter.save(target, located.trained['lora'], located.about['model']['name'])
+  adapter.save(target, located.trained['lora'], located.about['model']['name'], overwrite)
   return dict(target=target, format='peft', source=source)
 
 

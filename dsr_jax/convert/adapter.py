@@ -1,13 +1,11 @@
 """A run's adapters as a directory that peft loads onto transformers' JanusForConditionalGeneration, and back."""
 
 import json
-import os
 import pathlib
-import shutil
 
 import numpy as np
 
-from dsr_jax.errors import InputError
+from dsr_jax.convert import directory as directory_lib
 from dsr_jax.lora import PROJECTIONS
 from dsr_jax.processor import read_json
 
@@ -16,29 +14,18 @@ _WEIGHTS, _CONFIG = 'adapter_model.safetensors', 'adapter_config.json'
 _TARGETS = r'.*language_model\.layers\.\d+\.(self_attn|mlp)\.(' + '|'.join(PROJECTIONS) + ')'
 
 
-def save(directory, adapters, base: str):
-  """Writes adapters ({projection: {'a': (L, in, r), 'b': (L, r, out)}}) aside, then renames; `base` names the model they belong to."""
+def save(directory, adapters, base: str, overwrite: bool = False):
+  """Writes adapters, {projection: {'a': (L, in, r), 'b': (L, r, out)}}; `base` names the model they belong to."""
   from safetensors.numpy import save_file
-  directory = pathlib.Path(directory)
-  if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-    raise InputError(f'found {directory} not empty; expected a new directory; choose another')
+  directory_lib.check_target(directory, overwrite)
   tensors = {name: np.ascontiguousarray(np.asarray(value, np.float32).T) for name, value in _named(adapters)}
   rank = adapters['q_proj']['a'].shape[-1]
-  aside = directory.parent / f'.{directory.name}.partial-{os.getpid()}'
-  try:
-    aside.mkdir(parents=True)
+  with directory_lib.whole(directory) as aside:
     save_file(tensors, aside / _WEIGHTS, metadata=dict(format='pt'))
     (aside / _CONFIG).write_text(json.dumps(dict(
         peft_type='LORA', task_type=None, base_model_name_or_path=base, r=rank, lora_alpha=rank, lora_dropout=0.0, bias='none',
         target_modules=_TARGETS, fan_in_fan_out=False, inference_mode=True, init_lora_weights=True, use_rslora=False, use_dora=False,
         modules_to_save=None), indent=2) + '\n', encoding='utf-8')
-    if directory.exists():
-      directory.rmdir()
-    aside.rename(directory)
-  except OSError as e:
-    raise InputError(f'found {directory} not writable ({e}); expected room and permission; choose another place') from e
-  finally:
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def load(directory, layers: int):

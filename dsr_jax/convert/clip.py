@@ -41,7 +41,9 @@ def read_config(directory) -> clip.ClipConfig:
               max_position_embeddings=77, eos_token_id=49407) | (content.get('text_config') or {})
   vision = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, image_size=224,
                 patch_size=32) | (content.get('vision_config') or {})
+  # transformers 5 writes it as a section of processor_config.json
   settings = read_json(directory / 'preprocessor_config.json', default={})
+  settings = settings or read_json(directory / 'processor_config.json', default={}).get('image_processor') or {}
   default = clip.ClipConfig.__dataclass_fields__
   return clip.ClipConfig(
       text=_tower(text), vision=_tower(vision), projection_dim=int(content.get('projection_dim') or 512), vocab_size=int(text['vocab_size']),

@@ -1,5 +1,6 @@
 """A whole model directory, in and out, in either layout."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -187,28 +188,33 @@ def export(directory, layout, config, processor, read, source_dir, *, kept_aside
   else:
     content = configs.to_json(config, widest.name)
   extra, zeros = _unused(config, layout, kept_aside, kind, widest)
-  try:
-    aside = directory.parent / f'.{directory.name}.partial-{os.getpid()}'
-    aside.mkdir(parents=True)
-    try:
-      writing.check_room(aside, tensors + extra)
-      if layout == 'deepseek':
-        tensors += extra
-      elif extra:
-        (aside / KEPT_ASIDE).parent.mkdir()
-        writing.write_file(aside / KEPT_ASIDE, extra)
-      writing.write(aside, tensors)
-      (aside / 'config.json').write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
-      sidefiles.write(aside, layout, source_dir, source_layout, config, processor, guidance)
-      sidefiles.write_card(aside, layout, card, source_dir / 'README.md')
-      _replace(aside, directory)
-    finally:
-      shutil.rmtree(aside, ignore_errors=True)
-  except OSError as e:
-    size = sum(tensor.nbytes for tensor in tensors) >> 20
-    raise InputError(f'found {directory} not writable ({e}); expected room and permission for {size:,} MiB; choose '
-                     'another place') from e
+  with whole(directory) as aside:
+    writing.check_room(aside, tensors + extra)
+    if layout == 'deepseek':
+      tensors += extra
+    elif extra:
+      (aside / KEPT_ASIDE).parent.mkdir()
+      writing.write_file(aside / KEPT_ASIDE, extra)
+    writing.write(aside, tensors)
+    (aside / 'config.json').write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
+    sidefiles.write(aside, layout, source_dir, source_layout, config, processor, guidance)
+    sidefiles.write_card(aside, layout, card, source_dir / 'README.md')
   return zeros
+
+
+@contextlib.contextmanager
+def whole(directory):
+  """A folder aside that takes the place of `directory` once the block is done, and vanishes if it fails."""
+  directory = pathlib.Path(directory)
+  aside = directory.parent / f'.{directory.name}.partial-{os.getpid()}'
+  try:
+    aside.mkdir(parents=True)
+    yield aside
+    _replace(aside, directory)
+  except OSError as e:
+    raise InputError(f'found {directory} not writable ({e}); expected room and permission; choose another place') from e
+  finally:
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def check_target(directory, overwrite):

@@ -1,7 +1,8 @@
 """What belongs to a model directory beside weights and config.json: tokenizer, processor, generation settings, card.
 
 In one layout they are carried over as they are. From one layout to the other the tokenizer is carried over, and the files
-that name classes and sizes are written anew for the classes that will read them.
+that name classes and sizes are written anew for the classes that will read them. So is what the source does not have, where it
+follows from the rest: transformers 5 itself writes no preprocessor_config.json any more, but a section of processor_config.json.
 
 Source: deepseek-ai/Janus janus/models/{processing_vlm,image_processing_vlm}.py; transformers' processing_janus.py.
 """
@@ -18,7 +19,7 @@ COMMON = ('tokenizer.json', 'special_tokens_map.json', 'added_tokens.json', 'tok
           'LICENSE.txt', 'LICENSE-MODEL')
 OWN = ('tokenizer_config.json', 'processor_config.json', 'preprocessor_config.json')  # each layout has its own content
 FILES = COMMON + OWN + ('generation_config.json', 'chat_template.jinja', 'chat_template.json')
-NEEDED = {'hf': ('tokenizer.json', *OWN, 'generation_config.json'), 'deepseek': ('tokenizer.json', *OWN)}
+NEEDED = {'hf': ('tokenizer.json', 'processor_config.json'), 'deepseek': ('tokenizer.json',)}  # the rest follows from them
 READERS = {'hf': '`transformers.JanusForConditionalGeneration.from_pretrained` reads this directory.',
            'deepseek': 'The `janus` package of https://github.com/deepseek-ai/Janus reads this directory.'}
 
@@ -40,15 +41,13 @@ def write(target, layout, source, source_layout, config, processor, guidance=Non
     config, processor: the model's `JanusConfig`, and the source's `Processor`.
     guidance: the guidance weight that generation_config.json names; None keeps the source's, or Janus-Pro's own.
   """
-  for name in COMMON if layout != source_layout else FILES:
+  for name in (*COMMON, 'generation_config.json') if layout != source_layout else FILES:
     if (source / name).is_file():
       shutil.copyfile(source / name, target / name)
-  if layout != source_layout:
-    make = _hugging_face if layout == 'hf' else _deepseek
-    for name, content in make(source, config, processor).items():
+  make = _hugging_face if layout == 'hf' else _deepseek
+  for name, content in make(source, config, processor).items():
+    if not (target / name).is_file():
       _write_json(target / name, content)
-    if (source / 'generation_config.json').is_file():
-      shutil.copyfile(source / 'generation_config.json', target / 'generation_config.json')
   if layout == 'hf' != source_layout:
     (target / 'chat_template.jinja').write_text(processor_lib.CHAT_TEMPLATE, encoding='utf-8')
     _ensure_bos(target / 'tokenizer.json')
@@ -59,17 +58,17 @@ def write(target, layout, source, source_layout, config, processor, guidance=Non
 
 def _hugging_face(source, config, processor):
   ids = {token: processor.tokenizer.convert_tokens_to_ids(token) for token in processor_lib.SPECIALS}
-  theirs = read_json(source / 'tokenizer_config.json')
+  theirs = read_json(source / 'tokenizer_config.json', default={})
   files = processor_lib.side_files(ids, config.image_size, config.vision.patch_size, processor.system_prompt,
                                    theirs.get('model_max_length', config.text.max_position_embeddings))
   del files['tokenizer_config.json']['added_tokens_decoder']  # tokenizer.json has them, each with its flags
-  if (source / 'special_tokens_map.json').is_file():
-    del files['special_tokens_map.json']
+  if 'image_processor' in read_json(source / 'processor_config.json', default={}):
+    del files['preprocessor_config.json']
   return files
 
 
 def _deepseek(source, config, processor):
-  theirs = read_json(source / 'tokenizer_config.json')
+  theirs = read_json(source / 'tokenizer_config.json', default={})
   tokenizer = dict(
     add_bos_token=True, add_eos_token=False, bos_token=BOS, eos_token=EOS, pad_token=PAD, unk_token=None,
     clean_up_tokenization_spaces=False, model_max_length=theirs.get('model_max_length', 16384),
@@ -81,11 +80,9 @@ def _deepseek(source, config, processor):
   settings = dict(
     add_special_token=False, ignore_id=-100, image_tag=IMAGE, mask_prompt=True,
     num_image_tokens=config.vision.num_patches, processor_class='VLChatProcessor', sft_format='deepseek')
-  files = {'tokenizer_config.json': tokenizer, 'preprocessor_config.json': image, 'processor_config.json': settings}
-  if not (source / 'special_tokens_map.json').is_file():
-    files['special_tokens_map.json'] = dict(
-      bos_token=BOS, eos_token=EOS, pad_token=PAD, additional_special_tokens=[IMAGE, BOI, EOI])
-  return files
+  special = dict(bos_token=BOS, eos_token=EOS, pad_token=PAD, additional_special_tokens=[IMAGE, BOI, EOI])
+  return {'tokenizer_config.json': tokenizer, 'preprocessor_config.json': image, 'processor_config.json': settings,
+          'special_tokens_map.json': special}
 
 
 def _ensure_bos(path):
