@@ -19,7 +19,7 @@ CURVES = (
     ('Margin of the chosen over the rejected', 'nats a token', ('generation/margin', 'understanding/margin')),
     ('Spread of rewards within a group', 'nats a token', ('generation/reward_spread', 'understanding/reward_spread')),
     ('Similarity of candidates within a group', '', ('generation/similarity', 'understanding/similarity')),
-    ('Entropy of the pairs', 'nats a token', ('generation/entropy', 'understanding/entropy')),
+    ('Entropy of the policy', 'nats a token', ('generation/entropy', 'understanding/entropy')),
     ('Length of texts', 'tokens', ('understanding/text_length',)),
     ('Texts cut off or empty', 'of all', ('understanding/truncated', 'understanding/empty')),
     ('Gradient norm', '', ('gradient_norm',)),
