@@ -21,12 +21,12 @@ def get_config():
   c.vq.learning_rate = 2e-3
 
   c.lm = ConfigDict()
-  c.lm.steps = 4500
+  c.lm.steps = 10000
   c.lm.batch = 32  # captioned pictures; each is learned in both directions
   c.lm.learning_rate = 3e-3
   c.lm.prompt_dropout = 0.1  # what guidance needs
   c.lm.single_until = 800  # pictures of one thing are all at first and fewer with each step until this one
-  c.lm.question_share = 0.375  # of the texts about pictures, the rest are captions
+  c.lm.question_share = 0.25  # of the texts about pictures, the rest are captions
   c.lm.question_weight = 4.0  # of an answer's token against a caption's
   c.lm.text_weight = 1.0  # of a text's mean loss against a picture's
 

@@ -68,7 +68,7 @@ def language_batches(config, processor, pool: int):
   for i in range(first, first + count):
     pixels, caption = sets.pretraining_example(config.seed, i, p_single)
     captions.append((pixels, processor.encode_prompt(caption), processor.encode_answer(caption)))
-  describe = processor.encode_question(grammar.QUESTIONS_DESCRIBE)
+  describe = [processor.encode_question(q) for q in grammar.QUESTIONS_DESCRIBE]
   rng = np.random.default_rng((102, config.seed, pool))
   order = rng.permutation(SORTED_BATCHES)
   captions.sort(key=lambda c: len(c[1]))
@@ -76,7 +76,7 @@ def language_batches(config, processor, pool: int):
   for b in order:
     drawing = captions[b * config.lm.batch:(b + 1) * config.lm.batch]
     asked = int(config.lm.question_share * config.lm.batch)
-    reading = [(pixels, describe, answer) for pixels, _, answer in drawing[asked:]]
+    reading = [(pixels, world.pick(rng, describe), answer) for pixels, _, answer in drawing[asked:]]
     for i in range(asked):
       pixels, question, answer = sets.pretraining_question(config.seed, (pool * SORTED_BATCHES + int(b)) * asked + i, p_single)
       reading.append((pixels, processor.encode_question(question), processor.encode_answer(answer)))

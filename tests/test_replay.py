@@ -60,6 +60,24 @@ def test_a_step_is_recomputed_exactly_from_a_checkpoint_and_from_the_start(workd
   assert sorted(os.listdir(workdir / 'replays')) == ['000001', '000002']
 
 
+METHODS = {
+    'two models': dict(strategy='separate', scorer='partner', swap_every=1),
+    'an adapter, two inner updates': dict(objective='grpo', trainable='lora', lora_rank=2, inner_updates=2),
+    'all weights, a moving scorer': dict(trainable='all_but_vq', scorer='ema', reward='pmi'),
+}
+
+
+@pytest.mark.parametrize('name', METHODS)
+def test_a_step_of_every_kind_of_state_is_recomputed_exactly(name, small, tmp_path):
+  config = config_lib.load(
+      TINY, model='micro', **micro_parts.write_inputs(tmp_path), eval__benchmark='none', method__steps=3, method__group_size=3,
+      method__learning_rate=1e-3, system__save_every=1, system__samples_every=0, system__eval_every=0, system__frozen_every=1,
+      **{f'method__{key}': value for key, value in METHODS[name].items()})
+  train.run(config, str(tmp_path / 'run'))
+  said = run(replay, workdir=tmp_path / 'run', step=3, output=tmp_path / 'out')
+  assert said['exact'] and said['from_checkpoint'] == 2, said['differences']
+
+
 def test_a_number_that_differs_is_named(workdir, tmp_path):
   copy = tmp_path / 'run'
   shutil.copytree(workdir, copy)

@@ -110,7 +110,7 @@ def random_question(scene: world.Scene, rng: np.random.Generator) -> Question:
   """A question of pretraining: mostly yes/no."""
   while True:
     u = rng.random()
-    if u < 0.55:
+    if u < 0.4:
       question = _exists(scene, rng)
     elif u < 0.7:
       question = _relation(scene, rng)

@@ -68,7 +68,7 @@ def _pretraining_scene(rng, p_single: float) -> world.Scene:
 
 def vocabulary_texts(n: int, seed: int = 0) -> list[str]:
   """About `n` texts of every sort, to train a tokenizer on."""
-  texts = [grammar.QUESTIONS_DESCRIBE]
+  texts = list(grammar.QUESTIONS_DESCRIBE)
   for i in range(n):
     rng = _rng(3, seed, i)
     if i % 4 == 0:

@@ -36,7 +36,7 @@ HELD_OUT_TEXTURE = ((0, 2), (5, 1), (2, 1), (7, 2))
 HELD_OUT = ('exclude', 'half', 'include')
 
 KINDS = ('one', 'two', 'group', 'mixed')  # one thing; two of different shapes; 2-4 of one shape; 3-4 of several shapes
-P_KIND_SKEWED = (0.38, 0.36, 0.18, 0.08)
+P_KIND_SKEWED = (0.22, 0.50, 0.20, 0.08)
 P_KIND_UNIFORM = (0.25, 0.35, 0.25, 0.15)
 P_COUNT_SKEWED = (0.55, 0.30, 0.15)  # a group of 2, 3, 4
 P_COUNT_UNIFORM = (1 / 3, 1 / 3, 1 / 3)
