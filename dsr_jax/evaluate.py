@@ -165,7 +165,7 @@ class Evaluator:
     pixels = sets.pictures(scenes)
     out, details = {}, {}
     for name, temperature in (('description', self._method.temperature), ('description_greedy', 0.0)):
-      texts = self._sampler.texts(params, pixels, [grammar.QUESTIONS_DESCRIBE] * len(scenes), temperature)
+      texts = self._sampler.texts(params, pixels, [grammar.QUESTION_DESCRIBE] * len(scenes), temperature)
       scores = evaluation.description_scores(scenes, texts)
       for key in ('f1', 'precision', 'recall', 'hallucination', 'unparsable', 'words'):
         out.update(_with_interval(f'{name}/{key}', scores[key]) if key == 'f1' else {f'{name}/{key}': scores[key].value})

@@ -38,7 +38,7 @@ class Subject:
 
   def describe(self, pixels, temperature: float):
     """(P, H, W, 3) uint8 -> P texts; greedy ones are not chosen from several."""
-    asked = [grammar.QUESTIONS_DESCRIBE] * len(pixels)
+    asked = [grammar.QUESTION_DESCRIBE] * len(pixels)
     return self.sampler.texts(self.params, pixels, asked, temperature, best_of=self.best_of if temperature else 1)
 
   def answer(self, pixels, rows):
@@ -248,7 +248,7 @@ def text_sheet(subjects):
   """Some pictures with a sampled text of each model, and the share of its atoms that is right."""
   scenes = sets.evaluation_scenes(GRID_TEXTS)
   pixels = sets.pictures(scenes)
-  asked = [grammar.QUESTIONS_DESCRIBE] * len(scenes)
+  asked = [grammar.QUESTION_DESCRIBE] * len(scenes)
   told = [s.sampler.texts(s.params, pixels, asked, GRID_TEMPERATURE, seed=GRID_SEED) for s in subjects]
   lines = []
   for i, scene in enumerate(scenes):

@@ -135,7 +135,7 @@ def _method_of(directory):
   method = config_lib.Method()
   if os.path.realpath(directory) == os.path.realpath(EMBEDDED):
     # The small model knows no other words for this than those it was trained with.
-    method = dataclasses.replace(method, question=grammar.QUESTIONS_DESCRIBE, instruction=grammar.QUESTIONS_DESCRIBE,
+    method = dataclasses.replace(method, question=grammar.QUESTION_DESCRIBE, instruction=grammar.QUESTION_DESCRIBE,
                                  max_text_tokens=48)
   return method
 

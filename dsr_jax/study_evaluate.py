@@ -74,7 +74,7 @@ class Evaluator(evaluate.Evaluator):
   def texts(self, params, temperature: float, best_of: int = 1):
     """Rows of sums of descriptions of the whole list."""
     scenes = sets.evaluation_scenes(self._eval.pictures, self._split)
-    asked = [grammar.QUESTIONS_DESCRIBE] * len(scenes)
+    asked = [grammar.QUESTION_DESCRIBE] * len(scenes)
     texts = self._sampler.texts(params, sets.pictures(scenes), asked, temperature, best_of=best_of)
     return evaluation.description_sums(scenes, texts).tolist()
 

@@ -69,7 +69,7 @@ def failures(subject):
     lines += [[(kind, f'asked for: {prompts[i].text}', True), ('', f'drawn: {_told(readings[i])}', False)] for i in found]
   scenes = sets.evaluation_scenes(LOOKED_AT)
   pixels = sets.pictures(scenes)
-  texts = subject.sampler.texts(subject.params, pixels, [grammar.QUESTIONS_DESCRIBE[0]] * len(scenes), GRID_TEMPERATURE, seed=GRID_SEED)
+  texts = subject.sampler.texts(subject.params, pixels, [grammar.QUESTION_DESCRIBE] * len(scenes), GRID_TEMPERATURE, seed=GRID_SEED)
   counts = [judge.count_atoms(text, scene) for text, scene in zip(texts, scenes)]
   found = [i for i, c in enumerate(counts) if c.parsed and c.right < c.stated][:EACH]
   shown += [pixels[i] for i in found]

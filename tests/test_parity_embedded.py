@@ -60,7 +60,7 @@ def test_text_logits_about_a_picture_are_those_of_transformers(ours, theirs):
   bundle, model = ours
   hf, hf_processor = theirs
   picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
-  question, answer = grammar.QUESTIONS_DESCRIBE, 'a red square above a blue ring'
+  question, answer = grammar.QUESTION_DESCRIBE, 'a red square above a blue ring'
   text = f'{USER}: {IMAGE}\n{question}\n\n{ASSISTANT}: {answer}'
   batch = hf_processor(text=text, images=[picture], return_tensors='pt')
   content = bundle.processor.encode_answer(answer)[:-1]

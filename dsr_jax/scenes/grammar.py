@@ -15,7 +15,8 @@ from dsr_jax.scenes import world
 from dsr_jax.scenes.world import flip
 from dsr_jax.scenes.world import pick
 
-QUESTIONS_DESCRIBE = ('Describe the image.', 'Describe this image in detail.', 'What is in the picture?', 'What does the image show?')
+QUESTION_DESCRIBE = 'Describe the image.'
+QUESTIONS_DESCRIBE = (QUESTION_DESCRIBE, 'Describe this image in detail.', 'What is in the picture?', 'What does the image show?')
 
 NOUNS = (('square', 'box'), ('diamond',), ('disc', 'circle'), ('ring', 'hoop'), ('triangle',), ('cross',), ('heart',),
          ('hourglass',))
