@@ -33,7 +33,7 @@ class Knowing:
 
   def texts(self, params, pixels, questions, temperature, max_tokens=None, best_of=1, seed=None):
     rng = np.random.default_rng(0)
-    if questions[0] == grammar.QUESTIONS_DESCRIBE:
+    if questions[0] == grammar.QUESTION_DESCRIBE:
       return [grammar.caption(judge.read(p)[0].scene, rng) for p in pixels]
     return [self.answers.get((p.tobytes(), q), 'yes') for p, q in zip(np.asarray(pixels), questions)]
 
