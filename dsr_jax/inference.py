@@ -18,7 +18,6 @@ from dsr_jax import processor as processor_lib
 from dsr_jax.errors import InputError
 from dsr_jax.model_source import Source
 from dsr_jax.models import janus
-from dsr_jax.models.layers import UNROLL_UP_TO
 from dsr_jax.models.unified import Picture, Sampling, Scoring, Text, row_keys
 
 CHUNK = 16  # candidates sampled at once; the result does not depend on it beyond float rounding
@@ -72,24 +71,20 @@ class Inference:
 
   def draw(self, prompt: list[int], number: int, *, temperature: float, guidance: float, seed: int):
     """Samples pictures: codes (number, N) int32 and their log-probabilities (number, N) as they were sampled."""
-    how = self._sampling(temperature=temperature, guidance=guidance)
+    how = Sampling(temperature=temperature, guidance=guidance, segment=64)
     sample = lambda keys: _draw(self._params, _text(prompt), keys, config=self.config, how=how)
     codes, logps = zip(*(sample(keys) for keys in _keys(seed, number)))
     return _joined(codes), _joined(logps)
 
   def describe(self, pixels, question: list[int], number: int, *, temperature: float, max_tokens: int, seed: int):
     """Samples texts of a picture (H, W, 3): a list of (ids (T,), logps (T,)), with the end of sentence if it came."""
-    how = self._sampling(temperature=temperature, max_tokens=max_tokens)
+    how = Sampling(temperature=temperature, max_tokens=max_tokens, segment=64)
     texts = []
     for keys in _keys(seed, number):
       text, logps = jax.device_get(
           _describe(self._params, pixels[None], _text(question), keys, config=self.config, how=how))
       texts += [(ids[mask], logp[mask]) for ids, mask, logp in zip(text.ids[0], text.mask[0], logps[0])]
     return texts
-
-  def _sampling(self, **how):
-    """Few segments, and a large model's layers scanned: a program that compiles soon, and no second copy of the weights."""
-    return Sampling(**how, segment=64, scan=self.config.text.num_hidden_layers > UNROLL_UP_TO)
 
   def decode(self, codes: np.ndarray) -> np.ndarray:
     """Codes (N,) -> pixels (H, W, 3) float32 in [-1, 1]."""
