@@ -77,15 +77,15 @@ def benchmark(config, repeats: int, wanted=PHASES):
               phases=phases, memory=(device.memory_stats() or {}).get('peak_bytes_in_use'))
 
 
-def _timed(fn, repeats, *args):
-  """Median seconds of fn(*args) after two calls that warm up."""
+def _timed(fn, repeats, *args, calls=1):
+  """Median seconds of fn(*args) after two rounds that warm up; calls: in a round, so that what is short is not timed with its launch."""
   import jax
   seconds = []
   for attempt in range(repeats + 2):
     began = time.perf_counter()
-    jax.block_until_ready(fn(*args))
+    jax.block_until_ready([fn(*args) for _ in range(calls)])
     if attempt > 1:
-      seconds.append(time.perf_counter() - began)
+      seconds.append((time.perf_counter() - began) / calls)
   return statistics.median(seconds)
 
 
@@ -96,9 +96,9 @@ def _ceilings(dtype, repeats):
   size = 1024 if jax.default_backend() == 'cpu' else 8192
   device = jax.local_devices()[0]
   a = jax.device_put(jax.random.normal(jax.random.key(0), (size, size), dtype), device)  # constants run faster than what is real
-  product = _timed(jax.jit(lambda a: a @ a), repeats, a)
+  product = _timed(jax.jit(lambda a: a @ a), repeats, a, calls=10)
   x = jax.device_put(jax.random.normal(jax.random.key(1), (2**24 if size == 1024 else 2**29,)), device)
-  reading = _timed(jax.jit(jnp.sum), repeats, x)
+  reading = _timed(jax.jit(jnp.sum), repeats, x, calls=10)
   return 2 * size ** 3 / product, x.nbytes / reading
 
 

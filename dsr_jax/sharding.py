@@ -247,6 +247,16 @@ def pick(x, index):
   return jnp.sum(jnp.where(jnp.arange(x.shape[-1]) == index[..., None], x, 0), axis=-1)
 
 
+def by_rows_and_heads(fn, *arrays):
+  """fn of arrays (rows, heads, ...) and scalars, each device at work on its own rows and heads; the results are (rows, heads, ...)."""
+  mesh = _mesh()
+  if mesh is None:
+    return fn(*arrays)
+  rows, heads = arrays[0].shape[:2]
+  spec = P(ROWS if rows % ways(mesh.shape) == 0 else None, 'tp' if heads % mesh.shape['tp'] == 0 else None)
+  return jax.shard_map(fn, in_specs=tuple(spec if jnp.ndim(x) else P() for x in arrays), out_specs=spec, check_vma=False)(*arrays)
+
+
 def over_pictures(fn, params, x, pixels: int):
   """fn(params, x) for x (pictures, ...), the pictures split over all axes of the mesh and taken a few at a time.
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dsr_jax import sharding
-from dsr_jax.models.attention import attend
+from dsr_jax.models.attention import attend, attend_token
 from dsr_jax.models.config import TextConfig
 from dsr_jax.models.layers import Embedding, Linear, RMSNorm, layer_at, scan_layers, stack_layers
 
@@ -91,7 +91,7 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-  """One layer; `context(k, v)` says which parts its queries see, given the new tokens' keys and values."""
+  """One layer; `see(q, k, v)` is its attention, given the new tokens' queries, keys and values."""
 
   def __init__(self, cfg: TextConfig, *, rngs: nnx.Rngs):
     self.input_layernorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
@@ -99,10 +99,9 @@ class Block(nnx.Module):
     self.post_attention_layernorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
     self.mlp = MLP(cfg, rngs=rngs)
 
-  def __call__(self, x, turn: Rotation, context):
+  def __call__(self, x, turn: Rotation, see):
     """x: (R, C, T, D) -> the same shape."""
-    q, k, v = self.self_attn.qkv(self.input_layernorm(x), turn)
-    x = sharding.split_rows(x + self.self_attn.output(attend(q, context(k, v))))
+    x = sharding.split_rows(x + self.self_attn.output(see(*self.self_attn.qkv(self.input_layernorm(x), turn))))
     return sharding.split_rows(x + self.mlp(self.post_attention_layernorm(x)))
 
 
@@ -123,11 +122,11 @@ class LanguageModel(nnx.Module):
     def body(block, x, _):
       kept = []
 
-      def context(k, v):
+      def see(q, k, v):
         kept.append((k[:, :, 0], v[:, :, 0]))
-        return [(k, v, causal)]
+        return attend(q, [(k, v, causal)])
 
-      return block(x, turn, context), kept[0]
+      return block(x, turn, see), kept[0]
 
     _, (k, v) = scan_layers(self.layers, body, sharding.split_rows(embeds[:, None]), remat=remat)
     return Prefix(k, v, length)
@@ -143,7 +142,7 @@ class LanguageModel(nnx.Module):
     seen = self._prefix_mask(prefix)
 
     def body(block, x, kv):
-      return block(x, turn, lambda k, v: [(*kv, seen), (k, v, causal)]), None
+      return block(x, turn, lambda q, k, v: attend(q, [(*kv, seen), (k, v, causal)])), None
 
     x, _ = scan_layers(self.layers, body, sharding.split_rows(embeds), (prefix.k, prefix.v), remat=remat)
     return self.norm(x)
@@ -195,18 +194,17 @@ class Decoder:
   def step(self, embeds, cache, index, room: int):
     """embeds: (R, C, D), token `index` of the candidates, all below `room` -> states (R, C, D) and the cache with it."""
     turn = rotation((self.length + index)[:, None], self.padded + self.tokens, self.cfg)
-    filled = jnp.arange(room) <= index
     x = sharding.split_rows(embeds[:, :, None])
 
     def through(layer, x, shared, cache, write, read):
       """One layer; the cache goes through `write`, which puts the new token in, and `read`, which gives what attention sees."""
       new = []
 
-      def context(k, v):
+      def see(q, k, v):
         new.append(KV(*(write(c, y) for c, y in zip(cache, (k, v)))))
-        return [(*shared, self.seen), (*map(read, new[0]), filled)]
+        return attend_token(q, (*shared, self.seen), tuple(map(read, new[0])), index + 1)
 
-      return layer(x, turn, context), new[0]
+      return layer(x, turn, see), new[0]
 
     if self.scan:
 
