@@ -1,13 +1,18 @@
 """Sampling against teacher forcing: two code paths, one distribution. Float32, mixed lengths, both tasks."""
 
+import dataclasses
 import functools
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dsr_jax import plan_program
 from dsr_jax.likelihood import log_softmax
+from dsr_jax.models import janus
+from dsr_jax.models.config import JanusConfig
 from dsr_jax.models.unified import Picture, Sampling, Scoring, Text, row_keys
 
 TOLERANCE = dict(atol=1e-4, rtol=0)
@@ -114,6 +119,20 @@ def test_scanned_layers_sample_what_unrolled_ones_do(draw, write, prompts, pixel
       plain, scanned = (sample(*given, KEYS, segment=segment, scan=scan) for scan in (False, True))
       jax.tree.map(np.testing.assert_array_equal, plain[0], scanned[0])
       np.testing.assert_allclose(plain[1], scanned[1], **TOLERANCE)
+
+
+@pytest.mark.parametrize('how', [dict(segment=16), dict(segment=64), dict(segment=16, scan=True)])
+def test_decoding_holds_the_cache_little_more_than_once(how):
+  config = JanusConfig.scenes()
+  text = dataclasses.replace(config.text, num_hidden_layers=8)  # fewer are unrolled
+  config = dataclasses.replace(config, text=text, templates=plan_program.stand_in_templates(config))
+  rows, group = 16, 32
+  keys = jax.eval_shape(lambda: row_keys(jax.random.key(0), 0, rows, group))
+  prompt = Text(jax.ShapeDtypeStruct((rows, 24), jnp.int32), jax.ShapeDtypeStruct((rows, 24), bool))
+  draw = lambda params, prompt, keys: nnx.merge(janus.graphdef_of(config), params).sample_pictures(prompt, keys, Sampling(guidance=5.0, **how))
+  used = jax.jit(draw).lower(janus.abstract_params(config), prompt, keys).compile().memory_analysis().temp_size_in_bytes
+  cache = 2 * text.num_hidden_layers * (2 * rows) * group * config.num_codes * text.hidden_size * 4  # keys and values, both branches
+  assert cache < used < 1.3 * cache
 
 
 def test_padding_of_prompts_changes_no_log_probability(bundle, draw, score_codes, prompts):
