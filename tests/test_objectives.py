@@ -223,8 +223,9 @@ def test_inner_updates_in_chunks_are_those_of_the_whole():
   method = tiny_step.method(objective='grpo', inner_updates=3)
   whole = tiny_step.run(method=method)[1]
   parts = tiny_step.run(method=method, system=tiny_step.system(rollout_chunk=2, update_chunk=1))[1]
-  for key in ('generation/loss', 'understanding/loss', 'generation/ratio_gap_last', 'generation/kl_last', 'gradient_norm'):
-    np.testing.assert_allclose(whole[key], parts[key], rtol=1e-3, atol=1e-6, err_msg=key)
+  # At the first update a group's advantages cancel in the loss of drawing: what is left of it is rounding, so it counts in the sum alone.
+  for key in ('loss', 'understanding/loss', 'generation/ratio_gap_last', 'generation/kl_last', 'gradient_norm', 'update_norm'):
+    np.testing.assert_allclose(whole[key], parts[key], rtol=1e-3, err_msg=key)
 
 
 def test_the_learning_rate_is_logged():
