@@ -196,8 +196,10 @@ def own_inputs(tmp_path_factory):
 @pytest.fixture
 def compile_cache(tmp_path):
   """A folder of compiled programs for one test."""
+  kept = jax.config.jax_compilation_cache_dir
+  compilation_cache.reset_cache()
   yield {'system__compile_cache': str(tmp_path / 'compiled')}
-  jax.config.update('jax_compilation_cache_dir', None)
+  jax.config.update('jax_compilation_cache_dir', kept)
   compilation_cache.reset_cache()
 
 
