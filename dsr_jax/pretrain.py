@@ -378,7 +378,7 @@ def pretrain(config, workdir: str) -> str:
   params = train_language_model(config, graphdef, informed_start(params), processor, workdir)
   params['vqmodel'] = polish_decoder(config, graphdef, params, workdir)  # codes stay, so the order does not matter
   target = os.path.join(workdir, 'model')
-  convert.save(target, model_config, jax.tree.map(np.asarray, params), words, overwrite=True)
+  convert.save(target, model_config, jax.tree.map(np.asarray, params), words, guidance=config.guidance, overwrite=True)
   facts = dict(config=config.to_dict(), device=jax.devices()[0].device_kind, minutes=round((time.time() - start) / 60, 1))
   with open(os.path.join(workdir, 'pretraining.json'), 'w') as f:
     json.dump(facts, f, indent=2)
