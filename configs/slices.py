@@ -14,11 +14,11 @@ SLICES = {
 
 def apply(config, model, name):
   """Sets the mesh, the chunks and the segments for slice `name` of `SLICES[model]`; None leaves the defaults."""
-  s = config.system
-  s.decode_segment = 144  # of 576 codes: four pieces of program, a fifth of what is read of the cache is not filled yet
   if name is None:
     return
   if name not in SLICES[model]:
     raise InputError(f'found the slice {name!r} after the config; expected one of {", ".join(SLICES[model])}; choose one, or set system.mesh')
+  s = config.system
+  s.decode_segment = 144  # of 576 codes: four pieces of program, a fifth of what is read of the cache is not filled yet
   s.mesh.fsdp, s.mesh.tp, s.rollout_chunk, s.update_chunk = SLICES[model][name]
   s.decode_scan = name.startswith('v')  # TPUs read a layer's weights where they lie in the stack
