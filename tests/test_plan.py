@@ -53,6 +53,29 @@ def test_a_topology_that_does_not_exist_is_refused_and_some_are_listed(name):
     plan_costs.parse(name)
 
 
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """What a layout asks of a TPU's device."""
+  device_kind: str
+  coords: tuple[int, int, int]
+  id: int
+  platform: str = 'tpu'
+  core_on_chip: int = 0
+  process_index: int = 0
+  slice_index: int = 0
+
+
+@pytest.mark.parametrize('model, name', [(m, name) for m, known in slices.SLICES.items() for name in known if name.startswith('v')])
+def test_every_slices_mesh_can_be_laid_out_on_its_chips(model, name):
+  kind, _, shape = name.partition(':')
+  sides = ([int(n) for n in shape.split('x')] + [1])[:3]
+  kind = {'v5e': 'TPU v5 lite', 'v5p': 'TPU v5', 'v6e': 'TPU v6 lite'}[kind]
+  chips = [Chip(kind, place[::-1], i) for i, place in enumerate(np.ndindex(*sides[::-1]))]
+  fsdp, tp, _, _ = slices.SLICES[model][name]
+  mesh = sharding.make_mesh(config_lib.Mesh(data=1, fsdp=fsdp, tp=tp), chips)
+  assert dict(mesh.shape) == {'data': 1, 'fsdp': fsdp, 'tp': tp} and set(mesh.devices.flat) == set(chips)
+
+
 # Bytes.
 
 
