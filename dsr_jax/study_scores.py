@@ -57,7 +57,7 @@ def combine(function, *scores: Score) -> Score:
 
 
 def _share(hits) -> float:
-  return (1 + np.sum(hits)) / (1 + len(hits))
+  return float((1 + np.sum(hits)) / (1 + len(hits)))
 
 
 # Measures: rows of an evaluation -> sums by cluster.

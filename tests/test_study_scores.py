@@ -102,7 +102,9 @@ def test_differences_are_narrower_than_scores_because_they_are_paired(results):
 
 
 def test_claims_that_hold_are_confirmed_and_those_that_do_not_are_reversed(results):
-  verdicts = {row['key']: row['verdict'] for row in claims.claims_of(results, 'b')}
+  rows = claims.claims_of(results, 'b')
+  assert json.loads(json.dumps(rows)) == rows  # they are stored so
+  verdicts = {row['key']: row['verdict'] for row in rows}
   assert verdicts['improves_generation'] == verdicts['improves_understanding'] == 'confirmed'
   assert verdicts['understanding_hurts_generation'] == 'confirmed'
   assert verdicts['generation_on_understanding'] == 'falls'
