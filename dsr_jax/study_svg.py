@@ -7,6 +7,7 @@ from dsr_jax import charts
 
 COLOURS = ('#1f6fb2', '#d1612a', '#2b8a57', '#8a4fb0', '#b0902b', '#5b6670', '#c23b6b', '#3aa3a3')
 INK, FAINT, GRID = '#1c2026', '#7e8690', '#e3e6ea'
+DODGE, LABEL_WIDTH, LABEL_HEIGHT = 5, 70, 11  # pixels
 FONT = 'font-family="system-ui, sans-serif"'
 
 
@@ -58,13 +59,20 @@ class Panel:
     return self.height - self._bottom - (value - low) / (high - low) * (self.height - self._top - self._bottom)
 
   def points(self, points):
-    for p in points:
+    """Dots with intervals; those of one x stand beside one another, and close ones have their labels in one column."""
+    placed = []
+    for group in _neighbours(sorted(points), lambda p: self.x(p.x), DODGE):
+      placed += [(self.x(p.x) + DODGE * (i - (len(group) - 1) / 2), p) for i, p in enumerate(group)]
+    for x, p in placed:
       colour = COLOURS[p.series % len(COLOURS)]
-      self._out.append(_line(self.x(p.x), self.y(p.low), self.x(p.x), self.y(p.high), colour, 1.2))
+      self._out.append(_line(x, self.y(p.low), x, self.y(p.high), colour, 1.2))
       title = f'<title>{html.escape(f"{p.label}: {p.x:.3g}, {p.y:+.2f} ({p.low:+.2f} … {p.high:+.2f})")}</title>'
-      self._out.append(f'<circle cx="{self.x(p.x):.1f}" cy="{self.y(p.y):.1f}" r="4" fill="{colour}">{title}</circle>')
-      if p.label:
-        self._out.append(_text(self.x(p.x) + 6, self.y(p.y) - 5, p.label, size=10, colour=FAINT))
+      self._out.append(f'<circle cx="{x:.1f}" cy="{self.y(p.y):.1f}" r="4" fill="{colour}">{title}</circle>')
+    for group in _neighbours([(x, p) for x, p in placed if p.label], lambda item: item[0], LABEL_WIDTH / 2):
+      left = group[-1][0] > self.width - LABEL_WIDTH
+      beside, anchor = (group[0][0] - 6, 'end') if left else (group[-1][0] + 6, 'start')
+      for row, (_, p) in zip(_apart([self.y(p.y) + 4 for _, p in group], LABEL_HEIGHT), group):
+        self._out.append(_text(beside, row, p.label, anchor, size=10, colour=COLOURS[p.series % len(COLOURS)]))
 
   def lines(self, series):
     """series: [(index of a colour, [Point])], each a line with its intervals as a band."""
@@ -80,6 +88,30 @@ class Panel:
 
   def svg(self):
     return ''.join(self._out)
+
+
+def _neighbours(items, key, within):
+  """Groups of sorted items whose keys lie less than `within` from the item before."""
+  groups = []
+  for item in items:
+    if groups and key(item) - key(groups[-1][-1]) < within:
+      groups[-1].append(item)
+    else:
+      groups.append([item])
+  return groups
+
+
+def _apart(places, gap):
+  """The places, moved so that any two are `gap` apart, in the same order and as a whole where they were."""
+  order = sorted(range(len(places)), key=places.__getitem__)
+  moved = []
+  for i in order:
+    moved.append(max(places[i], moved[-1] + gap) if moved else places[i])
+  shift = sum(m - places[i] for i, m in zip(order, moved)) / len(places)
+  out = [0.0] * len(places)
+  for i, m in zip(order, moved):
+    out[i] = m - shift
+  return out
 
 
 def dots(title, unit, bars, width=560):

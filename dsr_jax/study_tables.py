@@ -126,10 +126,27 @@ def markdown(study, tree, files) -> str:
     for variant, t in tree['tuning'].items():
       scores = [f'{100 * t["scores"][f"{r:g}"]:.1f}' if f'{r:g}' in t['scores'] else '' for r in study.tune.learning_rates]
       lines.append(f'| {variant} | {" | ".join(scores)} | {t["learning_rate"]:g} |')
+  lines += replicates(tree['bases'])
   for base, found in tree['bases'].items():
     lines += _base_lines(base, found, files)
   lines += _figure('law.svg', files, 'Gain against the pairwise accuracy of the reward')
   return '\n'.join(lines) + '\n'
+
+
+def replicates(bases):
+  """The claims side by side where there are several bases: the difference, its interval, and each base's own verdict."""
+  if len(bases) < 2:
+    return []
+  skills = [f'{base} ({100 * found["variants"]["base"]["generation"]["value"]:.0f})' for base, found in bases.items()]
+  lines = ['', '## Claims on every base', '', 'Beside a base\'s name its own score in generation; in a cell the verdict and its differences, the '
+           'first contrast first.', '', '| claim | ' + ' | '.join(skills) + ' |', '|---|' + '---|' * len(bases)]
+  for rows in zip(*(found['claims'] for found in bases.values())):
+    if any(row['contrasts'] for row in rows[1:]):
+      numbers = [', '.join(f'{100 * c["value"]:+.1f} ({100 * c["low"]:+.1f} … {100 * c["high"]:+.1f})' for c in row['contrasts'])
+                 for row in rows]
+      lines.append(f'| {rows[0]["claim"]} | ' + ' | '.join(f'{row["verdict"]}: {text}' if text else row['verdict']
+                                                            for row, text in zip(rows, numbers)) + ' |')
+  return lines
 
 
 def _base_lines(base, found, files):

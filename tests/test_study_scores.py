@@ -11,6 +11,8 @@ from dsr_jax import study_evaluate
 from dsr_jax import study_figures as figures
 from dsr_jax import study_law
 from dsr_jax import study_scores as scores
+from dsr_jax import study_svg
+from dsr_jax import study_tables
 from dsr_jax import study_variants as variants_lib
 from dsr_jax.scenes import evaluation, grammar, judge, render, sets, world
 
@@ -184,3 +186,24 @@ def test_figures_are_svg_with_a_mark_for_each_thing(results):
            'gain': {'value': 0.1, 'low': 0.05, 'high': 0.12}}
   assert count(figures.law([point, point | {'variant': 'y'}]), 'circle') == 2
   assert figures.gains(scores.Results([]), 'b') is None and figures.law([]) is None
+
+
+def test_labels_of_close_points_do_not_overlap_and_stay_inside():
+  import xml.etree.ElementTree as tree
+  panel = study_svg.Panel('', '', '', [0, 1], [0, 10])
+  panel.points([study_svg.Point(x, y, y, y, f'{x} {y}') for x in (0.5, 0.51, 1.0) for y in (4.9, 5, 5.1)])
+  texts = [t for t in tree.fromstring(f'<svg>{panel.svg()}</svg>').findall('text') if ' ' in (t.text or '')]
+  assert len(texts) == 9
+  rows = [float(t.get('y')) for t in texts if t.text[0] == '0']
+  assert min(np.diff(sorted(rows))) > 10
+  assert all(t.get('text-anchor') == 'end' and float(t.get('x')) < panel.x(1.0) for t in texts if t.text[0] == '1')
+
+
+def test_claims_of_several_bases_stand_side_by_side(results):
+  found = lambda skill: {'variants': {'base': {'generation': {'value': skill}}}, 'claims': claims.claims_of(results, 'b')}
+  assert study_tables.replicates({'one': found(0.5)}) == []
+  lines = study_tables.replicates({'one': found(0.57), 'two': found(0.3)})
+  assert '| claim | one (57) | two (30) |' in lines
+  gain = next(line for line in lines if line.startswith('| DSR improves generation |'))
+  assert gain.count('confirmed: +') == 2
+  assert not any('equal tokens' in line for line in lines)  # no cells
