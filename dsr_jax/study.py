@@ -22,7 +22,7 @@ from ml_collections import config_flags
 from dsr_jax import commands
 from dsr_jax import config as config_lib
 from dsr_jax.errors import InputError, run_main
-from dsr_jax.study_variants import CONTROL, PAPER, TRAINED, VARIANTS, reward_key, run_config
+from dsr_jax.study_variants import CONTROL, LAW, PAPER, TRAINED, VARIANTS, reward_key, run_config
 
 sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # configs/ lies beside the package
 
@@ -47,7 +47,7 @@ class Study:
 
   def cells(self, variants, seeds=None, bases=None):
     """All cells of the variants (and of the base, which each needs), in order; seeds and bases: those asked for, or None for the plan's."""
-    tuned = {name: t['learning_rate'] for name, t in self.tuning().items()}
+    tuned = self._rates()
     everywhere = list(bases or self.bases)
     out = []
     for variant in dict.fromkeys(('base', *variants)):
@@ -58,7 +58,7 @@ class Study:
   def finished(self, besides=()):
     """All cells that have ended in this folder, whatever is asked for now, after those of `besides`."""
     from dsr_jax.study_cells import RECORD
-    tuned = {name: t['learning_rate'] for name, t in self.tuning().items()}
+    tuned = self._rates()
     known = {cell.folder for cell in besides}
     out = list(besides)
     for path in sorted(glob.glob(os.path.join(glob.escape(self.directory), 'cells', '*', '*', 'seed_*', RECORD))):
@@ -87,13 +87,21 @@ class Study:
                         system__compile_cache=self.compile_cache, **more)
     return Cell(base, variant, seed, config, folder)
 
+  def _rates(self):
+    """{variant: learning rate} that tuning chose. Degraded judges learn at the judge's, so that the law's points differ in accuracy alone."""
+    tuned = {name: t['learning_rate'] for name, t in self.tuning().items()}
+    if 'judge' in tuned:
+      tuned |= {name: tuned['judge'] for name, variant in VARIANTS.items() if variant.group == LAW}
+    return tuned
+
   def tune_cells(self, variants):
-    """The grid of learning rates of each variant that trains, on the first base."""
+    """The grid of learning rates of each variant that trains and has a rate of its own, on the first base."""
     from dsr_jax.study_cells import Cell
     base = next(iter(self.bases))
     out = []
     for variant in variants:
-      for rate in self.tune.learning_rates if VARIANTS[variant].kind == TRAINED else ():
+      own = VARIANTS[variant].kind == TRAINED and VARIANTS[variant].group != LAW
+      for rate in self.tune.learning_rates if own else ():
         config = run_config(
             self.run, variant, model=self.bases[base], seed=self.tune.seed, learning_rate=rate, clip_model=self.clip_path,
             system__compile_cache=self.compile_cache, system__samples_every=0, system__eval_every=0,

@@ -14,7 +14,7 @@ import pytest
 
 from dsr_jax import rewards, study, study_cells
 from dsr_jax.errors import InputError
-from dsr_jax.study_variants import VARIANTS
+from dsr_jax.study_variants import LAW, TRAINED, VARIANTS
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = str(ROOT / 'configs' / 'scenes_study.py')
@@ -207,6 +207,14 @@ def test_tuning_tries_the_same_grid_and_its_choice_is_used(fake):
   rates = {c.variant: c.config.method.learning_rate for c in plan.cells(['generation', 'unified'], (0,))}
   assert rates == {'base': plan.run.method.learning_rate, 'generation': 2e-3, 'unified': plan.run.method.learning_rate}
   assert not list(pathlib.Path(plan.directory, 'tune').rglob('checkpoints'))
+
+
+def test_degraded_judges_learn_at_the_rate_of_the_judge(fake, monkeypatch):
+  plan, _ = fake
+  assert {c.variant for c in plan.tune_cells(VARIANTS)} == {n for n, v in VARIANTS.items() if v.kind == TRAINED and v.group != LAW}
+  monkeypatch.setattr(plan, 'tuning', lambda: {'judge': {'learning_rate': 3e-3}, 'unified': {'learning_rate': 4e-3}})
+  rates = {c.variant: c.config.method.learning_rate for c in plan.cells(['unified', 'judge', 'judge_80'], (0,))}
+  assert (rates['unified'], rates['judge'], rates['judge_80']) == (4e-3, 3e-3, 3e-3)
 
 
 def test_tables_are_of_all_cells_that_ended_whatever_is_asked_for(fake):
