@@ -4,6 +4,7 @@ import atexit
 import gc
 import json
 import os
+import pathlib
 import shutil
 import tempfile
 
@@ -114,6 +115,39 @@ def model(bundle):
   from flax import nnx
   from dsr_jax.models import janus
   return nnx.merge(janus.graphdef_of(bundle.config), jax.tree.map(jax.numpy.asarray, bundle.params))
+
+
+@pytest.fixture(scope='session')
+def original(hf_directory, hf_model, tmp_path_factory):
+  """(directory, state dict): the tiny model in the original layout, bfloat16, in one .bin; not to be written to."""
+  import original_layout
+  directory = tmp_path_factory.mktemp('original') / 'tiny'
+  return directory, original_layout.write(directory, hf_directory, hf_model)
+
+
+@pytest.fixture
+def original_copy(original, tmp_path):
+  """A copy of the original layout, to be damaged."""
+  return pathlib.Path(shutil.copytree(original[0], tmp_path / 'copy'))
+
+
+@pytest.fixture(scope='session')
+def make_run(original, tmp_path_factory):
+  """Function (trained tree, method overrides) -> the workdir of a run that began with the original layout's tiny model."""
+  from dsr_jax import checkpoints, config as config_lib, convert
+
+  def make(trained, **method):
+    folder = tmp_path_factory.mktemp('run')
+    source = convert.Stored(original[0]).source()
+    about = {'method': {**config_lib.to_json(config_lib.Config())['method'], **method}, 'data': {'prompts': 'mine.txt'},
+             'model': {'name': str(original[0]), 'fingerprint': source['hash']}}
+    kept = checkpoints.Checkpoints(str(folder), about)
+    kept.save(7, {'params': trained, 'opt_state': {'mu': jax.numpy.zeros(3)}, 'step': jax.numpy.int32(7)})
+    kept.wait()
+    kept.close()
+    return folder
+
+  return make
 
 
 @pytest.fixture

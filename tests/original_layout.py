@@ -8,6 +8,9 @@ import pathlib
 import re
 import shutil
 
+import jax
+import ml_dtypes
+import numpy as np
 import torch
 
 RENAMES = (
@@ -111,3 +114,22 @@ def save_bins(directory, tensors, count):
     torch.save({name: value.clone() for name, value in part.items()}, directory / file)
     weight_map |= dict.fromkeys(part, file)
   (directory / 'pytorch_model.bin.index.json').write_text(json.dumps(dict(metadata={}, weight_map=weight_map)))
+
+
+def to_numpy(tensor):
+  tensor = tensor.detach()
+  return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16) if tensor.dtype == torch.bfloat16 else tensor.numpy()
+
+
+def same_tensors(ours, theirs):
+  """Names, types, shapes and every bit."""
+  assert ours.keys() == theirs.keys()
+  for name, value in theirs.items():
+    value = to_numpy(value) if isinstance(value, torch.Tensor) else value
+    assert ours[name].dtype == value.dtype and ours[name].shape == value.shape, name
+    assert ours[name].tobytes() == np.ascontiguousarray(value).tobytes(), name
+
+
+def head_of(original, factor):
+  """A trained tree: the head of the fixture `original`, times `factor`."""
+  return {'lm_head': {'kernel': jax.numpy.asarray(original[1]['language_model.lm_head.weight'].float().numpy().T) * factor}}
