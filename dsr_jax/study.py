@@ -22,7 +22,7 @@ from ml_collections import config_flags
 from dsr_jax import commands
 from dsr_jax import config as config_lib
 from dsr_jax.errors import InputError, run_main
-from dsr_jax.study_variants import CONTROL, LAW, PAPER, TRAINED, VARIANTS, reward_key, run_config
+from dsr_jax.study_variants import CONTROL, PAPER, TRAINED, VARIANTS, reward_key, run_config
 
 sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # configs/ lies beside the package
 
@@ -88,11 +88,9 @@ class Study:
     return Cell(base, variant, seed, config, folder)
 
   def _rates(self):
-    """{variant: learning rate} that tuning chose. Degraded judges learn at the judge's, so that the law's points differ in accuracy alone."""
+    """{variant: learning rate} that tuning chose, for itself or for a variant whose rate it takes."""
     tuned = {name: t['learning_rate'] for name, t in self.tuning().items()}
-    if 'judge' in tuned:
-      tuned |= {name: tuned['judge'] for name, variant in VARIANTS.items() if variant.group == LAW}
-    return tuned
+    return tuned | {name: tuned[v.rate_of] for name, v in VARIANTS.items() if v.rate_of in tuned}
 
   def tune_cells(self, variants):
     """The grid of learning rates of each variant that trains and has a rate of its own, on the first base."""
@@ -100,7 +98,7 @@ class Study:
     base = next(iter(self.bases))
     out = []
     for variant in variants:
-      own = VARIANTS[variant].kind == TRAINED and VARIANTS[variant].group != LAW
+      own = VARIANTS[variant].kind == TRAINED and not VARIANTS[variant].rate_of
       for rate in self.tune.learning_rates if own else ():
         config = run_config(
             self.run, variant, model=self.bases[base], seed=self.tune.seed, learning_rate=rate, clip_model=self.clip_path,

@@ -16,12 +16,17 @@ INFERENCE_BEST_OF = 8  # candidates of the control that picks by the reward and 
 
 
 class Variant(NamedTuple):
-  """title: in tables. group: PAPER, CONTROL or LAW. changes: {dotted key of the run: value, or a function of the run}."""
+  """title: in tables. group: PAPER, CONTROL or LAW. changes: {dotted key of the run: value, or a function of the run}.
+
+  self_rewarded: learns from the model's own likelihood of the input; "the best self-rewarded variant" is one of these. rate_of: the variant
+  at whose learning rate it learns; it has no tuning of its own.
+  """
   title: str
   group: str
   changes: dict[str, object | Callable]
   kind: str = TRAINED
-  self_rewarded: bool = False  # learns from the model's own likelihood of the input: "the best self-rewarded variant" is one of these
+  self_rewarded: bool = False
+  rate_of: str = ''
 
 
 # One task alone, or one model a task, sees what `unified` sees of it: half of the inputs in a step.
@@ -33,7 +38,7 @@ _SEPARATE = {'method.strategy': 'separate', 'method.steps': lambda c: 2 * c.meth
 
 def _judge(accuracy):
   return Variant(f'judge as reward, {100 * accuracy:.0f} % of verdicts right', LAW,
-                 {'method.reward': 'judge', 'method.judge_accuracy': accuracy})
+                 {'method.reward': 'judge', 'method.judge_accuracy': accuracy}, rate_of='judge')  # points of the law differ in accuracy alone
 
 
 VARIANTS = {
@@ -50,6 +55,7 @@ VARIANTS = {
     'clip': Variant('generation only, CLIP reward', PAPER, {'method.reward': 'clip', **_GENERATION}),
     'base_best': Variant('base at its best temperature and guidance', CONTROL, {}, BEST_SETTINGS),
     'best_of_8': Variant('base, best of 8 by its own reward', CONTROL, {}, BEST_OF),
+    'grpo_rate': Variant("unified, GRPO, SimPO's learning rate", CONTROL, {'method.objective': 'grpo'}, self_rewarded=True, rate_of='unified'),
     'random': Variant('random pair', CONTROL, {'method.reward': 'random'}),
     'forward': Variant('forward likelihood as reward', CONTROL, {'method.reward': 'forward'}),
     'shuffled': Variant("another input's likelihood as reward", CONTROL, {'method.reward': 'shuffled'}),

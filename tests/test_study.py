@@ -14,7 +14,7 @@ import pytest
 
 from dsr_jax import rewards, study, study_cells
 from dsr_jax.errors import InputError
-from dsr_jax.study_variants import LAW, TRAINED, VARIANTS
+from dsr_jax.study_variants import TRAINED, VARIANTS
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = str(ROOT / 'configs' / 'scenes_study.py')
@@ -209,12 +209,16 @@ def test_tuning_tries_the_same_grid_and_its_choice_is_used(fake):
   assert not list(pathlib.Path(plan.directory, 'tune').rglob('checkpoints'))
 
 
-def test_degraded_judges_learn_at_the_rate_of_the_judge(fake, monkeypatch):
+def test_some_variants_learn_at_the_rate_of_another_and_are_not_tuned(fake, monkeypatch):
   plan, _ = fake
-  assert {c.variant for c in plan.tune_cells(VARIANTS)} == {n for n, v in VARIANTS.items() if v.kind == TRAINED and v.group != LAW}
+  tuned = {c.variant for c in plan.tune_cells(VARIANTS)}
+  others = {name for name, v in VARIANTS.items() if v.rate_of}
+  assert not tuned & others and tuned | others == {name for name, v in VARIANTS.items() if v.kind == TRAINED}
+  assert {VARIANTS[name].rate_of for name in others} <= tuned
   monkeypatch.setattr(plan, 'tuning', lambda: {'judge': {'learning_rate': 3e-3}, 'unified': {'learning_rate': 4e-3}})
-  rates = {c.variant: c.config.method.learning_rate for c in plan.cells(['unified', 'judge', 'judge_80'], (0,))}
-  assert (rates['unified'], rates['judge'], rates['judge_80']) == (4e-3, 3e-3, 3e-3)
+  rates = {c.variant: c.config.method.learning_rate for c in plan.cells(['grpo', 'grpo_rate', 'judge', 'judge_80'], (0,))}
+  assert rates == {'base': plan.run.method.learning_rate, 'grpo': plan.run.method.learning_rate, 'grpo_rate': 4e-3, 'judge': 3e-3,
+                   'judge_80': 3e-3}
 
 
 def test_tables_are_of_all_cells_that_ended_whatever_is_asked_for(fake):
