@@ -292,7 +292,7 @@ class Bench:
     """Rows of how live, frozen and partner scorers order fresh candidates."""
     model, frozen = self.model(config.model), self.params(config.model)
     c = dataclasses.replace(config, method=dataclasses.replace(config.method, reward='dual', task='unified', clip_model=''))
-    key = repr((c.method.temperature, c.method.guidance, c.method.max_text_tokens, model.config))
+    key = repr((config.model, c.method.temperature, c.method.guidance, c.method.max_text_tokens))  # a base has its own tokenizer
     if key not in self._scorers:
       self._scorers = {key: study_evaluate.Scorers(
           model.graphdef, c, model.processor, model.config.vision.image_size, self._study.measure.scorer_inputs)}
@@ -304,8 +304,8 @@ class Bench:
 
   def _evaluator(self, config, split):
     model, m = self.model(config.model), config.method
-    key = repr((config.eval, m.temperature, m.guidance, m.max_text_tokens, m.instruction, m.steps, config.data.max_prompt_tokens, split,
-                model.config))
+    key = repr((config.model, config.eval, m.temperature, m.guidance, m.max_text_tokens, m.instruction, m.steps,
+                config.data.max_prompt_tokens, split))
     if key not in self._evaluators:
       self._evaluators[key] = study_evaluate.Evaluator(config, model.processor, model.graphdef, self._study.measure, split)
     return self._evaluators[key]

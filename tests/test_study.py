@@ -12,7 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from dsr_jax import rewards, study, study_cells
+from dsr_jax import parts as parts_lib
+from dsr_jax import rewards, study, study_cells, study_evaluate
 from dsr_jax.errors import InputError
 from dsr_jax.study_variants import TRAINED, VARIANTS
 
@@ -244,6 +245,19 @@ def test_only_the_first_seed_keeps_its_checkpoint(fake):
   study.run_cells(plan, cells, FakeBench(plan))
   kept = [os.path.isdir(os.path.join(c.folder, 'checkpoints')) for c in cells[1:]]
   assert kept == [True, False, True]
+
+
+def test_each_base_is_measured_with_its_own_tokenizer(fake, monkeypatch):
+  plan, cells = fake
+  load = lambda name: parts_lib.Model(None, None, types.SimpleNamespace(vision=types.SimpleNamespace(image_size=32)), f'of {name}', {})
+  monkeypatch.setattr(study_evaluate, 'Evaluator', lambda config, processor, *rest: processor)
+  monkeypatch.setattr(study_evaluate, 'Scorers', lambda graphdef, config, processor, *rest: types.SimpleNamespace(run=lambda *a: processor))
+  bench = study_cells.Bench(plan, dataclasses.replace(fake_run.parts(), load_model=load))
+  for name in ('one', 'two', 'one'):
+    config = dataclasses.replace(cells[0].config, model=name)
+    bench._params = {name: None}
+    assert bench._evaluator(config, 'validation') == f'of {name}'
+    assert bench._order(config, None, None) == f'of {name}'
 
 
 def test_seeds_of_a_variant_share_one_program(fake):
