@@ -29,7 +29,7 @@ def gains(results, base):
 
 
 def law(points):
-  """Gain against the pairwise accuracy of the reward; a colour a base."""
+  """Gain against the pairwise accuracy of the reward; a colour a base, names beside the points of the base that has most of them."""
   parts, bases = [], sorted({p['base'] for p in points}, key=lambda b: next(p['skill'] for p in points if p['base'] == b))
   for task in TASKS:
     of = [p for p in points if p['task'] == task]
@@ -40,7 +40,8 @@ def law(points):
     panel = svg.Panel(
         task, 'pairs of candidates that the reward orders as the judge does', 'points gained', [0.45, 1.0, *(d.x for d in dots)],
         [0.0, *(v for d in dots for v in (d.low, d.high))], width=520, height=380)
-    panel.points(dots)
+    named = [d.series for d in dots]
+    panel.points(dots, max(named, key=named.count))
     parts.append((panel.svg(), panel.width, panel.height))
   skill = lambda b: 100 * next(p['skill'] for p in points if p['base'] == b)
   return svg.page(parts, [(f'{b} (base {skill(b):.0f})', i) for i, b in enumerate(bases)]) if parts else None

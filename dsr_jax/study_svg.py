@@ -58,8 +58,11 @@ class Panel:
     low, high = self._y
     return self.height - self._bottom - (value - low) / (high - low) * (self.height - self._top - self._bottom)
 
-  def points(self, points):
-    """Dots with intervals; those of one x stand beside one another, and close ones have their labels in one column."""
+  def points(self, points, labelled=None):
+    """Dots with intervals; those of one x stand beside one another, and close ones have their labels in one column.
+
+    labelled: the series whose labels are written, all if None; pointing at a dot shows any dot's.
+    """
     placed = []
     for group in _neighbours(sorted(points), lambda p: self.x(p.x), DODGE):
       placed += [(self.x(p.x) + DODGE * (i - (len(group) - 1) / 2), p) for i, p in enumerate(group)]
@@ -68,7 +71,7 @@ class Panel:
       self._out.append(_line(x, self.y(p.low), x, self.y(p.high), colour, 1.2))
       title = f'<title>{html.escape(f"{p.label}: {p.x:.3g}, {p.y:+.2f} ({p.low:+.2f} … {p.high:+.2f})")}</title>'
       self._out.append(f'<circle cx="{x:.1f}" cy="{self.y(p.y):.1f}" r="4" fill="{colour}">{title}</circle>')
-    for group in _neighbours([(x, p) for x, p in placed if p.label], lambda item: item[0], LABEL_WIDTH / 2):
+    for group in _neighbours([(x, p) for x, p in placed if p.label and labelled in (None, p.series)], lambda item: item[0], LABEL_WIDTH / 2):
       left = group[-1][0] > self.width - LABEL_WIDTH
       beside, anchor = (group[0][0] - 6, 'end') if left else (group[-1][0] + 6, 'start')
       for row, (_, p) in zip(_apart([self.y(p.y) + 4 for _, p in group], LABEL_HEIGHT), group):

@@ -230,14 +230,25 @@ def test_tables_are_of_all_cells_that_ended_whatever_is_asked_for(fake):
   assert found == [('base', 0), ('unified', 0), ('unified', 1), ('random', 0), ('judge', 0)]
 
 
-def test_commands_of_the_page_are_ones_that_the_program_knows(monkeypatch):
+def test_commands_of_the_page_are_ones_that_the_programs_know(monkeypatch):
   monkeypatch.chdir(ROOT)
   from test_readme import flags_of, python_commands, source_of
   commands = list(python_commands((ROOT / 'docs' / 'study' / 'README.md').read_text()))
-  assert len(commands) == 2
+  assert {module for module, _ in commands} == {'dsr_jax.study', 'dsr_jax.pretrain'}
   for module, words in commands:
-    assert module == 'dsr_jax.study' and {w[2:].partition('=')[0] for w in words} <= set(flags_of(source_of(module)))
-    study.check_flags(words)
+    assert {w[2:].partition('=')[0].partition('.')[0] for w in words} <= set(flags_of(source_of(module)))
+    if module == 'dsr_jax.study':
+      study.check_flags(words)
+    else:
+      from configs import scenes_pretrain
+      known = config_dict_keys(scenes_pretrain.get_config().to_dict())
+      assert {w[2:].partition('=')[0] for w in words if '.' in w.partition('=')[0]} <= known
+
+
+def config_dict_keys(tree, prefix='config'):
+  """Dotted names of a nested dict's leaves."""
+  leaves = lambda key, value: config_dict_keys(value, f'{prefix}.{key}') if isinstance(value, dict) else {f'{prefix}.{key}'}
+  return set().union(*(leaves(key, value) for key, value in tree.items()))
 
 
 def test_only_the_first_seed_keeps_its_checkpoint(fake):

@@ -185,6 +185,8 @@ def test_figures_are_svg_with_a_mark_for_each_thing(results):
   point = {'base': 'b', 'variant': 'x', 'task': 'generation', 'accuracy': {'accuracy': 0.7}, 'skill': 0.4,
            'gain': {'value': 0.1, 'low': 0.05, 'high': 0.12}}
   assert count(figures.law([point, point | {'variant': 'y'}]), 'circle') == 2
+  crowded = figures.law([point, point | {'variant': 'y'}, point | {'base': 'c', 'variant': 'z', 'skill': 0.3}])
+  assert count(crowded, 'circle') == 3 and '>y</text>' in crowded and '>z</text>' not in crowded
   assert figures.gains(scores.Results([]), 'b') is None and figures.law([]) is None
 
 
