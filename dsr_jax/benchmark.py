@@ -107,6 +107,7 @@ def _phases(config, model, mesh, s, peak, bandwidth, repeats, wanted):
   import jax
   import jax.numpy as jnp
   import numpy as np
+  from dsr_jax import plan_program
   from dsr_jax import plan_sizes
   from dsr_jax import sharding
   from dsr_jax import state as state_lib
@@ -114,7 +115,7 @@ def _phases(config, model, mesh, s, peak, bandwidth, repeats, wanted):
   from dsr_jax.models.unified import Picture, Sampling, Scoring, Text, row_keys
   method, system, devices = config.method, config.system, mesh.size
   graphdef = janus.graphdef_of(model)
-  state = _random_state(config, model, mesh)
+  state = plan_program.random_arrays(state_lib.abstract_state(plan_sizes.shapes(model), method, system, mesh))
   own = lambda params: params.get('generator', params)  # of `separate` one role's
   rows, group, n, t = s.chunk('rollout_chunk'), method.group_size, model.num_codes, method.max_text_tokens
   rng = np.random.default_rng(0)
@@ -218,23 +219,6 @@ def _step(config, model, mesh, state, repeats):
     if attempt:
       seconds.append(time.perf_counter() - began)
   return dict(phase='whole step', seconds=statistics.median(seconds))
-
-
-def _random_state(config, model, mesh):
-  """A state of random weights, made where it lies."""
-  import jax
-  import jax.numpy as jnp
-  from dsr_jax import plan_sizes
-  from dsr_jax import state as state_lib
-  shapes = state_lib.abstract_state(plan_sizes.shapes(model), config.method, config.system, mesh)
-  leaves, tree = jax.tree.flatten(shapes)
-
-  def make():
-    normal = lambda i, x: (0.02 * jax.random.normal(jax.random.key(i), x.shape)).astype(x.dtype)
-    return jax.tree.unflatten(tree, [normal(i, x) if jnp.issubdtype(x.dtype, jnp.floating) else jnp.zeros(x.shape, x.dtype)
-                                     for i, x in enumerate(leaves)])
-
-  return jax.jit(make, out_shardings=jax.tree.map(lambda x: x.sharding, shapes))()
 
 
 def _table(report):

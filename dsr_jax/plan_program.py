@@ -8,6 +8,7 @@ import os
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dsr_jax import model_source
@@ -38,6 +39,17 @@ def stand_in_templates(model):
   return Templates(bos_id=1, eos_id=2, pad_id=0, boi_id=3, eoi_id=4, image_id=5, generation_prefix=(1, 6, 7), generation_suffix=(8, 6, 3),
                    understanding_prefix=(1, 6, 7, 3), understanding_infix=(4, 8), understanding_suffix=(8, 6, 7),
                    forbidden_text_ids=(0, 1, 3, 4, 5, last))
+
+
+def random_arrays(shapes):
+  """Arrays of the shapes, types and layouts given, floating ones random: 2^20 normal numbers, repeated. Drawn for each, they compile for a minute."""
+
+  def make():
+    normal = 0.02 * jax.random.normal(jax.random.key(0), (2 ** 20 + 7,))
+    fill = lambda x: jnp.resize(normal, x.shape).astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else jnp.zeros(x.shape, x.dtype)
+    return jax.tree.map(fill, shapes)
+
+  return jax.jit(make, out_shardings=jax.tree.map(lambda x: x.sharding, shapes))()
 
 
 def lower_step(config, model, mesh):

@@ -19,7 +19,7 @@ from dsr_jax.errors import InputError
 
 AXES = ('data', 'fsdp', 'tp')
 ROWS = ('data', 'fsdp')
-PIXELS_AT_ONCE = 2 ** 18  # that a device encodes or decodes; a picture of 384 x 384 needs some 300 MiB on its way
+PIXELS_AT_ONCE = {'gpu': 2 ** 20}  # that a device encodes or decodes, elsewhere 2^18; a picture of 384 x 384 needs some 300 MiB on its way
 
 # Path of a parameter -> its layout; first match wins. Stacked layers carry a leading layer axis, which is never split.
 # Every rule must match something and everything must be matched.
@@ -250,14 +250,20 @@ def pick(x, index):
   return jnp.sum(jnp.where(jnp.arange(x.shape[-1]) == index[..., None], x, 0), axis=-1)
 
 
-def by_rows_and_heads(fn, *arrays):
-  """fn of arrays (rows, heads, ...) and scalars, each device at work on its own rows and heads; the results are (rows, heads, ...)."""
+def by_rows_and_heads(fn, arrays, heads, out_heads):
+  """fn(*arrays), each device at work on its own rows and heads.
+
+  arrays: (rows, ...) and scalars. heads, out_heads: the axis of heads of each array and of each result, or None where it has none.
+  """
   mesh = _mesh()
   if mesh is None:
     return fn(*arrays)
-  rows, heads = arrays[0].shape[:2]
-  spec = P(ROWS if rows % ways(mesh.shape) == 0 else None, 'tp' if heads % mesh.shape['tp'] == 0 else None)
-  return jax.shard_map(fn, in_specs=tuple(spec if jnp.ndim(x) else P() for x in arrays), out_specs=spec, check_vma=False)(*arrays)
+  rows, count = arrays[0].shape[0], arrays[0].shape[heads[0]]
+  first = ROWS if rows % ways(mesh.shape) == 0 else None
+  tp = 'tp' if count % mesh.shape['tp'] == 0 else None
+  spec = lambda axis: P(first) if axis is None else P(first, *(None,) * (axis - 1), tp)
+  given = tuple(spec(axis) if jnp.ndim(x) else P() for x, axis in zip(arrays, heads))
+  return jax.shard_map(fn, in_specs=given, out_specs=tuple(map(spec, out_heads)), check_vma=False)(*arrays)
 
 
 def over_pictures(fn, params, x, pixels: int):
@@ -265,7 +271,7 @@ def over_pictures(fn, params, x, pixels: int):
 
   params: whole everywhere. pixels: of one picture. fn maps picture by picture.
   """
-  chunk = max(PIXELS_AT_ONCE // pixels, 1)
+  chunk = max(PIXELS_AT_ONCE.get(jax.default_backend(), 2 ** 18) // pixels, 1)
 
   def run(params, x):
     rows = x.shape[0]

@@ -25,6 +25,8 @@ import sys
 import tempfile
 import time
 
+os.environ.setdefault('XLA_PYTHON_CLIENT_ALLOCATOR', 'platform')  # on a GPU, what JAX does not use at the moment is torch's
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -327,6 +329,9 @@ def one_round(side, seed):
   took[1], pictures = seconds(side.decoding, codes)
   took[2], reward = seconds(side.scoring, pictures)
   took[3], _ = seconds(side.update, codes, reward)
+  if torch.cuda.is_available():
+    torch.cuda.empty_cache()  # and what torch does not use is JAX's
+  print(f'{type(side).__name__:<6}' + ', '.join(f'{name} {s:.3f} s' for name, s in zip(PHASES, took)), file=sys.stderr)
   return took
 
 
@@ -394,9 +399,7 @@ def prepare_published(config) -> Work:
   model = plan_program.sizes_of(config.model)
   model = dataclasses.replace(model, templates=plan_program.stand_in_templates(model))
   method = dataclasses.replace(config.method, inputs_per_step=32)
-  keys = iter(range(1000))
-  make = lambda x: 0.02 * jax.random.normal(jax.random.key(next(keys)), x.shape)
-  params = jax.jit(lambda: jax.tree.map(make, janus.abstract_params(model)))()
+  params = plan_program.random_arrays(janus.abstract_params(model))
   rng = np.random.default_rng(0)
   lengths = rng.integers(8, 25, method.inputs_per_task)
   text = lambda rows: rng.integers(9, model.text.vocab_size - 1, (rows, 24)).astype(np.int32)

@@ -8,9 +8,6 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from dsr_jax import sharding
-from dsr_jax.models import decode_kernel
-
 FUSED_FROM = 64  # queries; fewer gain nothing
 FUSED_ROOM = 64  # keys are padded to a multiple of this
 
@@ -51,34 +48,6 @@ def attend(q, parts):
       y = jnp.einsum('rncts,rncsh->rncth', w, v, preferred_element_type=jnp.float32)
     out += y
   return (out / total).astype(q.dtype)
-
-
-def attend_token(q, shared, own, count):
-  """`attend` of one new token a candidate over a shared part (k, v, mask) and the first `count` keys of its own (k, v).
-
-  On a GPU in half precision its own part is read by a kernel, in one pass.
-  """
-  room, h = own[0].shape[-2:]
-  if jax.default_backend() == 'gpu' and q.dtype in (jnp.bfloat16, jnp.float16) and decode_kernel.block_of(room, h):
-    return by_kernel(q, shared, own, count)
-  return attend(q, [shared, (*own, jnp.arange(room) < count)])
-
-
-def by_kernel(q, shared, own, count, interpret: bool = False):
-  """`attend_token` with the kernel for its own part, joined with plain products over the shared one, where candidates are a matrix."""
-  k, v, mask = shared
-  rows = q[..., 0, :]  # (R, N, C, h)
-  score = jnp.einsum('rnch,rnsh->rncs', rows, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-  score = jnp.where(mask[..., 0, :], score, decode_kernel.NOTHING)
-  top = jnp.max(score, axis=-1)
-  weight = jnp.exp(score - top[..., None])
-  out = jnp.einsum('rncs,rnsh->rnch', weight.astype(q.dtype), v, preferred_element_type=jnp.float32)
-  run = functools.partial(decode_kernel.partial_attention, interpret=interpret)
-  own_top, own_total, own_out = sharding.by_rows_and_heads(run, rows, *own, count)
-  highest = jnp.maximum(top, own_top)
-  a, b = jnp.exp(top - highest), jnp.exp(own_top - highest)
-  total = a * jnp.sum(weight, axis=-1) + b * own_total
-  return ((a[..., None] * out + b[..., None] * own_out) / total[..., None]).astype(q.dtype)[..., None, :]
 
 
 def fused(q, parts, implementation: str):

@@ -17,6 +17,7 @@ import numpy as np
 
 from dsr_jax import sharding
 from dsr_jax.likelihood import TokenScores, guide, log_softmax, token_scores
+from dsr_jax.models import decoder as decoder_lib
 from dsr_jax.models.config import JanusConfig
 from dsr_jax.models.layers import Embedding, Linear, gelu
 from dsr_jax.models.llama import LanguageModel
@@ -150,7 +151,7 @@ class Janus(nnx.Module):
     inputs, group = keys.shape
     guided = how.guidance != 1.0
     branches = 2 if guided else 1
-    decoder = self.language_model.decoder(self._generation_prefix(prompt, guided), group, self.config.num_codes, how.scan)
+    decoder = decoder_lib.make(self.language_model, self._generation_prefix(prompt, guided), group, self.config.num_codes, how.scan)
 
     table = sharding.keep_whole(self.code_embeddings(jnp.arange(self.config.vq.num_embeddings)))  # (K, D), once for all tokens
 
@@ -165,10 +166,10 @@ class Janus(nnx.Module):
 
     start = self.language_model.embed_tokens(jnp.asarray(self.config.templates.generation_suffix[-1]))
     carry = jnp.broadcast_to(start, (inputs * branches, group, start.shape[-1])), None
-    parts = []
-    for first in range(0, self.config.num_codes, how.segment):
+    parts, segment = [], decoder.segment(how.segment)
+    for first in range(0, self.config.num_codes, segment):
 
-      end = min(first + how.segment, self.config.num_codes)
+      end = min(first + segment, self.config.num_codes)
 
       def body(carry, t, room=end):
         embeds, cache = carry
@@ -185,7 +186,7 @@ class Janus(nnx.Module):
   def sample_texts(self, picture: Picture, question: Text, keys, how: Sampling):
     t = self.config.templates
     inputs, group = keys.shape
-    decoder = self.language_model.decoder(self._understanding_prefix(picture.pixels, question), group, how.max_tokens, how.scan)
+    decoder = decoder_lib.make(self.language_model, self._understanding_prefix(picture.pixels, question), group, how.max_tokens, how.scan)
     embed = self.language_model.embed_tokens
 
     def body(carry, index, room):

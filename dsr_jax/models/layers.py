@@ -29,6 +29,27 @@ class Linear(nnx.Module):
     return y + self.bias[...].astype(x.dtype) if hasattr(self, 'bias') else y
 
 
+class LinearsInOne:
+  """Several linear maps of the same x, without biases, as one product: x (..., in) -> (..., K, out), K of them.
+
+  Their kernels are copied side by side when it is made, so it is made once, before a loop that uses it.
+  """
+
+  def __init__(self, *linears: Linear):
+    stack = lambda kernels: jnp.stack([k[...] for k in kernels], axis=1)
+    self.kernel = stack([x.kernel for x in linears])  # (in, K, out): `out` may be split over devices
+    adapted = hasattr(linears[0], 'lora_a')
+    self.adapters = (stack([x.lora_a for x in linears]), stack([x.lora_b for x in linears])) if adapted else ()
+
+  def __call__(self, x):
+    rows = x.reshape(-1, x.shape[-1])
+    y = jnp.einsum('rd,dki->rki', rows, self.kernel.astype(x.dtype))
+    if self.adapters:
+      a, b = (z.astype(x.dtype) for z in self.adapters)
+      y = y + jnp.einsum('rkq,qki->rki', jnp.einsum('rd,dkq->rkq', rows, a), b)
+    return y.reshape(*x.shape[:-1], *y.shape[1:])
+
+
 class Embedding(nnx.Module):
   """Integer ids (...) -> vectors (..., width). large: its rows may be split over devices."""
 

@@ -1,7 +1,7 @@
 """LLaMA as Janus uses it, written around one idea: a group of G candidates shares its prefix.
 
 A prefix (a prompt, or a picture and a question) is run once by `prefill`; its keys and values then serve every candidate
-of the group, both in teacher forcing (`extend`) and token by token (`decode_step`), under one softmax over all parts.
+of the group, both in teacher forcing (`extend`) and token by token (models/decoder.py), under one softmax over all parts.
 Right padding of a prefix is masked where it is read; right padding of a candidate is never seen, by causality.
 
 Axes: R prefixes (rows), C candidates of a prefix, P prefix length, T candidate tokens, S cached tokens, D width, N heads,
@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dsr_jax import sharding
-from dsr_jax.models.attention import attend, attend_token
+from dsr_jax.models.attention import attend
 from dsr_jax.models.config import TextConfig
-from dsr_jax.models.layers import Embedding, Linear, RMSNorm, layer_at, scan_layers, stack_layers
+from dsr_jax.models.layers import Embedding, Linear, RMSNorm, scan_layers, stack_layers
 
 
 class Prefix(NamedTuple):
@@ -54,6 +54,11 @@ def rope(x, turn: Rotation):
   cos, sin = (y.reshape(y.shape[0], *(1,) * (x.ndim - 3), *y.shape[1:]) for y in turn)
   a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)  # float32 island
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def prefix_mask(prefix: Prefix):
+  """(R, 1, 1, 1, P): True on the prefix's own tokens."""
+  return (jnp.arange(prefix.k.shape[-2]) < prefix.length[:, None])[:, None, None, None, :]
 
 
 class Attention(nnx.Module):
@@ -139,87 +144,10 @@ class LanguageModel(nnx.Module):
     t = embeds.shape[2]
     turn = rotation(prefix.length[:, None] + jnp.arange(t), prefix.k.shape[-2] + t, self.cfg)
     causal = jnp.tril(jnp.ones((t, t), bool))
-    seen = self._prefix_mask(prefix)
+    seen = prefix_mask(prefix)
 
     def body(block, x, kv):
       return block(x, turn, lambda q, k, v: attend(q, [(*kv, seen), (k, v, causal)])), None
 
     x, _ = scan_layers(self.layers, body, sharding.split_rows(embeds), (prefix.k, prefix.v), remat=remat)
     return self.norm(x)
-
-  def decoder(self, prefix: Prefix, candidates: int, tokens: int, scan: bool):
-    """Token-by-token decoding after `prefix` of C candidates of `tokens` tokens each; see `Decoder`."""
-    return Decoder(self, prefix, candidates, tokens, scan)
-
-  @staticmethod
-  def _prefix_mask(prefix: Prefix):
-    """(R, 1, 1, 1, P): True on the prefix's own tokens."""
-    return (jnp.arange(prefix.k.shape[-2]) < prefix.length[:, None])[:, None, None, None, :]
-
-
-class Decoder:
-  """The decode loop's fixed surroundings, built once before the loop.
-
-  Unrolled, a layer has weights, prefix and cache of its own, and nothing but one slice of its cache is written at a token. Scanned
-  (`Sampling.scan`), the layers stay one stack: a program that is shorter by their number, without second copies of weights and prefix.
-
-  A step reads little more of the cache than is filled. Within a segment the cache is the loop's carry; between segments that of unrolled
-  layers grows, while that of a stack has all its room from the start, since growing holds it twice, and is read up to the segment's end.
-  """
-
-  def __init__(self, lm: LanguageModel, prefix: Prefix, candidates: int, tokens: int, scan: bool):
-    layers = range(prefix.k.shape[0])
-    self.layers = lm.layers if scan else [layer_at(lm.layers, i) for i in layers]
-    self.prefix = (prefix.k, prefix.v) if scan else [(prefix.k[i], prefix.v[i]) for i in layers]
-    self.norm, self.cfg, self.scan = lm.norm, lm.cfg, scan
-    self.candidates, self.tokens = candidates, tokens
-    self.length, self.padded = prefix.length, prefix.k.shape[3]
-    self.seen = lm._prefix_mask(prefix)
-
-  def grow(self, cache, tokens: int):
-    """The cache with room for `tokens` more tokens a candidate; None is the empty one. A list of each layer's KV, or that of the stack."""
-    if self.scan:
-      return self._room(self.prefix[0], self.tokens) if cache is None else cache
-    room = self._room(self.prefix[0][0], tokens)
-    if cache is None:
-      return [room for _ in self.layers]
-    return [jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=3), kv, room) for kv in cache]
-
-  def _room(self, like, tokens):
-    """An empty KV for layers whose prefix is `like`, (R, N, P, h) or (L, R, N, P, h)."""
-    shape = (*like.shape[:-2], self.candidates, tokens, like.shape[-1])
-    room = sharding.split_heads(jnp.zeros(shape, like.dtype), stacked=self.scan)
-    return KV(room, room)
-
-  def step(self, embeds, cache, index, room: int):
-    """embeds: (R, C, D), token `index` of the candidates, all below `room` -> states (R, C, D) and the cache with it."""
-    turn = rotation((self.length + index)[:, None], self.padded + self.tokens, self.cfg)
-    x = sharding.split_rows(embeds[:, :, None])
-
-    def through(layer, x, shared, cache, write, read):
-      """One layer; the cache goes through `write`, which puts the new token in, and `read`, which gives what attention sees."""
-      new = []
-
-      def see(q, k, v):
-        new.append(KV(*(write(c, y) for c, y in zip(cache, (k, v)))))
-        return attend_token(q, (*shared, self.seen), tuple(map(read, new[0])), index + 1)
-
-      return layer(x, turn, see), new[0]
-
-    if self.scan:
-
-      def body(layer, carry, of_layer):
-        i, shared = of_layer
-        write = lambda c, y: jax.lax.dynamic_update_slice(c, y[None], (i, 0, 0, 0, index, 0))
-        read = lambda c: jax.lax.dynamic_slice(c, (i, *(0,) * 5), (1, *c.shape[1:4], room, c.shape[5]))[0]
-        return through(layer, carry[0], shared, carry[1], write, read), None
-
-      (x, cache), _ = scan_layers(self.layers, body, (x, cache), (jnp.arange(len(self.prefix[0])), self.prefix))
-      return self.norm(x)[:, :, 0], cache
-
-    write = lambda c, y: jax.lax.dynamic_update_slice_in_dim(c, y, index, axis=3)
-    written = []
-    for layer, shared, own in zip(self.layers, self.prefix, cache):
-      x, kv = through(layer, x, shared, own, write, lambda c: c)
-      written.append(kv)
-    return self.norm(x)[:, :, 0], written

@@ -1,0 +1,151 @@
+"""Decoding token by token: by the kernel it gives what plain products give, and both give what teacher forcing gives."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dsr_jax import lora
+from dsr_jax.models import attention, decode_kernel, decoder, llama
+from dsr_jax.models.config import TextConfig
+
+ROOT = pathlib.Path(__file__).parent.parent
+R, C, N, H = 4, 3, 2, 16  # prefixes, candidates, heads, head width
+P = S = 2 * decode_kernel.BLOCK
+
+
+def one_token(key: int = 0):
+  """Arguments of `decode_attention`: a new token, its rotation, a padded prefix, and a cache."""
+  keys = iter(jax.random.split(jax.random.key(key), 6))
+  normal = lambda *shape: jax.random.normal(next(keys), shape)
+  angle = normal(R, 1, H // 2)
+  length = jnp.array([7, decode_kernel.BLOCK, 1, P], jnp.int32)
+  return (normal(R, C, 3, N, H), (jnp.cos(angle), jnp.sin(angle)), (normal(R, N, P, H), normal(R, N, P, H)), length,
+          (normal(R, N, C, S, H), normal(R, N, C, S, H)))
+
+
+def plain(qkv, turn, prefix, length, cache, index):
+  """`decode_attention` by its parts."""
+  q, k, v = (jnp.moveaxis(qkv[:, :, i], 2, 1)[:, :, :, None] for i in range(3))  # (R, N, C, 1, h)
+  q, k = (llama.rope(x, llama.Rotation(*turn)) for x in (q, k))
+  cache = [c.at[:, :, :, index].set(x[:, :, :, 0]) for c, x in zip(cache, (k, v))]
+  seen = (jnp.arange(P) < length[:, None])[:, None, None, None]
+  out = attention.attend(q, [(*prefix, seen), (*cache, jnp.arange(S) <= index)])
+  return jnp.moveaxis(out[:, :, :, 0], 1, 2), cache
+
+
+@pytest.mark.parametrize('index', [0, 1, decode_kernel.BLOCK - 1, decode_kernel.BLOCK, S - 1])
+def test_the_kernel_attends_to_what_is_filled_and_nothing_more(index):
+  *given, cache = one_token()
+  out, kept = plain(*given, cache, index)
+  unfilled = [c.at[:, :, :, index:].set(1e3) for c in cache]
+  for start in (cache, unfilled):
+    found, found_kept = jax.jit(lambda *x: decode_kernel.decode_attention(*x, interpret=True))(*given, start, index)
+    np.testing.assert_allclose(found, out, atol=2e-6)
+    for a, b in zip(found_kept, kept):
+      np.testing.assert_allclose(a[:, :, :, :index + 1], b[:, :, :, :index + 1], atol=1e-6)
+
+
+def test_the_kernel_leaves_the_rest_of_the_cache_alone():
+  *given, cache = one_token()
+  _, kept = decode_kernel.decode_attention(*given, cache, 5, interpret=True)
+  for a, b in zip(kept, cache):
+    np.testing.assert_array_equal(a[:, :, :, 6:], b[:, :, :, 6:])
+    np.testing.assert_array_equal(a[:, :, :, :5], b[:, :, :, :5])
+
+
+def test_the_kernel_runs_where_rows_and_heads_are_split():
+  """On virtual devices in a process of their own: each has its own rows and heads."""
+  code = '''
+import jax, numpy as np
+jax.config.update('jax_num_cpu_devices', 4)
+import test_decoder
+from dsr_jax import config, sharding
+from dsr_jax.models import decode_kernel
+for data, fsdp, tp in ((1, 2, 2), (1, 4, 1)):
+  with jax.set_mesh(sharding.make_mesh(config.Mesh(data, fsdp, tp))):
+    *given, cache = test_decoder.one_token()
+    split = [jax.jit(sharding.split_heads)(x) for x in cache]
+    assert len({str(s.index) for s in split[0].addressable_shards}) == 4
+    found, kept = jax.jit(lambda *x: decode_kernel.decode_attention(*x, interpret=True))(*given, split, 17)
+    assert len({str(s.index) for s in kept[0].addressable_shards}) == 4
+    out, cache = test_decoder.plain(*given, cache, 17)
+    for a, b in zip((found, *kept), (out, *cache)):
+      np.testing.assert_allclose(a, b, atol=2e-6)
+'''
+  env = {**os.environ, 'PYTHONPATH': f'{ROOT}{os.pathsep}{ROOT / "tests"}', 'JAX_PLATFORMS': 'cpu'}
+  done = subprocess.run([sys.executable, '-c', code], env={k: v for k, v in env.items() if k != 'XLA_FLAGS'}, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_kernel_lowers_for_a_gpu_and_takes_the_place_of_the_cache():
+  given = jax.tree.map(lambda x: x.astype(jnp.bfloat16), one_token())
+  qkv, turn, prefix, length, cache = given
+  turn, length = jax.tree.map(lambda x: x.astype(jnp.float32), turn), length.astype(jnp.int32)
+  lowered = jax.jit(decode_kernel.decode_attention).trace(qkv, turn, prefix, length, cache, jnp.int32(5)).lower(lowering_platforms=('cuda',))
+  call = next(line for line in lowered.as_text().splitlines() if 'decode_attention' in line and 'custom_call' in line)
+  assert call.count('operand_index') == 2
+
+
+def test_only_half_precision_on_a_gpu_is_the_kernels(monkeypatch):
+  assert not decode_kernel.serves(jnp.bfloat16, 128)  # on a CPU
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  assert decode_kernel.serves(jnp.bfloat16, 128)
+  assert not decode_kernel.serves(jnp.float32, 128) and not decode_kernel.serves(jnp.bfloat16, 24) and not decode_kernel.serves(jnp.bfloat16, 8)
+
+
+CONFIG = TextConfig(vocab_size=32, hidden_size=N * H, intermediate_size=40, num_hidden_layers=2, num_attention_heads=N, head_dim=H,
+                    rope_theta=1e4, rms_norm_eps=1e-6)
+
+
+@pytest.mark.parametrize('adapters', [False, True])
+@pytest.mark.parametrize('kind', ['unrolled', 'scanned', 'kernel'])
+def test_decoding_gives_the_states_of_teacher_forcing(kind, adapters):
+  tokens = 5
+  model = nnx.Dict(language_model=llama.LanguageModel(CONFIG, rngs=nnx.Rngs(0)))
+  lm = model.language_model
+  if adapters:
+    made = lora.init(nnx.to_pure_dict(nnx.state(model)), 4, 0)
+    made = {name: {**x, 'b': 0.1 * jax.random.normal(jax.random.key(i), x['b'].shape)} for i, (name, x) in enumerate(made.items())}
+    lora.attach(model, made)
+  embeds = jax.random.normal(jax.random.key(1), (R, C, tokens, CONFIG.hidden_size))
+  prefix = lm.prefill(jax.random.normal(jax.random.key(2), (R, 7, CONFIG.hidden_size)), jnp.array([7, 4, 1, 5]))
+  wanted = lm.extend(prefix, embeds)
+  if kind == 'kernel':
+    made = decoder.KernelDecoder(lm, prefix, C, tokens, interpret=True)
+  else:
+    made = decoder.make(lm, prefix, C, tokens, kind == 'scanned')
+  cache, step = None, jax.jit(made.step, static_argnums=3)
+  for first, last in ((0, 3), (3, tokens)):
+    cache = made.grow(cache, last - first)
+    for t in range(first, last):
+      state, cache = step(embeds[:, :, t], cache, t, last)
+      np.testing.assert_allclose(state, wanted[:, :, t], atol=1e-5)
+
+
+def test_linears_in_one_product_split_as_their_outputs_do():
+  """No gather of weights where each device holds a part of every map's outputs."""
+  code = '''
+import jax, jax.numpy as jnp, re
+jax.config.update('jax_num_cpu_devices', 4)
+from jax.sharding import NamedSharding, PartitionSpec as P
+from types import SimpleNamespace
+from dsr_jax import config, sharding
+from dsr_jax.models import layers
+mesh = sharding.make_mesh(config.Mesh(1, 1, 4))
+with jax.set_mesh(mesh):
+  linear = lambda k: SimpleNamespace(kernel=k)
+  run = lambda x, a, b: sharding.split_vocabulary(layers.LinearsInOne(linear(a), linear(b))(x))
+  shape = lambda s, *spec: jax.ShapeDtypeStruct(s, jnp.float32, sharding=NamedSharding(mesh, P(*spec)))
+  text = jax.jit(run).lower(shape((8, 16)), shape((16, 32), None, 'tp'), shape((16, 32), None, 'tp')).compile().as_text()
+assert not re.search('all-gather|all-to-all|collective-permute', text), text
+'''
+  env = {**os.environ, 'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}
+  done = subprocess.run([sys.executable, '-c', code], env={k: v for k, v in env.items() if k != 'XLA_FLAGS'}, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr[-2000:]
