@@ -68,16 +68,15 @@ jax.config.update('jax_num_cpu_devices', 4)
 import test_decoder
 from dsr_jax import config, sharding
 from dsr_jax.models import decode_kernel
-for data, fsdp, tp in ((1, 2, 2), (1, 4, 1)):
-  with jax.set_mesh(sharding.make_mesh(config.Mesh(data, fsdp, tp))):
-    *given, cache = test_decoder.one_token()
-    split = [jax.jit(sharding.split_heads)(x) for x in cache]
-    assert len({str(s.index) for s in split[0].addressable_shards}) == 4
-    found, kept = jax.jit(lambda *x: decode_kernel.decode_attention(*x, interpret=True))(*given, split, 17)
-    assert len({str(s.index) for s in kept[0].addressable_shards}) == 4
-    out, cache = test_decoder.plain(*given, cache, 17)
-    for a, b in zip((found, *kept), (out, *cache)):
-      np.testing.assert_allclose(a, b, atol=2e-6)
+with jax.set_mesh(sharding.make_mesh(config.Mesh(1, 2, 2))):
+  *given, cache = test_decoder.one_token()
+  split = [jax.jit(sharding.split_heads)(x) for x in cache]
+  assert len({str(s.index) for s in split[0].addressable_shards}) == 4
+  found, kept = jax.jit(lambda *x: decode_kernel.decode_attention(*x, interpret=True))(*given, split, 17)
+  assert len({str(s.index) for s in kept[0].addressable_shards}) == 4
+  out, cache = test_decoder.plain(*given, cache, 17)
+  for a, b in zip((found, *kept), (out, *cache)):
+    np.testing.assert_allclose(a, b, atol=2e-6)
 '''
   env = {**os.environ, 'PYTHONPATH': f'{ROOT}{os.pathsep}{ROOT / "tests"}', 'JAX_PLATFORMS': 'cpu'}
   done = subprocess.run([sys.executable, '-c', code], env={k: v for k, v in env.items() if k != 'XLA_FLAGS'}, capture_output=True, text=True)

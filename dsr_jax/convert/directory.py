@@ -58,7 +58,7 @@ class Stored:
     if self.layout == 'deepseek':
       config = configs_deepseek.from_json(content, {name: shape for name, (shape, _) in self.checkpoint.found.items()})
       self.config, self.processor = _with_templates(self.directory, content, config)
-    self.abstract = _abstract(self.config)
+    self.abstract = janus.abstract_params(self.config)
     self.entries = table.entries(self.abstract, self.layout)
     self._check()
     self.kept_aside = self._read_kept_aside()
@@ -148,7 +148,7 @@ def save(directory, config, params, source_dir, *, dtype='float32', guidance=Non
   # The ids written are those of the tokenizer beside them.
   config = dataclasses.replace(config, templates=processor.templates)
   found = {entry.name: (entry.shape, 'F32') for entry in table.entries(params)}
-  if wrong := table.mistakes({entry.name: entry.shape for entry in table.entries(_abstract(config))}, found):
+  if wrong := table.mistakes({entry.name: entry.shape for entry in table.entries(janus.abstract_params(config))}, found):
     raise InputError(f'found parameters that do not fit the config: {"; ".join(wrong)}; expected exactly its tensors; '
                      'pass config and parameters of one model')
   return export(directory, layout, config, processor, lambda atom: atom.of_leaf(leaves[atom.leaf]), source_dir,
@@ -181,7 +181,7 @@ def export(directory, layout, config, processor, read, source_dir, *, kept_aside
   source_layout = configs.layout_of(read_json(source_dir / 'config.json', default={'model_type': 'janus'}))
   sidefiles.check(source_dir, source_layout)
   kind = None if dtype is None else np.dtype(DTYPES[dtype])
-  tensors = [_tensor(entry, read, kind) for entry in table.entries(_abstract(config), layout)]
+  tensors = [_tensor(entry, read, kind) for entry in table.entries(janus.abstract_params(config), layout)]
   widest = _widest(tensor.dtype for tensor in tensors)
   if layout == 'deepseek':
     content = configs_deepseek.to_json(config, widest.name, processor.system_prompt)
@@ -265,14 +265,6 @@ def _with_templates(directory, content, config):
     raise InputError(f'found image_token_id {image_id} in {directory}/config.json but {processor.templates.image_id} '
                      'in its tokenizer; expected files of one model; fetch them again')
   return dataclasses.replace(config, templates=processor.templates), processor
-
-
-def _abstract(config):
-  """Shapes of the parameters; tracing the model costs seconds, and they do not depend on the templates."""
-  return _abstract_of(dataclasses.replace(config, templates=None))
-
-
-_abstract_of = functools.lru_cache(maxsize=8)(janus.abstract_params)
 
 
 def _replace(aside, directory):

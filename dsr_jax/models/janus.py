@@ -8,6 +8,7 @@ Every prompt is split before its last token: the tokens before it are the prefix
 (begin-of-image, or the colon after the assistant's name) starts each candidate. So the state at place t predicts token t.
 """
 
+import dataclasses
 import functools
 
 from flax import nnx
@@ -296,9 +297,18 @@ def create(config: JanusConfig, seed: int = 0):
 
 def abstract_params(config: JanusConfig):
   """The parameters' shapes and dtypes, without memory."""
-  return jax.eval_shape(lambda: create(config)[1])
+  return nnx.to_pure_dict(_structure(dataclasses.replace(config, templates=None))[1])
 
 
 def graphdef_of(config: JanusConfig):
   """The model's structure; `nnx.merge(graphdef, params)` gives the module."""
-  return nnx.graphdef(nnx.eval_shape(lambda: Janus(config, rngs=nnx.Rngs(0))))
+  model = nnx.merge(*_structure(dataclasses.replace(config, templates=None)))
+  model.config = config
+  return nnx.graphdef(model)
+
+
+@functools.lru_cache(maxsize=8)
+def _structure(config):
+  """Graphdef and shapes: tracing the model takes up to seconds, and nothing but `Janus.config` depends on the templates."""
+  graphdef, state = nnx.split(nnx.eval_shape(lambda: Janus(config, rngs=nnx.Rngs(0))))
+  return graphdef, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)  # without the layout of whoever asked first
