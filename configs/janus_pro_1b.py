@@ -29,6 +29,6 @@ def paper():
   s = config.system
   s.rollout_chunk = 16  # inputs of a task at once, 8 candidates each; a multiple of mesh.data x mesh.fsdp
   s.update_chunk = 16
-  s.decode_segment = 192  # a third of 576 codes: a short program; on a GPU nothing unfilled is read anyway
+  s.decode_segment = 192  # a third of 576 codes: a short program; on a GPU pictures are drawn in one piece anyway
   config.eval.benchmark = 'none'  # the judge of the small world has nothing to say about photographs
   return config

@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from types import SimpleNamespace
 
 from flax import nnx
 import jax
@@ -92,10 +93,13 @@ def test_the_kernel_lowers_for_a_gpu_and_takes_the_place_of_the_cache():
   assert call.count('operand_index') == 2
 
 
-def test_only_half_precision_on_a_gpu_is_the_kernels(monkeypatch):
+def test_only_half_precision_on_a_recent_gpu_is_the_kernels(monkeypatch):
   assert not decode_kernel.serves(jnp.bfloat16, 128)  # on a CPU
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-  assert decode_kernel.serves(jnp.bfloat16, 128)
+  for capability, wanted in (('9.0', True), ('10.0', True), ('8.0', True), ('7.5', False), ('gfx942', False)):
+    monkeypatch.setattr(jax, 'local_devices', lambda: [SimpleNamespace(compute_capability=capability)])
+    assert decode_kernel.serves(jnp.bfloat16, 128) == attention.kernels_run(jnp.bfloat16) == wanted
+  monkeypatch.setattr(jax, 'local_devices', lambda: [SimpleNamespace(compute_capability='9.0')])
   assert not decode_kernel.serves(jnp.float32, 128) and not decode_kernel.serves(jnp.bfloat16, 24) and not decode_kernel.serves(jnp.bfloat16, 8)
 
 

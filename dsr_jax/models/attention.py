@@ -12,6 +12,14 @@ FUSED_FROM = 64  # queries; fewer gain nothing
 FUSED_ROOM = 64  # keys are padded to a multiple of this
 
 
+def kernels_run(dtype) -> bool:
+  """Whether hand-written kernels run here in this type: half precision on an NVIDIA GPU of compute capability 8 (Ampere) or later."""
+  if jax.default_backend() != 'gpu' or dtype not in (jnp.bfloat16, jnp.float16):
+    return False
+  capability = getattr(jax.local_devices()[0], 'compute_capability', '')  # of other makers' GPUs a name
+  return capability[:1].isdigit() and float(capability) >= 8
+
+
 def attend(q, parts):
   """One softmax over several parts of the context; cuDNN's fused kernel on a GPU in half precision, where there are many queries.
 
@@ -24,7 +32,7 @@ def attend(q, parts):
     (R, N, C, T, h).
   """
   r, n, c, t, h = q.shape
-  if jax.default_backend() == 'gpu' and q.dtype in (jnp.bfloat16, jnp.float16) and t >= FUSED_FROM and h % 8 == 0:
+  if t >= FUSED_FROM and h % 8 == 0 and kernels_run(q.dtype):
     return fused(q, parts, 'cudnn')
   flat = lambda x: x.reshape(r, n, c * t, -1)  # a shared part sees all candidates' queries as rows of one matrix product
   scores = []

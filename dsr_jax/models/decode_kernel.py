@@ -18,6 +18,7 @@ from jax.experimental.pallas import triton
 import jax.numpy as jnp
 
 from dsr_jax import sharding
+from dsr_jax.models.attention import kernels_run
 
 BLOCK = 64  # keys read at once
 WARPS = 4  # of 32 threads, for each program
@@ -27,8 +28,8 @@ NOTHING = -1e30  # the score of a key that is not there
 
 
 def serves(dtype, width: int) -> bool:
-  """Whether heads of this width and type are the kernel's: half precision on a GPU, and a power of two."""
-  return jax.default_backend() == 'gpu' and dtype in (jnp.bfloat16, jnp.float16) and width >= 16 and width & (width - 1) == 0
+  """Whether heads of this width and type are the kernel's: a power of two, where kernels run."""
+  return width >= 16 and width & (width - 1) == 0 and kernels_run(dtype)
 
 
 def room_for(tokens: int) -> int:
