@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from dsr_jax import lora
+from dsr_jax.errors import InputError
 from dsr_jax.models import attention, decode_kernel, decoder, llama
 from dsr_jax.models.config import TextConfig
 
@@ -91,6 +92,16 @@ def test_the_kernel_lowers_for_a_gpu_and_takes_the_place_of_the_cache():
   lowered = jax.jit(decode_kernel.decode_attention).trace(qkv, turn, prefix, length, cache, jnp.int32(5)).lower(lowering_platforms=('cuda',))
   call = next(line for line in lowered.as_text().splitlines() if 'decode_attention' in line and 'custom_call' in line)
   assert call.count('operand_index') == 2
+
+
+def test_a_cache_too_large_to_address_is_refused():
+  shape = lambda *s, dtype=jnp.bfloat16: jax.ShapeDtypeStruct(s, dtype)
+  pair = lambda *s: (shape(*s), shape(*s))
+  given = lambda rows: (shape(rows, 8, 3, 16, 128), pair(rows, 1, 64), pair(rows, 16, 64, 128), shape(rows, dtype=jnp.int32),
+                        pair(rows, 16, 8, 576, 128), 5)
+  jax.eval_shape(decode_kernel.decode_attention, *given(227))
+  with pytest.raises(InputError, match='2151677952 numbers.*lower system.rollout_chunk'):
+    jax.eval_shape(decode_kernel.decode_attention, *given(228))
 
 
 def test_only_half_precision_on_a_recent_gpu_is_the_kernels(monkeypatch):

@@ -18,12 +18,14 @@ from jax.experimental.pallas import triton
 import jax.numpy as jnp
 
 from dsr_jax import sharding
+from dsr_jax.errors import InputError
 from dsr_jax.models.attention import kernels_run
 
 BLOCK = 64  # keys read at once
 WARPS = 4  # of 32 threads, for each program
 STAGES = 3  # blocks on their way at once
 LEAST_ROWS = 16  # of a product of the matrix units
+ADDRESSES = 2 ** 31 - 1  # places are 32-bit numbers
 NOTHING = -1e30  # the score of a key that is not there
 
 
@@ -51,6 +53,8 @@ def decode_attention(qkv, turn, prefix, length, cache, index, *, interpret: bool
 
   Returns:
     (R, C, N, h), and the keys and values, (R, N, C, S, h) each.
+
+  Errors: InputError where a device's part of the keys has more numbers than can be addressed.
   """
   run = functools.partial(_call, interpret=interpret)
   # Each device has rows and heads of its own; where the heads stand in each array:
@@ -61,6 +65,9 @@ def decode_attention(qkv, turn, prefix, length, cache, index, *, interpret: bool
 
 def _call(qkv, cos, sin, k, v, length, own_k, own_v, index, *, interpret):
   rows, candidates, _, heads, h = qkv.shape
+  if own_k.size > ADDRESSES:
+    raise InputError(f"found {own_k.size} numbers in a layer's keys on a device; expected at most {ADDRESSES}, which the kernel can address; "
+                     'lower system.rollout_chunk')
   row = lambda *shape: pl.BlockSpec((None, *shape), lambda r, n: (r, *(0,) * len(shape)))
   head = lambda *shape: pl.BlockSpec((None, None, *shape), lambda r, n: (r, n, *(0,) * len(shape)))
   kept = head(*own_k.shape[2:])
