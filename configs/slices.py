@@ -8,7 +8,7 @@ from dsr_jax.errors import InputError
 # Model -> slice -> (fsdp, tp, inputs of a task sampled at once, differentiated at once).
 SLICES = {
     '1b': {'v5e:2x4': (4, 2, 16, 16), 'v6e:2x4': (8, 1, 16, 16), 'v5p:2x2x2': (8, 1, 64, 32), 'h100:8': (8, 1, 64, 32), 'h200:8': (8, 1, 64, 32)},
-    '7b': {'v5p:4x4x4': (16, 4, 64, 64), 'v6e:8x8': (16, 4, 64, 64), 'v5e:8x8': (8, 8, 64, 32), 'h200:8': (8, 1, 8, 8)},
+    '7b': {'v5p:4x4x4': (16, 4, 64, 64), 'v6e:8x8': (16, 4, 64, 64), 'v5e:8x8': (8, 8, 64, 8), 'h200:8': (8, 1, 8, 8)},
 }
 
 
