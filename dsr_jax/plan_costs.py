@@ -133,7 +133,8 @@ def _decode(name, s: Sizes, mesh, chip, prefill, rows, shared, prefix, length, h
   """Token by token: every token reads the weights and what is filled of the cache. rows: decoded; shared: prefix tokens of all groups."""
   tp, ways = mesh['tp'], mesh['data'] * mesh['fsdp']
   layers = s.model.text.num_hidden_layers
-  filled = (length + min(s.system.decode_segment, length)) / 2  # on average, the rest of a segment is read too
+  by_kernel = not chip.tpu and s.element == 2 and not s.system.decode_scan  # models/decode_kernel.py reads what is filled, others to a segment's end
+  filled = (length + (0 if by_kernel else min(s.system.decode_segment, length))) / 2  # on average
   ops = prefill + operations(rows * length, prefix + filled, s, head)
   weights = (s.body + head) * s.element / tp
   chunks = s.method.inputs_per_task / s.chunk('rollout_chunk')
