@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractDevice, AbstractMesh
 import numpy as np
 import pytest
 
@@ -89,7 +90,9 @@ def test_the_kernel_lowers_for_a_gpu_and_takes_the_place_of_the_cache():
   given = jax.tree.map(lambda x: x.astype(jnp.bfloat16), one_token())
   qkv, turn, prefix, length, cache = given
   turn, length = jax.tree.map(lambda x: x.astype(jnp.float32), turn), length.astype(jnp.int32)
-  lowered = jax.jit(decode_kernel.decode_attention).trace(qkv, turn, prefix, length, cache, jnp.int32(5)).lower(lowering_platforms=('cuda',))
+  gpu = AbstractMesh((1,), ('x',), abstract_device=AbstractDevice('NVIDIA H100 80GB HBM3', None, 'gpu'))
+  with jax.sharding.use_abstract_mesh(gpu):
+    lowered = jax.jit(decode_kernel.decode_attention).trace(qkv, turn, prefix, length, cache, 5).lower(lowering_platforms=('cuda',))
   call = next(line for line in lowered.as_text().splitlines() if 'decode_attention' in line and 'custom_call' in line)
   assert call.count('operand_index') == 2
 
