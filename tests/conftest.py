@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -12,7 +13,8 @@ import tempfile
 # program is compiled twice by the processes of one session. Set before JAX is imported; subprocesses inherit it.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 if 'optimization_level' not in os.environ.get('XLA_FLAGS', ''):
-  os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
+  plain = ' --xla_cpu_use_fusion_emitters=false' * importlib.metadata.version('jaxlib').startswith('0.10.')  # later ones do not know it
+  os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0' + plain
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='dsr_jax_tests_')
   os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
