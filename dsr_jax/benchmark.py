@@ -125,7 +125,7 @@ def _phases(config, model, mesh, s, peak, bandwidth, repeats, wanted):
   codes = jnp.asarray(rng.integers(0, model.vq.num_embeddings, (rows, group, n)), jnp.int32)
   prompt, question, written = text(rows, s.prompt), text(rows, plan_sizes.QUESTION), text(rows, group, t)
   keys = row_keys(jax.random.key(0), 0, rows, group)
-  sampling = Sampling(method.temperature, method.guidance, t, system.decode_segment, system.decode_scan)
+  sampling = Sampling(method.temperature, method.guidance, t, system.decode_segment, system.decode_scan, method.cfg_interval, system.cache_dtype)
   scoring = Scoring(chunk=system.logprob_chunk)
   found = []
 
@@ -146,14 +146,14 @@ def _phases(config, model, mesh, s, peak, bandwidth, repeats, wanted):
   rows_a_device = rows / sharding.ways(mesh.shape)
   tp = mesh.shape['tp']
 
-  def decode_bytes(branches, prefix, length, head):
-    """Bytes that a device must read: for every token the weights and what is filled of the cache, nothing more."""
-    cache = rows_a_device * branches * (group * length / 2 + prefix) * s.kv * s.element / tp
-    return length * ((s.body + head) * s.element / tp + cache)
+  def decode_bytes(prefix, head, last, branches=1, first=0):
+    """Bytes that a device must read: for each of tokens `first` to `last` the weights and what is filled of the cache, nothing more."""
+    cache = rows_a_device * branches * (group * (first + last) / 2 * s.own_element + prefix * s.element) * s.kv / tp
+    return (last - first) * ((s.body + head) * s.element / tp + cache)
 
   if 'generation' in method.tasks:
     add('draw', lambda m, p, k: m.sample_pictures(p, k, sampling)[0], prompt, keys, tokens=rows * group * n, images=rows * group,
-        bytes_=decode_bytes(s.branches, s.drawing_prefix, n, s.image_head))
+        bytes_=decode_bytes(s.drawing_prefix, s.image_head, s.guided, 2) + decode_bytes(s.drawing_prefix, s.image_head, n, first=s.guided))
     add('codes to pictures', lambda m, c: m.picture_from_codes(c).pixels, codes, images=rows * group,
         operations=rows * group * plan_sizes.vq_operations(model)[1])
     read = rows * group * (s.reading_prefix + s.prompt)
@@ -165,7 +165,7 @@ def _phases(config, model, mesh, s, peak, bandwidth, repeats, wanted):
     add('pictures to codes', lambda m, x: m.picture_from_pixels(x).codes, pixels, images=rows,
         operations=rows * plan_sizes.vq_operations(model)[0])
     add('write', lambda m, x, q, k: m.sample_texts(Picture(None, x), q, k, sampling)[0], pixels, question, keys, tokens=rows * group * t,
-        bytes_=decode_bytes(1, s.reading_prefix, t, s.text_head))
+        bytes_=decode_bytes(s.reading_prefix, s.text_head, t))
     add('reward of writing', lambda m, w, c: m.picture_logps(w, c[:, :1], None, scoring), written, codes,
         tokens=rows * group * (s.text_prefix + n),
         operations=plan_sizes.operations(rows * group * s.text_prefix, s.text_prefix, s)

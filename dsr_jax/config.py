@@ -59,6 +59,7 @@ class Method:
   min_margin: float = 0.0  # pairs whose rewards differ by no more than this are dropped from the loss
   temperature: float = 1.0  # of sampling, and of every log-probability in the loss
   guidance: float = 5.0  # classifier-free guidance while sampling pictures; 1 is off. Never in rewards
+  cfg_interval: int = 0  # codes of a sampled picture, from its first, that are guided; the rest costs half; 0: all
   policy_guidance: bool = False  # whether the loss is about the guided mixture that sampled, not the plain conditional
   max_text_tokens: int = 256
   eos_in_reward: bool = False  # whether R_G counts the end-of-text token of the prompt
@@ -112,6 +113,7 @@ class System:
   update_chunk: int = 0  # inputs differentiated at once; 0: all of a part
   remat: bool = True  # recompute each layer in the backward pass
   compute_dtype: str = 'bfloat16'
+  cache_dtype: str = ''  # of candidates' keys and values: as compute_dtype, or 'int8', half of bfloat16's bytes; GPUs then decode without their kernel
   logprob_chunk: int = 128  # positions whose logits are held at once; 0: all
   decode_segment: int = 16  # tokens between two growths of the cache; more make a shorter program that reads more unfilled room
   decode_scan: bool = False  # one program for all layers while decoding: large models on TPUs; elsewhere each layer would be copied at each token
@@ -298,7 +300,7 @@ def _check_method(m):
   for key in ('steps', 'inputs_per_step', 'accumulate', 'max_text_tokens', 'swap_every', 'inner_updates', 'lora_rank'):
     _at_least(f'method.{key}', getattr(m, key), 1)
   for key in ('warmup_steps', 'gamma', 'min_margin', 'weight_decay', 'seed', 'adam_b1', 'adam_b2', 'ema_decay', 'kl', 'ratio_low',
-              'ratio_high', 'sequence_low', 'sequence_high', 'judge_accuracy'):
+              'ratio_high', 'cfg_interval', 'sequence_low', 'sequence_high', 'judge_accuracy'):
     _at_least(f'method.{key}', getattr(m, key), 0)
   for key in ('beta', 'temperature', 'learning_rate', 'clip', 'dpo_beta', 'cispo_max'):
     _above(f'method.{key}', getattr(m, key), 0)
@@ -366,6 +368,7 @@ def _check_system(s, m):
       raise InputError(f'found config.system.{key}={chunk}; expected a divisor of {part}, the inputs of a task in a '
                        'part of the step; change it, or 0 for all at once')
   _one_of('system.compute_dtype', s.compute_dtype, DTYPES)
+  _one_of('system.cache_dtype', s.cache_dtype, ('', 'int8'))
   for key in ('logprob_chunk', 'frozen_every', 'probe_every', 'samples_every', 'eval_every', 'keep_every'):
     _at_least(f'system.{key}', getattr(s, key), 0)
   for key in ('log_every', 'save_every', 'keep_last', 'decode_segment'):

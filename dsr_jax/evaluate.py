@@ -86,10 +86,11 @@ class Sampler:
     self._draw = functools.partial(_draw, graphdef)
     self._tell = functools.partial(_tell, graphdef, processor.templates.eos_id)
 
-  def pictures(self, params, prompts, samples: int, temperature: float, guidance: float, best_of: int = 1, seed: int | None = None):
+  def pictures(self, params, prompts, samples: int, temperature: float, guidance: float, best_of: int = 1, seed: int | None = None,
+               cfg_interval: int = 0):
     """P prompts -> (P, S, H, W, 3) uint8; each of the S is the best by R_G of `best_of` candidates."""
     text = self._processor.pad([self._processor.encode_prompt(p) for p in prompts], self._prompt_tokens)
-    how = Sampling(temperature=temperature, guidance=guidance)
+    how = Sampling(temperature=temperature, guidance=guidance, cfg_interval=cfg_interval)
     seed = self._seed if seed is None else seed
     asked = None
     if best_of > 1:
@@ -141,7 +142,7 @@ class Evaluator:
     whole = step in (0, self._last)
     per_task, pictures = (self._eval.prompts_per_task, self._eval.pictures) if whole else (
         self._eval.quick_prompts_per_task, self._eval.quick_pictures)
-    scores, details = self.generation(params, per_task, self._method.temperature, self._method.guidance)
+    scores, details = self.generation(params, per_task, self._method.temperature, self._method.guidance, self._method.cfg_interval)
     if step == 0 and self._eval.tuned_temperature >= 0:
       tuned, tuned_details = self.generation(params, per_task, self._eval.tuned_temperature, self._eval.tuned_guidance)
       scores['generation/tuned'] = tuned['generation/mean']
@@ -149,10 +150,11 @@ class Evaluator:
     understood, understood_details = self.understanding(params if reader is None else reader, pictures)
     return {**scores, **understood}, {**details, **understood_details}
 
-  def generation(self, params, per_task: int, temperature: float, guidance: float):
+  def generation(self, params, per_task: int, temperature: float, guidance: float, cfg_interval: int = 0):
     """GenEval's six tasks, their plain mean with its 95 % interval, and the share of prompts with any right sample."""
     prompts = sets.evaluation_prompts(per_task, self._split)
-    pixels = self._sampler.pictures(params, [p.text for p in prompts], self._eval.images_per_prompt, temperature, guidance)
+    pixels = self._sampler.pictures(params, [p.text for p in prompts], self._eval.images_per_prompt, temperature, guidance,
+                                    cfg_interval=cfg_interval)
     scores = evaluation.generation_scores(prompts, pixels)
     flat = {f'generation/{task}': estimate.value for task, estimate in scores['tasks'].items()}
     flat = {**_with_interval('generation/mean', scores['mean']), 'generation/any': scores['any'].value,
@@ -226,7 +228,8 @@ def main(argv, f=flags.FLAGS):
   after = load(f.model, config, f.best_of)
   before = load(f.before, config, f.best_of) if f.before else None
   results = {name: evaluate_scenes.measure(name, after, before) for name in names}
-  settings = {'temperature': config.method.temperature, 'guidance': config.method.guidance, 'best_of': f.best_of, 'seed': config.eval.seed,
+  settings = {'temperature': config.method.temperature, 'guidance': config.method.guidance, 'cfg_interval': config.method.cfg_interval,
+              'best_of': f.best_of, 'seed': config.eval.seed,
               'prompts_per_task': config.eval.prompts_per_task, 'images_per_prompt': config.eval.images_per_prompt,
               'pictures': config.eval.pictures}
   about = {'model': f.model, 'before': f.before or None, 'settings': settings}
@@ -251,8 +254,8 @@ def _ours(name):
 
 
 def define_flags(f=flags.FLAGS):
-  config_flags.DEFINE_config_file('config', None, 'The lists, and how to sample: a file of configs/ (its eval, method.temperature and '
-                                  'method.guidance), keys set by --config.key=value.', flag_values=f)
+  config_flags.DEFINE_config_file('config', None, 'The lists, and how to sample: a file of configs/ (its eval, method.temperature, '
+                                  'method.guidance and method.cfg_interval), keys set by --config.key=value.', flag_values=f)
   flags.DEFINE_string('model', None, f'The model: {model_source.EXPECTED}.', flag_values=f)
   flags.DEFINE_string('before', '', 'A model to compare with: measured with the same seeds, differences are paired.', flag_values=f)
   flags.DEFINE_list('benchmarks', [], 'Some of geneval, t2i_compbench, descriptions, pope, multiple_choice, hallusion; all by default.',

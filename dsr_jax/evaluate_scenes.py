@@ -23,7 +23,7 @@ GRID_SAMPLES, GRID_TEXTS = 4, 4
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-  """A model under test: its parameters, `evaluate.Sampler`, `config.Eval` (lists), `config.Method` (temperature and guidance)."""
+  """A model under test: its parameters, `evaluate.Sampler`, `config.Eval` (lists), `config.Method` (temperature, guidance, cfg_interval)."""
   name: str
   params: Any
   sampler: Any
@@ -34,7 +34,7 @@ class Subject:
   def draw(self, prompts):
     """P prompts -> (P, S, H, W, 3) uint8."""
     return self.sampler.pictures(self.params, [p.text for p in prompts], self.eval.images_per_prompt, self.method.temperature,
-                                 self.method.guidance, self.best_of)
+                                 self.method.guidance, self.best_of, cfg_interval=self.method.cfg_interval)
 
   def describe(self, pixels, temperature: float):
     """(P, H, W, 3) uint8 -> P texts; greedy ones are not chosen from several."""
@@ -204,11 +204,15 @@ def _flat(groups, old=None) -> dict:
   return out
 
 
+def _of_codes(settings):
+  return f' of the first {settings["cfg_interval"]} codes' if settings.get('cfg_interval') else ''
+
+
 def markdown(about: dict, results: dict) -> str:
   """All tables, in points (hundredths), and the players who do not look as rows of their own."""
   s = about['settings']
   lines = [f'Model `{about["model"]}`' + (f', before `{about["before"]}`' if about['before'] else '') +
-           f'; temperature {s["temperature"]:g}, guidance {s["guidance"]:g}, best of {s["best_of"]}, seed {s["seed"]}. '
+           f'; temperature {s["temperature"]:g}, guidance {s["guidance"]:g}{_of_codes(s)}, best of {s["best_of"]}, seed {s["seed"]}. '
            'Points, with 95 % intervals.']
   for name, table in results.items():
     paired = 'before' in table

@@ -7,6 +7,7 @@ Axes: B inputs, G candidates, N image codes, T text tokens.
 """
 
 import dataclasses
+import functools
 import re
 
 from dsr_jax.errors import InputError
@@ -87,7 +88,10 @@ def _generation(s: Sizes, mesh, chip):
   b, g, n, width = s.method.inputs_per_task, s.method.group_size, s.model.num_codes, s.model.text.hidden_size
   rows, reading = b * g, s.reading_prefix
   prefill = operations(b * s.branches * s.drawing_prefix, s.drawing_prefix, s)
-  yield _decode('generation: draw', s, mesh, chip, prefill, rows * s.branches, b * s.branches * s.drawing_prefix, s.drawing_prefix, n, s.image_head)
+  draw = functools.partial(_decode, 'generation: draw', s, mesh, chip, prefix=s.drawing_prefix, head=s.image_head)
+  guided = draw(prefill if s.guided else 0.0, 2 * rows, 2 * b * s.drawing_prefix, last=s.guided)
+  plain = draw(0.0 if s.guided else prefill, rows, b * s.drawing_prefix, first=s.guided, last=n)
+  yield dataclasses.replace(plain, **{k: getattr(guided, k) + getattr(plain, k) for k in ('operations', 'bytes', 'collective_bytes', 'seconds')})
   yield _compute('generation: codes to pictures', chip, mesh, rows * vq_operations(s.model)[1], 'picture convolutions')
   score = rows * vision_operations(s) + operations(rows * reading, reading, s) + operations(rows * s.prompt, reading + s.prompt, s, s.text_head)
   yield _scored('generation: reward', s, mesh, chip, score, rows * (reading + s.prompt))
@@ -100,7 +104,7 @@ def _understanding(s: Sizes, mesh, chip):
   rows, reading = b * g, s.reading_prefix
   yield _compute('understanding: pictures to codes', chip, mesh, b * vq_operations(s.model)[0], 'picture convolutions')
   prefill = b * vision_operations(s) + operations(b * reading, reading, s)
-  yield _decode('understanding: write', s, mesh, chip, prefill, rows, b * reading, reading, t, s.text_head)
+  yield _decode('understanding: write', s, mesh, chip, prefill, rows, b * reading, prefix=reading, head=s.text_head, last=t)
   score = operations(rows * s.text_prefix, s.text_prefix, s) + operations(rows * n, s.text_prefix + n, s, s.image_head)
   yield _scored('understanding: reward', s, mesh, chip, score, rows * (s.text_prefix + n))
   pairs = b * vision_operations(s) + operations(b * reading, reading, s) + operations(b * s.learners * t, reading + t, s, s.text_head)
@@ -129,16 +133,17 @@ def _gather(s: Sizes, mesh, chip):
   return Phase('gather weights for decoding', 0.0, 3 * weights, moved, 'all-gather over fsdp' * (mesh['fsdp'] > 1), seconds + reading)
 
 
-def _decode(name, s: Sizes, mesh, chip, prefill, rows, shared, prefix, length, head):
-  """Token by token: every token reads the weights and what is filled of the cache. rows: decoded; shared: prefix tokens of all groups."""
+def _decode(name, s: Sizes, mesh, chip, prefill, rows, shared, *, prefix, head, last, first=0):
+  """Tokens `first` to `last`: each reads the weights and what is filled of the cache. rows: decoded; shared: prefix tokens of all groups."""
   tp, ways = mesh['tp'], mesh['data'] * mesh['fsdp']
   layers = s.model.text.num_hidden_layers
-  by_kernel = not chip.tpu and s.element == 2 and not s.system.decode_scan  # models/decode_kernel.py reads what is filled, others to a segment's end
-  filled = (length + (0 if by_kernel else min(s.system.decode_segment, length))) / 2  # on average
+  by_kernel = not (chip.tpu or s.system.decode_scan or s.system.cache_dtype) and s.element == 2  # models/decode_kernel.py reads what is filled, others to a segment's end
+  length = last - first
+  filled = (first + last + (0 if by_kernel else min(s.system.decode_segment, length))) / 2  # on average
   ops = prefill + operations(rows * length, prefix + filled, s, head)
   weights = (s.body + head) * s.element / tp
   chunks = s.method.inputs_per_task / s.chunk('rollout_chunk')
-  cache = (rows * filled + shared) * s.kv * s.element / tp / ways
+  cache = (rows * filled * s.own_element + shared * s.element) * s.kv / tp / ways
   bytes_ = length * (weights * chunks + cache)
   moved, seconds = 0.0, 0.0
   if tp > 1:  # two sums of the states a layer, and one before the head

@@ -90,11 +90,12 @@ def _rollout(s: Sizes, mesh):
   parts = [('weights for decoding', (copies * s.body + s.image_head + 2 * s.text_head) * element / tp, 'rollout')]
   cache, scoring = [], []
   if 'generation' in s.method.tasks:
-    cache.append(rows * s.branches * (group * v.num_codes + s.drawing_prefix) * s.kv * element / tp)
+    held = 2 * s.guided + (v.num_codes if s.guided < v.num_codes else 0)  # where guidance ends, both caches at once
+    cache.append(rows * (group * held * s.own_element + s.branches * s.drawing_prefix * element) * s.kv / tp)
     scoring.append(_scoring(s, mesh, rows * group, s.reading_prefix, s.prompt, v.text.vocab_size)
                    + rows * group * v.image_size ** 2 * 12)
   if 'understanding' in s.method.tasks:
-    cache.append(rows * (group * s.method.max_text_tokens + s.reading_prefix) * s.kv * element / tp)
+    cache.append(rows * (group * s.method.max_text_tokens * s.own_element + s.reading_prefix * element) * s.kv / tp)
     scoring.append(_scoring(s, mesh, rows * group, s.text_prefix, v.num_codes, v.vq.num_embeddings))
   # Sampling and scoring follow each other; the cache is gone when scoring begins.
   parts.append(('cache, or activations of scoring', max(1.2 * max(cache), max(scoring)), 'rollout'))
@@ -161,6 +162,8 @@ def _turns(model, config, mesh, prompt):
   both = {key: ways for key in ('rollout_chunk', 'update_chunk') if s.chunk(key) > ways and s.chunk(key) % ways == 0}
   if len(both) == 2:
     yield ' and '.join(f'system.{key}={size}' for key, size in both.items()), then(**both)
+  if not system.cache_dtype:
+    yield 'system.cache_dtype=int8', then(cache_dtype='int8')
   if system.frozen_every and config.method.scorer != 'frozen':
     yield 'system.frozen_every=0', then(frozen_every=0)
   fsdp, tp = mesh['fsdp'], mesh['tp']

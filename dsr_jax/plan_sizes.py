@@ -15,6 +15,7 @@ from dsr_jax import losses
 from dsr_jax import state as state_lib
 from dsr_jax.models import janus
 from dsr_jax.models.config import JanusConfig
+from dsr_jax.models.unified import guided_codes
 from dsr_jax.models.vq import VQModel
 
 TEMPLATE = 8  # tokens around a prompt, a question or an answer; a few more or less change no plan
@@ -77,12 +78,22 @@ class Sizes:
     """Bytes of a number in the compute type."""
     return BYTES[self.system.compute_dtype]
 
+  @property
+  def own_element(self):
+    """Bytes of a number in a candidate's cache; a vector of 8 bits has a float32 scale."""
+    return 1 + 4 / self.model.text.head_dim if self.system.cache_dtype else self.element
+
   # Of the step.
 
   @property
   def branches(self):
-    """Rows of a candidate while drawing: with guidance, two."""
-    return 2 if self.method.guidance != 1.0 else 1
+    """Rows of a candidate at a picture's first code: with guidance, two."""
+    return 2 if self.guided else 1
+
+  @property
+  def guided(self):
+    """Codes of a picture that are drawn with guidance, from its first."""
+    return guided_codes(self.method, self.model.num_codes)
 
   @property
   def learners(self):

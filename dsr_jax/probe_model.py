@@ -51,7 +51,7 @@ class Prober:
     self._policy = Scoring(temperature=method.temperature, chunk=system.logprob_chunk)
     self._bare = Scoring(guidance=0.0, chunk=system.logprob_chunk)  # guidance 0 is the unconditional branch alone
     eos = processor.templates.eos_id
-    how = Sampling(temperature=method.temperature, guidance=method.guidance, max_tokens=method.max_text_tokens)
+    how = Sampling(temperature=method.temperature, guidance=method.guidance, max_tokens=method.max_text_tokens, cfg_interval=method.cfg_interval)
     model_of = lambda params: nnx.merge(graphdef, params)
     counted = eos if method.eos_in_reward else None
 

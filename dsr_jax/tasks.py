@@ -53,7 +53,8 @@ class Task:
   def __init__(self, method, system, eos_id: int):
     self.method, self.system, self.eos_id = method, system, eos_id
     self.objective = losses.OBJECTIVES[method.objective]
-    self.sampling = Sampling(method.temperature, method.guidance, method.max_text_tokens, system.decode_segment, system.decode_scan)
+    self.sampling = Sampling(method.temperature, method.guidance, method.max_text_tokens, system.decode_segment, system.decode_scan,
+                             method.cfg_interval, system.cache_dtype)
     self.reward_scoring = Scoring(chunk=system.logprob_chunk)
     self.policy_scoring = Scoring(temperature=method.temperature, chunk=system.logprob_chunk, remat=system.remat)
     self.scores_its_sampler = True  # whether policy_scoring is the distribution that sampled
@@ -115,7 +116,7 @@ class Generation(Task):
   def __init__(self, method, system, eos_id: int):
     super().__init__(method, system, eos_id)
     if method.policy_guidance:
-      self.policy_scoring = Scoring(method.temperature, method.guidance, system.logprob_chunk, system.remat)
+      self.policy_scoring = Scoring(method.temperature, method.guidance, system.logprob_chunk, system.remat, method.cfg_interval)
     self.scores_its_sampler = method.policy_guidance or method.guidance == 1.0
 
   def inputs(self, batch):
@@ -135,7 +136,7 @@ class Generation(Task):
                                           self.reward_scoring, self.eos_id, self.method)
     rewards, frozen = self.judged(judges, case)
     # The sampler against the same distribution, guidance included, in one teacher-forced pass; one candidate tells.
-    how = Scoring(self.method.temperature, self.method.guidance, self.system.logprob_chunk)
+    how = Scoring(self.method.temperature, self.method.guidance, self.system.logprob_chunk, cfg_interval=self.method.cfg_interval)
     first = Text(prompt.ids[:1, None], prompt.mask[:1, None])
     replayed = live.picture_logps(first, codes[:1, :1], keys[:1, :1], how).logp
     same = jnp.mean(jnp.mean(codes[:, :, None] == codes[:, None, :], axis=-1, dtype=jnp.float32), axis=(1, 2))

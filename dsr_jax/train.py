@@ -7,6 +7,7 @@ Of several processes all run this same loop; the first writes files and speaks, 
 """
 
 import contextlib
+import gc
 import time
 from typing import Any, NamedTuple
 
@@ -182,7 +183,9 @@ class Programs:
     """Compiles for this kind of batch. Errors: InputError, after a table of bytes by part, where the devices have no room."""
     began = time.perf_counter()
     with self._room():
-      compiled = self._compiled[tuple(sorted(batch))] = self._step_fn.lower(state, batch).compile()
+      with _collector_paused():
+        lowered = self._step_fn.lower(state, batch)
+      compiled = self._compiled[tuple(sorted(batch))] = lowered.compile()
     say(f'compiled     the step in {time.perf_counter() - began:.1f} s{_temporaries(compiled)}')
 
   def run(self, state, batch):
@@ -203,6 +206,18 @@ class Programs:
       say(self._estimate.table())
       raise InputError(f'found no room for the step on a device ({str(e).splitlines()[0][:200]}); expected less than it has; '
                        f'{self._estimate.advice()}') from e
+
+
+@contextlib.contextmanager
+def _collector_paused():
+  """For tracing, whose millions of objects nearly all stay: the garbage collector looks through them again and again, for a fifth of the time."""
+  enabled = gc.isenabled()
+  gc.disable()
+  try:
+    yield
+  finally:
+    if enabled:
+      gc.enable()
 
 
 class Log:

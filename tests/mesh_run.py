@@ -39,8 +39,8 @@ MODEL = JanusConfig(
     vq=VQConfig(CODEBOOK, embed_dim=8, latent_channels=32, base_channels=32, channel_multiplier=(1, 1), num_res_blocks=1),
     templates=TEMPLATES)
 INPUTS, GROUP, PROMPT, TEXT = 8, 3, 7, 11  # inputs of a task, candidates, tokens
-METHOD = config_lib.Method(group_size=GROUP, inputs_per_step=2 * INPUTS, steps=10, max_text_tokens=TEXT, guidance=2.0, learning_rate=1e-3,
-                           warmup_steps=0)
+METHOD = config_lib.Method(group_size=GROUP, inputs_per_step=2 * INPUTS, steps=10, max_text_tokens=TEXT, guidance=2.0, cfg_interval=3,
+                           learning_rate=1e-3, warmup_steps=0)
 SYSTEM = config_lib.System(compute_dtype='float32', logprob_chunk=CHUNK, remat=True, frozen_every=0)
 
 

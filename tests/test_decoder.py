@@ -121,8 +121,19 @@ CONFIG = TextConfig(vocab_size=32, hidden_size=N * H, intermediate_size=40, num_
                     rope_theta=1e4, rms_norm_eps=1e-6)
 
 
+KINDS = ('unrolled', 'scanned', 'kernel', 'unrolled int8', 'scanned int8')
+
+
+def made_as(kind, lm, prefix, tokens):
+  """A decoder, and how close to teacher forcing it is."""
+  if kind == 'kernel':
+    return decoder.KernelDecoder(lm, prefix, C, tokens, interpret=True), 1e-5
+  how, *cache_dtype = kind.split()
+  return decoder.make(lm, prefix, C, tokens, how == 'scanned', *cache_dtype), 0.03 if cache_dtype else 1e-5
+
+
 @pytest.mark.parametrize('adapters', [False, True])
-@pytest.mark.parametrize('kind', ['unrolled', 'scanned', 'kernel'])
+@pytest.mark.parametrize('kind', KINDS)
 def test_decoding_gives_the_states_of_teacher_forcing(kind, adapters):
   tokens = 5
   model = nnx.Dict(language_model=llama.LanguageModel(CONFIG, rngs=nnx.Rngs(0)))
@@ -134,16 +145,50 @@ def test_decoding_gives_the_states_of_teacher_forcing(kind, adapters):
   embeds = jax.random.normal(jax.random.key(1), (R, C, tokens, CONFIG.hidden_size))
   prefix = lm.prefill(jax.random.normal(jax.random.key(2), (R, 7, CONFIG.hidden_size)), jnp.array([7, 4, 1, 5]))
   wanted = lm.extend(prefix, embeds)
-  if kind == 'kernel':
-    made = decoder.KernelDecoder(lm, prefix, C, tokens, interpret=True)
-  else:
-    made = decoder.make(lm, prefix, C, tokens, kind == 'scanned')
+  made, atol = made_as(kind, lm, prefix, tokens)
   cache, step = None, jax.jit(made.step, static_argnums=3)
   for first, last in ((0, 3), (3, tokens)):
     cache = made.grow(cache, last - first)
     for t in range(first, last):
       state, cache = step(embeds[:, :, t], cache, t, last)
-      np.testing.assert_allclose(state, wanted[:, :, t], atol=1e-5)
+      np.testing.assert_allclose(state, wanted[:, :, t], atol=atol)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_the_first_of_every_two_rows_goes_on_alone(kind):
+  tokens, first = 5, 3  # rows 1 and 3 end at token 3
+  lm = llama.LanguageModel(CONFIG, rngs=nnx.Rngs(0))
+  embeds = jax.random.normal(jax.random.key(1), (R, C, tokens, CONFIG.hidden_size))
+  prefix = lm.prefill(jax.random.normal(jax.random.key(2), (R, 7, CONFIG.hidden_size)), jnp.array([7, 4, 1, 5]))
+  wanted = lm.extend(prefix, embeds)
+  both, atol = made_as(kind, lm, prefix, first)
+  cache = both.grow(None, first)
+  for t in range(first):
+    state, cache = both.step(embeds[:, :, t], cache, t, first)
+    np.testing.assert_allclose(state, wanted[:, :, t], atol=atol)
+  alone, cache = both.first_of(2, cache, tokens)
+  cache = alone.grow(cache, tokens - first)
+  for t in range(first, tokens):
+    state, cache = alone.step(embeds[::2, :, t], cache, t, tokens)
+    np.testing.assert_allclose(state, wanted[::2, :, t], atol=atol)
+
+
+def test_numbers_in_8_bits_are_the_nearest():
+  x = jnp.concatenate([jax.random.normal(jax.random.key(0), (5, 7, 33)) * jnp.logspace(-6, 6, 7)[:, None], jnp.zeros((5, 1, 33))], axis=1)
+  values, scale = attention.to_int8(x)
+  assert values.dtype == jnp.int8 and scale.shape == (5, 8)
+  np.testing.assert_array_equal(np.abs(values[:, :7]).max(-1), 127)
+  assert (np.abs(values * scale[..., None] - x) <= 0.5001 * scale[..., None]).all()
+  assert not np.asarray(values[:, 7]).any()
+
+
+def test_attention_to_8_bits_is_attention_to_the_numbers_they_stand_for():
+  normal = lambda key, *shape: jax.random.normal(jax.random.key(key), shape)
+  q, shared, own = normal(0, R, N, C, 1, H), (normal(1, R, N, P, H), normal(2, R, N, P, H), None), (normal(3, R, N, C, S, H), normal(4, R, N, C, S, H))
+  short = [attention.to_int8(x) for x in own]
+  filled = jnp.arange(S) < 5
+  long = [x.values * x.scale[..., None] for x in short]
+  np.testing.assert_allclose(attention.attend(q, [shared, (*short, filled)]), attention.attend(q, [shared, (*long, filled)]), atol=1e-5)
 
 
 def test_linears_in_one_product_split_as_their_outputs_do():

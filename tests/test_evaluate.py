@@ -28,7 +28,7 @@ class Knowing:
     for scenes, rows in (sets.evaluation_pope(6), sets.evaluation_choice(8), sets.evaluation_hallusion(3)):
       self.answers |= {(render.render(scenes[r.picture]).tobytes(), r.text): r.answer for r in rows}
 
-  def pictures(self, params, prompts, samples, temperature, guidance, best_of=1, seed=None):
+  def pictures(self, params, prompts, samples, temperature, guidance, best_of=1, seed=None, cfg_interval=0):
     return np.stack([[picture_of(judge.parse(p))] * samples for p in prompts])
 
   def texts(self, params, pixels, questions, temperature, max_tokens=None, best_of=1, seed=None):
@@ -41,7 +41,7 @@ class Knowing:
 class Silent(Knowing):
   """Draws bare ground and says yes to everything."""
 
-  def pictures(self, params, prompts, samples, temperature, guidance, best_of=1, seed=None):
+  def pictures(self, params, prompts, samples, temperature, guidance, best_of=1, seed=None, cfg_interval=0):
     return np.broadcast_to(render.render(world.Scene(())), (len(prompts), samples, 32, 32, 3))
 
   def texts(self, params, pixels, questions, temperature, max_tokens=None, best_of=1, seed=None):

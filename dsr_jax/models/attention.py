@@ -4,12 +4,30 @@ Axes: R prefixes (rows), C candidates of a prefix, T queries, S keys of a part, 
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 FUSED_FROM = 64  # queries; fewer gain nothing
 FUSED_ROOM = 64  # keys are padded to a multiple of this
+
+
+class Int8(NamedTuple):
+  """Keys or values in 8 bits: values (..., S, h) int8, and what each vector is to be multiplied by, scale (..., S) float32."""
+  values: jax.Array
+  scale: jax.Array
+
+  @property
+  def shape(self):
+    return self.values.shape
+
+
+def to_int8(x) -> Int8:
+  """(..., S, h) -> the nearest numbers of 8 bits; a vector's largest becomes 127."""
+  x = x.astype(jnp.float32)  # float32 island
+  scale = jnp.max(jnp.abs(x), axis=-1) / 127
+  return Int8(jnp.round(x / jnp.maximum(scale, 1e-30)[..., None]).astype(jnp.int8), scale)
 
 
 def kernels_run(dtype) -> bool:
@@ -25,7 +43,7 @@ def attend(q, parts):
 
   Args:
     q: (R, N, C, T, h).
-    parts: of (k, v, mask): either shared by the candidates, (R, N, S, h), or their own, (R, N, C, S, h);
+    parts: of (k, v, mask): either shared by the candidates, (R, N, S, h), or their own, (R, N, C, S, h), or `Int8`;
       mask broadcasts to (R, N, C, T, S), or is None.
 
   Returns:
@@ -37,7 +55,9 @@ def attend(q, parts):
   flat = lambda x: x.reshape(r, n, c * t, -1)  # a shared part sees all candidates' queries as rows of one matrix product
   scores = []
   for k, _, mask in parts:
-    if k.ndim == 4:
+    if isinstance(k, Int8):
+      s = jnp.einsum('rncth,rncsh->rncts', q, k.values.astype(q.dtype), preferred_element_type=jnp.float32) * k.scale[:, :, :, None]
+    elif k.ndim == 4:
       s = jnp.einsum('rnqh,rnsh->rnqs', flat(q), k, preferred_element_type=jnp.float32).reshape(r, n, c, t, -1)
     else:
       s = jnp.einsum('rncth,rncsh->rncts', q, k, preferred_element_type=jnp.float32)
@@ -49,6 +69,8 @@ def attend(q, parts):
   total = sum(jnp.sum(w, axis=-1, keepdims=True) for w in weights)
   out = 0
   for w, (_, v, _) in zip(weights, parts):
+    if isinstance(v, Int8):
+      w, v = w * v.scale[:, :, :, None], v.values.astype(q.dtype)
     w = w.astype(q.dtype)
     if v.ndim == 4:
       y = jnp.einsum('rnqs,rnsh->rnqh', flat(w), v, preferred_element_type=jnp.float32).reshape(r, n, c, t, h)

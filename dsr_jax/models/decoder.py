@@ -4,23 +4,35 @@ Axes: R prefixes (rows), C candidates of a prefix, P prefix length, S cached tok
 F width inside an MLP, L layers.
 """
 
+import copy
+
 import jax
 import jax.numpy as jnp
 
 from dsr_jax import sharding
 from dsr_jax.models import decode_kernel
-from dsr_jax.models.attention import attend
+from dsr_jax.models.attention import Int8, attend, to_int8
 from dsr_jax.models.layers import LinearsInOne, layer_at, scan_layers
 from dsr_jax.models.llama import KV, LanguageModel, Prefix, prefix_mask, rotation
 
 
-def make(lm: LanguageModel, prefix: Prefix, candidates: int, tokens: int, scan: bool):
+def make(lm: LanguageModel, prefix: Prefix, candidates: int, tokens: int, scan: bool, cache_dtype: str = ''):
   """A decoder of C candidates of `tokens` tokens each after `prefix`: by the kernel where it serves, by plain products elsewhere.
 
-  scan: one program for all layers (`Sampling.scan`). Both kinds have `grow`, `step` and `segment`.
+  scan: one program for all layers (`Sampling.scan`). cache_dtype: '' or 'int8', which the kernel does not read. Both kinds have `grow`, `step`, `segment` and `first_of`.
   """
-  by_kernel = not scan and decode_kernel.serves(prefix.k.dtype, prefix.k.shape[-1])
-  return KernelDecoder(lm, prefix, candidates, tokens) if by_kernel else Decoder(lm, prefix, candidates, tokens, scan)
+  by_kernel = not scan and not cache_dtype and decode_kernel.serves(prefix.k.dtype, prefix.k.shape[-1])
+  return KernelDecoder(lm, prefix, candidates, tokens) if by_kernel else Decoder(lm, prefix, candidates, tokens, scan, cache_dtype)
+
+
+def _first_of(x, rows: int, axis: int = 0):
+  """The first of every `rows` rows."""
+  return jax.lax.index_in_dim(x.reshape(*x.shape[:axis], -1, rows, *x.shape[axis + 1:]), 0, axis + 1, keepdims=False)
+
+
+def _widened(x, tokens: int, axis: int = 3):
+  """A part of a cache with room for `tokens` along `axis`."""
+  return jnp.pad(x, [(0, tokens - x.shape[axis] if i == axis else 0) for i in range(x.ndim)])
 
 
 class Decoder:
@@ -31,13 +43,14 @@ class Decoder:
 
   A step reads little more of the cache than is filled. Within a segment the cache is the loop's carry; between segments that of unrolled
   layers grows, while that of a stack has all its room from the start, since growing holds it twice, and is read up to the segment's end.
+  cache_dtype 'int8' keeps the candidates' own keys and values in 8 bits; the prefix, which they share, stays as it is.
   """
 
-  def __init__(self, lm: LanguageModel, prefix: Prefix, candidates: int, tokens: int, scan: bool):
+  def __init__(self, lm: LanguageModel, prefix: Prefix, candidates: int, tokens: int, scan: bool, cache_dtype: str = ''):
     layers = range(prefix.k.shape[0])
     self.layers = lm.layers if scan else [layer_at(lm.layers, i) for i in layers]
     self.prefix = (prefix.k, prefix.v) if scan else [(prefix.k[i], prefix.v[i]) for i in layers]
-    self.norm, self.cfg, self.scan = lm.norm, lm.cfg, scan
+    self.norm, self.cfg, self.scan, self.int8 = lm.norm, lm.cfg, scan, cache_dtype == 'int8'
     self.candidates, self.tokens = candidates, tokens
     self.length, self.padded = prefix.length, prefix.k.shape[3]
     self.seen = prefix_mask(prefix)
@@ -55,10 +68,19 @@ class Decoder:
       return [room for _ in self.layers]
     return [jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=3), kv, room) for kv in cache]
 
+  def first_of(self, rows: int, cache, tokens: int):
+    """The decoder of the first of every `rows` prefixes alone, for `tokens` tokens in all, and its cache."""
+    left = copy.copy(self)
+    narrow = lambda x: sharding.split_heads(_first_of(x, rows, int(self.scan)), stacked=self.scan)
+    left.prefix, cache = jax.tree.map(narrow, (self.prefix, cache))
+    left.length, left.seen, left.tokens = _first_of(self.length, rows), _first_of(self.seen, rows), tokens
+    return left, jax.tree.map(lambda x: _widened(x, tokens, 4), cache) if self.scan else cache
+
   def _room(self, like, tokens):
     """An empty KV for layers whose prefix is `like`, (R, N, P, h) or (L, R, N, P, h)."""
     shape = (*like.shape[:-2], self.candidates, tokens, like.shape[-1])
-    room = sharding.split_heads(jnp.zeros(shape, like.dtype), stacked=self.scan)
+    zeros = lambda shape, dtype: sharding.split_heads(jnp.zeros(shape, dtype), stacked=self.scan)
+    room = Int8(zeros(shape, jnp.int8), zeros(shape[:-1], jnp.float32)) if self.int8 else zeros(shape, like.dtype)
     return KV(room, room)
 
   def step(self, embeds, cache, index, room: int):
@@ -71,8 +93,9 @@ class Decoder:
       new = []
 
       def see(q, k, v):
-        new.append(KV(*(write(c, y) for c, y in zip(cache, (k, v)))))
-        own = KV(*map(read, new[0]))
+        kept = KV(*map(to_int8, (k, v))) if self.int8 else KV(k, v)
+        new.append(jax.tree.map(write, cache, kept))
+        own = jax.tree.map(read, new[0])
         return attend(q, [(*shared, self.seen), (*own, jnp.arange(own.k.shape[-2]) < index + 1)])
 
       return layer(x, turn, see), new[0]
@@ -81,8 +104,8 @@ class Decoder:
 
       def body(layer, carry, of_layer):
         i, shared = of_layer
-        write = lambda c, y: jax.lax.dynamic_update_slice(c, y[None], (i, 0, 0, 0, index, 0))
-        read = lambda c: jax.lax.dynamic_slice(c, (i, *(0,) * 5), (1, *c.shape[1:4], room, c.shape[5]))[0]
+        write = lambda c, y: jax.lax.dynamic_update_slice(c, y[None], (i, 0, 0, 0, index, *(0,) * (c.ndim - 5)))
+        read = lambda c: jax.lax.dynamic_slice(c, (i, *(0,) * (c.ndim - 1)), (1, *c.shape[1:4], room, *c.shape[5:]))[0]
         return through(layer, carry[0], shared, carry[1], write, read), None
 
       (x, cache), _ = scan_layers(self.layers, body, (x, cache), (jnp.arange(len(self.prefix[0])), self.prefix))
@@ -126,6 +149,13 @@ class KernelDecoder:
     r, n, _, h = self.prefix[0][0].shape
     room = sharding.split_heads(jnp.zeros((r, n, self.candidates, decode_kernel.room_for(self.tokens), h), self.prefix[0][0].dtype))
     return [KV(room, room) for _ in self.prefix]
+
+  def first_of(self, rows: int, cache, tokens: int):
+    """The decoder of the first of every `rows` prefixes alone, for `tokens` tokens in all, and its cache."""
+    left = copy.copy(self)
+    left.prefix, cache = jax.tree.map(lambda x: sharding.split_heads(_first_of(x, rows)), (self.prefix, cache))
+    left.length, left.tokens, left.limit = _first_of(self.length, rows), tokens, self.limit + tokens - self.tokens
+    return left, jax.tree.map(lambda x: _widened(x, decode_kernel.room_for(tokens)), cache)
 
   def step(self, embeds, cache, index, room: int):
     """embeds: (R, C, D), token `index` of the candidates -> states (R, C, D) and the cache with it. room: not needed here."""

@@ -23,7 +23,7 @@ from dsr_jax.models.config import JanusConfig
 from dsr_jax.models.layers import Embedding, Linear, gelu
 from dsr_jax.models.llama import LanguageModel
 from dsr_jax.models.siglip import VisionModel
-from dsr_jax.models.unified import Picture, Sampling, Scoring, Text, without_eos
+from dsr_jax.models.unified import Picture, Sampling, Scoring, Text, guided_codes, without_eos
 from dsr_jax.models.vq import VQModel
 
 
@@ -150,33 +150,35 @@ class Janus(nnx.Module):
 
   def sample_pictures(self, prompt: Text, keys, how: Sampling):
     inputs, group = keys.shape
-    guided = how.guidance != 1.0
-    branches = 2 if guided else 1
-    decoder = decoder_lib.make(self.language_model, self._generation_prefix(prompt, guided), group, self.config.num_codes, how.scan)
+    total, guided = self.config.num_codes, guided_codes(how, self.config.num_codes)
+    decoder = decoder_lib.make(self.language_model, self._generation_prefix(prompt, guided > 0), group, guided or total, how.scan,
+                               how.cache_dtype)
 
     table = sharding.keep_whole(self.code_embeddings(jnp.arange(self.config.vq.num_embeddings)))  # (K, D), once for all tokens
 
-    def embed(codes):  # (B, G) -> (R, G, D): both branches read the same code
+    def embed(codes, branches):  # (B, G) -> (R, G, D): both branches read the same code
       x = sharding.split_rows(table[codes])
       return jnp.broadcast_to(x[:, None], (inputs, branches, *x.shape[1:])).reshape(-1, *x.shape[1:])
 
-    def pick(hidden, t):
+    def pick(hidden, t, branches):
       logits = self.generation_head(hidden).reshape(inputs, branches, group, -1)
-      logits = guide(logits, how.guidance, axis=1) if guided else logits[:, 0]
+      logits = guide(logits, how.guidance, axis=1) if branches == 2 else logits[:, 0]
       return sample_tokens(logits, keys, t, how.temperature)
 
     start = self.language_model.embed_tokens(jnp.asarray(self.config.templates.generation_suffix[-1]))
-    carry = jnp.broadcast_to(start, (inputs * branches, group, start.shape[-1])), None
-    parts, segment = [], decoder.segment(how.segment)
-    for first in range(0, self.config.num_codes, segment):
+    carry = jnp.broadcast_to(start, (inputs * (2 if guided else 1), group, start.shape[-1])), None
+    parts = []
+    for first, end in _pieces(guided, total, decoder.segment(how.segment)):
+      if first and first == guided:  # what is left is drawn without guidance
+        embeds, cache = carry
+        decoder, cache = decoder.first_of(2, cache, total)
+        carry = embeds.reshape(inputs, 2, *embeds.shape[1:])[:, 0], cache
 
-      end = min(first + segment, self.config.num_codes)
-
-      def body(carry, t, room=end):
+      def body(carry, t, decoder=decoder, branches=carry[0].shape[0] // inputs, room=end):
         embeds, cache = carry
         hidden, cache = decoder.step(embeds, cache, t, room)
-        codes, logp = pick(hidden, t)
-        return (embed(codes), cache), (codes, logp)
+        codes, logp = pick(hidden, t, branches)
+        return (embed(codes, branches), cache), (codes, logp)
 
       with jax.named_scope('decode'):
         carry, part = jax.lax.scan(body, (carry[0], decoder.grow(carry[1], end - first)), jnp.arange(first, end))
@@ -187,7 +189,8 @@ class Janus(nnx.Module):
   def sample_texts(self, picture: Picture, question: Text, keys, how: Sampling):
     t = self.config.templates
     inputs, group = keys.shape
-    decoder = decoder_lib.make(self.language_model, self._understanding_prefix(picture.pixels, question), group, how.max_tokens, how.scan)
+    prefix = self._understanding_prefix(picture.pixels, question)
+    decoder = decoder_lib.make(self.language_model, prefix, group, how.max_tokens, how.scan, how.cache_dtype)
     embed = self.language_model.embed_tokens
 
     def body(carry, index, room):
@@ -222,10 +225,10 @@ class Janus(nnx.Module):
   def picture_logps(self, prompt: Text, codes, keys, how: Scoring, *, blank=None) -> TokenScores:
     """As the protocol has it; blank (R,) bool replaces whole prompts by the unconditional one (pretraining only)."""
     del keys  # Janus' likelihood is deterministic
-    guided = how.guidance != 1.0
+    guided = guided_codes(how, codes.shape[-1])
     prompt, (codes,), (inputs, rows, group) = _pair_up(prompt, (codes,))
     branches = 2 if guided else 1
-    prefix = self._generation_prefix(prompt, guided, blank=blank, remat=how.remat)
+    prefix = self._generation_prefix(prompt, guided > 0, blank=blank, remat=how.remat)
     start = self.language_model.embed_tokens(jnp.asarray(self.config.templates.generation_suffix[-1]))
     embeds = self.code_embeddings(codes[..., :-1])  # (R, C, N-1, D)
     embeds = jnp.concatenate([jnp.broadcast_to(start, (*embeds.shape[:2], 1, embeds.shape[-1])), embeds], axis=2)
@@ -234,13 +237,15 @@ class Janus(nnx.Module):
     hidden = self.language_model.extend(prefix, embeds, remat=how.remat)
     hidden = hidden.reshape(rows, branches, *hidden.shape[1:])
 
-    def logits(hidden):
-      out = self.generation_head(hidden)
-      return guide(out, how.guidance, axis=1) if guided else out[:, 0]
+    def scores(first, end, logits):
+      here = codes[..., first:end]
+      return token_scores(hidden[..., first:end, :], logits, here, jnp.ones(here.shape, bool), temperature=how.temperature, chunk=how.chunk)
 
-    mask = jnp.ones(codes.shape, bool)
-    scores = token_scores(hidden, logits, codes, mask, temperature=how.temperature, chunk=how.chunk)
-    return TokenScores(*(x.reshape(inputs, group, -1) for x in scores))
+    mixed = lambda hidden: guide(self.generation_head(hidden), how.guidance, axis=1)
+    plain = lambda hidden: self.generation_head(hidden)[:, 0]
+    ends = ((0, guided, mixed), (guided, codes.shape[-1], plain))
+    parts = [scores(first, end, logits) for first, end, logits in ends if first < end]
+    return TokenScores(*(jnp.concatenate(x, axis=-1).reshape(inputs, group, -1) for x in zip(*parts)))
 
   def text_logps(self, picture: Picture, question: Text, text: Text, keys, how: Scoring) -> TokenScores:
     del keys  # Janus' likelihood is deterministic
@@ -253,6 +258,11 @@ class Janus(nnx.Module):
     hidden = self.language_model.extend(prefix, self.language_model.embed_tokens(inputs_ids), remat=how.remat)
     scores = token_scores(hidden, self.text_logits, ids, mask, temperature=how.temperature, chunk=how.chunk)
     return TokenScores(*(x.reshape(inputs, group, -1) for x in scores))
+
+
+def _pieces(guided: int, total: int, segment: int):
+  """(first, end) of the pieces of a picture that are decoded in turn, guided ones first."""
+  return [(first, min(first + segment, last)) for start, last in ((0, guided), (guided, total)) for first in range(start, last, segment)]
 
 
 def sample_tokens(logits, keys, index, temperature: float):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from dsr_jax.likelihood import TokenScores
 
-__all__ = ['Text', 'Picture', 'TokenScores', 'Sampling', 'Scoring', 'UnifiedModel', 'row_keys', 'without_eos']
+__all__ = ['Text', 'Picture', 'TokenScores', 'Sampling', 'Scoring', 'UnifiedModel', 'guided_codes', 'row_keys', 'without_eos']
 
 
 class Text(NamedTuple):
@@ -32,22 +32,26 @@ class Sampling:
   """How to sample. temperature 0 is greedy; guidance 1 is off; max_tokens bounds texts (EOS included).
 
   segment: tokens decoded between two growths of the cache (and two looks whether every text has ended). scan: whether a token is
-  scanned through the stacked layers, or their loop unrolled.
+  scanned through the stacked layers, or their loop unrolled. cfg_interval: codes of a picture, from its first, that are guided; 0: all.
+  cache_dtype: of keys and values, '' the model's own, or 'int8'.
   """
   temperature: float = 1.0
   guidance: float = 1.0
   max_tokens: int = 64
   segment: int = 16
   scan: bool = False
+  cfg_interval: int = 0
+  cache_dtype: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
 class Scoring:
-  """How to score. guidance 1 is the plain conditional; chunk tokens of logits at a time (0 all); remat layers."""
+  """How to score. guidance 1 is the plain conditional; chunk tokens of logits at a time (0 all); remat layers; cfg_interval as sampled."""
   temperature: float = 1.0
   guidance: float = 1.0
   chunk: int = 0
   remat: bool = False
+  cfg_interval: int = 0
 
 
 class UnifiedModel(Protocol):
@@ -72,6 +76,11 @@ class UnifiedModel(Protocol):
 
   def text_logps(self, picture: Picture, question: Text, text: Text, keys, how: Scoring) -> TokenScores:
     """picture (B, g, ...), question (B, Tq), text (B, h, T) -> TokenScores (B, G, T)."""
+
+
+def guided_codes(how, codes: int) -> int:
+  """How many of a picture's `codes`, from its first, are guided; how: whatever has guidance and cfg_interval."""
+  return 0 if how.guidance == 1.0 else min(how.cfg_interval or codes, codes)
 
 
 def row_keys(key, first_candidate, inputs: int, group: int):

@@ -6,6 +6,7 @@ evaluation share none.
 
 import functools
 import hashlib
+import itertools
 
 import numpy as np
 
@@ -28,7 +29,7 @@ _SPLIT_OF_BUCKET = _bucket_table()
 
 def split_of(scene: world.Scene) -> str:
   """The one split that may use this scene graph."""
-  key = bytes(value for thing in world.graph(scene) for value in thing)
+  key = bytes(itertools.chain.from_iterable(world.graph(scene)))
   return _SPLIT_OF_BUCKET[hashlib.blake2b(key, digest_size=1).digest()[0] % 64]
 
 

@@ -8,6 +8,7 @@ All values are ints that index the tables below; sizes are in pixels (8 or 12), 
 """
 
 from collections.abc import Sequence
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -188,9 +189,15 @@ def rearrange(scene: Scene, rng: np.random.Generator) -> Scene:
   return Scene(things, scene.ground, _pebbles(rng, occupied))
 
 
+@functools.lru_cache(maxsize=4096)
+def _free_places(cells: int, occupied: int):
+  """The places of a thing of so many cells that cover none of the bits `occupied`."""
+  return [p for p in PLACES[cells] if not p[2] & occupied]
+
+
 def _pebbles(rng, occupied: int) -> tuple[tuple[int, int], ...]:
   if rng.random() < P_PEBBLE:
-    free = [p for p in PLACES[1] if not p[2] & occupied]
+    free = _free_places(1, occupied)
     if free:
       return (pick(rng, free)[:2],)
   return ()
@@ -202,7 +209,7 @@ def _place(rng, shapes, looks) -> tuple[tuple[Thing, ...], int]:
     things, occupied = [], 0
     for shape, (colour, texture) in zip(shapes, looks):
       size = SIZES[1] if rng.random() < p_large else SIZES[0]
-      free = [p for p in PLACES[size // CELL] if not p[2] & occupied]
+      free = _free_places(size // CELL, occupied)
       if not free:
         break
       row, col, _, keep_off = pick(rng, free)
