@@ -103,17 +103,17 @@ def make_step(graphdef, method, system, mesh, templates):
     state = _next_state(method, state, role, params, moments)
     return state, {k: v.astype(jnp.float32) for k, v in metrics.items()}, records
 
-  return Step(step, mesh)
+  return Step(step, mesh, repr((graphdef, method, system, templates, mesh.shape, mesh.devices.tolist())))
 
 
 class Step:
   """The jitted step. The state's layout, known at the first call, is the output's too, so it compiles once for each role.
 
-  function: the step as it was before jit.
+  function: the step as it was before jit. identity: all that it was made from, in words.
   """
 
-  def __init__(self, step, mesh):
-    self.function, self._mesh, self._jitted = step, mesh, None
+  def __init__(self, step, mesh, identity):
+    self.function, self.identity, self._mesh, self._jitted = step, identity, mesh, None
 
   def _with_layout(self, state):
     if self._jitted is None:

@@ -21,6 +21,7 @@ import numpy as np
 
 from dsr_jax import checkpoints as checkpoints_lib
 from dsr_jax import metrics as metrics_lib
+from dsr_jax import programs as programs_lib
 from dsr_jax import report
 from dsr_jax import train
 from dsr_jax import workdir as workdir_lib
@@ -134,7 +135,7 @@ def run(cells, parts_of):
       lane.evaluate(0, state)
     at = lambda step: stacked([b.at(step) for b in batches])
     batch = at(0)
-    programs = train.Programs(parts.make_step(model, config, mesh), None)
+    programs = programs_lib.Programs(parts.make_step(model, config, mesh), None)
     programs.compile(state, batch)
 
     metrics.resume_clock()

@@ -7,7 +7,6 @@ Of several processes all run this same loop; the first writes files and speaks, 
 """
 
 import contextlib
-import gc
 import time
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from dsr_jax import checkpoints as checkpoints_lib
 from dsr_jax import metrics as metrics_lib
 from dsr_jax import parts as parts_lib
 from dsr_jax import processes
+from dsr_jax import programs as programs_lib
 from dsr_jax import report
 from dsr_jax import sharding
 from dsr_jax import workdir as workdir_lib
@@ -43,6 +43,8 @@ def run(config, workdir, parts=None, team=None):
   held = workdir_lib.locked(workdir) if team.lead else contextlib.nullcontext()
   with jax.set_mesh(mesh), held, StopSignals() as stop:
     model = parts.load_model(config.model)
+    step_fn = parts.make_step(model, config, mesh)
+    kept = programs_lib.kept_in(system.compile_cache, step_fn)
     batches = parts.make_batches(config, model, mesh)
     state = parts.init_state(model, config, mesh)
     about = workdir_lib.about(config, model.source, batches.fingerprint)
@@ -66,7 +68,8 @@ def run(config, workdir, parts=None, team=None):
       if team.lead:
         workdir_lib.write_config(workdir, config, about)
       writer = metrics_lib.Writer(workdir, start) if team.lead else metrics_lib.Nowhere()
-      run_ = _Run(config, workdir, parts, team, mesh, model, batches, checkpoints, writer, mirror, stop)
+      programs = programs_lib.Programs(step_fn, parts.estimate(model, config, mesh), kept)
+      run_ = _Run(config, workdir, parts, team, mesh, model, batches, programs, checkpoints, writer, mirror, stop)
       try:
         state, step = _loop(run_, state, start or 0)
       finally:
@@ -97,6 +100,7 @@ class _Run(NamedTuple):
   mesh: Any
   model: Any
   batches: Any
+  programs: Any
   checkpoints: Any
   writer: Any
   mirror: Any
@@ -105,7 +109,7 @@ class _Run(NamedTuple):
 
 def _loop(run_, state, start):
   """Steps start + 1 to the last; returns (state, the last step done)."""
-  config, workdir, parts, team, mesh, model, batches, checkpoints, writer, mirror, stop = run_
+  config, workdir, parts, team, mesh, model, batches, programs, checkpoints, writer, mirror, stop = run_
   system, last = config.system, config.method.steps
   log = Log(config, workdir, model, writer, Progress(start, last))
   evaluate = parts.make_evaluator(config, model)
@@ -127,7 +131,6 @@ def _loop(run_, state, start):
 
   # Compile.
   batch = batches.at(start)
-  programs = Programs(parts.make_step(model, config, mesh), parts.estimate(model, config, mesh))
   programs.compile(state, batch)
 
   for step in range(start + 1, last + 1):
@@ -169,55 +172,6 @@ def _loop(run_, state, start):
       break
   log.close()
   return state, step
-
-
-class Programs:
-  """The compiled step: one program, or one for each kind of batch where tasks take turns."""
-
-  def __init__(self, step_fn, estimate):
-    self._step_fn, self._estimate, self._compiled = step_fn, estimate, {}
-    if estimate:
-      say(estimate.line())
-
-  def compile(self, state, batch):
-    """Compiles for this kind of batch. Errors: InputError, after a table of bytes by part, where the devices have no room."""
-    began = time.perf_counter()
-    with self._room():
-      with _collector_paused():
-        lowered = self._step_fn.lower(state, batch)
-      compiled = self._compiled[tuple(sorted(batch))] = lowered.compile()
-    say(f'compiled     the step in {time.perf_counter() - began:.1f} s{_temporaries(compiled)}')
-
-  def run(self, state, batch):
-    """(state, batch) -> (state, metrics, records)."""
-    kind = tuple(sorted(batch))
-    if kind not in self._compiled:
-      self.compile(state, batch)
-    with self._room():
-      return self._compiled[kind](state, batch)
-
-  @contextlib.contextmanager
-  def _room(self):
-    try:
-      yield
-    except jax.errors.JaxRuntimeError as e:
-      if 'RESOURCE_EXHAUSTED' not in str(e) or not self._estimate:
-        raise
-      say(self._estimate.table())
-      raise InputError(f'found no room for the step on a device ({str(e).splitlines()[0][:200]}); expected less than it has; '
-                       f'{self._estimate.advice()}') from e
-
-
-@contextlib.contextmanager
-def _collector_paused():
-  """For tracing, whose millions of objects nearly all stay: the garbage collector looks through them again and again, for a fifth of the time."""
-  enabled = gc.isenabled()
-  gc.disable()
-  try:
-    yield
-  finally:
-    if enabled:
-      gc.enable()
 
 
 class Log:
@@ -301,8 +255,3 @@ def check_finite(state, step, workdir):
   if not sharding.fetch(_all_finite(state['params'])):
     raise InputError(f'found parameters that are not finite after step {step}; expected finite numbers; lower '
                      f'method.learning_rate: the last good checkpoint is kept in {workdir}')
-
-
-def _temporaries(compiled):
-  analysis = compiled.memory_analysis()
-  return f'; {analysis.temp_size_in_bytes / 2**20:,.0f} MiB of temporaries a device' if analysis else ''

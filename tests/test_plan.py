@@ -133,6 +133,24 @@ def test_counted_operations_are_those_of_the_program():
   assert read == pytest.approx(expected, rel=0.1)
 
 
+@pytest.mark.parametrize('changes', [{}, dict(method__guidance=1.0), dict(method__cfg_interval=200), dict(system__cache_dtype='int8'),
+                                     dict(method__cfg_interval=200, system__cache_dtype='int8')])
+def test_bytes_of_drawing_are_the_sum_over_tokens(changes):
+  config, model = full('7B', system__decode_segment=1, **changes), JanusConfig.janus_pro_7b()
+  s = plan_sizes.Sizes(model, config.method, config.system, 24)
+  mesh, chip = dict(data=1, fsdp=4, tp=2), plan_costs.CHIPS['v5e']
+  found = next(p for p in plan_costs.phases(s, mesh, chip) if p.name == 'generation: draw').bytes
+  layers, width = model.text.num_hidden_layers, model.text.hidden_size  # heads are as wide together
+  kept = 2 * layers * (width + 4 * model.text.num_attention_heads if 'system__cache_dtype' in changes else 2 * width)  # of a token, in a candidate's cache
+  prefix, inputs = 2 * layers * 2 * width * s.drawing_prefix, config.method.inputs_per_task
+  guided = 0 if 'method__guidance' in changes else changes.get('method__cfg_interval', model.num_codes)
+  expected = 0
+  for token in range(model.num_codes):
+    rows = inputs * (2 if token < guided else 1) / 4
+    expected += ((s.body + s.image_head) * 2 + rows * (8 * (token + 1) * kept + prefix)) / 2
+  assert found == pytest.approx(expected, rel=1e-6)
+
+
 def test_the_picture_tokenizer_of_the_published_models_costs_what_is_known():
   encode, decode = plan_sizes.vq_operations(JanusConfig.janus_pro_7b())
   assert encode == pytest.approx(0.31e12, rel=0.1) and decode == pytest.approx(0.57e12, rel=0.1)

@@ -203,10 +203,11 @@ def compile_cache(tmp_path):
   compilation_cache.reset_cache()
 
 
-def test_the_real_step_stopped_and_resumed_equals_the_unbroken_run(hf_directory, own_inputs, compile_cache, tmp_path):
+def test_the_real_step_stopped_and_resumed_equals_the_unbroken_run(hf_directory, own_inputs, compile_cache, tmp_path, capfd):
   config = config_lib.load(TINY, model=str(hf_directory), eval__benchmark='none', system__frozen_every=2, **own_inputs,
                            **compile_cache)
   train.run(config, str(tmp_path / 'unbroken'))
+  assert 'compiled     the step' in capfd.readouterr().err
   lines = metrics.repeatable(tmp_path / 'unbroken')
   assert [line['step'] for line in lines] == [1, 2, 3] and all(np.isfinite(list(line.values())).all() for line in lines)
   assert {'generation/reward_mean', 'understanding/reward_mean', 'loss', 'gradient_norm'} <= set(lines[0])
@@ -225,4 +226,6 @@ def test_the_real_step_stopped_and_resumed_equals_the_unbroken_run(hf_directory,
   train.run(config, str(tmp_path / 'stopped'), dataclasses.replace(real, make_batches=make_batches))
   assert summary(tmp_path / 'stopped')['step'] == 2
   train.run(config, str(tmp_path / 'stopped'))
+  said = capfd.readouterr().err
+  assert said.count('loaded       the step') == 2 and 'compiled' not in said  # kept by the first run
   assert_same_run(tmp_path / 'stopped', tmp_path / 'unbroken')
