@@ -135,7 +135,7 @@ def check_same_run(saved, now, directory):
 
   Data and model are the same if their fingerprints are, wherever they lie by now.
   """
-  different = config_lib.differences(saved['method'], now['method'], 'method.')
+  different = config_lib.differences(config_lib.completed(saved)['method'], config_lib.completed(now)['method'], 'method.')
   for part in ('data', 'model'):
     if saved[part]['fingerprint'] != now[part]['fingerprint']:
       different += config_lib.differences(saved[part], now[part], f'{part}.')

@@ -204,6 +204,12 @@ def to_json(config):
   return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
+def completed(saved):
+  """A saved configuration, or some of its parts, with keys that are newer than it at their defaults, which are what was done before."""
+  known = {part: values for part, values in to_json(Config()).items() if isinstance(values, dict)}
+  return {part: {**known[part], **values} if part in known else values for part, values in saved.items()}
+
+
 def check_flags(argv):
   """Finds what absl would answer with a traceback: no --config, no such config file, an override of an unknown key.
 

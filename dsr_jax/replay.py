@@ -42,7 +42,7 @@ def read_run(workdir: str):
   if not os.path.isfile(path):
     raise InputError(f'found no {path}; expected the workdir of a run; name it in --workdir')
   with open(path, encoding='utf-8') as f:
-    config = config_lib.from_config_dict(json.load(f)['config'])
+    config = config_lib.from_config_dict(config_lib.completed(json.load(f)['config']))
   lines = metrics_lib.repeatable(workdir) if os.path.isfile(os.path.join(workdir, metrics_lib.FILE)) else []
   return config, {line.pop('step'): line for line in lines if 'loss' in line}
 

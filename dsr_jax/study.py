@@ -202,7 +202,7 @@ def check_same_study(study, fingerprints):
       raise InputError(f'found {others[0]} in {study.directory}; expected a new or empty folder, or that of a study; name another --output')
     kept = {'settings': study.settings, 'bases': {}, 'models': {}}
   shared = {name: fingerprints[name] for name in fingerprints if name in kept['bases']}
-  different = config_lib.differences(kept['settings'], study.settings)
+  different = config_lib.differences(config_lib.completed(kept['settings']), study.settings)
   different += config_lib.differences({name: kept['bases'][name] for name in shared}, shared, 'bases.')
   if different:
     raise InputError(f'found a study of another configuration in {study.directory} (then -> now: {"; ".join(different)}); expected '

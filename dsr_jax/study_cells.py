@@ -76,7 +76,7 @@ def record_of(cell: Cell) -> dict | None:
   """cell.json, or None for a cell that has not ended. Errors: InputError if a finished one was configured otherwise."""
   record = read_json(os.path.join(cell.folder, RECORD))
   if record and record['state'] == 'finished':
-    different = config_lib.differences(record['config'], _identity(cell))
+    different = config_lib.differences(config_lib.completed(record['config']), _identity(cell))
     if different:
       raise InputError(f'found the cell {cell.folder} of another configuration (then -> now: {"; ".join(different)}); expected the same; '
                        'restore it, move that folder away, or choose another --output')

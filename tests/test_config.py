@@ -117,6 +117,14 @@ def test_unknown_missing_and_mistyped_keys_are_refused():
     config_lib.from_config_dict({**config, 'method': 3})
 
 
+def test_a_saved_configuration_older_than_a_key_has_its_default():
+  now = config_lib.to_json(config_lib.load(os.path.join(ROOT, 'configs', 'scenes.py'), method__beta=1.5))
+  older = {**now, 'method': {k: v for k, v in now['method'].items() if k != 'cfg_interval'}}
+  assert config_lib.completed(older) == config_lib.completed(now) == now
+  assert config_lib.completed({'method': older['method'], 'split': 'evaluation'}) == {'method': now['method'], 'split': 'evaluation'}
+  assert config_lib.completed({'model': {'name': 'scenes'}}) == {'model': {'name': 'scenes'}}  # what a checkpoint says of its model
+
+
 def test_differences_name_every_change_and_nothing_else():
   old = {'a': 1, 'b': {'c': 2, 'd': 3}, 'e': 0}
   assert config_lib.differences(old, old) == []
