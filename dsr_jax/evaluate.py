@@ -142,7 +142,7 @@ class Evaluator:
     whole = step in (0, self._last)
     per_task, pictures = (self._eval.prompts_per_task, self._eval.pictures) if whole else (
         self._eval.quick_prompts_per_task, self._eval.quick_pictures)
-    scores, details = self.generation(params, per_task, self._method.temperature, self._method.guidance, self._method.cfg_interval)
+    scores, details = self.generation(params, per_task, self._method.temperature, self._method.guidance, cfg_interval=self._method.cfg_interval)
     if step == 0 and self._eval.tuned_temperature >= 0:
       tuned, tuned_details = self.generation(params, per_task, self._eval.tuned_temperature, self._eval.tuned_guidance)
       scores['generation/tuned'] = tuned['generation/mean']

@@ -228,7 +228,7 @@ class Bench:
     """The base, each sample the best of several by the reward."""
     c, params = cell.config, self.params(cell.config.model)
     evaluator, n = self._evaluator(c, cell.split), variants_lib.INFERENCE_BEST_OF
-    rows = evaluator.generation(params, c.eval.prompts_per_task, c.method.temperature, c.method.guidance, n)[1]
+    rows = evaluator.generation(params, c.eval.prompts_per_task, c.method.temperature, c.method.guidance, n, c.method.cfg_interval)[1]
     rows['description'] = evaluator.texts(params, c.method.temperature, n)
     write_rows(cell, self._like_base(cell, rows, without=('generation_many',)))
 

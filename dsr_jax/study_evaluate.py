@@ -48,14 +48,15 @@ class Evaluator(evaluate.Evaluator):
   def run(self, params, step: int, reader=None):
     scores, rows = super().run(params, step, reader)
     if step in (0, self._last) and self._split == 'evaluation':
-      rows |= self.many(params, self._method.temperature, self._method.guidance)
+      rows |= self.many(params, self._method.temperature, self._method.guidance, self._method.cfg_interval)
     return scores, rows
 
-  def generation(self, params, per_task: int, temperature: float, guidance: float, best_of: int = 1):
+  def generation(self, params, per_task: int, temperature: float, guidance: float, best_of: int = 1, cfg_interval: int = 0):
     """Flat scores, and rows (P, S): generation, strict (0 or 1), graded, extras (things and blobs beyond those asked for), pebbles,
     failure (an index of FAILURES)."""
     prompts = prompts_of(per_task, self._split)
-    pixels = self._sampler.pictures(params, [p.text for p in prompts], self._eval.images_per_prompt, temperature, guidance, best_of)
+    pixels = self._sampler.pictures(params, [p.text for p in prompts], self._eval.images_per_prompt, temperature, guidance, best_of,
+                                    cfg_interval=cfg_interval)
     rows = picture_rows(prompts, pixels)
     correct = np.array(rows['generation'])
     sums, strata = evaluation.generation_sums(prompts, correct)
@@ -65,10 +66,10 @@ class Evaluator(evaluate.Evaluator):
     flat |= {f'generation/{task}': float(correct[[p.category == task for p in prompts]].mean()) for task in tasks}
     return flat, rows
 
-  def many(self, params, temperature: float, guidance: float):
+  def many(self, params, temperature: float, guidance: float, cfg_interval: int = 0):
     """{'generation_many': rows (P, measure.many)}, for pass@k."""
     prompts = prompts_of(self._measure.many_prompts_per_task, self._split)
-    pixels = self._sampler.pictures(params, [p.text for p in prompts], self._measure.many, temperature, guidance)
+    pixels = self._sampler.pictures(params, [p.text for p in prompts], self._measure.many, temperature, guidance, cfg_interval=cfg_interval)
     return {'generation_many': picture_rows(prompts, pixels)['generation']}
 
   def texts(self, params, temperature: float, best_of: int = 1):
