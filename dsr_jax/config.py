@@ -113,7 +113,7 @@ class System:
   update_chunk: int = 0  # inputs differentiated at once; 0: all of a part
   remat: bool = True  # recompute each layer in the backward pass
   compute_dtype: str = 'bfloat16'
-  cache_dtype: str = ''  # of candidates' keys and values: as compute_dtype, or 'int8', half of bfloat16's bytes; GPUs then decode without their kernel
+  cache_dtype: str = ''  # of candidates' keys and values: as compute_dtype, or 'int8', for which GPUs have no kernel here
   logprob_chunk: int = 128  # positions whose logits are held at once; 0: all
   decode_segment: int = 16  # tokens between two growths of the cache; more make a shorter program that reads more unfilled room
   decode_scan: bool = False  # one program for all layers while decoding: large models on TPUs; elsewhere each layer would be copied at each token

@@ -137,7 +137,8 @@ def _decode(name, s: Sizes, mesh, chip, prefill, rows, shared, *, prefix, head, 
   """Tokens `first` to `last`: each reads the weights and what is filled of the cache. rows: decoded; shared: prefix tokens of all groups."""
   tp, ways = mesh['tp'], mesh['data'] * mesh['fsdp']
   layers = s.model.text.num_hidden_layers
-  by_kernel = not (chip.tpu or s.system.decode_scan or s.system.cache_dtype) and s.element == 2  # models/decode_kernel.py reads what is filled, others to a segment's end
+  # models/decode_kernel.py reads what is filled, others to a segment's end
+  by_kernel = not (chip.tpu or s.system.decode_scan or s.system.cache_dtype) and s.element == 2
   length = last - first
   filled = (first + last + (0 if by_kernel else min(s.system.decode_segment, length))) / 2  # on average
   ops = prefill + operations(rows * length, prefix + filled, s, head)

@@ -19,7 +19,8 @@ from dsr_jax.models.llama import KV, LanguageModel, Prefix, prefix_mask, rotatio
 def make(lm: LanguageModel, prefix: Prefix, candidates: int, tokens: int, scan: bool, cache_dtype: str = ''):
   """A decoder of C candidates of `tokens` tokens each after `prefix`: by the kernel where it serves, by plain products elsewhere.
 
-  scan: one program for all layers (`Sampling.scan`). cache_dtype: '' or 'int8', which the kernel does not read. Both kinds have `grow`, `step`, `segment` and `first_of`.
+  scan: one program for all layers (`Sampling.scan`). cache_dtype: '' or 'int8', which the kernel does not read. Both kinds have `grow`,
+  `step`, `segment` and `first_of`.
   """
   by_kernel = not scan and not cache_dtype and decode_kernel.serves(prefix.k.dtype, prefix.k.shape[-1])
   return KernelDecoder(lm, prefix, candidates, tokens) if by_kernel else Decoder(lm, prefix, candidates, tokens, scan, cache_dtype)
