@@ -29,7 +29,7 @@ class Parts:
   make_batches(config, model, mesh) -> object with at(step), a dict of arrays, and fingerprint.
   init_state(model, config, mesh) -> state, with 'params' and 'frozen' among its keys.
   make_step(model, config, mesh) -> object with lower(state, batch), whose program gives (state, metrics, records) and
-    takes the state for its own. One that may be kept for other starts has an identity, words that differ where steps do.
+    takes the state for its own. One that may be kept for other starts has an identity, words that differ where steps do, and the mesh's devices.
   make_evaluator(config, model) -> function (state, step) -> (flat dict of floats, dict of rows for paired comparisons);
     or None.
   make_sheets(config, model) -> function (state, records) -> PIL image.

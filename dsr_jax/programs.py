@@ -73,14 +73,15 @@ class Kept:
 
   A start that finds its own neither traces nor compiles. A file's name says what a step depends on: the step's own `identity`, this package's
   sources, versions, settings, flags and devices; the shapes are compared when it is used. With any difference the step is compiled, as it
-  is where loading fails. Files are JAX's serialized executables, which are pickles of machine code: whoever can write in the folder decides
+  is where loading fails. devices: the mesh's, in its order. Files are JAX's serialized executables, which are pickles of machine code: whoever can write in the folder decides
   what is run, as with JAX's own cache of compiled programs beside them.
   """
 
-  def __init__(self, folder: str, identity: str):
+  def __init__(self, folder: str, identity: str, devices):
     self._folder = epath.Path(os.path.expanduser(folder))
-    self._name = 'step-' + hashlib.sha256('\n'.join([identity, *environment()]).encode()).hexdigest()[:40]
-    self._found = {}
+    self._found, self._devices = {}, list(devices)
+    order = repr([d.id for d in self._devices])
+    self._name = 'step-' + hashlib.sha256('\n'.join([identity, order, *environment()]).encode()).hexdigest()[:40]
     self._thread = threading.Thread(target=self._load)
     self._thread.start()
 
@@ -113,7 +114,8 @@ class Kept:
   def _load(self):
     for file in self._folder.glob(f'{self._name}-????????') if self._folder.is_dir() else ():
       try:
-        self._found[file.name] = serialize_executable.deserialize_and_load(*pickle.loads(file.read_bytes()))
+        self._found[file.name] = serialize_executable.deserialize_and_load(
+            *pickle.loads(file.read_bytes()), execution_devices=self._devices)
       except Exception as e:  # a run compiles
         say(f'not loaded   {file} ({_short(e)}); compiling')
 
@@ -121,7 +123,7 @@ class Kept:
 def kept_in(folder: str, step_fn) -> Kept | None:
   """`Kept` of this step; None without a folder, for a step that does not say what it is, and for several processes, who must all have it or none."""
   identity = getattr(step_fn, 'identity', '')
-  return Kept(folder, identity) if folder and identity and jax.process_count() == 1 else None
+  return Kept(folder, identity, step_fn.devices) if folder and identity and jax.process_count() == 1 else None
 
 
 def environment() -> list[str]:

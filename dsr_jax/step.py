@@ -103,17 +103,17 @@ def make_step(graphdef, method, system, mesh, templates):
     state = _next_state(method, state, role, params, moments)
     return state, {k: v.astype(jnp.float32) for k, v in metrics.items()}, records
 
-  return Step(step, mesh, repr((graphdef, method, system, templates, mesh.shape, mesh.devices.tolist())))
+  return Step(step, mesh, repr((graphdef, method, system, templates, mesh.shape)))
 
 
 class Step:
   """The jitted step. The state's layout, known at the first call, is the output's too, so it compiles once for each role.
 
-  function: the step as it was before jit. identity: all that it was made from, in words.
+  function: the step as it was before jit. identity: all that it was made from, in words. devices: the mesh's, in its order.
   """
 
   def __init__(self, step, mesh, identity):
-    self.function, self.identity, self._mesh, self._jitted = step, identity, mesh, None
+    self.function, self.identity, self.devices, self._mesh, self._jitted = step, identity, list(mesh.devices.flat), mesh, None
 
   def _with_layout(self, state):
     if self._jitted is None:

@@ -25,10 +25,16 @@ def given(rows=3):
   return {'w': jnp.arange(4.0)}, {'x': jnp.arange(4.0 * rows).reshape(rows, 4), 'seed': np.uint32(7)}
 
 
+def in_a_process(code, **variables):
+  env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+  env |= {'PYTHONPATH': f'{ROOT}{os.pathsep}{ROOT / "tests"}', 'JAX_PLATFORMS': 'cpu', **variables}
+  return subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True)
+
+
 @pytest.fixture
 def folder(tmp_path):
   """A folder in which the step is kept, in one below that did not exist."""
-  kept = programs.Kept(str(tmp_path / 'a' / 'b'), 'step')
+  kept = programs.Kept(str(tmp_path / 'a' / 'b'), 'step', jax.devices())
   assert kept.take(KIND, *given()) is None
   kept.put(KIND, jax.jit(step, donate_argnums=0).lower(*given()).compile())
   assert len(list((tmp_path / 'a' / 'b').iterdir())) == 1
@@ -37,7 +43,7 @@ def folder(tmp_path):
 
 def test_a_kept_step_does_what_the_compiled_one_does_and_takes_the_state_for_its_own(folder):
   wanted = jax.jit(step)(*given())
-  program = programs.Kept(str(folder), 'step').take(KIND, *given())
+  program = programs.Kept(str(folder), 'step', jax.devices()).take(KIND, *given())
   state, batch = given()
   found = program(state, batch)
   assert jax.tree.structure(found) == jax.tree.structure(wanted)
@@ -46,7 +52,7 @@ def test_a_kept_step_does_what_the_compiled_one_does_and_takes_the_state_for_its
 
 
 def test_a_step_with_any_difference_is_not_taken(folder, monkeypatch):
-  take = lambda identity='step', kind=KIND, args=given(): programs.Kept(str(folder), identity).take(kind, *args)
+  take = lambda identity='step', kind=KIND, args=given(): programs.Kept(str(folder), identity, jax.devices()).take(kind, *args)
   assert take()
   assert take(identity='another') is None and take(kind=('x',)) is None
   assert take(args=given(rows=2)) is None
@@ -55,6 +61,33 @@ def test_a_step_with_any_difference_is_not_taken(folder, monkeypatch):
   usual = programs.environment()
   monkeypatch.setattr(programs, 'environment', lambda: [*usual[:-1], usual[-1] + ' and a flag'])
   assert take() is None
+
+
+def test_a_kept_step_runs_on_a_mesh_in_whatever_order_its_devices_are(tmp_path):
+  code = f'''
+import jax, numpy as np
+jax.config.update('jax_num_cpu_devices', 4)
+import test_programs as t
+from dsr_jax import programs
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+for order in ([2, 0, 3, 1], [0, 1, 2, 3]):
+  mesh = Mesh(np.array([jax.devices()[i] for i in order]).reshape(2, 2), ('a', 'b'))
+  split = lambda *axes: NamedSharding(mesh, P(*axes))
+  where = {{'w': split('a')}}, {{'x': split('b', 'a'), 'seed': split()}}
+  given = lambda: jax.device_put(t.given(rows=2), where)
+  compiled = jax.jit(t.step, donate_argnums=0, out_shardings=(where[0], split(), split())).lower(*given()).compile()
+  load = lambda: programs.Kept({str(tmp_path)!r}, 'step', mesh.devices.flat).take(t.KIND, *given())
+  assert load() is None
+  programs.Kept({str(tmp_path)!r}, 'step', mesh.devices.flat).put(t.KIND, compiled)
+  kept = load()
+  for state, batch in (given(), given()):
+    found, wanted = kept(state, batch), compiled(*given())
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+    assert found[0]['w'].sharding == wanted[0]['w'].sharding == split('a')
+  kept(found[0], batch)
+'''
+  done = in_a_process(code)
+  assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_the_environment_is_of_sources_settings_and_flags(tmp_path, monkeypatch):
@@ -81,10 +114,10 @@ def test_the_environment_is_of_sources_settings_and_flags(tmp_path, monkeypatch)
 def test_what_cannot_be_loaded_or_kept_is_said_and_the_run_goes_on(folder, capfd):
   file, = folder.iterdir()
   file.write_bytes(file.read_bytes()[:1000])
-  assert programs.Kept(str(folder), 'step').take(KIND, *given()) is None
+  assert programs.Kept(str(folder), 'step', jax.devices()).take(KIND, *given()) is None
   assert f'not loaded   {file}' in capfd.readouterr().err
   (folder / 'file').write_text('')
-  programs.Kept(str(folder / 'file'), 'step').put(KIND, jax.jit(step).lower(*given()).compile())
+  programs.Kept(str(folder / 'file'), 'step', jax.devices()).put(KIND, jax.jit(step).lower(*given()).compile())
   assert 'not kept     the compiled step' in capfd.readouterr().err
   assert (folder / 'file').read_text() == ''
 
@@ -109,9 +142,7 @@ mesh = sharding.make_mesh(made.system.mesh)
 model = JanusConfig.scenes()
 print(step.make_step(janus.graphdef_of(model), made.method, made.system, mesh, plan_program.stand_in_templates(model)).identity)
 '''
-  env = {**os.environ, 'PYTHONPATH': f'{ROOT}{os.pathsep}{ROOT / "tests"}', 'JAX_PLATFORMS': 'cpu'}
-  said = [subprocess.run([sys.executable, '-c', code], env={**env, 'PYTHONHASHSEED': seed}, capture_output=True, text=True, check=True).stdout
-          for seed in ('1', '2')]
+  said = [in_a_process(code, PYTHONHASHSEED=seed).stdout for seed in ('1', '2')]
   assert said[0] == said[1] and len(said[0]) > 1000
 
 
