@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import hashlib
+import importlib.metadata
 import os
 import pathlib
 import pickle
@@ -132,9 +133,11 @@ def environment() -> list[str]:
   for file in sorted(PACKAGE.rglob('*.py')):
     sources.update(str(file.relative_to(PACKAGE)).encode() + b'\n' + file.read_bytes())
   devices = jax.devices()
+  packages = importlib.metadata.distributions() if devices[0].platform == 'gpu' else ()  # whose libraries are packages of their own
   flags = sorted((name, value) for name, value in os.environ.items() if name.startswith(('XLA_', 'LIBTPU_', 'TPU_', 'CUDA_', 'NVIDIA_')))
   return [sources.hexdigest(), repr([m.__version__ for m in (jax, jaxlib, flax, optax)]), devices[0].client.platform_version, _processor(),
-          repr([(d.id, d.device_kind) for d in devices]), repr(sorted(jax.config.values.items())), repr(flags)]
+          repr([(d.id, d.device_kind) for d in devices]), repr(sorted(jax.config.values.items())),
+          repr(sorted(f'{p.name} {p.version}' for p in packages)), repr(flags)]
 
 
 def _processor() -> str:
