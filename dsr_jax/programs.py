@@ -99,14 +99,16 @@ class Kept:
 
   def put(self, kind, program):
     """Keeps a program, whole or not at all."""
+    file = self._folder / self._file(kind)
+    aside = self._folder / f'{file.name}.{os.getpid()}'
     try:
       data = pickle.dumps(serialize_executable.serialize(program))
       self._folder.mkdir(parents=True, exist_ok=True)
-      file = self._folder / self._file(kind)
-      aside = self._folder / f'{file.name}.{os.getpid()}'
       aside.write_bytes(data)
       aside.replace(file)
     except Exception as e:  # a run does without
+      with contextlib.suppress(OSError):
+        aside.unlink(missing_ok=True)
       say(f'not kept     the compiled step ({_short(e)}); the next start compiles again')
 
   def _file(self, kind):

@@ -96,8 +96,6 @@ def test_the_environment_is_of_sources_settings_and_flags(tmp_path, monkeypatch)
   monkeypatch.setenv('XLA_FLAGS', os.environ.get('XLA_FLAGS', '') + ' --xla_dump_max_hlo_modules=3')
   assert programs.environment() != usual
   monkeypatch.undo()
-  with jax.default_matmul_precision('highest'):
-    pass  # of a context, not of the process: a step is not compiled in one
   precision = jax.config.jax_default_matmul_precision
   jax.config.update('jax_default_matmul_precision', 'highest')
   try:
