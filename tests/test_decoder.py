@@ -129,7 +129,7 @@ def made_as(kind, lm, prefix, tokens):
   if kind == 'kernel':
     return decoder.KernelDecoder(lm, prefix, C, tokens, interpret=True), 1e-5
   how, *cache_dtype = kind.split()
-  return decoder.make(lm, prefix, C, tokens, how == 'scanned', *cache_dtype), 0.03 if cache_dtype else 1e-5
+  return decoder.make(lm, prefix, C, tokens, how == 'scanned', *cache_dtype), 0.02 if cache_dtype else 1e-5
 
 
 @pytest.mark.parametrize('adapters', [False, True])
