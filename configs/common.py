@@ -19,7 +19,9 @@ def on_scenes():
   config.data.prompts = config.data.images = 'scenes'
   config.data.max_prompt_tokens = 48  # the grammar's longest text
   config.method.max_text_tokens = 48
-  config.method.question = config.method.instruction = grammar.QUESTION_DESCRIBE  # one that the embedded model was taught
+  config.method.question = config.method.instruction = (
+    grammar.QUESTION_DESCRIBE
+  )  # one that the embedded model was taught
   config.method.guidance = 2.0  # what the embedded base likes best at T 1, found on validation
   config.system.compute_dtype = 'float32'  # the fast type on CPU
   config.system.remat = False  # a picture has 64 codes: activations are small

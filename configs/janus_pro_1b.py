@@ -3,13 +3,13 @@
   python -m dsr_jax.main --config=configs/janus_pro_1b.py --workdir=runs/janus_pro_1b \
       --config.data.prompts=prompts.txt --config.data.images=pictures
 
-The weights are downloaded (about 4.2 GB) and kept in the Hub's cache; `--config.model=DIR` names a directory in either
-layout instead. Worth touching: `method.task`, `method.steps`, `system.mesh`, `system.rollout_chunk`, `system.update_chunk`;
-for a slice of many devices `--config=configs/janus_pro_1b.py:v5e:2x4` sets the last three (configs/slices.py).
+The weights are downloaded (about 4.2 GB) and kept in the Hub's cache; `--config.model=DIR` names a
+directory in either layout instead. Worth touching: `method.task`, `method.steps`, `system.mesh`,
+`system.rollout_chunk`, `system.update_chunk`; for a slice of many devices
+`--config=configs/janus_pro_1b.py:v5e:2x4` sets the last three (configs/slices.py).
 """
 
-from configs import common
-from configs import slices
+from configs import common, slices
 
 
 def get_config(arg=None):
@@ -27,8 +27,14 @@ def paper():
   config.data.images = 'pictures'  # a folder: the paper's pictures are not ours to ship
   config.data.max_prompt_tokens = 128
   s = config.system
-  s.rollout_chunk = 16  # inputs of a task at once, 8 candidates each; a multiple of mesh.data x mesh.fsdp
+  s.rollout_chunk = (
+    16  # inputs of a task at once, 8 candidates each; a multiple of mesh.data x mesh.fsdp
+  )
   s.update_chunk = 16
-  s.decode_segment = 192  # a third of 576 codes: a short program; on a GPU pictures are drawn in one piece anyway
-  config.eval.benchmark = 'none'  # the judge of the small world has nothing to say about photographs
+  s.decode_segment = (
+    192  # a third of 576 codes: a short program; on a GPU pictures are drawn in one piece anyway
+  )
+  config.eval.benchmark = (
+    'none'  # the judge of the small world has nothing to say about photographs
+  )
   return config

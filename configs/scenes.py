@@ -1,8 +1,10 @@
-"""The default of `make run`: both tasks reinforced in the small world, on a laptop, in some ten minutes.
+"""The default of `make run`: both tasks reinforced in the small world, on a laptop, in some ten
+minutes.
 
   python -m dsr_jax.main --config=configs/scenes.py --workdir=runs/scenes
 
-Worth touching: `method.task` (unified, generation, understanding), `method.objective`, `method.learning_rate`,
+Worth touching: `method.task` (unified, generation, understanding), `method.objective`,
+  `method.learning_rate`,
 `method.group_size`, `method.guidance`, `method.seed`.
 """
 
@@ -14,7 +16,9 @@ def get_config(arg=None):
   del arg
   config = common.on_scenes()
   m = config.method
-  m.objective = 'grpo'  # all eight candidates learn; with few inputs a step SimPO's pairs raise the entropy of pictures (docs/scenes.md)
+  # all eight candidates learn; with few inputs a step SimPO's pairs raise the entropy of pictures
+  # (docs/scenes.md)
+  m.objective = 'grpo'
   m.inputs_per_step = 32  # 16 prompts and 16 pictures, 8 candidates each
   m.steps = 160
   m.learning_rate = 2e-4
@@ -23,5 +27,8 @@ def get_config(arg=None):
   s.samples_every = 40
   s.eval_every = 40
   s.save_every = 40
-  config.eval.tuned_temperature, config.eval.tuned_guidance = 0.5, 2.0  # the embedded base's best on validation
+  config.eval.tuned_temperature, config.eval.tuned_guidance = (
+    0.5,
+    2.0,
+  )  # the embedded base's best on validation
   return config

@@ -1,9 +1,11 @@
-"""The study: the paper's claims on Scenes, with controls; every cell a run of a few minutes on two CPU cores.
+"""The study: the paper's claims on Scenes, with controls; every cell a run of a few minutes on two
+CPU cores.
 
   python -m dsr_jax.study --config=configs/scenes_study.py --output=runs/study --tune
   python -m dsr_jax.study --config=configs/scenes_study.py --output=runs/study
 
-`run` is the cell that all variants (dsr_jax/study_variants.py) change a little; the rest says how much is measured.
+`run` is the cell that all variants (dsr_jax/study_variants.py) change a little; the rest says how
+much is measured.
 """
 
 from ml_collections import ConfigDict
@@ -15,13 +17,19 @@ def get_config(arg=None):
   """The study; `arg` is not used."""
   del arg
   c = ConfigDict()
-  c.bases = dict(scenes='scenes')  # name -> model; the first carries the controls, all of them the paper's variants
+  c.bases = dict(
+    scenes='scenes'
+  )  # name -> model; the first carries the controls, all of them the paper's variants
   c.seeds = 5  # of the paper's variants: 0, 1, ...
   c.control_seeds = 2  # of controls, and of the degraded judge
   c.run = _run()
 
   c.tune = ConfigDict()  # on the validation lists, which no table uses; the same for every variant
-  c.tune.learning_rates = (5e-5, 2e-4, 8e-4)  # SimPO likes the middle one, GRPO the highest, and not the next (docs/study)
+  c.tune.learning_rates = (
+    5e-5,
+    2e-4,
+    8e-4,
+  )  # SimPO likes the middle one, GRPO the highest, and not the next (docs/study)
   c.tune.seed = 1000  # of training, none of the tables'
   c.tune.prompts_per_task = 60
   c.tune.pictures = 300
@@ -29,9 +37,13 @@ def get_config(arg=None):
   c.tune.guidances = (1.0, 1.5, 2.0, 3.0)
 
   c.measure = ConfigDict()
-  c.measure.many_prompts_per_task = 40  # the beginning of the list, for "at least one of many samples is right"
+  c.measure.many_prompts_per_task = (
+    40  # the beginning of the list, for "at least one of many samples is right"
+  )
   c.measure.many = 8
-  c.measure.scorer_inputs = 16  # prompts and as many pictures whose candidates the scorers order, at each evaluation
+  c.measure.scorer_inputs = (
+    16  # prompts and as many pictures whose candidates the scorers order, at each evaluation
+  )
   c.measure.reward_inputs = 64  # the same for each variant's reward, once, on the base
 
   c.clip = ConfigDict()  # the CLIP of the CLIP reward, made from pretraining's captioned pictures

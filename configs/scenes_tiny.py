@@ -1,6 +1,6 @@
 """A smoke run: three steps of everything, to see that all parts work together.
 
-  python -m dsr_jax.main --config=configs/scenes_tiny.py --workdir=/tmp/tiny
+python -m dsr_jax.main --config=configs/scenes_tiny.py --workdir=/tmp/tiny
 """
 
 from configs import common

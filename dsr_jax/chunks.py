@@ -1,6 +1,7 @@
 """Loops over parts of a batch that fit the memory.
 
-Chunks are strided: rows r, r + n, r + 2n ... make one, so every device chunks its own rows. Mapping over a sharded axis would gather it.
+Chunks are strided: rows r, r + n, r + 2n ... make one, so every device chunks its own rows. Mapping
+  over a sharded axis would gather it.
 """
 
 import jax
@@ -23,12 +24,17 @@ def mapped(fn, tree, chunk: int):
 
 
 def summed(fn, tree, chunk: int):
-  """fn over chunks of axis 0: it returns a pair, of which the first is summed and the second joined as `mapped` does."""
+  """fn over chunks of axis 0: it returns a pair, of which the first is summed and the second joined
+  as `mapped` does.
+  """
   count = _count(tree, chunk)
   if count == 1:
     return fn(tree)
   split = _split(tree, chunk, count)
-  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(fn, jax.tree.map(lambda x: x[0], split))[0])
+  zeros = jax.tree.map(
+    lambda s: jnp.zeros(s.shape, s.dtype),
+    jax.eval_shape(fn, jax.tree.map(lambda x: x[0], split))[0],
+  )
 
   def step(total, part):
     more, kept = fn(part)

@@ -2,39 +2,63 @@
 
   python -m dsr_jax.describe --model=scenes --image=picture.png --num_samples=4
 
-A question may be asked instead of the description (--question). With --compare=MODEL2 the second model speaks with the
-same seeds, under the key `compare`.
+A question may be asked instead of the description (--question). With --compare=MODEL2 the second
+model speaks with the same seeds, under the key `compare`.
 """
 
 from absl import flags
 
-from dsr_jax import commands
-from dsr_jax import model_source
+from dsr_jax import commands, model_source
 from dsr_jax.errors import InputError, run_main
 
 
-def describe(model, image: str, *, question: str = '', num_samples: int = 4, temperature: float = 1.0, seed: int = 42,
-             max_tokens: int | None = None) -> list[dict]:
-  """Texts of an image file by an `inference.Inference`, best first; an empty text has no reward and comes last."""
+def describe(
+  model,
+  image: str,
+  *,
+  question: str = '',
+  num_samples: int = 4,
+  temperature: float = 1.0,
+  seed: int = 42,
+  max_tokens: int | None = None,
+) -> list[dict]:
+  """Texts of an image file by an `inference.Inference`, best first; an empty text has no reward and
+  comes last.
+  """
   pixels = model.read_image(image)
   asked = model.encode(question or model.source.method.question, 'question')
   instruction = model.encode(model.source.method.instruction, 'question')
   codes = model.tokenize(pixels)
-  texts = model.describe(pixels, asked, num_samples, temperature=temperature, seed=seed,
-                         max_tokens=max_tokens or model.source.method.max_text_tokens)
+  texts = model.describe(
+    pixels,
+    asked,
+    num_samples,
+    temperature=temperature,
+    seed=seed,
+    max_tokens=max_tokens or model.source.method.max_text_tokens,
+  )
   eos = model.config.templates.eos_id
   samples = []
   for candidate, (ids, logps) in enumerate(texts):
     content = [int(i) for i in ids if i != eos]
     scores = model.score(content, codes, pixels, instruction) if content else None
-    samples.append({
-        'text': model.processor.decode(content), 'candidate': candidate,
+    samples.append(
+      {
+        'text': model.processor.decode(content),
+        'candidate': candidate,
         'reward_understanding': scores and scores.reward_understanding,
         'reward_generation': scores and scores.reward_generation,
-        'ended': len(content) < len(ids), 'text_tokens': content, 'sampling_logps': commands.rounded(logps)})
+        'ended': len(content) < len(ids),
+        'text_tokens': content,
+        'sampling_logps': commands.rounded(logps),
+      }
+    )
   worst = float('-inf')
-  return sorted(samples, key=lambda s: worst if s['reward_understanding'] is None else s['reward_understanding'],
-                reverse=True)
+  return sorted(
+    samples,
+    key=lambda s: worst if s['reward_understanding'] is None else s['reward_understanding'],
+    reverse=True,
+  )
 
 
 def main(argv, f=flags.FLAGS):
@@ -44,14 +68,22 @@ def main(argv, f=flags.FLAGS):
   if f.max_tokens is not None and f.max_tokens < 1:
     raise InputError(f'found --max_tokens={f.max_tokens}; expected at least 1; raise it')
   from dsr_jax.inference import Inference  # after the cheap checks: JAX takes seconds to import
+
   result = {'image': f.image, 'temperature': f.temperature, 'seed': f.seed}
   for name in (f.model, *([f.compare] if f.compare else [])):
     commands.log(f'loading {name}')
     model = Inference(model_source.resolve(name))
     question = f.question or result.get('question') or model.source.method.question
     commands.log(f'describing {f.image}: {question}')
-    samples = describe(model, f.image, question=question, num_samples=f.num_samples, temperature=f.temperature,
-                       seed=f.seed, max_tokens=f.max_tokens)
+    samples = describe(
+      model,
+      f.image,
+      question=question,
+      num_samples=f.num_samples,
+      temperature=f.temperature,
+      seed=f.seed,
+      max_tokens=f.max_tokens,
+    )
     table = {'model': name, 'samples': samples}
     if 'samples' in result:
       result['compare'] = table
@@ -63,14 +95,26 @@ def main(argv, f=flags.FLAGS):
 def define_flags(f=flags.FLAGS):
   flags.DEFINE_string('model', None, f'The model: {model_source.EXPECTED}.', flag_values=f)
   flags.DEFINE_string('image', None, 'A picture file.', flag_values=f)
-  flags.DEFINE_string('question', None, 'What to ask about the picture. By default the question that the model was '
-                      'reinforced with.', flag_values=f)
+  flags.DEFINE_string(
+    'question',
+    None,
+    'What to ask about the picture. By default the question that the model was reinforced with.',
+    flag_values=f,
+  )
   flags.DEFINE_integer('num_samples', 4, 'How many texts.', flag_values=f)
-  flags.DEFINE_integer('max_tokens', None, 'Longest text. By default what the model was reinforced with.',
-                       flag_values=f)
+  flags.DEFINE_integer(
+    'max_tokens',
+    None,
+    'Longest text. By default what the model was reinforced with.',
+    flag_values=f,
+  )
   flags.DEFINE_float('temperature', 1.0, 'Sampling temperature; 0 is greedy.', flag_values=f)
-  flags.DEFINE_integer('seed', 42, 'Text i of every model is sampled with (seed, i).', flag_values=f)
-  flags.DEFINE_string('compare', None, 'A second model, which speaks with the same seeds.', flag_values=f)
+  flags.DEFINE_integer(
+    'seed', 42, 'Text i of every model is sampled with (seed, i).', flag_values=f
+  )
+  flags.DEFINE_string(
+    'compare', None, 'A second model, which speaks with the same seeds.', flag_values=f
+  )
 
 
 if __name__ == '__main__':

@@ -1,9 +1,11 @@
-"""What a run changed: paired differences of its last evaluation and its first, over one run or several seeds of it.
+"""What a run changed: paired differences of its last evaluation and its first, over one run or
+several seeds of it.
 
   python -m dsr_jax.effect --workdirs=runs/seed0,runs/seed1,runs/seed2 [--output=docs/effect.md]
 
-Every evaluation uses the same prompts, pictures and keys, so a difference is paired by prompt or picture. Of several runs the mean over seeds is
-taken for each prompt first; intervals are 95 % bootstraps over prompts (within tasks) and pictures, and, of the seeds, the spread is shown.
+Every evaluation uses the same prompts, pictures and keys, so a difference is paired by prompt or
+picture. Of several runs the mean over seeds is taken for each prompt first; intervals are 95 %
+bootstraps over prompts (within tasks) and pictures, and, of the seeds, the spread is shown.
 """
 
 import json
@@ -19,7 +21,10 @@ from dsr_jax.scenes import evaluation, sets
 def rows_of(workdir: str, step: int) -> dict[str, np.ndarray]:
   path = os.path.join(workdir, 'evaluations', f'{step:06d}.json')
   if not os.path.exists(path):
-    raise InputError(f'found no {path}; expected a finished run that was evaluated; run dsr_jax.main there to its end')
+    raise InputError(
+      f'found no {path}; expected a finished run that was evaluated; run dsr_jax.main there to its '
+      'end'
+    )
   with open(path, encoding='utf-8') as f:
     return {name: np.array(rows, float) for name, rows in json.load(f).items()}
 
@@ -27,7 +32,9 @@ def rows_of(workdir: str, step: int) -> dict[str, np.ndarray]:
 def last_step(workdir: str) -> int:
   path = os.path.join(workdir, 'summary.json')
   if not os.path.exists(path):
-    raise InputError(f'found no {path}; expected the workdir of a finished run; run dsr_jax.main there to its end')
+    raise InputError(
+      f'found no {path}; expected the workdir of a finished run; run dsr_jax.main there to its end'
+    )
   with open(path, encoding='utf-8') as f:
     return json.load(f)['step']
 
@@ -36,15 +43,25 @@ def effects(workdirs) -> list[tuple]:
   """Rows (what, before, after, difference with its interval, differences by seed)."""
   first = [rows_of(w, 0) for w in workdirs]
   last = [rows_of(w, last_step(w)) for w in workdirs]
-  mean = lambda runs, name: np.mean([r[name] for r in runs], axis=0)
+
+  def mean(runs, name):
+    return np.mean([r[name] for r in runs], axis=0)
+
   prompts = sets.evaluation_prompts(len(first[0]['generation']) // 6)
   out = []
 
   def generation(name, before, select=None):
     chosen = [i for i, p in enumerate(prompts) if select in (None, p.category)]
     part, take = [prompts[i] for i in chosen], lambda x: x[chosen]
-    value = lambda x: float(evaluation.mean_of_tasks(evaluation.generation_sums(part, take(x))[0].sum(0)[None])[0])
-    diff = evaluation.generation_difference(part, take(mean(last, 'generation')), take(mean(first, before)))
+
+    def value(x):
+      return float(
+        evaluation.mean_of_tasks(evaluation.generation_sums(part, take(x))[0].sum(0)[None])[0]
+      )
+
+    diff = evaluation.generation_difference(
+      part, take(mean(last, 'generation')), take(mean(first, before))
+    )
     seeds = [value(b['generation']) - value(a[before]) for a, b in zip(first, last)]
     out.append((name, value(mean(first, before)), value(mean(last, 'generation')), diff, seeds))
 
@@ -52,13 +69,19 @@ def effects(workdirs) -> list[tuple]:
   for task in dict.fromkeys(p.category for p in prompts):
     generation(f'generation, {task}', 'generation', task)
   if 'generation_tuned' in first[0]:
-    generation('generation, against the base at its best temperature and guidance', 'generation_tuned')
+    generation(
+      'generation, against the base at its best temperature and guidance', 'generation_tuned'
+    )
 
   def sums(name, key, statistic):
-    value = lambda x: float(statistic(x.sum(0)[None])[0])
+    def value(x):
+      return float(statistic(x.sum(0)[None])[0])
+
     before, after = mean(first, key), mean(last, key)
     seeds = [value(b[key]) - value(a[key]) for a, b in zip(first, last)]
-    out.append((name, value(before), value(after), evaluation.difference(after, before, statistic), seeds))
+    out.append(
+      (name, value(before), value(after), evaluation.difference(after, before, statistic), seeds)
+    )
 
   for key in ('description', 'description_greedy'):
     for statistic in ('f1', 'precision', 'recall', 'hallucination'):
@@ -69,10 +92,16 @@ def effects(workdirs) -> list[tuple]:
 
 def table(rows) -> str:
   """Markdown, in points (hundredths)."""
-  lines = ['| score, points | before | after | difference | 95 % interval | by seed |', '|---|---:|---:|---:|---|---|']
+  lines = [
+    '| score, points | before | after | difference | 95 % interval | by seed |',
+    '|---|---:|---:|---:|---|---|',
+  ]
   for name, before, after, d, seeds in rows:
     by_seed = ', '.join(f'{100 * s:+.1f}' for s in seeds)
-    lines.append(f'| {name} | {100 * before:.1f} | {100 * after:.1f} | {100 * d.value:+.1f} | {100 * d.low:+.1f} … {100 * d.high:+.1f} | {by_seed} |')
+    lines.append(
+      f'| {name} | {100 * before:.1f} | {100 * after:.1f} | {100 * d.value:+.1f} | '
+      f'{100 * d.low:+.1f} … {100 * d.high:+.1f} | {by_seed} |'
+    )
   return '\n'.join(lines) + '\n'
 
 

@@ -12,7 +12,8 @@ class InputError(Exception):
 def run_main(main, check_flags=None):
   """Runs `main(argv)` under absl; an InputError becomes one line on stderr and exit status 2.
 
-  check_flags(arguments) runs before absl reads the flags: what absl would answer with a traceback is found there.
+  check_flags(arguments) runs before absl reads the flags: what absl would answer with a traceback
+  is found there.
   """
 
   def guarded(argv, body=main):

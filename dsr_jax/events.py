@@ -1,9 +1,11 @@
-"""TensorBoard's event files, without TensorBoard, TensorFlow or protobuf: only scalars, which are a few bytes each.
+"""TensorBoard's event files, without TensorBoard, TensorFlow or protobuf: only scalars, which are a
+few bytes each.
 
-A file is a sequence of records: length (uint64), masked CRC-32C of it, data, masked CRC-32C of the data, all
-little-endian. The data is an `Event` message (tensorflow/core/util/event.proto): wall_time = 1 (double), step = 2 (int64),
-file_version = 3 (string), summary = 5, session_log = 7. A `Summary` repeats value = 1 with tag = 1 (string) and
-simple_value = 2 (float).
+A file is a sequence of records: length (uint64), masked CRC-32C of it, data, masked CRC-32C of the
+  data, all
+little-endian. The data is an `Event` message (tensorflow/core/util/event.proto): wall_time = 1
+(double), step = 2 (int64), file_version = 3 (string), summary = 5, session_log = 7. A `Summary`
+repeats value = 1 with tag = 1 (string) and simple_value = 2 (float).
 """
 
 import os
@@ -18,7 +20,9 @@ class EventWriter:
   """Appends scalars to a new event file in `folder`."""
 
   def __init__(self, folder, first_step):
-    """first_step: the first to come; TensorBoard drops what an earlier, killed process logged from there on."""
+    """first_step: the first to come; TensorBoard drops what an earlier, killed process logged from
+    there on.
+    """
     os.makedirs(folder, exist_ok=True)
     name = f'events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}'
     self._file = open(os.path.join(folder, name), 'wb')
@@ -27,14 +31,19 @@ class EventWriter:
 
   def scalars(self, step, values):
     """values: flat dict of floats."""
-    entries = b''.join(_message(1, _text(1, name) + b'\x15' + struct.pack('<f', value))
-                       for name, value in values.items())
+    entries = b''.join(
+      _message(1, _text(1, name) + b'\x15' + struct.pack('<f', value))
+      for name, value in values.items()
+    )
     self._write(_integer(2, step) + _message(5, entries))
 
   def _write(self, fields):
     event = b'\x09' + struct.pack('<d', time.time()) + fields
     length = struct.pack('<Q', len(event))
-    check = lambda data: struct.pack('<I', masked_crc32c(data))
+
+    def check(data):
+      return struct.pack('<I', masked_crc32c(data))
+
     self._file.write(length + check(length) + event + check(event))
     self._file.flush()
 

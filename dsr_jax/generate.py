@@ -1,10 +1,11 @@
 """Draws pictures of a prompt, best first by the model's own reward R_G.
 
-  python -m dsr_jax.generate --model=scenes --prompt="a red disc left of a blue square" --num_samples=8 --output=out
+  python -m dsr_jax.generate --model=scenes --prompt="a red disc left of a blue square"
+  --num_samples=8 --output=out
 
-Writes out/00.png (the best), out/01.png ..., and out/samples.json with every candidate's codes, log-probabilities and
-both rewards (nats a token). With --compare=MODEL2 the second model draws with the same seeds into out/compare, and
-out/grid.png shows both, a column a seed.
+Writes out/00.png (the best), out/01.png ..., and out/samples.json with every candidate's codes,
+log-probabilities and both rewards (nats a token). With --compare=MODEL2 the second model draws with
+the same seeds into out/compare, and out/grid.png shows both, a column a seed.
 """
 
 import json
@@ -15,8 +16,7 @@ from absl import flags
 import numpy as np
 from PIL import Image, ImageDraw
 
-from dsr_jax import commands
-from dsr_jax import model_source
+from dsr_jax import commands, model_source
 from dsr_jax import processor as processor_lib
 from dsr_jax.errors import run_main
 
@@ -24,12 +24,20 @@ _TILE = 160  # pixels of a picture in the grid, at least
 _TEXT = 16  # pixels of a line of text in the grid
 
 
-def generate(model, prompt: str, *, num_samples: int, temperature: float = 1.0, seed: int = 42,
-             cfg_weight: float | None = None, instruction: str | None = None):
+def generate(
+  model,
+  prompt: str,
+  *,
+  num_samples: int,
+  temperature: float = 1.0,
+  seed: int = 42,
+  cfg_weight: float | None = None,
+  instruction: str | None = None,
+):
   """Draws and scores candidates with an `inference.Inference`.
 
-  Returns: (samples, pictures): dicts for samples.json, best first, and their pictures (num_samples, H, W, 3) uint8.
-    `candidate` in a dict is its place among the seeds.
+  Returns: (samples, pictures): dicts for samples.json, best first, and their pictures (num_samples,
+    H, W, 3) uint8. `candidate` in a dict is its place among the seeds.
   """
   weight = model.source.guidance if cfg_weight is None else cfg_weight
   text = model.encode(prompt, 'prompt')
@@ -39,18 +47,27 @@ def generate(model, prompt: str, *, num_samples: int, temperature: float = 1.0, 
   for candidate in range(num_samples):
     pixels = model.decode(codes[candidate])
     scores = model.score(text, codes[candidate], pixels, asked)
-    samples.append({
-        'candidate': candidate, 'reward_generation': scores.reward_generation,
-        'reward_understanding': scores.reward_understanding, 'sampling_logp': float(np.mean(logps[candidate])),
-        'text_logps': commands.rounded(scores.text_logps), 'image_logps': commands.rounded(scores.image_logps),
-        'sampling_logps': commands.rounded(logps[candidate]), 'codes': codes[candidate].tolist()})
+    samples.append(
+      {
+        'candidate': candidate,
+        'reward_generation': scores.reward_generation,
+        'reward_understanding': scores.reward_understanding,
+        'sampling_logp': float(np.mean(logps[candidate])),
+        'text_logps': commands.rounded(scores.text_logps),
+        'image_logps': commands.rounded(scores.image_logps),
+        'sampling_logps': commands.rounded(logps[candidate]),
+        'codes': codes[candidate].tolist(),
+      }
+    )
     pictures.append(processor_lib.to_uint8(pixels))
   order = sorted(range(num_samples), key=lambda i: -samples[i]['reward_generation'])
   return [samples[i] for i in order], np.stack([pictures[i] for i in order])
 
 
 def write(directory: str, prompt: str, settings: dict, results: list):
-  """Writes the output folder. results: one or two of (model's name, cfg_weight, samples, pictures)."""
+  """Writes the output folder. results: one or two of (model's name, cfg_weight, samples,
+  pictures).
+  """
   with commands.whole_directory(directory) as aside:
     tables = []
     for folder, (name, weight, samples, pictures) in zip(('', 'compare'), results):
@@ -59,8 +76,13 @@ def write(directory: str, prompt: str, settings: dict, results: list):
       files = [os.path.join(folder, f'{rank:0{digits}d}.png') for rank in range(len(samples))]
       for file, picture in zip(files, pictures):
         Image.fromarray(picture).save(os.path.join(aside, file))
-      tables.append({'model': name, 'cfg_weight': weight,
-                     'samples': [{'file': file, **sample} for file, sample in zip(files, samples)]})
+      tables.append(
+        {
+          'model': name,
+          'cfg_weight': weight,
+          'samples': [{'file': file, **sample} for file, sample in zip(files, samples)],
+        }
+      )
     summary = {'prompt': prompt, **settings, **tables[0]}
     if len(results) > 1:
       summary['compare'] = tables[1]
@@ -86,7 +108,9 @@ def grid(prompt: str, results: list) -> Image.Image:
       left = sample['candidate'] * (side + gap)
       tile = Image.fromarray(picture).resize((side, side), Image.Resampling.NEAREST)
       sheet.paste(tile, (left, top + _TEXT))
-      pen.text((left + 2, top + _TEXT + side + 2), f'R_G {sample["reward_generation"]:.3f}', fill='black')
+      pen.text(
+        (left + 2, top + _TEXT + side + 2), f'R_G {sample["reward_generation"]:.3f}', fill='black'
+      )
   return sheet
 
 
@@ -105,35 +129,71 @@ def main(argv, f=flags.FLAGS):
   commands.check_sampling(f.num_samples, f.temperature, f.seed, f.cfg_weight)
   commands.check_output(f.output, _ours)
   from dsr_jax.inference import Inference  # after the cheap checks: JAX takes seconds to import
+
   weight, results = f.cfg_weight, []
   for name in (f.model, *([f.compare] if f.compare else [])):
     commands.log(f'loading {name}')
     model = Inference(model_source.resolve(name))
     # Both models draw with one weight, or the comparison would be of weights.
     weight = model.source.guidance if weight is None else weight
-    commands.log(f'drawing {f.num_samples} pictures, guidance {weight:g}, temperature {f.temperature:g}')
-    results.append((name, weight, *generate(
-        model, f.prompt, num_samples=f.num_samples, temperature=f.temperature, seed=f.seed, cfg_weight=weight,
-        instruction=f.instruction)))
+    commands.log(
+      f'drawing {f.num_samples} pictures, guidance {weight:g}, temperature {f.temperature:g}'
+    )
+    results.append(
+      (
+        name,
+        weight,
+        *generate(
+          model,
+          f.prompt,
+          num_samples=f.num_samples,
+          temperature=f.temperature,
+          seed=f.seed,
+          cfg_weight=weight,
+          instruction=f.instruction,
+        ),
+      )
+    )
   write(f.output, f.prompt, {'temperature': f.temperature, 'seed': f.seed}, results)
   best = results[0][2][0]
-  commands.print_json({'output': f.output, 'best': {k: best[k] for k in (
-      'candidate', 'reward_generation', 'reward_understanding')}})
+  commands.print_json(
+    {
+      'output': f.output,
+      'best': {k: best[k] for k in ('candidate', 'reward_generation', 'reward_understanding')},
+    }
+  )
 
 
 def define_flags(f=flags.FLAGS):
-  flags.DEFINE_string('instruction', None, 'What is asked before the text is scored given the picture. By default what '
-                      'the model was reinforced with.', flag_values=f)
+  flags.DEFINE_string(
+    'instruction',
+    None,
+    'What is asked before the text is scored given the picture. By default what '
+    'the model was reinforced with.',
+    flag_values=f,
+  )
   flags.DEFINE_string('model', None, f'The model: {model_source.EXPECTED}.', flag_values=f)
   flags.DEFINE_string('prompt', None, 'What to draw.', flag_values=f)
   flags.DEFINE_integer('num_samples', 8, 'How many pictures.', flag_values=f)
-  flags.DEFINE_string('output', None, 'Folder to write: new, empty, or an earlier output of this command.',
-                      flag_values=f)
-  flags.DEFINE_float('cfg_weight', None, "Guidance; 1 is off. By default what the model's generation_config.json says.",
-                     flag_values=f)
+  flags.DEFINE_string(
+    'output',
+    None,
+    'Folder to write: new, empty, or an earlier output of this command.',
+    flag_values=f,
+  )
+  flags.DEFINE_float(
+    'cfg_weight',
+    None,
+    "Guidance; 1 is off. By default what the model's generation_config.json says.",
+    flag_values=f,
+  )
   flags.DEFINE_float('temperature', 1.0, 'Sampling temperature; 0 is greedy.', flag_values=f)
-  flags.DEFINE_integer('seed', 42, 'Candidate i of every model draws with (seed, i).', flag_values=f)
-  flags.DEFINE_string('compare', None, 'A second model, drawn with the same seeds, side by side.', flag_values=f)
+  flags.DEFINE_integer(
+    'seed', 42, 'Candidate i of every model draws with (seed, i).', flag_values=f
+  )
+  flags.DEFINE_string(
+    'compare', None, 'A second model, drawn with the same seeds, side by side.', flag_values=f
+  )
 
 
 if __name__ == '__main__':

@@ -1,8 +1,8 @@
 """Metrics of a run: `metrics.jsonl`, a line a step, and TensorBoard events.
 
-Names are `group/name`. `time/...` and `memory/...` differ between two runs of the same command; everything else is the
-same bit for bit. Evaluations have lines of their own (`eval/...`), at the step whose parameters they measured; step 0 is
-the model before training.
+Names are `group/name`. `time/...` and `memory/...` differ between two runs of the same command;
+everything else is the same bit for bit. Evaluations have lines of their own (`eval/...`), at the
+step whose parameters they measured; step 0 is the model before training.
 """
 
 import json
@@ -20,17 +20,25 @@ UNREPEATABLE = ('time/', 'memory/')
 
 
 class Writer:
-  """Appends to a workdir's metrics; lines after `resume_step` are cut first (all lines, where it is None)."""
+  """Appends to a workdir's metrics; lines after `resume_step` are cut first (all lines, where it is
+  None).
+  """
 
   def __init__(self, workdir, resume_step=None):
     self._path = os.path.join(workdir, FILE)
     cut(self._path, resume_step)
     self._file = open(self._path, 'a', encoding='utf-8')
-    self._events = events.EventWriter(os.path.join(workdir, 'events'), 0 if resume_step is None else resume_step + 1)
+    self._events = events.EventWriter(
+      os.path.join(workdir, 'events'), 0 if resume_step is None else resume_step + 1
+    )
 
   def write(self, step, values):
-    """One line. `values`: flat dict of finite floats. It is out of this process before the call returns."""
-    line = json.dumps({'step': step, **{name: _number(value) for name, value in values.items()}}, allow_nan=False)
+    """One line. `values`: flat dict of finite floats. It is out of this process before the call
+    returns.
+    """
+    line = json.dumps(
+      {'step': step, **{name: _number(value) for name, value in values.items()}}, allow_nan=False
+    )
     self._file.write(line + '\n')
     self._file.flush()
     self._events.scalars(step, values)
@@ -52,7 +60,9 @@ class Nowhere:
 
 
 def cut(path, last_step):
-  """Drops lines after `last_step`, and a line that a kill left half-written; all of them if it is None."""
+  """Drops lines after `last_step`, and a line that a kill left half-written; all of them if it is
+  None.
+  """
   if not os.path.exists(path):
     return
   kept = [] if last_step is None else [line for line, step in _lines(path) if step <= last_step]
@@ -81,7 +91,9 @@ def has_evaluation(workdir, step):
   """Whether the parameters of `step` have been evaluated."""
   path = os.path.join(workdir, FILE)
   return os.path.exists(path) and any(
-      at == step and any(name.startswith('eval/') for name in json.loads(line)) for line, at in _lines(path))
+    at == step and any(name.startswith('eval/') for name in json.loads(line))
+    for line, at in _lines(path)
+  )
 
 
 def memory():
@@ -93,9 +105,14 @@ def memory():
 
 
 def repeatable(workdir):
-  """The lines of a run without time and memory: a list of dicts, equal for two runs of the same command."""
+  """The lines of a run without time and memory: a list of dicts, equal for two runs of the same
+  command.
+  """
   lines = [json.loads(line) for line, _ in _lines(os.path.join(workdir, FILE))]
-  return [{name: value for name, value in line.items() if not name.startswith(UNREPEATABLE)} for line in lines]
+  return [
+    {name: value for name, value in line.items() if not name.startswith(UNREPEATABLE)}
+    for line in lines
+  ]
 
 
 def first_not_finite(values):

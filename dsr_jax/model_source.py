@@ -1,4 +1,6 @@
-"""From what a user calls a model to its parameters: a directory in either layout, the embedded one, a run, or a Hub id."""
+"""From what a user calls a model to its parameters: a directory in either layout, the embedded one,
+a run, or a Hub id.
+"""
 
 import dataclasses
 import os
@@ -11,8 +13,11 @@ from dsr_jax.errors import InputError
 from dsr_jax.scenes import grammar
 
 EMBEDDED = os.path.join(os.path.dirname(__file__), 'assets', 'scenes_base')
-EXPECTED = ("a model directory, a run's workdir (DIR or DIR@STEP, of two models DIR:generator or DIR:understander), "
-            "'scenes' for the embedded model, or a Hub id (OWNER/NAME)")
+EXPECTED = (
+  "a model directory, a run's workdir (DIR or DIR@STEP, of two models DIR:generator or "
+  'DIR:understander), '
+  "'scenes' for the embedded model, or a Hub id (OWNER/NAME)"
+)
 EXPECTED_SOURCE = "a model directory, 'scenes' for the embedded model, or a Hub id (OWNER/NAME)"
 ROLES = ('generator', 'understander')  # of a run of two models
 _HUB_ID = re.compile(r'[\w-][\w.-]*/[\w-][\w.-]*')
@@ -24,9 +29,11 @@ class Source:
   """A model ready for use, and how it wants to be used.
 
   bundle: config, params (float32, on the default device), processor and source of `convert.load`.
-  method: what the run was configured with; for other models the method's defaults (instruction, question, crop ...).
+  method: what the run was configured with; for other models the method's defaults (instruction,
+    question, crop ...).
   guidance: classifier-free guidance weight that the model's own generation_config.json names.
   """
+
   name: str
   bundle: Any
   method: config_lib.Method
@@ -37,9 +44,12 @@ class Source:
 class Located:
   """Where a model lies.
 
-  directory: of the model, for a run of the one it began with. Of a run also: workdir, step, trained (the leaves that it
-  changed, nested dicts of NumPy arrays, or adapters under 'lora'), about (see `checkpoints.Checkpoints`).
+  directory: of the model, for a run of the one it began with. Of a run also: workdir, step, trained
+    (the leaves that it
+  changed, nested dicts of NumPy arrays, or adapters under 'lora'), about (see
+  `checkpoints.Checkpoints`).
   """
+
   name: str
   directory: str
   workdir: str = ''
@@ -55,15 +65,22 @@ def locate(name: str) -> Located:
     return _locate_run(name, path, step, role)
   for part, what in ((step, 'step'), (role, 'role')):
     if part is not None and os.path.isdir(path):
-      raise InputError(f"found a {what} in {name}, but {path} has no checkpoints; expected a run's workdir before it; "
-                       f'remove the {what}, or name the workdir')
+      raise InputError(
+        f"found a {what} in {name}, but {path} has no checkpoints; expected a run's workdir before "
+        'it; '
+        f'remove the {what}, or name the workdir'
+      )
   return Located(name, directory_of(name))
 
 
 def resolve(name: str) -> Source:
-  """Finds and loads a model. Errors: InputError if there is no such model, or its files are not sound."""
+  """Finds and loads a model. Errors: InputError if there is no such model, or its files are not
+  sound.
+  """
   import jax
+
   from dsr_jax import convert
+
   located = locate(name)
   here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   bundle = convert.load(located.directory, lambda leaf: leaf.placed(here))
@@ -74,6 +91,7 @@ def resolve(name: str) -> Source:
   method = config_lib.Method(**located.about['method'])
   if 'lora' in located.trained:
     from dsr_jax import lora
+
     params = lora.merged(bundle.params, located.trained['lora'])
   else:
     params = merged(bundle.params, located.trained)
@@ -83,20 +101,27 @@ def resolve(name: str) -> Source:
 def check_base(located: Located, fingerprint: str):
   """InputError unless the model that a run began with still has the weights it had."""
   if located.about['model']['fingerprint'] != fingerprint:
-    raise InputError(f'found other weights in {located.about["model"]["name"]} than those that the run {located.workdir} '
-                     'began with; expected the same; restore that model')
+    raise InputError(
+      f'found other weights in {located.about["model"]["name"]} than those that the run '
+      f'{located.workdir} '
+      'began with; expected the same; restore that model'
+    )
 
 
 def directory_of(name: str) -> str:
   """The directory, in either layout, of a model that is no run; a Hub id is downloaded first."""
   if name == 'scenes':
     if not os.path.isdir(EMBEDDED):
-      raise InputError(f'found no embedded model in {EMBEDDED}; expected the one that the package ships; install '
-                       'dsr_jax again, or name a model directory')
+      raise InputError(
+        f'found no embedded model in {EMBEDDED}; expected the one that the package ships; install '
+        'dsr_jax again, or name a model directory'
+      )
     return EMBEDDED
   if is_run(name):
-    raise InputError(f'found the workdir of a run, {name}; expected {EXPECTED_SOURCE}; convert the run to a model '
-                     'directory first')
+    raise InputError(
+      f'found the workdir of a run, {name}; expected {EXPECTED_SOURCE}; convert the run to a model '
+      'directory first'
+    )
   if os.path.isdir(name):
     return name
   if _HUB_ID.fullmatch(name):
@@ -110,7 +135,9 @@ def is_run(path: str) -> bool:
 
 
 def _split(name):
-  """'runs/a@20:generator' -> ('runs/a', 20, 'generator'); a directory whose very name has an @ or a : stays whole."""
+  """'runs/a@20:generator' -> ('runs/a', 20, 'generator'); a directory whose very name has an @ or a
+  : stays whole.
+  """
   if os.path.isdir(name):
     return name, None, None
   path, role = name, None
@@ -135,20 +162,29 @@ def _method_of(directory):
   method = config_lib.Method()
   if os.path.realpath(directory) == os.path.realpath(EMBEDDED):
     # The small model knows no other words for this than those it was trained with.
-    method = dataclasses.replace(method, question=grammar.QUESTION_DESCRIBE, instruction=grammar.QUESTION_DESCRIBE,
-                                 max_text_tokens=48)
+    method = dataclasses.replace(
+      method,
+      question=grammar.QUESTION_DESCRIBE,
+      instruction=grammar.QUESTION_DESCRIBE,
+      max_text_tokens=48,
+    )
   return method
 
 
 def _locate_run(name, workdir, step, role):
   from dsr_jax import checkpoints
+
   trained, about, step = checkpoints.load_trained(workdir, step)
   two = set(trained) == set(ROLES)
   if two and role is None:
-    raise InputError(f'found a run of two models in {workdir}; expected which of them; write {name}:generator or '
-                     f'{name}:understander')
+    raise InputError(
+      f'found a run of two models in {workdir}; expected which of them; write {name}:generator or '
+      f'{name}:understander'
+    )
   if role is not None and not two:
-    raise InputError(f'found the role {role!r} in {name}, whose run trained one model; expected none; remove it')
+    raise InputError(
+      f'found the role {role!r} in {name}, whose run trained one model; expected none; remove it'
+    )
   if role is not None and role not in ROLES:
     raise InputError(f'found the role {role!r} in {name}; expected {" or ".join(ROLES)}; change it')
   directory = directory_of(about['model']['name'])
@@ -156,18 +192,24 @@ def _locate_run(name, workdir, step, role):
 
 
 def merged(base, trained, path=''):
-  """`base` with the leaves of `trained` in their places; both nested dicts. A leaf without a place is an InputError."""
+  """`base` with the leaves of `trained` in their places; both nested dicts. A leaf without a place
+  is an InputError.
+  """
   whole = dict(base)
   for key, value in trained.items():
     where = f'{path}/{key}'
     if key not in base or isinstance(value, dict) != isinstance(base[key], dict):
-      raise InputError(f'found the trained parameter {where}, which the source model does not have; expected the '
-                       'model that the run began with; restore that model')
+      raise InputError(
+        f'found the trained parameter {where}, which the source model does not have; expected the '
+        'model that the run began with; restore that model'
+      )
     if isinstance(value, dict):
       whole[key] = merged(base[key], value, where)
     elif value.shape != base[key].shape:
-      raise InputError(f'found {where} of shape {value.shape}; expected {base[key].shape} as in the source model; '
-                       'restore the model that the run began with')
+      raise InputError(
+        f'found {where} of shape {value.shape}; expected {base[key].shape} as in the source model; '
+        'restore the model that the run began with'
+      )
     else:
       whole[key] = value
   return whole
@@ -175,12 +217,18 @@ def merged(base, trained, path=''):
 
 def _download(hub_id):
   import huggingface_hub
+
   try:
     directory = huggingface_hub.snapshot_download(hub_id, allow_patterns=_FILES)
-    if not any(name.endswith('.safetensors') for name in os.listdir(directory)):  # only then torch's files, as large
+    if not any(
+      name.endswith('.safetensors') for name in os.listdir(directory)
+    ):  # only then torch's files, as large
       directory = huggingface_hub.snapshot_download(hub_id, allow_patterns=(*_FILES, '*.bin'))
     return directory
-  except Exception as e:  # its own errors, those of two HTTP libraries, and OSError: all mean that there is no model
+  # its own errors, those of two HTTP libraries, and OSError: all mean that there is no model
+  except Exception as e:
     reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:160]
-    raise InputError(f'found no directory {hub_id} and could not fetch it from the Hub ({reason}); expected '
-                     f'{EXPECTED}; check the name, or connect to the network once so that the model is kept') from e
+    raise InputError(
+      f'found no directory {hub_id} and could not fetch it from the Hub ({reason}); expected '
+      f'{EXPECTED}; check the name, or connect to the network once so that the model is kept'
+    ) from e

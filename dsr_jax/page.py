@@ -1,4 +1,5 @@
-"""Parts of the self-contained pages: the common style, tables, sheets, words and pictures under a heat of numbers.
+"""Parts of the self-contained pages: the common style, tables, sheets, words and pictures under a
+heat of numbers.
 
 Axes: N image codes, H W pixels.
 """
@@ -73,10 +74,12 @@ pre { background:var(--card); border:1px solid var(--line); border-radius:10px; 
 
 def whole(title, body):
   """A whole self-contained page: a plain title and HTML."""
-  return ('<!doctype html><html lang="en"><head><meta charset="utf-8">'
-          '<meta name="viewport" content="width=device-width,initial-scale=1">'
-          f'<title>{html.escape(title)}</title><style>{STYLE}</style></head>'
-          f'<body><main>{body}</main></body></html>\n')
+  return (
+    '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+    '<meta name="viewport" content="width=device-width,initial-scale=1">'
+    f'<title>{html.escape(title)}</title><style>{STYLE}</style></head>'
+    f'<body><main>{body}</main></body></html>\n'
+  )
 
 
 def figure(png, caption):
@@ -92,28 +95,51 @@ def data_uri(png):
 
 def table(title, head, rows):
   """A heading and a table; rows: a name, then numbers or texts."""
-  cell = lambda x: f'<td class="n">{number(x) if isinstance(x, (int, float)) else html.escape(x)}</td>'
-  lines = ''.join(f'<tr><td>{html.escape(str(row[0]))}</td>{"".join(cell(x) for x in row[1:])}</tr>' for row in rows)
+
+  def cell(x):
+    return f'<td class="n">{number(x) if isinstance(x, (int, float)) else html.escape(x)}</td>'
+
+  lines = ''.join(
+    f'<tr><td>{html.escape(str(row[0]))}</td>{"".join(cell(x) for x in row[1:])}</tr>'
+    for row in rows
+  )
   names = ''.join(f'<th{" class=n" if i else ""}>{name}</th>' for i, name in enumerate(head))
   return f'<h2>{title}</h2><div class="scroll"><table><tr>{names}</tr>{lines}</table></div>'
 
 
 def heat(parts):
-  """Words or clauses in colour. parts: (text, nats that colour it, whether it is wrong, what to print behind it)."""
+  """Words or clauses in colour. parts: (text, nats that colour it, whether it is wrong, what to
+  print behind it).
+  """
   spans = []
   for text, value, bad, *behind in parts:
     color = 'var(--up)' if value > 0 else 'var(--down)'
     strength = round(45 * min(abs(value) / FULL, 1))
-    spans.append(f'<span class="{"bad" if bad else ""}" style="background:color-mix(in srgb, {color} {strength}%, transparent)">'
-                 f'{html.escape(text)}</span><small>{behind[0] if behind else f"{value:+.1f}"}</small>')
+    spans.append(
+      f'<span class="{"bad" if bad else ""}" style="background:color-mix(in srgb, {color} '
+      f'{strength}%, transparent)">'
+      f'{html.escape(text)}</span><small>{behind[0] if behind else f"{value:+.1f}"}</small>'
+    )
   return f'<div class="heat">{" ".join(spans)}</div>'
 
 
 def patches(pixels, values):
-  """pixels (H, W, 3) uint8 under values (N,), a square of patches: grey, with green where the prompt makes a code likelier, red where less."""
+  """pixels (H, W, 3) uint8 under values (N,), a square of patches: grey, with green where the
+  prompt makes a code likelier, red where less.
+  """
   side = math.isqrt(len(values))
-  grey = np.repeat(np.asarray(Image.fromarray(pixels).resize((TILE, TILE), Image.Resampling.NEAREST).convert('L'))[..., None], 3, -1)
-  nats = np.asarray(Image.fromarray(values.reshape(side, side).astype(np.float32)).resize((TILE, TILE), Image.Resampling.NEAREST))
+  grey = np.repeat(
+    np.asarray(Image.fromarray(pixels).resize((TILE, TILE), Image.Resampling.NEAREST).convert('L'))[
+      ..., None
+    ],
+    3,
+    -1,
+  )
+  nats = np.asarray(
+    Image.fromarray(values.reshape(side, side).astype(np.float32)).resize(
+      (TILE, TILE), Image.Resampling.NEAREST
+    )
+  )
   strength = 0.75 * np.minimum(np.abs(nats) / FULL, 1)[..., None]
   color = np.where(nats[..., None] > 0, pictures_lib.CHOSEN, pictures_lib.REJECTED)
   return (grey * (1 - strength) + color * strength).astype(np.uint8)
@@ -123,7 +149,9 @@ def picture(pixels):
   """Pixels (H, W, 3) uint8 as an <img> of TILE pixels; small ones keep their pixels as squares."""
   image = Image.fromarray(np.asarray(pixels, np.uint8))
   if image.width != TILE:
-    image = image.resize((TILE, TILE), Image.Resampling.NEAREST if image.width < TILE else Image.Resampling.LANCZOS)
+    image = image.resize(
+      (TILE, TILE), Image.Resampling.NEAREST if image.width < TILE else Image.Resampling.LANCZOS
+    )
   return f'<img alt="" width="{TILE}" src="{data_uri(pictures_lib.png(image))}">'
 
 

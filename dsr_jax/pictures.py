@@ -1,4 +1,5 @@
-"""Sheets that show what a step saw: prompts with their candidate pictures, pictures with their candidate texts.
+"""Sheets that show what a step saw: prompts with their candidate pictures, pictures with their
+candidate texts.
 
 Axes: n inputs shown, G candidates, H W pixels. Pictures are uint8.
 """
@@ -39,7 +40,9 @@ def candidates(prompts, pictures, rewards, chosen, rejected, tile=96):
       left = label + j * (tile + GAP)
       color, mark = _verdict(j, chosen[i], rejected[i])
       if mark:
-        draw.rectangle((left - FRAME, top - FRAME, left + tile + FRAME - 1, top + tile + FRAME - 1), fill=color)
+        draw.rectangle(
+          (left - FRAME, top - FRAME, left + tile + FRAME - 1, top + tile + FRAME - 1), fill=color
+        )
       sheet.paste(_scaled(pictures[i, j], tile), (left, top))
       words = f'{rewards[i, j]:.2f} {mark}'.rstrip()
       draw.text((left + tile / 2, top + tile + 6), words, fill=color, font=_font(13), anchor='ma')
@@ -47,7 +50,8 @@ def candidates(prompts, pictures, rewards, chosen, rejected, tile=96):
 
 
 def captions(pictures, texts, rewards, chosen, rejected, tile=96):
-  """Pictures with their candidate texts and rewards, best first; the chosen and the rejected marked.
+  """Pictures with their candidate texts and rewards, best first; the chosen and the rejected
+  marked.
 
   Args:
     pictures: (n, H, W, 3) uint8.
@@ -63,12 +67,15 @@ def captions(pictures, texts, rewards, chosen, rejected, tile=96):
   for i, group in enumerate(texts):
     order = np.argsort(-np.asarray(rewards[i]), kind='stable')
     verdicts = [_verdict(j, chosen[i], rejected[i]) for j in order]
-    blocks.append([(color, mark, f'{rewards[i][j]:.2f}', group[j]) for j, (color, mark) in zip(order, verdicts)])
+    blocks.append(
+      [(color, mark, f'{rewards[i][j]:.2f}', group[j]) for j, (color, mark) in zip(order, verdicts)]
+    )
   return _texts(pictures, blocks, tile)
 
 
 def side_by_side(prompts, names, pictures, right, tile=96):
-  """Prompts x samples of several models, a block of columns a model, one seed a column; right pictures are framed.
+  """Prompts x samples of several models, a block of columns a model, one seed a column; right
+  pictures are framed.
 
   Args:
     prompts: n strings.
@@ -84,7 +91,9 @@ def side_by_side(prompts, names, pictures, right, tile=96):
   tile = _tile(pictures[0].shape[2], tile)
   label, head = 210, 26
   block = samples * (tile + GAP) + 2 * GAP
-  sheet = Image.new('RGB', (label + len(names) * block, head + len(prompts) * (tile + GAP) + GAP), PAPER)
+  sheet = Image.new(
+    'RGB', (label + len(names) * block, head + len(prompts) * (tile + GAP) + GAP), PAPER
+  )
   draw = ImageDraw.Draw(sheet)
   for k, name in enumerate(names):
     draw.text((label + k * block, GAP // 2), name, fill=INK, font=_font(13))
@@ -95,14 +104,22 @@ def side_by_side(prompts, names, pictures, right, tile=96):
       for j in range(samples):
         left = label + k * block + j * (tile + GAP)
         if right[k][i, j]:
-          draw.rectangle((left - FRAME, top - FRAME, left + tile + FRAME - 1, top + tile + FRAME - 1), fill=CHOSEN)
+          draw.rectangle(
+            (left - FRAME, top - FRAME, left + tile + FRAME - 1, top + tile + FRAME - 1),
+            fill=CHOSEN,
+          )
         sheet.paste(_scaled(pictures[k][i, j], tile), (left, top))
   return sheet
 
 
 def statements(pictures, lines, tile=96):
-  """Pictures with texts about them: pictures (n, H, W, 3) uint8; lines: n lists of (mark, text, whether it is right)."""
-  rows = [[((CHOSEN if right else REJECTED), mark, '', text) for mark, text, right in group] for group in lines]
+  """Pictures with texts about them: pictures (n, H, W, 3) uint8; lines: n lists of (mark, text,
+  whether it is right).
+  """
+  rows = [
+    [((CHOSEN if right else REJECTED), mark, '', text) for mark, text, right in group]
+    for group in lines
+  ]
   return _texts(pictures, rows, tile)
 
 
@@ -123,7 +140,10 @@ def stack(sheets):
 def _texts(pictures, blocks, tile):
   """A picture a block, its rows (color, mark, number, text) beside it."""
   tile, width, line = _tile(pictures.shape[1], tile), 1080, 18
-  wrap = lambda text: textwrap.wrap(text or '(empty)', (width - tile - 164) // 7) or ['(empty)']
+
+  def wrap(text):
+    return textwrap.wrap(text or '(empty)', (width - tile - 164) // 7) or ['(empty)']
+
   blocks = [[(*row[:3], wrap(row[3])) for row in rows] for rows in blocks]
   heights = [max(tile, line * sum(len(row[3]) for row in rows)) + 2 * GAP for rows in blocks]
   sheet = Image.new('RGB', (width, sum(heights) + GAP), PAPER)
@@ -173,5 +193,5 @@ def _paragraph(draw, corner, text, width, height):
   lines = textwrap.wrap(text, width // 7)
   room = height // 17
   if len(lines) > room:
-    lines = lines[:room - 1] + [lines[room - 1][:width // 7 - 2] + ' …']
+    lines = lines[: room - 1] + [lines[room - 1][: width // 7 - 2] + ' …']
   draw.multiline_text(corner, '\n'.join(lines), fill=INK, font=_font(13), spacing=4)

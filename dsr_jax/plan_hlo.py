@@ -1,4 +1,5 @@
-"""What a compiled program says of itself: which collectives stand in which loops, and the largest arrays over a vocabulary.
+"""What a compiled program says of itself: which collectives stand in which loops, and the largest
+arrays over a vocabulary.
 
 Read from the optimised HLO's text, the same for CPU, GPU and TPU.
 """
@@ -8,20 +9,45 @@ import math
 import re
 from typing import NamedTuple
 
-MOVES = ('all-gather', 'all-to-all', 'ragged-all-to-all', 'collective-permute')  # that a decode loop should not need
+MOVES = (
+  'all-gather',
+  'all-to-all',
+  'ragged-all-to-all',
+  'collective-permute',
+)  # that a decode loop should not need
 SUMS = ('all-reduce', 'reduce-scatter')
-BITS = {'pred': 8, 's4': 4, 'u4': 4, 's8': 8, 'u8': 8, 's16': 16, 'u16': 16, 'bf16': 16, 'f16': 16, 's32': 32, 'u32': 32, 'f32': 32,
-        's64': 64, 'u64': 64, 'f64': 64}
+BITS = {
+  'pred': 8,
+  's4': 4,
+  'u4': 4,
+  's8': 8,
+  'u8': 8,
+  's16': 16,
+  'u16': 16,
+  'bf16': 16,
+  'f16': 16,
+  's32': 32,
+  'u32': 32,
+  'f32': 32,
+  's64': 64,
+  'u64': 64,
+  'f64': 64,
+}
 _HEAD = re.compile(r'^(ENTRY )?%?([\w.\-]+) .*\{$')
 _LINE = re.compile(r'^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$')
 _OPCODE = re.compile(r'(?:^|\s)([a-z][a-z0-9\-]*)\(')
 _ARRAY = re.compile(r'\b(\w+)\[([\d,]*)\]')
-_CALLED = re.compile(r'(?:body|condition|to_apply|calls|branch_computations|called_computations|true_computation|false_computation)='
-                     r'(\{[^}]*\}|%?[\w.\-]+)')
+_CALLED = re.compile(
+  r'(?:body|condition|to_apply|calls|branch_computations|called_computations|true_computation|false_computation)='
+  r'(\{[^}]*\}|%?[\w.\-]+)'
+)
 
 
 class Instruction(NamedTuple):
-  """opcode; arrays: (type, shape) of the result; called: names of computations; scope: the named scopes it comes from."""
+  """opcode; arrays: (type, shape) of the result; called: names of computations; scope: the named
+  scopes it comes from.
+  """
+
   name: str
   opcode: str
   arrays: tuple
@@ -31,7 +57,9 @@ class Instruction(NamedTuple):
   @property
   def bytes(self):
     """Of the largest array of the result: a start's result repeats its operand."""
-    return max((math.prod(shape) * BITS.get(kind, 32) // 8 for kind, shape in self.arrays), default=0)
+    return max(
+      (math.prod(shape) * BITS.get(kind, 32) // 8 for kind, shape in self.arrays), default=0
+    )
 
 
 class Program:
@@ -64,7 +92,11 @@ class Program:
 
   def loops(self, scope: str):
     """Outermost `while` loops whose scope has `scope` as a part: [(name, instructions within)]."""
-    found = {i.name: self.within_call(i) for i in self.instructions if i.opcode == 'while' and f'/{scope}/' in f'/{i.scope}/'}
+    found = {
+      i.name: self.within_call(i)
+      for i in self.instructions
+      if i.opcode == 'while' and f'/{scope}/' in f'/{i.scope}/'
+    }
     inner = {i.name for body in found.values() for i in body}
     return [(name, body) for name, body in found.items() if name not in inner]
 
@@ -73,7 +105,9 @@ class Program:
     return [i for name in instruction.called for i in self.within(name)]
 
   def decode_moves(self):
-    """Gathers, permutes and exchanges in the decode loops, largest first; starts counted, done halves not."""
+    """Gathers, permutes and exchanges in the decode loops, largest first; starts counted, done
+    halves not.
+    """
     moves = [i for _, body in self.loops('decode') for i in body if _base(i.opcode) in MOVES]
     return sorted(moves, key=lambda i: -i.bytes)
 
@@ -87,7 +121,8 @@ class Program:
     return found
 
   def positions(self, size: int, weights: tuple = ()):
-    """The most places at which an array holds `size` values each: elements / size over arrays with an axis of that size.
+    """The most places at which an array holds `size` values each: elements / size over arrays with
+    an axis of that size.
 
     weights: sizes of the other axis of parameters, which are no logits.
     """
@@ -108,8 +143,15 @@ def _base(opcode):
 
 def _instruction(name, rest):
   found = _OPCODE.search(rest)
-  opcode, kind = (found[1], rest[:found.start()]) if found else ('', rest)
-  called = tuple(c.strip().lstrip('%') for group in _CALLED.findall(rest) for c in group.strip('{}').split(',') if c.strip())
+  opcode, kind = (found[1], rest[: found.start()]) if found else ('', rest)
+  called = tuple(
+    c.strip().lstrip('%')
+    for group in _CALLED.findall(rest)
+    for c in group.strip('{}').split(',')
+    if c.strip()
+  )
   scope = re.search(r'op_name="([^"]*)"', rest)
-  arrays = tuple((t, tuple(int(n) for n in dims.split(',') if n)) for t, dims in _ARRAY.findall(kind))
+  arrays = tuple(
+    (t, tuple(int(n) for n in dims.split(',') if n)) for t, dims in _ARRAY.findall(kind)
+  )
   return Instruction(name, opcode, arrays, called, scope[1] if scope else '')

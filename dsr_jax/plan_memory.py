@@ -1,27 +1,31 @@
-"""Bytes of a device by part, counted before anything is compiled; and which keys to turn where they do not fit.
+"""Bytes of a device by part, counted before anything is compiled; and which keys to turn where they
+do not fit.
 
-The state is exact. What phases need on their way is an estimate of the largest arrays that live at once; the compiler has the last word.
+The state is exact. What phases need on their way is an estimate of the largest arrays that live at
+once; the compiler has the last word.
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
 import math
-from typing import Callable
 
 import jax
 from jax.sharding import AbstractMesh, AxisType
 
 from dsr_jax import plan_sizes
-from dsr_jax import sharding
 from dsr_jax import state as state_lib
 from dsr_jax.plan_sizes import Sizes
 
-GIB = 2 ** 30
+GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-  """parts: (name, bytes a device, when they live: 'always', 'rollout' or 'update'); turns(): pairs (key=value, bytes a device then)."""
+  """parts: (name, bytes a device, when they live: 'always', 'rollout' or 'update'); turns(): pairs
+  (key=value, bytes a device then).
+  """
+
   parts: tuple
   turns: Callable = tuple
 
@@ -36,13 +40,22 @@ class Estimate:
 
   def line(self):
     """For the log of a run."""
-    return (f'estimate     {_size(self.total)} a device: state {_size(self.of("always"))}, and while sampling '
-            f'{_size(self.of("rollout"))} or while learning {_size(self.of("update"))}')
+    return (
+      f'estimate     {_size(self.total)} a device: state {_size(self.of("always"))}, and while '
+      'sampling '
+      f'{_size(self.of("rollout"))} or while learning {_size(self.of("update"))}'
+    )
 
   def table(self):
     """By part."""
     rows = [f'{name:<32} {_size(size):>12}  {when}' for name, size, when in self.parts]
-    return '\n'.join(['bytes of a device, estimated', *rows, f'{"together, at the fullest":<32} {_size(self.total):>12}'])
+    return '\n'.join(
+      [
+        'bytes of a device, estimated',
+        *rows,
+        f'{"together, at the fullest":<32} {_size(self.total):>12}',
+      ]
+    )
 
   def advice(self, room=None):
     """Which keys to turn; room: bytes to come below, if known."""
@@ -52,7 +65,11 @@ class Estimate:
     enough = [turn for turn in turns if room and turn[1] <= room]
     shown = enough[:3] or sorted(turns, key=lambda turn: turn[1])[:3]
     words = ', or '.join(f'{key} ({_size(size)} a device)' for key, size in shown)
-    return f'turn {words}' if enough or not room else f'none of these is enough alone: {words}; take more devices'
+    return (
+      f'turn {words}'
+      if enough or not room
+      else f'none of these is enough alone: {words}; take more devices'
+    )
 
 
 def estimate(model, config, mesh, prompt=None) -> Estimate:
@@ -64,18 +81,30 @@ def estimate(model, config, mesh, prompt=None) -> Estimate:
 
 def bytes_a_device(tree):
   """Of arrays, or of shapes with layouts."""
-  return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+  return sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+  )
 
 
 def _state(s: Sizes, mesh):
-  abstract = AbstractMesh(tuple(mesh.values()), tuple(mesh), axis_types=(AxisType.Auto,) * len(mesh))
+  abstract = AbstractMesh(
+    tuple(mesh.values()), tuple(mesh), axis_types=(AxisType.Auto,) * len(mesh)
+  )
   state = state_lib.abstract_state(plan_sizes.shapes(s.model), s.method, s.system, abstract)
-  names = {'params': 'trained parameters, float32', 'opt_state': "optimizer's moments", 'ema': 'running mean'}
-  parts = [(name, bytes_a_device(state[key]), 'always') for key, name in names.items() if key in state]
+  names = {
+    'params': 'trained parameters, float32',
+    'opt_state': "optimizer's moments",
+    'ema': 'running mean',
+  }
+  parts = [
+    (name, bytes_a_device(state[key]), 'always') for key, name in names.items() if key in state
+  ]
   initial = state['frozen'].get('initial')
   frozen = {k: v for k, v in state['frozen'].items() if k != 'initial'}
   parts.append(('frozen parameters', bytes_a_device(frozen), 'always'))
-  return parts + ([('copy of the initial model', bytes_a_device(initial), 'always')] if initial else [])
+  return parts + (
+    [('copy of the initial model', bytes_a_device(initial), 'always')] if initial else []
+  )
 
 
 def _rows(s: Sizes, mesh, key):
@@ -86,16 +115,35 @@ def _rows(s: Sizes, mesh, key):
 def _rollout(s: Sizes, mesh):
   tp, rows, group = mesh['tp'], _rows(s, mesh, 'rollout_chunk'), s.method.group_size
   v, element = s.model, s.element
-  copies = 1 if s.system.decode_scan else 2  # unrolled layers are cut out of the stack, which prefixes and likelihoods go through
-  parts = [('weights for decoding', (copies * s.body + s.image_head + 2 * s.text_head) * element / tp, 'rollout')]
+  copies = (
+    1 if s.system.decode_scan else 2
+  )  # unrolled layers are cut out of the stack, which prefixes and likelihoods go through
+  parts = [
+    (
+      'weights for decoding',
+      (copies * s.body + s.image_head + 2 * s.text_head) * element / tp,
+      'rollout',
+    )
+  ]
   cache, scoring = [], []
   if 'generation' in s.method.tasks:
-    held = 2 * s.guided + (v.num_codes if s.guided < v.num_codes else 0)  # where guidance ends, both caches at once
-    cache.append(rows * (group * held * s.own_element + s.branches * s.drawing_prefix * element) * s.kv / tp)
-    scoring.append(_scoring(s, mesh, rows * group, s.reading_prefix, s.prompt, v.text.vocab_size)
-                   + rows * group * v.image_size ** 2 * 12)
+    held = 2 * s.guided + (
+      v.num_codes if s.guided < v.num_codes else 0
+    )  # where guidance ends, both caches at once
+    cache.append(
+      rows * (group * held * s.own_element + s.branches * s.drawing_prefix * element) * s.kv / tp
+    )
+    scoring.append(
+      _scoring(s, mesh, rows * group, s.reading_prefix, s.prompt, v.text.vocab_size)
+      + rows * group * v.image_size**2 * 12
+    )
   if 'understanding' in s.method.tasks:
-    cache.append(rows * (group * s.method.max_text_tokens * s.own_element + s.reading_prefix * element) * s.kv / tp)
+    cache.append(
+      rows
+      * (group * s.method.max_text_tokens * s.own_element + s.reading_prefix * element)
+      * s.kv
+      / tp
+    )
     scoring.append(_scoring(s, mesh, rows * group, s.text_prefix, v.num_codes, v.vq.num_embeddings))
   # Sampling and scoring follow each other; the cache is gone when scoring begins.
   parts.append(('cache, or activations of scoring', max(1.2 * max(cache), max(scoring)), 'rollout'))
@@ -103,16 +151,26 @@ def _rollout(s: Sizes, mesh):
 
 
 def _scoring(s: Sizes, mesh, rows, prefix, length, vocabulary):
-  """Of a forward pass of rows with a prefix each: keys and values of the prefix, and one layer's inside."""
+  """Of a forward pass of rows with a prefix each: keys and values of the prefix, and one layer's
+  inside.
+  """
   longest = max(prefix, length)
   kept = rows * prefix * s.kv * s.element / mesh['tp']
-  return kept + _inside(s, mesh, rows, longest, prefix + length if length >= prefix else longest) + _logits(s, mesh, rows, length, vocabulary)
+  return (
+    kept
+    + _inside(s, mesh, rows, longest, prefix + length if length >= prefix else longest)
+    + _logits(s, mesh, rows, length, vocabulary)
+  )
 
 
 def _inside(s: Sizes, mesh, rows, tokens, context):
-  """One layer: states in several guises, attention scores in float32 twice, the MLP's two widths."""
+  """One layer: states in several guises, attention scores in float32 twice, the MLP's two
+  widths.
+  """
   t, tp = s.model.text, mesh['tp']
-  states = rows * tokens * (4 * t.hidden_size + (4 * s.inner + 2 * t.intermediate_size) / tp) * s.element
+  states = (
+    rows * tokens * (4 * t.hidden_size + (4 * s.inner + 2 * t.intermediate_size) / tp) * s.element
+  )
   return states + 2 * rows * t.num_attention_heads / tp * tokens * context * 4
 
 
@@ -124,7 +182,9 @@ def _logits(s: Sizes, mesh, rows, length, vocabulary):
 def _update(s: Sizes, mesh):
   rows, t = _rows(s, mesh, 'update_chunk') * s.learners, s.model.text
   split = mesh['fsdp'] * mesh['tp']
-  trained = s.trained / (1 if s.method.trainable == 'lora' else split)  # adapters are whole everywhere
+  trained = s.trained / (
+    1 if s.method.trainable == 'lora' else split
+  )  # adapters are whole everywhere
   tasks = []
   if 'generation' in s.method.tasks:
     tasks.append((s.drawing_prefix, s.model.num_codes, s.model.vq.num_embeddings))
@@ -138,9 +198,14 @@ def _update(s: Sizes, mesh):
     if not s.system.remat:
       inside *= t.num_hidden_layers
     activations.append(kept + inside + 2 * _logits(s, mesh, rows, length, vocabulary))
-  weights = (s.body + s.text_head + s.image_head) * s.element / split + 3 * s.layer * s.element / mesh['tp']
-  return [('gradients, float32, and their sum', 2 * trained * 4, 'update'), ('compute-type weights', weights, 'update'),
-          ('activations of learning', max(activations), 'update')]
+  weights = (
+    s.body + s.text_head + s.image_head
+  ) * s.element / split + 3 * s.layer * s.element / mesh['tp']
+  return [
+    ('gradients, float32, and their sum', 2 * trained * 4, 'update'),
+    ('compute-type weights', weights, 'update'),
+    ('activations of learning', max(activations), 'update'),
+  ]
 
 
 def _turns(model, config, mesh, prompt):
@@ -159,7 +224,11 @@ def _turns(model, config, mesh, prompt):
     while size >= ways and size % ways == 0:
       yield f'system.{key}={size}', then(**{key: size})
       size //= 2
-  both = {key: ways for key in ('rollout_chunk', 'update_chunk') if s.chunk(key) > ways and s.chunk(key) % ways == 0}
+  both = {
+    key: ways
+    for key in ('rollout_chunk', 'update_chunk')
+    if s.chunk(key) > ways and s.chunk(key) % ways == 0
+  }
   if len(both) == 2:
     yield ' and '.join(f'system.{key}={size}' for key, size in both.items()), then(**both)
   if not system.cache_dtype:
@@ -170,7 +239,10 @@ def _turns(model, config, mesh, prompt):
   while fsdp % 2 == 0 and model.text.num_attention_heads % (2 * tp) == 0:
     fsdp, tp = fsdp // 2, tp * 2
     other = {**mesh, 'fsdp': fsdp, 'tp': tp}
-    yield f'system.mesh.fsdp={fsdp} and system.mesh.tp={tp}', estimate(model, config, other, prompt).total
+    yield (
+      f'system.mesh.fsdp={fsdp} and system.mesh.tp={tp}',
+      estimate(model, config, other, prompt).total,
+    )
 
 
 def _size(n):

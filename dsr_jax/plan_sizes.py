@@ -1,6 +1,8 @@
-"""How much there is to do: token counts and parameter counts of a step, from a model's sizes and a configuration.
+"""How much there is to do: token counts and parameter counts of a step, from a model's sizes and a
+configuration.
 
-Axes: B inputs of a task, G candidates, C candidates that learn, N image codes, T text tokens, L layers, D width.
+Axes: B inputs of a task, G candidates, C candidates that learn, N image codes, T text tokens, L
+  layers, D width.
 """
 
 import dataclasses
@@ -26,6 +28,7 @@ BYTES = {'float32': 4, 'bfloat16': 2}
 @dataclasses.dataclass(frozen=True)
 class Sizes:
   """Of one step. A count is of the whole step where its name does not say otherwise."""
+
   model: JanusConfig
   method: object
   system: object
@@ -52,7 +55,9 @@ class Sizes:
   @property
   def image_head(self):
     """Weights of the head that draws."""
-    return self.model.text.hidden_size * (self.model.text.hidden_size + self.model.vq.num_embeddings)
+    return self.model.text.hidden_size * (
+      self.model.text.hidden_size + self.model.vq.num_embeddings
+    )
 
   @property
   def text_head(self):
@@ -64,7 +69,11 @@ class Sizes:
     """Parameters that learn: adapters, or the language model with what `method.trainable` adds."""
     t = self.model.text
     if self.method.trainable == 'lora':
-      return t.num_hidden_layers * self.method.lora_rank * (4 * (t.hidden_size + self.inner) + 3 * (t.hidden_size + t.intermediate_size))
+      return (
+        t.num_hidden_layers
+        * self.method.lora_rank
+        * (4 * (t.hidden_size + self.inner) + 3 * (t.hidden_size + t.intermediate_size))
+      )
     trainable, _ = state_lib.split_params(shapes(self.model), self.method.trainable)
     return sum(x.size for x in jax.tree.leaves(trainable))
 
@@ -123,30 +132,50 @@ class Sizes:
 
 
 def operations(tokens, context, s: Sizes, head=0):
-  """Multiplications and additions of `tokens` tokens through all layers, each looking at `context` others; head: weights after it."""
-  return 2 * tokens * (s.body + head) + 4 * s.model.text.num_hidden_layers * s.inner * tokens * context
+  """Multiplications and additions of `tokens` tokens through all layers, each looking at `context`
+  others; head: weights after it.
+  """
+  return (
+    2 * tokens * (s.body + head) + 4 * s.model.text.num_hidden_layers * s.inner * tokens * context
+  )
 
 
 def vision_operations(s: Sizes):
   """Of the vision tower and its aligner, a picture."""
   v, width = s.model.vision, s.model.text.hidden_size
   n = v.num_patches
-  layer = 2 * n * (4 * v.hidden_size ** 2 + 2 * v.hidden_size * v.intermediate_size) + 4 * n * n * v.hidden_size
-  return v.num_hidden_layers * layer + 2 * n * (3 * v.patch_size ** 2 * v.hidden_size + v.hidden_size * width + width ** 2)
+  layer = (
+    2 * n * (4 * v.hidden_size**2 + 2 * v.hidden_size * v.intermediate_size)
+    + 4 * n * n * v.hidden_size
+  )
+  return v.num_hidden_layers * layer + 2 * n * (
+    3 * v.patch_size**2 * v.hidden_size + v.hidden_size * width + width**2
+  )
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def vq_operations(model: JanusConfig):
   """(encode, decode) of a picture, as XLA counts them; neither has a loop."""
   graphdef, params = nnx.split(nnx.eval_shape(lambda: VQModel(model.vq, rngs=nnx.Rngs(0))))
-  count = lambda fn, x: jax.jit(lambda params, x: fn(nnx.merge(graphdef, params), x)).lower(params, x).cost_analysis()['flops']
+
+  def count(fn, x):
+    return (
+      jax.jit(lambda params, x: fn(nnx.merge(graphdef, params), x))
+      .lower(params, x)
+      .cost_analysis()['flops']
+    )
+
   side = model.image_size
-  with jax.default_device(jax.local_devices(backend='cpu')[0]):  # a GPU's compiler counts only what it has compiled
-    return (count(lambda vq, x: vq.encode(x), jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)),
-            count(lambda vq, x: vq.decode(x), jax.ShapeDtypeStruct((1, model.num_codes), jnp.int32)))
+  with jax.default_device(
+    jax.local_devices(backend='cpu')[0]
+  ):  # a GPU's compiler counts only what it has compiled
+    return (
+      count(lambda vq, x: vq.encode(x), jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)),
+      count(lambda vq, x: vq.decode(x), jax.ShapeDtypeStruct((1, model.num_codes), jnp.int32)),
+    )
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def shapes(model: JanusConfig):
   """Shapes of all parameters, nested by part."""
   return janus.abstract_params(model)

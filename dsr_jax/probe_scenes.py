@@ -1,4 +1,5 @@
-"""What the exact judge of Scenes adds to the probe: verdicts on pictures and texts, which words and clauses are wrong, true pairs.
+"""What the exact judge of Scenes adds to the probe: verdicts on pictures and texts, which words and
+clauses are wrong, true pairs.
 
 Axes: P inputs, G candidates, H W pixels.
 """
@@ -16,7 +17,12 @@ _RELATION_WORDS = ('left', 'right', 'above', 'over', 'below', 'under', 'next', '
 
 def _words():
   """Word -> (field, value)."""
-  table = {w: ('shape', i) for i, words in enumerate(grammar.NOUNS) for n in words for w in (n, grammar.PLURALS.get(n, n + 's'))}
+  table = {
+    w: ('shape', i)
+    for i, words in enumerate(grammar.NOUNS)
+    for n in words
+    for w in (n, grammar.PLURALS.get(n, n + 's'))
+  }
   table |= {w: ('colour', i) for i, words in enumerate(grammar.COLOUR_WORDS) for w in words}
   table |= {w: ('texture', i) for i, words in enumerate(grammar.TEXTURE_WORDS) for w in words}
   table |= {w: ('texture', i) for i, w in grammar.TEXTURE_NOUNS.items()}
@@ -29,16 +35,24 @@ _WORDS = _words()
 
 def prompts(seed: int, number: int) -> list[grammar.Prompt]:
   """A run's first prompts, with their atoms."""
-  return [sets.training_prompt(seed, i) for i in order.items(seed, order.PROMPTS, range(number), sets.REINFORCEMENT_INPUTS)]
+  return [
+    sets.training_prompt(seed, i)
+    for i in order.items(seed, order.PROMPTS, range(number), sets.REINFORCEMENT_INPUTS)
+  ]
 
 
 def scenes(seed: int, number: int) -> list:
   """What a run's first pictures show."""
-  return [sets.training_scene(seed, i) for i in order.items(seed, order.PICTURES, range(number), sets.REINFORCEMENT_INPUTS)]
+  return [
+    sets.training_scene(seed, i)
+    for i in order.items(seed, order.PICTURES, range(number), sets.REINFORCEMENT_INPUTS)
+  ]
 
 
 def true_pairs(number: int, seed: int) -> list[tuple[str, str, np.ndarray]]:
-  """(kind of swap, text, picture (H, W, 3) uint8 that it is true of), `number` of each kind, of no run's inputs."""
+  """(kind of swap, text, picture (H, W, 3) uint8 that it is true of), `number` of each kind, of no
+  run's inputs.
+  """
   rng = np.random.default_rng((77, seed))
   out = []
   for kind, category in _SWAP_CATEGORIES.items():
@@ -51,26 +65,41 @@ def true_pairs(number: int, seed: int) -> list[tuple[str, str, np.ndarray]]:
 
 
 def judge_pictures(asked, pixels) -> dict:
-  """asked: P prompts; pixels (P, G, H, W, 3) -> 'right' and 'graded' (P, G) float, and the readings."""
+  """asked: P prompts; pixels (P, G, H, W, 3) -> 'right' and 'graded' (P, G) float, and the
+  readings.
+  """
   verdicts = evaluation.judge_pictures(asked, pixels)
-  return {'right': verdicts['geneval'].astype(float), 'graded': verdicts['graded'],
-          'readings': judge.read(pixels.reshape(-1, *pixels.shape[2:]))}
+  return {
+    'right': verdicts['geneval'].astype(float),
+    'graded': verdicts['graded'],
+    'readings': judge.read(pixels.reshape(-1, *pixels.shape[2:])),
+  }
 
 
 def judge_texts(shown, texts) -> dict:
-  """shown: P scenes; texts: P lists of G -> 'right' (nothing wrong is said) and 'f1' of atoms, (P, G) float."""
-  counts = [[judge.count_atoms(text, scene) for text in group] for scene, group in zip(shown, texts)]
+  """shown: P scenes; texts: P lists of G -> 'right' (nothing wrong is said) and 'f1' of atoms, (P,
+  G) float.
+  """
+  counts = [
+    [judge.count_atoms(text, scene) for text in group] for scene, group in zip(shown, texts)
+  ]
   right = np.array([[c.parsed and c.right == c.stated for c in group] for group in counts], float)
-  f1 = lambda p, r: 2 * p * r / (p + r) if p + r else 0.0
-  scores = [[f1(c.right / max(c.stated, 1), c.recalled / c.total) for c in group] for group in counts]
+
+  def f1(p, r):
+    return 2 * p * r / (p + r) if p + r else 0.0
+
+  scores = [
+    [f1(c.right / max(c.stated, 1), c.recalled / c.total) for c in group] for group in counts
+  ]
   return {'right': right, 'f1': np.array(scores)}
 
 
 def wrong_words(prompt: grammar.Prompt, reading: judge.Reading) -> list[tuple[int, int, bool]]:
-  """(start, end, wrong) of the words of a prompt that a picture makes true or false; things of a prompt differ in shape.
+  """(start, end, wrong) of the words of a prompt that a picture makes true or false; things of a
+  prompt differ in shape.
 
-  A noun is wrong if there is no such thing; an adjective, a number or a relation if its things are there but are not so. What cannot be
-  told, because its thing is missing, is left out.
+  A noun is wrong if there is no such thing; an adjective, a number or a relation if its things are
+  there but are not so. What cannot be told, because its thing is missing, is left out.
   """
   if reading.scene is None:
     return []
@@ -95,8 +124,13 @@ def wrong_words(prompt: grammar.Prompt, reading: judge.Reading) -> list[tuple[in
       pending, attribute = [*pending, (m.span(), field, value)], False
   out = []
   for (start, end), field, value, shape in said:
-    wrong = _relation_wrong(prompt.atoms, reading.things) if field == 'relation' else _wrong(
-        field, value, clause_of.get(shape), [t for t in reading.things if t.shape == shape])
+    wrong = (
+      _relation_wrong(prompt.atoms, reading.things)
+      if field == 'relation'
+      else _wrong(
+        field, value, clause_of.get(shape), [t for t in reading.things if t.shape == shape]
+      )
+    )
     if wrong is not None:
       out.append((start, end, wrong))
   return out
@@ -116,7 +150,10 @@ def _relation_wrong(atoms, things):
   if not atoms.relations:
     return None
   relation = atoms.relations[0]
-  a, b = ([t for t in things if t.shape == atoms.clauses[i].shape] for i in (relation.subject, relation.target))
+  a, b = (
+    [t for t in things if t.shape == atoms.clauses[i].shape]
+    for i in (relation.subject, relation.target)
+  )
   if not a or not b:
     return None
   return not any(grammar.relation_holds(relation.name, x, y) for x in a for y in b if x is not y)

@@ -1,25 +1,52 @@
-"""Words of a text for the probe: attribute swaps, clauses that can be left out, words with their tokens. No model, no judge.
+"""Words of a text for the probe: attribute swaps, clauses that can be left out, words with their
+tokens. No model, no judge.
 
-Works on English of any length; what a text does not have (a colour, a number, a relation) is left out, never guessed.
+Works on English of any length; what a text does not have (a colour, a number, a relation) is left
+out, never guessed.
 """
 
 import re
 from typing import NamedTuple
 
 KINDS = ('colours', 'counts', 'relations')
-COLOURS = ('red', 'orange', 'yellow', 'green', 'blue', 'purple', 'pink', 'brown', 'black', 'white', 'gray')
+COLOURS = (
+  'red',
+  'orange',
+  'yellow',
+  'green',
+  'blue',
+  'purple',
+  'pink',
+  'brown',
+  'black',
+  'white',
+  'gray',
+)
 _SAME_COLOUR = {'violet': 'purple', 'grey': 'gray'}
 _NUMBERS = ('two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine', 'ten')
-_OPPOSITES = {'left': 'right', 'above': 'below', 'over': 'under', 'top': 'bottom', 'front': 'back', 'behind': 'before'}
+_OPPOSITES = {
+  'left': 'right',
+  'above': 'below',
+  'over': 'under',
+  'top': 'bottom',
+  'front': 'back',
+  'behind': 'before',
+}
 _OPPOSITES |= {b: a for a, b in _OPPOSITES.items()}
 _RELATION = re.compile(
-    r'\s+(?:(?:is|are)\s+)?((?:(?:to|on) the )?(?:left|right) of|(?:on (?:the )?)?top of|above|below|over|under|beneath|next to|beside|near|'
-    r'in front of|behind|inside|on)\s+', re.IGNORECASE)
+  r'\s+(?:(?:is|are)\s+)?((?:(?:to|on) the )?(?:left|right) of|(?:on (?:the )?)?top '
+  r'of|above|below|over|under|beneath|next to|beside|near|'
+  r'in front of|behind|inside|on)\s+',
+  re.IGNORECASE,
+)
 _PRONOUN = re.compile(r'(?:it|they|he|she|this|these)\b', re.IGNORECASE)
 
 
 class Clause(NamedTuple):
-  """A part of a text that may be true or false by itself, and two texts that differ by it: `with_it` and `without` ('' is no text)."""
+  """A part of a text that may be true or false by itself, and two texts that differ by it:
+  `with_it` and `without` ('' is no text).
+  """
+
   text: str
   with_it: str
   without: str
@@ -27,13 +54,18 @@ class Clause(NamedTuple):
 
 
 def swapped(text: str, kind: str) -> str | None:
-  """The text with one attribute changed, which makes it another text about the same things; None if it has none to change.
+  """The text with one attribute changed, which makes it another text about the same things; None if
+  it has none to change.
 
-  colours: the first two different ones change places, a single one becomes another; counts: the first number becomes its neighbour;
+  colours: the first two different ones change places, a single one becomes another; counts: the
+    first number becomes its neighbour;
   relations: the first one is turned round.
   """
   words = [(m.group(), m.start(), m.end()) for m in re.finditer(r'[A-Za-z]+', text)]
-  name = lambda word: _SAME_COLOUR.get(word.lower(), word.lower())
+
+  def name(word):
+    return _SAME_COLOUR.get(word.lower(), word.lower())
+
   if kind == 'colours':
     found = [w for w in words if name(w[0]) in COLOURS]
     other = next((w for w in found if name(w[0]) != name(found[0][0])), None)
@@ -44,28 +76,37 @@ def swapped(text: str, kind: str) -> str | None:
     return _replaced(text, [(found[0], other[0]), (other, found[0][0])])
   if kind == 'counts':
     found = [w for w in words if name(w[0]) in _NUMBERS]
-    change = lambda i: _NUMBERS[i - 1 if i else 1]
-    return _replaced(text, [(found[0], change(_NUMBERS.index(name(found[0][0]))))]) if found else None
+
+    def change(i):
+      return _NUMBERS[i - 1 if i else 1]
+
+    return (
+      _replaced(text, [(found[0], change(_NUMBERS.index(name(found[0][0]))))]) if found else None
+    )
   found = [w for w in words if name(w[0]) in _OPPOSITES]
   return _replaced(text, [(found[0], _OPPOSITES[name(found[0][0])])]) if found else None
 
 
 def _replaced(text, changes):
-  """Changes [((word, start, end), new)], with the case of the old word, and the article before it."""
+  """Changes [((word, start, end), new)], with the case of the old word, and the article before
+  it.
+  """
   for (word, start, end), new in sorted(changes, key=lambda c: -c[0][1]):
     new = new.lower().capitalize() if word[0].isupper() else new.lower()
     before = text[:start]
     article = re.search(r'\b([Aa])n?\s+$', before)
     if article:
-      before = before[:article.start()] + article[1] + ('n ' if new[0] in 'aeiou' else ' ')
+      before = before[: article.start()] + article[1] + ('n ' if new[0] in 'aeiou' else ' ')
     text = before + new + text[end:]
   return text
 
 
 def clauses(text: str) -> list[Clause]:
-  """The clauses of a text: its things (noun phrases with what is said of them later) and its relations.
+  """The clauses of a text: its things (noun phrases with what is said of them later) and its
+  relations.
 
-  A thing is tested by the list of all things with and without it, a relation by its two things with it and with "and".
+  A thing is tested by the list of all things with and without it, a relation by its two things with
+  it and with "and".
   """
   things, relations = [], []
   for sentence in filter(None, (s.strip() for s in re.split(r'[.;!?\n]+', text))):
@@ -81,8 +122,13 @@ def clauses(text: str) -> list[Clause]:
     said = [t for group in new for t in group]
     things += [t for t in said if not (again and len(parts) > 1 and t.lower().startswith('the '))]
   together = ' and '.join
-  out = [Clause(t, together(things), together(things[:i] + things[i + 1:]), 'thing') for i, t in enumerate(things)]
-  return out + [Clause(f'{a} {r} {b}', f'{a} {r} {b}', f'{a} and {b}', 'relation') for a, r, b in relations]
+  out = [
+    Clause(t, together(things), together(things[:i] + things[i + 1 :]), 'thing')
+    for i, t in enumerate(things)
+  ]
+  return out + [
+    Clause(f'{a} {r} {b}', f'{a} {r} {b}', f'{a} and {b}', 'relation') for a, r, b in relations
+  ]
 
 
 def _things(part):
@@ -90,7 +136,9 @@ def _things(part):
   # "it is small and red": what has no noun phrase of its own belongs to the thing before
   out = []
   for thing in found:
-    if out and not re.match(r'(?:a|an|the|one|there|\d+|' + '|'.join(_NUMBERS) + r')\b', thing, re.IGNORECASE):
+    if out and not re.match(
+      r'(?:a|an|the|one|there|\d+|' + '|'.join(_NUMBERS) + r')\b', thing, re.IGNORECASE
+    ):
       out[-1] = f'{out[-1]} and {thing}'
     else:
       out.append(thing)
@@ -98,14 +146,23 @@ def _things(part):
 
 
 def token_spans(processor, text: str) -> list[tuple[int, int]]:
-  """Where each token of `processor.encode_prompt(text)` stands in text.strip(): (start, end) characters."""
-  found = processor.tokenizer(' ' + text.strip(), add_special_tokens=False, return_offsets_mapping=True)['offset_mapping']
+  """Where each token of `processor.encode_prompt(text)` stands in text.strip(): (start, end)
+  characters.
+  """
+  found = processor.tokenizer(
+    ' ' + text.strip(), add_special_tokens=False, return_offsets_mapping=True
+  )['offset_mapping']
   return [(max(start - 1, 0), end - 1) for start, end in found]
 
 
 def by_word(spans, values, words) -> list[float]:
-  """Sums of a text's token values (T,) over words [(start, end)]: tokens at `spans` that overlap a word count in it."""
-  return [float(sum(v for (a, b), v in zip(spans, values) if a < end and b > start)) for start, end in words]
+  """Sums of a text's token values (T,) over words [(start, end)]: tokens at `spans` that overlap a
+  word count in it.
+  """
+  return [
+    float(sum(v for (a, b), v in zip(spans, values) if a < end and b > start))
+    for start, end in words
+  ]
 
 
 def words_of(text: str) -> list[tuple[int, int]]:

@@ -1,8 +1,10 @@
-"""Several processes as one run: they wait for one another, agree when to stop, and none is left alone.
+"""Several processes as one run: they wait for one another, agree when to stop, and none is left
+alone.
 
-Process 0 listens on the port after the coordinator's; every other process holds one connection to it. Lines of JSON go over it:
-who has come, a value that process 0 shares, votes, and a beat every few seconds. A process that dies closes its connection, one that
-hangs falls silent; either way process 0 tells all others why and everybody stops. The devices' own traffic is JAX's affair.
+Process 0 listens on the port after the coordinator's; every other process holds one connection to
+it. Lines of JSON go over it: who has come, a value that process 0 shares, votes, and a beat every
+few seconds. A process that dies closes its connection, one that hangs falls silent; either way
+process 0 tells all others why and everybody stops. The devices' own traffic is JAX's affair.
 """
 
 import contextlib
@@ -25,24 +27,36 @@ DIED = 3  # exit status of a process that stops because another did
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-  """Where process 0 is ('HOST:PORT', the coordinator's), how many processes there are, and which one this is."""
+  """Where process 0 is ('HOST:PORT', the coordinator's), how many processes there are, and which
+  one this is.
+  """
+
   coordinator: str
   processes: int
   process: int
 
 
-def find(coordinator: str = '', processes: int = 0, process: int = -1, environ=os.environ) -> Cluster | None:
-  """The cluster that is named (flags, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID) or detected (TPU hosts, Slurm).
+def find(
+  coordinator: str = '', processes: int = 0, process: int = -1, environ=os.environ
+) -> Cluster | None:
+  """The cluster that is named (flags, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES,
+  JAX_PROCESS_ID) or detected (TPU hosts, Slurm).
 
   None where this process is alone. Errors: InputError where it is named by halves.
   """
   if not (coordinator or processes or process >= 0):
     coordinator = environ.get('JAX_COORDINATOR_ADDRESS', '')
-    processes, process = int(environ.get('JAX_NUM_PROCESSES', 0)), int(environ.get('JAX_PROCESS_ID', -1))
+    processes, process = (
+      int(environ.get('JAX_NUM_PROCESSES', 0)),
+      int(environ.get('JAX_PROCESS_ID', -1)),
+    )
   if coordinator or processes or process >= 0:
     if not (coordinator and processes > 0 and 0 <= process < processes):
-      raise InputError(f'found --coordinator={coordinator!r}, --processes={processes} and --process={process}; expected HOST:PORT, a '
-                       'number of processes, and which one this is, from 0; give all three')
+      raise InputError(
+        f'found --coordinator={coordinator!r}, --processes={processes} and --process={process}; '
+        'expected HOST:PORT, a '
+        'number of processes, and which one this is, from 0; give all three'
+      )
     return _cluster(coordinator, processes, process)
   hosts = [h for h in environ.get('TPU_WORKER_HOSTNAMES', '').split(',') if h]
   if len(hosts) > 1:
@@ -59,7 +73,9 @@ def _cluster(address, processes, process):
   if ':' not in address:
     address = f'{address}:{PORT}'
   if not address.rpartition(':')[2].isdigit():
-    raise InputError(f'found the coordinator {address!r}; expected HOST:PORT, of process 0; mend --coordinator')
+    raise InputError(
+      f'found the coordinator {address!r}; expected HOST:PORT, of process 0; mend --coordinator'
+    )
   return Cluster(address, processes, process) if processes > 1 else None
 
 
@@ -74,7 +90,13 @@ def together(cluster: Cluster | None, wait_seconds: float):
     return
   team = _Joined(cluster, wait_seconds)
   import jax
-  jax.distributed.initialize(cluster.coordinator, cluster.processes, cluster.process, initialization_timeout=int(wait_seconds) + 60)
+
+  jax.distributed.initialize(
+    cluster.coordinator,
+    cluster.processes,
+    cluster.process,
+    initialization_timeout=int(wait_seconds) + 60,
+  )
   try:
     yield team
   except BaseException as e:
@@ -142,9 +164,19 @@ class _Joined(Team):
         except (OSError, ValueError):
           continue
         peer = hello.get('process')
-        if hello.get('of') != self.processes or peer in self._peers or not 0 < (peer or 0) < self.processes:
-          self._send_to(lines, {'stop': f'found process {peer} of {hello.get("of")} where process 0 has {self.processes}, each once; '
-                                        'expected the same numbers everywhere; mend --processes and --process'})
+        if (
+          hello.get('of') != self.processes
+          or peer in self._peers
+          or not 0 < (peer or 0) < self.processes
+        ):
+          self._send_to(
+            lines,
+            {
+              'stop': f'found process {peer} of {hello.get("of")} where process 0 has '
+              f'{self.processes}, each once; '
+              'expected the same numbers everywhere; mend --processes and --process'
+            },
+          )
           continue
         connection.settimeout(None)
         self._peers[peer] = lines
@@ -154,14 +186,19 @@ class _Joined(Team):
   def _tell_missing(self, wait_seconds):
     missing = self.processes - 1 - len(self._peers)
     if missing:
-      text = f'waiting      for {missing} of {self.processes} processes ({wait_seconds:g} s at most)'
+      text = (
+        f'waiting      for {missing} of {self.processes} processes ({wait_seconds:g} s at most)'
+      )
       print(text, file=sys.stderr, flush=True)
       self._broadcast({'say': text})
 
   def _give_up(self, wait_seconds):
     missing = sorted(set(range(1, self.processes)) - set(self._peers))
-    text = (f'found {len(self._peers) + 1} of {self.processes} processes after {wait_seconds:g} s; expected process '
-            f'{", ".join(map(str, missing))} too; start them, or raise --wait_seconds')
+    text = (
+      f'found {len(self._peers) + 1} of {self.processes} processes after {wait_seconds:g} s; '
+      'expected process '
+      f'{", ".join(map(str, missing))} too; start them, or raise --wait_seconds'
+    )
     self._broadcast({'stop': text})
     raise InputError(text)
 
@@ -174,20 +211,34 @@ class _Joined(Team):
         break
       except OSError as e:
         if not told:
-          print(f'waiting      for process 0 of {self.processes} at {where} ({wait_seconds:g} s at most)', file=sys.stderr, flush=True)
+          print(
+            f'waiting      for process 0 of {self.processes} at {where} ({wait_seconds:g} s at '
+            'most)',
+            file=sys.stderr,
+            flush=True,
+          )
           told = True
         if time.monotonic() >= deadline:
-          raise InputError(f'found no process 0 at {where} after {wait_seconds:g} s ({e}); expected it there; start it, or mend '
-                           '--coordinator') from e
+          raise InputError(
+            f'found no process 0 at {where} after {wait_seconds:g} s ({e}); expected it there; '
+            'start it, or mend '
+            '--coordinator'
+          ) from e
         time.sleep(0.3)
     connection.settimeout(max(deadline - time.monotonic(), 0) + 10)
     lines = connection.makefile('rw', encoding='utf-8', newline='\n')
     self._send_to(lines, {'process': self.process, 'of': self.processes})
     while True:
       try:
-        message = json.loads(lines.readline() or '{"stop": "found process 0 gone; expected it at work; start all processes again"}')
+        message = json.loads(
+          lines.readline()
+          or '{"stop": "found process 0 gone; expected it at work; start all processes again"}'
+        )
       except (OSError, ValueError):
-        message = {'stop': f'found process 0 at {where} silent for {wait_seconds:g} s; expected it at work; start all processes again'}
+        message = {
+          'stop': f'found process 0 at {where} silent for {wait_seconds:g} s; expected it at work; '
+          'start all processes again'
+        }
       if 'stop' in message:
         raise InputError(message['stop'])
       if 'go' in message:
@@ -216,7 +267,12 @@ class _Joined(Team):
   def failed(self, reason):
     """Tells the others that this process stops, and why."""
     self._ending = True
-    self._broadcast({'dead': f'process {self.process} of {self.processes} stopped: {reason.splitlines()[0][:300]}'})
+    self._broadcast(
+      {
+        'dead': f'process {self.process} of {self.processes} stopped: '
+        f'{reason.splitlines()[0][:300]}'
+      }
+    )
 
   def close(self):
     """The end of a whole run."""
@@ -254,8 +310,13 @@ class _Joined(Team):
       return
     self._ending = True
     self._broadcast({'dead': what})
-    print(f'error: found that {what}; expected all of them at work to the end; start all again: the run goes on from its last '
-          'checkpoint', file=sys.stderr, flush=True)
+    print(
+      f'error: found that {what}; expected all of them at work to the end; start all again: the '
+      'run goes on from its last '
+      'checkpoint',
+      file=sys.stderr,
+      flush=True,
+    )
     os._exit(DIED)
 
   def _broadcast(self, message):
@@ -263,6 +324,9 @@ class _Joined(Team):
       self._send_to(lines, message)
 
   def _send_to(self, lines, message):
-    with self._writing, contextlib.suppress(OSError, ValueError):  # whoever is gone is noticed by who listens to it
+    with (
+      self._writing,
+      contextlib.suppress(OSError, ValueError),
+    ):  # whoever is gone is noticed by who listens to it
       lines.write(json.dumps(message) + '\n')
       lines.flush()

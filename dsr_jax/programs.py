@@ -26,7 +26,8 @@ PACKAGE = pathlib.Path(__file__).parent
 class Programs:
   """The compiled step: one program, or one for each kind of batch where tasks take turns.
 
-  step_fn: see `parts.Parts.make_step`. estimate: `plan_memory.Estimate`, or None. kept: `Kept`, or None.
+  step_fn: see `parts.Parts.make_step`. estimate: `plan_memory.Estimate`, or None. kept: `Kept`, or
+    None.
   """
 
   def __init__(self, step_fn, estimate, kept=None):
@@ -35,7 +36,9 @@ class Programs:
       say(estimate.line())
 
   def compile(self, state, batch):
-    """Compiles for this kind of batch. Errors: InputError, after a table of bytes by part, where the devices have no room."""
+    """Compiles for this kind of batch. Errors: InputError, after a table of bytes by part, where
+    the devices have no room.
+    """
     began, kind = time.perf_counter(), tuple(sorted(batch))
     program = self._kept.take(kind, state, batch) if self._kept else None
     done = 'loaded' if program else 'compiled'
@@ -65,24 +68,33 @@ class Programs:
       if 'RESOURCE_EXHAUSTED' not in str(e) or not self._estimate:
         raise
       say(self._estimate.table())
-      raise InputError(f'found no room for the step on a device ({str(e).splitlines()[0][:200]}); expected less than it has; '
-                       f'{self._estimate.advice()}') from e
+      raise InputError(
+        f'found no room for the step on a device ({str(e).splitlines()[0][:200]}); expected less '
+        'than it has; '
+        f'{self._estimate.advice()}'
+      ) from e
 
 
 class Kept:
-  """Compiled steps in a folder. Those of this very step are loaded in the background from the beginning on.
+  """Compiled steps in a folder. Those of this very step are loaded in the background from the
+  beginning on.
 
-  A start that finds its own neither traces nor compiles. A file's name says what a step depends on: the step's own `identity`, this package's
-  sources, versions, settings, flags and devices; the shapes are compared when it is used. With any difference the step is compiled, as it
-  is where loading fails. devices: the mesh's, in its order. Files are JAX's serialized executables, which are pickles of machine code: whoever can write in the folder decides
-  what is run, as with JAX's own cache of compiled programs beside them.
+  A start that finds its own neither traces nor compiles. A file's name says what a step depends on:
+  the step's own `identity`, this package's sources, versions, settings, flags and devices; the
+  shapes are compared when it is used. With any difference the step is compiled, as it is where
+  loading fails. devices: the mesh's, in its order. Files are JAX's serialized executables, which
+  are pickles of machine code: whoever can write in the folder decides what is run, as with JAX's
+  own cache of compiled programs beside them.
   """
 
   def __init__(self, folder: str, identity: str, devices):
     self._folder = epath.Path(os.path.expanduser(folder))
     self._found, self._devices = {}, list(devices)
     order = repr([d.id for d in self._devices])
-    self._name = 'step-' + hashlib.sha256('\n'.join([identity, order, *environment()]).encode()).hexdigest()[:40]
+    self._name = (
+      'step-'
+      + hashlib.sha256('\n'.join([identity, order, *environment()]).encode()).hexdigest()[:40]
+    )
     self._thread = threading.Thread(target=self._load)
     self._thread.start()
 
@@ -92,9 +104,14 @@ class Kept:
     program = self._found.pop(self._file(kind), None)
     if program is None:
       return None
-    described = lambda tree: [(x.shape, x.dtype) for x in jax.tree.leaves(tree)]
+
+    def described(tree):
+      return [(x.shape, x.dtype) for x in jax.tree.leaves(tree)]
+
     given = ((state, batch), {})
-    same = jax.tree.structure(program.args_info) == jax.tree.structure(given) and described(program.args_info) == described(given)
+    same = jax.tree.structure(program.args_info) == jax.tree.structure(given) and described(
+      program.args_info
+    ) == described(given)
     return program if same else None
 
   def put(self, kind, program):
@@ -118,15 +135,22 @@ class Kept:
     for file in self._folder.glob(f'{self._name}-????????') if self._folder.is_dir() else ():
       try:
         self._found[file.name] = serialize_executable.deserialize_and_load(
-            *pickle.loads(file.read_bytes()), execution_devices=self._devices)
+          *pickle.loads(file.read_bytes()), execution_devices=self._devices
+        )
       except Exception as e:  # a run compiles
         say(f'not loaded   {file} ({_short(e)}); compiling')
 
 
 def kept_in(folder: str, step_fn) -> Kept | None:
-  """`Kept` of this step; None without a folder, for a step that does not say what it is, and for several processes, who must all have it or none."""
+  """`Kept` of this step; None without a folder, for a step that does not say what it is, and for
+  several processes, who must all have it or none.
+  """
   identity = getattr(step_fn, 'identity', '')
-  return Kept(folder, identity, step_fn.devices) if folder and identity and jax.process_count() == 1 else None
+  return (
+    Kept(folder, identity, step_fn.devices)
+    if folder and identity and jax.process_count() == 1
+    else None
+  )
 
 
 def environment() -> list[str]:
@@ -135,11 +159,24 @@ def environment() -> list[str]:
   for file in sorted(PACKAGE.rglob('*.py')):
     sources.update(str(file.relative_to(PACKAGE)).encode() + b'\n' + file.read_bytes())
   devices = jax.devices()
-  packages = importlib.metadata.distributions() if devices[0].platform == 'gpu' else ()  # whose libraries are packages of their own
-  flags = sorted((name, value) for name, value in os.environ.items() if name.startswith(('XLA_', 'LIBTPU_', 'TPU_', 'CUDA_', 'NVIDIA_')))
-  return [sources.hexdigest(), repr([m.__version__ for m in (jax, jaxlib, flax, optax)]), devices[0].client.platform_version, _processor(),
-          repr([(d.id, d.device_kind) for d in devices]), repr(sorted(jax.config.values.items())),
-          repr(sorted(f'{p.name} {p.version}' for p in packages)), repr(flags)]
+  packages = (
+    importlib.metadata.distributions() if devices[0].platform == 'gpu' else ()
+  )  # whose libraries are packages of their own
+  flags = sorted(
+    (name, value)
+    for name, value in os.environ.items()
+    if name.startswith(('XLA_', 'LIBTPU_', 'TPU_', 'CUDA_', 'NVIDIA_'))
+  )
+  return [
+    sources.hexdigest(),
+    repr([m.__version__ for m in (jax, jaxlib, flax, optax)]),
+    devices[0].client.platform_version,
+    _processor(),
+    repr([(d.id, d.device_kind) for d in devices]),
+    repr(sorted(jax.config.values.items())),
+    repr(sorted(f'{p.name} {p.version}' for p in packages)),
+    repr(flags),
+  ]
 
 
 def _processor() -> str:
@@ -148,12 +185,20 @@ def _processor() -> str:
     lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
   except OSError:
     lines = []
-  return repr([next((line for line in lines if line.startswith(key)), '') for key in ('model name', 'flags', 'Features')] + [os.cpu_count()])
+  return repr(
+    [
+      next((line for line in lines if line.startswith(key)), '')
+      for key in ('model name', 'flags', 'Features')
+    ]
+    + [os.cpu_count()]
+  )
 
 
 @contextlib.contextmanager
 def _collector_paused():
-  """For tracing, whose millions of objects nearly all stay: the garbage collector looks through them again and again, for a fifth of the time."""
+  """For tracing, whose millions of objects nearly all stay: the garbage collector looks through
+  them again and again, for a fifth of the time.
+  """
   enabled = gc.isenabled()
   gc.disable()
   try:
@@ -165,7 +210,9 @@ def _collector_paused():
 
 def _temporaries(compiled):
   analysis = compiled.memory_analysis()
-  return f'; {analysis.temp_size_in_bytes / 2**20:,.0f} MiB of temporaries a device' if analysis else ''
+  return (
+    f'; {analysis.temp_size_in_bytes / 2**20:,.0f} MiB of temporaries a device' if analysis else ''
+  )
 
 
 def _short(e):

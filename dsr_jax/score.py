@@ -3,9 +3,10 @@
   python -m dsr_jax.score --model=scenes --text="a red disc" --image=picture.png
   python -m dsr_jax.score --model=scenes --text="a red disc" --image_codes=out/samples.json
 
-`reward_generation` is the mean log p(text | picture) over the text's tokens, `reward_understanding` the mean
-log p(picture | text) over its codes (eq. 3; nats a token, temperature 1, without guidance). With the codes that
-`dsr_jax.generate` wrote, both are exactly the rewards it wrote: it saw the picture before it was rounded into a PNG.
+`reward_generation` is the mean log p(text | picture) over the text's tokens, `reward_understanding`
+the mean log p(picture | text) over its codes (eq. 3; nats a token, temperature 1, without
+guidance). With the codes that `dsr_jax.generate` wrote, both are exactly the rewards it wrote: it
+saw the picture before it was rounded into a PNG.
 """
 
 import json
@@ -13,13 +14,18 @@ import json
 from absl import flags
 import numpy as np
 
-from dsr_jax import commands
-from dsr_jax import model_source
+from dsr_jax import commands, model_source
 from dsr_jax.errors import InputError, run_main
 
 
-def score(model, text: str, *, image: str = '', codes: np.ndarray | None = None,
-          instruction: str | None = None) -> dict:
+def score(
+  model,
+  text: str,
+  *,
+  image: str = '',
+  codes: np.ndarray | None = None,
+  instruction: str | None = None,
+) -> dict:
   """Scores a text with an image file, or with codes (N,), by an `inference.Inference`."""
   ids = model.encode(text, 'text')
   asked = model.encode(instruction or model.source.method.instruction, 'question')
@@ -30,13 +36,18 @@ def score(model, text: str, *, image: str = '', codes: np.ndarray | None = None,
     pixels = model.decode(codes)
   scores = model.score(ids, codes, pixels, asked)
   return {
-      'reward_generation': scores.reward_generation, 'reward_understanding': scores.reward_understanding,
-      'text_tokens': ids, 'text_logps': commands.rounded(scores.text_logps), 'image_codes': codes.tolist(),
-      'image_logps': commands.rounded(scores.image_logps)}
+    'reward_generation': scores.reward_generation,
+    'reward_understanding': scores.reward_understanding,
+    'text_tokens': ids,
+    'text_logps': commands.rounded(scores.text_logps),
+    'image_codes': codes.tolist(),
+    'image_logps': commands.rounded(scores.image_logps),
+  }
 
 
 def read_codes(path: str, number: int, codebook: int) -> np.ndarray:
-  """The codes (number,) int32 of a JSON file: a list, or an object with `codes`, `image_codes` or `samples` (the best).
+  """The codes (number,) int32 of a JSON file: a list, or an object with `codes`, `image_codes` or
+  `samples` (the best).
 
   Errors: InputError if the file is not that, or the codes do not fit the model.
   """
@@ -44,7 +55,9 @@ def read_codes(path: str, number: int, codebook: int) -> np.ndarray:
     with open(path, encoding='utf-8') as f:
       found = json.load(f)
   except OSError as e:
-    raise InputError(f'cannot read {path} ({e.strerror}); expected a JSON file of image codes; check the path') from e
+    raise InputError(
+      f'cannot read {path} ({e.strerror}); expected a JSON file of image codes; check the path'
+    ) from e
   except ValueError as e:
     raise InputError(f'found no JSON in {path} ({e}); expected image codes; check the file') from e
   if isinstance(found, dict) and isinstance(found.get('samples'), list) and found['samples']:
@@ -53,11 +66,17 @@ def read_codes(path: str, number: int, codebook: int) -> np.ndarray:
     found = found.get('codes', found.get('image_codes'))
   whole = isinstance(found, list) and all(type(code) is int for code in found)
   if not whole:
-    raise InputError(f'found no image codes in {path}; expected a list of {number} whole numbers, or an object that '
-                     'has it as codes or image_codes; mend the file')
+    raise InputError(
+      f'found no image codes in {path}; expected a list of {number} whole numbers, or an object '
+      'that '
+      'has it as codes or image_codes; mend the file'
+    )
   if len(found) != number or not all(0 <= code < codebook for code in found):
-    raise InputError(f'found {len(found)} codes from {min(found, default=0)} to {max(found, default=0)} in {path}; '
-                     f'expected {number} codes from 0 to {codebook - 1}, as this model draws; use its own codes')
+    raise InputError(
+      f'found {len(found)} codes from {min(found, default=0)} to {max(found, default=0)} in '
+      f'{path}; '
+      f'expected {number} codes from 0 to {codebook - 1}, as this model draws; use its own codes'
+    )
   return np.asarray(found, np.int32)
 
 
@@ -65,9 +84,13 @@ def main(argv, f=flags.FLAGS):
   commands.no_arguments(argv)
   commands.require(model=f.model, text=f.text)
   if bool(f.image) == bool(f.image_codes):
-    raise InputError(f'found {"both" if f.image else "neither"} of --image and --image_codes; expected one of them; '
-                     f'{"remove" if f.image else "add"} one')
+    raise InputError(
+      f'found {"both" if f.image else "neither"} of --image and --image_codes; expected one of '
+      'them; '
+      f'{"remove" if f.image else "add"} one'
+    )
   from dsr_jax.inference import Inference  # after the cheap checks: JAX takes seconds to import
+
   model = Inference(model_source.resolve(f.model))
   codes = None
   if f.image_codes:
@@ -76,13 +99,23 @@ def main(argv, f=flags.FLAGS):
 
 
 def define_flags(f=flags.FLAGS):
-  flags.DEFINE_string('instruction', None, 'What is asked before the text is scored given the picture. By default what '
-                      'the model was reinforced with.', flag_values=f)
+  flags.DEFINE_string(
+    'instruction',
+    None,
+    'What is asked before the text is scored given the picture. By default what '
+    'the model was reinforced with.',
+    flag_values=f,
+  )
   flags.DEFINE_string('model', None, f'The model: {model_source.EXPECTED}.', flag_values=f)
   flags.DEFINE_string('text', None, 'The text.', flag_values=f)
   flags.DEFINE_string('image', None, 'A picture file; or', flag_values=f)
-  flags.DEFINE_string('image_codes', None, 'A JSON file of image codes: a list, or what this command or '
-                      'dsr_jax.generate wrote (of several samples the first).', flag_values=f)
+  flags.DEFINE_string(
+    'image_codes',
+    None,
+    'A JSON file of image codes: a list, or what this command or '
+    'dsr_jax.generate wrote (of several samples the first).',
+    flag_values=f,
+  )
 
 
 if __name__ == '__main__':

@@ -1,37 +1,54 @@
 """The mesh and where everything lies on it: the only module that names mesh axes.
 
-Axes of the mesh: `data` copies, `fsdp` splits parameters and inputs, `tp` splits heads, widths and vocabularies. Inputs (rows) are
-split over data and fsdp together. Training holds a parameter split over fsdp and tp; decoding holds it gathered over fsdp.
-The functions on arrays are called inside jit, under `jax.set_mesh`; on one device they do nothing.
+Axes of the mesh: `data` copies, `fsdp` splits parameters and inputs, `tp` splits heads, widths and
+  vocabularies. Inputs (rows) are
+split over data and fsdp together. Training holds a parameter split over fsdp and tp; decoding holds
+it gathered over fsdp. The functions on arrays are called inside jit, under `jax.set_mesh`; on one
+device they do nothing.
 """
 
 import math
 import re
 
 import jax
-from jax.experimental import mesh_utils
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 from dsr_jax.errors import InputError
 
 AXES = ('data', 'fsdp', 'tp')
 ROWS = ('data', 'fsdp')
-PIXELS_AT_ONCE = {'gpu': 2 ** 20}  # that a device encodes or decodes, elsewhere 2^18; a picture of 384 x 384 needs some 300 MiB on its way
+PIXELS_AT_ONCE = {
+  'gpu': 2**20
+  # that a device encodes or decodes, elsewhere 2^18; a picture of 384 x 384 needs some 300 MiB on
+  # its
+  # way
+}
 
-# Path of a parameter -> its layout; first match wins. Stacked layers carry a leading layer axis, which is never split.
+# Path of a parameter -> its layout; first match wins. Stacked layers carry a leading layer axis,
+# which is never split.
 # Every rule must match something and everything must be matched.
 RULES = (
-    (r'language_model/layers/.*/(q_proj|k_proj|v_proj|gate_proj|up_proj)/kernel$', P(None, 'fsdp', 'tp')),
-    (r'language_model/layers/.*/(o_proj|down_proj)/kernel$', P(None, 'tp', 'fsdp')),
-    (r'language_model/embed_tokens/embedding$', P('tp', 'fsdp')),
-    (r'lm_head/kernel$', P('fsdp', 'tp')),
-    (r'generation_head/proj_out/kernel$', P('tp', 'fsdp')),  # one sum over tp before the activation, so that logits stay split
-    (r'generation_head/vision_head/kernel$', P('fsdp', 'tp')),
-    (r'(vision_model|vqmodel|aligner|generation_aligner|generation_embeddings|lora|reward)/', P()),  # small, whole everywhere
-    (r'(bias|scale)$', P()),
+  (
+    r'language_model/layers/.*/(q_proj|k_proj|v_proj|gate_proj|up_proj)/kernel$',
+    P(None, 'fsdp', 'tp'),
+  ),
+  (r'language_model/layers/.*/(o_proj|down_proj)/kernel$', P(None, 'tp', 'fsdp')),
+  (r'language_model/embed_tokens/embedding$', P('tp', 'fsdp')),
+  (r'lm_head/kernel$', P('fsdp', 'tp')),
+  (
+    r'generation_head/proj_out/kernel$',
+    P('tp', 'fsdp'),
+  ),  # one sum over tp before the activation, so that logits stay split
+  (r'generation_head/vision_head/kernel$', P('fsdp', 'tp')),
+  (
+    r'(vision_model|vqmodel|aligner|generation_aligner|generation_embeddings|lora|reward)/',
+    P(),
+  ),  # small, whole everywhere
+  (r'(bias|scale)$', P()),
 )
 
 
@@ -39,22 +56,33 @@ RULES = (
 
 
 def resolve(mesh, devices: int) -> dict[str, int]:
-  """`config.Mesh` (sizes of data, fsdp, tp; one may be -1) -> sizes by axis. InputError where they do not match the devices."""
+  """`config.Mesh` (sizes of data, fsdp, tp; one may be -1) -> sizes by axis. InputError where they
+  do not match the devices.
+  """
   sizes = [getattr(mesh, axis) for axis in AXES]
   known = math.prod(s for s in sizes if s != -1)
   if devices % known or (-1 not in sizes and known != devices):
     named = ' x '.join('(the rest)' if s == -1 else str(s) for s in sizes)
-    raise InputError(f'found {devices} device{"s" * (devices != 1)}; expected system.mesh data x fsdp x tp = {named} of them, '
-                     f'{"a multiple of " * (-1 in sizes)}{known}; change system.mesh, or set one of its sizes to -1')
+    raise InputError(
+      f'found {devices} device{"s" * (devices != 1)}; expected system.mesh data x fsdp x tp = '
+      f'{named} of them, '
+      f'{"a multiple of " * (-1 in sizes)}{known}; change system.mesh, or set one of its sizes to '
+      '-1'
+    )
   return {axis: devices // known if s == -1 else s for axis, s in zip(AXES, sizes)}
 
 
 def make_mesh(mesh, devices=None) -> jax.sharding.Mesh:
-  """`config.Mesh` -> a mesh of all devices, or of those given. InputError where they do not match."""
+  """`config.Mesh` -> a mesh of all devices, or of those given. InputError where they do not
+  match.
+  """
   devices = jax.devices() if devices is None else devices
   sizes = resolve(mesh, len(devices))
-  # A side of a TPU's torus may hold two axes, tp=4 on 8x8 say; `jax.make_mesh` would allow that on a v5e alone.
-  placed = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
+  # A side of a TPU's torus may hold two axes, tp=4 on 8x8 say; `jax.make_mesh` would allow that on
+  # a v5e alone.
+  placed = mesh_utils.create_device_mesh(
+    tuple(sizes.values()), devices, allow_split_physical_axes=True
+  )
   return jax.sharding.Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -64,14 +92,22 @@ def ways(axes) -> int:
 
 
 def check_fits(axes, heads: int, chunks: dict[str, int]):
-  """InputError unless the attention heads divide over tp, and inputs done at once (by the key that sets them) over data x fsdp."""
+  """InputError unless the attention heads divide over tp, and inputs done at once (by the key that
+  sets them) over data x fsdp.
+  """
   tp, n = axes['tp'], ways(axes)
   if heads % tp:
-    raise InputError(f'found system.mesh.tp={tp} and {heads} attention heads; expected a divisor of {heads}; change system.mesh')
+    raise InputError(
+      f'found system.mesh.tp={tp} and {heads} attention heads; expected a divisor of {heads}; '
+      'change system.mesh'
+    )
   for key, rows in chunks.items():
     if rows % n:
-      raise InputError(f'found {rows} inputs of a task at once and system.mesh data x fsdp = {n}; expected a multiple of {n}; change '
-                       f'{key} or method.inputs_per_step, or take more tp and less fsdp')
+      raise InputError(
+        f'found {rows} inputs of a task at once and system.mesh data x fsdp = {n}; expected a '
+        f'multiple of {n}; change '
+        f'{key} or method.inputs_per_step, or take more tp and less fsdp'
+      )
 
 
 # Layouts of a state.
@@ -83,22 +119,30 @@ def path_name(path) -> str:
 
 
 def _rule(path, shape):
-  """The index of the first rule for a parameter, or None for scalars, which lie whole everywhere."""
+  """The index of the first rule for a parameter, or None for scalars, which lie whole
+  everywhere.
+  """
   name = path_name(path)
   found = next((i for i, (pattern, _) in enumerate(RULES) if re.search(pattern, name)), None)
   if found is None and shape:
-    raise ValueError(f'found no sharding rule for {name} {tuple(shape)}; expected one in sharding.RULES; add it')
+    raise ValueError(
+      f'found no sharding rule for {name} {tuple(shape)}; expected one in sharding.RULES; add it'
+    )
   return found
 
 
 def _fits(spec, shape, mesh):
-  return len(spec) <= len(shape) and all(a is None or n % mesh.shape[a] == 0 for a, n in zip(spec, shape))
+  return len(spec) <= len(shape) and all(
+    a is None or n % mesh.shape[a] == 0 for a, n in zip(spec, shape)
+  )
 
 
 def shardings(state, mesh):
-  """The layout of each array of a whole state. Optimizer moments lie as the parameter whose path ends theirs; scalars are whole.
+  """The layout of each array of a whole state. Optimizer moments lie as the parameter whose path
+  ends theirs; scalars are whole.
 
-  Errors: InputError where a parameter does not divide over the mesh; ValueError where a rule and the parameters miss each other.
+  Errors: InputError where a parameter does not divide over the mesh; ValueError where a rule and
+    the parameters miss each other.
   """
   used = set()
 
@@ -107,14 +151,20 @@ def shardings(state, mesh):
     used.add(index)
     spec = P() if index is None else RULES[index][1]
     if not _fits(spec, x.shape, mesh):
-      raise InputError(f'found {path_name(path)} of size {" x ".join(map(str, x.shape))} and system.mesh {dict(mesh.shape)}; expected '
-                       f'sizes that divide as {spec}; choose smaller fsdp or tp, and more data')
+      raise InputError(
+        f'found {path_name(path)} of size {" x ".join(map(str, x.shape))} and system.mesh '
+        f'{dict(mesh.shape)}; expected '
+        f'sizes that divide as {spec}; choose smaller fsdp or tp, and more data'
+      )
     return NamedSharding(mesh, spec)
 
   layout = jax.tree_util.tree_map_with_path(place, state)
   unused = [pattern for i, (pattern, _) in enumerate(RULES) if i not in used]
   if unused:
-    raise ValueError(f'found sharding rules that match nothing: {", ".join(unused)}; expected a parameter for each; mend sharding.RULES')
+    raise ValueError(
+      f'found sharding rules that match nothing: {", ".join(unused)}; expected a parameter for '
+      'each; mend sharding.RULES'
+    )
   return layout
 
 
@@ -130,29 +180,47 @@ def batch_sharding(mesh, rows: int | None = None) -> NamedSharding:
 
 def rows_here(mesh, rows: int) -> tuple[int, int]:
   """First and last (exclusive) of the rows that this process' devices hold."""
-  held = [index[0].indices(rows) for index in batch_sharding(mesh, rows).addressable_devices_indices_map((rows,)).values()]
+  held = [
+    index[0].indices(rows)
+    for index in batch_sharding(mesh, rows).addressable_devices_indices_map((rows,)).values()
+  ]
   return min(start for start, _, _ in held), max(stop for _, stop, _ in held)
 
 
 def place_batch(batch, mesh, first: int, rows: int):
-  """A step's inputs on the mesh. batch: arrays of this process' rows, from row `first` of all; those of less than two axes are no rows."""
+  """A step's inputs on the mesh. batch: arrays of this process' rows, from row `first` of all;
+  those of less than two axes are no rows.
+  """
 
   def put(x):
     if np.ndim(x) < 2:
-      return jax.make_array_from_callback(np.shape(x), whole(mesh), lambda index: np.asarray(x)[index])
-    here = lambda index: x[slice(*(i - first for i in index[0].indices(rows)[:2]))]
+      return jax.make_array_from_callback(
+        np.shape(x), whole(mesh), lambda index: np.asarray(x)[index]
+      )
+
+    def here(index):
+      return x[slice(*(i - first for i in index[0].indices(rows)[:2]))]
+
     return jax.make_array_from_callback((rows, *x.shape[1:]), batch_sharding(mesh, rows), here)
 
   return jax.tree.map(put, batch)
 
 
 def place(tree, layout):
-  """Host arrays -> arrays on the mesh, each process copying only what its devices hold. The tree and its layout may be any pytrees.
+  """Host arrays -> arrays on the mesh, each process copying only what its devices hold. The tree
+  and its layout may be any pytrees.
 
-  What has a method `placed`, as the leaves of `convert.load` that still lie in files, goes there by itself, piece by piece.
+  What has a method `placed`, as the leaves of `convert.load` that still lie in files, goes there by
+  itself, piece by piece.
   """
-  put = lambda x, where: (x.placed(where) if hasattr(x, 'placed') else
-                          jax.make_array_from_callback(x.shape, where, lambda index: x[index]))
+
+  def put(x, where):
+    return (
+      x.placed(where)
+      if hasattr(x, 'placed')
+      else jax.make_array_from_callback(x.shape, where, lambda index: x[index])
+    )
+
   return jax.tree.map(put, tree, layout)
 
 
@@ -173,14 +241,19 @@ def _mesh():
 
 
 def _constrain(x, *spec):
-  """x laid out as `spec` for its first axes, where they divide; `...` stands for the axes between."""
+  """x laid out as `spec` for its first axes, where they divide; `...` stands for the axes
+  between.
+  """
   mesh = _mesh()
   if mesh is None:
     return x
   if ... in spec:
     at = spec.index(...)
-    spec = (*spec[:at], *(None,) * (x.ndim - len(spec) + 1), *spec[at + 1:])
-  size = lambda axes: math.prod(mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes or ()))
+    spec = (*spec[:at], *(None,) * (x.ndim - len(spec) + 1), *spec[at + 1 :])
+
+  def size(axes):
+    return math.prod(mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes or ()))
+
   fitting = [axes if n % size(axes) == 0 else None for axes, n in zip(spec, x.shape)]
   return jax.lax.with_sharding_constraint(x, P(*fitting))
 
@@ -206,7 +279,9 @@ def split_params(tree):
 
 
 def gather_for_rollout(params):
-  """Parameters in the layout of decoding: gathered over fsdp once, kept split over tp, so that no decode step gathers weights."""
+  """Parameters in the layout of decoding: gathered over fsdp once, kept split over tp, so that no
+  decode step gathers weights.
+  """
   return _by_rule(params, lambda spec: P(*('tp' if axis == 'tp' else None for axis in spec)))
 
 
@@ -228,7 +303,9 @@ def keep_whole(x):
 
 
 def look_up(table, ids):
-  """table (V, D) at ids (rows, ...) -> (rows, ..., D). Where V is split each device looks at its own part, and one sum joins them."""
+  """table (V, D) at ids (rows, ...) -> (rows, ..., D). Where V is split each device looks at its
+  own part, and one sum joins them.
+  """
   mesh = _mesh()
   if mesh is None or mesh.shape['tp'] == 1:
     return table[ids]
@@ -237,13 +314,17 @@ def look_up(table, ids):
   def local(table, ids):
     place = ids - jax.lax.axis_index('tp') * table.shape[0]
     here = (place >= 0) & (place < table.shape[0])
-    return jax.lax.psum(jnp.where(here[..., None], table[jnp.clip(place, 0, table.shape[0] - 1)], 0), 'tp')
+    return jax.lax.psum(
+      jnp.where(here[..., None], table[jnp.clip(place, 0, table.shape[0] - 1)], 0), 'tp'
+    )
 
   return jax.shard_map(local, in_specs=(P('tp'), rows), out_specs=rows)(table, ids)
 
 
 def pick(x, index):
-  """x (..., V) at index (...) -> (...). Where the vocabulary is split a masked sum: looking up would gather it."""
+  """x (..., V) at index (...) -> (...). Where the vocabulary is split a masked sum: looking up
+  would gather it.
+  """
   mesh = _mesh()
   if mesh is None or mesh.shape['tp'] == 1:
     return jnp.take_along_axis(x, index[..., None], axis=-1)[..., 0]
@@ -253,7 +334,8 @@ def pick(x, index):
 def by_rows_and_heads(fn, arrays, heads, out_heads):
   """fn(*arrays), each device at work on its own rows and heads.
 
-  arrays: (rows, ...) and scalars. heads, out_heads: the axis of heads of each array and of each result, or None where it has none.
+  arrays: (rows, ...) and scalars. heads, out_heads: the axis of heads of each array and of each
+    result, or None where it has none.
   """
   mesh = _mesh()
   if mesh is None:
@@ -261,17 +343,23 @@ def by_rows_and_heads(fn, arrays, heads, out_heads):
   rows, count = arrays[0].shape[0], arrays[0].shape[heads[0]]
   first = ROWS if rows % ways(mesh.shape) == 0 else None
   tp = 'tp' if count % mesh.shape['tp'] == 0 else None
-  spec = lambda axis: P(first) if axis is None else P(first, *(None,) * (axis - 1), tp)
+
+  def spec(axis):
+    return P(first) if axis is None else P(first, *(None,) * (axis - 1), tp)
+
   given = tuple(spec(axis) if jnp.ndim(x) else P() for x, axis in zip(arrays, heads))
-  return jax.shard_map(fn, in_specs=given, out_specs=tuple(map(spec, out_heads)), check_vma=False)(*arrays)
+  return jax.shard_map(fn, in_specs=given, out_specs=tuple(map(spec, out_heads)), check_vma=False)(
+    *arrays
+  )
 
 
 def over_pictures(fn, params, x, pixels: int):
-  """fn(params, x) for x (pictures, ...), the pictures split over all axes of the mesh and taken a few at a time.
+  """fn(params, x) for x (pictures, ...), the pictures split over all axes of the mesh and taken a
+  few at a time.
 
   params: whole everywhere. pixels: of one picture. fn maps picture by picture.
   """
-  chunk = max(PIXELS_AT_ONCE.get(jax.default_backend(), 2 ** 18) // pixels, 1)
+  chunk = max(PIXELS_AT_ONCE.get(jax.default_backend(), 2**18) // pixels, 1)
 
   def run(params, x):
     rows = x.shape[0]
@@ -282,8 +370,13 @@ def over_pictures(fn, params, x, pixels: int):
     return jax.tree.map(lambda y: y.reshape(rows, *y.shape[2:]), out)
 
   mesh = _mesh()
-  size = lambda axes: math.prod(mesh.shape[a] for a in axes)
-  axes = () if mesh is None else next(axes for axes in (AXES, ROWS, ()) if x.shape[0] % size(axes) == 0)
+
+  def size(axes):
+    return math.prod(mesh.shape[a] for a in axes)
+
+  axes = (
+    () if mesh is None else next(axes for axes in (AXES, ROWS, ()) if x.shape[0] % size(axes) == 0)
+  )
   if not axes:
     return run(params, x)
   return jax.shard_map(run, in_specs=(P(), P(axes)), out_specs=P(axes))(params, x)

@@ -2,8 +2,8 @@
 
 A cell is one training run (or one evaluation of the untouched base) in a folder of its own:
 
-  DIR/cells/BASE/VARIANT/seed_S/   a run's workdir, with evaluations/STEP.json; cell.json once it has ended
-  DIR/tune/VARIANT/lr_X/           the same, evaluated on the validation lists
+  DIR/cells/BASE/VARIANT/seed_S/   a run's workdir, with evaluations/STEP.json; cell.json once it
+  has ended DIR/tune/VARIANT/lr_X/           the same, evaluated on the validation lists
   DIR/rewards/BASE/REWARD.json     how a reward orders candidates of the base
 
 `cell.json` says finished or failed; a folder without it is a cell to be run, or to go on with.
@@ -26,10 +26,8 @@ import numpy as np
 from dsr_jax import config as config_lib
 from dsr_jax import parts as parts_lib
 from dsr_jax import step as step_lib
-from dsr_jax import study_evaluate
-from dsr_jax import study_lanes
+from dsr_jax import study_evaluate, study_lanes, train
 from dsr_jax import study_variants as variants_lib
-from dsr_jax import train
 from dsr_jax import workdir as workdir_lib
 from dsr_jax.errors import InputError
 from dsr_jax.progress import say
@@ -47,6 +45,7 @@ class Stopped(Exception):
 @dataclasses.dataclass(frozen=True)
 class Cell:
   """base, variant, seed; its configuration and folder; split: the lists it is evaluated on."""
+
   base: str
   variant: str
   seed: int
@@ -56,7 +55,9 @@ class Cell:
 
   @property
   def name(self) -> str:
-    rate = f' learning rate {self.config.method.learning_rate:g}' if self.split == 'validation' else ''
+    rate = (
+      f' learning rate {self.config.method.learning_rate:g}' if self.split == 'validation' else ''
+    )
     return f'{self.base} {self.variant} seed {self.seed}{rate}'
 
   @property
@@ -73,19 +74,26 @@ class Cell:
 
 
 def record_of(cell: Cell) -> dict | None:
-  """cell.json, or None for a cell that has not ended. Errors: InputError if a finished one was configured otherwise."""
+  """cell.json, or None for a cell that has not ended. Errors: InputError if a finished one was
+  configured otherwise.
+  """
   record = read_json(os.path.join(cell.folder, RECORD))
   if record and record['state'] == 'finished':
     different = config_lib.differences(config_lib.completed(record['config']), _identity(cell))
     if different:
-      raise InputError(f'found the cell {cell.folder} of another configuration (then -> now: {"; ".join(different)}); expected the same; '
-                       'restore it, move that folder away, or choose another --output')
+      raise InputError(
+        f'found the cell {cell.folder} of another configuration (then -> now: '
+        f'{"; ".join(different)}); expected the same; '
+        'restore it, move that folder away, or choose another --output'
+      )
   return record
 
 
 def rows_path(cell: Cell, step: int | None = None) -> str:
   """The rows of an evaluation, of the last one by default."""
-  return os.path.join(cell.folder, 'evaluations', f'{cell.last_step if step is None else step:06d}.json')
+  return os.path.join(
+    cell.folder, 'evaluations', f'{cell.last_step if step is None else step:06d}.json'
+  )
 
 
 def read_json(path):
@@ -107,7 +115,9 @@ def write_json(path, tree):
 
 
 def _identity(cell: Cell) -> dict:
-  """What must be the same for a finished cell to be this one: not where files lie, nor how it is computed."""
+  """What must be the same for a finished cell to be this one: not where files lie, nor how it is
+  computed.
+  """
   settings = config_lib.to_json(cell.config)
   tree = {key: settings[key] for key in ('method', 'data', 'eval')} | {'split': cell.split}
   tree['method']['clip_model'] = bool(tree['method']['clip_model'])
@@ -118,7 +128,8 @@ def _identity(cell: Cell) -> dict:
 
 
 class Bench:
-  """Runs cells, and keeps between them what they share: evaluators, the base's own evaluation, the last variant's programs.
+  """Runs cells, and keeps between them what they share: evaluators, the base's own evaluation, the
+  last variant's programs.
 
   study: `study.Study`. parts: `parts.Parts` of a run, the real ones if None.
   """
@@ -129,12 +140,18 @@ class Bench:
     self._programs = None, {}  # of one variant: (its key, compiled programs by shapes of the batch)
 
   def run(self, cell: Cell) -> dict:
-    """Runs a cell to its end, from where it was; returns its record, which is also in its folder. Errors: `Stopped`."""
+    """Runs a cell to its end, from where it was; returns its record, which is also in its folder.
+    Errors: `Stopped`.
+    """
     began, error = time.time(), None
     try:
       kind = VARIANTS[cell.variant].kind
-      {variants_lib.TRAINED: self._train, variants_lib.UNTOUCHED: self._untouched, variants_lib.BEST_SETTINGS: self._best_settings,
-       variants_lib.BEST_OF: self._best_of}[kind](cell)
+      {
+        variants_lib.TRAINED: self._train,
+        variants_lib.UNTOUCHED: self._untouched,
+        variants_lib.BEST_SETTINGS: self._best_settings,
+        variants_lib.BEST_OF: self._best_of,
+      }[kind](cell)
     except (Stopped, KeyboardInterrupt):
       raise
     except Exception as e:  # whatever it is, the other cells need not suffer from it
@@ -145,8 +162,13 @@ class Bench:
   def run_lanes(self, cells) -> list[dict]:
     """As `run`, of cells that are lanes of one program; see `study_lanes.groups`."""
     began = time.time()
-    parts_of = lambda cell: dataclasses.replace(
-        self._parts_of(cell), make_step=functools.partial(self._make_step, as_run=study_lanes.together))
+
+    def parts_of(cell):
+      return dataclasses.replace(
+        self._parts_of(cell),
+        make_step=functools.partial(self._make_step, as_run=study_lanes.together),
+      )
+
     try:
       errors = study_lanes.run(cells, parts_of)
     except Exception as e:  # as above
@@ -155,14 +177,29 @@ class Bench:
     if errors is None:
       raise Stopped(', '.join(cell.name for cell in cells))
     seconds = (time.time() - began) / len(cells)
-    return [self._ended(cell, error, seconds, lanes=len(cells)) for cell, error in zip(cells, errors)]
+    return [
+      self._ended(cell, error, seconds, lanes=len(cells)) for cell, error in zip(cells, errors)
+    ]
 
   def _ended(self, cell, error, seconds, **more):
     """Writes a cell's record."""
-    state = {'state': 'failed', 'error': f'{type(error).__name__}: {error}'} if error else {'state': 'finished'}
-    record = {'base': cell.base, 'variant': cell.variant, 'seed': cell.seed, 'split': cell.split, 'config': _identity(cell),
-              'model': self.fingerprint(cell.config.model), 'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
-              **state, 'seconds': round(seconds, 1), **more}
+    state = (
+      {'state': 'failed', 'error': f'{type(error).__name__}: {error}'}
+      if error
+      else {'state': 'finished'}
+    )
+    record = {
+      'base': cell.base,
+      'variant': cell.variant,
+      'seed': cell.seed,
+      'split': cell.split,
+      'config': _identity(cell),
+      'model': self.fingerprint(cell.config.model),
+      'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+      **state,
+      'seconds': round(seconds, 1),
+      **more,
+    }
     write_json(os.path.join(cell.folder, RECORD), record)
     return record
 
@@ -180,12 +217,17 @@ class Bench:
     if name not in self._params:
       # Leaves that still lie in files go to the device by themselves; see `convert.load`.
       here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-      put = lambda x: x.placed(here) if hasattr(x, 'placed') else jnp.asarray(x)
+
+      def put(x):
+        return x.placed(here) if hasattr(x, 'placed') else jnp.asarray(x)
+
       self._params = {name: jax.tree.map(put, self._parts.load_model(name).params)}
     return self._params[name]
 
   def reward(self, cell: Cell):
-    """DIR/rewards/BASE/REWARD.json: rows of how the cell's reward orders candidates of its base, and of how the judge does."""
+    """DIR/rewards/BASE/REWARD.json: rows of how the cell's reward orders candidates of its base,
+    and of how the judge does.
+    """
     path = self._study.reward_path(cell)
     if not os.path.exists(path):
       c = cell.config
@@ -213,44 +255,68 @@ class Bench:
     params, path = self.params(c.model), os.path.join(cell.folder, 'settings.json')
     grid = read_json(path)
     if grid is None:
-      lists = dataclasses.replace(c.eval, prompts_per_task=tune.prompts_per_task, pictures=tune.pictures)
+      lists = dataclasses.replace(
+        c.eval, prompts_per_task=tune.prompts_per_task, pictures=tune.pictures
+      )
       validation = self._evaluator(dataclasses.replace(c, eval=lists), 'validation')
       grid = validation.best_settings(params, tune.temperatures, tune.guidances)
       write_json(path, grid)
-    temperature, guidance = map(float, max(grid['generation'], key=grid['generation'].get).split(','))
+    temperature, guidance = map(
+      float, max(grid['generation'], key=grid['generation'].get).split(',')
+    )
     evaluator = self._evaluator(c, cell.split)
     rows = evaluator.generation(params, c.eval.prompts_per_task, temperature, guidance)[1]
     rows |= evaluator.many(params, temperature, guidance)
-    rows['description'] = evaluator.texts(params, float(max(grid['description'], key=grid['description'].get)))
+    rows['description'] = evaluator.texts(
+      params, float(max(grid['description'], key=grid['description'].get))
+    )
     write_rows(cell, self._like_base(cell, rows))
 
   def _best_of(self, cell):
     """The base, each sample the best of several by the reward."""
     c, params = cell.config, self.params(cell.config.model)
     evaluator, n = self._evaluator(c, cell.split), variants_lib.INFERENCE_BEST_OF
-    rows = evaluator.generation(params, c.eval.prompts_per_task, c.method.temperature, c.method.guidance, n, c.method.cfg_interval)[1]
+    rows = evaluator.generation(
+      params,
+      c.eval.prompts_per_task,
+      c.method.temperature,
+      c.method.guidance,
+      n,
+      c.method.cfg_interval,
+    )[1]
     rows['description'] = evaluator.texts(params, c.method.temperature, n)
     write_rows(cell, self._like_base(cell, rows, without=('generation_many',)))
 
   def _like_base(self, cell, rows, without=()):
     """Rows, and the base's where they are the same: greedy texts and answers."""
-    base = {k: v for k, v in self._base_evaluation(cell)['rows'].items() if not k.startswith('scorer_') and k not in without}
+    base = {
+      k: v
+      for k, v in self._base_evaluation(cell)['rows'].items()
+      if not k.startswith('scorer_') and k not in without
+    }
     return base | rows
 
   # What a run is made of.
 
   def _parts_of(self, cell):
     return dataclasses.replace(
-        self._parts, make_batches=self._make_batches, make_step=self._make_step,
-        make_evaluator=lambda config, model: self._evaluation(cell))
+      self._parts,
+      make_batches=self._make_batches,
+      make_step=self._make_step,
+      make_evaluator=lambda config, model: self._evaluation(cell),
+    )
 
   def _make_batches(self, config, model, mesh):
     return _SamePrograms(self._parts.make_batches(config, model, mesh), config.method.learning_rate)
 
   def _make_step(self, model, config, mesh, as_run=lambda step: step):
-    """The step, compiled once for all seeds, learning rates and bases of a variant: those and the weights are its inputs."""
+    """The step, compiled once for all seeds, learning rates and bases of a variant: those and the
+    weights are its inputs.
+    """
     method = dataclasses.replace(config.method, seed=0, learning_rate=1.0)
-    system = dataclasses.replace(config.system, compile_cache='', samples_every=0)  # no part of the program
+    system = dataclasses.replace(
+      config.system, compile_cache='', samples_every=0
+    )  # no part of the program
     key = repr((method, system, model.config))
     if self._programs[0] != key:
       self._programs = key, {}
@@ -265,7 +331,9 @@ class Bench:
         kept = self._base_evaluation(cell)
         return kept['scores'], kept['rows']
       drawing = step_lib.policy_params(state)
-      reading = step_lib.policy_params(state, 'understander') if c.method.strategy == 'separate' else None
+      reading = (
+        step_lib.policy_params(state, 'understander') if c.method.strategy == 'separate' else None
+      )
       scores, rows = self._evaluator(c, cell.split).run(drawing, step, reading)
       if cell.split == 'evaluation':
         rows |= self._order(c, drawing, reading)
@@ -274,7 +342,9 @@ class Bench:
     return evaluate
 
   def _base_evaluation(self, cell):
-    """{'scores', 'rows'} of the cell's base on the cell's lists at the run's temperature and guidance."""
+    """{'scores', 'rows'} of the cell's base on the cell's lists at the run's temperature and
+    guidance.
+    """
     path = self._study.base_path(cell)
     kept = read_json(path)
     if kept is None:
@@ -291,11 +361,23 @@ class Bench:
   def _order(self, config, drawing, reading):
     """Rows of how live, frozen and partner scorers order fresh candidates."""
     model, frozen = self.model(config.model), self.params(config.model)
-    c = dataclasses.replace(config, method=dataclasses.replace(config.method, reward='dual', task='unified', clip_model=''))
-    key = repr((config.model, c.method.temperature, c.method.guidance, c.method.max_text_tokens))  # a base has its own tokenizer
+    c = dataclasses.replace(
+      config,
+      method=dataclasses.replace(config.method, reward='dual', task='unified', clip_model=''),
+    )
+    key = repr(
+      (config.model, c.method.temperature, c.method.guidance, c.method.max_text_tokens)
+    )  # a base has its own tokenizer
     if key not in self._scorers:
-      self._scorers = {key: study_evaluate.Scorers(
-          model.graphdef, c, model.processor, model.config.vision.image_size, self._study.measure.scorer_inputs)}
+      self._scorers = {
+        key: study_evaluate.Scorers(
+          model.graphdef,
+          c,
+          model.processor,
+          model.config.vision.image_size,
+          self._study.measure.scorer_inputs,
+        )
+      }
     policies = {'generation': drawing, 'understanding': drawing if reading is None else reading}
     scorers = {task: {'live': policy, 'frozen': frozen} for task, policy in policies.items()}
     if reading is not None:
@@ -304,10 +386,23 @@ class Bench:
 
   def _evaluator(self, config, split):
     model, m = self.model(config.model), config.method
-    key = repr((config.model, config.eval, m.temperature, m.guidance, m.max_text_tokens, m.instruction, m.steps,
-                config.data.max_prompt_tokens, split))
+    key = repr(
+      (
+        config.model,
+        config.eval,
+        m.temperature,
+        m.guidance,
+        m.max_text_tokens,
+        m.instruction,
+        m.steps,
+        config.data.max_prompt_tokens,
+        split,
+      )
+    )
     if key not in self._evaluators:
-      self._evaluators[key] = study_evaluate.Evaluator(config, model.processor, model.graphdef, self._study.measure, split)
+      self._evaluators[key] = study_evaluate.Evaluator(
+        config, model.processor, model.graphdef, self._study.measure, split
+      )
     return self._evaluators[key]
 
 
@@ -317,19 +412,31 @@ def write_rows(cell: Cell, rows):
 
 
 class _SamePrograms:
-  """Batches for programs that runs share: with the learning rate, and prompts padded to a multiple of PROMPT_MULTIPLE tokens."""
+  """Batches for programs that runs share: with the learning rate, and prompts padded to a multiple
+  of PROMPT_MULTIPLE tokens.
+  """
 
   def __init__(self, batches, learning_rate):
-    self._batches, self._rate, self.fingerprint = batches, np.float32(learning_rate), batches.fingerprint
+    self._batches, self._rate, self.fingerprint = (
+      batches,
+      np.float32(learning_rate),
+      batches.fingerprint,
+    )
 
   def at(self, step):
-    batch = {name: _padded(x) if self._is_text(name) else x for name, x in self._batches.at(step).items()}
+    batch = {
+      name: _padded(x) if self._is_text(name) else x for name, x in self._batches.at(step).items()
+    }
     return batch | {'learning_rate': self._rate}
 
   @staticmethod
   def _is_text(name):
     task, _, last = name.rpartition('/')
-    return last.startswith(('prompt_', 'other_', 'negative_')) and last.endswith(('_ids', '_mask')) and task in ('', 'generation')
+    return (
+      last.startswith(('prompt_', 'other_', 'negative_'))
+      and last.endswith(('_ids', '_mask'))
+      and task in ('', 'generation')
+    )
 
 
 def _padded(x):
@@ -344,7 +451,9 @@ class _Reused:
     self._step, self._programs, self._key, self._lowered = step, programs, None, None
 
   def lower(self, state, batch):
-    self._key = repr(sorted((name, jnp.shape(x), str(jnp.asarray(x).dtype)) for name, x in batch.items()))
+    self._key = repr(
+      sorted((name, jnp.shape(x), str(jnp.asarray(x).dtype)) for name, x in batch.items())
+    )
     self._lowered = None if self._key in self._programs else self._step.lower(state, batch)
     return self
 
@@ -355,7 +464,9 @@ class _Reused:
 
 
 def with_retry(cell: Cell):
-  """Forgets a failed cell, so that it is run again from its beginning; what went wrong stays in earlier.json."""
+  """Forgets a failed cell, so that it is run again from its beginning; what went wrong stays in
+  earlier.json.
+  """
   record = read_json(os.path.join(cell.folder, RECORD))
   earlier = (read_json(os.path.join(cell.folder, 'earlier.json')) or []) + [copy.deepcopy(record)]
   shutil.rmtree(cell.folder)

@@ -1,8 +1,10 @@
-"""Several runs of one variant as lanes of one program, by `jax.vmap`: seeds of a cell, or learning rates of the tuning.
+"""Several runs of one variant as lanes of one program, by `jax.vmap`: seeds of a cell, or learning
+rates of the tuning.
 
-A small model leaves an accelerator idle; L runs beside each other take little longer than one. A lane is the run that `train.run` makes of
-its cell, within rounding, and leaves the same folder. What differs: there is no checkpoint on the way, so what was stopped begins again;
-and time is a lane's share, the program's divided by L.
+A small model leaves an accelerator idle; L runs beside each other take little longer than one. A
+lane is the run that `train.run` makes of its cell, within rounding, and leaves the same folder.
+What differs: there is no checkpoint on the way, so what was stopped begins again; and time is a
+lane's share, the program's divided by L.
 
 Axes: L lanes.
 """
@@ -22,8 +24,7 @@ import numpy as np
 from dsr_jax import checkpoints as checkpoints_lib
 from dsr_jax import metrics as metrics_lib
 from dsr_jax import programs as programs_lib
-from dsr_jax import report
-from dsr_jax import train
+from dsr_jax import report, train
 from dsr_jax import workdir as workdir_lib
 from dsr_jax.errors import InputError
 from dsr_jax.progress import Progress, Silence, StopSignals, say
@@ -40,33 +41,45 @@ def number(asked: str) -> int:
   if not asked.isdecimal() or int(asked) < 1:
     raise InputError(f'found --lanes={asked}; expected auto, or a number from 1; change it')
   if int(asked) > 1 and devices > 1:
-    raise InputError(f'found --lanes={asked} and {devices} devices; expected one, for lanes are not split over devices; set --lanes=1')
+    raise InputError(
+      f'found --lanes={asked} and {devices} devices; expected one, for lanes are not split over '
+      'devices; set --lanes=1'
+    )
   return int(asked)
 
 
 def groups(cells, most: int) -> list[list[int]]:
-  """Indices of cells, in order, by program: at most `most` neighbours that differ in seed and learning rate alone.
+  """Indices of cells, in order, by program: at most `most` neighbours that differ in seed and
+  learning rate alone.
 
   A cell that holds a checkpoint was begun on its own, and goes on so.
   """
-  begun = lambda cell: os.path.isdir(os.path.join(cell.folder, 'checkpoints'))
-  key = lambda i: cells[i].folder if begun(cells[i]) else _program(cells[i])
+
+  def begun(cell):
+    return os.path.isdir(os.path.join(cell.folder, 'checkpoints'))
+
+  def key(i):
+    return cells[i].folder if begun(cells[i]) else _program(cells[i])
+
   alike = [list(same) for _, same in itertools.groupby(range(len(cells)), key)]
-  return [same[i:i + most] for same in alike for i in range(0, len(same), most)]
+  return [same[i : i + most] for same in alike for i in range(0, len(same), most)]
 
 
 def _program(cell) -> str:
   c = cell.config
   method = dataclasses.replace(c.method, seed=0, learning_rate=1.0)
   system = dataclasses.replace(c.system, samples_every=0)
-  return repr((cell.base, cell.variant, cell.split, dataclasses.replace(c, method=method, system=system)))
+  return repr(
+    (cell.base, cell.variant, cell.split, dataclasses.replace(c, method=method, system=system))
+  )
 
 
 # The program.
 
 
 def together(step):
-  """The `step.Step` of one run -> that of L, jitted: (state, batch) -> (state, metrics, records); the state is donated.
+  """The `step.Step` of one run -> that of L, jitted: (state, batch) -> (state, metrics, records);
+  the state is donated.
 
   state: of `stacked_state`. batch: of `stacked`. metrics: (L,) each. records: (L, ...) each.
   """
@@ -79,7 +92,9 @@ def together(step):
 
 
 def stacked_state(states):
-  """States of L runs, one at a time -> one whose arrays are (L, ...), but those of SHARED, which are held once."""
+  """States of L runs, one at a time -> one whose arrays are (L, ...), but those of SHARED, which
+  are held once.
+  """
   lanes = []
   for state in states:
     lanes.append({name: part for name, part in state.items() if name not in SHARED})
@@ -88,18 +103,28 @@ def stacked_state(states):
 
 
 def stacked(batches):
-  """Batches of L runs -> one of arrays (L, ...). Prompts that are longer in one run than in another are padded to the longest."""
+  """Batches of L runs -> one of arrays (L, ...). Prompts that are longer in one run than in another
+  are padded to the longest.
+  """
 
   def stack(*arrays):
     room = [max(x.shape[-1] for x in arrays) - x.shape[-1] if x.ndim else 0 for x in arrays]
-    return jnp.stack([jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, more)]) if more else x for x, more in zip(arrays, room)])
+    return jnp.stack(
+      [
+        jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, more)]) if more else x
+        for x, more in zip(arrays, room)
+      ]
+    )
 
   return jax.tree.map(stack, *batches)
 
 
 def state_of(state, lane: int):
   """The state of one of the runs."""
-  return {**_take({name: part for name, part in state.items() if name not in SHARED}, lane), **{name: state[name] for name in SHARED}}
+  return {
+    **_take({name: part for name, part in state.items() if name not in SHARED}, lane),
+    **{name: state[name] for name in SHARED},
+  }
 
 
 @jax.jit
@@ -111,7 +136,8 @@ def _take(tree, lane):
 
 
 def run(cells, parts_of):
-  """Runs cells of one of `groups` to their ends. Returns the error of each, or None; nothing at all if a signal ended them.
+  """Runs cells of one of `groups` to their ends. Returns the error of each, or None; nothing at all
+  if a signal ended them.
 
   parts_of: cell -> `parts.Parts`, whose `make_step` makes the step of L runs.
   """
@@ -119,13 +145,14 @@ def run(cells, parts_of):
   last = config.method.steps
   mesh = parts.make_mesh(config.system.mesh)
   with jax.set_mesh(mesh), StopSignals() as stop, contextlib.ExitStack() as ends:
-
     # Model, data, state.
     model = parts.load_model(config.model)
     batches = [parts.make_batches(cell.config, model, mesh) for cell in cells]
     state = stacked_state(parts.init_state(model, cell.config, mesh) for cell in cells)
     model.params = None  # the state holds them now
-    lanes = [_Lane(i, cell, parts_of(cell), model, batches[i].fingerprint) for i, cell in enumerate(cells)]
+    lanes = [
+      _Lane(i, cell, parts_of(cell), model, batches[i].fingerprint) for i, cell in enumerate(cells)
+    ]
     metrics = _Metrics(lanes, last)
     for thing in (*lanes, metrics):
       ends.callback(thing.close)
@@ -133,7 +160,10 @@ def run(cells, parts_of):
     # Compile.
     for lane in lanes:
       lane.evaluate(0, state)
-    at = lambda step: stacked([b.at(step) for b in batches])
+
+    def at(step):
+      return stacked([b.at(step) for b in batches])
+
     batch = at(0)
     programs = programs_lib.Programs(parts.make_step(model, config, mesh), None)
     programs.compile(state, batch)
@@ -159,7 +189,9 @@ def run(cells, parts_of):
 
 
 class _Metrics:
-  """Metrics on their way from the device to the folders of the runs; the terminal shows their means."""
+  """Metrics on their way from the device to the folders of the runs; the terminal shows their
+  means.
+  """
 
   def __init__(self, lanes, last):
     self._lanes, self._progress, self._pending = lanes, Progress(0, last), []
@@ -180,7 +212,9 @@ class _Metrics:
     for step, values in ready:
       for lane in self._lanes:
         lane.write(step, values, seconds / len(self._lanes))
-      self._progress.step(step, {name: np.mean(x) for name, x in values.items()} | {'time/step_seconds': seconds})
+      self._progress.step(
+        step, {name: np.mean(x) for name, x in values.items()} | {'time/step_seconds': seconds}
+      )
 
   def resume_clock(self):
     """Leaves out of the next steps' time what was not a step."""
@@ -211,7 +245,10 @@ class _Lane:
     workdir_lib.write_config(cell.folder, config, self._about)
     self._writer = metrics_lib.Writer(cell.folder)
     self._log = train.Log(config, cell.folder, model, self._writer, Silence())
-    self._evaluator, self._sheet = parts.make_evaluator(config, model), parts.make_sheets(config, model)
+    self._evaluator, self._sheet = (
+      parts.make_evaluator(config, model),
+      parts.make_sheets(config, model),
+    )
 
   @_alone
   def write(self, step, values, seconds):
@@ -231,7 +268,9 @@ class _Lane:
       workdir_lib.write_samples(folder, last, self._sheet(state, _take(records, self._index)))
     train.check_finite(state, last, folder)
     if cell.keeps_checkpoint:
-      checkpoints = checkpoints_lib.Checkpoints(folder, self._about, system.keep_last, system.keep_every)
+      checkpoints = checkpoints_lib.Checkpoints(
+        folder, self._about, system.keep_last, system.keep_every
+      )
       try:
         checkpoints.save(last, state)
       finally:

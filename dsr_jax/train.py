@@ -1,9 +1,11 @@
-"""The loop: data, step, metrics, pictures, evaluation, checkpoints, in that order and nothing hidden.
+"""The loop: data, step, metrics, pictures, evaluation, checkpoints, in that order and nothing
+hidden.
 
-A run is a function of (model, method, data): whatever happens to the process, the same command goes on from the last
-complete checkpoint and ends with the same metrics (all but time and memory) and the same parameters. For that,
-everything due at step s is on disk before the checkpoint of step s begins, or is made up for when the run goes on.
-Of several processes all run this same loop; the first writes files and speaks, and all write the checkpoints.
+A run is a function of (model, method, data): whatever happens to the process, the same command goes
+on from the last complete checkpoint and ends with the same metrics (all but time and memory) and
+the same parameters. For that, everything due at step s is on disk before the checkpoint of step s
+begins, or is made up for when the run goes on. Of several processes all run this same loop; the
+first writes files and speaks, and all write the checkpoints.
 """
 
 import contextlib
@@ -16,19 +18,19 @@ import jax.numpy as jnp
 from dsr_jax import checkpoints as checkpoints_lib
 from dsr_jax import metrics as metrics_lib
 from dsr_jax import parts as parts_lib
-from dsr_jax import processes
+from dsr_jax import processes, report, sharding
 from dsr_jax import programs as programs_lib
-from dsr_jax import report
-from dsr_jax import sharding
 from dsr_jax import workdir as workdir_lib
 from dsr_jax.errors import InputError
 from dsr_jax.progress import Progress, StopSignals, describe_run, say
 
 
 def run(config, workdir, parts=None, team=None):
-  """Trains to the end, or until SIGTERM, which finishes the step and saves. Returns the path of the summary.
+  """Trains to the end, or until SIGTERM, which finishes the step and saves. Returns the path of the
+  summary.
 
-  parts: `parts.Parts`, the real ones if None. team: `processes.Team`, this process alone if None. Errors: InputError
+  parts: `parts.Parts`, the real ones if None. team: `processes.Team`, this process alone if None.
+    Errors: InputError
   for everything a user can mend; the workdir then holds its last good checkpoint.
   """
   workdir_lib.check_writable(workdir)
@@ -54,12 +56,17 @@ def run(config, workdir, parts=None, team=None):
     # Resume.
     mirror = workdir_lib.Mirror(workdir, system.bucket if team.lead else '')
     mirror.fetch()
-    checkpoints = checkpoints_lib.Checkpoints(system.bucket or workdir, about, system.keep_last, system.keep_every)
+    checkpoints = checkpoints_lib.Checkpoints(
+      system.bucket or workdir, about, system.keep_last, system.keep_every
+    )
     try:
       start = checkpoints.latest()
       if team.any(start != team.shared(start)):
-        raise InputError('found that not all processes see the same checkpoints; expected one folder for all of them; set '
-                         'system.bucket to a bucket or a shared folder')
+        raise InputError(
+          'found that not all processes see the same checkpoints; expected one folder for all of '
+          'them; set '
+          'system.bucket to a bucket or a shared folder'
+        )
       if start is not None:
         state = checkpoints.restore(state)
         say(f'going on     from the checkpoint of step {start}')
@@ -69,7 +76,20 @@ def run(config, workdir, parts=None, team=None):
         workdir_lib.write_config(workdir, config, about)
       writer = metrics_lib.Writer(workdir, start) if team.lead else metrics_lib.Nowhere()
       programs = programs_lib.Programs(step_fn, parts.estimate(model, config, mesh), kept)
-      run_ = _Run(config, workdir, parts, team, mesh, model, batches, programs, checkpoints, writer, mirror, stop)
+      run_ = _Run(
+        config,
+        workdir,
+        parts,
+        team,
+        mesh,
+        model,
+        batches,
+        programs,
+        checkpoints,
+        writer,
+        mirror,
+        stop,
+      )
       try:
         state, step = _loop(run_, state, start or 0)
       finally:
@@ -93,6 +113,7 @@ def run(config, workdir, parts=None, team=None):
 
 class _Run(NamedTuple):
   """What a run is made of."""
+
   config: Any
   workdir: str
   parts: Any
@@ -109,17 +130,38 @@ class _Run(NamedTuple):
 
 def _loop(run_, state, start):
   """Steps start + 1 to the last; returns (state, the last step done)."""
-  config, workdir, parts, team, mesh, model, batches, programs, checkpoints, writer, mirror, stop = run_
+  (
+    config,
+    workdir,
+    parts,
+    team,
+    mesh,
+    model,
+    batches,
+    programs,
+    checkpoints,
+    writer,
+    mirror,
+    stop,
+  ) = run_
   system, last = config.system, config.method.steps
   log = Log(config, workdir, model, writer, Progress(start, last))
   evaluate = parts.make_evaluator(config, model)
   sheet = parts.make_sheets(config, model)
-  evaluate_due = lambda step: evaluate is not None and (step in (0, last) or due(step, system.eval_every))
 
-  # Before the first step: what a stop before this one left to do. The evaluation of the initial model waits, where the
-  # state keeps a copy of it, until the first step is done: so a start shows within a minute or two whether it works.
-  initial = lambda state: {**state, 'params': state['frozen'].get('initial', state['params'])}
-  measured = lambda step: team.shared(metrics_lib.has_evaluation(workdir, step))
+  def evaluate_due(step):
+    return evaluate is not None and (step in (0, last) or due(step, system.eval_every))
+
+  # Before the first step: what a stop before this one left to do. The evaluation of the initial
+  # model waits, where the
+  # state keeps a copy of it, until the first step is done: so a start shows within a minute or two
+  # whether it works.
+  def initial(state):
+    return {**state, 'params': state['frozen'].get('initial', state['params'])}
+
+  def measured(step):
+    return team.shared(metrics_lib.has_evaluation(workdir, step))
+
   initial_due = evaluate_due(0) and not measured(0)
   if initial_due and (start or 'initial' not in state['frozen']):
     log.evaluation(0, *evaluate(initial(state), 0))
@@ -175,7 +217,8 @@ def _loop(run_, state, start):
 
 
 class Log:
-  """Metrics on their way from the devices to the files and the terminal: fetched together, a line a step.
+  """Metrics on their way from the devices to the files and the terminal: fetched together, a line a
+  step.
 
   writer: `metrics.Writer`. progress: `progress.Progress`.
   """
@@ -204,27 +247,41 @@ class Log:
     self._pending.clear()
 
   def write(self, step, values, seconds):
-    """A step's line; values: its metrics, on the host. Errors: InputError at the first number that is not finite."""
-    values = {name: float(value) for name, value in sorted(values.items()) if self._measured(step, name)}
+    """A step's line; values: its metrics, on the host. Errors: InputError at the first number that
+    is not finite.
+    """
+    values = {
+      name: float(value) for name, value in sorted(values.items()) if self._measured(step, name)
+    }
     bad = metrics_lib.first_not_finite(values)
     if bad:
-      raise InputError(f'found {bad} = {values[bad]} at step {step}; expected a finite number; lower '
-                       'method.learning_rate, or look at the metrics before that step; the last good checkpoint is '
-                       'kept')
+      raise InputError(
+        f'found {bad} = {values[bad]} at step {step}; expected a finite number; lower '
+        'method.learning_rate, or look at the metrics before that step; the last good checkpoint '
+        'is '
+        'kept'
+      )
     codes = self._codes * ('generation/loss' in values)
     tokens = self._candidates_per_task * (codes + values.get('understanding/text_length', 0.0))
-    values |= {'time/step_seconds': seconds, 'time/tokens_per_second': tokens / seconds}  # sampled ones
+    values |= {
+      'time/step_seconds': seconds,
+      'time/tokens_per_second': tokens / seconds,
+    }  # sampled ones
     self._writer.write(step, values | metrics_lib.memory())
     self._progress.step(step, values)
 
   def _measured(self, step, name):
-    """The frozen model scores now and then, and so the probes; between, their numbers leave the step as NaN."""
+    """The frozen model scores now and then, and so the probes; between, their numbers leave the
+    step as NaN.
+    """
     if '/probe_' in name:
       return due(step - 1, self._probe_every)
     return not name.endswith('/reward_frozen') or due(step - 1, self._frozen_every)
 
   def evaluation(self, step, scores, rows):
-    """Writes one evaluation: the rows for paired comparisons, then its line, which says that it is complete."""
+    """Writes one evaluation: the rows for paired comparisons, then its line, which says that it is
+    complete.
+    """
     if jax.process_index() == 0:
       workdir_lib.write_evaluation(self._workdir, step, rows)
     values = {f'eval/{name}': float(value) for name, value in scores.items()}
@@ -251,7 +308,11 @@ def _all_finite(tree):
 
 
 def check_finite(state, step, workdir):
-  """A step's metrics are of the parameters before it: look at those after it before they replace a good checkpoint."""
+  """A step's metrics are of the parameters before it: look at those after it before they replace a
+  good checkpoint.
+  """
   if not sharding.fetch(_all_finite(state['params'])):
-    raise InputError(f'found parameters that are not finite after step {step}; expected finite numbers; lower '
-                     f'method.learning_rate: the last good checkpoint is kept in {workdir}')
+    raise InputError(
+      f'found parameters that are not finite after step {step}; expected finite numbers; lower '
+      f'method.learning_rate: the last good checkpoint is kept in {workdir}'
+    )

@@ -1,9 +1,12 @@
-"""Kills a real run at random moments and compares it with an unbroken one: metrics line by line, parameters by hash.
+"""Kills a real run at random moments and compares it with an unbroken one: metrics line by line,
+parameters by hash.
 
   python -m tests.benchmark_kills [--kills=10 --steps=40 --seed=0]
 
-Each kill is SIGKILL: the first one while a checkpoint is being written, the others at a random moment after the restart's first step or, one
-time in three, of its start. Then the same command again, until the run is through. Prints one JSON object; exits with 1 where the two differ.
+Each kill is SIGKILL: the first one while a checkpoint is being written, the others at a random
+  moment after the restart's first step or, one
+time in three, of its start. Then the same command again, until the run is through. Prints one JSON
+object; exits with 1 where the two differ.
 """
 
 import json
@@ -26,9 +29,22 @@ SEED = flags.DEFINE_integer('seed', 0, 'Of the moments.')
 
 def start(workdir, cache):
   settings = dict(
-      model='scenes', **{'method.steps': STEPS.value, 'system.save_every': 3, 'system.eval_every': 0, 'system.samples_every': 5,
-                         'system.compile_cache': cache})
-  command = [sys.executable, '-m', 'dsr_jax.main', '--config=configs/scenes_tiny.py', f'--workdir={workdir}']
+    model='scenes',
+    **{
+      'method.steps': STEPS.value,
+      'system.save_every': 3,
+      'system.eval_every': 0,
+      'system.samples_every': 5,
+      'system.compile_cache': cache,
+    },
+  )
+  command = [
+    sys.executable,
+    '-m',
+    'dsr_jax.main',
+    '--config=configs/scenes_tiny.py',
+    f'--workdir={workdir}',
+  ]
   command += [f'--config.{key}={value}' for key, value in settings.items()]
   log = open(workdir + '.log', 'a', encoding='utf-8')
   return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
@@ -64,7 +80,11 @@ def broken_run(workdir, cache, rng) -> list[dict]:
         process_end = time.time() + rng.uniform(0.0, 6.0 if early else 1.5)
         wait(process, lambda: time.time() > process_end)
       if process.poll() is None:
-        moment = dict(after_s=round(time.time() - begun, 2), lines=lines(workdir), writing=being_written(workdir))
+        moment = dict(
+          after_s=round(time.time() - begun, 2),
+          lines=lines(workdir),
+          writing=being_written(workdir),
+        )
         process.kill()
         moments.append(moment)
         print(f'kill {len(moments)}: {moment}', file=sys.stderr, flush=True)
@@ -81,10 +101,27 @@ def main(argv):
     if start(whole, cache).wait():
       raise SystemExit(open(whole + '.log', encoding='utf-8').read()[-2000:])
     moments = broken_run(broken, cache, random.Random(SEED.value))
-    hashes = [json.load(open(os.path.join(d, 'summary.json'), encoding='utf-8'))['parameters_sha256'] for d in (whole, broken)]
-    same = dict(metrics=metrics.repeatable(whole) == metrics.repeatable(broken), parameters=hashes[0] == hashes[1])
-    print(json.dumps(dict(steps=STEPS.value, kills=len(moments), while_writing=sum(m['writing'] for m in moments), same=same,
-                          parameters_sha256=hashes[0], moments=moments), indent=2))
+    hashes = [
+      json.load(open(os.path.join(d, 'summary.json'), encoding='utf-8'))['parameters_sha256']
+      for d in (whole, broken)
+    ]
+    same = dict(
+      metrics=metrics.repeatable(whole) == metrics.repeatable(broken),
+      parameters=hashes[0] == hashes[1],
+    )
+    print(
+      json.dumps(
+        dict(
+          steps=STEPS.value,
+          kills=len(moments),
+          while_writing=sum(m['writing'] for m in moments),
+          same=same,
+          parameters_sha256=hashes[0],
+          moments=moments,
+        ),
+        indent=2,
+      )
+    )
   sys.exit(not all(same.values()))
 
 

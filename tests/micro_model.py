@@ -1,6 +1,8 @@
-"""The smallest model behind the protocol: a bag of words, one layer, four-colour pictures. It compiles in a second where a Janus takes many.
+"""The smallest model behind the protocol: a bag of words, one layer, four-colour pictures. It
+compiles in a second where a Janus takes many.
 
-Its parameters carry Janus' names, so that sharding, training by parts and adapters find what they look for.
+Its parameters carry Janus' names, so that sharding, training by parts and adapters find what they
+look for.
 Axes: B inputs, G candidates, T tokens, N codes, D width, V vocabulary, K codes in the codebook.
 """
 
@@ -19,21 +21,18 @@ NUM_CODES, PAD, EOS = SIDE * SIDE, 0, 2
 
 
 class _Attention(nnx.Module):
-
   def __init__(self, rngs):
     for name in ('q_proj', 'k_proj', 'v_proj', 'o_proj'):
       setattr(self, name, Linear(WIDTH, WIDTH, rngs=rngs, bias=False))
 
 
 class _MLP(nnx.Module):
-
   def __init__(self, rngs):
     for name in ('gate_proj', 'up_proj', 'down_proj'):
       setattr(self, name, Linear(WIDTH, WIDTH, rngs=rngs, bias=False))
 
 
 class _Block(nnx.Module):
-
   def __init__(self, rngs):
     self.self_attn, self.mlp = _Attention(rngs), _MLP(rngs)
 
@@ -45,7 +44,6 @@ class _Block(nnx.Module):
 
 
 class _LanguageModel(nnx.Module):
-
   def __init__(self, rngs):
     self.embed_tokens = Embedding(VOCABULARY, WIDTH, rngs=rngs, scale=1.0)
     self.layers = stack_layers(_Block, 1, rngs)
@@ -56,7 +54,6 @@ class _LanguageModel(nnx.Module):
 
 
 class _GenerationHead(nnx.Module):
-
   def __init__(self, rngs):
     self.proj_out = Linear(WIDTH, WIDTH, rngs=rngs)
     self.vision_head = Linear(WIDTH, CODES, rngs=rngs)
@@ -105,7 +102,9 @@ class Micro(nnx.Module):
     """pixels (..., H, W, 3), question broadcast to it -> (..., D)."""
     patches = self._patches(pixels.astype(self.vision_model.kernel[...].dtype))
     looks = self.vision_model(patches.reshape(*patches.shape[:-2], -1))
-    return jnp.mean(jnp.tanh(looks) * (1 + jnp.arange(NUM_CODES) % 3)[:, None], axis=-2) + 0.1 * self._bag(question)
+    return jnp.mean(
+      jnp.tanh(looks) * (1 + jnp.arange(NUM_CODES) % 3)[:, None], axis=-2
+    ) + 0.1 * self._bag(question)
 
   def _code_logits(self, previous, place, told, guidance):
     """previous (...) codes, place of the next, told (..., 1 or 2, D) -> (..., K)."""
@@ -123,7 +122,12 @@ class Micro(nnx.Module):
     told = jnp.broadcast_to(told, (*keys.shape, *told.shape[2:]))
 
     def body(previous, t):
-      codes, logp = _sample(self._code_logits(previous, jnp.full(keys.shape, t), told, how.guidance), keys, t, how.temperature)
+      codes, logp = _sample(
+        self._code_logits(previous, jnp.full(keys.shape, t), told, how.guidance),
+        keys,
+        t,
+        how.temperature,
+      )
       return codes, (codes, logp)
 
     _, out = jax.lax.scan(body, jnp.zeros(keys.shape, jnp.int32), jnp.arange(NUM_CODES))
@@ -150,21 +154,35 @@ class Micro(nnx.Module):
     shape = jnp.broadcast_shapes(told.shape[:3], codes.shape)
     told = jnp.broadcast_to(told, (*shape, *told.shape[3:]))
     previous, codes = (jnp.broadcast_to(x, shape) for x in (previous, codes))
-    logits = self._code_logits(previous, jnp.broadcast_to(jnp.arange(NUM_CODES), shape), told, how.guidance)
+    logits = self._code_logits(
+      previous, jnp.broadcast_to(jnp.arange(NUM_CODES), shape), told, how.guidance
+    )
     return _scores(logits, codes, jnp.ones(shape, bool), how.temperature)
 
   def text_logps(self, picture: Picture, question: Text, text: Text, keys, how: Scoring):
     del keys
-    seen = self._seen(picture.pixels, Text(question.ids[:, None], question.mask[:, None]))[:, :, None]
-    previous = jnp.pad(text.ids[..., :-1], [(0, 0)] * (text.ids.ndim - 1) + [(1, 0)], constant_values=1)
+    seen = self._seen(picture.pixels, Text(question.ids[:, None], question.mask[:, None]))[
+      :, :, None
+    ]
+    previous = jnp.pad(
+      text.ids[..., :-1], [(0, 0)] * (text.ids.ndim - 1) + [(1, 0)], constant_values=1
+    )
     shape = jnp.broadcast_shapes(seen.shape[:3], text.ids.shape)
     previous, ids, mask = (jnp.broadcast_to(x, shape) for x in (previous, text.ids, text.mask))
-    return _scores(self._text_logits(previous, jnp.broadcast_to(seen, (*shape, WIDTH))), ids, mask, how.temperature)
+    return _scores(
+      self._text_logits(previous, jnp.broadcast_to(seen, (*shape, WIDTH))),
+      ids,
+      mask,
+      how.temperature,
+    )
 
 
 def _sample(logits, keys, index, temperature):
   logp = log_softmax(logits, temperature)
-  draw = lambda key, row: jax.random.categorical(jax.random.fold_in(key, index), row)
+
+  def draw(key, row):
+    return jax.random.categorical(jax.random.fold_in(key, index), row)
+
   ids = jax.vmap(jax.vmap(draw))(keys, logp).astype(jnp.int32)
   return ids, jnp.take_along_axis(logp, ids[..., None], axis=-1)[..., 0]
 
@@ -185,4 +203,5 @@ def create(seed: int = 0):
 @dataclasses.dataclass(frozen=True)
 class Templates:
   """All that the step asks of a model's templates."""
+
   eos_id: int = EOS

@@ -1,4 +1,6 @@
-"""The smallest model as the commands find one: parts of a run, a bundle, and a processor whose words are numbers."""
+"""The smallest model as the commands find one: parts of a run, a bundle, and a processor whose
+words are numbers.
+"""
 
 import dataclasses
 import re
@@ -19,7 +21,6 @@ _REAL = parts_lib.real()
 
 
 class _Tokenizer:
-
   def __call__(self, text, add_special_tokens, return_offsets_mapping):
     return {'offset_mapping': [m.span() for m in re.finditer(r'\s*\S+', text)]}
 
@@ -48,10 +49,20 @@ class Words:
 def load(name='micro'):
   """`parts.Model`."""
   graphdef, params = micro_model.create(0)
-  config = types.SimpleNamespace(templates=micro_model.Templates(), vision=types.SimpleNamespace(image_size=SIZE), image_size=SIZE,
-                                 text=types.SimpleNamespace(num_attention_heads=1))
-  return parts_lib.Model(graphdef, jax.tree.map(np.asarray, params), config, Words(), {'name': name, 'fingerprint': 'f' * 64},
-                         micro_model.NUM_CODES)
+  config = types.SimpleNamespace(
+    templates=micro_model.Templates(),
+    vision=types.SimpleNamespace(image_size=SIZE),
+    image_size=SIZE,
+    text=types.SimpleNamespace(num_attention_heads=1),
+  )
+  return parts_lib.Model(
+    graphdef,
+    jax.tree.map(np.asarray, params),
+    config,
+    Words(),
+    {'name': name, 'fingerprint': 'f' * 64},
+    micro_model.NUM_CODES,
+  )
 
 
 def real():
@@ -60,9 +71,13 @@ def real():
 
 
 def write_inputs(folder):
-  """Three prompts and three pictures of someone's own; returns the config's changes that name them."""
+  """Three prompts and three pictures of someone's own; returns the config's changes that name
+  them.
+  """
   (folder / 'prompts.txt').write_text(PROMPTS)
   (folder / 'pictures').mkdir()
   for i in range(3):
-    Image.fromarray(np.random.default_rng(i).integers(0, 255, (20, 30, 3), np.uint8)).save(folder / 'pictures' / f'{i}.png')
+    Image.fromarray(np.random.default_rng(i).integers(0, 255, (20, 30, 3), np.uint8)).save(
+      folder / 'pictures' / f'{i}.png'
+    )
   return dict(data__prompts=str(folder / 'prompts.txt'), data__images=str(folder / 'pictures'))

@@ -18,7 +18,9 @@ TINY = str(ROOT / 'configs' / 'scenes_tiny.py')
 
 
 def run(command, **values):
-  """A command's main with flags; `config__a__b` is --config.a.b. Returns what it printed on stdout, parsed."""
+  """A command's main with flags; `config__a__b` is --config.a.b. Returns what it printed on stdout,
+  parsed.
+  """
   f = flags.FlagValues()
   command.define_flags(f)
   argv = ['test', *(f'--{name.replace("__", ".")}={value}' for name, value in values.items())]
@@ -59,8 +61,13 @@ def picture_of(atoms):
   """A picture of which a text's atoms are true, nothing else in it."""
   mentions = judge.expand(atoms)
   for step in (3, 4):  # cells between corners: things of 12 pixels need four
-    for places in itertools.permutations([(r, c) for r in (0, step) for c in (0, step)], len(mentions)):
-      things = tuple(world.Thing(m.shape, m.colour or 0, m.texture or 0, m.size or 8, *p) for m, p in zip(mentions, places))
+    for places in itertools.permutations(
+      [(r, c) for r in (0, step) for c in (0, step)], len(mentions)
+    ):
+      things = tuple(
+        world.Thing(m.shape, m.colour or 0, m.texture or 0, m.size or 8, *p)
+        for m, p in zip(mentions, places)
+      )
       scene = world.Scene(things)
       reading = judge.read(render.render(scene))[0]
       if reading.clean and judge.strict(atoms, reading):

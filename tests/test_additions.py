@@ -1,30 +1,41 @@
-"""The README's additions, run as they stand there: a reward, an objective, a data source, a field of the batch."""
+"""The README's additions, run as they stand there: a reward, an objective, a data source, a field
+of the batch.
+"""
 
 import pathlib
 import re
 
 import flax.nnx as nnx
 import jax.numpy as jnp
+import micro_parts
 import numpy as np
 import pytest
-
-import micro_parts
 import tiny_step
+
 from dsr_jax import config as config_lib
 from dsr_jax import losses, rewards
 from dsr_jax.data import batches, fields
 
 README = (pathlib.Path(__file__).parent.parent / 'README.md').read_text()
-MODULES = {'rewards.REWARDS': rewards, 'losses.OBJECTIVES': losses, 'batches.NAMED_PROMPTS': batches, 'fields.FIELDS': fields}
+MODULES = {
+  'rewards.REWARDS': rewards,
+  'losses.OBJECTIVES': losses,
+  'batches.NAMED_PROMPTS': batches,
+  'fields.FIELDS': fields,
+}
 
 
 @pytest.fixture
 def add(monkeypatch):
-  """Runs the README's block that writes into a table, in that table's module, and takes it back at the end."""
+  """Runs the README's block that writes into a table, in that table's module, and takes it back at
+  the end.
+  """
 
   def run(table):
     module, name = MODULES[table], table.partition('.')[2]
-    block, = (b for b in re.findall(r'```python\n(.*?)```', README, re.DOTALL) if f'\n{name}[' in b)
+    (block,) = (
+      b for b in re.findall(r'```python\n(.*?)```', README, re.DOTALL) if f'\n{name}[' in b
+    )
     assert len(block.splitlines()) <= 10
     key = re.search(rf"{name}\['(\w+)'\]", block)[1]
     monkeypatch.setitem(getattr(module, name), key, None)  # so that it is gone at the end
@@ -39,8 +50,14 @@ def test_a_new_reward(add):
   assert tiny_step.load(method__reward=reward, method__task='generation').method.reward == reward
   with pytest.raises(config_lib.InputError, match=f'{reward} with the task understanding'):
     tiny_step.load(method__reward=reward)
-  _, metrics, records, step = tiny_step.run(method=tiny_step.method(reward=reward, task='generation', inputs_per_step=4))
-  pixels = nnx.merge(*tiny_step.model()).picture_from_codes(jnp.asarray(records['generation']['codes'])).pixels
+  _, metrics, records, step = tiny_step.run(
+    method=tiny_step.method(reward=reward, task='generation', inputs_per_step=4)
+  )
+  pixels = (
+    nnx.merge(*tiny_step.model())
+    .picture_from_codes(jnp.asarray(records['generation']['codes']))
+    .pixels
+  )
   np.testing.assert_allclose(records['generation']['rewards'], pixels.mean((-3, -2, -1)), atol=1e-5)
   assert step._cache_size() == 1 and metrics['update_norm'] > 0
 
@@ -48,8 +65,12 @@ def test_a_new_reward(add):
 def test_a_new_objective(add):
   name = add('losses.OBJECTIVES')
   assert tiny_step.load(method__objective=name).method.objective == name
-  x = losses.Learners(jnp.array([[[-1.0, -2.0], [-2.0, -9.0]]]), None, None, jnp.array([[[1, 1], [1, 0]]], bool), None)
-  np.testing.assert_allclose(losses.OBJECTIVES[name].loss(x, config_lib.Method(gamma=0.75)), [0.25])  # 0.75 - (-1.5 - -2)
+  x = losses.Learners(
+    jnp.array([[[-1.0, -2.0], [-2.0, -9.0]]]), None, None, jnp.array([[[1, 1], [1, 0]]], bool), None
+  )
+  np.testing.assert_allclose(
+    losses.OBJECTIVES[name].loss(x, config_lib.Method(gamma=0.75)), [0.25]
+  )  # 0.75 - (-1.5 - -2)
   _, metrics, _, step = tiny_step.run(method=tiny_step.method(objective=name))
   assert step._cache_size() == 1 and tiny_step.finite(metrics) and metrics['update_norm'] > 0
 
@@ -59,5 +80,7 @@ def test_a_new_data_source_and_a_new_field(add):
   method = config_lib.Method(task='generation', inputs_per_step=3, instruction='what is it')
   made = batches.make(config_lib.Data(prompts=prompts), method, micro_parts.Words(), 16, (field,))
   batch, texts = made.at(0), made.texts_at(0)
-  assert sorted(texts) == ['a blue disc', 'a green disc', 'a red disc'] and made.sizes() == {'prompts': 3}
+  assert sorted(texts) == ['a blue disc', 'a green disc', 'a red disc'] and made.sizes() == {
+    'prompts': 3
+  }
   assert batch['generation/length'].tolist() == [len(text) for text in texts]

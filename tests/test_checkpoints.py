@@ -1,4 +1,6 @@
-"""Checkpoints alone: whole or absent, read back exactly, refused when they are another's or broken."""
+"""Checkpoints alone: whole or absent, read back exactly, refused when they are another's or
+broken.
+"""
 
 import glob
 import os
@@ -12,16 +14,29 @@ import pytest
 from dsr_jax import checkpoints
 from dsr_jax.errors import InputError
 
-ABOUT = {'method': {'beta': 2.0, 'seed': 0}, 'data': {'prompts': 'a', 'fingerprint': '1'},
-         'model': {'name': 'm', 'fingerprint': '2'}}
+ABOUT = {
+  'method': {'beta': 2.0, 'seed': 0},
+  'data': {'prompts': 'a', 'fingerprint': '1'},
+  'model': {'name': 'm', 'fingerprint': '2'},
+}
 
 
 def make_state(seed):
   rng = np.random.default_rng(seed)
-  draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
-  params = {'language_model': {'layers': {'0': draw(3, 5)}, 'norm': draw(7)}, 'head': draw(2, 2).astype(jnp.bfloat16)}
-  return {'params': params, 'frozen': {'vq': draw(4)}, 'opt_state': ({'mu': draw(3)}, jnp.int32(seed), ()),
-          'step': jnp.int32(seed)}
+
+  def draw(*shape):
+    return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+  params = {
+    'language_model': {'layers': {'0': draw(3, 5)}, 'norm': draw(7)},
+    'head': draw(2, 2).astype(jnp.bfloat16),
+  }
+  return {
+    'params': params,
+    'frozen': {'vq': draw(4)},
+    'opt_state': ({'mu': draw(3)}, jnp.int32(seed), ()),
+    'step': jnp.int32(seed),
+  }
 
 
 def save(workdir, *steps, about=ABOUT):
@@ -92,7 +107,9 @@ def test_a_broken_checkpoint_is_named_and_the_one_before_goes_on(tmp_path):
 
 
 def test_a_moved_data_set_is_the_same_and_changed_data_is_not(tmp_path):
-  check = lambda now: checkpoints.check_same_run(ABOUT, now, 'here')
+  def check(now):
+    return checkpoints.check_same_run(ABOUT, now, 'here')
+
   check({**ABOUT, 'data': {'prompts': 'elsewhere/a', 'fingerprint': '1'}})
   with pytest.raises(InputError, match=r"data\.fingerprint: '1' -> '3'; data\.prompts: 'a' -> 'b'"):
     check({**ABOUT, 'data': {'prompts': 'b', 'fingerprint': '3'}})
@@ -106,6 +123,10 @@ def test_fingerprints_see_every_bit_and_every_name():
   assert checkpoints.fingerprint(base) == same
   changed = base['a'].copy()
   changed[2] = np.nextafter(changed[2], 9)
-  others = [{**base, 'a': changed}, {'a': base['a'], 'c': base['b']}, {**base, 'a': base['a'].reshape(2, 2)},
-            {**base, 'b': -base['b']}]
+  others = [
+    {**base, 'a': changed},
+    {'a': base['a'], 'c': base['b']},
+    {**base, 'a': base['a'].reshape(2, 2)},
+    {**base, 'b': -base['b']},
+  ]
   assert len({same, *map(checkpoints.fingerprint, others)}) == 5

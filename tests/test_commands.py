@@ -1,4 +1,6 @@
-"""generate, describe and score: they print what the model says, repeatably, and leave nothing half-written."""
+"""generate, describe and score: they print what the model says, repeatably, and leave nothing
+half-written.
+"""
 
 import contextlib
 import io
@@ -53,7 +55,9 @@ def picture(tmp_path_factory):
 
 def content(bundle, text, question=False):
   encode = bundle.processor.encode_question if question else bundle.processor.encode_prompt
-  return Text(*(jnp.asarray(x) for x in bundle.processor.pad([encode(text)], 32 if question else 12)))
+  return Text(
+    *(jnp.asarray(x) for x in bundle.processor.pad([encode(text)], 32 if question else 12))
+  )
 
 
 @pytest.fixture(scope='module')
@@ -61,8 +65,9 @@ def reward(model, bundle):
   """The training step's rewards, compiled: reward.generation and reward.understanding."""
   eos = bundle.config.templates.eos_id
   return types.SimpleNamespace(
-      generation=jax.jit(lambda *args: rewards.generation(model, *args, Scoring())),
-      understanding=jax.jit(lambda *args: rewards.understanding(model, *args, Scoring(), eos_id=eos)))
+    generation=jax.jit(lambda *args: rewards.generation(model, *args, Scoring())),
+    understanding=jax.jit(lambda *args: rewards.understanding(model, *args, Scoring(), eos_id=eos)),
+  )
 
 
 @pytest.fixture(scope='module')
@@ -95,7 +100,9 @@ def test_pictures_come_best_first_and_are_the_decoded_codes(drawn, decode):
   decoded = decode(jnp.asarray([[s['codes'] for s in samples]])).pixels[0]
   for sample, pixels in zip(samples, np.asarray(decoded)):
     shown = np.asarray(Image.open(folder / sample['file'])).astype(int)
-    assert np.abs(shown - processor.to_uint8(pixels)).max() <= 1  # truncation may fall to either side
+    assert (
+      np.abs(shown - processor.to_uint8(pixels)).max() <= 1
+    )  # truncation may fall to either side
 
 
 def test_rewards_are_those_of_the_training_step(drawn, bundle, reward, decode):
@@ -107,19 +114,25 @@ def test_rewards_are_those_of_the_training_step(drawn, bundle, reward, decode):
   understanding, _ = reward.understanding(codes[:, 0], candidate)
   np.testing.assert_allclose([s['reward_generation'] for s in samples], generation[0], atol=1e-4)
   length = len(samples[0]['text_logps'])
-  np.testing.assert_allclose([s['text_logps'] for s in samples], text_logps[0, :, :length], atol=1e-4)
+  np.testing.assert_allclose(
+    [s['text_logps'] for s in samples], text_logps[0, :, :length], atol=1e-4
+  )
   assert not np.any(text_logps[0, :, length:])
   np.testing.assert_allclose(samples[0]['reward_understanding'], understanding[0, 0], atol=1e-4)
 
 
-def test_sampling_log_probabilities_are_those_under_the_models_own_guidance(drawn, bundle, model, hf_directory):
+def test_sampling_log_probabilities_are_those_under_the_models_own_guidance(
+  drawn, bundle, model, hf_directory
+):
   samples = drawn[1]['samples']
   weight = json.loads((hf_directory / 'generation_config.json').read_text())['guidance_scale']
   assert drawn[1]['cfg_weight'] == weight != 1
   prompt = content(bundle, PROMPT)
   how = Scoring(guidance=float(weight))
   score_guided = jax.jit(lambda prompt, codes: model.picture_logps(prompt, codes, None, how).logp)
-  logp = score_guided(Text(prompt.ids[:, None], prompt.mask[:, None]), jnp.asarray([[s['codes'] for s in samples]]))
+  logp = score_guided(
+    Text(prompt.ids[:, None], prompt.mask[:, None]), jnp.asarray([[s['codes'] for s in samples]])
+  )
   np.testing.assert_allclose([s['sampling_logps'] for s in samples], logp[0], atol=1e-4)
 
 
@@ -132,7 +145,9 @@ def test_scores_of_drawn_codes_equal_their_rewards_exactly(drawn, hf_directory, 
     for key in ('reward_generation', 'reward_understanding', 'text_logps', 'image_logps'):
       assert found[key] == sample[key], key
     assert found['image_codes'] == sample['codes']
-    assert found['reward_generation'] == np.mean(np.asarray(found['text_logps'], np.float32), dtype=np.float64)
+    assert found['reward_generation'] == np.mean(
+      np.asarray(found['text_logps'], np.float32), dtype=np.float64
+    )
   best = run(score, model=hf_directory, text=PROMPT, image_codes=folder / 'samples.json')
   assert best['reward_generation'] == summary['samples'][0]['reward_generation']
 
@@ -140,18 +155,32 @@ def test_scores_of_drawn_codes_equal_their_rewards_exactly(drawn, hf_directory, 
 def test_scores_in_another_process_are_the_same(drawn, hf_directory):
   folder, summary = drawn
   done = subprocess.run(
-      [sys.executable, '-m', 'dsr_jax.score', f'--model={hf_directory}', f'--text={PROMPT}',
-       f'--image_codes={folder / "samples.json"}'], cwd=ROOT, capture_output=True, text=True, check=True)
+    [
+      sys.executable,
+      '-m',
+      'dsr_jax.score',
+      f'--model={hf_directory}',
+      f'--text={PROMPT}',
+      f'--image_codes={folder / "samples.json"}',
+    ],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
   found = json.loads(done.stdout)
   assert found['reward_generation'] == summary['samples'][0]['reward_generation']
   assert found['image_logps'] == summary['samples'][0]['image_logps']
 
 
-def test_scores_of_an_image_file_are_those_of_its_pixels_and_codes(picture, hf_directory, bundle, read, reward):
+def test_scores_of_an_image_file_are_those_of_its_pixels_and_codes(
+  picture, hf_directory, bundle, read, reward
+):
   found = run(score, model=hf_directory, text=PROMPT, image=picture)
   assert found['image_codes'] == read.codes[0].tolist()
   expected, _ = reward.generation(
-      Picture(read.codes[:, None], read.pixels[:, None]), content(bundle, PROMPT), instruction(bundle))
+    Picture(read.codes[:, None], read.pixels[:, None]), content(bundle, PROMPT), instruction(bundle)
+  )
   np.testing.assert_allclose(found['reward_generation'], expected[0, 0], atol=1e-4)
   assert found['text_tokens'] == bundle.processor.encode_prompt(PROMPT)
   assert len(found['text_logps']) == len(found['text_tokens'])
@@ -160,7 +189,10 @@ def test_scores_of_an_image_file_are_those_of_its_pixels_and_codes(picture, hf_d
 def test_the_same_seed_draws_the_same_and_another_does_not(drawn, hf_directory, tmp_path):
   again = run_generate(hf_directory, tmp_path / 'a')
   assert again['samples'] == drawn[1]['samples']
-  assert run_generate(hf_directory, tmp_path / 'b', seed=7)['samples'][0]['codes'] != again['samples'][0]['codes']
+  assert (
+    run_generate(hf_directory, tmp_path / 'b', seed=7)['samples'][0]['codes']
+    != again['samples'][0]['codes']
+  )
 
 
 def run_generate(model, folder, **values):
@@ -168,31 +200,48 @@ def run_generate(model, folder, **values):
   return json.loads((folder / 'samples.json').read_text())
 
 
-def test_pictures_do_not_depend_on_how_many_are_drawn_at_once(drawn, hf_directory, tmp_path, monkeypatch):
+def test_pictures_do_not_depend_on_how_many_are_drawn_at_once(
+  drawn, hf_directory, tmp_path, monkeypatch
+):
   from dsr_jax import inference
+
   monkeypatch.setattr(inference, 'CHUNK', 3)
   again = run_generate(hf_directory, tmp_path / 'out')
-  codes = lambda summary: {s['candidate']: s['codes'] for s in summary['samples']}
+
+  def codes(summary):
+    return {s['candidate']: s['codes'] for s in summary['samples']}
+
   assert codes(again) == codes(drawn[1])
 
 
 def test_guidance_given_is_used(hf_directory, drawn, tmp_path):
   given = run_generate(hf_directory, tmp_path / 'out', cfg_weight=1)
-  assert given['cfg_weight'] == 1 and given['samples'][0]['codes'] != drawn[1]['samples'][0]['codes']
+  assert (
+    given['cfg_weight'] == 1 and given['samples'][0]['codes'] != drawn[1]['samples'][0]['codes']
+  )
 
 
 def test_a_model_compared_with_itself_draws_the_same(hf_directory, drawn, tmp_path):
   summary = run_generate(hf_directory, tmp_path / 'out', compare=hf_directory)
-  drop = lambda samples: [{k: v for k, v in s.items() if k != 'file'} for s in samples]
-  assert drop(summary['compare']['samples']) == drop(summary['samples']) == drop(drawn[1]['samples'])
+
+  def drop(samples):
+    return [{k: v for k, v in s.items() if k != 'file'} for s in samples]
+
+  assert (
+    drop(summary['compare']['samples']) == drop(summary['samples']) == drop(drawn[1]['samples'])
+  )
   assert (tmp_path / 'out/00.png').read_bytes() == (tmp_path / 'out/compare/00.png').read_bytes()
   grid = Image.open(tmp_path / 'out/grid.png')
   assert grid.width > 6 * 160 and grid.height > 2 * 160
 
 
-def test_texts_come_best_first_and_are_scored_by_the_picture(picture, hf_directory, bundle, read, reward):
+def test_texts_come_best_first_and_are_scored_by_the_picture(
+  picture, hf_directory, bundle, read, reward
+):
   found = run(describe, model=hf_directory, image=picture, num_samples=5, max_tokens=12)
-  rewards_found = [s['reward_understanding'] for s in found['samples'] if s['reward_understanding'] is not None]
+  rewards_found = [
+    s['reward_understanding'] for s in found['samples'] if s['reward_understanding'] is not None
+  ]
   assert rewards_found == sorted(rewards_found, reverse=True)
   for sample in found['samples'][:3]:
     assert sample['text'] == bundle.processor.decode(sample['text_tokens'])
@@ -211,12 +260,18 @@ def test_a_question_changes_the_texts_and_a_seed_repeats_them(picture, hf_direct
 
 def test_an_empty_text_has_no_reward_and_comes_last(picture, hf_directory, bundle, monkeypatch):
   from dsr_jax import inference
+
   model = inference.Inference(model_source.resolve(str(hf_directory)))
   eos = bundle.config.templates.eos_id
-  texts = [(np.array([eos]), np.zeros(1, np.float32)), (np.array([5, 6, eos]), np.zeros(3, np.float32))]
+  texts = [
+    (np.array([eos]), np.zeros(1, np.float32)),
+    (np.array([5, 6, eos]), np.zeros(3, np.float32)),
+  ]
   monkeypatch.setattr(model, 'describe', lambda *args, **kwargs: texts)
   best, last = describe.describe(model, str(picture))
-  assert last['text'] == '' and last['reward_understanding'] is None and best['reward_understanding'] < 0
+  assert (
+    last['text'] == '' and last['reward_understanding'] is None and best['reward_understanding'] < 0
+  )
 
 
 # Models.
@@ -224,11 +279,17 @@ def test_an_empty_text_has_no_reward_and_comes_last(picture, hf_directory, bundl
 
 @pytest.fixture(scope='module')
 def workdir(hf_directory, bundle, tmp_path_factory):
-  """A run's folder with checkpoints of steps 1 and 2, whose heads are the base's times the step plus one."""
+  """A run's folder with checkpoints of steps 1 and 2, whose heads are the base's times the step
+  plus one.
+  """
   from dsr_jax import checkpoints
+
   folder = tmp_path_factory.mktemp('run')
-  about = {'method': config_lib.to_json(config_lib.Config())['method'], 'data': {},
-           'model': {'name': str(hf_directory), 'fingerprint': bundle.source['hash']}}
+  about = {
+    'method': config_lib.to_json(config_lib.Config())['method'],
+    'data': {},
+    'model': {'name': str(hf_directory), 'fingerprint': bundle.source['hash']},
+  }
   kept = checkpoints.Checkpoints(str(folder), about)
   for step in (1, 2):
     head = {'kernel': jnp.asarray(bundle.params['lm_head']['kernel']) * (step + 1)}
@@ -243,7 +304,10 @@ def test_a_run_is_its_base_with_the_trained_parameters_of_the_step(workdir, bund
   for name, factor in ((f'{workdir}', 3), (f'{workdir}@2', 3), (f'{workdir}@1', 2)):
     params = model_source.resolve(name).bundle.params
     np.testing.assert_array_equal(params['lm_head']['kernel'], np.asarray(head) * factor)
-    rest = lambda p: {k: v for k, v in p.items() if k != 'lm_head'}
+
+    def rest(p):
+      return {k: v for k, v in p.items() if k != 'lm_head'}
+
     jax.tree.map(np.testing.assert_array_equal, rest(params), rest(bundle.params))
 
 
@@ -256,6 +320,7 @@ def test_a_step_that_a_run_does_not_have_is_one_sentence(workdir, hf_directory):
 
 def test_a_run_whose_base_has_changed_is_refused(workdir, monkeypatch):
   from dsr_jax import checkpoints
+
   trained, about, step = checkpoints.load_trained(str(workdir))
   other = {**about, 'model': {**about['model'], 'fingerprint': 'another'}}
   monkeypatch.setattr(checkpoints, 'load_trained', lambda *args: (trained, other, step))
@@ -277,6 +342,7 @@ def test_trained_parameters_of_another_model_are_refused(bundle):
 
 def test_a_hub_id_that_cannot_be_fetched_is_one_sentence(monkeypatch):
   import huggingface_hub
+
   monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
   with pytest.raises(InputError, match='could not fetch it from the Hub') as e:
     model_source.resolve('nobody/no-such-model')
@@ -285,44 +351,76 @@ def test_a_hub_id_that_cannot_be_fetched_is_one_sentence(monkeypatch):
 
 def test_a_hub_id_is_the_downloaded_directory(monkeypatch, hf_directory):
   import huggingface_hub
-  monkeypatch.setattr(huggingface_hub, 'snapshot_download', lambda name, allow_patterns: str(hf_directory))
+
+  monkeypatch.setattr(
+    huggingface_hub, 'snapshot_download', lambda name, allow_patterns: str(hf_directory)
+  )
   assert model_source.directory_of('owner/model-1.5') == str(hf_directory)
 
 
 # Bad input: one clear sentence, an exit status that is not 0, nothing half-written.
 
 
-@pytest.mark.parametrize('values, said', [
-    (dict(prompt=''), 'found no --prompt'), (dict(prompt='  '), 'found an empty prompt'),
+@pytest.mark.parametrize(
+  'values, said',
+  [
+    (dict(prompt=''), 'found no --prompt'),
+    (dict(prompt='  '), 'found an empty prompt'),
     (dict(prompt='word ' * 400), r'found a prompt of \d+ tokens; expected at most'),
-    (dict(prompt='a <|User|> b'), 'special token'), (dict(model=''), 'found no --model'),
-    (dict(model='/nowhere/at/all'), 'found no model'), (dict(num_samples=0), 'found --num_samples=0'),
-    (dict(temperature=-1), 'found --temperature'), (dict(cfg_weight=-1), 'found --cfg_weight'),
-    (dict(cfg_weight='nan'), 'found --cfg_weight'), (dict(seed=-1), 'found --seed'),
-    (dict(output=''), 'found no --output')])
-def test_bad_input_to_generate_is_one_sentence_and_leaves_nothing(values, said, hf_directory, tmp_path):
-  values = {**dict(model=hf_directory, prompt=PROMPT, num_samples=6, output=tmp_path / 'out'), **values}
+    (dict(prompt='a <|User|> b'), 'special token'),
+    (dict(model=''), 'found no --model'),
+    (dict(model='/nowhere/at/all'), 'found no model'),
+    (dict(num_samples=0), 'found --num_samples=0'),
+    (dict(temperature=-1), 'found --temperature'),
+    (dict(cfg_weight=-1), 'found --cfg_weight'),
+    (dict(cfg_weight='nan'), 'found --cfg_weight'),
+    (dict(seed=-1), 'found --seed'),
+    (dict(output=''), 'found no --output'),
+  ],
+)
+def test_bad_input_to_generate_is_one_sentence_and_leaves_nothing(
+  values, said, hf_directory, tmp_path
+):
+  values = {
+    **dict(model=hf_directory, prompt=PROMPT, num_samples=6, output=tmp_path / 'out'),
+    **values,
+  }
   with pytest.raises(InputError, match=said) as e:
     run(generate, **values)
   assert '\n' not in str(e.value) and '; expected' in str(e.value)
   assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize('values, said', [
-    (dict(image='nowhere.png'), 'nowhere.png unreadable'), (dict(question='<|User|>'), 'special token'),
-    (dict(image=''), 'found no --image'), (dict(max_tokens=0), 'found --max_tokens=0'),
-    (dict(num_samples=-3), 'found --num_samples=-3')])
+@pytest.mark.parametrize(
+  'values, said',
+  [
+    (dict(image='nowhere.png'), 'nowhere.png unreadable'),
+    (dict(question='<|User|>'), 'special token'),
+    (dict(image=''), 'found no --image'),
+    (dict(max_tokens=0), 'found --max_tokens=0'),
+    (dict(num_samples=-3), 'found --num_samples=-3'),
+  ],
+)
 def test_bad_input_to_describe_is_one_sentence(values, said, picture, hf_directory):
   with pytest.raises(InputError, match=said) as e:
     run(describe, **{**dict(model=hf_directory, image=picture), **values})
   assert '\n' not in str(e.value)
 
 
-@pytest.mark.parametrize('codes, said', [
-    ('[1, 2', 'found no JSON'), ('[1, 2]', 'found 2 codes'), ('{"a": 1}', 'found no image codes'),
-    ('[1.5]', 'found no image codes'), ('[true]', 'found no image codes'), ('7', 'found no image codes'),
-    (json.dumps([99999] * 16), 'found 16 codes from 99999'), (json.dumps([-1] * 16), 'found 16 codes from -1'),
-    (None, 'cannot read')])
+@pytest.mark.parametrize(
+  'codes, said',
+  [
+    ('[1, 2', 'found no JSON'),
+    ('[1, 2]', 'found 2 codes'),
+    ('{"a": 1}', 'found no image codes'),
+    ('[1.5]', 'found no image codes'),
+    ('[true]', 'found no image codes'),
+    ('7', 'found no image codes'),
+    (json.dumps([99999] * 16), 'found 16 codes from 99999'),
+    (json.dumps([-1] * 16), 'found 16 codes from -1'),
+    (None, 'cannot read'),
+  ],
+)
 def test_bad_codes_are_one_sentence(codes, said, tmp_path):
   file = tmp_path / 'codes.json'
   if codes is not None:
@@ -352,8 +450,12 @@ def test_a_foreign_folder_is_refused_and_an_own_one_replaced(hf_directory, tmp_p
     run_generate(hf_directory, tmp_path / 'file')
   run_generate(hf_directory, tmp_path / 'own', compare=hf_directory)
   run_generate(hf_directory, tmp_path / 'own')
-  assert sorted(os.listdir(tmp_path / 'own')) == [f'{i:02d}.png' for i in range(6)] + ['samples.json']
-  assert sorted(os.listdir(tmp_path)) == ['file', 'foreign', 'own'] and os.listdir(foreign) == ['thesis.tex']
+  assert sorted(os.listdir(tmp_path / 'own')) == [f'{i:02d}.png' for i in range(6)] + [
+    'samples.json'
+  ]
+  assert sorted(os.listdir(tmp_path)) == ['file', 'foreign', 'own'] and os.listdir(foreign) == [
+    'thesis.tex'
+  ]
 
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(hf_directory, tmp_path):
@@ -375,10 +477,14 @@ def test_output_that_fails_half_way_leaves_what_was_there(tmp_path):
 
 @pytest.mark.parametrize('command', ['generate', 'describe', 'score'])
 def test_a_wrong_command_line_is_a_sentence_and_a_status(command):
-  done = subprocess.run([sys.executable, '-m', f'dsr_jax.{command}'], cwd=ROOT, capture_output=True, text=True)
+  done = subprocess.run(
+    [sys.executable, '-m', f'dsr_jax.{command}'], cwd=ROOT, capture_output=True, text=True
+  )
   assert done.returncode == 2 and done.stdout == ''
   assert done.stderr.startswith('error: found no --model') and done.stderr.count('\n') == 1
-  stray = subprocess.run([sys.executable, '-m', f'dsr_jax.{command}', 'red'], cwd=ROOT, capture_output=True, text=True)
+  stray = subprocess.run(
+    [sys.executable, '-m', f'dsr_jax.{command}', 'red'], cwd=ROOT, capture_output=True, text=True
+  )
   assert stray.returncode == 2 and "found the stray argument 'red'" in stray.stderr
 
 
@@ -388,4 +494,6 @@ def test_help_names_every_flag(command):
   done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True)
   f = flags.FlagValues()
   {'generate': generate, 'describe': describe, 'score': score}[command].define_flags(f)
-  assert all(f'--{name}:' in done.stdout or f'--[no]{name}:' in done.stdout for name in f if name != 'help')
+  assert all(
+    f'--{name}:' in done.stdout or f'--[no]{name}:' in done.stdout for name in f if name != 'help'
+  )

@@ -1,4 +1,6 @@
-"""The Hugging Face layout in and out: names, tying, dtypes, shards, and every way a directory can be wrong."""
+"""The Hugging Face layout in and out: names, tying, dtypes, shards, and every way a directory can
+be wrong.
+"""
 
 import json
 import pathlib
@@ -41,7 +43,9 @@ def shard(directory, count=3):
     save_file(part, directory / f'model-{i}.safetensors')
     weight_map.update(dict.fromkeys(part, f'model-{i}.safetensors'))
   (directory / WEIGHTS).unlink()
-  (directory / 'model.safetensors.index.json').write_text(json.dumps(dict(metadata={}, weight_map=weight_map)))
+  (directory / 'model.safetensors.index.json').write_text(
+    json.dumps(dict(metadata={}, weight_map=weight_map))
+  )
 
 
 def equal(a, b):
@@ -51,9 +55,16 @@ def equal(a, b):
 # Names and numbers.
 
 
-@pytest.mark.parametrize('config, tensors, parameters', [
-  (JanusConfig.janus_pro_1b(), 964, 2_076_636_811), (JanusConfig.janus_pro_7b(), 1018, 7_407_773_323)])
-def test_full_size_models_have_the_published_number_of_tensors_and_parameters(config, tensors, parameters):
+@pytest.mark.parametrize(
+  'config, tensors, parameters',
+  [
+    (JanusConfig.janus_pro_1b(), 964, 2_076_636_811),
+    (JanusConfig.janus_pro_7b(), 1018, 7_407_773_323),
+  ],
+)
+def test_full_size_models_have_the_published_number_of_tensors_and_parameters(
+  config, tensors, parameters
+):
   wanted = table.entries(janus.abstract_params(config))
   assert len(wanted) == tensors
   assert sum(int(np.prod(entry.shape, dtype=np.int64)) for entry in wanted) == parameters
@@ -67,18 +78,26 @@ def test_names_and_shapes_are_those_of_transformers(bundle, hf_model):
 def test_parameters_are_float32_numpy_in_the_tree_of_the_model(bundle):
   abstract = janus.abstract_params(bundle.config)
   assert jax.tree.structure(abstract) == jax.tree.structure(bundle.params)
-  assert all(type(leaf) is np.ndarray and leaf.dtype == np.float32 for leaf in jax.tree.leaves(bundle.params))
+  assert all(
+    type(leaf) is np.ndarray and leaf.dtype == np.float32 for leaf in jax.tree.leaves(bundle.params)
+  )
 
 
 def test_kernels_are_transposed_and_layers_stacked(bundle, hf_model):
   state = {name: value.numpy() for name, value in hf_model.state_dict().items()}
   layers = bundle.params['language_model']['layers']
-  np.testing.assert_array_equal(layers['mlp']['up_proj']['kernel'][1],
-                                state['model.language_model.layers.1.mlp.up_proj.weight'].T)
-  np.testing.assert_array_equal(bundle.params['vqmodel']['encoder']['conv_in']['kernel'][0, 1, 2],
-                                state['model.vqmodel.encoder.conv_in.weight'][:, 2, 0, 1])
-  np.testing.assert_array_equal(bundle.params['generation_aligner']['hidden_layer']['kernel'],
-                                state['model.generation_aligner.hidden_layers.0.weight'].T)
+  np.testing.assert_array_equal(
+    layers['mlp']['up_proj']['kernel'][1],
+    state['model.language_model.layers.1.mlp.up_proj.weight'].T,
+  )
+  np.testing.assert_array_equal(
+    bundle.params['vqmodel']['encoder']['conv_in']['kernel'][0, 1, 2],
+    state['model.vqmodel.encoder.conv_in.weight'][:, 2, 0, 1],
+  )
+  np.testing.assert_array_equal(
+    bundle.params['generation_aligner']['hidden_layer']['kernel'],
+    state['model.generation_aligner.hidden_layers.0.weight'].T,
+  )
 
 
 def test_load_then_save_then_load_is_bit_exact(bundle, hf_directory, tmp_path):
@@ -87,7 +106,9 @@ def test_load_then_save_then_load_is_bit_exact(bundle, hf_directory, tmp_path):
   equal(bundle.params, again.params)
   assert again.config == bundle.config
   theirs, ours = load_file(hf_directory / WEIGHTS), load_file(tmp_path / 'out' / WEIGHTS)
-  assert theirs.keys() == ours.keys() and all(np.array_equal(theirs[name], ours[name]) for name in theirs)
+  assert theirs.keys() == ours.keys() and all(
+    np.array_equal(theirs[name], ours[name]) for name in theirs
+  )
 
 
 def test_shards_read_as_the_single_file_does(bundle, copy):
@@ -95,26 +116,36 @@ def test_shards_read_as_the_single_file_does(bundle, copy):
   equal(bundle.params, convert.load(copy).params)
 
 
-def test_large_models_are_written_in_shards_that_transformers_reads(bundle, hf_directory, tmp_path, monkeypatch):
+def test_large_models_are_written_in_shards_that_transformers_reads(
+  bundle, hf_directory, tmp_path, monkeypatch
+):
   from transformers import JanusForConditionalGeneration
+
   monkeypatch.setattr(writing, 'SHARD_BYTES', 1 << 20)
   convert.save(tmp_path / 'out', bundle.config, bundle.params, hf_directory)
   assert len(list((tmp_path / 'out').glob('model-*-of-*.safetensors'))) > 1
   equal(bundle.params, convert.load(tmp_path / 'out').params)
-  _, info = JanusForConditionalGeneration.from_pretrained(tmp_path / 'out', output_loading_info=True)
+  _, info = JanusForConditionalGeneration.from_pretrained(
+    tmp_path / 'out', output_loading_info=True
+  )
   assert not info['missing_keys'] and not info['unexpected_keys']
 
 
 @pytest.mark.parametrize('kind', [ml_dtypes.bfloat16, np.float16])
 def test_half_precision_files_widen_exactly(bundle, copy, kind):
   change_tensors(copy, lambda t: t.update({name: value.astype(kind) for name, value in t.items()}))
-  equal(jax.tree.map(lambda x: x.astype(kind).astype(np.float32), bundle.params), convert.load(copy).params)
+  equal(
+    jax.tree.map(lambda x: x.astype(kind).astype(np.float32), bundle.params),
+    convert.load(copy).params,
+  )
 
 
 def test_saving_in_bfloat16_rounds_once(bundle, hf_directory, tmp_path):
   convert.save(tmp_path / 'out', bundle.config, bundle.params, hf_directory, dtype='bfloat16')
-  equal(jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16).astype(np.float32), bundle.params),
-        convert.load(tmp_path / 'out').params)
+  equal(
+    jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16).astype(np.float32), bundle.params),
+    convert.load(tmp_path / 'out').params,
+  )
 
 
 def test_the_source_hash_follows_the_weights(bundle, copy):
@@ -123,23 +154,30 @@ def test_the_source_hash_follows_the_weights(bundle, copy):
   assert convert.load(copy).source['hash'] != bundle.source['hash']
 
 
-# Tying (transformers ties by default where the key is absent, but keeps two different tensors of a file apart).
+# Tying (transformers ties by default where the key is absent, but keeps two different tensors of a
+# file apart).
 
 
 @pytest.mark.parametrize('tied', [True, False, None])
 def test_a_head_in_the_file_is_used_whatever_the_config_says(bundle, copy, edit_json, tied):
-  edit_json(copy / 'config.json',
-            lambda c: c.pop('tie_word_embeddings') if tied is None else c.update(tie_word_embeddings=tied))
+  edit_json(
+    copy / 'config.json',
+    lambda c: c.pop('tie_word_embeddings') if tied is None else c.update(tie_word_embeddings=tied),
+  )
   equal(bundle.params, convert.load(copy).params)
 
 
 @pytest.mark.parametrize('tied', [True, None])
 def test_a_tied_file_without_a_head_uses_the_embedding(bundle, copy, edit_json, tied):
-  edit_json(copy / 'config.json',
-            lambda c: c.pop('tie_word_embeddings') if tied is None else c.update(tie_word_embeddings=tied))
+  edit_json(
+    copy / 'config.json',
+    lambda c: c.pop('tie_word_embeddings') if tied is None else c.update(tie_word_embeddings=tied),
+  )
   change_tensors(copy, lambda t: t.pop(HEAD))
   params = convert.load(copy).params
-  np.testing.assert_array_equal(params['lm_head']['kernel'], params['language_model']['embed_tokens']['embedding'].T)
+  np.testing.assert_array_equal(
+    params['lm_head']['kernel'], params['language_model']['embed_tokens']['embedding'].T
+  )
 
 
 def test_an_untied_file_without_a_head_is_refused(copy):
@@ -169,8 +207,12 @@ def test_every_wrong_tensor_is_named_in_one_error(copy):
   change_tensors(copy, change)
   with pytest.raises(InputError) as e:
     convert.load(copy)
-  for part in ('2 missing: model.aligner.fc1.bias, model.vqmodel.quant_conv.weight', '1 unknown: model.surplus.weight',
-               'model.language_model.norm.weight (7,) instead of (48,)', 'model.generation_aligner.fc1.bias I32'):
+  for part in (
+    '2 missing: model.aligner.fc1.bias, model.vqmodel.quant_conv.weight',
+    '1 unknown: model.surplus.weight',
+    'model.language_model.norm.weight (7,) instead of (48,)',
+    'model.generation_aligner.fc1.bias I32',
+  ):
     assert part in str(e.value)
 
 
@@ -191,20 +233,32 @@ def test_half_a_sharded_checkpoint_is_refused(copy):
 
 def test_an_index_naming_a_tensor_that_no_shard_holds_is_refused(copy, edit_json):
   shard(copy)
-  edit_json(copy / 'model.safetensors.index.json', lambda c: c['weight_map'].update(ghost='model-1.safetensors'))
+  edit_json(
+    copy / 'model.safetensors.index.json',
+    lambda c: c['weight_map'].update(ghost='model-1.safetensors'),
+  )
   with pytest.raises(InputError, match='ghost'):
     convert.load(copy)
 
 
 def test_an_index_pointing_outside_the_directory_is_refused(copy, edit_json):
   shard(copy)
-  edit_json(copy / 'model.safetensors.index.json', lambda c: c['weight_map'].update(ghost='../model-1.safetensors'))
+  edit_json(
+    copy / 'model.safetensors.index.json',
+    lambda c: c['weight_map'].update(ghost='../model-1.safetensors'),
+  )
   with pytest.raises(InputError, match='plain file names'):
     convert.load(copy)
 
 
-@pytest.mark.parametrize('name, found', [
-  ('config.json', 'no config.json'), ('tokenizer.json', 'no tokenizer.json'), (WEIGHTS, 'no weights')])
+@pytest.mark.parametrize(
+  'name, found',
+  [
+    ('config.json', 'no config.json'),
+    ('tokenizer.json', 'no tokenizer.json'),
+    (WEIGHTS, 'no weights'),
+  ],
+)
 def test_a_missing_file_is_named(copy, name, found):
   (copy / name).unlink()
   with pytest.raises(InputError, match=found):
@@ -225,18 +279,30 @@ def test_the_tokenizer_of_another_model_is_refused(copy, edit_json):
 # Writing.
 
 
-def test_a_saved_directory_is_complete_and_nothing_is_left_beside_it(bundle, hf_directory, tmp_path):
+def test_a_saved_directory_is_complete_and_nothing_is_left_beside_it(
+  bundle, hf_directory, tmp_path
+):
   convert.save(tmp_path / 'out', bundle.config, bundle.params, hf_directory, card='# Ours\n')
   names = {path.name for path in (tmp_path / 'out').iterdir()}
-  assert names == {'config.json', WEIGHTS, 'README.md', 'tokenizer.json', 'tokenizer_config.json',
-                   'special_tokens_map.json', 'chat_template.jinja', 'processor_config.json',
-                   'preprocessor_config.json', 'generation_config.json'}
+  assert names == {
+    'config.json',
+    WEIGHTS,
+    'README.md',
+    'tokenizer.json',
+    'tokenizer_config.json',
+    'special_tokens_map.json',
+    'chat_template.jinja',
+    'processor_config.json',
+    'preprocessor_config.json',
+    'generation_config.json',
+  }
   assert (tmp_path / 'out/README.md').read_text().endswith('# Ours\n')
   assert [path.name for path in tmp_path.iterdir()] == ['out']
 
 
 def test_the_guidance_weight_can_be_named(bundle, hf_directory, tmp_path):
   from transformers import GenerationConfig
+
   convert.save(tmp_path / 'out', bundle.config, bundle.params, hf_directory, guidance=3.0)
   settings = GenerationConfig.from_pretrained(tmp_path / 'out')
   assert settings.guidance_scale == 3.0

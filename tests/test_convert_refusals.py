@@ -14,7 +14,8 @@ from safetensors.numpy import load_file, save_file
 import torch
 
 from dsr_jax import convert
-from dsr_jax.convert import __main__ as command, directory as directory_lib
+from dsr_jax.convert import __main__ as command
+from dsr_jax.convert import directory as directory_lib
 from dsr_jax.errors import InputError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -26,16 +27,29 @@ def run(source, target, layout='hf', **options):
   return command.convert(str(source), str(target), layout, **options)
 
 
-@pytest.mark.parametrize('change, found', [
-  (lambda d: (d / 'config.json').unlink(), 'no config.json'),
-  (lambda d: (d / 'config.json').write_text(json.dumps(dict(model_type='llama'))), "type 'llama'"),
-  (lambda d: (d / 'tokenizer.json').unlink(), 'no tokenizer.json'),
-  (lambda d: (d / 'pytorch_model.bin').unlink(), 'no weights'),
-  (lambda d: (d / 'pytorch_model.bin').write_bytes(b''), 'truncated|damaged'),
-  (lambda d: (d / 'pytorch_model.bin').write_bytes((d / 'pytorch_model.bin').read_bytes()[:9999]), 'truncated|damaged'),
-  (lambda d: (d / 'pytorch_model.bin').rename(d / 'model.pth'), 'only model.pth'),
-])
-def test_a_damaged_source_is_one_sentence_and_leaves_nothing(original_copy, tmp_path, change, found):
+@pytest.mark.parametrize(
+  'change, found',
+  [
+    (lambda d: (d / 'config.json').unlink(), 'no config.json'),
+    (
+      lambda d: (d / 'config.json').write_text(json.dumps(dict(model_type='llama'))),
+      "type 'llama'",
+    ),
+    (lambda d: (d / 'tokenizer.json').unlink(), 'no tokenizer.json'),
+    (lambda d: (d / 'pytorch_model.bin').unlink(), 'no weights'),
+    (lambda d: (d / 'pytorch_model.bin').write_bytes(b''), 'truncated|damaged'),
+    (
+      lambda d: (d / 'pytorch_model.bin').write_bytes(
+        (d / 'pytorch_model.bin').read_bytes()[:9999]
+      ),
+      'truncated|damaged',
+    ),
+    (lambda d: (d / 'pytorch_model.bin').rename(d / 'model.pth'), 'only model.pth'),
+  ],
+)
+def test_a_damaged_source_is_one_sentence_and_leaves_nothing(
+  original_copy, tmp_path, change, found
+):
   change(original_copy)
   with pytest.raises(InputError, match=found) as e:
     run(original_copy, tmp_path / 'h')
@@ -61,19 +75,26 @@ def test_every_wrong_tensor_of_the_original_layout_is_named_in_one_error(origina
   original_layout.save_bins(original_copy, tensors, 1)
   with pytest.raises(InputError) as e:
     convert.load(original_copy)
-  for part in ('2 missing: gen_embed.weight, vision_model.vision_tower.attn_pool.kv.bias', '1 unknown: surplus',
-               'attn.qkv.bias (32,) instead of (96,)', 'pos_embed (16, 32) instead of (1, 16, 32)', 'aligner.layers.0.bias I32'):
+  for part in (
+    '2 missing: gen_embed.weight, vision_model.vision_tower.attn_pool.kv.bias',
+    '1 unknown: surplus',
+    'attn.qkv.bias (32,) instead of (96,)',
+    'pos_embed (16, 32) instead of (1, 16, 32)',
+    'aligner.layers.0.bias I32',
+  ):
     assert part in str(e.value)
 
 
 def test_code_in_a_pickle_is_never_run(original_copy, tmp_path):
 
   class Evil:
-
     def __reduce__(self):
       return (pathlib.Path.touch, (tmp_path / 'ran',))
 
-  for write in (lambda f: torch.save({'a': Evil()}, f), lambda f: f.write(pickle.dumps({'a': Evil()}))):
+  for write in (
+    lambda f: torch.save({'a': Evil()}, f),
+    lambda f: f.write(pickle.dumps({'a': Evil()})),
+  ):
     with open(original_copy / 'pytorch_model.bin', 'wb') as f:
       write(f)
     with pytest.raises(InputError, match='more than tensors|damaged') as e:
@@ -111,16 +132,25 @@ def test_a_full_target_is_refused_unless_overwritten(original, tmp_path):
   assert convert.load(tmp_path / 'h') and [path.name for path in tmp_path.iterdir()] == ['h']
 
 
-def test_a_target_that_holds_the_source_is_refused_even_to_be_overwritten(original, make_run, tmp_path):
+def test_a_target_that_holds_the_source_is_refused_even_to_be_overwritten(
+  original, make_run, tmp_path
+):
   run(original[0], tmp_path / 'h')
   workdir = make_run(original_layout.head_of(original, 1.001))
-  for source, target in ((tmp_path / 'h', tmp_path / 'h'), (tmp_path / 'h', tmp_path), (f'{workdir}@7', workdir), (workdir, workdir.parent)):
+  for source, target in (
+    (tmp_path / 'h', tmp_path / 'h'),
+    (tmp_path / 'h', tmp_path),
+    (f'{workdir}@7', workdir),
+    (workdir, workdir.parent),
+  ):
     with pytest.raises(InputError, match='found the source .* in the target'):
       run(source, target, overwrite=True)
   assert convert.load(tmp_path / 'h') and (workdir / 'checkpoints/7').is_dir()
 
 
-def test_a_disk_that_is_too_small_is_found_out_before_anything_is_written(original, tmp_path, monkeypatch):
+def test_a_disk_that_is_too_small_is_found_out_before_anything_is_written(
+  original, tmp_path, monkeypatch
+):
   monkeypatch.setattr(shutil, 'disk_usage', lambda path: type('Usage', (), dict(free=1 << 20))())
   with pytest.raises(InputError, match='found 1 MiB free'):
     run(original[0], tmp_path / 'h')
@@ -129,7 +159,7 @@ def test_a_disk_that_is_too_small_is_found_out_before_anything_is_written(origin
 
 def test_a_disk_that_fills_up_leaves_the_target_absent(original, tmp_path):
   """The system itself refuses to let a file grow beyond a megabyte."""
-  code = f'''
+  code = f"""
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
@@ -137,19 +167,37 @@ sys.argv = ['convert', '--source={original[0]}', '--target={tmp_path / 'h'}', '-
 from dsr_jax.convert import __main__ as command
 command.define_flags()
 command.run_main(command.main)
-'''
+"""
   done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
   assert done.returncode == 2 and done.stdout == '', done.stderr
-  assert 'error: found' in done.stderr and 'not writable' in done.stderr and 'Traceback' not in done.stderr
+  assert (
+    'error: found' in done.stderr
+    and 'not writable' in done.stderr
+    and 'Traceback' not in done.stderr
+  )
   assert not list(tmp_path.iterdir())
 
 
 def test_the_command_line(original, tmp_path):
-  call = lambda *args: subprocess.run([sys.executable, '-m', 'dsr_jax.convert', *args], cwd=ROOT, capture_output=True, text=True)
+  def call(*args):
+    return subprocess.run(
+      [sys.executable, '-m', 'dsr_jax.convert', *args], cwd=ROOT, capture_output=True, text=True
+    )
+
   done = call(f'--source={original[0]}', f'--target={tmp_path / "h"}', '--format=hf')
   assert done.returncode == 0, done.stderr
   assert json.loads(done.stdout)['tensors'] == len(load_file(tmp_path / 'h' / WEIGHTS))
-  for args, found in ((['--target=x', '--format=hf'], 'found no --source'),
-                      (['--source=scenes', '--target=x', '--format=onnx'], 'found --format=onnx; expected hf or deepseek')):
+  for args, found in (
+    (['--target=x', '--format=hf'], 'found no --source'),
+    (
+      ['--source=scenes', '--target=x', '--format=onnx'],
+      'found --format=onnx; expected hf or deepseek',
+    ),
+  ):
     done = call(*args)
-    assert done.returncode == 2 and done.stdout == '' and done.stderr.startswith(f'error: {found}') and done.stderr.count('\n') == 1
+    assert (
+      done.returncode == 2
+      and done.stdout == ''
+      and done.stderr.startswith(f'error: {found}')
+      and done.stderr.count('\n') == 1
+    )

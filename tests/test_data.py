@@ -1,4 +1,6 @@
-"""Prompts, pictures and their order: what is read is what the files say, and a batch is a function of (seed, step)."""
+"""Prompts, pictures and their order: what is read is what the files say, and a batch is a function
+of (seed, step).
+"""
 
 import hashlib
 import os
@@ -18,6 +20,7 @@ from dsr_jax.errors import InputError
 
 class WordProcessor:
   """A tokenizer of one id a character: reversible, so a row tells its prompt."""
+
   templates = types.SimpleNamespace(pad_id=0)
 
   def encode_prompt(self, text):
@@ -26,7 +29,9 @@ class WordProcessor:
   encode_question = encode_prompt
 
 
-def make(tmp_path, *, lines=None, pictures=0, task='unified', seed=3, inputs=4, max_prompt_tokens=64):
+def make(
+  tmp_path, *, lines=None, pictures=0, task='unified', seed=3, inputs=4, max_prompt_tokens=64
+):
   """Batches over a file of `lines` and a folder of `pictures` one-coloured images."""
   tasks = 2 if task == 'unified' else 1
   file, folder = tmp_path / 'prompts.txt', tmp_path / 'images'
@@ -35,12 +40,17 @@ def make(tmp_path, *, lines=None, pictures=0, task='unified', seed=3, inputs=4, 
   for i in range(pictures):
     Image.new('RGB', (20 + i, 30), (i, 100, 200)).save(folder / f'{i:03d}.png')
   data = config_lib.Data(prompts=str(file), images=str(folder), max_prompt_tokens=max_prompt_tokens)
-  method = config_lib.Method(task=task, inputs_per_step=inputs * tasks, seed=seed, question='q?', instruction='i!')
+  method = config_lib.Method(
+    task=task, inputs_per_step=inputs * tasks, seed=seed, question='q?', instruction='i!'
+  )
   return batches_lib.make(data, method, WordProcessor(), 16)
 
 
 def read(batch):
-  return [''.join(chr(i) for i in ids[mask]) for ids, mask in zip(batch['prompt_ids'], batch['prompt_mask'])]
+  return [
+    ''.join(chr(i) for i in ids[mask])
+    for ids, mask in zip(batch['prompt_ids'], batch['prompt_mask'])
+  ]
 
 
 # Prompts.
@@ -50,12 +60,23 @@ def test_lines_are_read_under_every_line_end_and_byte_order_mark(tmp_path):
   file = tmp_path / 'p.txt'
   file.write_bytes('\ufeffa red disc\r\n\r\n  two cats \rone\x0cdog\n\n\tünïcode\u2028x'.encode())
   assert prompts.read_lines(str(file)) == [
-      (1, 'a red disc'), (3, 'two cats'), (4, 'one\x0cdog'), (6, 'ünïcode\u2028x')]
+    (1, 'a red disc'),
+    (3, 'two cats'),
+    (4, 'one\x0cdog'),
+    (6, 'ünïcode\u2028x'),
+  ]
 
 
-@pytest.mark.parametrize('content, said', [
-    (b'', 'found no prompt'), (b'\r\n \n', 'found no prompt'), ('caf\u00e9'.encode('latin-1'), 'not UTF-8'),
-    ('a cat'.encode('utf-16'), 'not UTF-8'), (None, 'cannot read')])
+@pytest.mark.parametrize(
+  'content, said',
+  [
+    (b'', 'found no prompt'),
+    (b'\r\n \n', 'found no prompt'),
+    ('caf\u00e9'.encode('latin-1'), 'not UTF-8'),
+    ('a cat'.encode('utf-16'), 'not UTF-8'),
+    (None, 'cannot read'),
+  ],
+)
 def test_unreadable_prompts_are_one_sentence(tmp_path, content, said):
   file = tmp_path / 'p.txt'
   if content is not None:
@@ -67,12 +88,15 @@ def test_unreadable_prompts_are_one_sentence(tmp_path, content, said):
 
 def test_a_too_long_prompt_is_named_by_its_line(tmp_path):
   with pytest.raises(InputError, match=r'line 3 of prompts.txt has 9 tokens; expected at most 8'):
-    make(tmp_path, lines=['short', '', 'too  long', 'short'], task='generation', max_prompt_tokens=8)
+    make(
+      tmp_path, lines=['short', '', 'too  long', 'short'], task='generation', max_prompt_tokens=8
+    )
 
 
 def test_what_the_tokenizer_refuses_is_named_by_its_line(tmp_path, monkeypatch):
   def refuse(self, text):
     raise InputError(f'found a special token in {text}')
+
   monkeypatch.setattr(WordProcessor, 'encode_prompt', refuse)
   with pytest.raises(InputError, match='line 1 of prompts.txt: found a special token in short'):
     make(tmp_path, lines=['short'], task='generation')
@@ -84,14 +108,25 @@ def test_what_the_tokenizer_refuses_is_named_by_its_line(tmp_path, monkeypatch):
 @pytest.fixture(scope='module')
 def compbench(tmp_path_factory):
   from dsr_jax.data import t2i_compbench
+
   return t2i_compbench.load(str(tmp_path_factory.mktemp('tfds')))
 
 
 def test_compbench_has_the_files_prompts_in_order_with_repeats(compbench):
   from dsr_jax.data import t2i_compbench
+
   folder = os.path.join(os.path.dirname(t2i_compbench.__file__), 't2i_compbench_prompts')
   expected = []
-  for name in ('color', 'shape', 'texture', 'spatial', '3d_spatial', 'numeracy', 'non_spatial', 'complex'):
+  for name in (
+    'color',
+    'shape',
+    'texture',
+    'spatial',
+    '3d_spatial',
+    'numeracy',
+    'non_spatial',
+    'complex',
+  ):
     with open(os.path.join(folder, f'{name}_train.txt'), encoding='utf-8', newline=None) as f:
       expected += [line.strip() for line in f.read().splitlines()]
   found = [compbench[i] for i in range(len(compbench))]
@@ -101,7 +136,9 @@ def test_compbench_has_the_files_prompts_in_order_with_repeats(compbench):
   assert compbench.where(700) == 'line 1 of shape_train.txt'
 
 
-@pytest.mark.parametrize('name, sha256', [
+@pytest.mark.parametrize(
+  'name, sha256',
+  [
     ('3d_spatial_train', '0bba7e9ad31b0ce7908f6cbf2426a4b7ef6e8b841c1b737d0ad2d5b8e688dd93'),
     ('color_train', 'db5d3287027d453f8c977f0c7315f8a01a770f02f61fa54ae19406762982393f'),
     ('complex_train', 'd214ac45cb3c5307dd14a144c8c69aa5ffdcc7be74ff71b5dac989f8ca9f924b'),
@@ -110,7 +147,9 @@ def test_compbench_has_the_files_prompts_in_order_with_repeats(compbench):
     ('shape_train', '451bdfccd330d4cf979d45664817be7959e89250b93d5c591cc562b858175a87'),
     ('spatial_train', 'af14cdf2320057d98f94077e6211c2ddfaabfbb9e3842873657baabb17e00de6'),
     ('texture_train', '4846315c5972f9e9cc82e4833099e8ec2c28b999ca77269512715f3f56bde54f'),
-    ('LICENSE', '905b2fb8de6611b855171c41985efc7a36698016c083f1b39485a6f9e9d4ae00')])
+    ('LICENSE', '905b2fb8de6611b855171c41985efc7a36698016c083f1b39485a6f9e9d4ae00'),
+  ],
+)
 def test_shipped_prompts_are_the_source_byte_for_byte(name, sha256):
   folder = os.path.join(os.path.dirname(batches_lib.__file__), 't2i_compbench_prompts')
   with open(os.path.join(folder, f'{name}.txt'), 'rb') as f:
@@ -118,14 +157,18 @@ def test_shipped_prompts_are_the_source_byte_for_byte(name, sha256):
 
 
 def test_compbench_needs_neither_tensorflow_nor_torch(tmp_path):
-  script = (f'import sys; from dsr_jax.data import t2i_compbench; print(len(t2i_compbench.load({str(tmp_path)!r})), '
-            '"tensorflow" in sys.modules or "torch" in sys.modules)')
+  script = (
+    'import sys; from dsr_jax.data import t2i_compbench; '
+    f'print(len(t2i_compbench.load({str(tmp_path)!r})), '
+    '"tensorflow" in sys.modules or "torch" in sys.modules)'
+  )
   done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, check=True)
   assert done.stdout.split()[-2:] == ['5600', 'False']
 
 
 def test_a_data_folder_that_cannot_be_written_is_one_sentence(tmp_path):
   from dsr_jax.data import t2i_compbench
+
   (tmp_path / 'file').write_text('')
   with pytest.raises(InputError, match='cannot write data sets'):
     t2i_compbench.load(str(tmp_path / 'file' / 'below'))
@@ -154,8 +197,9 @@ def test_a_folder_without_images_is_one_sentence(tmp_path):
 @pytest.mark.parametrize('size', [(40, 30), (1, 30), (30, 1)])
 def test_every_kind_of_picture_becomes_a_square_of_bytes(tmp_path, mode, size):
   suffix = 'tif' if mode == 'CMYK' else 'png'
-  Image.new('RGB', size, (250, 250, 250)).convert('L' if mode == 'I;16' else mode).convert(mode).save(
-      tmp_path / f'x.{suffix}')
+  Image.new('RGB', size, (250, 250, 250)).convert('L' if mode == 'I;16' else mode).convert(
+    mode
+  ).save(tmp_path / f'x.{suffix}')
   picture = images.Pictures.from_folder(str(tmp_path), 16)[0]
   assert picture.shape == (16, 16, 3) and picture.dtype == np.uint8
 
@@ -176,12 +220,16 @@ def test_every_epoch_is_a_permutation_and_no_two_are_alike():
   epochs = [order.items(5, order.PROMPTS, range(e * 100, (e + 1) * 100), 100) for e in range(4)]
   assert all(sorted(epoch) == list(range(100)) for epoch in epochs)
   assert len({tuple(epoch) for epoch in epochs}) == 4
-  others = (order.items(6, order.PROMPTS, range(100), 100), order.items(5, order.PICTURES, range(100), 100))
+  others = (
+    order.items(6, order.PROMPTS, range(100), 100),
+    order.items(5, order.PICTURES, range(100), 100),
+  )
   assert epochs[0] not in others
 
 
 def test_the_order_is_the_same_on_every_machine():
-  # Written down once: a resumed run must find its data where it left them, whatever NumPy is installed.
+  # Written down once: a resumed run must find its data where it left them, whatever NumPy is
+  # installed.
   assert order.items(42, order.PROMPTS, range(8), 8) == [7, 1, 6, 4, 3, 5, 0, 2]
   assert int(order.step_seed(42, 7)) == 1446207026
 
@@ -223,9 +271,15 @@ def test_shapes_and_types_never_change(tmp_path):
   assert all(shape == shapes[0] for shape in shapes)
   ints, bools = np.dtype('int32'), np.dtype('bool')
   assert shapes[0] == {
-      'prompt_ids': ((2, 9), ints), 'prompt_mask': ((2, 9), bools), 'instruction_ids': ((2,), ints),
-      'instruction_mask': ((2,), bools), 'pixels': ((2, 16, 16, 3), np.dtype('uint8')), 'question_ids': ((2, 2), ints),
-      'question_mask': ((2, 2), bools), 'seed': ((), np.dtype('uint32'))}
+    'prompt_ids': ((2, 9), ints),
+    'prompt_mask': ((2, 9), bools),
+    'instruction_ids': ((2,), ints),
+    'instruction_mask': ((2,), bools),
+    'pixels': ((2, 16, 16, 3), np.dtype('uint8')),
+    'question_ids': ((2, 2), ints),
+    'question_mask': ((2, 2), bools),
+    'seed': ((), np.dtype('uint32')),
+  }
 
 
 def test_rows_made_apart_are_the_rows_of_the_batch(tmp_path):
@@ -249,9 +303,16 @@ def test_other_data_have_another_fingerprint(tmp_path):
   assert one.fingerprint != make(tmp_path, lines=['b', 'a'], task='generation').fingerprint
 
 
-@pytest.mark.parametrize('data, said', [
-    (dict(prompts='nowhere.txt'), 'found no prompts nowhere.txt; expected one of scenes, t2i_compbench, or'),
-    (dict(images='nowhere'), 'found no pictures nowhere; expected one of scenes, or a folder')])
+@pytest.mark.parametrize(
+  'data, said',
+  [
+    (
+      dict(prompts='nowhere.txt'),
+      'found no prompts nowhere.txt; expected one of scenes, t2i_compbench, or',
+    ),
+    (dict(images='nowhere'), 'found no pictures nowhere; expected one of scenes, or a folder'),
+  ],
+)
 def test_unknown_data_are_one_sentence(data, said, monkeypatch):
   monkeypatch.setattr(batches_lib.sets, 'reinforcement_prompts', lambda seed: ('a',))
   with pytest.raises(InputError, match=said):

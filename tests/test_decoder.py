@@ -1,4 +1,6 @@
-"""Decoding token by token: by the kernel it gives what plain products give, and both give what teacher forcing gives."""
+"""Decoding token by token: by the kernel it gives what plain products give, and both give what
+teacher forcing gives.
+"""
 
 import os
 import pathlib
@@ -26,11 +28,19 @@ P = S = 2 * decode_kernel.BLOCK
 def one_token(key: int = 0):
   """Arguments of `decode_attention`: a new token, its rotation, a padded prefix, and a cache."""
   keys = iter(jax.random.split(jax.random.key(key), 6))
-  normal = lambda *shape: jax.random.normal(next(keys), shape)
+
+  def normal(*shape):
+    return jax.random.normal(next(keys), shape)
+
   angle = normal(R, 1, H // 2)
   length = jnp.array([7, decode_kernel.BLOCK, 1, P], jnp.int32)
-  return (normal(R, C, 3, N, H), (jnp.cos(angle), jnp.sin(angle)), (normal(R, N, P, H), normal(R, N, P, H)), length,
-          (normal(R, N, C, S, H), normal(R, N, C, S, H)))
+  return (
+    normal(R, C, 3, N, H),
+    (jnp.cos(angle), jnp.sin(angle)),
+    (normal(R, N, P, H), normal(R, N, P, H)),
+    length,
+    (normal(R, N, C, S, H), normal(R, N, C, S, H)),
+  )
 
 
 def plain(qkv, turn, prefix, length, cache, index):
@@ -49,10 +59,12 @@ def test_the_kernel_attends_to_what_is_filled_and_nothing_more(index):
   out, kept = plain(*given, cache, index)
   unfilled = [c.at[:, :, :, index:].set(1e3) for c in cache]
   for start in (cache, unfilled):
-    found, found_kept = jax.jit(lambda *x: decode_kernel.decode_attention(*x, interpret=True))(*given, start, index)
+    found, found_kept = jax.jit(lambda *x: decode_kernel.decode_attention(*x, interpret=True))(
+      *given, start, index
+    )
     np.testing.assert_allclose(found, out, atol=2e-6)
     for a, b in zip(found_kept, kept):
-      np.testing.assert_allclose(a[:, :, :, :index + 1], b[:, :, :, :index + 1], atol=1e-6)
+      np.testing.assert_allclose(a[:, :, :, : index + 1], b[:, :, :, : index + 1], atol=1e-6)
 
 
 def test_the_kernel_leaves_the_rest_of_the_cache_alone():
@@ -65,7 +77,7 @@ def test_the_kernel_leaves_the_rest_of_the_cache_alone():
 
 def test_the_kernel_runs_where_rows_and_heads_are_split():
   """On virtual devices in a process of their own: each has its own rows and heads."""
-  code = '''
+  code = """
 import jax, numpy as np
 jax.config.update('jax_num_cpu_devices', 4)
 import test_decoder
@@ -80,9 +92,14 @@ with jax.set_mesh(sharding.make_mesh(config.Mesh(1, 2, 2))):
   out, cache = test_decoder.plain(*given, cache, 17)
   for a, b in zip((found, *kept), (out, *cache)):
     np.testing.assert_allclose(a, b, atol=2e-6)
-'''
+"""
   env = {**os.environ, 'PYTHONPATH': f'{ROOT}{os.pathsep}{ROOT / "tests"}', 'JAX_PLATFORMS': 'cpu'}
-  done = subprocess.run([sys.executable, '-c', code], env={k: v for k, v in env.items() if k != 'XLA_FLAGS'}, capture_output=True, text=True)
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    env={k: v for k, v in env.items() if k != 'XLA_FLAGS'},
+    capture_output=True,
+    text=True,
+  )
   assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -90,18 +107,40 @@ def test_the_kernel_lowers_for_a_gpu_and_takes_the_place_of_the_cache():
   given = jax.tree.map(lambda x: x.astype(jnp.bfloat16), one_token())
   qkv, turn, prefix, length, cache = given
   turn, length = jax.tree.map(lambda x: x.astype(jnp.float32), turn), length.astype(jnp.int32)
-  gpu = AbstractMesh((1,), ('x',), abstract_device=AbstractDevice('NVIDIA H100 80GB HBM3', None, 'gpu'))
+  gpu = AbstractMesh(
+    (1,), ('x',), abstract_device=AbstractDevice('NVIDIA H100 80GB HBM3', None, 'gpu')
+  )
   with jax.sharding.use_abstract_mesh(gpu):
-    lowered = jax.jit(decode_kernel.decode_attention).trace(qkv, turn, prefix, length, cache, 5).lower(lowering_platforms=('cuda',))
-  call = next(line for line in lowered.as_text().splitlines() if 'decode_attention' in line and 'custom_call' in line)
+    lowered = (
+      jax.jit(decode_kernel.decode_attention)
+      .trace(qkv, turn, prefix, length, cache, 5)
+      .lower(lowering_platforms=('cuda',))
+    )
+  call = next(
+    line
+    for line in lowered.as_text().splitlines()
+    if 'decode_attention' in line and 'custom_call' in line
+  )
   assert call.count('operand_index') == 2
 
 
 def test_a_cache_too_large_to_address_is_refused():
-  shape = lambda *s, dtype=jnp.bfloat16: jax.ShapeDtypeStruct(s, dtype)
-  pair = lambda *s: (shape(*s), shape(*s))
-  given = lambda rows: (shape(rows, 8, 3, 16, 128), pair(rows, 1, 64), pair(rows, 16, 64, 128), shape(rows, dtype=jnp.int32),
-                        pair(rows, 16, 8, 576, 128), 5)
+  def shape(*s, dtype=jnp.bfloat16):
+    return jax.ShapeDtypeStruct(s, dtype)
+
+  def pair(*s):
+    return (shape(*s), shape(*s))
+
+  def given(rows):
+    return (
+      shape(rows, 8, 3, 16, 128),
+      pair(rows, 1, 64),
+      pair(rows, 16, 64, 128),
+      shape(rows, dtype=jnp.int32),
+      pair(rows, 16, 8, 576, 128),
+      5,
+    )
+
   jax.eval_shape(decode_kernel.decode_attention, *given(227))
   with pytest.raises(InputError, match='2151677952 numbers.*lower system.rollout_chunk'):
     jax.eval_shape(decode_kernel.decode_attention, *given(228))
@@ -110,15 +149,35 @@ def test_a_cache_too_large_to_address_is_refused():
 def test_only_half_precision_on_a_recent_gpu_is_the_kernels(monkeypatch):
   assert not decode_kernel.serves(jnp.bfloat16, 128)  # on a CPU
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-  for capability, wanted in (('9.0', True), ('10.0', True), ('8.0', True), ('7.5', False), ('gfx942', False)):
-    monkeypatch.setattr(jax, 'local_devices', lambda: [SimpleNamespace(compute_capability=capability)])
+  for capability, wanted in (
+    ('9.0', True),
+    ('10.0', True),
+    ('8.0', True),
+    ('7.5', False),
+    ('gfx942', False),
+  ):
+    monkeypatch.setattr(
+      jax, 'local_devices', lambda: [SimpleNamespace(compute_capability=capability)]
+    )
     assert decode_kernel.serves(jnp.bfloat16, 128) == attention.kernels_run(jnp.bfloat16) == wanted
   monkeypatch.setattr(jax, 'local_devices', lambda: [SimpleNamespace(compute_capability='9.0')])
-  assert not decode_kernel.serves(jnp.float32, 128) and not decode_kernel.serves(jnp.bfloat16, 24) and not decode_kernel.serves(jnp.bfloat16, 8)
+  assert (
+    not decode_kernel.serves(jnp.float32, 128)
+    and not decode_kernel.serves(jnp.bfloat16, 24)
+    and not decode_kernel.serves(jnp.bfloat16, 8)
+  )
 
 
-CONFIG = TextConfig(vocab_size=32, hidden_size=N * H, intermediate_size=40, num_hidden_layers=2, num_attention_heads=N, head_dim=H,
-                    rope_theta=1e4, rms_norm_eps=1e-6)
+CONFIG = TextConfig(
+  vocab_size=32,
+  hidden_size=N * H,
+  intermediate_size=40,
+  num_hidden_layers=2,
+  num_attention_heads=N,
+  head_dim=H,
+  rope_theta=1e4,
+  rms_norm_eps=1e-6,
+)
 
 
 KINDS = ('unrolled', 'scanned', 'kernel', 'unrolled int8', 'scanned int8')
@@ -129,7 +188,9 @@ def made_as(kind, lm, prefix, tokens):
   if kind == 'kernel':
     return decoder.KernelDecoder(lm, prefix, C, tokens, interpret=True), 1e-5
   how, *cache_dtype = kind.split()
-  return decoder.make(lm, prefix, C, tokens, how == 'scanned', *cache_dtype), 0.02 if cache_dtype else 1e-5
+  return decoder.make(
+    lm, prefix, C, tokens, how == 'scanned', *cache_dtype
+  ), 0.02 if cache_dtype else 1e-5
 
 
 @pytest.mark.parametrize('adapters', [False, True])
@@ -140,10 +201,15 @@ def test_decoding_gives_the_states_of_teacher_forcing(kind, adapters):
   lm = model.language_model
   if adapters:
     made = lora.init(nnx.to_pure_dict(nnx.state(model)), 4, 0)
-    made = {name: {**x, 'b': 0.1 * jax.random.normal(jax.random.key(i), x['b'].shape)} for i, (name, x) in enumerate(made.items())}
+    made = {
+      name: {**x, 'b': 0.1 * jax.random.normal(jax.random.key(i), x['b'].shape)}
+      for i, (name, x) in enumerate(made.items())
+    }
     lora.attach(model, made)
   embeds = jax.random.normal(jax.random.key(1), (R, C, tokens, CONFIG.hidden_size))
-  prefix = lm.prefill(jax.random.normal(jax.random.key(2), (R, 7, CONFIG.hidden_size)), jnp.array([7, 4, 1, 5]))
+  prefix = lm.prefill(
+    jax.random.normal(jax.random.key(2), (R, 7, CONFIG.hidden_size)), jnp.array([7, 4, 1, 5])
+  )
   wanted = lm.extend(prefix, embeds)
   made, atol = made_as(kind, lm, prefix, tokens)
   cache, step = None, jax.jit(made.step, static_argnums=3)
@@ -159,7 +225,9 @@ def test_the_first_of_every_two_rows_goes_on_alone(kind):
   tokens, first = 5, 3  # rows 1 and 3 end at token 3
   lm = llama.LanguageModel(CONFIG, rngs=nnx.Rngs(0))
   embeds = jax.random.normal(jax.random.key(1), (R, C, tokens, CONFIG.hidden_size))
-  prefix = lm.prefill(jax.random.normal(jax.random.key(2), (R, 7, CONFIG.hidden_size)), jnp.array([7, 4, 1, 5]))
+  prefix = lm.prefill(
+    jax.random.normal(jax.random.key(2), (R, 7, CONFIG.hidden_size)), jnp.array([7, 4, 1, 5])
+  )
   wanted = lm.extend(prefix, embeds)
   both, atol = made_as(kind, lm, prefix, first)
   cache = both.grow(None, first)
@@ -174,7 +242,13 @@ def test_the_first_of_every_two_rows_goes_on_alone(kind):
 
 
 def test_numbers_in_8_bits_are_the_nearest():
-  x = jnp.concatenate([jax.random.normal(jax.random.key(0), (5, 7, 33)) * jnp.logspace(-6, 6, 7)[:, None], jnp.zeros((5, 1, 33))], axis=1)
+  x = jnp.concatenate(
+    [
+      jax.random.normal(jax.random.key(0), (5, 7, 33)) * jnp.logspace(-6, 6, 7)[:, None],
+      jnp.zeros((5, 1, 33)),
+    ],
+    axis=1,
+  )
   values, scale = attention.to_int8(x)
   assert values.dtype == jnp.int8 and scale.shape == (5, 8)
   np.testing.assert_array_equal(np.abs(values[:, :7]).max(-1), 127)
@@ -183,17 +257,27 @@ def test_numbers_in_8_bits_are_the_nearest():
 
 
 def test_attention_to_8_bits_is_attention_to_the_numbers_they_stand_for():
-  normal = lambda key, *shape: jax.random.normal(jax.random.key(key), shape)
-  q, shared, own = normal(0, R, N, C, 1, H), (normal(1, R, N, P, H), normal(2, R, N, P, H), None), (normal(3, R, N, C, S, H), normal(4, R, N, C, S, H))
+  def normal(key, *shape):
+    return jax.random.normal(jax.random.key(key), shape)
+
+  q, shared, own = (
+    normal(0, R, N, C, 1, H),
+    (normal(1, R, N, P, H), normal(2, R, N, P, H), None),
+    (normal(3, R, N, C, S, H), normal(4, R, N, C, S, H)),
+  )
   short = [attention.to_int8(x) for x in own]
   filled = jnp.arange(S) < 5
   long = [x.values * x.scale[..., None] for x in short]
-  np.testing.assert_allclose(attention.attend(q, [shared, (*short, filled)]), attention.attend(q, [shared, (*long, filled)]), atol=1e-5)
+  np.testing.assert_allclose(
+    attention.attend(q, [shared, (*short, filled)]),
+    attention.attend(q, [shared, (*long, filled)]),
+    atol=1e-5,
+  )
 
 
 def test_linears_in_one_product_split_as_their_outputs_do():
   """No gather of weights where each device holds a part of every map's outputs."""
-  code = '''
+  code = """
 import jax, jax.numpy as jnp, re
 jax.config.update('jax_num_cpu_devices', 4)
 from jax.sharding import NamedSharding, PartitionSpec as P
@@ -207,7 +291,12 @@ with jax.set_mesh(mesh):
   shape = lambda s, *spec: jax.ShapeDtypeStruct(s, jnp.float32, sharding=NamedSharding(mesh, P(*spec)))
   text = jax.jit(run).lower(shape((8, 16)), shape((16, 32), None, 'tp'), shape((16, 32), None, 'tp')).compile().as_text()
 assert not re.search('all-gather|all-to-all|collective-permute', text), text
-'''
+"""
   env = {**os.environ, 'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}
-  done = subprocess.run([sys.executable, '-c', code], env={k: v for k, v in env.items() if k != 'XLA_FLAGS'}, capture_output=True, text=True)
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    env={k: v for k, v in env.items() if k != 'XLA_FLAGS'},
+    capture_output=True,
+    text=True,
+  )
   assert done.returncode == 0, done.stderr[-2000:]

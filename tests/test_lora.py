@@ -3,11 +3,11 @@
 import flax.nnx as nnx
 import jax
 import jax.numpy as jnp
+import micro_model
 import numpy as np
 import pytest
-
-import micro_model
 import tiny_step
+
 from dsr_jax import lora
 from dsr_jax import state as state_lib
 from dsr_jax.convert import adapter
@@ -21,8 +21,10 @@ METHOD = tiny_step.method(trainable='lora', lora_rank=3)
 def random_adapters(params, rank=3, seed=0):
   """Adapters whose B is not zero."""
   keys = iter(jax.random.split(jax.random.key(seed), 2 * len(lora.PROJECTIONS)))
-  return {name: dict(a=pair['a'], b=0.3 * jax.random.normal(next(keys), pair['b'].shape))
-          for name, pair in lora.init(params, rank, seed).items()}
+  return {
+    name: dict(a=pair['a'], b=0.3 * jax.random.normal(next(keys), pair['b'].shape))
+    for name, pair in lora.init(params, rank, seed).items()
+  }
 
 
 def likelihoods(model, seed=0):
@@ -33,8 +35,10 @@ def likelihoods(model, seed=0):
   codes = jnp.asarray(rng.integers(0, micro_model.CODES, (2, 3, n)).astype('i4'))
   picture = Picture(codes[:, :1], jnp.asarray(rng.uniform(-1, 1, (2, 1, 16, 16, 3)).astype('f4')))
   question = Text(text.ids[:, 0], text.mask[:, 0])
-  return (model.picture_logps(Text(text.ids[:, :1], text.mask[:, :1]), codes, None, Scoring()).logp,
-          model.text_logps(picture, question, text, None, Scoring()).logp)
+  return (
+    model.picture_logps(Text(text.ids[:, :1], text.mask[:, :1]), codes, None, Scoring()).logp,
+    model.text_logps(picture, question, text, None, Scoring()).logp,
+  )
 
 
 def test_a_new_adapter_changes_nothing_and_a_used_one_everything():
@@ -61,10 +65,16 @@ def test_sampling_reads_the_adapters():
   prompt = Text(jnp.array([[9, 10, 11]]), jnp.ones((1, 3), bool))
   keys = jax.random.split(jax.random.key(0), 8).reshape(1, 8)
   from dsr_jax.models.unified import Sampling
-  draw = lambda model: model.sample_pictures(prompt, keys, Sampling())
+
+  def draw(model):
+    return model.sample_pictures(prompt, keys, Sampling())
+
   codes, logp = draw(lora.attach(nnx.merge(graphdef, params), random_adapters(params)))
-  scored = lora.attach(nnx.merge(graphdef, params), random_adapters(params)).picture_logps(
-      Text(prompt.ids[:, None], prompt.mask[:, None]), codes, None, Scoring()).logp
+  scored = (
+    lora.attach(nnx.merge(graphdef, params), random_adapters(params))
+    .picture_logps(Text(prompt.ids[:, None], prompt.mask[:, None]), codes, None, Scoring())
+    .logp
+  )
   np.testing.assert_allclose(logp, scored, atol=1e-4)
   assert not np.array_equal(codes, draw(nnx.merge(graphdef, params))[0])
 
@@ -73,7 +83,11 @@ def test_only_the_adapters_have_masters_moments_and_gradients():
   state = tiny_step.start(METHOD)
   adapters = sum(x.size for x in jax.tree.leaves(state['params']))
   shapes = [x.shape for pair in state['params']['lora'].values() for x in pair.values()]
-  assert set(state['params']) == {'lora'} and set(state['params']['lora']) == set(lora.PROJECTIONS) and all(3 in shape for shape in shapes)
+  assert (
+    set(state['params']) == {'lora'}
+    and set(state['params']['lora']) == set(lora.PROJECTIONS)
+    and all(3 in shape for shape in shapes)
+  )
   moments = sum(x.size for x in jax.tree.leaves(state['opt_state']))
   assert 2 * adapters <= moments <= 2 * adapters + 4
   after, metrics, _, step = tiny_step.run(method=METHOD, steps=3)
@@ -86,7 +100,12 @@ def test_only_the_adapters_have_masters_moments_and_gradients():
 
 def test_the_first_step_of_an_adapter_sees_the_same_rewards_as_any_other():
   full, adapted = tiny_step.run()[1], tiny_step.run(method=METHOD)[1]
-  for key in ('loss', 'generation/reward_mean', 'understanding/reward_best', 'generation/sampler_gap'):
+  for key in (
+    'loss',
+    'generation/reward_mean',
+    'understanding/reward_best',
+    'generation/sampler_gap',
+  ):
     np.testing.assert_allclose(full[key], adapted[key], rtol=1e-5, atol=1e-5)
 
 
@@ -123,9 +142,10 @@ def test_an_adapter_directory_comes_back_as_it_was(tmp_path):
 
 def test_peft_loads_the_adapter_and_computes_what_merged_weights_do(tmp_path, hf_directory, bundle):
   """transformers' Janus with the adapter under peft, against ours merged: text logits."""
-  import torch
   from peft import PeftModel
+  import torch
   from transformers import JanusForConditionalGeneration
+
   adapters = jax.device_get(random_adapters(bundle.params, rank=4))
   adapter.save(tmp_path / 'adapter', adapters, str(hf_directory))
   torch.set_num_threads(1)
@@ -133,7 +153,9 @@ def test_peft_loads_the_adapter_and_computes_what_merged_weights_do(tmp_path, hf
   model = PeftModel.from_pretrained(base, tmp_path / 'adapter').eval()
   loaded = {name: value for name, value in model.state_dict().items() if 'lora_' in name}
   assert len(loaded) == 2 * 7 * bundle.config.text.num_hidden_layers
-  assert all('language_model' in name for name in loaded) and all(v.abs().max() > 0 for v in loaded.values())
+  assert all('language_model' in name for name in loaded) and all(
+    v.abs().max() > 0 for v in loaded.values()
+  )
   ids = np.random.default_rng(0).integers(0, 256, (1, 9))
   with torch.no_grad():
     theirs = model(input_ids=torch.tensor(ids)).logits.numpy()
@@ -151,23 +173,42 @@ def test_peft_loads_the_adapter_and_computes_what_merged_weights_do(tmp_path, hf
   assert np.std(theirs) > 1
 
 
-@pytest.mark.parametrize('changes, words', [
-    (dict(method__trainable='adapter'), ['lora', 'all_but_vq']), (dict(method__lora_rank=0), ['lora_rank', 'at least 1'])])
+@pytest.mark.parametrize(
+  'changes, words',
+  [
+    (dict(method__trainable='adapter'), ['lora', 'all_but_vq']),
+    (dict(method__lora_rank=0), ['lora_rank', 'at least 1']),
+  ],
+)
 def test_impossible_adapters_are_refused_in_one_sentence(changes, words):
   with pytest.raises(InputError) as e:
     tiny_step.load(**changes)
   assert all(word in str(e.value) for word in words) and '\n' not in str(e.value)
 
 
-def test_the_convert_command_writes_a_runs_adapter_and_says_where_there_is_none(tmp_path, monkeypatch):
+def test_the_convert_command_writes_a_runs_adapter_and_says_where_there_is_none(
+  tmp_path, monkeypatch
+):
   from dsr_jax import model_source
   from dsr_jax.convert import __main__ as command
-  found = lambda trained: model_source.Located('runs/a', 'base', 'runs/a', 3, trained, {'model': {'name': 'some/base'}})
+
+  def found(trained):
+    return model_source.Located(
+      'runs/a', 'base', 'runs/a', 3, trained, {'model': {'name': 'some/base'}}
+    )
+
   for seed, overwrite in ((0, False), (1, True)):
     adapters = jax.device_get(random_adapters(tiny_step.model()[1], seed=seed))
-    monkeypatch.setattr(model_source, 'locate', lambda name, trained={'lora': adapters}: found(trained))
-    assert command.convert('runs/a', str(tmp_path / 'out'), 'peft', overwrite=overwrite)['format'] == 'peft'
-    np.testing.assert_array_equal(adapter.load(tmp_path / 'out', 1)['q_proj']['b'], adapters['q_proj']['b'])
+    monkeypatch.setattr(
+      model_source, 'locate', lambda name, trained={'lora': adapters}: found(trained)
+    )
+    assert (
+      command.convert('runs/a', str(tmp_path / 'out'), 'peft', overwrite=overwrite)['format']
+      == 'peft'
+    )
+    np.testing.assert_array_equal(
+      adapter.load(tmp_path / 'out', 1)['q_proj']['b'], adapters['q_proj']['b']
+    )
   monkeypatch.setattr(model_source, 'locate', lambda name: found({'lm_head': {}}))
   with pytest.raises(InputError, match='no adapters in runs/a.*trainable=lora'):
     command.convert('runs/a', str(tmp_path / 'none'), 'peft')

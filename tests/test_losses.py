@@ -19,7 +19,11 @@ def slow_simpo(chosen, rejected, weight, beta, gamma):
 @pytest.fixture(name='pairs')
 def _pairs():
   rng = np.random.default_rng(0)
-  return rng.normal(-2, 1, 9).astype('f4'), rng.normal(-2, 1, 9).astype('f4'), np.array([1, 1, 0, 1, 1, 1, 0, 1, 1], 'f4')
+  return (
+    rng.normal(-2, 1, 9).astype('f4'),
+    rng.normal(-2, 1, 9).astype('f4'),
+    np.array([1, 1, 0, 1, 1, 1, 0, 1, 1], 'f4'),
+  )
 
 
 @pytest.mark.parametrize('beta,gamma', [(2.0, 0.5), (0.7, 0.0)])
@@ -31,12 +35,16 @@ def test_simpo_equals_the_slow_version(pairs, beta, gamma):
 
 def test_gradient_of_simpo_equals_finite_differences(pairs):
   chosen, rejected, weight = pairs
-  grad = jax.grad(lambda c: losses.simpo(c, rejected, weight, beta=2.0, gamma=0.5)[0])(jnp.asarray(chosen))
+  grad = jax.grad(lambda c: losses.simpo(c, rejected, weight, beta=2.0, gamma=0.5)[0])(
+    jnp.asarray(chosen)
+  )
   for i in range(len(chosen)):
     up, down = (np.array(chosen, 'f8') for _ in range(2))
     up[i] += 1e-5
     down[i] -= 1e-5
-    slope = (slow_simpo(up, rejected, weight, 2.0, 0.5) - slow_simpo(down, rejected, weight, 2.0, 0.5)) / 2e-5
+    slope = (
+      slow_simpo(up, rejected, weight, 2.0, 0.5) - slow_simpo(down, rejected, weight, 2.0, 0.5)
+    ) / 2e-5
     np.testing.assert_allclose(grad[i], slope, atol=1e-4)
 
 
@@ -52,7 +60,9 @@ def test_dropped_pair_has_no_gradient_even_if_not_finite(pairs):
   chosen, rejected, weight = pairs
   chosen = chosen.copy()
   chosen[2] = -1e9
-  grad = jax.grad(lambda c: losses.simpo(c, rejected, weight, beta=2.0, gamma=0.5)[0])(jnp.asarray(chosen))
+  grad = jax.grad(lambda c: losses.simpo(c, rejected, weight, beta=2.0, gamma=0.5)[0])(
+    jnp.asarray(chosen)
+  )
   assert grad[2] == 0 and np.all(np.isfinite(grad))
 
 

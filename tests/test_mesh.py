@@ -6,10 +6,10 @@ import subprocess
 import sys
 
 import jax
+import mesh_run
 import numpy as np
 import pytest
 
-import mesh_run
 from dsr_jax import config as config_lib
 from dsr_jax import sharding
 from dsr_jax.errors import InputError
@@ -22,8 +22,13 @@ MESHES = ('2x1x1', '4x2x1', '2x2x2')
 def start(*args):
   """mesh_run.py as a process."""
   env = {k: v for k, v in os.environ.items() if k not in ('XLA_FLAGS', 'JAX_PLATFORMS')}
-  return subprocess.Popen([sys.executable, HERE / 'mesh_run.py', *map(str, args)], env={**env, 'PYTHONPATH': str(HERE.parent)},
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+  return subprocess.Popen(
+    [sys.executable, HERE / 'mesh_run.py', *map(str, args)],
+    env={**env, 'PYTHONPATH': str(HERE.parent)},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
 
 
 def finish(process):
@@ -37,12 +42,23 @@ def load(folder, name):
 
 
 def assert_same_step(a, b):
-  """Random bits and candidates identical; gradients within 1e-4 a leaf; parameters within 1e-3 of the update."""
+  """Random bits and candidates identical; gradients within 1e-4 a leaf; parameters within 1e-3 of
+  the update.
+  """
   np.testing.assert_array_equal(a['bits'], b['bits'])
-  for key in ('record/generation/codes', 'record/understanding/text_ids', 'record/understanding/text_mask'):
+  for key in (
+    'record/generation/codes',
+    'record/understanding/text_ids',
+    'record/understanding/text_mask',
+  ):
     np.testing.assert_array_equal(a[key], b[key], err_msg=key)
-  norm = lambda x: float(np.linalg.norm(np.asarray(x, np.float64)))
-  of = lambda part: [k for k in a if k.startswith(f'{part}/')]
+
+  def norm(x):
+    return float(np.linalg.norm(np.asarray(x, np.float64)))
+
+  def of(part):
+    return [k for k in a if k.startswith(f'{part}/')]
+
   for key in of('mu'):  # after one update the first moment is the gradient, but for a factor
     assert norm(a[key] - b[key]) <= 1e-4 * norm(a[key]), key
   moved = np.sqrt(sum(norm(a[k] - a[k.replace('after', 'before', 1)]) ** 2 for k in of('after')))
@@ -67,7 +83,10 @@ def test_a_step_on_many_devices_is_the_step_on_one(runs, mesh):
 
 def test_candidates_differ_so_that_equal_ones_mean_something(runs):
   one = load(runs, '1x1x1@1')
-  assert len(np.unique(one['record/generation/codes'].reshape(-1, 4), axis=0)) > mesh_run.INPUTS * mesh_run.GROUP // 2
+  assert (
+    len(np.unique(one['record/generation/codes'].reshape(-1, 4), axis=0))
+    > mesh_run.INPUTS * mesh_run.GROUP // 2
+  )
   assert np.all(np.ptp(one['record/generation/rewards'], axis=1) > 1e-3)
 
 
@@ -78,7 +97,8 @@ def test_no_device_holds_the_logits_of_all_tokens(runs):
     data, fsdp, _ = (int(n) for n in mesh.split('x'))
     rows = m.INPUTS * m.GROUP // (data * fsdp)
     assert found['hlo_text_positions'] <= rows * m.CHUNK, mesh
-    # Guided logits of a token, or a chunk of plain ones; the table of code embeddings has an entry a code.
+    # Guided logits of a token, or a chunk of plain ones; the table of code embeddings has an entry
+    # a code.
     assert found['hlo_image_positions'] <= max(rows * max(2, m.CHUNK), m.WIDTH), mesh
 
 
@@ -87,7 +107,10 @@ def test_no_decode_loop_moves_more_than_a_token_needs(runs):
     found = load(runs, f'{mesh}@1')
     assert found['hlo_loops'] >= 2
     # Weights, caches and logits are larger than the states of a device's rows at one token.
-    assert found['hlo_move'] <= 4 * 2 * mesh_run.INPUTS * mesh_run.GROUP * mesh_run.WIDTH // 2, (mesh, found['hlo_moves'])
+    assert found['hlo_move'] <= 4 * 2 * mesh_run.INPUTS * mesh_run.GROUP * mesh_run.WIDTH // 2, (
+      mesh,
+      found['hlo_moves'],
+    )
 
 
 # What the mesh refuses.
@@ -98,7 +121,14 @@ def abstract(data, fsdp, tp):
   return jax.sharding.AbstractMesh((data, fsdp, tp), sharding.AXES, axis_types=types)
 
 
-@pytest.mark.parametrize('sizes, message', [((3, 1, 1), 'found 8 devices'), ((1, -1, 3), 'a multiple of 3'), ((2, 2, 1), '= 2 x 2 x 1 of them')])
+@pytest.mark.parametrize(
+  'sizes, message',
+  [
+    ((3, 1, 1), 'found 8 devices'),
+    ((1, -1, 3), 'a multiple of 3'),
+    ((2, 2, 1), '= 2 x 2 x 1 of them'),
+  ],
+)
 def test_a_mesh_that_does_not_match_the_devices_is_refused(sizes, message):
   with pytest.raises(InputError, match=message):
     sharding.resolve(config_lib.Mesh(*sizes), 8)
@@ -111,7 +141,9 @@ def test_the_rest_of_the_devices_goes_where_it_is_asked():
 def test_heads_and_inputs_that_do_not_divide_are_refused_and_the_key_is_named():
   with pytest.raises(InputError, match='system.mesh.tp=3 and 4 attention heads'):
     sharding.check_fits({'data': 1, 'fsdp': 1, 'tp': 3}, 4, {})
-  with pytest.raises(InputError, match='12 inputs .* = 8; expected a multiple of 8; change system.rollout_chunk'):
+  with pytest.raises(
+    InputError, match='12 inputs .* = 8; expected a multiple of 8; change system.rollout_chunk'
+  ):
     sharding.check_fits({'data': 2, 'fsdp': 4, 'tp': 1}, 4, {'system.rollout_chunk': 12})
 
 
@@ -123,7 +155,9 @@ def test_a_parameter_that_does_not_divide_is_refused():
 def test_a_parameter_without_a_rule_and_a_rule_without_a_parameter_are_errors():
   shapes = janus.abstract_params(mesh_run.MODEL)
   with pytest.raises(ValueError, match='no sharding rule for stranger/kernel'):
-    sharding.shardings({**shapes, 'stranger': {'kernel': jax.ShapeDtypeStruct((4, 4), 'f4')}}, abstract(1, 1, 1))
+    sharding.shardings(
+      {**shapes, 'stranger': {'kernel': jax.ShapeDtypeStruct((4, 4), 'f4')}}, abstract(1, 1, 1)
+    )
   del shapes['lm_head']
   with pytest.raises(ValueError, match='rules that match nothing: lm_head'):
     sharding.shardings(shapes, abstract(1, 1, 1))
@@ -131,7 +165,9 @@ def test_a_parameter_without_a_rule_and_a_rule_without_a_parameter_are_errors():
 
 def test_moments_lie_as_their_parameters_do_and_large_ones_are_split():
   shapes = janus.abstract_params(mesh_run.MODEL)
-  layout = sharding.shardings({'params': shapes, 'mu': shapes, 'count': jax.ShapeDtypeStruct((), 'i4')}, abstract(1, 2, 2))
+  layout = sharding.shardings(
+    {'params': shapes, 'mu': shapes, 'count': jax.ShapeDtypeStruct((), 'i4')}, abstract(1, 2, 2)
+  )
   assert jax.tree.leaves(layout['params']) == jax.tree.leaves(layout['mu'])
   kernel = layout['params']['language_model']['layers']['mlp']['down_proj']['kernel']
   assert kernel.spec == jax.P(None, 'tp', 'fsdp') and layout['count'].spec == jax.P()

@@ -15,12 +15,27 @@ import pytest
 import yaml
 
 ROOT = pathlib.Path(__file__).parent.parent
-FILES = ('requirements.txt', 'requirements-test.txt', 'requirements-tpu.txt', 'requirements-gpu.txt')
+FILES = (
+  'requirements.txt',
+  'requirements-test.txt',
+  'requirements-tpu.txt',
+  'requirements-gpu.txt',
+)
 # Import name -> package, where they differ; and what a required package cannot do without.
-MODULES = {'PIL': 'pillow', 'absl': 'absl-py', 'orbax': 'orbax-checkpoint', 'ml_collections': 'ml-collections',
-           'tensorflow_datasets': 'tensorflow-datasets'}
-COME_ALONG = {'tokenizers': 'transformers', 'huggingface_hub': 'transformers', 'etils': 'orbax-checkpoint',
-              'ml_dtypes': 'jax', 'jaxlib': 'jax'}
+MODULES = {
+  'PIL': 'pillow',
+  'absl': 'absl-py',
+  'orbax': 'orbax-checkpoint',
+  'ml_collections': 'ml-collections',
+  'tensorflow_datasets': 'tensorflow-datasets',
+}
+COME_ALONG = {
+  'tokenizers': 'transformers',
+  'huggingface_hub': 'transformers',
+  'etils': 'orbax-checkpoint',
+  'ml_dtypes': 'jax',
+  'jaxlib': 'jax',
+}
 
 
 def requirements(file):
@@ -38,11 +53,17 @@ def test_every_requirement_names_one_version(file):
     assert [spec.operator for spec in requirement.specifier] == ['=='], requirement
 
 
-@pytest.mark.parametrize('version, jax, flax', [('3.11', '0.10.2', '0.12.8'), ('3.12', '0.12.0', '0.12.12'),
-                                                ('3.13', '0.12.0', '0.12.12')])
+@pytest.mark.parametrize(
+  'version, jax, flax',
+  [('3.11', '0.10.2', '0.12.8'), ('3.12', '0.12.0', '0.12.12'), ('3.13', '0.12.0', '0.12.12')],
+)
 def test_each_python_gets_one_jax_and_the_flax_that_fits_it(version, jax, flax):
   for file in ('requirements.txt', 'requirements-tpu.txt', 'requirements-gpu.txt'):
-    chosen = [r for r in requirements(file) if not r.marker or r.marker.evaluate({'python_version': version})]
+    chosen = [
+      r
+      for r in requirements(file)
+      if not r.marker or r.marker.evaluate({'python_version': version})
+    ]
     pins = {name: [str(r.specifier) for r in chosen if r.name == name] for name in ('jax', 'flax')}
     assert pins['jax'] == [f'=={jax}']
     assert pins['flax'] == ([f'=={flax}'] if file == 'requirements.txt' else [])
@@ -51,14 +72,18 @@ def test_each_python_gets_one_jax_and_the_flax_that_fits_it(version, jax, flax):
 def test_what_is_installed_here_is_what_is_pinned():
   for requirement in requirements('requirements.txt') + requirements('requirements-test.txt'):
     if not requirement.marker or requirement.marker.evaluate():
-      assert requirement.specifier.contains(importlib.metadata.version(requirement.name)), requirement
+      assert requirement.specifier.contains(importlib.metadata.version(requirement.name)), (
+        requirement
+      )
 
 
 def test_only_the_tests_and_an_extra_need_torch():
   assert not names('requirements.txt') & {'torch', 'tensorflow', 'pytest'}
   assert {'torch', 'pytest'} <= names('requirements-test.txt')
   extras = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['optional-dependencies']
-  assert extras == {'torch': [str(r) for r in requirements('requirements-test.txt') if r.name == 'torch']}
+  assert extras == {
+    'torch': [str(r) for r in requirements('requirements-test.txt') if r.name == 'torch']
+  }
 
 
 def test_the_package_imports_only_what_it_requires():
@@ -81,7 +106,9 @@ def test_licence_and_citation_are_complete():
   assert 'Apache License' in licence and 'END OF TERMS AND CONDITIONS' in licence
   assert 'MIT License' in (ROOT / 'dsr_jax/data/t2i_compbench_prompts/LICENSE.txt').read_text()
   citation = yaml.safe_load((ROOT / 'CITATION.cff').read_text())
-  assert citation['cff-version'] == '1.2.0' and '2506.07963' in citation['preferred-citation']['url']
+  assert (
+    citation['cff-version'] == '1.2.0' and '2506.07963' in citation['preferred-citation']['url']
+  )
 
 
 def test_continuous_integration_runs_make_test():
@@ -102,8 +129,11 @@ class Bench:
       shutil.copy(ROOT / name, folder)
     self.log = folder / 'log'
     inner = f'#!/bin/sh\necho "$@" >> {self.log}\n[ -z "$FAIL" ] || exit 1\n'
-    # As python3: `-c` is the version check, `-m venv --clear DIR` makes an environment of another such program.
-    self.script(folder / 'python3', f"""#!/bin/sh
+    # As python3: `-c` is the version check, `-m venv --clear DIR` makes an environment of another
+    # such program.
+    self.script(
+      folder / 'python3',
+      f"""#!/bin/sh
 if [ "$1" = -c ]; then exec {sys.executable} "$@"; fi
 echo "$@" >> {self.log}
 mkdir -p .venv/bin
@@ -111,7 +141,8 @@ cat > .venv/bin/python <<'END'
 {inner}END
 chmod +x .venv/bin/python
 touch .venv/bin/pip
-""")
+""",
+    )
 
   def script(self, path, text):
     path.write_text(text)
@@ -119,9 +150,16 @@ touch .venv/bin/pip
 
   def make(self, target, **env):
     self.log.write_text('')
-    outside = {k: v for k, v in os.environ.items() if not k.startswith('MAKE')}  # the suite itself may run under make
-    done = subprocess.run(['make', target, f'PYTHON={self.folder}/python3'], cwd=self.folder, capture_output=True,
-                          text=True, env={**outside, **env})
+    outside = {
+      k: v for k, v in os.environ.items() if not k.startswith('MAKE')
+    }  # the suite itself may run under make
+    done = subprocess.run(
+      ['make', target, f'PYTHON={self.folder}/python3'],
+      cwd=self.folder,
+      capture_output=True,
+      text=True,
+      env={**outside, **env},
+    )
     self.code, self.output = done.returncode, done.stdout + done.stderr
     return self.log.read_text().splitlines()
 
@@ -164,9 +202,12 @@ def test_an_environment_that_was_cut_short_is_made_again(bench):
 
 
 def test_a_too_old_python_is_one_sentence(bench):
-  bench.script(bench.folder / 'python3', f"""#!/bin/sh
+  bench.script(
+    bench.folder / 'python3',
+    f"""#!/bin/sh
 exec {sys.executable} -c "import sys; sys.version_info = (3, 10, 1); sys.version = '3.10.1 (x)'; exec(sys.argv[1])" "$2"
-""")
+""",
+  )
   bench.make('run')
   assert bench.code and 'error: found Python 3.10.1; expected 3.11 or newer' in bench.output
   assert not (bench.folder / '.venv').exists()

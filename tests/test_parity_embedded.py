@@ -1,9 +1,9 @@
 """The embedded model, as it lies in the package, in transformers and here."""
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 import pytest
 import torch
 
@@ -19,15 +19,19 @@ PROMPTS = ['a red square', 'a photo of two blue rings', 'a green disc left of a 
 @pytest.fixture(scope='module')
 def ours():
   bundle = convert.load(model_source.EMBEDDED)
-  return bundle, nnx.merge(janus.graphdef_of(bundle.config), jax.tree.map(jnp.asarray, bundle.params))
+  return bundle, nnx.merge(
+    janus.graphdef_of(bundle.config), jax.tree.map(jnp.asarray, bundle.params)
+  )
 
 
 @pytest.fixture(scope='module')
 def theirs():
   from transformers import AutoProcessor, JanusForConditionalGeneration
+
   torch.set_num_threads(1)
   model, info = JanusForConditionalGeneration.from_pretrained(
-    model_source.EMBEDDED, dtype=torch.float32, output_loading_info=True)
+    model_source.EMBEDDED, dtype=torch.float32, output_loading_info=True
+  )
   for key in ('missing_keys', 'unexpected_keys', 'mismatched_keys'):
     assert not info[key], (key, info[key])
   return model.eval(), AutoProcessor.from_pretrained(model_source.EMBEDDED)
@@ -52,7 +56,9 @@ def test_guided_greedy_codes_are_those_of_transformers(ours, theirs):
   assert want.shape == (3, 64)
   np.testing.assert_array_equal(codes[:, 0], want)
   pixels = jax.jit(model.vqmodel.decode)(codes[:, 0])
-  np.testing.assert_allclose(pixels, hf.decode_image_tokens(torch.from_numpy(want)).detach(), atol=1e-4, rtol=0)
+  np.testing.assert_allclose(
+    pixels, hf.decode_image_tokens(torch.from_numpy(want)).detach(), atol=1e-4, rtol=0
+  )
 
 
 def test_text_logits_about_a_picture_are_those_of_transformers(ours, theirs):
@@ -64,15 +70,21 @@ def test_text_logits_about_a_picture_are_those_of_transformers(ours, theirs):
   text = f'{USER}: {IMAGE}\n{question}\n\n{ASSISTANT}: {answer}'
   batch = hf_processor(text=text, images=[picture], return_tensors='pt')
   content = bundle.processor.encode_answer(answer)[:-1]
-  want = hf(**batch).logits[0, -len(content) - 1:].detach().numpy()
-  pixels = jnp.asarray(processor.to_float(processor.preprocess(processor.load_image(_pil(picture)), 32)))[None]
+  want = hf(**batch).logits[0, -len(content) - 1 :].detach().numpy()
+  pixels = jnp.asarray(
+    processor.to_float(processor.preprocess(processor.load_image(_pil(picture)), 32))
+  )[None]
   asked = bundle.processor.pad([bundle.processor.encode_question(question)])
 
   @jax.jit
   def logits():
-    prefix = model._understanding_prefix(pixels, Text(jnp.asarray(asked.ids), jnp.asarray(asked.mask)))
+    prefix = model._understanding_prefix(
+      pixels, Text(jnp.asarray(asked.ids), jnp.asarray(asked.mask))
+    )
     ids = jnp.asarray([[model.config.templates.understanding_suffix[-1], *content]])
-    return model.lm_head(model.language_model.extend(prefix, model.language_model.embed_tokens(ids[None])[0][:, None]))
+    return model.lm_head(
+      model.language_model.extend(prefix, model.language_model.embed_tokens(ids[None])[0][:, None])
+    )
 
   np.testing.assert_allclose(logits()[0, 0], want, atol=1e-4, rtol=0)
 
@@ -86,7 +98,9 @@ def test_codes_of_a_picture_are_those_of_transformers_with_a_unit_norm_codebook(
   kept = codebook.detach().clone()
   try:
     codebook.data = torch.nn.functional.normalize(kept, dim=-1)
-    want = hf.model.vqmodel.encode(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())).image_tokens.reshape(2, -1)
+    want = hf.model.vqmodel.encode(
+      torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
+    ).image_tokens.reshape(2, -1)
   finally:
     codebook.data = kept
   np.testing.assert_array_equal(jax.jit(model.vqmodel.encode)(pixels), want)
@@ -94,4 +108,5 @@ def test_codes_of_a_picture_are_those_of_transformers_with_a_unit_norm_codebook(
 
 def _pil(picture):
   from PIL import Image
+
   return Image.fromarray(picture)

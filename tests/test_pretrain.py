@@ -14,7 +14,9 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def settings(**lm):
-  spec = importlib.util.spec_from_file_location('scenes_pretrain', os.path.join(ROOT, 'configs', 'scenes_pretrain.py'))
+  spec = importlib.util.spec_from_file_location(
+    'scenes_pretrain', os.path.join(ROOT, 'configs', 'scenes_pretrain.py')
+  )
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   config = module.get_config()
@@ -24,7 +26,9 @@ def settings(**lm):
 
 
 def test_batches_are_functions_of_seed_and_place_and_hold_what_they_say():
-  processor = processor_lib.Processor.from_directory(os.path.join(ROOT, 'dsr_jax', 'assets', 'scenes_base'))
+  processor = processor_lib.Processor.from_directory(
+    os.path.join(ROOT, 'dsr_jax', 'assets', 'scenes_base')
+  )
   config = settings(batch=8)
   a, b = (pretrain.language_batches(config, processor, 200)[3] for _ in range(2))
   jax.tree.map(np.testing.assert_array_equal, a, b)
@@ -40,6 +44,10 @@ def test_batches_are_functions_of_seed_and_place_and_hold_what_they_say():
 
 
 def test_a_curriculum_starts_with_one_thing_and_ends_with_the_whole_world():
-  words = lambda p: np.mean([len(grammar.tokens(sets.pretraining_example(0, i, p_single=p)[1])) for i in range(200)])
+  def words(p):
+    return np.mean(
+      [len(grammar.tokens(sets.pretraining_example(0, i, p_single=p)[1])) for i in range(200)]
+    )
+
   assert words(1.0) < 0.8 * words(0.0)
   assert sets.pretraining_example(0, 7, p_single=0.0)[1] == sets.pretraining_example(0, 7)[1]

@@ -13,11 +13,10 @@ import time
 
 import numpy as np
 import pytest
-
-from dsr_jax import metrics
-from dsr_jax import processes
-from dsr_jax.errors import InputError
 import test_mesh
+
+from dsr_jax import metrics, processes
+from dsr_jax.errors import InputError
 
 HERE = pathlib.Path(__file__).parent
 
@@ -38,18 +37,35 @@ def free_port():
 # Finding one another.
 
 
-@pytest.mark.parametrize('environ, expected', [
-    ({}, None), ({'TPU_WORKER_HOSTNAMES': '10.0.0.1', 'TPU_WORKER_ID': '0'}, None), ({'SLURM_NTASKS': '1'}, None),
+@pytest.mark.parametrize(
+  'environ, expected',
+  [
+    ({}, None),
+    ({'TPU_WORKER_HOSTNAMES': '10.0.0.1', 'TPU_WORKER_ID': '0'}, None),
+    ({'SLURM_NTASKS': '1'}, None),
     ({'TPU_WORKER_HOSTNAMES': '10.0.0.1,10.0.0.2', 'TPU_WORKER_ID': '1'}, ('10.0.0.1:8476', 2, 1)),
-    ({'SLURM_NTASKS': '3', 'SLURM_PROCID': '2', 'SLURM_STEP_NODELIST': 'node[007-009,12],other'}, ('node007:8476', 3, 2)),
-    ({'SLURM_NTASKS': '2', 'SLURM_PROCID': '0', 'SLURM_STEP_NODELIST': 'alpha,beta'}, ('alpha:8476', 2, 0)),
-    ({'JAX_COORDINATOR_ADDRESS': 'h:99', 'JAX_NUM_PROCESSES': '4', 'JAX_PROCESS_ID': '3'}, ('h:99', 4, 3))])
+    (
+      {'SLURM_NTASKS': '3', 'SLURM_PROCID': '2', 'SLURM_STEP_NODELIST': 'node[007-009,12],other'},
+      ('node007:8476', 3, 2),
+    ),
+    (
+      {'SLURM_NTASKS': '2', 'SLURM_PROCID': '0', 'SLURM_STEP_NODELIST': 'alpha,beta'},
+      ('alpha:8476', 2, 0),
+    ),
+    (
+      {'JAX_COORDINATOR_ADDRESS': 'h:99', 'JAX_NUM_PROCESSES': '4', 'JAX_PROCESS_ID': '3'},
+      ('h:99', 4, 3),
+    ),
+  ],
+)
 def test_a_cluster_is_found_only_where_there_is_one(environ, expected):
   found = processes.find(environ=environ)
   assert found == (expected and processes.Cluster(*expected))
 
 
-@pytest.mark.parametrize('flags', [('h:1', 0, -1), ('', 2, 1), ('h:1', 2, 2), ('h:1', 2, -1), ('h:port', 2, 0)])
+@pytest.mark.parametrize(
+  'flags', [('h:1', 0, -1), ('', 2, 1), ('h:1', 2, 2), ('h:1', 2, -1), ('h:port', 2, 0)]
+)
 def test_a_cluster_named_by_halves_is_refused(flags):
   with pytest.raises(InputError, match='--coordinator'):
     processes.find(*flags, environ={})
@@ -60,7 +76,7 @@ def test_flags_say_more_than_the_environment():
   assert processes.find('h:5', 3, 1, environ) == processes.Cluster('h:5', 3, 1)
 
 
-TEAM = '''
+TEAM = """
 import sys, time, os
 from dsr_jax import processes
 process, count, port, wait, how = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], float(sys.argv[4]), sys.argv[5]
@@ -80,15 +96,23 @@ if how != 'end':
 team.any(False)
 team.close()
 time.sleep(0.5)
-'''
+"""
 
 
 def team(count, how='end', of=None, wait=60):
   """`count` processes of `of`; a list of Popen."""
   port = free_port()
   env = {**os.environ, 'PYTHONPATH': str(HERE.parent)}
-  return [subprocess.Popen([sys.executable, '-c', TEAM, str(i), str(of or count), str(port), str(wait), how], env=env, text=True,
-                           stdout=subprocess.PIPE, stderr=subprocess.PIPE) for i in range(count)]
+  return [
+    subprocess.Popen(
+      [sys.executable, '-c', TEAM, str(i), str(of or count), str(port), str(wait), how],
+      env=env,
+      text=True,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+    )
+    for i in range(count)
+  ]
 
 
 def results(members):
@@ -105,9 +129,14 @@ def test_who_waits_says_for_how_many_and_gives_up_in_time():
   began = time.time()
   found = results(team(2, of=4, wait=3))
   assert time.time() - began < 60
-  assert 'waiting      for 3 of 4 processes (3 s at most)' in found[0][1] and 'waiting      for 2 of 4 processes' in found[0][1]
+  assert (
+    'waiting      for 3 of 4 processes (3 s at most)' in found[0][1]
+    and 'waiting      for 2 of 4 processes' in found[0][1]
+  )
   for _, err, code in found:
-    assert code and re.search('error: found 2 of 4 processes after 3 s; expected process 2, 3 too', err)
+    assert code and re.search(
+      'error: found 2 of 4 processes after 3 s; expected process 2, 3 too', err
+    )
 
 
 def test_a_process_that_finds_no_first_one_gives_up_in_time():
@@ -126,7 +155,9 @@ def test_all_stop_when_one_dies(victim):
   others = [r for i, r in enumerate(results(members)) if i != victim]
   assert time.time() - began < 30
   for _, err, code in others:
-    assert code == processes.DIED and err.count(f'error: found that process {victim} of 3 died') == 1
+    assert (
+      code == processes.DIED and err.count(f'error: found that process {victim} of 3 died') == 1
+    )
 
 
 def test_all_stop_when_one_falls_silent_and_when_one_meets_an_error():
@@ -137,7 +168,11 @@ def test_all_stop_when_one_falls_silent_and_when_one_meets_an_error():
   assert members[0].returncode == processes.DIED and 'process 1 of 2 has been silent for 4 s' in err
   found = results(team(3, 'fail'))
   assert [code for _, _, code in found] == [processes.DIED, 2, processes.DIED]
-  assert all('process 1 of 3 stopped: found no model' in err for _, err, code in found if code == processes.DIED)
+  assert all(
+    'process 1 of 3 stopped: found no model' in err
+    for _, err, code in found
+    if code == processes.DIED
+  )
 
 
 # Real runs, of two processes.
@@ -145,9 +180,22 @@ def test_all_stop_when_one_falls_silent_and_when_one_meets_an_error():
 
 def start_run(workdir, port, process, steps, delay):
   env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
-  args = [sys.executable, HERE / 'fake_run.py', workdir, str(steps), str(delay), f'--port={port}', f'--process={process}']
-  return subprocess.Popen(args, env={**env, 'PYTHONPATH': str(HERE.parent), 'JAX_PLATFORMS': 'cpu'}, text=True, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE)
+  args = [
+    sys.executable,
+    HERE / 'fake_run.py',
+    workdir,
+    str(steps),
+    str(delay),
+    f'--port={port}',
+    f'--process={process}',
+  ]
+  return subprocess.Popen(
+    args,
+    env={**env, 'PYTHONPATH': str(HERE.parent), 'JAX_PLATFORMS': 'cpu'},
+    text=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+  )
 
 
 def summary(workdir):
@@ -173,15 +221,24 @@ def test_two_processes_stop_at_the_same_step_on_one_sigterm_and_go_on_as_one_pro
   err = pair[0].stderr.read()
   assert [p.wait(timeout=600) for p in pair] == [0, 0], err
   thread.join()
-  assert any(line.startswith('stopping     on SIGTERM') for line in seen) and not any(line.startswith('step ') for line in seen)
+  assert any(line.startswith('stopping     on SIGTERM') for line in seen) and not any(
+    line.startswith('step ') for line in seen
+  )
   stopped = int(re.search(r'after step (\d+) of 40', err).group(1))
   assert 9 <= stopped < 40 and summary(tmp_path)['step'] == stopped
   assert max(int(n) for n in os.listdir(tmp_path / 'checkpoints')) == stopped
   # One process goes on, and ends as one that did it all.
   alone = tmp_path.parent / f'{tmp_path.name}-alone'
   for workdir in (tmp_path, alone):
-    assert subprocess.run([sys.executable, HERE / 'fake_run.py', workdir, '40'], capture_output=True, timeout=600,
-                          env={**os.environ, 'PYTHONPATH': str(HERE.parent), 'JAX_PLATFORMS': 'cpu'}).returncode == 0
+    assert (
+      subprocess.run(
+        [sys.executable, HERE / 'fake_run.py', workdir, '40'],
+        capture_output=True,
+        timeout=600,
+        env={**os.environ, 'PYTHONPATH': str(HERE.parent), 'JAX_PLATFORMS': 'cpu'},
+      ).returncode
+      == 0
+    )
   ours, theirs = metrics.repeatable(tmp_path), metrics.repeatable(alone)
   assert [line.keys() for line in ours] == [line.keys() for line in theirs]
   for a, b in zip(ours, theirs):
@@ -211,8 +268,20 @@ def test_two_processes_of_four_devices_go_on_from_another_mesh_as_one_process_of
   for step in (tmp_path / '4x2x1' / 'checkpoints').iterdir():
     if step.name != '1':
       step.rename(tmp_path / f'gone-{step.name}')
-  pair = [test_mesh.start(tmp_path, '2x2x2', f'--resume={tmp_path}/4x2x1', '--devices=4', f'--port={port}', '--processes=2', f'--process={i}')
-          for i in range(2)]
+  pair = [
+    test_mesh.start(
+      tmp_path,
+      '2x2x2',
+      f'--resume={tmp_path}/4x2x1',
+      '--devices=4',
+      f'--port={port}',
+      '--processes=2',
+      f'--process={i}',
+    )
+    for i in range(2)
+  ]
   for process in pair:
     test_mesh.finish(process)
-  test_mesh.assert_same_step(test_mesh.load(tmp_path, '4x2x1@2'), test_mesh.load(tmp_path, '2x2x2@2'))
+  test_mesh.assert_same_step(
+    test_mesh.load(tmp_path, '4x2x1@2'), test_mesh.load(tmp_path, '2x2x2@2')
+  )

@@ -9,20 +9,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_step
 
 from dsr_jax import programs
-import tiny_step
 
 ROOT = pathlib.Path(__file__).parent.parent
 KIND = ('seed', 'x')
 
 
 def step(state, batch):
-  return {'w': state['w'] + batch['x'].sum(0)}, {'loss': jnp.sin(state['w']).sum() * batch['seed']}, {'shown': batch['x'][:1]}
+  return (
+    {'w': state['w'] + batch['x'].sum(0)},
+    {'loss': jnp.sin(state['w']).sum() * batch['seed']},
+    {'shown': batch['x'][:1]},
+  )
 
 
 def given(rows=3):
-  return {'w': jnp.arange(4.0)}, {'x': jnp.arange(4.0 * rows).reshape(rows, 4), 'seed': np.uint32(7)}
+  return {'w': jnp.arange(4.0)}, {
+    'x': jnp.arange(4.0 * rows).reshape(rows, 4),
+    'seed': np.uint32(7),
+  }
 
 
 def in_a_process(code, **variables):
@@ -52,19 +59,24 @@ def test_a_kept_step_does_what_the_compiled_one_does_and_takes_the_state_for_its
 
 
 def test_a_step_with_any_difference_is_not_taken(folder, monkeypatch):
-  take = lambda identity='step', kind=KIND, args=given(): programs.Kept(str(folder), identity, jax.devices()).take(kind, *args)
+  def take(identity='step', kind=KIND, args=given()):
+    return programs.Kept(str(folder), identity, jax.devices()).take(kind, *args)
+
   assert take()
   assert take(identity='another') is None and take(kind=('x',)) is None
   assert take(args=given(rows=2)) is None
   state, batch = given()
-  assert take(args=({'w': state['w'].astype(jnp.float16)}, batch)) is None and take(args=({'v': state['w']}, batch)) is None
+  assert (
+    take(args=({'w': state['w'].astype(jnp.float16)}, batch)) is None
+    and take(args=({'v': state['w']}, batch)) is None
+  )
   usual = programs.environment()
   monkeypatch.setattr(programs, 'environment', lambda: [*usual[:-1], usual[-1] + ' and a flag'])
   assert take() is None
 
 
 def test_a_kept_step_runs_on_a_mesh_in_whatever_order_its_devices_are(tmp_path):
-  code = f'''
+  code = f"""
 import jax, numpy as np
 jax.config.update('jax_num_cpu_devices', 4)
 import test_programs as t
@@ -85,7 +97,7 @@ for order in ([2, 0, 3, 1], [0, 1, 2, 3]):
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
     assert found[0]['w'].sharding == wanted[0]['w'].sharding == split('a')
   kept(found[0], batch)
-'''
+"""
   done = in_a_process(code)
   assert done.returncode == 0, done.stderr[-2000:]
 
@@ -110,18 +122,22 @@ def test_the_environment_is_of_sources_settings_and_flags(tmp_path, monkeypatch)
 
 
 def test_what_cannot_be_loaded_or_kept_is_said_and_the_run_goes_on(folder, capfd):
-  file, = folder.iterdir()
+  (file,) = folder.iterdir()
   file.write_bytes(file.read_bytes()[:1000])
   assert programs.Kept(str(folder), 'step', jax.devices()).take(KIND, *given()) is None
   assert f'not loaded   {file}' in capfd.readouterr().err
   (folder / 'file').write_text('')
-  programs.Kept(str(folder / 'file'), 'step', jax.devices()).put(KIND, jax.jit(step).lower(*given()).compile())
+  programs.Kept(str(folder / 'file'), 'step', jax.devices()).put(
+    KIND, jax.jit(step).lower(*given()).compile()
+  )
   assert 'not kept     the compiled step' in capfd.readouterr().err
   assert (folder / 'file').read_text() == ''
 
 
 def test_a_step_says_what_it_is_made_from():
-  identity = lambda method=tiny_step.METHOD, system=tiny_step.SYSTEM: tiny_step.program.__wrapped__(method, system).identity
+  def identity(method=tiny_step.METHOD, system=tiny_step.SYSTEM):
+    return tiny_step.program.__wrapped__(method, system).identity
+
   usual = identity()
   assert usual == identity()
   for changes in (dict(beta=1.5), dict(objective='grpo'), dict(cfg_interval=2)):
@@ -130,7 +146,7 @@ def test_a_step_says_what_it_is_made_from():
 
 
 def test_what_a_step_is_made_from_does_not_depend_on_the_process():
-  code = '''
+  code = """
 from configs import common
 from dsr_jax import config, plan_program, sharding, step
 from dsr_jax.models import janus
@@ -139,7 +155,7 @@ made = config.from_config_dict(common.on_scenes())
 mesh = sharding.make_mesh(made.system.mesh)
 model = JanusConfig.scenes()
 print(step.make_step(janus.graphdef_of(model), made.method, made.system, mesh, plan_program.stand_in_templates(model)).identity)
-'''
+"""
   said = [in_a_process(code, PYTHONHASHSEED=seed).stdout for seed in ('1', '2')]
   assert said[0] == said[1] and len(said[0]) > 1000
 
@@ -147,4 +163,6 @@ print(step.make_step(janus.graphdef_of(model), made.method, made.system, mesh, p
 def test_only_a_step_that_says_what_it_is_is_kept_and_only_in_a_folder(tmp_path):
   real = tiny_step.program(tiny_step.METHOD, tiny_step.SYSTEM)
   assert isinstance(programs.kept_in(str(tmp_path), real), programs.Kept)
-  assert programs.kept_in('', real) is None and programs.kept_in(str(tmp_path), jax.jit(step)) is None
+  assert (
+    programs.kept_in('', real) is None and programs.kept_in(str(tmp_path), jax.jit(step)) is None
+  )

@@ -1,4 +1,6 @@
-"""What the documents tell people to type and to open is there: commands, flags, keys, files, links, tests."""
+"""What the documents tell people to type and to open is there: commands, flags, keys, files, links,
+tests.
+"""
 
 import ast
 import os
@@ -53,7 +55,9 @@ def source_of(module):
 
 
 def flags_of(path):
-  """{flag: its type} of the absl or argparse flags that a program defines; its source is read, not run."""
+  """{flag: its type} of the absl or argparse flags that a program defines; its source is read, not
+  run.
+  """
   flags = {}
   for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
@@ -61,13 +65,17 @@ def flags_of(path):
       if called.startswith('DEFINE_'):
         flags[node.args[0].value] = KINDS.get(called, str)
       elif called == 'add_argument':
-        kinds = [k.value.id for k in node.keywords if k.arg == 'type' and isinstance(k.value, ast.Name)]
+        kinds = [
+          k.value.id for k in node.keywords if k.arg == 'type' and isinstance(k.value, ast.Name)
+        ]
         flags[node.args[0].value.lstrip('-')] = KINDS.get(*kinds, str) if kinds else str
   return flags
 
 
 def check_config(module, path, changes):
-  """A config file takes the changes {key: text}, and with them it is one that the command accepts."""
+  """A config file takes the changes {key: text}, and with them it is one that the command
+  accepts.
+  """
   namespace, (path, _, arg) = {}, path.partition(':')
   exec(compile((ROOT / path).read_text(), path, 'exec'), namespace)  # as ml_collections does
   config = namespace['get_config'](*[arg] * bool(arg))
@@ -96,7 +104,7 @@ def test_every_command_is_one_that_its_program_knows(path, monkeypatch):
       assert re.fullmatch(r'--[\w.]+=.+', word, re.DOTALL), f'{module}: {word!r} is no --flag=value'
       flag, _, value = word[2:].partition('=')
       if flag.startswith('config.'):
-        changes[flag[len('config.'):]] = value
+        changes[flag[len('config.') :]] = value
       else:
         assert flag in flags, f'{module} has no flag --{flag}'
         given[flag] = flags[flag](value)
@@ -123,10 +131,14 @@ def test_every_relative_link_and_picture_is_there(path):
       file, _, heading = target.partition('#')
       there = path.parent / file if file else path
       assert there.exists(), f'{target} is not there'
-      assert os.path.realpath(there).startswith(str(ROOT.resolve())), f'{target} lies outside the project'
+      assert os.path.realpath(there).startswith(str(ROOT.resolve())), (
+        f'{target} lies outside the project'
+      )
       if heading:
         lines = re.findall(r'^#+ (.+)$', there.read_text(), re.MULTILINE)
-        anchors = [re.sub(r'[^\w\- ]', '', line.lower()).replace(' ', '-') for line in lines]  # as GitHub makes them
+        anchors = [
+          re.sub(r'[^\w\- ]', '', line.lower()).replace(' ', '-') for line in lines
+        ]  # as GitHub makes them
         assert heading in anchors, f'no heading {target}'
 
 
@@ -156,7 +168,9 @@ $ A=1 .venv/bin/python -m dsr_jax.main --x=1
 ```
 """
   assert list(python_commands(text)) == [
-      ('dsr_jax.score', ['--text=a b', '--image=x.png']), ('dsr_jax.main', ['--x=1'])]
+    ('dsr_jax.score', ['--text=a b', '--image=x.png']),
+    ('dsr_jax.main', ['--x=1']),
+  ]
   assert len(list(python_commands((ROOT / 'README.md').read_text()))) > 10
   assert flags_of(source_of('dsr_jax.generate'))['num_samples'] is int
   assert {'config', 'workdir'} <= set(flags_of(source_of('dsr_jax.pretrain')))

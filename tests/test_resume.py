@@ -17,11 +17,9 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from dsr_jax import checkpoints
+from dsr_jax import checkpoints, metrics, train
 from dsr_jax import config as config_lib
-from dsr_jax import metrics
 from dsr_jax import parts as parts_lib
-from dsr_jax import train
 from dsr_jax.errors import InputError
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -35,8 +33,13 @@ def summary(workdir):
 
 def start(workdir, steps, *args):
   env = {**os.environ, 'PYTHONPATH': os.path.dirname(HERE), 'JAX_PLATFORMS': 'cpu'}
-  return subprocess.Popen([sys.executable, os.path.join(HERE, 'fake_run.py'), str(workdir), str(steps), *args], env=env,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+  return subprocess.Popen(
+    [sys.executable, os.path.join(HERE, 'fake_run.py'), str(workdir), str(steps), *args],
+    env=env,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
 
 
 def assert_same_run(a, b):
@@ -59,7 +62,9 @@ def test_a_run_killed_at_random_moments_equals_the_unbroken_one(unbroken, tmp_pa
       if line.startswith('step '):
         break
     try:
-      process.communicate(timeout=rng.uniform(0.0, 0.4) if kills < 10 else 300)  # reads the pipes: a full one would block the run
+      process.communicate(
+        timeout=rng.uniform(0.0, 0.4) if kills < 10 else 300
+      )  # reads the pipes: a full one would block the run
     except subprocess.TimeoutExpired:
       process.send_signal(signal.SIGKILL)
       kills += 1
@@ -110,10 +115,14 @@ def test_a_stop_on_a_step_that_is_to_be_evaluated_makes_up_for_it(unbroken, tmp_
 
   def batches(config, model, mesh):
     inner = made.make_batches(config, model, mesh)
+
     def at(step):
-      if step == 12 and not os.path.exists(tmp_path / 'summary.json'):  # while step 12, an evaluated one, runs
+      if step == 12 and not os.path.exists(
+        tmp_path / 'summary.json'
+      ):  # while step 12, an evaluated one, runs
         os.kill(os.getpid(), signal.SIGTERM)
       return inner.at(step)
+
     return types.SimpleNamespace(at=at, fingerprint=inner.fingerprint)
 
   parts = dataclasses.replace(fake_run.parts(evaluations=evaluations), make_batches=batches)
@@ -151,7 +160,10 @@ def test_another_method_is_refused_and_the_difference_is_named(unbroken):
 
 def test_other_data_and_another_model_are_refused(unbroken):
   other = fake_run.parts()
-  load = lambda name: dataclasses.replace(other.load_model(name), source={'name': 'other', 'fingerprint': '0'})
+
+  def load(name):
+    return dataclasses.replace(other.load_model(name), source={'name': 'other', 'fingerprint': '0'})
+
   with pytest.raises(InputError, match="model.name: 'scenes' -> 'other'"):
     train.run(fake_run.config(40), unbroken, dataclasses.replace(other, load_model=load))
 
@@ -203,15 +215,29 @@ def compile_cache(tmp_path):
   compilation_cache.reset_cache()
 
 
-def test_the_real_step_stopped_and_resumed_equals_the_unbroken_run(hf_directory, own_inputs, compile_cache, tmp_path, capfd):
-  config = config_lib.load(TINY, model=str(hf_directory), eval__benchmark='none', system__frozen_every=2, **own_inputs,
-                           **compile_cache)
+def test_the_real_step_stopped_and_resumed_equals_the_unbroken_run(
+  hf_directory, own_inputs, compile_cache, tmp_path, capfd
+):
+  config = config_lib.load(
+    TINY,
+    model=str(hf_directory),
+    eval__benchmark='none',
+    system__frozen_every=2,
+    **own_inputs,
+    **compile_cache,
+  )
   train.run(config, str(tmp_path / 'unbroken'))
   assert 'compiled     the step' in capfd.readouterr().err
   lines = metrics.repeatable(tmp_path / 'unbroken')
-  assert [line['step'] for line in lines] == [1, 2, 3] and all(np.isfinite(list(line.values())).all() for line in lines)
-  assert {'generation/reward_mean', 'understanding/reward_mean', 'loss', 'gradient_norm'} <= set(lines[0])
-  assert [line['step'] for line in lines if any(name.endswith('reward_frozen') for name in line)] == [1, 3]
+  assert [line['step'] for line in lines] == [1, 2, 3] and all(
+    np.isfinite(list(line.values())).all() for line in lines
+  )
+  assert {'generation/reward_mean', 'understanding/reward_mean', 'loss', 'gradient_norm'} <= set(
+    lines[0]
+  )
+  assert [
+    line['step'] for line in lines if any(name.endswith('reward_frozen') for name in line)
+  ] == [1, 3]
   real = parts_lib.real()
 
   def make_batches(config, model, mesh):
@@ -221,11 +247,14 @@ def test_the_real_step_stopped_and_resumed_equals_the_unbroken_run(hf_directory,
       if step == 2:  # made while step 2 runs
         os.kill(os.getpid(), signal.SIGTERM)
       return inner.at(step)
+
     return types.SimpleNamespace(at=at, fingerprint=inner.fingerprint)
 
   train.run(config, str(tmp_path / 'stopped'), dataclasses.replace(real, make_batches=make_batches))
   assert summary(tmp_path / 'stopped')['step'] == 2
   train.run(config, str(tmp_path / 'stopped'))
   said = capfd.readouterr().err
-  assert said.count('loaded       the step') == 2 and 'compiled' not in said  # kept by the first run
+  assert (
+    said.count('loaded       the step') == 2 and 'compiled' not in said
+  )  # kept by the first run
   assert_same_run(tmp_path / 'stopped', tmp_path / 'unbroken')

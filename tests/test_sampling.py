@@ -1,4 +1,6 @@
-"""Sampling against teacher forcing: two code paths, one distribution. Float32, mixed lengths, both tasks."""
+"""Sampling against teacher forcing: two code paths, one distribution. Float32, mixed lengths, both
+tasks.
+"""
 
 import dataclasses
 import functools
@@ -41,7 +43,9 @@ def questions(bundle):
 @pytest.fixture(scope='module')
 def draw(model):
   """draw(prompts, keys, **Sampling fields) -> codes (B, G, N), logp."""
-  run = jax.jit(lambda prompt, keys, how: model.sample_pictures(prompt, keys, how), static_argnums=2)
+  run = jax.jit(
+    lambda prompt, keys, how: model.sample_pictures(prompt, keys, how), static_argnums=2
+  )
   return lambda prompt, keys, **how: run(prompt, keys, Sampling(**dict(dict(segment=8), **how)))
 
 
@@ -51,22 +55,29 @@ def write(model):
 
   @functools.partial(jax.jit, static_argnums=3)
   def run(pixels, question, keys, how):
-    return model.sample_texts(Picture(jnp.zeros((len(pixels), 16), jnp.int32), pixels), question, keys, how)
+    return model.sample_texts(
+      Picture(jnp.zeros((len(pixels), 16), jnp.int32), pixels), question, keys, how
+    )
 
   return lambda pixels, question, keys, **how: run(
-    pixels, question, keys, Sampling(**dict(dict(segment=6, max_tokens=TOKENS), **how)))
+    pixels, question, keys, Sampling(**dict(dict(segment=6, max_tokens=TOKENS), **how))
+  )
 
 
 @pytest.fixture(scope='module')
 def score_codes(model):
   """score_codes(prompt (B, g, T), codes (B, h, N), **Scoring fields) -> logp (B, G, N)."""
-  run = jax.jit(lambda prompt, codes, how: model.picture_logps(prompt, codes, None, how), static_argnums=2)
+  run = jax.jit(
+    lambda prompt, codes, how: model.picture_logps(prompt, codes, None, how), static_argnums=2
+  )
   return lambda prompt, codes, **how: run(prompt, codes, Scoring(**how)).logp
 
 
 @pytest.fixture(scope='module')
 def score_texts(model):
-  """score_texts(pixels (B, g, H, W, 3), questions, text (B, h, T), **Scoring fields) -> logp (B, G, T)."""
+  """score_texts(pixels (B, g, H, W, 3), questions, text (B, h, T), **Scoring fields) -> logp (B, G,
+  T).
+  """
 
   @functools.partial(jax.jit, static_argnums=3)
   def run(pixels, question, text, how):
@@ -98,13 +109,20 @@ def test_sampled_codes_carry_their_teacher_forced_log_probability(draw, score_co
   assert np.std(logp) > 0.5
 
 
-@pytest.mark.parametrize('how', [dict(cfg_interval=1), dict(cfg_interval=5, segment=4), dict(cfg_interval=11, scan=True)])
-def test_codes_are_the_mixtures_while_guidance_lasts_and_the_plain_models_after(draw, score_codes, prompts, how):
+@pytest.mark.parametrize(
+  'how', [dict(cfg_interval=1), dict(cfg_interval=5, segment=4), dict(cfg_interval=11, scan=True)]
+)
+def test_codes_are_the_mixtures_while_guidance_lasts_and_the_plain_models_after(
+  draw, score_codes, prompts, how
+):
   guided, temperature = how['cfg_interval'], GUIDED['temperature']
   codes, logp = draw(prompts, KEYS, **GUIDED, **how)
   throughout, _ = draw(prompts, KEYS, **GUIDED)
   np.testing.assert_array_equal(codes[..., :guided], throughout[..., :guided])
-  mixture, plain = score_codes(one(prompts), codes, **GUIDED), score_codes(one(prompts), codes, temperature=temperature)
+  mixture, plain = (
+    score_codes(one(prompts), codes, **GUIDED),
+    score_codes(one(prompts), codes, temperature=temperature),
+  )
   np.testing.assert_allclose(logp[..., :guided], mixture[..., :guided], **TOLERANCE)
   np.testing.assert_allclose(logp[..., guided:], plain[..., guided:], **TOLERANCE)
   assert np.abs(mixture - plain)[..., guided:].max() > 0.1
@@ -116,12 +134,17 @@ def test_codes_are_the_mixtures_while_guidance_lasts_and_the_plain_models_after(
 def test_a_cfg_interval_as_long_as_a_picture_is_guidance_throughout(draw, prompts):
   codes, logp = draw(prompts, KEYS, **GUIDED)
   for interval in (16, 100):
-    jax.tree.map(np.testing.assert_array_equal, draw(prompts, KEYS, **GUIDED, cfg_interval=interval), (codes, logp))
+    jax.tree.map(
+      np.testing.assert_array_equal,
+      draw(prompts, KEYS, **GUIDED, cfg_interval=interval),
+      (codes, logp),
+    )
 
 
 @pytest.mark.parametrize('scan', [False, True])
 def test_with_a_cache_of_8_bits_log_probabilities_are_nearly_those_of_teacher_forcing(
-    draw, write, score_codes, score_texts, prompts, pixels, questions, scan):
+  draw, write, score_codes, score_texts, prompts, pixels, questions, scan
+):
   how = dict(scan=scan, cache_dtype='int8')
   codes, logp = draw(prompts, KEYS, **GUIDED, **how)
   gap = np.abs(logp - score_codes(one(prompts), codes, **GUIDED))
@@ -154,8 +177,16 @@ def test_scanned_layers_sample_what_unrolled_ones_do(draw, write, prompts, pixel
       np.testing.assert_allclose(plain[1], scanned[1], **TOLERANCE)
 
 
-@pytest.mark.parametrize('how', [dict(segment=16), dict(segment=64), dict(segment=16, scan=True), dict(segment=16, cfg_interval=32),
-                                 dict(segment=16, scan=True, cfg_interval=32)])
+@pytest.mark.parametrize(
+  'how',
+  [
+    dict(segment=16),
+    dict(segment=64),
+    dict(segment=16, scan=True),
+    dict(segment=16, cfg_interval=32),
+    dict(segment=16, scan=True, cfg_interval=32),
+  ],
+)
 def test_decoding_holds_the_cache_little_more_than_once(how):
   config = JanusConfig.scenes()
   text = dataclasses.replace(config.text, num_hidden_layers=8)  # fewer are unrolled
@@ -163,10 +194,25 @@ def test_decoding_holds_the_cache_little_more_than_once(how):
   rows, group = 16, 32
   keys = jax.eval_shape(lambda: row_keys(jax.random.key(0), 0, rows, group))
   prompt = Text(jax.ShapeDtypeStruct((rows, 24), jnp.int32), jax.ShapeDtypeStruct((rows, 24), bool))
-  draw = lambda params, prompt, keys: nnx.merge(janus.graphdef_of(config), params).sample_pictures(prompt, keys, Sampling(guidance=5.0, **how))
-  used = jax.jit(draw).lower(janus.abstract_params(config), prompt, keys).compile().memory_analysis().temp_size_in_bytes
-  cache = 2 * text.num_hidden_layers * (2 * rows) * group * config.num_codes * text.hidden_size * 4  # keys and values, both branches
-  least = cache / 2 if 'cfg_interval' in how else cache  # after half of the picture, one branch is left
+
+  def draw(params, prompt, keys):
+    return nnx.merge(janus.graphdef_of(config), params).sample_pictures(
+      prompt, keys, Sampling(guidance=5.0, **how)
+    )
+
+  used = (
+    jax.jit(draw)
+    .lower(janus.abstract_params(config), prompt, keys)
+    .compile()
+    .memory_analysis()
+    .temp_size_in_bytes
+  )
+  cache = (
+    2 * text.num_hidden_layers * (2 * rows) * group * config.num_codes * text.hidden_size * 4
+  )  # keys and values, both branches
+  least = (
+    cache / 2 if 'cfg_interval' in how else cache
+  )  # after half of the picture, one branch is left
   assert least < used < 1.3 * cache
 
 
@@ -184,7 +230,9 @@ def test_guidance_of_weight_one_is_the_plain_conditional(score_codes, prompts):
   codes = jnp.asarray(np.random.default_rng(1).integers(0, 40, (3, 2, 16)))
   plain = score_codes(one(prompts), codes)
   nearly_one = float(np.nextafter(np.float32(1), np.float32(2)))  # takes the guided path
-  np.testing.assert_allclose(score_codes(one(prompts), codes, guidance=nearly_one), plain, **TOLERANCE)
+  np.testing.assert_allclose(
+    score_codes(one(prompts), codes, guidance=nearly_one), plain, **TOLERANCE
+  )
   assert np.abs(score_codes(one(prompts), codes, **GUIDED) - plain).max() > 1
 
 
@@ -228,7 +276,9 @@ def test_a_group_of_prompts_scores_one_picture_as_each_prompt_does(score_codes, 
 
 
 @pytest.mark.parametrize('how', [dict(), dict(temperature=0.6)])
-def test_sampled_texts_carry_their_teacher_forced_log_probability(write, score_texts, pixels, questions, how):
+def test_sampled_texts_carry_their_teacher_forced_log_probability(
+  write, score_texts, pixels, questions, how
+):
   text, logp = write(pixels, questions, KEYS, **how)
   replay = score_texts(pixels[:, None], questions, text, **how)
   np.testing.assert_allclose(logp, replay, **TOLERANCE)
@@ -238,6 +288,7 @@ def test_sampled_texts_carry_their_teacher_forced_log_probability(write, score_t
 def often_ending(model, bundle):
   """The same model with a text head that likes the end of sentence."""
   from flax import nnx
+
   graphdef, params = nnx.split(model)
   params = jax.tree.map(lambda x: x, nnx.to_pure_dict(params))
   kernel = params['lm_head']['kernel'] * 0.2
@@ -249,8 +300,12 @@ def test_texts_end_at_their_end_of_sentence(model, bundle, pixels, questions):
   ending = often_ending(model, bundle)
   keys = row_keys(jax.random.key(3), 0, 3, 8)
   picture = Picture(jnp.zeros((3, 16), jnp.int32), pixels)
-  text, logp = jax.jit(lambda: ending.sample_texts(picture, questions, keys, Sampling(max_tokens=9, segment=2)))()
-  replay = jax.jit(lambda text: ending.text_logps(one(picture), questions, text, None, Scoring()))(text)
+  text, logp = jax.jit(
+    lambda: ending.sample_texts(picture, questions, keys, Sampling(max_tokens=9, segment=2))
+  )()
+  replay = jax.jit(lambda text: ending.text_logps(one(picture), questions, text, None, Scoring()))(
+    text
+  )
   np.testing.assert_allclose(logp, replay.logp, **TOLERANCE)
   ids, mask = (np.asarray(x).reshape(-1, 9) for x in text)
   lengths = mask.sum(-1)
@@ -258,7 +313,7 @@ def test_texts_end_at_their_end_of_sentence(model, bundle, pixels, questions):
   t = bundle.config.templates
   for row, length in enumerate(lengths):
     assert mask[row, :length].all()
-    assert t.eos_id not in ids[row, :length - 1]
+    assert t.eos_id not in ids[row, : length - 1]
     assert length == 9 or ids[row, length - 1] == t.eos_id
     assert (ids[row, length:] == t.pad_id).all()
   assert not np.asarray(logp).reshape(-1, 9)[~mask].any()
@@ -266,15 +321,22 @@ def test_texts_end_at_their_end_of_sentence(model, bundle, pixels, questions):
 
 def test_after_the_last_text_has_ended_segments_are_padding(model, bundle, pixels, questions):
   from flax import nnx
+
   graphdef, params = nnx.split(model)
   params = nnx.to_pure_dict(params)
   t = bundle.config.templates
   everything_but_eos = [i for i in range(360) if i != t.eos_id]
   mute = nnx.merge(graphdef, params)
-  mute.config = bundle.config.__class__(**{**vars(bundle.config), 'templates': t.__class__(
-    **{**vars(t), 'forbidden_text_ids': tuple(everything_but_eos)})})
+  mute.config = bundle.config.__class__(
+    **{
+      **vars(bundle.config),
+      'templates': t.__class__(**{**vars(t), 'forbidden_text_ids': tuple(everything_but_eos)}),
+    }
+  )
   picture = Picture(jnp.zeros((3, 16), jnp.int32), pixels)
-  text, logp = jax.jit(lambda: mute.sample_texts(picture, questions, KEYS, Sampling(max_tokens=8, segment=3)))()
+  text, logp = jax.jit(
+    lambda: mute.sample_texts(picture, questions, KEYS, Sampling(max_tokens=8, segment=3))
+  )()
   assert (text.ids[..., 0] == t.eos_id).all() and (text.ids[..., 1:] == t.pad_id).all()
   assert text.mask[..., 0].all() and not text.mask[..., 1:].any()
   np.testing.assert_allclose(logp, 0, atol=1e-6)
@@ -282,10 +344,14 @@ def test_after_the_last_text_has_ended_segments_are_padding(model, bundle, pixel
 
 def test_special_tokens_are_never_written(write, bundle, pixels, questions):
   text, _ = write(pixels, questions, row_keys(jax.random.key(1), 0, 3, 64), segment=TOKENS)
-  assert not np.isin(np.asarray(text.ids)[np.asarray(text.mask)], bundle.config.templates.forbidden_text_ids).any()
+  assert not np.isin(
+    np.asarray(text.ids)[np.asarray(text.mask)], bundle.config.templates.forbidden_text_ids
+  ).any()
 
 
-def test_padding_of_questions_and_texts_changes_no_log_probability(bundle, write, score_texts, pixels, questions):
+def test_padding_of_questions_and_texts_changes_no_log_probability(
+  bundle, write, score_texts, pixels, questions
+):
   text, logp = write(pixels, questions, KEYS)
   longer = padded(bundle, QUESTIONS, 'encode_question', 21)
   again, again_logp = write(pixels, longer, KEYS)
@@ -298,32 +364,46 @@ def test_padding_of_questions_and_texts_changes_no_log_probability(bundle, write
   assert not np.asarray(replay[..., TOKENS:]).any()
 
 
-def test_a_group_of_pictures_scores_one_text_as_each_picture_does(score_texts, bundle, pixels, questions):
+def test_a_group_of_pictures_scores_one_text_as_each_picture_does(
+  score_texts, bundle, pixels, questions
+):
   """Reversed scoring: g pictures, one text."""
   question = jax.tree.map(lambda x: x[:1], questions)
   text = one(padded(bundle, ['a large striped diamond'], 'encode_answer', 12))
   together = score_texts(pixels[None], question, text)
-  repeat = lambda tree: jax.tree.map(lambda x: jnp.repeat(x, 3, axis=0), tree)
+
+  def repeat(tree):
+    return jax.tree.map(lambda x: jnp.repeat(x, 3, axis=0), tree)
+
   apart = score_texts(pixels[:, None], repeat(question), repeat(text))
   assert together.shape == (1, 3, 12)
   np.testing.assert_allclose(together[0], apart[:, 0], **TOLERANCE)
   assert np.abs(together[0, 0] - together[0, 1]).max() > 0.1
 
 
-def test_chunks_and_rematerialisation_change_nothing(write, score_texts, score_codes, pixels, questions, prompts):
+def test_chunks_and_rematerialisation_change_nothing(
+  write, score_texts, score_codes, pixels, questions, prompts
+):
   how = dict(chunk=5, remat=True)
   text, logp = write(pixels, questions, KEYS)
-  np.testing.assert_allclose(score_texts(pixels[:, None], questions, text, **how), logp, **TOLERANCE)
+  np.testing.assert_allclose(
+    score_texts(pixels[:, None], questions, text, **how), logp, **TOLERANCE
+  )
   codes = jnp.asarray(np.random.default_rng(1).integers(0, 40, (3, 2, 16)))
-  np.testing.assert_allclose(score_codes(one(prompts), codes, **GUIDED, **how),
-                             score_codes(one(prompts), codes, **GUIDED), **TOLERANCE)
+  np.testing.assert_allclose(
+    score_codes(one(prompts), codes, **GUIDED, **how),
+    score_codes(one(prompts), codes, **GUIDED),
+    **TOLERANCE,
+  )
 
 
 # From one task to the other.
 
 
 def test_a_sampled_text_is_a_prompt_without_its_end(bundle, score_codes):
-  """A text's end of sentence, or what stands behind it, plays no part when the text becomes a drawing prompt."""
+  """A text's end of sentence, or what stands behind it, plays no part when the text becomes a
+  drawing prompt.
+  """
   codes = jnp.asarray(np.random.default_rng(1).integers(0, 40, (1, 1, 16)))
   sampled = one(padded(bundle, ['a large striped diamond'], 'encode_answer', 16))
   prompt = one(padded(bundle, ['a large striped diamond'], 'encode_prompt'))

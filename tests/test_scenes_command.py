@@ -11,18 +11,15 @@ import pytest
 
 from dsr_jax.errors import InputError
 from dsr_jax.scenes import __main__ as command
-from dsr_jax.scenes import builder
-from dsr_jax.scenes import grammar
-from dsr_jax.scenes import judge
-from dsr_jax.scenes import render
-from dsr_jax.scenes import sets
-from dsr_jax.scenes import world
+from dsr_jax.scenes import builder, grammar, judge, render, sets, world
 
 SCENE = world.Scene((world.Thing(2, 0, 0, 8, 3, 0), world.Thing(0, 4, 1, 12, 2, 5)))
 
 
 def run(*flags):
-  return subprocess.run([sys.executable, '-m', 'dsr_jax.scenes', *flags], capture_output=True, text=True)
+  return subprocess.run(
+    [sys.executable, '-m', 'dsr_jax.scenes', *flags], capture_output=True, text=True
+  )
 
 
 def test_show_writes_a_sheet_and_says_how_well_patches_are_covered(tmp_path):
@@ -31,7 +28,9 @@ def test_show_writes_a_sheet_and_says_how_well_patches_are_covered(tmp_path):
   sheet = Image.open(tmp_path / 'new' / 'sheet.png')
   assert sheet.width == 4 * (192 + 8) + 8
   assert [p.name for p in (tmp_path / 'new').iterdir()] == ['sheet.png']
-  first = np.asarray(sheet)[8 + 3:8 + 192:6, 8 + 3:8 + 192:6]  # one screen pixel of each picture pixel
+  first = np.asarray(sheet)[
+    8 + 3 : 8 + 192 : 6, 8 + 3 : 8 + 192 : 6
+  ]  # one screen pixel of each picture pixel
   np.testing.assert_array_equal(first, sets.pretraining_example(0, 0)[0])
 
 
@@ -42,13 +41,19 @@ def test_judge_prints_its_verdict_as_json(tmp_path):
   assert done.returncode == 0
   verdict = json.loads(done.stdout)
   assert verdict['right'] and not verdict['strict'] and verdict['graded'] == 1
-  assert [t['name'] for t in verdict['things']] == ['large striped blue square', 'small plain red disc']
+  assert [t['name'] for t in verdict['things']] == [
+    'large striped blue square',
+    'small plain red disc',
+  ]
 
 
 def test_judge_understands_relations_and_counts(tmp_path):
   file = str(tmp_path / 'scene.png')
   Image.fromarray(render.render(SCENE)).save(file)
-  verdict = lambda text: command.judge_file(file, text)
+
+  def verdict(text):
+    return command.judge_file(file, text)
+
   assert verdict('a red disc left of a large striped blue square')['strict']
   assert not verdict('a red disc right of a blue square')['right']
   assert not verdict('two discs')['right'] and verdict('one disc')['right_and_counted']
@@ -57,17 +62,22 @@ def test_judge_understands_relations_and_counts(tmp_path):
 def test_bad_input_is_one_sentence_on_stderr_and_status_two():
   done = run('--judge=missing.png', '--prompt=a disc')
   assert done.returncode == 2 and done.stdout == ''
-  assert [line for line in done.stderr.splitlines() if line.startswith('error: ')] == done.stderr.splitlines()
+  assert [
+    line for line in done.stderr.splitlines() if line.startswith('error: ')
+  ] == done.stderr.splitlines()
   assert 'missing.png' in done.stderr
 
 
-@pytest.mark.parametrize('given, message', [
+@pytest.mark.parametrize(
+  'given, message',
+  [
     ({}, 'found nothing to do; expected --show=16'),
     ({'show': 0, 'output': 'x.png'}, 'found --show=0; expected 1 to 1024'),
     ({'show': 4}, 'found no --output'),
     ({'judge': 'missing.png'}, 'found no --prompt'),
     ({'entropy': 0}, 'found --entropy=0'),
-])
+  ],
+)
 def test_bad_flags_are_refused_before_any_work(given, message):
   unset = {'show': None, 'output': None, 'judge': None, 'prompt': None, 'entropy': None, 'seed': 0}
   with pytest.raises(InputError, match=message):
@@ -107,9 +117,14 @@ def built(tmp_path_factory):
 
 def test_builder_writes_what_the_functions_draw(built):
   assert {key: len(source) for key, source in built.items()} == {
-      ('captions', 'pretraining'): 9, ('pictures', 'training'): 13, ('pictures', 'validation'): 12,
-      ('pictures', 'evaluation'): 12, ('prompts', 'training'): 13, ('prompts', 'validation'): 12,
-      ('prompts', 'evaluation'): 12}
+    ('captions', 'pretraining'): 9,
+    ('pictures', 'training'): 13,
+    ('pictures', 'validation'): 12,
+    ('pictures', 'evaluation'): 12,
+    ('prompts', 'training'): 13,
+    ('prompts', 'validation'): 12,
+    ('prompts', 'evaluation'): 12,
+  }
   for i in range(9):
     pixels, caption = sets.pretraining_example(0, i)
     np.testing.assert_array_equal(built['captions', 'pretraining'][i]['image'], pixels)

@@ -1,4 +1,6 @@
-"""Texts: true where they should be, wrong as often as they should be, parsed back to what was meant."""
+"""Texts: true where they should be, wrong as often as they should be, parsed back to what was
+meant.
+"""
 
 import collections
 import math
@@ -6,14 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from dsr_jax.scenes import entropy
-from dsr_jax.scenes import grammar
-from dsr_jax.scenes import judge
-from dsr_jax.scenes import sets
-from dsr_jax.scenes import world
-from dsr_jax.scenes.grammar import Atoms
-from dsr_jax.scenes.grammar import Clause
-from dsr_jax.scenes.grammar import Relation
+from dsr_jax.scenes import entropy, grammar, judge, sets, world
+from dsr_jax.scenes.grammar import Atoms, Clause, Relation
 
 
 def scenes(number, seed=0, skewed=True):
@@ -22,7 +18,7 @@ def scenes(number, seed=0, skewed=True):
 
 
 def test_texts_are_short_lower_case_words_of_a_small_vocabulary():
-  texts = sets.vocabulary_texts(4000)[len(grammar.QUESTIONS_DESCRIBE):]
+  texts = sets.vocabulary_texts(4000)[len(grammar.QUESTIONS_DESCRIBE) :]
   words = collections.Counter(w for t in texts for w in grammar.tokens(t))
   assert 75 <= len(words) <= 125
   assert all(t == t.lower() and set(t) <= set('abcdefghijklmnopqrstuvwxyz., ?') for t in texts)
@@ -47,15 +43,23 @@ def test_parsing_gives_back_what_was_meant():
       atoms = grammar.corrupt(atoms, rng)
     text = grammar.realise(atoms, rng)
     parsed = judge.parse(text)
-    assert parsed is not None and entropy._meaning(parsed) == entropy._meaning(atoms), (text, atoms, parsed)
+    assert parsed is not None and entropy._meaning(parsed) == entropy._meaning(atoms), (
+      text,
+      atoms,
+      parsed,
+    )
 
 
 def test_captions_are_true_and_a_tenth_of_pretraining_captions_is_wrong():
   rng = np.random.default_rng(3)
-  true = lambda text, scene: (lambda c: c.right == c.stated)(judge.count_atoms(text, scene))
+
+  def true(text, scene):
+    return (lambda c: c.right == c.stated)(judge.count_atoms(text, scene))
+
   assert all(true(grammar.caption(s, rng), s) for s in scenes(1500))
   wrong = np.mean([not true(grammar.pretraining_caption(s, rng), s) for s in scenes(4000)])
-  # A corrupted shape or relation may happen to be true of something else, so a little fewer than 10 %.
+  # A corrupted shape or relation may happen to be true of something else, so a little fewer than 10
+  # %.
   assert 0.07 < wrong < 0.115
 
 
@@ -100,7 +104,11 @@ def test_relations_are_geneval_s():
     if np.all(np.abs(revised) < 1e-3):
       return set()
     x, y = revised / np.linalg.norm(offset)
-    return {n for n, ok in (('left', x < -0.5), ('right', x > 0.5), ('above', y < -0.5), ('below', y > 0.5)) if ok}
+    return {
+      n
+      for n, ok in (('left', x < -0.5), ('right', x > 0.5), ('above', y < -0.5), ('below', y > 0.5))
+      if ok
+    }
 
   for scene in scenes(500, skewed=False):
     for a in scene.things:
@@ -108,25 +116,59 @@ def test_relations_are_geneval_s():
         if a is not b:
           assert set(grammar.true_relations(a, b)) - {'next'} == geneval(a, b)
           for name in grammar.RELATIONS:
-            assert grammar.relation_holds(name, a, b) == grammar.relation_holds(grammar.INVERSE[name], b, a)
+            assert grammar.relation_holds(name, a, b) == grammar.relation_holds(
+              grammar.INVERSE[name], b, a
+            )
 
 
-@pytest.mark.parametrize('text, clauses, relations', [
+@pytest.mark.parametrize(
+  'text, clauses, relations',
+  [
     ('a photo of a red disc', [Clause(2, 1, 0)], []),
     ('Two violet hoops with dots.', [Clause(3, 2, 5, 2)], []),
-    ('an hourglass, a box and a small orange cross', [Clause(7), Clause(0), Clause(5, 1, 1, None, 8)], []),
+    (
+      'an hourglass, a box and a small orange cross',
+      [Clause(7), Clause(0), Clause(5, 1, 1, None, 8)],
+      [],
+    ),
     ('there is a disc. it is red and striped.', [Clause(2, 1, 0, 1)], []),
-    ('a ring and a heart. the heart is to the left of the ring. the ring is blue.', [Clause(3, 1, 4), Clause(6)],
-     [Relation(1, 'left', 0)]),
-    ('the red disc is next to the blue square', [Clause(2, 1, 0), Clause(0, 1, 4)], [Relation(0, 'next', 1)]),
-])
+    (
+      'a ring and a heart. the heart is to the left of the ring. the ring is blue.',
+      [Clause(3, 1, 4), Clause(6)],
+      [Relation(1, 'left', 0)],
+    ),
+    (
+      'the red disc is next to the blue square',
+      [Clause(2, 1, 0), Clause(0, 1, 4)],
+      [Relation(0, 'next', 1)],
+    ),
+  ],
+)
 def test_texts_are_parsed(text, clauses, relations):
   assert judge.parse(text) == Atoms(tuple(clauses), tuple(relations))
 
 
-@pytest.mark.parametrize('text', [
-    '', 'red', 'a red', 'a dog', 'a red blue disc', 'disc disc', 'a disc and', 'a disc left of', 'it is red',
-    'a disc a ring', 'a disc with', 'a photo of', 'a disc! <|User|>', 'there is', 'a disc is is red', 'yes'])
+@pytest.mark.parametrize(
+  'text',
+  [
+    '',
+    'red',
+    'a red',
+    'a dog',
+    'a red blue disc',
+    'disc disc',
+    'a disc and',
+    'a disc left of',
+    'it is red',
+    'a disc a ring',
+    'a disc with',
+    'a photo of',
+    'a disc! <|User|>',
+    'there is',
+    'a disc is is red',
+    'yes',
+  ],
+)
 def test_texts_outside_the_grammar_are_unparsable(text):
   assert judge.parse(text) is None
 
@@ -138,7 +180,9 @@ def test_exact_probabilities_sum_to_one_and_agree_with_brute_force():
     texts[text] += p
   assert sum(texts.values()) == pytest.approx(1, abs=1e-12)
   for text in list(texts)[::40]:  # the pruned, two-stage sum
-    assert entropy.log_probability(text, scene, False) == pytest.approx(math.log(texts[text]), abs=1e-10)
+    assert entropy.log_probability(text, scene, False) == pytest.approx(
+      math.log(texts[text]), abs=1e-10
+    )
 
 
 def test_exact_probabilities_agree_with_sampled_frequencies():

@@ -1,19 +1,14 @@
-"""The judge: reads what was drawn, refuses what was not asked for, and sees nothing where nothing can be seen."""
+"""The judge: reads what was drawn, refuses what was not asked for, and sees nothing where nothing
+can be seen.
+"""
 
 import numpy as np
 import pytest
 from scipy import ndimage
 
 from dsr_jax.errors import InputError
-from dsr_jax.scenes import grammar
-from dsr_jax.scenes import judge
-from dsr_jax.scenes import questions
-from dsr_jax.scenes import render
-from dsr_jax.scenes import sets
-from dsr_jax.scenes import world
-from dsr_jax.scenes.grammar import Atoms
-from dsr_jax.scenes.grammar import Clause
-from dsr_jax.scenes.grammar import Relation
+from dsr_jax.scenes import grammar, judge, questions, render, sets, world
+from dsr_jax.scenes.grammar import Atoms, Clause, Relation
 from dsr_jax.scenes.world import Thing
 
 NUMBER = 2000
@@ -28,11 +23,15 @@ def scenes():
 def soften(pixels, blur=0.35, noise=8.0, seed=0):
   """A mild blur and noise."""
   blurred = ndimage.gaussian_filter(pixels.astype(float), (0, blur, blur, 0))
-  return np.clip(blurred + np.random.default_rng(seed).normal(0, noise, pixels.shape), 0, 255).astype(np.uint8)
+  return np.clip(
+    blurred + np.random.default_rng(seed).normal(0, noise, pixels.shape), 0, 255
+  ).astype(np.uint8)
 
 
 def right_by_attribute(scenes, readings):
-  """Share of true things read rightly, by attribute; and of pictures with the right number of things."""
+  """Share of true things read rightly, by attribute; and of pictures with the right number of
+  things.
+  """
   right = {f: [] for f in Thing._fields}
   for scene, reading in zip(scenes, readings):
     at = {(t.row, t.col): t for t in reading.things}
@@ -50,7 +49,9 @@ def test_true_pictures_are_read_rightly(scenes, soft):
   readings = judge.read(soften(pixels) if soft else pixels)
   assert min(right_by_attribute(scenes, readings).values()) >= (0.99 if soft else 1.0)
   for scene, reading in zip(scenes, readings) if not soft else ():
-    assert world.graph(scene) == world.graph(reading.scene) and sorted(scene.pebbles) == sorted(reading.scene.pebbles)
+    assert world.graph(scene) == world.graph(reading.scene) and sorted(scene.pebbles) == sorted(
+      reading.scene.pebbles
+    )
     assert scene.ground == reading.scene.ground
 
 
@@ -72,9 +73,13 @@ def test_a_changed_attribute_is_seen(scenes):
     old = scene.things[i]
     for field, number in (('shape', 8), ('colour', 8), ('texture', 3)):
       new = old._replace(**{field: (getattr(old, field) + int(rng.integers(1, number))) % number})
-      pairs.append((scene, scene._replace(things=scene.things[:i] + (new,) + scene.things[i + 1:])))
+      pairs.append(
+        (scene, scene._replace(things=scene.things[:i] + (new,) + scene.things[i + 1 :]))
+      )
   for (scene, changed), reading in zip(pairs, judge.read(sets.pictures([c for _, c in pairs]))):
-    assert not judge.geneval(exact(scene), reading, False) and not judge.strict(exact(scene), reading)
+    assert not judge.geneval(exact(scene), reading, False) and not judge.strict(
+      exact(scene), reading
+    )
     assert judge.graded(exact(scene), reading) < 1
     assert judge.strict(exact(changed), reading)
 
@@ -82,11 +87,15 @@ def test_a_changed_attribute_is_seen(scenes):
 def test_missing_and_extra_things_are_seen(scenes):
   several = [s for s in scenes[:400] if len(s.things) > 1]
   fewer = [s._replace(things=s.things[1:]) for s in several]
-  for scene, less, whole, part in zip(several, fewer, *map(judge.read, map(sets.pictures, (several, fewer)))):
+  for scene, less, whole, part in zip(
+    several, fewer, *map(judge.read, map(sets.pictures, (several, fewer)))
+  ):
     assert not judge.geneval(exact(scene), part, False)
     assert judge.geneval(exact(less), whole, False)  # an extra thing does no harm ...
     assert not judge.strict(exact(less), whole)  # ... but under the strict rule,
-    wanted = Clause(scene.things[0].shape, sum(t.shape == scene.things[0].shape for t in less.things))
+    wanted = Clause(
+      scene.things[0].shape, sum(t.shape == scene.things[0].shape for t in less.things)
+    )
     if wanted.count:
       assert not judge.geneval(Atoms((wanted,)), whole, True)  # ... and in counting
 
@@ -108,7 +117,12 @@ def test_blank_noisy_and_blurred_pictures_are_rejected(scenes):
   pixels = sets.pictures(scenes[:300])
   for name, bad in spoiled(pixels):
     readings = judge.read(bad)
-    accepted = np.mean([judge.geneval(Atoms((Clause(s.things[0].shape),)), r, False) for s, r in zip(scenes, readings)])
+    accepted = np.mean(
+      [
+        judge.geneval(Atoms((Clause(s.things[0].shape),)), r, False)
+        for s, r in zip(scenes, readings)
+      ]
+    )
     assert accepted <= 0.02, (name, accepted)
     assert not any(judge.strict(exact(s), r) for s, r in zip(scenes, readings)), name
 
@@ -120,14 +134,19 @@ def test_a_thing_with_halves_of_two_shapes_is_unreadable(scenes):
   for scene in scenes[:400]:
     t = scene.things[0]
     other = t._replace(shape=(t.shape + int(rng.integers(1, 8))) % 8)
-    mixed, foreign = render.render(scene), render.render(scene._replace(things=(other,) + scene.things[1:]))
+    mixed, foreign = (
+      render.render(scene),
+      render.render(scene._replace(things=(other,) + scene.things[1:])),
+    )
     top, left, bottom, _ = t.box
-    mixed[top:bottom, left:left + t.size // 2] = foreign[top:bottom, left:left + t.size // 2]
+    mixed[top:bottom, left : left + t.size // 2] = foreign[top:bottom, left : left + t.size // 2]
     # Not if the two look alike there: less than a cell's worth of pixels differ.
     if all((mixed != whole).any(-1).sum() >= 12 for whole in (render.render(scene), foreign)):
       chimeras.append((t, mixed))
   readings = judge.read(np.stack([mixed for _, mixed in chimeras]))
-  accepted = [any((x.row, x.col) == (t.row, t.col) for x in r.things) for (t, _), r in zip(chimeras, readings)]
+  accepted = [
+    any((x.row, x.col) == (t.row, t.col) for x in r.things) for (t, _), r in zip(chimeras, readings)
+  ]
   assert len(accepted) > 150 and np.mean(accepted) < 0.05
 
 
@@ -145,7 +164,9 @@ def test_rules_on_hand_made_readings():
   right = Atoms((red_disc, blue_square), (Relation(0, 'right', 1),))
   assert judge.geneval(left, both, False) and not judge.geneval(right, both, False)
   assert judge.graded(right, both) == pytest.approx(4 / 5)
-  assert not judge.geneval(Atoms((Clause(2, 2),)), both, True) and judge.geneval(Atoms((Clause(2),)), both, True)
+  assert not judge.geneval(Atoms((Clause(2, 2),)), both, True) and judge.geneval(
+    Atoms((Clause(2),)), both, True
+  )
   assert judge.geneval(Atoms((red_disc,)), reading(RED_DISC, blobs=1), False)
   assert not judge.geneval(Atoms((red_disc,)), reading(RED_DISC, blobs=1), True)
   assert not judge.strict(Atoms((red_disc,)), reading(RED_DISC, blobs=1))
@@ -168,12 +189,18 @@ def test_true_scenes_answer_their_own_questions_and_not_those_of_their_edit(scen
   pictures, rows = questions.hallusion_pairs(editable, np.random.default_rng(5))
   readings = judge.read(sets.pictures(pictures))
   for row in rows:
-    atoms = judge.parse(row.text.replace('is there', 'there is').replace(' in the image', '').replace(
-        ' in the picture', '').rstrip('?'))
+    atoms = judge.parse(
+      row.text.replace('is there', 'there is')
+      .replace(' in the image', '')
+      .replace(' in the picture', '')
+      .rstrip('?')
+    )
     assert judge.geneval(atoms, readings[row.picture], False) == (row.answer == 'yes')
 
 
-@pytest.mark.parametrize('text, counts', [
+@pytest.mark.parametrize(
+  'text, counts',
+  [
     ('a red disc', (2, 2, 2)),
     ('a large red disc left of a blue square', (6, 5, 4)),  # the size is wrong
     ('two red discs', (5, 2, 2)),
@@ -181,15 +208,20 @@ def test_true_scenes_answer_their_own_questions_and_not_those_of_their_edit(scen
     ('a striped square. the square is right of a disc.', (4, 4, 3)),
     ('a dog', (1, 0, 0)),
     ('', (1, 0, 0)),
-])
+  ],
+)
 def test_atoms_of_a_text_are_counted(text, counts):
-  """Stated, right and recalled, counted by hand for a small plain red disc left of a small striped blue square."""
+  """Stated, right and recalled, counted by hand for a small plain red disc left of a small striped
+  blue square.
+  """
   found = judge.count_atoms(text, world.Scene((RED_DISC, BLUE_SQUARE)))
   assert (found.stated, found.right, found.recalled) == counts and found.total == 6
 
 
-@pytest.mark.parametrize('pixels', [
-    np.zeros((2, 16, 16, 3), np.uint8), np.zeros((32, 32, 3), np.float32), np.zeros((32, 32))])
+@pytest.mark.parametrize(
+  'pixels',
+  [np.zeros((2, 16, 16, 3), np.uint8), np.zeros((32, 32, 3), np.float32), np.zeros((32, 32))],
+)
 def test_pictures_of_another_format_are_refused(pixels):
   with pytest.raises(InputError, match='expects .B, 32, 32, 3. uint8; resize'):
     judge.read(pixels)

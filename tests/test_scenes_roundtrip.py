@@ -6,12 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dsr_jax import convert
-from dsr_jax import model_source
+from dsr_jax import convert, model_source
 from dsr_jax.models import janus
-from dsr_jax.scenes import judge
-from dsr_jax.scenes import sets
-from dsr_jax.scenes import world
+from dsr_jax.scenes import judge, sets, world
 
 NUMBER, CHUNK = 2048, 128
 
@@ -35,7 +32,9 @@ def readings(scenes):
 
   pixels = sets.pictures(scenes)
   params = jax.tree.map(jnp.asarray, bundle.params)
-  return judge.read(np.concatenate([round_trip(params, pixels[i:i + CHUNK]) for i in range(0, NUMBER, CHUNK)]))
+  return judge.read(
+    np.concatenate([round_trip(params, pixels[i : i + CHUNK]) for i in range(0, NUMBER, CHUNK)])
+  )
 
 
 @pytest.mark.parametrize('field', world.Thing._fields)
@@ -43,9 +42,15 @@ def test_attributes_are_read_through_the_tokenizer(scenes, readings, field):
   right = []
   for scene, reading in zip(scenes, readings):
     at = {(t.row, t.col): t for t in reading.things}
-    right += [(t.row, t.col) in at and getattr(at[t.row, t.col], field) == getattr(t, field) for t in scene.things]
+    right += [
+      (t.row, t.col) in at and getattr(at[t.row, t.col], field) == getattr(t, field)
+      for t in scene.things
+    ]
   assert len(right) >= 2000 and np.mean(right) >= 0.99
 
 
 def test_things_are_counted_through_the_tokenizer(scenes, readings):
-  assert np.mean([len(s.things) == len(r.things) and not r.blobs for s, r in zip(scenes, readings)]) >= 0.99
+  assert (
+    np.mean([len(s.things) == len(r.things) and not r.blobs for s, r in zip(scenes, readings)])
+    >= 0.99
+  )

@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 import pytest
-
 import tiny_step
+
 from dsr_jax import config as config_lib
 from dsr_jax import state as state_lib
 from dsr_jax.errors import InputError
@@ -13,21 +13,30 @@ METHOD = tiny_step.method(strategy='separate', swap_every=1, inputs_per_step=4)
 
 
 def same(a, b):
-  return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+  return all(
+    np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+  )
 
 
 def test_the_generator_learns_first_and_the_models_take_turns():
   method = config_lib.Method(strategy='separate', swap_every=3)
-  assert [method.role_at(step) for step in range(8)] == ['generator'] * 3 + ['understander'] * 3 + ['generator'] * 2
+  assert [method.role_at(step) for step in range(8)] == ['generator'] * 3 + ['understander'] * 3 + [
+    'generator'
+  ] * 2
   assert [method.tasks_at(step) for step in (0, 3)] == [('generation',), ('understanding',)]
   assert method.inputs_per_task == method.inputs_per_step
-  assert config_lib.Method().role_at(5) is None and config_lib.Method().tasks_at(5) == ('generation', 'understanding')
+  assert config_lib.Method().role_at(5) is None and config_lib.Method().tasks_at(5) == (
+    'generation',
+    'understanding',
+  )
 
 
 def test_one_model_learns_the_other_and_its_moments_stay_bit_for_bit_and_each_role_is_compiled_once():
   start = jax.device_get(tiny_step.start(METHOD))
   first, metrics, records, _ = tiny_step.run(method=METHOD)
-  assert set(records) == {'generation'} and not any(key.startswith('understanding') for key in metrics)
+  assert set(records) == {'generation'} and not any(
+    key.startswith('understanding') for key in metrics
+  )
   assert same(first['params']['understander'], start['params']['understander'])
   assert same(first['opt_state']['understander'], start['opt_state']['understander'])
   assert not same(first['params']['generator'], start['params']['generator'])
@@ -39,13 +48,26 @@ def test_one_model_learns_the_other_and_its_moments_stay_bit_for_bit_and_each_ro
 
 
 def test_each_is_scored_by_the_other():
-  """With one model changed by hand, the rewards of what the other samples change, and what it samples does not."""
-  for role, other, steps in (('generator', 'understander', (0,)), ('understander', 'generator', (1,))):
-    batches = lambda _, steps=steps: tiny_step.batch(METHOD.tasks_at(steps[0]))
+  """With one model changed by hand, the rewards of what the other samples change, and what it
+  samples does not.
+  """
+  for role, other, steps in (
+    ('generator', 'understander', (0,)),
+    ('understander', 'generator', (1,)),
+  ):
+
+    def batches(_, steps=steps):
+      return tiny_step.batch(METHOD.tasks_at(steps[0]))
+
     plain = tiny_step.run(method=METHOD, batches=batches)
     state = tiny_step.start(METHOD)
-    moved = jax.tree.map(lambda x: x + 0.03 * np.sin(np.arange(x.size, dtype=np.float32)).reshape(x.shape), state['params'][other])
-    changed = tiny_step.run(method=METHOD, batches=batches, state={**state, 'params': {**state['params'], other: moved}})
+    moved = jax.tree.map(
+      lambda x: x + 0.03 * np.sin(np.arange(x.size, dtype=np.float32)).reshape(x.shape),
+      state['params'][other],
+    )
+    changed = tiny_step.run(
+      method=METHOD, batches=batches, state={**state, 'params': {**state['params'], other: moved}}
+    )
     name = config_lib.ROLES[role]
     sampled = 'codes' if name == 'generation' else 'text_ids'
     np.testing.assert_array_equal(plain[2][name][sampled], changed[2][name][sampled])
@@ -53,7 +75,9 @@ def test_each_is_scored_by_the_other():
 
 
 def test_the_first_turn_is_what_one_model_does_alone():
-  """Both models start as one, so the generator's first step is that of a run of the generation task alone."""
+  """Both models start as one, so the generator's first step is that of a run of the generation task
+  alone.
+  """
   alone = tiny_step.run(method=tiny_step.method(task='generation', inputs_per_step=4))
   turn = tiny_step.run(method=METHOD)
   assert same(turn[0]['params']['generator'], alone[0]['params'])
@@ -79,16 +103,26 @@ def test_idle_moments_are_accounted_for():
 
 def test_each_role_has_parameters_of_a_whole_model():
   state, _, _, _ = tiny_step.run(method=METHOD, steps=2)
-  drawing, reading = (state_lib.policy_params(state, role) for role in ('generator', 'understander'))
+  drawing, reading = (
+    state_lib.policy_params(state, role) for role in ('generator', 'understander')
+  )
   assert set(drawing) == set(reading) == set(tiny_step.model()[1])
-  assert not same(drawing['lm_head'], reading['lm_head']) and same(drawing['vqmodel'], reading['vqmodel'])
+  assert not same(drawing['lm_head'], reading['lm_head']) and same(
+    drawing['vqmodel'], reading['vqmodel']
+  )
 
 
-@pytest.mark.parametrize('changes, words', [
+@pytest.mark.parametrize(
+  'changes, words',
+  [
     (dict(method__strategy='both'), ['unified, separate']),
-    (dict(method__strategy='separate', method__task='generation'), ['task=generation', 'strategy=separate', 'unified']),
+    (
+      dict(method__strategy='separate', method__task='generation'),
+      ['task=generation', 'strategy=separate', 'unified'],
+    ),
     (dict(method__strategy='separate', method__swap_every=0), ['swap_every', 'at least 1']),
-])
+  ],
+)
 def test_impossible_strategies_are_refused_in_one_sentence(changes, words):
   with pytest.raises(InputError) as e:
     tiny_step.load(**changes)

@@ -3,27 +3,43 @@
 import dataclasses
 import functools
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flax import nnx
-
 from dsr_jax import config as config_lib
-from dsr_jax import rewards
-from dsr_jax import sharding
+from dsr_jax import rewards, sharding
 from dsr_jax import step as step_lib
 from dsr_jax.models import janus
 from dsr_jax.models.config import JanusConfig, Templates
-from dsr_jax.models.unified import Picture, Scoring, Text, row_keys
+from dsr_jax.models.unified import Scoring, Text, row_keys
 
 TEMPLATES = Templates(
-    bos_id=1, eos_id=2, pad_id=0, boi_id=3, eoi_id=4, image_id=5, generation_prefix=(1, 6, 7), generation_suffix=(8, 6, 3),
-    understanding_prefix=(1, 6, 7, 3), understanding_infix=(4, 8), understanding_suffix=(8, 6, 7), forbidden_text_ids=(0, 1, 3, 4, 5))
+  bos_id=1,
+  eos_id=2,
+  pad_id=0,
+  boi_id=3,
+  eoi_id=4,
+  image_id=5,
+  generation_prefix=(1, 6, 7),
+  generation_suffix=(8, 6, 3),
+  understanding_prefix=(1, 6, 7, 3),
+  understanding_infix=(4, 8),
+  understanding_suffix=(8, 6, 7),
+  forbidden_text_ids=(0, 1, 3, 4, 5),
+)
 CONFIG = dataclasses.replace(JanusConfig.tiny(vocab_size=40), templates=TEMPLATES)
 METHOD = config_lib.Method(
-    group_size=4, inputs_per_step=8, steps=10, max_text_tokens=10, guidance=2.0, learning_rate=1e-2, warmup_steps=0)
+  group_size=4,
+  inputs_per_step=8,
+  steps=10,
+  max_text_tokens=10,
+  guidance=2.0,
+  learning_rate=1e-2,
+  warmup_steps=0,
+)
 SYSTEM = config_lib.System(compute_dtype='float32', logprob_chunk=0, remat=False, frozen_every=1)
 
 
@@ -36,13 +52,18 @@ def make_batch(seed=0):
   rng = np.random.default_rng(seed)
   mask = np.arange(6) < np.array([[3], [6], [1], [4]])
   return dict(
-      prompt_ids=rng.integers(9, 40, (4, 6)).astype('i4') * mask, prompt_mask=mask,
-      pixels=rng.integers(0, 255, (4, 16, 16, 3)).astype('u1'), question_ids=rng.integers(9, 40, (4, 3)).astype('i4'),
-      question_mask=np.ones((4, 3), bool), instruction_ids=np.array([9, 10, 11], 'i4'), instruction_mask=np.ones(3, bool),
-      seed=np.uint32(seed))
+    prompt_ids=rng.integers(9, 40, (4, 6)).astype('i4') * mask,
+    prompt_mask=mask,
+    pixels=rng.integers(0, 255, (4, 16, 16, 3)).astype('u1'),
+    question_ids=rng.integers(9, 40, (4, 3)).astype('i4'),
+    question_mask=np.ones((4, 3), bool),
+    instruction_ids=np.array([9, 10, 11], 'i4'),
+    instruction_mask=np.ones(3, bool),
+    seed=np.uint32(seed),
+  )
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def program(method, system):
   """Each configuration is compiled once for all tests."""
   graphdef = janus.graphdef_of(CONFIG)
@@ -61,7 +82,10 @@ def run(model, method=METHOD, system=SYSTEM, steps=1, batch=None):
 
 
 def largest(a, b):
-  return max(float(np.max(np.abs(x - y))) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+  return max(
+    float(np.max(np.abs(x - y)))
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+  )
 
 
 def test_three_steps_compile_once_and_train_only_what_is_trainable(model):
@@ -79,9 +103,15 @@ def test_three_steps_compile_once_and_train_only_what_is_trainable(model):
 
 def test_chunks_and_accumulation_and_rematerialisation_change_only_rounding(model):
   whole = run(model)
-  parts = run(model, dataclasses.replace(METHOD, accumulate=2), dataclasses.replace(SYSTEM, rollout_chunk=1, remat=True, logprob_chunk=3))
+  parts = run(
+    model,
+    dataclasses.replace(METHOD, accumulate=2),
+    dataclasses.replace(SYSTEM, rollout_chunk=1, remat=True, logprob_chunk=3),
+  )
   np.testing.assert_array_equal(whole[2]['generation']['codes'], parts[2]['generation']['codes'])
-  np.testing.assert_array_equal(whole[2]['understanding']['text_ids'], parts[2]['understanding']['text_ids'])
+  np.testing.assert_array_equal(
+    whole[2]['understanding']['text_ids'], parts[2]['understanding']['text_ids']
+  )
   for key in ('loss', 'generation/reward_mean', 'understanding/reward_mean', 'gradient_norm'):
     np.testing.assert_allclose(whole[1][key], parts[1][key], rtol=1e-4, err_msg=key)
 
@@ -92,13 +122,18 @@ def test_one_task_alone_learns_as_its_half_of_both(model, task):
   alone = run(model, dataclasses.replace(METHOD, task=task, inputs_per_step=4))
   if task == 'generation':  # the first task has the same place in the step, hence the same keys
     np.testing.assert_allclose(alone[1]['generation/loss'], both[1]['generation/loss'], rtol=1e-5)
-  assert not any(key.startswith({'generation': 'understanding', 'understanding': 'generation'}[task]) for key in alone[1])
+  assert not any(
+    key.startswith({'generation': 'understanding', 'understanding': 'generation'}[task])
+    for key in alone[1]
+  )
 
 
 def test_live_and_frozen_rewards_agree_before_the_first_update_and_part_after(model):
   _, first, _, _ = run(model)
   for task in ('generation', 'understanding'):
-    np.testing.assert_allclose(first[f'{task}/reward_frozen'], first[f'{task}/reward_mean'], atol=1e-5)
+    np.testing.assert_allclose(
+      first[f'{task}/reward_frozen'], first[f'{task}/reward_mean'], atol=1e-5
+    )
   _, later, _, _ = run(model, steps=3)
   assert abs(later['generation/reward_frozen'] - later['generation/reward_mean']) > 1e-5
 
@@ -124,7 +159,9 @@ def test_the_step_pushes_the_pair_apart(model):
   record = records['generation']
   pair = np.stack([record['chosen'], record['rejected']], axis=1)
   codes = jnp.asarray(np.take_along_axis(record['codes'], pair[..., None], axis=1))
-  prompt = Text(jnp.asarray(batch['prompt_ids'][:3, None]), jnp.asarray(batch['prompt_mask'][:3, None]))
+  prompt = Text(
+    jnp.asarray(batch['prompt_ids'][:3, None]), jnp.asarray(batch['prompt_mask'][:3, None])
+  )
 
   def margin(params):
     mean = nnx.merge(graphdef, params).picture_logps(prompt, codes, None, Scoring()).logp.mean(-1)
@@ -134,15 +171,22 @@ def test_the_step_pushes_the_pair_apart(model):
 
 
 def test_rollouts_do_not_depend_on_the_scale_of_the_batch(model):
-  """Candidates are keyed by their global index: the first prompts of a longer batch get the same pictures."""
-  short = {k: v[:2] if np.ndim(v) and not k.startswith('instruction') else v for k, v in make_batch().items()}
+  """Candidates are keyed by their global index: the first prompts of a longer batch get the same
+  pictures.
+  """
+  short = {
+    k: v[:2] if np.ndim(v) and not k.startswith('instruction') else v
+    for k, v in make_batch().items()
+  }
   half = run(model, dataclasses.replace(METHOD, inputs_per_step=4), batch=short)
   whole = run(model)
   np.testing.assert_array_equal(half[2]['generation']['codes'], whole[2]['generation']['codes'][:2])
 
 
 def test_bfloat16_compute_keeps_float32_masters_and_rewards_off_the_coarse_grid(model):
-  state, metrics, records, _ = run(model, system=dataclasses.replace(SYSTEM, compute_dtype='bfloat16'))
+  state, metrics, records, _ = run(
+    model, system=dataclasses.replace(SYSTEM, compute_dtype='bfloat16')
+  )
   assert all(x.dtype == np.float32 for x in jax.tree.leaves(state['params']))
   rewards_ = records['generation']['rewards']
   assert rewards_.dtype == np.float32
@@ -160,8 +204,8 @@ def test_reward_of_a_picture_is_the_plain_mean_over_the_prompts_tokens(model):
   reward, _ = rewards.generation(m, m.picture_from_codes(codes), prompt, instruction, Scoring())
   for i in (0, 2):
     n = int(batch['prompt_mask'][i].sum())
-    one = Text(prompt.ids[i:i + 1, None, :n], prompt.mask[i:i + 1, None, :n])
-    picture = jax.tree.map(lambda x: x[i:i + 1, 1:2], m.picture_from_codes(codes))
+    one = Text(prompt.ids[i : i + 1, None, :n], prompt.mask[i : i + 1, None, :n])
+    picture = jax.tree.map(lambda x: x[i : i + 1, 1:2], m.picture_from_codes(codes))
     asked = jax.tree.map(lambda x: x[None], instruction)
     logp = m.text_logps(picture, asked, one, None, Scoring()).logp
     np.testing.assert_allclose(reward[i, 1], logp.mean(), atol=1e-5)
@@ -174,15 +218,22 @@ def test_the_prompts_end_is_counted_only_where_asked(model):
   prompt = Text(jnp.asarray(batch['prompt_ids']), jnp.asarray(batch['prompt_mask']))
   extended = rewards.with_eos(prompt, TEMPLATES.eos_id)
   np.testing.assert_array_equal(extended.mask.sum(-1), prompt.mask.sum(-1) + 1)
-  assert all(int(extended.ids[i, n]) == TEMPLATES.eos_id for i, n in enumerate(np.asarray(prompt.mask.sum(-1))))
+  assert all(
+    int(extended.ids[i, n]) == TEMPLATES.eos_id
+    for i, n in enumerate(np.asarray(prompt.mask.sum(-1)))
+  )
   instruction = Text(jnp.asarray(batch['instruction_ids']), jnp.asarray(batch['instruction_mask']))
   pictures = m.picture_from_codes(jax.random.randint(jax.random.key(0), (4, 1, 16), 0, 32))
   plain, _ = rewards.generation(m, pictures, prompt, instruction, Scoring())
-  ended, _ = rewards.generation(m, pictures, prompt, instruction, Scoring(), eos_id=TEMPLATES.eos_id)
+  ended, _ = rewards.generation(
+    m, pictures, prompt, instruction, Scoring(), eos_id=TEMPLATES.eos_id
+  )
   assert np.all(np.abs(plain - ended) > 1e-4)
 
 
-def test_an_empty_text_has_the_worst_reward_of_its_group_and_the_end_is_no_part_of_the_prompt(model):
+def test_an_empty_text_has_the_worst_reward_of_its_group_and_the_end_is_no_part_of_the_prompt(
+  model,
+):
   graphdef, params = model
   m = nnx.merge(graphdef, params)
   codes = jax.random.randint(jax.random.key(0), (1, 16), 0, 32)

@@ -1,24 +1,29 @@
-"""The whole study on a tiny random model that lives in Scenes: few steps, short lists, every part of it real."""
+"""The whole study on a tiny random model that lives in Scenes: few steps, short lists, every part
+of it real.
+"""
 
 import contextlib
 import dataclasses
 import io
 import json
-import pathlib
 import shutil
 
 import jax
 import numpy as np
 import pytest
+from test_study import flag_values, read
 
 from dsr_jax import convert, model_source, study, study_gallery, study_scores
 from dsr_jax.models import janus
 from dsr_jax.scenes import render, sets
-from test_study import flag_values, read
 
 ASKED = dict(variants='separate,base_best', seeds='0,1')
 # Fewer and smaller programs.
-SHORT = {'config.run.system.decode_segment': 64, 'config.tune.temperatures': '(1.0,)', 'config.tune.guidances': '(1.5,)'}
+SHORT = {
+  'config.run.system.decode_segment': 64,
+  'config.tune.temperatures': '(1.0,)',
+  'config.tune.guidances': '(1.5,)',
+}
 
 
 def command(**values):
@@ -51,8 +56,17 @@ def base(tmp_path_factory):
   config = convert.read_config(model_source.EMBEDDED)[0]
   small = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2)
   config = dataclasses.replace(
-      config, text=dataclasses.replace(config.text, head_dim=16, **small), vision=dataclasses.replace(config.vision, patch_size=8, **small),
-      vq=dataclasses.replace(config.vq, num_embeddings=32, latent_channels=32, base_channels=32, channel_multiplier=(1, 1, 1, 1)))  # 16 codes
+    config,
+    text=dataclasses.replace(config.text, head_dim=16, **small),
+    vision=dataclasses.replace(config.vision, patch_size=8, **small),
+    vq=dataclasses.replace(
+      config.vq,
+      num_embeddings=32,
+      latent_channels=32,
+      base_channels=32,
+      channel_multiplier=(1, 1, 1, 1),
+    ),
+  )  # 16 codes
   _, params = janus.create(config, 0)
   directory = tmp_path_factory.mktemp('base') / 'model'
   convert.save(str(directory), config, jax.tree.map(np.asarray, params), model_source.EMBEDDED)
@@ -75,16 +89,32 @@ def test_every_cell_leaves_rows_and_the_tables_have_them(small):
   assert said['finished'] == said['cells'] == 1 + 2 + 1 and said['failed'] == said['waiting'] == 0
   tree = read(folder / 'results' / 'results.json')
   variants = tree['bases']['tiny']['variants']
-  assert set(variants) == {'base', 'separate', 'base_best'} and variants['separate']['seeds'] == [0, 1]
+  assert set(variants) == {'base', 'separate', 'base_best'} and variants['separate']['seeds'] == [
+    0,
+    1,
+  ]
   for variant in ('separate', 'base_best'):
-    for measure in ('generation', 'generation_any', 'description/f1', 'description_greedy/hallucination', 'yesno/f1', 'extras'):
+    for measure in (
+      'generation',
+      'generation_any',
+      'description/f1',
+      'description_greedy/hallucination',
+      'yesno/f1',
+      'extras',
+    ):
       found = variants[variant][measure]
       assert len(found['by_seed']) == len(variants[variant]['seeds']) and 'difference' in found
       assert found['low'] <= found['value'] <= found['high']
   verdicts = {row['key']: row['verdict'] for row in tree['bases']['tiny']['claims']}
   assert set(verdicts.values()) == {'no data'}  # none is about these variants alone
   page = (folder / 'results' / 'README.md').read_text()
-  for word in ('separate, SimPO', 'base at its best', '### Claims', 'no data', '![Gains of every variant](gains_tiny.svg)'):
+  for word in (
+    'separate, SimPO',
+    'base at its best',
+    '### Claims',
+    'no data',
+    '![Gains of every variant](gains_tiny.svg)',
+  ):
     assert word in page, word
   for name in page.split('](')[1:]:
     assert (folder / 'results' / name.split(')')[0]).exists(), name
@@ -92,22 +122,32 @@ def test_every_cell_leaves_rows_and_the_tables_have_them(small):
 
 def test_the_base_is_measured_once_and_is_the_first_evaluation_of_every_run(small):
   folder, _ = small
-  rows = [read(folder / 'cells' / 'tiny' / v / f'seed_{s}' / 'evaluations' / '000000.json') for v in ('separate',) for s in (0, 1)]
+  rows = [
+    read(folder / 'cells' / 'tiny' / v / f'seed_{s}' / 'evaluations' / '000000.json')
+    for v in ('separate',)
+    for s in (0, 1)
+  ]
   own = read(folder / 'bases' / 'tiny' / 'evaluation.json')['rows']
-  assert all(r == own for r in rows) and own == read(folder / 'cells' / 'tiny' / 'base' / 'seed_0' / 'evaluations' / '000000.json')
+  assert all(r == own for r in rows) and own == read(
+    folder / 'cells' / 'tiny' / 'base' / 'seed_0' / 'evaluations' / '000000.json'
+  )
 
 
 def test_scorers_and_the_reward_are_measured(small):
   folder, _ = small
   rows = read(folder / 'cells' / 'tiny' / 'separate' / 'seed_1' / 'evaluations' / '000004.json')
   for task in ('generation', 'understanding'):
-    live, frozen, partner = (np.array(rows[f'scorer_{task}_{s}']) for s in ('live', 'frozen', 'partner'))
+    live, frozen, partner = (
+      np.array(rows[f'scorer_{task}_{s}']) for s in ('live', 'frozen', 'partner')
+    )
     assert live.shape == frozen.shape == partner.shape == (2, 4)
     assert np.abs(live - frozen).max() > 1e-6 < np.abs(live - partner).max()
   reward = read(folder / 'rewards' / 'tiny' / 'dual.json')
   at_first = read(folder / 'bases' / 'tiny' / 'evaluation.json')['rows']
   assert at_first['scorer_generation_live'] == at_first['scorer_generation_frozen']
-  assert np.allclose(reward['scorer_generation_reward'], at_first['scorer_generation_live'], atol=1e-4)  # the same inputs, keys and model
+  assert np.allclose(
+    reward['scorer_generation_reward'], at_first['scorer_generation_live'], atol=1e-4
+  )  # the same inputs, keys and model
 
 
 def test_the_same_command_runs_nothing_again_and_gives_the_same_tables(small, base):
@@ -115,18 +155,25 @@ def test_the_same_command_runs_nothing_again_and_gives_the_same_tables(small, ba
   before = {p: p.stat().st_mtime_ns for p in (folder / 'cells').rglob('cell.json')}
   tables = read(folder / 'results' / 'results.json')
   again = command(output=folder, **ASKED, bases=f'tiny={base}')[1]
-  assert again == said and before == {p: p.stat().st_mtime_ns for p in (folder / 'cells').rglob('cell.json')}
+  assert again == said and before == {
+    p: p.stat().st_mtime_ns for p in (folder / 'cells').rglob('cell.json')
+  }
   assert read(folder / 'results' / 'results.json')['bases'] == tables['bases']
 
 
 def test_a_cell_of_the_study_is_the_run_of_main(small, base):
-  """The first step of each task in the ordinary loop, without padding to a common length and without shared programs."""
+  """The first step of each task in the ordinary loop, without padding to a common length and
+  without shared programs.
+  """
   folder, _ = small
   f = flag_values(**SHORT)
   plan = study.from_config(f.config, str(folder), [f'tiny={base}'])
   cell = next(c for c in plan.cells(['separate'], (1,), ['tiny']) if c.variant == 'separate')
   from dsr_jax import metrics, train
-  config = dataclasses.replace(cell.config, eval=dataclasses.replace(cell.config.eval, benchmark='none'))
+
+  config = dataclasses.replace(
+    cell.config, eval=dataclasses.replace(cell.config.eval, benchmark='none')
+  )
   other = folder.parent / 'main'
   train.run(config, str(other))
   ours, theirs = metrics.read(cell.folder), metrics.read(other)
@@ -134,18 +181,33 @@ def test_a_cell_of_the_study_is_the_run_of_main(small, base):
     assert ours[name][1][:1] == pytest.approx(theirs[name][1][:1], abs=1e-4), name
 
 
-def test_seeds_side_by_side_leave_the_cells_that_they_leave_one_after_another(small, base, tmp_path):
+def test_seeds_side_by_side_leave_the_cells_that_they_leave_one_after_another(
+  small, base, tmp_path
+):
   folder, said = small
   other = tmp_path / 'out'
   shutil.copytree(folder, other)
   shutil.rmtree(other / 'cells' / 'tiny' / 'separate')
-  assert command(output=other, **ASKED, bases=f'tiny={base}', lanes=2)[1] | {'output': 0, 'results': 0} == said | {'output': 0, 'results': 0}
+  assert command(output=other, **ASKED, bases=f'tiny={base}', lanes=2)[1] | {
+    'output': 0,
+    'results': 0,
+  } == said | {'output': 0, 'results': 0}
   from dsr_jax import metrics
+
   for seed in ('seed_0', 'seed_1'):
     mine, alone = (f / 'cells' / 'tiny' / 'separate' / seed for f in (other, folder))
     assert read(mine / 'cell.json')['lanes'] == 2 and 'lanes' not in read(alone / 'cell.json')
-    names = [{str(p.relative_to(f)) for p in f.rglob('*') if not {'events', 'checkpoints', '.lock'} & set(p.parts)} for f in (mine, alone)]
-    assert names[0] == names[1] and (mine / 'checkpoints').exists() == (alone / 'checkpoints').exists() == (seed == 'seed_0')
+    names = [
+      {
+        str(p.relative_to(f))
+        for p in f.rglob('*')
+        if not {'events', 'checkpoints', '.lock'} & set(p.parts)
+      }
+      for f in (mine, alone)
+    ]
+    assert names[0] == names[1] and (mine / 'checkpoints').exists() == (
+      alone / 'checkpoints'
+    ).exists() == (seed == 'seed_0')
     curves, expected = metrics.read(mine), metrics.read(alone)
     assert curves.keys() == expected.keys()
     for name, (steps, values) in expected.items():
@@ -158,7 +220,9 @@ def test_failures_are_found_and_shown_by_kind():
   scenes = sets.evaluation_scenes(study_gallery.LOOKED_AT)
 
   class Sampler:
-    """Draws other scenes than those asked for, and says of every picture that there is a red square."""
+    """Draws other scenes than those asked for, and says of every picture that there is a red
+    square.
+    """
 
     def pictures(self, params, prompts, samples, temperature, guidance, seed):
       return np.stack([[render.render(scenes[i % len(scenes)])] for i in range(len(prompts))])

@@ -9,10 +9,8 @@ import fake_run
 import jax
 import pytest
 
-from dsr_jax import checkpoints
-from dsr_jax import metrics
+from dsr_jax import checkpoints, metrics, train
 from dsr_jax import parts as parts_lib
-from dsr_jax import train
 from dsr_jax import workdir as workdir_lib
 from dsr_jax.errors import InputError
 
@@ -31,16 +29,38 @@ def test_a_run_leaves_its_files_and_names_its_summary(tmp_path, capsys):
   with open(path, encoding='utf-8') as f:
     summary = json.load(f)
   assert summary['finished'] and summary['step'] == 12
-  assert summary['evaluation']['w/norm']['step'] == 12 and summary['evaluation']['w/norm']['before'] > 0
+  assert (
+    summary['evaluation']['w/norm']['step'] == 12 and summary['evaluation']['w/norm']['before'] > 0
+  )
   left = set(os.listdir(tmp_path / 'new' / 'run'))
-  assert {'config.json', 'metrics.jsonl', 'events', 'samples', 'checkpoints', 'report.html', 'summary.json'} <= left
+  assert {
+    'config.json',
+    'metrics.jsonl',
+    'events',
+    'samples',
+    'checkpoints',
+    'report.html',
+    'summary.json',
+  } <= left
   assert not [n for n in left if n.endswith('.new')]
   assert sorted(os.listdir(tmp_path / 'new' / 'run' / 'samples')) == ['000005.png', '000010.png']
-  assert sorted(os.listdir(tmp_path / 'new' / 'run' / 'evaluations')) == ['000000.json', '000006.json', '000012.json']
+  assert sorted(os.listdir(tmp_path / 'new' / 'run' / 'evaluations')) == [
+    '000000.json',
+    '000006.json',
+    '000012.json',
+  ]
   out, err = capsys.readouterr()
   assert out == ''
-  for word in ('devices', 'mesh data 1', 'parameters   8.19 k', 'MiB a device', 'compiled', 'step 12/12',
-               'evaluation   step 6: w/norm ', 'before     after'):
+  for word in (
+    'devices',
+    'mesh data 1',
+    'parameters   8.19 k',
+    'MiB a device',
+    'compiled',
+    'step 12/12',
+    'evaluation   step 6: w/norm ',
+    'before     after',
+  ):
     assert word in err, word
 
 
@@ -54,7 +74,14 @@ def test_every_step_has_a_line_whatever_the_log_interval(tmp_path):
 
 
 def test_checkpoints_kept_are_the_last_and_the_multiples(tmp_path):
-  run(tmp_path, 12, system__save_every=1, system__keep_last=2, system__keep_every=5, eval__benchmark='none')
+  run(
+    tmp_path,
+    12,
+    system__save_every=1,
+    system__keep_last=2,
+    system__keep_every=5,
+    eval__benchmark='none',
+  )
   assert steps_kept(tmp_path) == [5, 10, 11, 12]
 
 
@@ -76,6 +103,7 @@ def test_parameters_that_are_not_finite_are_not_saved(tmp_path):
       state, values, records = inner(state, batch)
       broken = state['params']['w'] + jax.numpy.where(state['step'] == 8, jax.numpy.inf, 0.0)
       return {**state, 'params': {'w': broken}}, values, records
+
     return jax.jit(step, donate_argnums=0)
 
   with pytest.raises(InputError, match='not finite after step 8'):
@@ -92,7 +120,12 @@ def test_the_frozen_score_is_logged_only_when_it_was_made(tmp_path):
     def step(state, batch):
       due = state['step'] % 4 == 0
       state, values, records = inner(state, batch)
-      return state, {**values, 'generation/reward_frozen': jax.numpy.where(due, 1.5, jax.numpy.nan)}, records
+      return (
+        state,
+        {**values, 'generation/reward_frozen': jax.numpy.where(due, 1.5, jax.numpy.nan)},
+        records,
+      )
+
     return jax.jit(step, donate_argnums=0)
 
   run(tmp_path, 12, dataclasses.replace(made, make_step=make_step), system__frozen_every=4)
@@ -115,7 +148,9 @@ def test_two_runs_in_one_workdir_are_refused(tmp_path):
 
 
 def test_too_small_a_disk_is_found_before_the_first_step(tmp_path, monkeypatch):
-  monkeypatch.setattr(checkpoints.shutil, 'disk_usage', lambda path: types.SimpleNamespace(free=1 << 20))
+  monkeypatch.setattr(
+    checkpoints.shutil, 'disk_usage', lambda path: types.SimpleNamespace(free=1 << 20)
+  )
   with pytest.raises(InputError, match=r'found 1 MiB free at .*; expected 64 MiB for a checkpoint'):
     run(tmp_path)
   assert not (tmp_path / 'metrics.jsonl').exists() and steps_kept(tmp_path) == []
@@ -123,14 +158,18 @@ def test_too_small_a_disk_is_found_before_the_first_step(tmp_path, monkeypatch):
 
 def test_a_disk_that_fills_up_stops_the_run_with_the_last_good_checkpoint(tmp_path, monkeypatch):
   free = iter([1 << 40] * 2 + [0] * 9)
-  monkeypatch.setattr(checkpoints.shutil, 'disk_usage', lambda path: types.SimpleNamespace(free=next(free)))
+  monkeypatch.setattr(
+    checkpoints.shutil, 'disk_usage', lambda path: types.SimpleNamespace(free=next(free))
+  )
   with pytest.raises(InputError, match='found 0 MiB free'):
     run(tmp_path)
   assert steps_kept(tmp_path) == [4]
 
 
 def test_an_unused_accelerator_is_named(monkeypatch):
-  monkeypatch.setattr(workdir_lib.glob, 'glob', lambda pattern: ['/dev/nvidia0'] if 'nvidia' in pattern else [])
+  monkeypatch.setattr(
+    workdir_lib.glob, 'glob', lambda pattern: ['/dev/nvidia0'] if 'nvidia' in pattern else []
+  )
   monkeypatch.setattr(workdir_lib, '_told_to_use_cpu', lambda: False)
   with pytest.raises(InputError, match=r'/dev/nvidia0.*requirements-gpu\.txt'):
     workdir_lib.check_accelerator()
@@ -140,7 +179,12 @@ def test_an_unused_accelerator_is_named(monkeypatch):
 
 def test_a_bar_stands_on_a_terminal_and_plain_lines_elsewhere(monkeypatch, capsys):
   from dsr_jax import progress
-  values = {'generation/reward_mean': -3.25, 'understanding/reward_mean': -4.5, 'time/step_seconds': 2.0}
+
+  values = {
+    'generation/reward_mean': -3.25,
+    'understanding/reward_mean': -4.5,
+    'time/step_seconds': 2.0,
+  }
   plain = progress.Progress(0, 100)
   plain.step(40, values)
   assert capsys.readouterr().err == 'step 40/100  R_G -3.250  R_U -4.500  2.00 s  2 min 00 s left\n'

@@ -1,6 +1,6 @@
 """Checkpoints in and out, in either layout; only this package knows foreign tensor names.
 
-  python -m dsr_jax.convert --source=MODEL --target=DIR --format=hf
+python -m dsr_jax.convert --source=MODEL --target=DIR --format=hf
 """
 
 from dsr_jax.convert.directory import Bundle, Stored, check_target, export, load, read_config, save

@@ -1,34 +1,45 @@
-"""Converts a model to a directory in the Hugging Face layout or in the original one, or a run's adapters to one of peft.
+"""Converts a model to a directory in the Hugging Face layout or in the original one, or a run's
+adapters to one of peft.
 
   python -m dsr_jax.convert --source=deepseek-ai/Janus-Pro-1B --target=janus_pro_1b --format=hf
   python -m dsr_jax.convert --source=runs/scenes@80 --target=reinforced --format=hf
   python -m dsr_jax.convert --source=runs/lora --target=adapter --format=peft
 
-The source is a model directory in either layout (.safetensors or .bin), a Hub id, 'scenes', or a run's workdir. Weights
-keep their type, a run's trained ones are float32, unless --dtype says otherwise. Of a run that trained adapters, hf and
-deepseek are merged, and peft is the adapter alone. Prints a JSON object about the target.
+The source is a model directory in either layout (.safetensors or .bin), a Hub id, 'scenes', or a
+run's workdir. Weights keep their type, a run's trained ones are float32, unless --dtype says
+otherwise. Of a run that trained adapters, hf and deepseek are merged, and peft is the adapter
+alone. Prints a JSON object about the target.
 """
 
 import pathlib
 
 from absl import flags
 
-from dsr_jax import commands
-from dsr_jax import model_source
+from dsr_jax import commands, model_source
 from dsr_jax.errors import InputError, run_main
 
 FORMATS = ('hf', 'deepseek', 'peft')
 
 
-def convert(source: str, target: str, layout: str, *, dtype: str | None = None, overwrite: bool = False):
-  """Converts; returns what the command prints. Errors: InputError for everything a user can mend."""
+def convert(
+  source: str, target: str, layout: str, *, dtype: str | None = None, overwrite: bool = False
+):
+  """Converts; returns what the command prints. Errors: InputError for everything a user can
+  mend.
+  """
   from dsr_jax import convert as convert_lib
   from dsr_jax.convert import card, overlay, table
+
   convert_lib.check_target(target, overwrite)
   located = model_source.locate(source)
-  for path in filter(None, (located.directory, located.workdir)):  # --overwrite would take the source away
+  for path in filter(
+    None, (located.directory, located.workdir)
+  ):  # --overwrite would take the source away
     if pathlib.Path(path).resolve().is_relative_to(pathlib.Path(target).resolve()):
-      raise InputError(f'found the source {path} in the target {target}; expected two directories; name another --target')
+      raise InputError(
+        f'found the source {path} in the target {target}; expected two directories; name another '
+        '--target'
+      )
   if layout == 'peft':
     return _adapter(source, target, located, overwrite)
   stored = convert_lib.Stored(located.directory)
@@ -36,22 +47,45 @@ def convert(source: str, target: str, layout: str, *, dtype: str | None = None, 
   if located.workdir:
     model_source.check_base(located, stored.checkpoint.digest())
     read = overlay.reader(stored, located.trained)
-  lacking = layout == 'deepseek' and [n for n in table.unused(stored.config.vision, layout) if n not in stored.kept_aside]
+  lacking = layout == 'deepseek' and [
+    n for n in table.unused(stored.config.vision, layout) if n not in stored.kept_aside
+  ]
   zeros = convert_lib.export(
-      target, layout, stored.config, stored.processor, read, stored.directory, kept_aside=stored.kept_aside, dtype=dtype,
-      guidance=located.about['method'].get('guidance') if located.about else None,
-      card=card.body(located, layout, lacking or ()), overwrite=overwrite)
+    target,
+    layout,
+    stored.config,
+    stored.processor,
+    read,
+    stored.directory,
+    kept_aside=stored.kept_aside,
+    dtype=dtype,
+    guidance=located.about['method'].get('guidance') if located.about else None,
+    card=card.body(located, layout, lacking or ()),
+    overwrite=overwrite,
+  )
   if zeros:
-    commands.log(f'made as zeros: {len(zeros)} tensors that the source does not have and no forward pass reads '
-                 f'({", ".join(zeros)})')
-  return dict(target=target, format=layout, source=source, tensors=len(table.entries(stored.abstract, layout)) +
-              len(table.unused(stored.config.vision, layout)), zeros=zeros)
+    commands.log(
+      f'made as zeros: {len(zeros)} tensors that the source does not have and no forward pass '
+      'reads '
+      f'({", ".join(zeros)})'
+    )
+  return dict(
+    target=target,
+    format=layout,
+    source=source,
+    tensors=len(table.entries(stored.abstract, layout))
+    + len(table.unused(stored.config.vision, layout)),
+    zeros=zeros,
+  )
 
 
 def _adapter(source, target, located, overwrite):
   from dsr_jax.convert import adapter
+
   if 'lora' not in located.trained:
-    raise InputError(f'found no adapters in {source}; expected a run with method.trainable=lora; write --format=hf')
+    raise InputError(
+      f'found no adapters in {source}; expected a run with method.trainable=lora; write --format=hf'
+    )
   adapter.save(target, located.trained['lora'], located.about['model']['name'], overwrite)
   return dict(target=target, format='peft', source=source)
 
@@ -62,16 +96,30 @@ def main(argv, f=flags.FLAGS):
   if f.format not in FORMATS:
     raise InputError(f'found --format={f.format}; expected {" or ".join(FORMATS)}; choose one')
   if f.dtype not in (None, 'float32', 'bfloat16'):
-    raise InputError(f'found --dtype={f.dtype}; expected float32 or bfloat16; choose one, or leave it out')
+    raise InputError(
+      f'found --dtype={f.dtype}; expected float32 or bfloat16; choose one, or leave it out'
+    )
   commands.log(f'converting {f.source} to {f.target}')
   commands.print_json(convert(f.source, f.target, f.format, dtype=f.dtype, overwrite=f.overwrite))
 
 
 def define_flags(f=flags.FLAGS):
   flags.DEFINE_string('source', None, f'The model: {model_source.EXPECTED}.', flag_values=f)
-  flags.DEFINE_string('target', None, 'The directory to write; it appears whole or not at all.', flag_values=f)
-  flags.DEFINE_string('format', None, "hf (transformers), deepseek (the original code's) or peft (a run's adapters).", flag_values=f)
-  flags.DEFINE_string('dtype', None, 'float32 or bfloat16, for all weights. By default each keeps the type it has.', flag_values=f)
+  flags.DEFINE_string(
+    'target', None, 'The directory to write; it appears whole or not at all.', flag_values=f
+  )
+  flags.DEFINE_string(
+    'format',
+    None,
+    "hf (transformers), deepseek (the original code's) or peft (a run's adapters).",
+    flag_values=f,
+  )
+  flags.DEFINE_string(
+    'dtype',
+    None,
+    'float32 or bfloat16, for all weights. By default each keeps the type it has.',
+    flag_values=f,
+  )
   flags.DEFINE_bool('overwrite', False, 'Replace the target if it is there.', flag_values=f)
 
 

@@ -18,21 +18,40 @@ def body(located, layout, zeros=()):
   """
   about = located.about
   name = about['model']['name'] if about else located.name
-  lines = [f'# {pathlib.Path(name).name}' + (', reinforced with its own rewards' if about else ''), '',
-           f'{sidefiles.READERS[layout]} Written by dsr_jax.', '']
+  lines = [
+    f'# {pathlib.Path(name).name}' + (', reinforced with its own rewards' if about else ''),
+    '',
+    f'{sidefiles.READERS[layout]} Written by dsr_jax.',
+    '',
+  ]
   lines += ['## Source', '', f'- model: {_shown(name)}']
   if about:
-    lines += [f'- sha256 of its weights: {about["model"]["fingerprint"]}', f'- step of the run: {located.step}']
+    lines += [
+      f'- sha256 of its weights: {about["model"]["fingerprint"]}',
+      f'- step of the run: {located.step}',
+    ]
   if zeros:
-    lines += ['', f'{len(zeros)} tensors that the source does not have, and that no forward pass reads, are zeros: '
-              f'{", ".join(zeros)}.']
+    lines += [
+      '',
+      f'{len(zeros)} tensors that the source does not have, and that no forward pass reads, are '
+      'zeros: '
+      f'{", ".join(zeros)}.',
+    ]
   if about:
-    lines += ['', '## Method', '', f'Reinforced with {METHOD}.', '', '| setting | value |', '|---|---|']
+    lines += [
+      '',
+      '## Method',
+      '',
+      f'Reinforced with {METHOD}.',
+      '',
+      '| setting | value |',
+      '|---|---|',
+    ]
     lines += [f'| {key} | {_cell(value)} |' for key, value in about['method'].items()]
     lines += ['', '## Data', '', '| setting | value |', '|---|---|']
     lines += [f'| {key} | {_cell(value)} |' for key, value in about['data'].items()]
     lines += _results(pathlib.Path(located.workdir))
-  lines += ['', '## Licence', '', "The weights are under the licence of the model they come from."]
+  lines += ['', '## Licence', '', 'The weights are under the licence of the model they come from.']
   return '\n'.join(lines) + '\n'
 
 
@@ -43,10 +62,19 @@ def _results(workdir):
     rows = [*summary['evaluation'].items(), *summary['rewards'].items()]
   except (OSError, ValueError, KeyError, AttributeError):
     return []
-  lines = ['', '## Results', '', f'After {summary.get("step")} of {summary.get("steps")} steps of the run, on its fixed '
-           'lists; rewards are means over its first and last tenth, in nats a token.', '', '| score | before | after |',
-           '|---|---:|---:|']
-  return lines + [f'| {name} | {_number(row.get("before"))} | {_number(row.get("after"))} |' for name, row in rows]
+  lines = [
+    '',
+    '## Results',
+    '',
+    f'After {summary.get("step")} of {summary.get("steps")} steps of the run, on its fixed '
+    'lists; rewards are means over its first and last tenth, in nats a token.',
+    '',
+    '| score | before | after |',
+    '|---|---:|---:|',
+  ]
+  return lines + [
+    f'| {name} | {_number(row.get("before"))} | {_number(row.get("after"))} |' for name, row in rows
+  ]
 
 
 def _shown(name):

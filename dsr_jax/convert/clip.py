@@ -1,4 +1,6 @@
-"""A CLIP's directory in the Hugging Face layout, in and out. Leaves are laid out as `table` says; here are the names."""
+"""A CLIP's directory in the Hugging Face layout, in and out. Leaves are laid out as `table` says;
+here are the names.
+"""
 
 import functools
 import json
@@ -14,13 +16,23 @@ from dsr_jax.errors import InputError
 from dsr_jax.models import clip
 from dsr_jax.processor import read_json
 
-# Our module path -> theirs; the first pattern that matches the whole path wins. {layer} is the index on the stacked axis.
+# Our module path -> theirs; the first pattern that matches the whole path wins. {layer} is the
+# index on the stacked axis.
 NAMES = (
-  (r'(?P<tower>text_model|vision_model)/layers/(?P<rest>.+)', '{tower}.encoder.layers.{layer}.{rest}'),
+  (
+    r'(?P<tower>text_model|vision_model)/layers/(?P<rest>.+)',
+    '{tower}.encoder.layers.{layer}.{rest}',
+  ),
   (r'(?P<tower>text_model|vision_model)/(?P<rest>\w+_embedding)', '{tower}.embeddings.{rest}'),
-  (r'(?P<tower>text_model|vision_model|text_projection|visual_projection|logit_scale)(/(?P<rest>.+))?', '{tower}.{rest}'),
+  (
+    r'(?P<tower>text_model|vision_model|text_projection|visual_projection|logit_scale)(/(?P<rest>.+))?',
+    '{tower}.{rest}',
+  ),
 )
-IGNORED = ('text_model.embeddings.position_ids', 'vision_model.embeddings.position_ids')  # 0, 1, 2 ... in older files
+IGNORED = (
+  'text_model.embeddings.position_ids',
+  'vision_model.embeddings.position_ids',
+)  # 0, 1, 2 ... in older files
 _LEAVES = dict(kernel='weight', scale='weight', embedding='weight', bias='bias')
 _TO_TORCH = {2: (1, 0), 4: (3, 2, 0, 1)}
 _FROM_TORCH = {2: (1, 0), 4: (2, 3, 1, 0)}
@@ -28,40 +40,80 @@ _FROM_TORCH = {2: (1, 0), 4: (2, 3, 1, 0)}
 
 @functools.lru_cache(maxsize=4)
 def read_config(directory) -> clip.ClipConfig:
-  """config.json and preprocessor_config.json -> `ClipConfig`. Errors: InputError where it is no CLIP."""
+  """config.json and preprocessor_config.json -> `ClipConfig`. Errors: InputError where it is no
+  CLIP.
+  """
   directory = pathlib.Path(directory)
   if not directory.is_dir():
-    raise InputError(f'found no directory {directory}; expected a CLIPModel in the Hugging Face layout; check method.clip_model')
+    raise InputError(
+      f'found no directory {directory}; expected a CLIPModel in the Hugging Face layout; check '
+      'method.clip_model'
+    )
   content = read_json(directory / 'config.json')
   if content.get('model_type') != 'clip':
-    raise InputError(f'found a model of type {content.get("model_type")!r} in {directory}; expected clip; name a CLIPModel in the '
-                     'Hugging Face layout in method.clip_model')
+    raise InputError(
+      f'found a model of type {content.get("model_type")!r} in {directory}; expected clip; name a '
+      'CLIPModel in the '
+      'Hugging Face layout in method.clip_model'
+    )
   # Defaults are transformers': published files leave out what equals them.
-  text = dict(vocab_size=49408, hidden_size=512, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=8,
-              max_position_embeddings=77, eos_token_id=49407) | (content.get('text_config') or {})
-  vision = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, image_size=224,
-                patch_size=32) | (content.get('vision_config') or {})
+  text = dict(
+    vocab_size=49408,
+    hidden_size=512,
+    intermediate_size=2048,
+    num_hidden_layers=12,
+    num_attention_heads=8,
+    max_position_embeddings=77,
+    eos_token_id=49407,
+  ) | (content.get('text_config') or {})
+  vision = dict(
+    hidden_size=768,
+    intermediate_size=3072,
+    num_hidden_layers=12,
+    num_attention_heads=12,
+    image_size=224,
+    patch_size=32,
+  ) | (content.get('vision_config') or {})
   # transformers 5 writes it as a section of processor_config.json
   settings = read_json(directory / 'preprocessor_config.json', default={})
-  settings = settings or read_json(directory / 'processor_config.json', default={}).get('image_processor') or {}
+  settings = (
+    settings
+    or read_json(directory / 'processor_config.json', default={}).get('image_processor')
+    or {}
+  )
   default = clip.ClipConfig.__dataclass_fields__
   return clip.ClipConfig(
-      text=_tower(text), vision=_tower(vision), projection_dim=int(content.get('projection_dim') or 512), vocab_size=int(text['vocab_size']),
-      max_positions=int(text['max_position_embeddings']), eos_id=int(text['eos_token_id']), image_size=int(vision['image_size']),
-      patch_size=int(vision['patch_size']), mean=tuple(settings.get('image_mean') or default['mean'].default),
-      std=tuple(settings.get('image_std') or default['std'].default))
+    text=_tower(text),
+    vision=_tower(vision),
+    projection_dim=int(content.get('projection_dim') or 512),
+    vocab_size=int(text['vocab_size']),
+    max_positions=int(text['max_position_embeddings']),
+    eos_id=int(text['eos_token_id']),
+    image_size=int(vision['image_size']),
+    patch_size=int(vision['patch_size']),
+    mean=tuple(settings.get('image_mean') or default['mean'].default),
+    std=tuple(settings.get('image_std') or default['std'].default),
+  )
 
 
 def _tower(section):
   act = section.get('hidden_act', 'quick_gelu')
   if act not in ('quick_gelu', 'gelu'):
-    raise InputError(f'found hidden_act {act!r} in a CLIP; expected quick_gelu or gelu; use another CLIP')
+    raise InputError(
+      f'found hidden_act {act!r} in a CLIP; expected quick_gelu or gelu; use another CLIP'
+    )
   sizes = ('hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads')
-  return clip.TowerConfig(*(int(section[key]) for key in sizes), act=act, layer_norm_eps=float(section.get('layer_norm_eps') or 1e-5))
+  return clip.TowerConfig(
+    *(int(section[key]) for key in sizes),
+    act=act,
+    layer_norm_eps=float(section.get('layer_norm_eps') or 1e-5),
+  )
 
 
 def load(directory):
-  """Parameters of a CLIP: nested dict of float32 NumPy arrays. Errors: InputError naming every tensor that is wrong."""
+  """Parameters of a CLIP: nested dict of float32 NumPy arrays. Errors: InputError naming every
+  tensor that is wrong.
+  """
   abstract = jax.eval_shape(lambda: clip.create(read_config(directory)))
   checkpoint = weights.Checkpoint(directory)
   wanted = _entries(abstract)
@@ -69,10 +121,17 @@ def load(directory):
   want = {name: shape for name, shape, _, _ in wanted}
   wrong = [f'missing {name}' for name in sorted(want.keys() - found.keys())]
   wrong += [f'unknown {name}' for name in sorted(found.keys() - want.keys())]
-  wrong += [f'{name} {found[name]} instead of {want[name]}' for name in sorted(want.keys() & found.keys()) if found[name] != want[name]]
+  wrong += [
+    f'{name} {found[name]} instead of {want[name]}'
+    for name in sorted(want.keys() & found.keys())
+    if found[name] != want[name]
+  ]
   if wrong:
-    raise InputError(f'found tensors in {directory} that do not fit its config.json: {"; ".join(wrong)}; expected those of a CLIPModel; '
-                     'fetch weights and config.json of one model')
+    raise InputError(
+      f'found tensors in {directory} that do not fit its config.json: {"; ".join(wrong)}; expected '
+      'those of a CLIPModel; '
+      'fetch weights and config.json of one model'
+    )
   leaves, tree = jax.tree.flatten(jax.tree.map(lambda x: np.empty(x.shape, np.float32), abstract))
   kernels = _kernels(abstract)
   for name, _, leaf, layer in wanted:
@@ -93,27 +152,34 @@ def encode(directory, texts) -> np.ndarray:
 
 
 def encode_texts(tokenizer, texts, length: int) -> np.ndarray:
-  """Texts -> ids (B, length) int32, each with its end and filled up with it; longer ones are cut, as CLIP's processor does."""
+  """Texts -> ids (B, length) int32, each with its end and filled up with it; longer ones are cut,
+  as CLIP's processor does.
+  """
   eos = tokenizer.eos_token_id
   out = np.full((len(texts), length), eos, np.int32)
   for row, text in zip(out, texts):
-    ids = [i for i in tokenizer.encode(text) if i != eos][:length - 1]
-    row[:len(ids)] = ids
+    ids = [i for i in tokenizer.encode(text) if i != eos][: length - 1]
+    row[: len(ids)] = ids
   return out
 
 
 @functools.lru_cache(maxsize=4)
 def _tokenizer(directory):
   from transformers import AutoTokenizer
+
   try:
     return AutoTokenizer.from_pretrained(directory)
   except (OSError, ValueError) as e:
-    raise InputError(f'found no tokenizer in {directory} ({str(e).splitlines()[0][:120]}); expected the files of a CLIPModel; fetch them') from e
+    raise InputError(
+      f'found no tokenizer in {directory} ({str(e).splitlines()[0][:120]}); expected the files of '
+      'a CLIPModel; fetch them'
+    ) from e
 
 
 def save(directory, config: clip.ClipConfig, params, tokenizer_dir):
   """Writes a CLIP's directory, with the tokenizer of another model directory."""
   from safetensors.numpy import save_file
+
   directory = pathlib.Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
   leaves = [np.asarray(x) for x in jax.tree.leaves(params)]
@@ -121,19 +187,52 @@ def save(directory, config: clip.ClipConfig, params, tokenizer_dir):
   tensors = {}
   for name, _, leaf, layer in _entries(params):
     value = leaves[leaf] if layer is None else leaves[leaf][layer]
-    tensors[name] = np.asarray(value.transpose(_TO_TORCH[value.ndim]) if kernels[leaf] else value, order='C')  # keeps a scalar one
+    tensors[name] = np.asarray(
+      value.transpose(_TO_TORCH[value.ndim]) if kernels[leaf] else value, order='C'
+    )  # keeps a scalar one
   save_file(tensors, directory / 'model.safetensors', metadata=dict(format='pt'))
-  tower = lambda t: dict(hidden_size=t.hidden_size, intermediate_size=t.intermediate_size, num_hidden_layers=t.num_hidden_layers,
-                         num_attention_heads=t.num_attention_heads, hidden_act=t.act, layer_norm_eps=t.layer_norm_eps,
-                         projection_dim=config.projection_dim)
+
+  def tower(t):
+    return dict(
+      hidden_size=t.hidden_size,
+      intermediate_size=t.intermediate_size,
+      num_hidden_layers=t.num_hidden_layers,
+      num_attention_heads=t.num_attention_heads,
+      hidden_act=t.act,
+      layer_norm_eps=t.layer_norm_eps,
+      projection_dim=config.projection_dim,
+    )
+
   content = dict(
-      model_type='clip', architectures=['CLIPModel'], projection_dim=config.projection_dim,
-      text_config=dict(tower(config.text), model_type='clip_text_model', vocab_size=config.vocab_size, eos_token_id=config.eos_id,
-                       max_position_embeddings=config.max_positions),
-      vision_config=dict(tower(config.vision), model_type='clip_vision_model', image_size=config.image_size, patch_size=config.patch_size))
-  side = dict(image_processor_type='CLIPImageProcessor', do_resize=True, size=dict(height=config.image_size, width=config.image_size),
-              do_center_crop=False, do_rescale=True, rescale_factor=1 / 255, do_normalize=True, image_mean=list(config.mean),
-              image_std=list(config.std), resample=3)
+    model_type='clip',
+    architectures=['CLIPModel'],
+    projection_dim=config.projection_dim,
+    text_config=dict(
+      tower(config.text),
+      model_type='clip_text_model',
+      vocab_size=config.vocab_size,
+      eos_token_id=config.eos_id,
+      max_position_embeddings=config.max_positions,
+    ),
+    vision_config=dict(
+      tower(config.vision),
+      model_type='clip_vision_model',
+      image_size=config.image_size,
+      patch_size=config.patch_size,
+    ),
+  )
+  side = dict(
+    image_processor_type='CLIPImageProcessor',
+    do_resize=True,
+    size=dict(height=config.image_size, width=config.image_size),
+    do_center_crop=False,
+    do_rescale=True,
+    rescale_factor=1 / 255,
+    do_normalize=True,
+    image_mean=list(config.mean),
+    image_std=list(config.std),
+    resample=3,
+  )
   for name, object_ in (('config.json', content), ('preprocessor_config.json', side)):
     (directory / name).write_text(json.dumps(object_, indent=2) + '\n', encoding='utf-8')
   for name in ('tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json'):
@@ -156,11 +255,15 @@ def _entries(params):
     if last == 'kernel':
       shape = tuple(shape[axis] for axis in _TO_TORCH[len(shape)])
     for layer in range(value.shape[0]) if stacked else [None]:
-      found.append((f'{_foreign(module, layer)}.{_LEAVES.get(last, "")}'.rstrip('.'), shape, leaf, layer))
+      found.append(
+        (f'{_foreign(module, layer)}.{_LEAVES.get(last, "")}'.rstrip('.'), shape, leaf, layer)
+      )
   return found
 
 
 def _foreign(module, layer):
   pattern, template = next((p, t) for p, t in NAMES if re.fullmatch(p, module))
-  groups = {k: (v or '').replace('/', '.') for k, v in re.fullmatch(pattern, module).groupdict().items()}
+  groups = {
+    k: (v or '').replace('/', '.') for k, v in re.fullmatch(pattern, module).groupdict().items()
+  }
   return template.format(layer=layer, **groups).rstrip('.')

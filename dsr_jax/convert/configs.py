@@ -1,22 +1,47 @@
-"""config.json of the Hugging Face layout <-> JanusConfig; what both layouts say of the language model.
+"""config.json of the Hugging Face layout <-> JanusConfig; what both layouts say of the language
+model.
 
-Missing keys take the defaults of transformers' LlamaConfig, JanusVisionConfig and JanusVQVAEConfig, because published
-files are partial. What our model cannot express is refused, all of it in one error.
+Missing keys take the defaults of transformers' LlamaConfig, JanusVisionConfig and JanusVQVAEConfig,
+because published files are partial. What our model cannot express is refused, all of it in one
+error.
 """
 
 from dsr_jax.errors import InputError
 from dsr_jax.models.config import JanusConfig, TextConfig, VisionConfig, VQConfig
 
-_TEXT = dict(vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
-             rms_norm_eps=1e-6, max_position_embeddings=2048)
-_VISION = dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, image_size=384, patch_size=16,
-               layer_norm_eps=1e-6)
-_VQ = dict(num_embeddings=16384, embed_dim=8, latent_channels=256, base_channels=128,
-           channel_multiplier=(1, 1, 2, 2, 4), num_res_blocks=2)
+_TEXT = dict(
+  vocab_size=32000,
+  hidden_size=4096,
+  intermediate_size=11008,
+  num_hidden_layers=32,
+  num_attention_heads=32,
+  rms_norm_eps=1e-6,
+  max_position_embeddings=2048,
+)
+_VISION = dict(
+  hidden_size=1024,
+  num_hidden_layers=24,
+  num_attention_heads=16,
+  image_size=384,
+  patch_size=16,
+  layer_norm_eps=1e-6,
+)
+_VQ = dict(
+  num_embeddings=16384,
+  embed_dim=8,
+  latent_channels=256,
+  base_channels=128,
+  channel_multiplier=(1, 1, 2, 2, 4),
+  num_res_blocks=2,
+)
 
 # (key, its default in transformers, the one value our model has)
-_FIXED_TEXT = (('model_type', 'llama', 'llama'), ('hidden_act', 'silu', 'silu'), ('attention_bias', False, False),
-               ('mlp_bias', False, False))
+_FIXED_TEXT = (
+  ('model_type', 'llama', 'llama'),
+  ('hidden_act', 'silu', 'silu'),
+  ('attention_bias', False, False),
+  ('mlp_bias', False, False),
+)
 _FIXED = (
   ('vision_config', 'num_channels', 3, 3),
   ('vision_config', 'hidden_act', 'gelu', 'gelu'),
@@ -32,22 +57,35 @@ _FIXED = (
 
 
 def from_json(content):
-  """config.json's object -> `JanusConfig` without templates. Raises InputError naming every key that does not fit."""
+  """config.json's object -> `JanusConfig` without templates. Raises InputError naming every key
+  that does not fit.
+  """
   sections = {}
   for name in ('text_config', 'vision_config', 'vq_config'):
     sections[name] = content.get(name) or {}
     if not isinstance(sections[name], dict):
-      raise InputError(f'found {name} {sections[name]!r} in config.json; expected an object; fetch the file again')
+      raise InputError(
+        f'found {name} {sections[name]!r} in config.json; expected an object; fetch the file again'
+      )
   try:
-    config = JanusConfig(text=text_from(sections['text_config']), vision=_vision(sections['vision_config']),
-                         vq=_vq(sections['vq_config']))
+    config = JanusConfig(
+      text=text_from(sections['text_config']),
+      vision=_vision(sections['vision_config']),
+      vq=_vq(sections['vq_config']),
+    )
     wrong = list(_unsupported(sections, config))
   except (TypeError, ValueError, ZeroDivisionError) as e:
-    raise InputError(f'found a size in config.json that is not a number ({e}); expected the config.json of a Janus; '
-                     'fetch the file again') from e
+    raise InputError(
+      f'found a size in config.json that is not a number ({e}); expected the config.json of a '
+      'Janus; '
+      'fetch the file again'
+    ) from e
   if wrong:
-    raise InputError(f'found {"; ".join(wrong)} in config.json; expected the structure of Janus-Pro; use a Janus-Pro '
-                     'checkpoint')
+    raise InputError(
+      f'found {"; ".join(wrong)} in config.json; expected the structure of Janus-Pro; use a '
+      'Janus-Pro '
+      'checkpoint'
+    )
   return config
 
 
@@ -57,7 +95,8 @@ def to_json(config, dtype='float32'):
   return dict(
     architectures=['JanusForConditionalGeneration'],
     model_type='janus',
-    # transformers ties the head to the embedding where this key is absent; Janus' head is a matrix of its own.
+    # transformers ties the head to the embedding where this key is absent; Janus' head is a matrix
+    # of its own.
     tie_word_embeddings=False,
     dtype=dtype,
     image_token_id=ids.image_id,
@@ -65,32 +104,73 @@ def to_json(config, dtype='float32'):
     eos_token_id=ids.eos_id,
     pad_token_id=ids.pad_id,
     text_config=dict(
-      model_type='llama', vocab_size=text.vocab_size, hidden_size=text.hidden_size,
-      intermediate_size=text.intermediate_size, num_hidden_layers=text.num_hidden_layers,
-      num_attention_heads=text.num_attention_heads, num_key_value_heads=text.num_attention_heads,
-      head_dim=text.head_dim, hidden_act='silu', attention_bias=False, mlp_bias=False, rms_norm_eps=text.rms_norm_eps,
-      rope_theta=text.rope_theta, rope_scaling=None, max_position_embeddings=text.max_position_embeddings,
-      tie_word_embeddings=False, bos_token_id=ids.bos_id, eos_token_id=ids.eos_id, pad_token_id=ids.pad_id),
+      model_type='llama',
+      vocab_size=text.vocab_size,
+      hidden_size=text.hidden_size,
+      intermediate_size=text.intermediate_size,
+      num_hidden_layers=text.num_hidden_layers,
+      num_attention_heads=text.num_attention_heads,
+      num_key_value_heads=text.num_attention_heads,
+      head_dim=text.head_dim,
+      hidden_act='silu',
+      attention_bias=False,
+      mlp_bias=False,
+      rms_norm_eps=text.rms_norm_eps,
+      rope_theta=text.rope_theta,
+      rope_scaling=None,
+      max_position_embeddings=text.max_position_embeddings,
+      tie_word_embeddings=False,
+      bos_token_id=ids.bos_id,
+      eos_token_id=ids.eos_id,
+      pad_token_id=ids.pad_id,
+    ),
     vision_config=dict(
-      model_type='janus_vision_model', hidden_size=vision.hidden_size, num_hidden_layers=vision.num_hidden_layers,
-      num_attention_heads=vision.num_attention_heads, mlp_ratio=vision.intermediate_size / vision.hidden_size,
-      image_size=vision.image_size, patch_size=vision.patch_size, num_image_tokens=vision.num_patches, num_channels=3,
-      layer_norm_eps=vision.layer_norm_eps, hidden_act='gelu', attention_bias=True, use_qk_norm=False, depth=2,
-      projection_dim=text.hidden_size),
+      model_type='janus_vision_model',
+      hidden_size=vision.hidden_size,
+      num_hidden_layers=vision.num_hidden_layers,
+      num_attention_heads=vision.num_attention_heads,
+      mlp_ratio=vision.intermediate_size / vision.hidden_size,
+      image_size=vision.image_size,
+      patch_size=vision.patch_size,
+      num_image_tokens=vision.num_patches,
+      num_channels=3,
+      layer_norm_eps=vision.layer_norm_eps,
+      hidden_act='gelu',
+      attention_bias=True,
+      use_qk_norm=False,
+      depth=2,
+      projection_dim=text.hidden_size,
+    ),
     vq_config=dict(
-      model_type='janus_vqgan', num_embeddings=vq.num_embeddings, embed_dim=vq.embed_dim,
-      latent_channels=vq.latent_channels, base_channels=vq.base_channels,
-      channel_multiplier=list(vq.channel_multiplier), num_res_blocks=vq.num_res_blocks, num_patches=config.grid,
-      double_latent=False, in_channels=3, out_channels=3, hidden_act='gelu', num_hidden_layers=2,
-      projection_dim=text.hidden_size, image_token_embed_dim=text.hidden_size))
+      model_type='janus_vqgan',
+      num_embeddings=vq.num_embeddings,
+      embed_dim=vq.embed_dim,
+      latent_channels=vq.latent_channels,
+      base_channels=vq.base_channels,
+      channel_multiplier=list(vq.channel_multiplier),
+      num_res_blocks=vq.num_res_blocks,
+      num_patches=config.grid,
+      double_latent=False,
+      in_channels=3,
+      out_channels=3,
+      hidden_act='gelu',
+      num_hidden_layers=2,
+      projection_dim=text.hidden_size,
+      image_token_embed_dim=text.hidden_size,
+    ),
+  )
 
 
 def layout_of(content):
-  """The layout that a config.json belongs to: 'hf' or 'deepseek'. InputError for another model's."""
+  """The layout that a config.json belongs to: 'hf' or 'deepseek'. InputError for another
+  model's.
+  """
   kind = content.get('model_type')
   if kind not in ('janus', 'multi_modality'):
-    raise InputError(f'found a model of type {kind!r} in config.json; expected janus (the Hugging Face layout) or '
-                     'multi_modality (the original one); use a Janus-Pro checkpoint')
+    raise InputError(
+      f'found a model of type {kind!r} in config.json; expected janus (the Hugging Face layout) or '
+      'multi_modality (the original one); use a Janus-Pro checkpoint'
+    )
   return 'hf' if kind == 'janus' else 'deepseek'
 
 
@@ -99,10 +179,16 @@ def text_from(section):
   sizes = {key: section.get(key, default) for key, default in _TEXT.items()}
   rope = section.get('rope_parameters') or section.get('rope_scaling') or {}
   theta = rope.get('rope_theta') or section.get('rope_theta') or 10000.0
-  head_dim = section.get('head_dim') or int(sizes['hidden_size']) // int(sizes['num_attention_heads'])
+  head_dim = section.get('head_dim') or int(sizes['hidden_size']) // int(
+    sizes['num_attention_heads']
+  )
   eps = float(sizes.pop('rms_norm_eps'))
-  return TextConfig(**{key: int(value) for key, value in sizes.items()}, head_dim=int(head_dim), rms_norm_eps=eps,
-                    rope_theta=float(theta))
+  return TextConfig(
+    **{key: int(value) for key, value in sizes.items()},
+    head_dim=int(head_dim),
+    rms_norm_eps=eps,
+    rope_theta=float(theta),
+  )
 
 
 def _vision(section):
@@ -110,17 +196,23 @@ def _vision(section):
   for key in ('image_size', 'patch_size'):  # transformers allows a pair; ours are square
     if isinstance(sizes[key], (list, tuple)):
       if len(set(sizes[key])) != 1:
-        raise InputError(f'found {key} {sizes[key]} in config.json; expected a square; use a Janus-Pro checkpoint')
+        raise InputError(
+          f'found {key} {sizes[key]} in config.json; expected a square; use a Janus-Pro checkpoint'
+        )
       sizes[key] = sizes[key][0]
   eps = float(sizes.pop('layer_norm_eps'))
   inner = int(sizes['hidden_size'] * section.get('mlp_ratio', 4.0))
-  return VisionConfig(**{key: int(value) for key, value in sizes.items()}, intermediate_size=inner, layer_norm_eps=eps)
+  return VisionConfig(
+    **{key: int(value) for key, value in sizes.items()}, intermediate_size=inner, layer_norm_eps=eps
+  )
 
 
 def _vq(section):
   sizes = {key: section.get(key, default) for key, default in _VQ.items()}
   multiplier = tuple(int(m) for m in sizes.pop('channel_multiplier'))
-  return VQConfig(**{key: int(value) for key, value in sizes.items()}, channel_multiplier=multiplier)
+  return VQConfig(
+    **{key: int(value) for key, value in sizes.items()}, channel_multiplier=multiplier
+  )
 
 
 def _unsupported(sections, config):
@@ -131,15 +223,21 @@ def _unsupported(sections, config):
     if value != only:
       yield f'{name}.{key} {value!r} (only {only!r} is known)'
   yield from text_misfits(sections['text_config'], text, 'text_config')
-  for name, key in (('vision_config', 'projection_dim'), ('vq_config', 'projection_dim'),
-                    ('vq_config', 'image_token_embed_dim')):
+  for name, key in (
+    ('vision_config', 'projection_dim'),
+    ('vq_config', 'projection_dim'),
+    ('vq_config', 'image_token_embed_dim'),
+  ):
     value = sections[name].get(key, 2048)
     if value != text.hidden_size:
       yield f'{name}.{key} {value} (must be the text width {text.hidden_size})'
   tokens = sections['vision_config'].get('num_image_tokens', 576)
   if vision.image_size % vision.patch_size or tokens != vision.num_patches:
-    yield (f'vision_config.num_image_tokens {tokens} with pictures of {vision.image_size} and patches of '
-           f'{vision.patch_size} pixels')
+    yield (
+      f'vision_config.num_image_tokens {tokens} with pictures of {vision.image_size} and patches '
+      'of '
+      f'{vision.patch_size} pixels'
+    )
   if vq.downsampling != vision.patch_size:
     yield f'{len(vq.channel_multiplier)} levels of vq_config with patches of {vision.patch_size} pixels'
   if vision.hidden_size % vision.num_attention_heads:
@@ -149,7 +247,9 @@ def _unsupported(sections, config):
 
 
 def text_misfits(section, text, name):
-  """Sentences about what our language model does not do. section: of config.json, called `name`; text: made of it."""
+  """Sentences about what our language model does not do. section: of config.json, called `name`;
+  text: made of it.
+  """
   for key, default, only in _FIXED_TEXT:
     value = section.get(key, default)
     if value != only:

@@ -1,9 +1,11 @@
 """config.json of the original layout <-> JanusConfig.
 
-It names its towers by class and says little of their sizes, which the original's code has built in. So a size comes from,
-in this order: our own section `dsr_jax` (written for models that are not of the published sizes, and ignored by others),
-the published towers where the widths are theirs, the shapes of the tensors. The language model's missing keys take
-LlamaConfig's defaults, as the original does.
+It names its towers by class and says little of their sizes, which the original's code has built in.
+So a size comes from,
+in this order: our own section `dsr_jax` (written for models that are not of the published sizes,
+  and ignored by others),
+the published towers where the widths are theirs, the shapes of the tensors. The language model's
+missing keys take LlamaConfig's defaults, as the original does.
 
 Source: deepseek-ai/Janus janus/models/{modeling_vlm,clip_encoder,siglip_vit,vq_model}.py.
 """
@@ -16,9 +18,20 @@ from dsr_jax.errors import InputError
 from dsr_jax.models.config import JanusConfig, VisionConfig, VQConfig
 
 OURS = 'dsr_jax'  # our section of config.json
-_SECTIONS = ('vision_config', 'aligner_config', 'gen_vision_config', 'gen_aligner_config', 'gen_head_config')
-_CLASSES = dict(vision_config='CLIPVisionTower', aligner_config='MlpProjector', gen_vision_config='VQ-16',
-                gen_aligner_config='MlpProjector', gen_head_config='vision_head')
+_SECTIONS = (
+  'vision_config',
+  'aligner_config',
+  'gen_vision_config',
+  'gen_aligner_config',
+  'gen_head_config',
+)
+_CLASSES = dict(
+  vision_config='CLIPVisionTower',
+  aligner_config='MlpProjector',
+  gen_vision_config='VQ-16',
+  gen_aligner_config='MlpProjector',
+  gen_head_config='vision_head',
+)
 _PUBLISHED = JanusConfig.janus_pro_1b()
 _MODEL_NAME = 'siglip_large_patch16_384'
 _HEADS = 16  # of every tower the original knows
@@ -26,12 +39,17 @@ _EPS = 1e-6  # of every norm outside the language model
 
 
 def from_json(content, shapes):
-  """config.json's object and name -> shape of the tensors -> `JanusConfig` without templates. InputError names all misfits."""
+  """config.json's object and name -> shape of the tensors -> `JanusConfig` without templates.
+  InputError names all misfits.
+  """
   sections = {name: content.get(name) for name in (*_SECTIONS, 'language_config')}
   broken = [name for name, section in sections.items() if not isinstance(section, dict)]
   if broken:
-    raise InputError(f'found no {", ".join(broken)} in config.json; expected the config.json of a Janus-Pro; fetch the '
-                     'file again')
+    raise InputError(
+      f'found no {", ".join(broken)} in config.json; expected the config.json of a Janus-Pro; '
+      'fetch the '
+      'file again'
+    )
   params = {name: sections[name].get('params') or {} for name in _SECTIONS}
   ours = content.get(OURS) or {}
   try:
@@ -41,47 +59,90 @@ def from_json(content, shapes):
     config = JanusConfig(text=text, vision=vision, vq=vq)
     wrong = list(_misfits(sections, params, config))
   except (TypeError, ValueError, ZeroDivisionError, AttributeError) as e:
-    raise InputError(f'found a size in config.json that is not a number ({e}); expected the config.json of a Janus-Pro; '
-                     'fetch the file again') from e
+    raise InputError(
+      f'found a size in config.json that is not a number ({e}); expected the config.json of a '
+      'Janus-Pro; '
+      'fetch the file again'
+    ) from e
   if wrong:
-    raise InputError(f'found {"; ".join(wrong)} in config.json; expected the structure of Janus-Pro; use a Janus-Pro '
-                     'checkpoint')
+    raise InputError(
+      f'found {"; ".join(wrong)} in config.json; expected the structure of Janus-Pro; use a '
+      'Janus-Pro '
+      'checkpoint'
+    )
   return config
 
 
 def to_json(config, dtype='float32', system_prompt=True):
-  """`JanusConfig` -> config.json's object. Raises InputError for what the original's code cannot do."""
+  """`JanusConfig` -> config.json's object. Raises InputError for what the original's code cannot
+  do.
+  """
   text, vision, vq = config.text, config.vision, config.vq
   if vision.layer_norm_eps != _EPS:
-    raise InputError(f'found a vision tower with layer_norm_eps {vision.layer_norm_eps}; expected {_EPS}, the only one '
-                     'that the original code has; convert to --format=hf')
-  section = lambda kind, **params: dict(cls=_CLASSES[f'{kind}_config'], model_type=kind, params=params)
+    raise InputError(
+      f'found a vision tower with layer_norm_eps {vision.layer_norm_eps}; expected {_EPS}, the '
+      'only one '
+      'that the original code has; convert to --format=hf'
+    )
+
+  def section(kind, **params):
+    return dict(cls=_CLASSES[f'{kind}_config'], model_type=kind, params=params)
+
   language = dict(
-    model_type='llama', vocab_size=text.vocab_size, hidden_size=text.hidden_size,
-    intermediate_size=text.intermediate_size, num_hidden_layers=text.num_hidden_layers,
-    num_attention_heads=text.num_attention_heads, num_key_value_heads=text.num_attention_heads,
-    max_position_embeddings=text.max_position_embeddings, rms_norm_eps=text.rms_norm_eps, rope_theta=text.rope_theta,
-    tie_word_embeddings=False, torch_dtype=dtype)
+    model_type='llama',
+    vocab_size=text.vocab_size,
+    hidden_size=text.hidden_size,
+    intermediate_size=text.intermediate_size,
+    num_hidden_layers=text.num_hidden_layers,
+    num_attention_heads=text.num_attention_heads,
+    num_key_value_heads=text.num_attention_heads,
+    max_position_embeddings=text.max_position_embeddings,
+    rms_norm_eps=text.rms_norm_eps,
+    rope_theta=text.rope_theta,
+    tie_word_embeddings=False,
+    torch_dtype=dtype,
+  )
   if text.head_dim * text.num_attention_heads != text.hidden_size:
     language['head_dim'] = text.head_dim  # understood by transformers from 4.48 on
   width, codes = text.hidden_size, vq.num_embeddings
   content = dict(
-    architectures=['MultiModalityCausalLM'], model_type='multi_modality', torch_dtype=dtype,
-    vision_config=section('vision', image_size=vision.image_size, model_name=_MODEL_NAME, select_feature='same',
-                          select_layer=-1),
-    aligner_config=section('aligner', depth=2, input_dim=vision.hidden_size, n_embed=width, projector_type='mlp_gelu'),
+    architectures=['MultiModalityCausalLM'],
+    model_type='multi_modality',
+    torch_dtype=dtype,
+    vision_config=section(
+      'vision',
+      image_size=vision.image_size,
+      model_name=_MODEL_NAME,
+      select_feature='same',
+      select_layer=-1,
+    ),
+    aligner_config=section(
+      'aligner', depth=2, input_dim=vision.hidden_size, n_embed=width, projector_type='mlp_gelu'
+    ),
     gen_vision_config=section('gen_vision', image_token_size=codes, n_embed=vq.embed_dim),
-    gen_aligner_config=section('gen_aligner', depth=2, input_dim=vq.embed_dim, n_embed=width,
-                               projector_type='mlp_gelu'),
-    gen_head_config=section('gen_head', image_token_embed=width, image_token_size=codes, n_embed=width),
-    language_config=language)
+    gen_aligner_config=section(
+      'gen_aligner', depth=2, input_dim=vq.embed_dim, n_embed=width, projector_type='mlp_gelu'
+    ),
+    gen_head_config=section(
+      'gen_head', image_token_embed=width, image_token_size=codes, n_embed=width
+    ),
+    language_config=language,
+  )
   ours = {}
   if vision != _PUBLISHED.vision:
-    ours['vision'] = dict(layers=vision.num_hidden_layers, heads=vision.num_attention_heads,
-                          mlp_width=vision.intermediate_size, patch_size=vision.patch_size)
+    ours['vision'] = dict(
+      layers=vision.num_hidden_layers,
+      heads=vision.num_attention_heads,
+      mlp_width=vision.intermediate_size,
+      patch_size=vision.patch_size,
+    )
   if vq != _PUBLISHED.vq:
-    ours['vq'] = dict(base_channels=vq.base_channels, channel_multiplier=list(vq.channel_multiplier),
-                      num_res_blocks=vq.num_res_blocks, latent_channels=vq.latent_channels)
+    ours['vq'] = dict(
+      base_channels=vq.base_channels,
+      channel_multiplier=list(vq.channel_multiplier),
+      num_res_blocks=vq.num_res_blocks,
+      latent_channels=vq.latent_channels,
+    )
   if not system_prompt:
     ours['system_prompt'] = False
   return {**content, OURS: ours} if ours else content
@@ -91,51 +152,89 @@ def _vision(params, ours, shapes):
   width = int(params['aligner_config'].get('input_dim', _PUBLISHED.vision.hidden_size))
   known = _PUBLISHED.vision
   if width == known.hidden_size and not ours:
-    found = dict(layers=known.num_hidden_layers, mlp_width=known.intermediate_size, patch_size=known.patch_size)
+    found = dict(
+      layers=known.num_hidden_layers, mlp_width=known.intermediate_size, patch_size=known.patch_size
+    )
   else:
     blocks = r'vision_model\.vision_tower\.blocks\.(\d+)\.'
-    found = dict(layers=_count(shapes, blocks), mlp_width=_common(shapes, blocks + r'mlp\.fc1\.weight', 0),
-                 patch_size=_common(shapes, r'vision_model\.vision_tower\.patch_embed\.proj\.weight', -1))
+    found = dict(
+      layers=_count(shapes, blocks),
+      mlp_width=_common(shapes, blocks + r'mlp\.fc1\.weight', 0),
+      patch_size=_common(shapes, r'vision_model\.vision_tower\.patch_embed\.proj\.weight', -1),
+    )
   sizes = {'heads': _HEADS, **found, **ours}
   image_size = int(params['vision_config'].get('image_size', known.image_size))
-  return VisionConfig(hidden_size=width, intermediate_size=int(sizes['mlp_width']),
-                      num_hidden_layers=int(sizes['layers']), num_attention_heads=int(sizes['heads']),
-                      image_size=image_size, patch_size=int(sizes['patch_size']), layer_norm_eps=_EPS)
+  return VisionConfig(
+    hidden_size=width,
+    intermediate_size=int(sizes['mlp_width']),
+    num_hidden_layers=int(sizes['layers']),
+    num_attention_heads=int(sizes['heads']),
+    image_size=image_size,
+    patch_size=int(sizes['patch_size']),
+    layer_norm_eps=_EPS,
+  )
 
 
 def _vq(params, ours, shapes):
   known = _PUBLISHED.vq
   coder = r'gen_vision_model\.(encoder|decoder)\.'
-  base = _common(shapes, r'gen_vision_model\.(encoder\.conv_in\.(weight|bias)|decoder\.norm_out\.(weight|bias))', 0)
+  base = _common(
+    shapes,
+    r'gen_vision_model\.(encoder\.conv_in\.(weight|bias)|decoder\.norm_out\.(weight|bias))',
+    0,
+  )
   if base == known.base_channels and not ours:
-    found = dict(base_channels=base, channel_multiplier=known.channel_multiplier, num_res_blocks=known.num_res_blocks,
-                 latent_channels=known.latent_channels)
+    found = dict(
+      base_channels=base,
+      channel_multiplier=known.channel_multiplier,
+      num_res_blocks=known.num_res_blocks,
+      latent_channels=known.latent_channels,
+    )
   else:
     levels = _count(shapes, coder + r'conv_blocks\.(?P<number>\d+)\.')
     block = r'gen_vision_model\.encoder\.conv_blocks\.'
-    widths = [_common(shapes, rf'{block}{level}\.res\.\d+\.(conv[12]|norm2)\.bias', 0) for level in range(levels)]
-    found = dict(base_channels=base, channel_multiplier=[w // max(base, 1) for w in widths],
-                 num_res_blocks=_count(shapes, block + r'\d+\.res\.(?P<number>\d+)\.'),
-                 latent_channels=_common(shapes, r'gen_vision_model\.(encoder\.conv_out\.(weight|bias)|'
-                                                 r'post_quant_conv\.(weight|bias))', 0))
+    widths = [
+      _common(shapes, rf'{block}{level}\.res\.\d+\.(conv[12]|norm2)\.bias', 0)
+      for level in range(levels)
+    ]
+    found = dict(
+      base_channels=base,
+      channel_multiplier=[w // max(base, 1) for w in widths],
+      num_res_blocks=_count(shapes, block + r'\d+\.res\.(?P<number>\d+)\.'),
+      latent_channels=_common(
+        shapes,
+        r'gen_vision_model\.(encoder\.conv_out\.(weight|bias)|'
+        r'post_quant_conv\.(weight|bias))',
+        0,
+      ),
+    )
   sizes = {**found, **ours}
   p = params['gen_vision_config']
   return VQConfig(
     num_embeddings=int(p.get('image_token_size', known.num_embeddings)),
-    embed_dim=int(p.get('n_embed', known.embed_dim)), latent_channels=int(sizes['latent_channels']),
-    base_channels=int(sizes['base_channels']), num_res_blocks=int(sizes['num_res_blocks']),
-    channel_multiplier=tuple(int(m) for m in sizes['channel_multiplier']))
+    embed_dim=int(p.get('n_embed', known.embed_dim)),
+    latent_channels=int(sizes['latent_channels']),
+    base_channels=int(sizes['base_channels']),
+    num_res_blocks=int(sizes['num_res_blocks']),
+    channel_multiplier=tuple(int(m) for m in sizes['channel_multiplier']),
+  )
 
 
 def _common(shapes, pattern, axis):
-  """The size along an axis that most tensors of a pattern have: one wrong tensor is then a mistake, not the measure."""
-  sizes = collections.Counter(shape[axis] for name, shape in shapes.items() if shape and re.fullmatch(pattern, name))
+  """The size along an axis that most tensors of a pattern have: one wrong tensor is then a mistake,
+  not the measure.
+  """
+  sizes = collections.Counter(
+    shape[axis] for name, shape in shapes.items() if shape and re.fullmatch(pattern, name)
+  )
   return sizes.most_common(1)[0][0] if sizes else 0
 
 
 def _count(shapes, pattern):
   """One more than the largest number in a pattern's last group."""
-  numbers = [int(match.group(match.lastindex)) for name in shapes if (match := re.match(pattern, name))]
+  numbers = [
+    int(match.group(match.lastindex)) for name in shapes if (match := re.match(pattern, name))
+  ]
   return max(numbers, default=-1) + 1
 
 
@@ -147,13 +246,21 @@ def _misfits(sections, params, config):
       yield f'{name}.cls {sections[name].get("cls")!r} (only {only!r} is known)'
   width, codes = text.hidden_size, vq.num_embeddings
   fixed = (
-    ('vision_config', 'select_layer', -1), ('vision_config', 'select_feature', 'same'),
-    ('vision_config', 'pixel_mean', None), ('vision_config', 'pixel_std', None),
-    ('aligner_config', 'depth', 2), ('aligner_config', 'projector_type', 'mlp_gelu'), ('aligner_config', 'n_embed', width),
-    ('gen_aligner_config', 'depth', 2), ('gen_aligner_config', 'projector_type', 'mlp_gelu'),
-    ('gen_aligner_config', 'n_embed', width), ('gen_aligner_config', 'input_dim', vq.embed_dim),
-    ('gen_head_config', 'n_embed', width), ('gen_head_config', 'image_token_embed', width),
-    ('gen_head_config', 'image_token_size', codes))
+    ('vision_config', 'select_layer', -1),
+    ('vision_config', 'select_feature', 'same'),
+    ('vision_config', 'pixel_mean', None),
+    ('vision_config', 'pixel_std', None),
+    ('aligner_config', 'depth', 2),
+    ('aligner_config', 'projector_type', 'mlp_gelu'),
+    ('aligner_config', 'n_embed', width),
+    ('gen_aligner_config', 'depth', 2),
+    ('gen_aligner_config', 'projector_type', 'mlp_gelu'),
+    ('gen_aligner_config', 'n_embed', width),
+    ('gen_aligner_config', 'input_dim', vq.embed_dim),
+    ('gen_head_config', 'n_embed', width),
+    ('gen_head_config', 'image_token_embed', width),
+    ('gen_head_config', 'image_token_size', codes),
+  )
   for name, key, only in fixed:
     value = params[name].get(key, only)
     if value != only:

@@ -19,7 +19,8 @@ from dsr_jax.models import janus
 from dsr_jax.models.config import JanusConfig
 from dsr_jax.processor import Processor, read_json
 
-# Tensors of the original layout that nothing reads lie here in the Hugging Face layout, so that the way back is exact. A
+# Tensors of the original layout that nothing reads lie here in the Hugging Face layout, so that the
+# way back is exact. A
 # folder of its own, because some programs read every *.safetensors beside config.json.
 KEPT_ASIDE = pathlib.Path('kept_aside') / 'tensors.safetensors'
 DTYPES = dict(float32=np.float32, bfloat16=ml_dtypes.bfloat16, float16=np.float16)
@@ -29,10 +30,13 @@ DTYPES = dict(float32=np.float32, bfloat16=ml_dtypes.bfloat16, float16=np.float1
 class Bundle:
   """A model read from a directory.
 
-  config: with the templates of its tokenizer. params: nested dict of float32 leaves, transformer layers stacked.
-  source: dict(name: the directory as given, hash: sha256 of the weight files). kept_aside: name -> array of the tensors
+  config: with the templates of its tokenizer. params: nested dict of float32 leaves, transformer
+    layers stacked.
+  source: dict(name: the directory as given, hash: sha256 of the weight files). kept_aside: name ->
+    array of the tensors
   of the original layout that no forward pass reads, as they were; empty where the source has none.
   """
+
   config: JanusConfig
   params: Any
   processor: Processor
@@ -41,22 +45,31 @@ class Bundle:
 
 
 class Stored:
-  """A model directory, checked: every tensor is there, of its shape, and none besides. Nothing of the weights is in memory.
+  """A model directory, checked: every tensor is there, of its shape, and none besides. Nothing of
+  the weights is in memory.
 
-  Attributes: directory, layout, config (with templates), processor, checkpoint, entries, kept_aside (see `Bundle`).
+  Attributes: directory, layout, config (with templates), processor, checkpoint, entries, kept_aside
+    (see `Bundle`).
   """
 
   def __init__(self, directory):
     self.directory = pathlib.Path(directory)
     content = _read_content(self.directory)
     self.layout = configs.layout_of(content)
-    self._tied = (content.get('tie_word_embeddings', True) if self.layout == 'hf' else
-                  bool((content.get('language_config') or {}).get('tie_word_embeddings', False)))
+    self._tied = (
+      content.get('tie_word_embeddings', True)
+      if self.layout == 'hf'
+      else bool((content.get('language_config') or {}).get('tie_word_embeddings', False))
+    )
     if self.layout == 'hf':
-      self.config, self.processor = _with_templates(self.directory, content, configs.from_json(content))
+      self.config, self.processor = _with_templates(
+        self.directory, content, configs.from_json(content)
+      )
     self.checkpoint = weights.Checkpoint(self.directory)
     if self.layout == 'deepseek':
-      config = configs_deepseek.from_json(content, {name: shape for name, (shape, _) in self.checkpoint.found.items()})
+      config = configs_deepseek.from_json(
+        content, {name: shape for name, (shape, _) in self.checkpoint.found.items()}
+      )
       self.config, self.processor = _with_templates(self.directory, content, config)
     self.abstract = janus.abstract_params(self.config)
     self.entries = table.entries(self.abstract, self.layout)
@@ -66,11 +79,17 @@ class Stored:
   def read(self, name):
     """A tensor by its name in this layout, as a view of its file."""
     head, embed = table.HEAD[self.layout], table.EMBED[self.layout]
-    return self.checkpoint.read(embed if name == head and name not in self.checkpoint.found else name)
+    return self.checkpoint.read(
+      embed if name == head and name not in self.checkpoint.found else name
+    )
 
   @functools.cached_property
   def _entry_of(self):
-    return {(atom.leaf, atom.layer): (entry, place) for entry in self.entries for place, atom in enumerate(entry.atoms)}
+    return {
+      (atom.leaf, atom.layer): (entry, place)
+      for entry in self.entries
+      for place, atom in enumerate(entry.atoms)
+    }
 
   def atom(self, atom):
     """An atom of `table.entries`, of any layout, as a view of its file."""
@@ -85,30 +104,44 @@ class Stored:
     want = {entry.name: entry.shape for entry in self.entries}
     unused = table.unused(self.config.vision, self.layout)
     found = dict(self.checkpoint.found)
-    # A head that stands in the file is used, whatever the config says; the embedding serves only where there is none.
+    # A head that stands in the file is used, whatever the config says; the embedding serves only
+    # where there is none.
     head, embed = table.HEAD[self.layout], table.EMBED[self.layout]
     if head not in found and embed in found and self._tied:
       found[head] = found[embed]
     if wrong := table.mistakes(want | unused, found):
-      raise InputError(f'found tensors in {self.directory} that do not fit its config.json: {"; ".join(wrong)}; expected '
-                       f'exactly the {len(want | unused)} tensors of this model; fetch weights and config.json of one '
-                       'model')
+      raise InputError(
+        f'found tensors in {self.directory} that do not fit its config.json: {"; ".join(wrong)}; '
+        'expected '
+        f'exactly the {len(want | unused)} tensors of this model; fetch weights and config.json of '
+        'one '
+        'model'
+      )
 
   def _read_kept_aside(self):
     if self.layout == 'deepseek':
-      return {name: self.checkpoint.read(name) for name in table.unused(self.config.vision, 'deepseek')}
+      return {
+        name: self.checkpoint.read(name) for name in table.unused(self.config.vision, 'deepseek')
+      }
     path = self.directory / KEPT_ASIDE
     if not path.is_file():
       return {}
     tensors = weights.read_file(path)
-    if wrong := table.mistakes(table.unused(self.config.vision, 'deepseek'), {k: v[0] for k, v in tensors.items()}):
-      raise InputError(f'found tensors in {path} that do not fit the model: {"; ".join(wrong)}; expected those which were '
-                       'kept aside when the original layout was converted; convert it again, or remove that file')
+    if wrong := table.mistakes(
+      table.unused(self.config.vision, 'deepseek'), {k: v[0] for k, v in tensors.items()}
+    ):
+      raise InputError(
+        f'found tensors in {path} that do not fit the model: {"; ".join(wrong)}; expected those '
+        'which were '
+        'kept aside when the original layout was converted; convert it again, or remove that file'
+      )
     return {name: value for name, (_, value) in tensors.items()}
 
 
 def read_config(directory):
-  """config.json and tokenizer of a model directory -> (`JanusConfig` with templates, `Processor`)."""
+  """config.json and tokenizer of a model directory -> (`JanusConfig` with templates,
+  `Processor`).
+  """
   directory = pathlib.Path(directory)
   content = _read_content(directory)
   if configs.layout_of(content) == 'hf':
@@ -118,20 +151,35 @@ def read_config(directory):
 
 
 def load(directory, place=np.asarray):
-  """Reads a model directory in either layout. Returns a `Bundle`; raises InputError naming every mistake.
+  """Reads a model directory in either layout. Returns a `Bundle`; raises InputError naming every
+  mistake.
 
   Args:
     directory: the model directory.
-    place: function of a `placing.Leaf`, what becomes of each; by default a NumPy array. `lambda leaf: leaf` leaves all in
-      the files, to be read when it is known where to; `lambda leaf: leaf.placed(sharding)` puts it on devices.
+    place: function of a `placing.Leaf`, what becomes of each; by default a NumPy array. `lambda
+      leaf: leaf` leaves all in the files, to be read when it is known where to; `lambda leaf:
+      leaf.placed(sharding)` puts it on devices.
   """
   stored = Stored(directory)
   leaves = placing.leaves(stored.abstract, stored.entries, stored.read)
-  return Bundle(stored.config, jax.tree.map(place, leaves), stored.processor, stored.source(), stored.kept_aside)
+  return Bundle(
+    stored.config, jax.tree.map(place, leaves), stored.processor, stored.source(), stored.kept_aside
+  )
 
 
-def save(directory, config, params, source_dir, *, dtype='float32', guidance=None, card='', overwrite=False,
-         layout='hf', kept_aside=None):
+def save(
+  directory,
+  config,
+  params,
+  source_dir,
+  *,
+  dtype='float32',
+  guidance=None,
+  card='',
+  overwrite=False,
+  layout='hf',
+  kept_aside=None,
+):
   """Writes a complete model directory from parameters. See `export`; returns what it returns.
 
   Args:
@@ -148,16 +196,45 @@ def save(directory, config, params, source_dir, *, dtype='float32', guidance=Non
   # The ids written are those of the tokenizer beside them.
   config = dataclasses.replace(config, templates=processor.templates)
   found = {entry.name: (entry.shape, 'F32') for entry in table.entries(params)}
-  if wrong := table.mistakes({entry.name: entry.shape for entry in table.entries(janus.abstract_params(config))}, found):
-    raise InputError(f'found parameters that do not fit the config: {"; ".join(wrong)}; expected exactly its tensors; '
-                     'pass config and parameters of one model')
-  return export(directory, layout, config, processor, lambda atom: atom.of_leaf(leaves[atom.leaf]), source_dir,
-                kept_aside=kept_aside or {}, dtype=dtype, guidance=guidance, card=card, overwrite=overwrite)
+  if wrong := table.mistakes(
+    {entry.name: entry.shape for entry in table.entries(janus.abstract_params(config))}, found
+  ):
+    raise InputError(
+      f'found parameters that do not fit the config: {"; ".join(wrong)}; expected exactly its '
+      'tensors; '
+      'pass config and parameters of one model'
+    )
+  return export(
+    directory,
+    layout,
+    config,
+    processor,
+    lambda atom: atom.of_leaf(leaves[atom.leaf]),
+    source_dir,
+    kept_aside=kept_aside or {},
+    dtype=dtype,
+    guidance=guidance,
+    card=card,
+    overwrite=overwrite,
+  )
 
 
-def export(directory, layout, config, processor, read, source_dir, *, kept_aside, dtype=None, guidance=None, card='',
-           overwrite=False):
-  """Writes a complete model directory, a piece of a tensor at a time: weights, config, tokenizer, processor, card.
+def export(
+  directory,
+  layout,
+  config,
+  processor,
+  read,
+  source_dir,
+  *,
+  kept_aside,
+  dtype=None,
+  guidance=None,
+  card='',
+  overwrite=False,
+):
+  """Writes a complete model directory, a piece of a tensor at a time: weights, config, tokenizer,
+  processor, card.
 
   It is written aside and renamed at the end, so that `directory` either is whole or does not exist.
 
@@ -167,7 +244,8 @@ def export(directory, layout, config, processor, read, source_dir, *, kept_aside
     config, processor: the model's, with templates.
     read: `table.Atom` -> array.
     source_dir: the model directory, in either layout, that tokenizer and processor files come from.
-    kept_aside: name -> array of tensors that only the original layout has; where they are lacking it gets zeros.
+    kept_aside: name -> array of tensors that only the original layout has; where they are lacking
+      it gets zeros.
     dtype: of the weights: 'float32', 'bfloat16' or 'float16'; None keeps that of each.
     guidance: the guidance weight that generation_config.json names; None keeps the source's.
     card: Markdown body of README.md; a line about the format if empty.
@@ -178,10 +256,14 @@ def export(directory, layout, config, processor, read, source_dir, *, kept_aside
   check_target(directory, overwrite)
   if dtype is not None and dtype not in DTYPES:
     raise InputError(f'found dtype {dtype!r}; expected one of {sorted(DTYPES)}; choose one')
-  source_layout = configs.layout_of(read_json(source_dir / 'config.json', default={'model_type': 'janus'}))
+  source_layout = configs.layout_of(
+    read_json(source_dir / 'config.json', default={'model_type': 'janus'})
+  )
   sidefiles.check(source_dir, source_layout)
   kind = None if dtype is None else np.dtype(DTYPES[dtype])
-  tensors = [_tensor(entry, read, kind) for entry in table.entries(janus.abstract_params(config), layout)]
+  tensors = [
+    _tensor(entry, read, kind) for entry in table.entries(janus.abstract_params(config), layout)
+  ]
   widest = _widest(tensor.dtype for tensor in tensors)
   if layout == 'deepseek':
     content = configs_deepseek.to_json(config, widest.name, processor.system_prompt)
@@ -204,7 +286,9 @@ def export(directory, layout, config, processor, read, source_dir, *, kept_aside
 
 @contextlib.contextmanager
 def whole(directory):
-  """A folder aside that takes the place of `directory` once the block is done, and vanishes if it fails."""
+  """A folder aside that takes the place of `directory` once the block is done, and vanishes if it
+  fails.
+  """
   directory = pathlib.Path(directory)
   aside = directory.parent / f'.{directory.name}.partial-{os.getpid()}'
   try:
@@ -212,7 +296,9 @@ def whole(directory):
     yield aside
     _replace(aside, directory)
   except OSError as e:
-    raise InputError(f'found {directory} not writable ({e}); expected room and permission; choose another place') from e
+    raise InputError(
+      f'found {directory} not writable ({e}); expected room and permission; choose another place'
+    ) from e
   finally:
     shutil.rmtree(aside, ignore_errors=True)
 
@@ -221,7 +307,9 @@ def check_target(directory, overwrite):
   """InputError if the target exists and is not an empty directory, unless it may be overwritten."""
   directory = pathlib.Path(directory)
   if not overwrite and directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-    raise InputError(f'found {directory} not empty; expected a new directory; choose another, or add --overwrite')
+    raise InputError(
+      f'found {directory} not empty; expected a new directory; choose another, or add --overwrite'
+    )
 
 
 def _tensor(entry, read, kind):
@@ -232,7 +320,9 @@ def _tensor(entry, read, kind):
 
 
 def _widest(dtypes):
-  """The type that holds every one of these exactly; float32 for float16 with bfloat16, which NumPy cannot say."""
+  """The type that holds every one of these exactly; float32 for float16 with bfloat16, which NumPy
+  cannot say.
+  """
   return np.dtype(functools.reduce(jax.numpy.promote_types, set(dtypes)))
 
 
@@ -247,14 +337,19 @@ def _unused(config, layout, kept_aside, kind, widest):
     else:
       value = np.zeros(shape, widest)
       zeros.append(name)
-    tensors.append(writing.Tensor(name, shape, kind or np.dtype(value.dtype), lambda value=value: [value]))
+    tensors.append(
+      writing.Tensor(name, shape, kind or np.dtype(value.dtype), lambda value=value: [value])
+    )
   return tensors, zeros
 
 
 def _read_content(directory):
   if not directory.is_dir():
-    raise InputError(f'found no directory {directory}; expected a model directory; check the path, or fetch the model '
-                     'first (hf download NAME --local-dir DIR)')
+    raise InputError(
+      f'found no directory {directory}; expected a model directory; check the path, or fetch the '
+      'model '
+      'first (hf download NAME --local-dir DIR)'
+    )
   return read_json(directory / 'config.json')
 
 
@@ -262,8 +357,11 @@ def _with_templates(directory, content, config):
   processor = Processor.from_directory(directory, config.text.vocab_size)
   image_id = content.get('image_token_id', processor.templates.image_id)
   if image_id != processor.templates.image_id:
-    raise InputError(f'found image_token_id {image_id} in {directory}/config.json but {processor.templates.image_id} '
-                     'in its tokenizer; expected files of one model; fetch them again')
+    raise InputError(
+      f'found image_token_id {image_id} in {directory}/config.json but '
+      f'{processor.templates.image_id} '
+      'in its tokenizer; expected files of one model; fetch them again'
+    )
   return dataclasses.replace(config, templates=processor.templates), processor
 
 

@@ -1,4 +1,6 @@
-"""A run's parameters as a converter reads them: what it trained in its place, the rest from the model it began with."""
+"""A run's parameters as a converter reads them: what it trained in its place, the rest from the
+model it began with.
+"""
 
 import jax
 import numpy as np
@@ -7,20 +9,36 @@ from dsr_jax import model_source
 
 
 def reader(stored, trained):
-  """Function of a `table.Atom` -> array. stored: the `Stored` base; trained: see `model_source.Located`."""
+  """Function of a `table.Atom` -> array. stored: the `Stored` base; trained: see
+  `model_source.Located`.
+  """
   if 'lora' in trained:
     return _with_adapters(stored, trained['lora'])
   leaves = jax.tree.leaves(model_source.merged(stored.abstract, trained))
-  of_base = lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct)
-  return lambda atom: stored.atom(atom) if of_base(leaves[atom.leaf]) else atom.of_leaf(leaves[atom.leaf])
+
+  def of_base(leaf):
+    return isinstance(leaf, jax.ShapeDtypeStruct)
+
+  return lambda atom: (
+    stored.atom(atom) if of_base(leaves[atom.leaf]) else atom.of_leaf(leaves[atom.leaf])
+  )
 
 
 def _with_adapters(stored, adapters):
   """Kernels with their adapters folded in, in float32, one layer at a time."""
   from dsr_jax import lora
-  places = {('language_model', 'layers', part, name, 'kernel'): name for name, part in lora.PROJECTIONS.items()}
-  names = lambda path: tuple(str(key.key) for key in path)
-  by_index = [places.get(names(path)) for path, _ in jax.tree_util.tree_leaves_with_path(stored.abstract)]
+
+  places = {
+    ('language_model', 'layers', part, name, 'kernel'): name
+    for name, part in lora.PROJECTIONS.items()
+  }
+
+  def names(path):
+    return tuple(str(key.key) for key in path)
+
+  by_index = [
+    places.get(names(path)) for path, _ in jax.tree_util.tree_leaves_with_path(stored.abstract)
+  ]
 
   def read(atom):
     name = by_index[atom.leaf]

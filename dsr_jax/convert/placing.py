@@ -1,6 +1,7 @@
 """Parameters from stored tensors: a piece at a time, straight to the memory that will hold it.
 
-Nothing is held beside the parameters but the piece that is being read; what files are mapped to belongs to the files.
+Nothing is held beside the parameters but the piece that is being read; what files are mapped to
+belongs to the files.
 """
 
 import functools
@@ -14,7 +15,8 @@ _COLUMNS = 64
 
 
 class Leaf:
-  """A float32 leaf of the parameters that still lies in files. Indexing, `numpy.asarray` and `placed` read it.
+  """A float32 leaf of the parameters that still lies in files. Indexing, `numpy.asarray` and
+  `placed` read it.
 
   layers: views in our orientation, one a layer of a stacked leaf, or the one view of another leaf.
   """
@@ -39,7 +41,10 @@ class Leaf:
   def __getitem__(self, index):
     """index: slices of step 1, at most one an axis -> a NumPy array."""
     index = index if isinstance(index, tuple) else (index,)
-    index = [slice(*s.indices(size)[:2]) for s, size in zip((*index, *[slice(None)] * self.ndim), self.shape)]
+    index = [
+      slice(*s.indices(size)[:2])
+      for s, size in zip((*index, *[slice(None)] * self.ndim), self.shape)
+    ]
     out = np.empty([s.stop - s.start for s in index], self.dtype)
     self._read_into(out, tuple(index))
     return out
@@ -49,9 +54,15 @@ class Leaf:
     return self[:].astype(dtype or self.dtype, copy=False)
 
   def placed(self, sharding):
-    """As a `jax.Array`: each device's part is read for itself, so a process reads only what its devices hold."""
-    parts = [self._on_device(tuple(slice(*s.indices(size)[:2]) for s, size in zip(index, self.shape)), device)
-             for device, index in sharding.addressable_devices_indices_map(self.shape).items()]
+    """As a `jax.Array`: each device's part is read for itself, so a process reads only what its
+    devices hold.
+    """
+    parts = [
+      self._on_device(
+        tuple(slice(*s.indices(size)[:2]) for s, size in zip(index, self.shape)), device
+      )
+      for device, index in sharding.addressable_devices_indices_map(self.shape).items()
+    ]
     return jax.make_array_from_single_device_arrays(self.shape, sharding, parts)
 
   def _on_device(self, index, device):
@@ -77,7 +88,9 @@ class Leaf:
 
 
 def _copy(out, view):
-  """out[...] = view, widening; a transposed matrix in blocks of columns, which is three times as fast as at once."""
+  """out[...] = view, widening; a transposed matrix in blocks of columns, which is three times as
+  fast as at once.
+  """
   if view.ndim != 2 or view.strides[0] >= view.strides[1]:
     out[...] = view
     return
@@ -87,7 +100,9 @@ def _copy(out, view):
 
 
 def leaves(abstract, wanted, read):
-  """The `Leaf`s of a tree of shapes, in the same tree. wanted: its `table.entries`; read: name -> the tensor, a view."""
+  """The `Leaf`s of a tree of shapes, in the same tree. wanted: its `table.entries`; read: name ->
+  the tensor, a view.
+  """
   views = [{} for _ in jax.tree.leaves(abstract)]
   for entry in wanted:
     for atom, value in zip(entry.atoms, entry.split(read(entry.name))):
@@ -96,7 +111,13 @@ def leaves(abstract, wanted, read):
   made = []
   for leaf, by_layer in zip(shapes, views):
     stacked = None not in by_layer
-    made.append(Leaf(leaf.shape, [by_layer[i] for i in sorted(by_layer)] if stacked else [by_layer[None]], stacked))
+    made.append(
+      Leaf(
+        leaf.shape,
+        [by_layer[i] for i in sorted(by_layer)] if stacked else [by_layer[None]],
+        stacked,
+      )
+    )
   return jax.tree.unflatten(tree, made)
 
 

@@ -1,10 +1,14 @@
-"""What belongs to a model directory beside weights and config.json: tokenizer, processor, generation settings, card.
+"""What belongs to a model directory beside weights and config.json: tokenizer, processor,
+generation settings, card.
 
-In one layout they are carried over as they are. From one layout to the other the tokenizer is carried over, and the files
-that name classes and sizes are written anew for the classes that will read them. So is what the source does not have, where it
-follows from the rest: transformers 5 itself writes no preprocessor_config.json any more, but a section of processor_config.json.
+In one layout they are carried over as they are. From one layout to the other the tokenizer is
+carried over, and the files that name classes and sizes are written anew for the classes that will
+read them. So is what the source does not have, where it
+follows from the rest: transformers 5 itself writes no preprocessor_config.json any more, but a
+  section of processor_config.json.
 
-Source: deepseek-ai/Janus janus/models/{processing_vlm,image_processing_vlm}.py; transformers' processing_janus.py.
+Source: deepseek-ai/Janus janus/models/{processing_vlm,image_processing_vlm}.py; transformers'
+  processing_janus.py.
 """
 
 import json
@@ -15,21 +19,42 @@ from dsr_jax import processor as processor_lib
 from dsr_jax.errors import InputError
 from dsr_jax.processor import BOI, BOS, EOI, EOS, IMAGE, PAD, read_json
 
-COMMON = ('tokenizer.json', 'special_tokens_map.json', 'added_tokens.json', 'tokenizer.model', 'LICENSE', 'LICENSE.md',
-          'LICENSE.txt', 'LICENSE-MODEL')
-OWN = ('tokenizer_config.json', 'processor_config.json', 'preprocessor_config.json')  # each layout has its own content
+COMMON = (
+  'tokenizer.json',
+  'special_tokens_map.json',
+  'added_tokens.json',
+  'tokenizer.model',
+  'LICENSE',
+  'LICENSE.md',
+  'LICENSE.txt',
+  'LICENSE-MODEL',
+)
+OWN = (
+  'tokenizer_config.json',
+  'processor_config.json',
+  'preprocessor_config.json',
+)  # each layout has its own content
 FILES = COMMON + OWN + ('generation_config.json', 'chat_template.jinja', 'chat_template.json')
-NEEDED = {'hf': ('tokenizer.json', 'processor_config.json'), 'deepseek': ('tokenizer.json',)}  # the rest follows from them
-READERS = {'hf': '`transformers.JanusForConditionalGeneration.from_pretrained` reads this directory.',
-           'deepseek': 'The `janus` package of https://github.com/deepseek-ai/Janus reads this directory.'}
+NEEDED = {
+  'hf': ('tokenizer.json', 'processor_config.json'),
+  'deepseek': ('tokenizer.json',),
+}  # the rest follows from them
+READERS = {
+  'hf': '`transformers.JanusForConditionalGeneration.from_pretrained` reads this directory.',
+  'deepseek': 'The `janus` package of https://github.com/deepseek-ai/Janus reads this directory.',
+}
 
 
 def check(source, layout):
-  """InputError unless the directory `source` has the files that its layout needs beside the model."""
+  """InputError unless the directory `source` has the files that its layout needs beside the
+  model.
+  """
   lacking = [name for name in NEEDED[layout] if not (source / name).is_file()]
   if lacking:
-    raise InputError(f'found {source} without {", ".join(lacking)}; expected the tokenizer and processor files of '
-                     'a model directory; check the path')
+    raise InputError(
+      f'found {source} without {", ".join(lacking)}; expected the tokenizer and processor files of '
+      'a model directory; check the path'
+    )
 
 
 def write(target, layout, source, source_layout, config, processor, guidance=None):
@@ -39,7 +64,8 @@ def write(target, layout, source, source_layout, config, processor, guidance=Non
     target, layout: the directory to write to, and its layout.
     source, source_layout: the directory they come from.
     config, processor: the model's `JanusConfig`, and the source's `Processor`.
-    guidance: the guidance weight that generation_config.json names; None keeps the source's, or Janus-Pro's own.
+    guidance: the guidance weight that generation_config.json names; None keeps the source's, or
+      Janus-Pro's own.
   """
   for name in (*COMMON, 'generation_config.json') if layout != source_layout else FILES:
     if (source / name).is_file():
@@ -57,11 +83,20 @@ def write(target, layout, source, source_layout, config, processor, guidance=Non
 
 
 def _hugging_face(source, config, processor):
-  ids = {token: processor.tokenizer.convert_tokens_to_ids(token) for token in processor_lib.SPECIALS}
+  ids = {
+    token: processor.tokenizer.convert_tokens_to_ids(token) for token in processor_lib.SPECIALS
+  }
   theirs = read_json(source / 'tokenizer_config.json', default={})
-  files = processor_lib.side_files(ids, config.image_size, config.vision.patch_size, processor.system_prompt,
-                                   theirs.get('model_max_length', config.text.max_position_embeddings))
-  del files['tokenizer_config.json']['added_tokens_decoder']  # tokenizer.json has them, each with its flags
+  files = processor_lib.side_files(
+    ids,
+    config.image_size,
+    config.vision.patch_size,
+    processor.system_prompt,
+    theirs.get('model_max_length', config.text.max_position_embeddings),
+  )
+  del files['tokenizer_config.json'][
+    'added_tokens_decoder'
+  ]  # tokenizer.json has them, each with its flags
   if 'image_processor' in read_json(source / 'processor_config.json', default={}):
     del files['preprocessor_config.json']
   return files
@@ -70,48 +105,87 @@ def _hugging_face(source, config, processor):
 def _deepseek(source, config, processor):
   theirs = read_json(source / 'tokenizer_config.json', default={})
   tokenizer = dict(
-    add_bos_token=True, add_eos_token=False, bos_token=BOS, eos_token=EOS, pad_token=PAD, unk_token=None,
-    clean_up_tokenization_spaces=False, model_max_length=theirs.get('model_max_length', 16384),
-    tokenizer_class='LlamaTokenizerFast', processor_class='VLChatProcessor')
+    add_bos_token=True,
+    add_eos_token=False,
+    bos_token=BOS,
+    eos_token=EOS,
+    pad_token=PAD,
+    unk_token=None,
+    clean_up_tokenization_spaces=False,
+    model_max_length=theirs.get('model_max_length', 16384),
+    tokenizer_class='LlamaTokenizerFast',
+    processor_class='VLChatProcessor',
+  )
   image = dict(
-    background_color=[127] * 3, do_normalize=True, image_mean=[0.5] * 3, image_processor_type='VLMImageProcessor',
-    image_size=config.image_size, image_std=[0.5] * 3, min_size=processor_lib.MIN_SIDE,
-    processor_class='VLChatProcessor', rescale_factor=1 / 255)
+    background_color=[127] * 3,
+    do_normalize=True,
+    image_mean=[0.5] * 3,
+    image_processor_type='VLMImageProcessor',
+    image_size=config.image_size,
+    image_std=[0.5] * 3,
+    min_size=processor_lib.MIN_SIDE,
+    processor_class='VLChatProcessor',
+    rescale_factor=1 / 255,
+  )
   settings = dict(
-    add_special_token=False, ignore_id=-100, image_tag=IMAGE, mask_prompt=True,
-    num_image_tokens=config.vision.num_patches, processor_class='VLChatProcessor', sft_format='deepseek')
-  special = dict(bos_token=BOS, eos_token=EOS, pad_token=PAD, additional_special_tokens=[IMAGE, BOI, EOI])
-  return {'tokenizer_config.json': tokenizer, 'preprocessor_config.json': image, 'processor_config.json': settings,
-          'special_tokens_map.json': special}
+    add_special_token=False,
+    ignore_id=-100,
+    image_tag=IMAGE,
+    mask_prompt=True,
+    num_image_tokens=config.vision.num_patches,
+    processor_class='VLChatProcessor',
+    sft_format='deepseek',
+  )
+  special = dict(
+    bos_token=BOS, eos_token=EOS, pad_token=PAD, additional_special_tokens=[IMAGE, BOI, EOI]
+  )
+  return {
+    'tokenizer_config.json': tokenizer,
+    'preprocessor_config.json': image,
+    'processor_config.json': settings,
+    'special_tokens_map.json': special,
+  }
 
 
 def _ensure_bos(path):
-  """Has tokenizer.json itself put begin-of-sentence in front, where it left that to the class which reads it.
+  """Has tokenizer.json itself put begin-of-sentence in front, where it left that to the class which
+  reads it.
 
-  transformers 5 reads tokenizer.json alone; the original's LlamaTokenizerFast adds the token by a setting of its own.
+  transformers 5 reads tokenizer.json alone; the original's LlamaTokenizerFast adds the token by a
+  setting of its own.
   """
   from tokenizers import Tokenizer
   from tokenizers.processors import Sequence, TemplateProcessing
+
   tokenizer = Tokenizer.from_file(str(path))
   bos = tokenizer.token_to_id(BOS)
   if tokenizer.encode('a').ids[:1] == [bos]:
     return
-  template = TemplateProcessing(single=f'{BOS} $A', pair=f'{BOS} $A {BOS} $B:1', special_tokens=[(BOS, bos)])
+  template = TemplateProcessing(
+    single=f'{BOS} $A', pair=f'{BOS} $A {BOS} $B:1', special_tokens=[(BOS, bos)]
+  )
   before = tokenizer.post_processor
   tokenizer.post_processor = Sequence([before, template]) if before else template
   tokenizer.save(str(path))
 
 
 def write_card(target, layout, body, source_card=None):
-  """README.md: the header that the Hub reads, with the licence that the source's card names, then the body."""
+  """README.md: the header that the Hub reads, with the licence that the source's card names, then
+  the body.
+  """
   licence = []
   if source_card is not None and source_card.is_file():
-    header = re.match(r'---\n(.*?)\n---', source_card.read_text(encoding='utf-8', errors='replace'), re.DOTALL)
+    header = re.match(
+      r'---\n(.*?)\n---', source_card.read_text(encoding='utf-8', errors='replace'), re.DOTALL
+    )
     licence = re.findall(r'^license[^\n]*', header.group(1), re.MULTILINE) if header else []
   library = ['library_name: transformers'] if layout == 'hf' else []
-  header = '\n'.join(['---', *licence, *library, 'pipeline_tag: any-to-any', 'tags:', '- janus', '---', '', ''])
-  (target / 'README.md').write_text(header + (body or f'# Janus\n\nWritten by dsr_jax. {READERS[layout]}\n'),
-                                    encoding='utf-8')
+  header = '\n'.join(
+    ['---', *licence, *library, 'pipeline_tag: any-to-any', 'tags:', '- janus', '---', '', '']
+  )
+  (target / 'README.md').write_text(
+    header + (body or f'# Janus\n\nWritten by dsr_jax. {READERS[layout]}\n'), encoding='utf-8'
+  )
 
 
 def _write_json(path, content):

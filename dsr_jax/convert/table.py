@@ -8,8 +8,10 @@ A leaf's last name and its rank say how it is laid out, so the tables speak of m
   scale, embedding          weight                       none
   bias                      bias                         none
 
-Transformer layers are stacked on axis 0 here and are tensors of their own there. One layer of one leaf, oriented as torch
-has it, is an atom: every layout is made of the same atoms, one a tensor, or several side by side. So one layout turns into
+Transformer layers are stacked on axis 0 here and are tensors of their own there. One layer of one
+leaf, oriented as torch
+has it, is an atom: every layout is made of the same atoms, one a tensor, or several side by side.
+  So one layout turns into
 another without a change of a single number.
 
 Sources: the names of deepseek-ai/Janus (janus/models/*.py) and of transformers' modeling_janus.py.
@@ -21,20 +23,29 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-# Rows: our module path; its path there; optionally what is special. The first pattern that matches the whole path wins.
-# {layer} is the index on the stacked axis, the other braces are groups of the pattern. Special is an int (the tensor holds
-# several modules side by side on axis 0, this one in that place) or BARE (the name ends there, and an axis of 1 is in front).
+# Rows: our module path; its path there; optionally what is special. The first pattern that matches
+# the whole path wins.
+# {layer} is the index on the stacked axis, the other braces are groups of the pattern. Special is
+# an int (the tensor holds
+# several modules side by side on axis 0, this one in that place) or BARE (the name ends there, and
+# an axis of 1 is in front).
 BARE = 'bare'
 
 HUGGING_FACE = (
   (r'language_model/layers/(?P<rest>.+)', 'model.language_model.layers.{layer}.{rest}'),
   (r'lm_head', 'lm_head'),
-  (r'vision_model/(?P<rest>patch_embedding|position_embedding)', 'model.vision_model.embeddings.{rest}'),
+  (
+    r'vision_model/(?P<rest>patch_embedding|position_embedding)',
+    'model.vision_model.embeddings.{rest}',
+  ),
   (r'vision_model/layers/(?P<rest>.+)', 'model.vision_model.encoder.layers.{layer}.{rest}'),
   (r'(?P<rest>aligner|generation_aligner)/hidden_layer', 'model.{rest}.hidden_layers.0'),
   (r'vqmodel/quantize', 'model.vqmodel.quantize.embedding'),
-  (r'(?P<rest>(language_model|vision_model|aligner|generation_aligner|generation_embeddings|generation_head|vqmodel)'
-   r'(/.+)?)', 'model.{rest}'),
+  (
+    r'(?P<rest>(language_model|vision_model|aligner|generation_aligner|generation_embeddings|generation_head|vqmodel)'
+    r'(/.+)?)',
+    'model.{rest}',
+  ),
 )
 
 _TOWER = 'vision_model.vision_tower'
@@ -60,7 +71,10 @@ DEEPSEEK = (
   (r'generation_head/proj_out', 'gen_head.output_mlp_projector'),
   (r'generation_head/vision_head', 'gen_head.vision_head'),
   (r'vqmodel/quantize', 'gen_vision_model.quantize.embedding'),
-  (_CODER + r'/(down|up)/(?P<level>\d+)/block/(?P<rest>.+)', 'gen_vision_model.{side}.conv_blocks.{level}.res.{rest}'),
+  (
+    _CODER + r'/(down|up)/(?P<level>\d+)/block/(?P<rest>.+)',
+    'gen_vision_model.{side}.conv_blocks.{level}.res.{rest}',
+  ),
   (_CODER + r'/(down|up)/(?P<rest>.+)', 'gen_vision_model.{side}.conv_blocks.{rest}'),
   (_CODER + r'/mid/block_1/(?P<rest>.+)', 'gen_vision_model.{side}.mid.0.{rest}'),
   (_CODER + r'/mid/attn_1/(?P<rest>.+)', 'gen_vision_model.{side}.mid.1.{rest}'),
@@ -69,8 +83,12 @@ DEEPSEEK = (
 )
 
 LAYOUTS = {'hf': HUGGING_FACE, 'deepseek': DEEPSEEK}
-# The text embedding and the text head, by layout: where a file has no head, and the config ties them, one serves as both.
-EMBED = {'hf': 'model.language_model.embed_tokens.weight', 'deepseek': 'language_model.model.embed_tokens.weight'}
+# The text embedding and the text head, by layout: where a file has no head, and the config ties
+# them, one serves as both.
+EMBED = {
+  'hf': 'model.language_model.embed_tokens.weight',
+  'deepseek': 'language_model.model.embed_tokens.weight',
+}
 HEAD = {'hf': 'lm_head.weight', 'deepseek': 'language_model.lm_head.weight'}
 
 USAGE_COUNTS = 65536  # length of the usage statistics, whatever the size of the codebook
@@ -86,6 +104,7 @@ class Atom(NamedTuple):
 
   leaf: place in `jax.tree.leaves` order; layer: index on its stacked axis or None; shape: torch's.
   """
+
   leaf: int
   layer: int | None
   shape: tuple[int, ...]
@@ -102,7 +121,10 @@ class Atom(NamedTuple):
 
 
 class Entry(NamedTuple):
-  """One tensor of a checkpoint: its atoms, side by side on axis 0 of `shape` (after an axis of 1 where it has one)."""
+  """One tensor of a checkpoint: its atoms, side by side on axis 0 of `shape` (after an axis of 1
+  where it has one).
+  """
+
   name: str
   shape: tuple[int, ...]
   atoms: tuple[Atom, ...]
@@ -112,11 +134,13 @@ class Entry(NamedTuple):
     if len(self.atoms) == 1:
       return [value.reshape(self.atoms[0].shape)]
     ends = np.cumsum([atom.shape[0] for atom in self.atoms])
-    return [value[end - atom.shape[0]:end] for atom, end in zip(self.atoms, ends)]
+    return [value[end - atom.shape[0] : end] for atom, end in zip(self.atoms, ends)]
 
 
 def entries(params, layout='hf'):
-  """All tensors of a checkpoint in a layout, for a tree of parameters or of their shapes, in the tree's order."""
+  """All tensors of a checkpoint in a layout, for a tree of parameters or of their shapes, in the
+  tree's order.
+  """
   table, parts, bare = LAYOUTS[layout], {}, set()
   for leaf, (path, value) in enumerate(jax.tree_util.tree_leaves_with_path(params)):
     *module, last = [str(key.key) for key in path]
@@ -133,7 +157,10 @@ def entries(params, layout='hf'):
       place = special if isinstance(special, int) else 0
       assert place not in parts.setdefault(name, {}), f'two leaves share the tensor {name}'
       parts[name][place] = Atom(leaf, layer, shape, kernel)
-  return [_entry(name, tuple(atoms[i] for i in sorted(atoms)), name in bare) for name, atoms in parts.items()]
+  return [
+    _entry(name, tuple(atoms[i] for i in sorted(atoms)), name in bare)
+    for name, atoms in parts.items()
+  ]
 
 
 def _entry(name, atoms, bare):
@@ -150,9 +177,11 @@ def _foreign(module, table, layer):
 
 
 def unused(vision, layout):
-  """Tensors that a layout holds and no forward pass reads, name -> shape: the tower's attention pool, and usage statistics.
+  """Tensors that a layout holds and no forward pass reads, name -> shape: the tower's attention
+  pool, and usage statistics.
 
-  They are kept aside when such a checkpoint is read, and given back when one is written. vision: the `VisionConfig`.
+  They are kept aside when such a checkpoint is read, and given back when one is written. vision:
+  the `VisionConfig`.
   """
   if layout != 'deepseek':
     return {}
@@ -180,12 +209,18 @@ def mistakes(want, found):
     said.append(f'{len(missing)} missing: {", ".join(missing)}')
   if extra:
     said.append(f'{len(extra)} unknown: {", ".join(extra)}')
-  shapes = [f'{name} {found[name][0]} instead of {want[name]}' for name in sorted(want.keys() & found.keys())
-            if found[name][0] != want[name]]
+  shapes = [
+    f'{name} {found[name][0]} instead of {want[name]}'
+    for name in sorted(want.keys() & found.keys())
+    if found[name][0] != want[name]
+  ]
   if shapes:
     said.append(f'{len(shapes)} of another shape: {", ".join(shapes)}')
-  dtypes = [f'{name} {found[name][1]}' for name in sorted(want.keys() & found.keys())
-            if found[name][1] not in ('F32', 'BF16', 'F16', 'F64')]
+  dtypes = [
+    f'{name} {found[name][1]}'
+    for name in sorted(want.keys() & found.keys())
+    if found[name][1] not in ('F32', 'BF16', 'F16', 'F64')
+  ]
   if dtypes:
     said.append(f'{len(dtypes)} not floating: {", ".join(dtypes)}')
   return said

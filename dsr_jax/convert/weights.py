@@ -1,7 +1,9 @@
-"""Tensors of a checkpoint as views of its files: safetensors or torch's .bin, single or sharded with an index.
+"""Tensors of a checkpoint as views of its files: safetensors or torch's .bin, single or sharded
+with an index.
 
-Files are memory-mapped, so a tensor costs memory only while its pages are looked at, and those belong to the file. Pickled
-files are read by torch with `weights_only=True`: no code in them is run.
+Files are memory-mapped, so a tensor costs memory only while its pages are looked at, and those
+belong to the file. Pickled files are read by torch with `weights_only=True`: no code in them is
+run.
 """
 
 import hashlib
@@ -15,32 +17,54 @@ from dsr_jax.errors import InputError
 from dsr_jax.processor import read_json
 
 # (single file, index of shards); the first form that a directory has is read.
-FORMS = (('model.safetensors', 'model.safetensors.index.json'), ('pytorch_model.bin', 'pytorch_model.bin.index.json'))
+FORMS = (
+  ('model.safetensors', 'model.safetensors.index.json'),
+  ('pytorch_model.bin', 'pytorch_model.bin.index.json'),
+)
 DTYPES = dict(
-  F64=np.float64, F32=np.float32, F16=np.float16, BF16=ml_dtypes.bfloat16, I64=np.int64, I32=np.int32, I16=np.int16,
-  I8=np.int8, U8=np.uint8, BOOL=np.bool_)
+  F64=np.float64,
+  F32=np.float32,
+  F16=np.float16,
+  BF16=ml_dtypes.bfloat16,
+  I64=np.int64,
+  I32=np.int32,
+  I16=np.int16,
+  I8=np.int8,
+  U8=np.uint8,
+  BOOL=np.bool_,
+)
 DTYPE_NAMES = {np.dtype(kind): name for name, kind in DTYPES.items()}
 
 
 class Checkpoint:
-  """The tensors of a directory. found: name -> (shape, dtype name); read(name): the tensor, a view in the file's dtype."""
+  """The tensors of a directory. found: name -> (shape, dtype name); read(name): the tensor, a view
+  in the file's dtype.
+  """
 
   def __init__(self, directory):
     self.directory = pathlib.Path(directory)
     single, index_name = self._form()
     index = {} if (self.directory / single).is_file() else self._index(index_name)
-    self.files = [self.directory / name for name in (sorted(set(index.values())) if index else [single])]
+    self.files = [
+      self.directory / name for name in (sorted(set(index.values())) if index else [single])
+    ]
     self._check_files(index_name)
     self._tensors, self.found = {}, {}
     for path in self.files:
       for name, (found, value) in read_file(path).items():
         if name in self._tensors:
-          raise InputError(f'found the tensor {name} in two files of {self.directory}; expected one; fetch them again')
+          raise InputError(
+            f'found the tensor {name} in two files of {self.directory}; expected one; fetch them '
+            'again'
+          )
         self._tensors[name], self.found[name] = value, found
     absent = sorted(index.keys() - self._tensors.keys())
     if absent:
-      raise InputError(f'found {len(absent)} tensors of {index_name} in none of its files ({", ".join(absent[:5])}'
-                       f'{" ..." * (len(absent) > 5)}); expected all in {self.directory}; fetch the checkpoint again')
+      raise InputError(
+        f'found {len(absent)} tensors of {index_name} in none of its files ({", ".join(absent[:5])}'
+        f'{" ..." * (len(absent) > 5)}); expected all in {self.directory}; fetch the checkpoint '
+        'again'
+      )
 
   def read(self, name):
     """The tensor as a NumPy view of the file, in the file's dtype; not to be written to."""
@@ -59,26 +83,43 @@ class Checkpoint:
     for form in FORMS:
       if any((self.directory / name).is_file() for name in form):
         return form
-    others = sorted(p.name for pattern in ('*.bin', '*.safetensors', '*.pt', '*.pth', '*.gguf')
-                    for p in self.directory.glob(pattern))
-    raise InputError(f'found {"only " + ", ".join(others) if others else "no weights"} in {self.directory}; expected '
-                     f'{FORMS[0][0]} or {FORMS[1][0]}, or shards with their index; fetch the whole checkpoint')
+    others = sorted(
+      p.name
+      for pattern in ('*.bin', '*.safetensors', '*.pt', '*.pth', '*.gguf')
+      for p in self.directory.glob(pattern)
+    )
+    raise InputError(
+      f'found {"only " + ", ".join(others) if others else "no weights"} in {self.directory}; '
+      'expected '
+      f'{FORMS[0][0]} or {FORMS[1][0]}, or shards with their index; fetch the whole checkpoint'
+    )
 
   def _index(self, name):
     index = read_json(self.directory / name).get('weight_map')
-    if not isinstance(index, dict) or not index or not all(isinstance(v, str) for v in index.values()):
-      raise InputError(f'found no weight_map in {self.directory / name}; expected names and files; fetch it again')
+    if (
+      not isinstance(index, dict)
+      or not index
+      or not all(isinstance(v, str) for v in index.values())
+    ):
+      raise InputError(
+        f'found no weight_map in {self.directory / name}; expected names and files; fetch it again'
+      )
     outside = sorted(file for file in set(index.values()) if pathlib.Path(file).name != file)
     if outside:
-      raise InputError(f'found the file name {outside[0]!r} in {self.directory / name}; expected plain file names; '
-                       'fetch it again')
+      raise InputError(
+        f'found the file name {outside[0]!r} in {self.directory / name}; expected plain file '
+        'names; '
+        'fetch it again'
+      )
     return index
 
   def _check_files(self, index_name):
     missing = [path.name for path in self.files if not path.is_file()]
     if missing:
-      raise InputError(f'found {index_name} naming {len(self.files)} files, of which {len(missing)} are not in '
-                       f'{self.directory} ({", ".join(missing)}); expected all; fetch the missing ones')
+      raise InputError(
+        f'found {index_name} naming {len(self.files)} files, of which {len(missing)} are not in '
+        f'{self.directory} ({", ".join(missing)}); expected all; fetch the missing ones'
+      )
 
 
 def read_file(path):
@@ -88,17 +129,19 @@ def read_file(path):
 
 def _read_safetensors(path):
   from safetensors import SafetensorError, safe_open
+
   try:
     with safe_open(str(path), framework='np'):
       pass  # its own checks: header, offsets, length of the file
   except (SafetensorError, OSError) as e:
-    raise InputError(f'found {path} truncated or damaged ({e}); expected a whole safetensors file; '
-                     'fetch it again') from e
+    raise InputError(
+      f'found {path} truncated or damaged ({e}); expected a whole safetensors file; fetch it again'
+    ) from e
   with open(path, 'rb') as f:
     size = int.from_bytes(f.read(8), 'little')
     header = json.loads(f.read(size))
   empty = path.stat().st_size == 8 + size  # nothing to map
-  data = np.empty(0, np.uint8) if empty else np.asarray(np.memmap(path, np.uint8, 'r'))[8 + size:]
+  data = np.empty(0, np.uint8) if empty else np.asarray(np.memmap(path, np.uint8, 'r'))[8 + size :]
   header.pop('__metadata__', None)
   tensors = {}
   for name, info in header.items():
@@ -113,26 +156,41 @@ def _read_bin(path):
   try:
     import torch
   except ImportError as e:
-    raise InputError(f'found {path.name}, a file of torch, and no torch installed; expected it; pip install "dsr_jax[torch]", '
-                     'or fetch the checkpoint as safetensors') from e
+    raise InputError(
+      f'found {path.name}, a file of torch, and no torch installed; expected it; pip install '
+      '"dsr_jax[torch]", '
+      'or fetch the checkpoint as safetensors'
+    ) from e
   import pickle
+
   try:
     content = torch.load(path, map_location='cpu', mmap=True, weights_only=True)
   except pickle.UnpicklingError as e:
-    raise InputError(f'found more than tensors in {path}, or a damaged file ({_first_line(e)}); expected a state dict; '
-                     'nothing in it was run: fetch the checkpoint from its source again, or as safetensors') from e
+    raise InputError(
+      f'found more than tensors in {path}, or a damaged file ({_first_line(e)}); expected a state '
+      'dict; '
+      'nothing in it was run: fetch the checkpoint from its source again, or as safetensors'
+    ) from e
   except (RuntimeError, OSError, EOFError, ValueError, KeyError) as e:
-    raise InputError(f'found {path} truncated, damaged or of a torch before 1.6 ({_first_line(e)}); expected a file of '
-                     'torch.save; fetch it again') from e
+    raise InputError(
+      f'found {path} truncated, damaged or of a torch before 1.6 ({_first_line(e)}); expected a '
+      'file of '
+      'torch.save; fetch it again'
+    ) from e
   if not isinstance(content, dict) or not all(
-      isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()):
-    raise InputError(f'found no plain state dict in {path}; expected names and tensors; save the model\'s state_dict()')
+    isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()
+  ):
+    raise InputError(
+      f"found no plain state dict in {path}; expected names and tensors; save the model's "
+      'state_dict()'
+    )
   return {name: _from_torch(value) for name, value in content.items()}
 
 
 def _from_torch(tensor):
   """torch tensor -> ((shape, dtype name), NumPy view)."""
   import torch
+
   tensor = tensor.detach()
   if tensor.dtype == torch.bfloat16:
     value = tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)

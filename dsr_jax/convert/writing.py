@@ -1,8 +1,11 @@
-"""Safetensors files written as a stream: a piece of a tensor at a time, so that a model never lies in memory for it."""
+"""Safetensors files written as a stream: a piece of a tensor at a time, so that a model never lies
+in memory for it.
+"""
 
+from collections.abc import Callable
 import json
 import shutil
-from typing import Any, Callable, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,7 +18,10 @@ SPARE_BYTES = 64 << 20  # tokenizer, configuration, card
 
 
 class Tensor(NamedTuple):
-  """A tensor to be written. parts(): its pieces along the first axis, in order; dtype: in the file."""
+  """A tensor to be written. parts(): its pieces along the first axis, in order; dtype: in the
+  file.
+  """
+
   name: str
   shape: tuple[int, ...]
   dtype: np.dtype
@@ -30,23 +36,39 @@ def check_room(directory, tensors):
   """InputError unless the disk of `directory`, which exists, has room for the tensors."""
   free, need = shutil.disk_usage(directory).free, sum(t.nbytes for t in tensors) + SPARE_BYTES
   if free < need:
-    raise InputError(f'found {free >> 20:,} MiB free at {directory}; expected {need >> 20:,} MiB; free some, or choose '
-                     'another place')
+    raise InputError(
+      f'found {free >> 20:,} MiB free at {directory}; expected {need >> 20:,} MiB; free some, or '
+      'choose '
+      'another place'
+    )
 
 
 def write(directory, tensors):
-  """Writes tensors as one safetensors file, or as shards with an index where they are more than `SHARD_BYTES`."""
+  """Writes tensors as one safetensors file, or as shards with an index where they are more than
+  `SHARD_BYTES`.
+  """
   single, index = FORMS[0]
   shards = _shards(tensors)
-  names = [single] if len(shards) == 1 else [
-    f'model-{i + 1:05d}-of-{len(shards):05d}.safetensors' for i in range(len(shards))]
+  names = (
+    [single]
+    if len(shards) == 1
+    else [f'model-{i + 1:05d}-of-{len(shards):05d}.safetensors' for i in range(len(shards))]
+  )
   for name, shard in zip(names, shards):
     write_file(directory / name, shard)
   if len(shards) > 1:
     weight_map = {tensor.name: name for name, shard in zip(names, shards) for tensor in shard}
-    (directory / index).write_text(json.dumps(dict(
-      metadata=dict(total_size=sum(t.nbytes for t in tensors)), weight_map=dict(sorted(weight_map.items()))),
-      indent=2) + '\n', encoding='utf-8')
+    (directory / index).write_text(
+      json.dumps(
+        dict(
+          metadata=dict(total_size=sum(t.nbytes for t in tensors)),
+          weight_map=dict(sorted(weight_map.items())),
+        ),
+        indent=2,
+      )
+      + '\n',
+      encoding='utf-8',
+    )
 
 
 def write_file(path, tensors):
@@ -55,8 +77,11 @@ def write_file(path, tensors):
   # transformers refuses files without the format.
   header, offset = {'__metadata__': {'format': 'pt'}}, 0
   for tensor in tensors:
-    header[tensor.name] = dict(dtype=DTYPE_NAMES[tensor.dtype], shape=list(tensor.shape),
-                               data_offsets=[offset, offset + tensor.nbytes])
+    header[tensor.name] = dict(
+      dtype=DTYPE_NAMES[tensor.dtype],
+      shape=list(tensor.shape),
+      data_offsets=[offset, offset + tensor.nbytes],
+    )
     offset += tensor.nbytes
   header = json.dumps(header, separators=(',', ':')).encode()
   header += b' ' * (-len(header) % 8)
@@ -75,7 +100,7 @@ def _write_array(f, array, dtype):
   row = max(1, int(np.prod(array.shape[1:], dtype=np.int64)) * dtype.itemsize)
   rows = max(1, PIECE_BYTES // row)
   for first in range(0, array.shape[0], rows):
-    piece = np.ascontiguousarray(array[first:first + rows].astype(dtype, copy=False))
+    piece = np.ascontiguousarray(array[first : first + rows].astype(dtype, copy=False))
     f.write(piece.reshape(-1).view(np.uint8).data)
 
 

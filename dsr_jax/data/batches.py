@@ -1,6 +1,7 @@
 """Batches of prompts and pictures as a pure function of (seed, step), in fixed shapes.
 
-Axes: B prompts, and as many pictures, a step; Tp / Tq / Ti tokens of prompts / the question / the instruction; H = W
+Axes: B prompts, and as many pictures, a step; Tp / Tq / Ti tokens of prompts / the question / the
+  instruction; H = W
 pixels.
 
     batches = make(config.data, config.method, processor, image_size=32)
@@ -18,26 +19,38 @@ from dsr_jax.data import order
 from dsr_jax.data import prompts as prompts_lib
 from dsr_jax.errors import InputError
 from dsr_jax.rewards import REWARDS
-from dsr_jax.scenes import sets
-from dsr_jax.scenes import world
+from dsr_jax.scenes import sets, world
 
 
 def make(data, method, processor, image_size: int, fields: tuple[str, ...] = ()) -> 'Batches':
   """Batches of a run.
 
   Args:
-    data: `config.Data`: prompts ('scenes', 't2i_compbench' or a file with a line a prompt), images ('scenes' or a
-      folder), max_prompt_tokens.
-    method: `config.Method`: tasks, inputs_per_task (B), seed (of the order and of all sampling), crop, question
-      (asked for the sampled texts), instruction (stands before the prompt when its likelihood is scored).
+    data: `config.Data`: prompts ('scenes', 't2i_compbench' or a file with a line a prompt), images
+      ('scenes' or a folder), max_prompt_tokens.
+    method: `config.Method`: tasks, inputs_per_task (B), seed (of the order and of all sampling),
+      crop, question (asked for the sampled texts), instruction (stands before the prompt when its
+      likelihood is scored).
     processor: `processor.Processor`; only its encode_* methods and templates are used.
     image_size: side of the model's square pictures in pixels.
-    fields: names in `fields.FIELDS` of what the batches hold besides, beyond what the reward declares.
+    fields: names in `fields.FIELDS` of what the batches hold besides, beyond what the reward
+      declares.
   """
   texts = _prompts(data.prompts, method.seed) if 'generation' in method.tasks else None
-  pictures = _pictures(data.images, method.seed, image_size, method.crop) if 'understanding' in method.tasks else None
+  pictures = (
+    _pictures(data.images, method.seed, image_size, method.crop)
+    if 'understanding' in method.tasks
+    else None
+  )
   declared = REWARDS[method.reward].fields
-  return Batches(processor, texts, pictures, method, data.max_prompt_tokens, tuple(dict.fromkeys((*declared, *fields))))
+  return Batches(
+    processor,
+    texts,
+    pictures,
+    method,
+    data.max_prompt_tokens,
+    tuple(dict.fromkeys((*declared, *fields))),
+  )
 
 
 # Data sets by name; a new one is a function and a line here.
@@ -50,14 +63,20 @@ def _scenes_prompts(seed):
 def _t2i_compbench(seed):
   del seed
   from dsr_jax.data import t2i_compbench  # TFDS takes seconds to import, so only who needs it pays
+
   return t2i_compbench.load()
 
 
 def _scenes_pictures(seed, size):
   if size != world.IMAGE_SIZE:
-    raise InputError(f'found a model of {size} x {size} pixels and data.images=scenes, whose pictures have '
-                     f'{world.IMAGE_SIZE} x {world.IMAGE_SIZE}; expected pictures of its own size; name a folder in data.images')
-  return images_lib.Pictures(sets.REINFORCEMENT_INPUTS, lambda i: sets.training_picture(seed, i), f'scenes {seed}')
+    raise InputError(
+      f'found a model of {size} x {size} pixels and data.images=scenes, whose pictures have '
+      f'{world.IMAGE_SIZE} x {world.IMAGE_SIZE}; expected pictures of its own size; name a folder '
+      'in data.images'
+    )
+  return images_lib.Pictures(
+    sets.REINFORCEMENT_INPUTS, lambda i: sets.training_picture(seed, i), f'scenes {seed}'
+  )
 
 
 NAMED_PROMPTS = {'scenes': _scenes_prompts, 't2i_compbench': _t2i_compbench}  # seed -> Prompts
@@ -68,8 +87,11 @@ def _prompts(name, seed):
   if name in NAMED_PROMPTS:
     return NAMED_PROMPTS[name](seed)
   if not os.path.isfile(name):
-    raise InputError(f'found no prompts {name}; expected one of {", ".join(NAMED_PROMPTS)}, or a text file with a line '
-                     'a prompt; change data.prompts')
+    raise InputError(
+      f'found no prompts {name}; expected one of {", ".join(NAMED_PROMPTS)}, or a text file with a '
+      'line '
+      'a prompt; change data.prompts'
+    )
   return prompts_lib.Prompts.from_file(name)
 
 
@@ -77,13 +99,18 @@ def _pictures(name, seed, size, crop):
   if name in NAMED_PICTURES:
     return NAMED_PICTURES[name](seed, size)
   if not os.path.isdir(name):
-    raise InputError(f'found no pictures {name}; expected one of {", ".join(NAMED_PICTURES)}, or a folder of images; '
-                     'change data.images')
+    raise InputError(
+      f'found no pictures {name}; expected one of {", ".join(NAMED_PICTURES)}, or a folder of '
+      'images; '
+      'change data.images'
+    )
   return images_lib.Pictures.from_folder(name, size, crop)
 
 
 class Batches:
-  """See `make`. Every step has the same shapes; `fingerprint` (hex) tells the data of one run from another's."""
+  """See `make`. Every step has the same shapes; `fingerprint` (hex) tells the data of one run from
+  another's.
+  """
 
   def __init__(self, processor, prompts, pictures, method, max_prompt_tokens, fields=()):
     self._prompts, self._pictures, self._seed = prompts, pictures, method.seed
@@ -92,9 +119,12 @@ class Batches:
     self._inputs = method.inputs_per_task
     self._pad_id = processor.templates.pad_id
     if prompts is not None:
-      self._rows = [prompts_lib.encode(prompts[i], processor.encode_prompt, max_prompt_tokens, prompts.where(i))
-                    for i in range(len(prompts))]
-      # The longest prompt there is: fixed over the run, and no step pays for tokens that no prompt has.
+      self._rows = [
+        prompts_lib.encode(prompts[i], processor.encode_prompt, max_prompt_tokens, prompts.where(i))
+        for i in range(len(prompts))
+      ]
+      # The longest prompt there is: fixed over the run, and no step pays for tokens that no prompt
+      # has.
       self._prompt_length = max(map(len, self._rows))
       self._instruction = _one_row(method.instruction, processor.encode_question, 'instruction')
     if pictures is not None:
@@ -104,16 +134,22 @@ class Batches:
     self.fingerprint = hashlib.sha256('\n'.join(parts).encode()).hexdigest()
 
   def sizes(self) -> dict[str, int]:
-    """How many different prompts and pictures there are: {'prompts': n, 'pictures': m}, untrained tasks left out."""
-    return {name: len(part) for name, part in (('prompts', self._prompts), ('pictures', self._pictures))
-            if part is not None}
+    """How many different prompts and pictures there are: {'prompts': n, 'pictures': m}, untrained
+    tasks left out.
+    """
+    return {
+      name: len(part)
+      for name, part in (('prompts', self._prompts), ('pictures', self._pictures))
+      if part is not None
+    }
 
   def at(self, step: int, start: int = 0, stop: int | None = None) -> dict[str, np.ndarray]:
     """The batch of step `step` (from 0), or its rows start to stop, of prompts and of pictures.
 
-    Returns: prompt_ids (B, Tp) int32, prompt_mask (B, Tp) bool, instruction_ids (Ti,), instruction_mask (Ti,) for
-      generation; pixels (B, H, W, 3) uint8, question_ids (B, Tq), question_mask (B, Tq) for understanding; the keys of
-      a task that does not learn in this step are absent; what `fields` names; always seed, a uint32 of (seed, step).
+    Returns: prompt_ids (B, Tp) int32, prompt_mask (B, Tp) bool, instruction_ids (Ti,),
+      instruction_mask (Ti,) for generation; pixels (B, H, W, 3) uint8, question_ids (B, Tq),
+      question_mask (B, Tq) for understanding; the keys of a task that does not learn in this step
+      are absent; what `fields` names; always seed, a uint32 of (seed, step).
     """
     stop = self._inputs if stop is None else stop
     learning = self._method.tasks_at(step)
@@ -121,45 +157,69 @@ class Batches:
     if 'generation' in learning:
       batch |= self.prompts_at(step, start, stop)
       batch['instruction_ids'], batch['instruction_mask'] = (
-          row[0] for row in prompts_lib.pad([self._instruction], len(self._instruction), self._pad_id))
+        row[0] for row in prompts_lib.pad([self._instruction], len(self._instruction), self._pad_id)
+      )
     if 'understanding' in learning:
       batch |= self.pictures_at(step, start, stop)
     for field in self._fields:
       if field.whole:
-        batch |= {f'whole/{name}': value for name, value in field.whole(self._processor, self._method).items()}
+        batch |= {
+          f'whole/{name}': value
+          for name, value in field.whole(self._processor, self._method).items()
+        }
     return batch
 
   def prompts_at(self, step: int, start: int, stop: int) -> dict[str, np.ndarray]:
-    """Rows start to stop of the step's prompts: prompt_ids, prompt_mask (stop - start, Tp), and further fields."""
+    """Rows start to stop of the step's prompts: prompt_ids, prompt_mask (stop - start, Tp), and
+    further fields.
+    """
     rows = self._rows_at(self._prompts, order.PROMPTS, step, start, stop, self._prompt_length)
-    ids, mask = prompts_lib.pad([self._rows[i] for i in rows.items], self._prompt_length, self._pad_id)
+    ids, mask = prompts_lib.pad(
+      [self._rows[i] for i in rows.items], self._prompt_length, self._pad_id
+    )
     return {'prompt_ids': ids, 'prompt_mask': mask, **self._further('generation', 'prompts', rows)}
 
   def pictures_at(self, step: int, start: int, stop: int) -> dict[str, np.ndarray]:
-    """Rows start to stop of the step's pictures: pixels (stop - start, H, W, 3), question_ids, question_mask, and further fields."""
+    """Rows start to stop of the step's pictures: pixels (stop - start, H, W, 3), question_ids,
+    question_mask, and further fields.
+    """
     rows = self._rows_at(self._pictures, order.PICTURES, step, start, stop, 0)
-    ids, mask = prompts_lib.pad([self._question] * len(rows.items), len(self._question), self._pad_id)
-    return {'pixels': self._pictures.take(rows.items), 'question_ids': ids, 'question_mask': mask,
-            **self._further('understanding', 'pictures', rows)}
+    ids, mask = prompts_lib.pad(
+      [self._question] * len(rows.items), len(self._question), self._pad_id
+    )
+    return {
+      'pixels': self._pictures.take(rows.items),
+      'question_ids': ids,
+      'question_mask': mask,
+      **self._further('understanding', 'pictures', rows),
+    }
 
   def _rows_at(self, data, stream, step, start, stop, prompt_length):
     first = step * self._inputs
     items = order.items(self._seed, stream, range(first + start, first + stop + 1), len(data))
-    return fields_lib.Rows(data, items[:-1], items[1:], self._processor, self._method, prompt_length)
+    return fields_lib.Rows(
+      data, items[:-1], items[1:], self._processor, self._method, prompt_length
+    )
 
   def _further(self, task, of, rows):
     makers = [getattr(field, of) for field in self._fields]
-    return {f'{task}/{name}': value for maker in makers if maker for name, value in maker(rows).items()}
+    return {
+      f'{task}/{name}': value for maker in makers if maker for name, value in maker(rows).items()
+    }
 
   def texts_at(self, step: int) -> list[str]:
     """The step's prompts (P) in words, for reports."""
     first = step * self._inputs
-    chosen = order.items(self._seed, order.PROMPTS, range(first, first + self._inputs), len(self._prompts))
+    chosen = order.items(
+      self._seed, order.PROMPTS, range(first, first + self._inputs), len(self._prompts)
+    )
     return [self._prompts[i] for i in chosen]
 
 
 def _one_row(text, encode, what):
   ids = list(encode(text))
   if not ids:
-    raise InputError(f'found an empty {what}; expected at least one word; write one in method.{what}')
+    raise InputError(
+      f'found an empty {what}; expected at least one word; write one in method.{what}'
+    )
   return ids

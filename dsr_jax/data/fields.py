@@ -1,6 +1,8 @@
-"""Further fields of a batch, for rewards that need more than prompts and pictures. A new one is a function and a line of `FIELDS`.
+"""Further fields of a batch, for rewards that need more than prompts and pictures. A new one is a
+function and a line of `FIELDS`.
 
-Names in a batch: `generation/X` and `understanding/X` are of each input, (B, ...); `whole/X` are of none in particular and have one axis.
+Names in a batch: `generation/X` and `understanding/X` are of each input, (B, ...); `whole/X` are of
+  none in particular and have one axis.
 Axes: B inputs, M hard negatives, T tokens, H W pixels, V vocabulary.
 """
 
@@ -19,9 +21,11 @@ NEGATIVES = 3  # of a prompt
 class Rows(NamedTuple):
   """Inputs of one task in a step.
 
-  texts (of prompts) or pictures: the whole data set, by index. items: indices of these inputs. following: of the inputs after each, in the
-  order of the run. prompt_length: tokens of the longest prompt.
+  texts (of prompts) or pictures: the whole data set, by index. items: indices of these inputs.
+  following: of the inputs after each, in the order of the run. prompt_length: tokens of the longest
+  prompt.
   """
+
   data: Any
   items: list[int]
   following: list[int]
@@ -31,10 +35,13 @@ class Rows(NamedTuple):
 
 
 class Field(NamedTuple):
-  """What a field adds for prompts and for pictures (functions of Rows -> {name: (B, ...)}), and to any batch (of (processor, method)).
+  """What a field adds for prompts and for pictures (functions of Rows -> {name: (B, ...)}), and to
+  any batch (of (processor, method)).
 
-  identity: method -> a text that differs where the field's own files do; a resumed run must have the same.
+  identity: method -> a text that differs where the field's own files do; a resumed run must have
+    the same.
   """
+
   prompts: Callable | None = None
   pictures: Callable | None = None
   whole: Callable | None = None
@@ -42,13 +49,23 @@ class Field(NamedTuple):
 
 
 def _negative_prompts(rows: Rows):
-  # Words of a kind are of a length, but not in every tokenizer: some room, and what is longer is cut, in negatives only.
+  # Words of a kind are of a length, but not in every tokenizer: some room, and what is longer is
+  # cut, in negatives only.
   room = rows.prompt_length + 8
-  encode = lambda text: list(rows.processor.encode_prompt(text))[:room]
-  encoded = [encode(text) for item, after in zip(rows.items, rows.following)
-             for text in swaps.negatives(rows.data[item], NEGATIVES, rows.data[after])]
+
+  def encode(text):
+    return list(rows.processor.encode_prompt(text))[:room]
+
+  encoded = [
+    encode(text)
+    for item, after in zip(rows.items, rows.following)
+    for text in swaps.negatives(rows.data[item], NEGATIVES, rows.data[after])
+  ]
   ids, mask = prompts_lib.pad(encoded, room, rows.processor.templates.pad_id)
-  return {'negative_ids': ids.reshape(-1, NEGATIVES, room), 'negative_mask': mask.reshape(-1, NEGATIVES, room)}
+  return {
+    'negative_ids': ids.reshape(-1, NEGATIVES, room),
+    'negative_mask': mask.reshape(-1, NEGATIVES, room),
+  }
 
 
 def _negative_pictures(rows: Rows):
@@ -56,8 +73,11 @@ def _negative_pictures(rows: Rows):
 
 
 def _other_prompts(rows: Rows):
-  ids, mask = prompts_lib.pad([list(rows.processor.encode_prompt(rows.data[i])) for i in rows.following], rows.prompt_length,
-                              rows.processor.templates.pad_id)
+  ids, mask = prompts_lib.pad(
+    [list(rows.processor.encode_prompt(rows.data[i])) for i in rows.following],
+    rows.prompt_length,
+    rows.processor.templates.pad_id,
+  )
   return {'other_ids': ids, 'other_mask': mask}
 
 
@@ -75,25 +95,43 @@ def _clip_identity(method):
 
 def _yes_question(processor, method):
   before, after = method.yes_question.split('{}')
-  ids = lambda text: np.array(processor.encode_question(text), np.int32)
-  word = lambda text: np.array(processor.encode_answer(text)[:-1], np.int32)  # without the end of text
-  return {'yes_before': ids(before), 'yes_after': ids(after), 'answer_yes': word('yes'), 'answer_no': word('no')}
+
+  def ids(text):
+    return np.array(processor.encode_question(text), np.int32)
+
+  def word(text):
+    return np.array(processor.encode_answer(text)[:-1], np.int32)  # without the end of text
+
+  return {
+    'yes_before': ids(before),
+    'yes_after': ids(after),
+    'answer_yes': word('yes'),
+    'answer_no': word('no'),
+  }
 
 
 def _vocabulary(processor, method):
-  """Every token's text: for code on the host that must read what was sampled. Bytes one after another, and where each ends."""
+  """Every token's text: for code on the host that must read what was sampled. Bytes one after
+  another, and where each ends.
+  """
   del method
   tokenizer = processor.tokenizer
   special = set(tokenizer.all_special_ids)
-  words = [b'' if i in special else tokenizer.decode([i], clean_up_tokenization_spaces=False).encode() for i in range(len(tokenizer))]
-  return {'token_bytes': np.frombuffer(b''.join(words), np.uint8), 'token_ends': np.cumsum([len(w) for w in words]).astype(np.int32)}
+  words = [
+    b'' if i in special else tokenizer.decode([i], clean_up_tokenization_spaces=False).encode()
+    for i in range(len(tokenizer))
+  ]
+  return {
+    'token_bytes': np.frombuffer(b''.join(words), np.uint8),
+    'token_ends': np.cumsum([len(w) for w in words]).astype(np.int32),
+  }
 
 
 FIELDS = {
-    'negatives': Field(prompts=_negative_prompts, pictures=_negative_pictures),
-    'others': Field(prompts=_other_prompts, pictures=_other_pictures),
-    'swapped_prompts': Field(prompts=_negative_prompts),
-    'clip': Field(prompts=_clip_prompts, identity=_clip_identity),
-    'yes_question': Field(whole=_yes_question),
-    'vocabulary': Field(whole=_vocabulary),
+  'negatives': Field(prompts=_negative_prompts, pictures=_negative_pictures),
+  'others': Field(prompts=_other_prompts, pictures=_other_pictures),
+  'swapped_prompts': Field(prompts=_negative_prompts),
+  'clip': Field(prompts=_clip_prompts, identity=_clip_identity),
+  'yes_question': Field(whole=_yes_question),
+  'vocabulary': Field(whole=_vocabulary),
 }

@@ -1,9 +1,9 @@
 """Pictures: a folder of anyone's own, decoded when they are asked for."""
 
+from collections.abc import Callable, Sequence
 import concurrent.futures
 import hashlib
 import os
-from typing import Callable, Sequence
 
 import numpy as np
 
@@ -14,17 +14,24 @@ SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.
 
 
 def find(directory: str) -> list[str]:
-  """Paths of the images in `directory` and below, relative to it, sorted; hidden files are left out."""
+  """Paths of the images in `directory` and below, relative to it, sorted; hidden files are left
+  out.
+  """
   if not os.path.isdir(directory):
     raise InputError(f'found no folder {directory}; expected a folder of images; name another')
   found = []
   for folder, subfolders, names in os.walk(directory):
     subfolders[:] = [name for name in subfolders if not name.startswith('.')]
-    found += [os.path.relpath(os.path.join(folder, name), directory) for name in names
-              if name.lower().endswith(SUFFIXES) and not name.startswith('.')]
+    found += [
+      os.path.relpath(os.path.join(folder, name), directory)
+      for name in names
+      if name.lower().endswith(SUFFIXES) and not name.startswith('.')
+    ]
   if not found:
-    raise InputError(f'found no image in {directory}; expected files ending in {", ".join(SUFFIXES)}; '
-                     'name another folder')
+    raise InputError(
+      f'found no image in {directory}; expected files ending in {", ".join(SUFFIXES)}; '
+      'name another folder'
+    )
   return sorted(path.replace(os.sep, '/') for path in found)
 
 
@@ -38,8 +45,12 @@ class Pictures:
     self._pool = None
 
   @classmethod
-  def from_folder(cls, directory: str, size: int, mode: str = 'crop', rounding: str = 'int') -> 'Pictures':
-    """The folder's images, resized and cropped (or padded) to `size` pixels square as the model's processor does."""
+  def from_folder(
+    cls, directory: str, size: int, mode: str = 'crop', rounding: str = 'int'
+  ) -> 'Pictures':
+    """The folder's images, resized and cropped (or padded) to `size` pixels square as the model's
+    processor does.
+    """
     names = find(directory)
 
     def draw(index):
@@ -55,7 +66,9 @@ class Pictures:
     return self._draw(index)
 
   def take(self, indices: Sequence[int]) -> np.ndarray:
-    """Pictures (B, H, W, 3) uint8; decoded by several threads, for Pillow works outside the interpreter's lock."""
+    """Pictures (B, H, W, 3) uint8; decoded by several threads, for Pillow works outside the
+    interpreter's lock.
+    """
     if self._pool is None:
       self._pool = concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1), 'pictures')
     return np.stack(list(self._pool.map(self._draw, indices)))

@@ -1,8 +1,8 @@
 """Prompts: anyone's own file, a line a prompt, and any sequence of texts as rows of token ids."""
 
+from collections.abc import Callable, Sequence
 import hashlib
 import os
-from typing import Callable, Sequence
 
 import numpy as np
 
@@ -10,18 +10,24 @@ from dsr_jax.errors import InputError
 
 
 def read_lines(path: str) -> list[tuple[int, str]]:
-  """The prompts of a UTF-8 text file as (line number from 1, prompt); empty lines are dropped, repeats and order kept.
+  """The prompts of a UTF-8 text file as (line number from 1, prompt); empty lines are dropped,
+  repeats and order kept.
 
-  A byte order mark and any of the three line ends are understood. Errors: InputError names the file.
+  A byte order mark and any of the three line ends are understood. Errors: InputError names the
+  file.
   """
   try:
     with open(path, 'rb') as f:
       text = f.read().decode('utf-8-sig')
   except OSError as e:
-    raise InputError(f'cannot read the prompts {path} ({e.strerror}); expected a text file with a line a prompt; '
-                     'name another file') from e
+    raise InputError(
+      f'cannot read the prompts {path} ({e.strerror}); expected a text file with a line a prompt; '
+      'name another file'
+    ) from e
   except UnicodeDecodeError as e:
-    raise InputError(f'{path} is not UTF-8 text (byte {e.start}); expected a line a prompt; save it as UTF-8') from e
+    raise InputError(
+      f'{path} is not UTF-8 text (byte {e.start}); expected a line a prompt; save it as UTF-8'
+    ) from e
   # Not splitlines(): it would cut at characters that may stand inside a prompt (form feed, U+2028).
   lines = text.replace('\r\n', '\n').replace('\r', '\n').split('\n')
   found = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
@@ -60,17 +66,25 @@ class Prompts:
     return digest.hexdigest()
 
 
-def encode(text: str, encode_one: Callable[[str], Sequence[int]], length: int, where: str) -> list[int]:
-  """Token ids of one text, at least one and at most `length`; InputError says `where` the text stands."""
+def encode(
+  text: str, encode_one: Callable[[str], Sequence[int]], length: int, where: str
+) -> list[int]:
+  """Token ids of one text, at least one and at most `length`; InputError says `where` the text
+  stands.
+  """
   try:
     ids = list(encode_one(text))
   except InputError as e:
     raise InputError(f'{where}: {e}') from e
   if not ids:
-    raise InputError(f'{where} is an empty prompt; expected at least one word; write one or leave the line out')
+    raise InputError(
+      f'{where} is an empty prompt; expected at least one word; write one or leave the line out'
+    )
   if len(ids) > length:
-    raise InputError(f'{where} has {len(ids)} tokens; expected at most {length}; shorten it or raise '
-                     'data.max_prompt_tokens')
+    raise InputError(
+      f'{where} has {len(ids)} tokens; expected at most {length}; shorten it or raise '
+      'data.max_prompt_tokens'
+    )
   return ids
 
 
@@ -79,6 +93,6 @@ def pad(rows: Sequence[Sequence[int]], length: int, pad_id: int) -> tuple[np.nda
   ids = np.full((len(rows), length), pad_id, np.int32)
   mask = np.zeros((len(rows), length), bool)
   for i, row in enumerate(rows):
-    ids[i, :len(row)] = row
-    mask[i, :len(row)] = True
+    ids[i, : len(row)] = row
+    mask[i, : len(row)] = True
   return ids, mask

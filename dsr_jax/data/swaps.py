@@ -1,29 +1,82 @@
 """Hard negatives of a prompt: the same words, but what is said of what has changed.
 
-A word of one of five kinds (colour, count, side, surface, size) changes places with another of its kind, or is replaced by one. They serve
-as contrast in rewards and as a test of whether a model reads word order at all.
+A word of one of five kinds (colour, count, side, surface, size) changes places with another of its
+kind, or is replaced by one. They serve as contrast in rewards and as a test of whether a model
+reads word order at all.
 """
 
 import re
 
 # Kinds in the order in which they are tried. Words of a row may stand for each other in a sentence.
 KINDS = {
-    'colour': ('red', 'orange', 'yellow', 'green', 'blue', 'purple', 'pink', 'brown', 'black', 'white', 'gray', 'grey', 'violet'),
-    'count': ('two', 'three', 'four', 'five', 'six', 'seven', 'eight'),
-    'side': ('left', 'right', 'above', 'below', 'over', 'under', 'top', 'bottom'),
-    'surface': ('plain', 'striped', 'dotted', 'solid', 'banded', 'spotted', 'metallic', 'wooden', 'leather', 'glass', 'plastic', 'rubber',
-                'fluffy', 'fabric'),
-    'size': ('small', 'large', 'little', 'big', 'tiny', 'huge'),
+  'colour': (
+    'red',
+    'orange',
+    'yellow',
+    'green',
+    'blue',
+    'purple',
+    'pink',
+    'brown',
+    'black',
+    'white',
+    'gray',
+    'grey',
+    'violet',
+  ),
+  'count': ('two', 'three', 'four', 'five', 'six', 'seven', 'eight'),
+  'side': ('left', 'right', 'above', 'below', 'over', 'under', 'top', 'bottom'),
+  'surface': (
+    'plain',
+    'striped',
+    'dotted',
+    'solid',
+    'banded',
+    'spotted',
+    'metallic',
+    'wooden',
+    'leather',
+    'glass',
+    'plastic',
+    'rubber',
+    'fluffy',
+    'fabric',
+  ),
+  'size': ('small', 'large', 'little', 'big', 'tiny', 'huge'),
 }
-_OPPOSITE = {a: b for x, y in (('left', 'right'), ('above', 'below'), ('over', 'under'), ('top', 'bottom'), ('small', 'large'), ('little', 'big'),
-                               ('tiny', 'huge')) for a, b in ((x, y), (y, x))}
-_SAME = {'violet': 'purple', 'grey': 'gray', 'little': 'small', 'tiny': 'small', 'big': 'large', 'huge': 'large', 'banded': 'striped',
-         'spotted': 'dotted', 'solid': 'plain', 'over': 'above', 'under': 'below'}
-_WORD = re.compile(r"\w+|\W+")
+_OPPOSITE = {
+  a: b
+  for x, y in (
+    ('left', 'right'),
+    ('above', 'below'),
+    ('over', 'under'),
+    ('top', 'bottom'),
+    ('small', 'large'),
+    ('little', 'big'),
+    ('tiny', 'huge'),
+  )
+  for a, b in ((x, y), (y, x))
+}
+_SAME = {
+  'violet': 'purple',
+  'grey': 'gray',
+  'little': 'small',
+  'tiny': 'small',
+  'big': 'large',
+  'huge': 'large',
+  'banded': 'striped',
+  'spotted': 'dotted',
+  'solid': 'plain',
+  'over': 'above',
+  'under': 'below',
+}
+_WORD = re.compile(r'\w+|\W+')
 
 
 def swapped(text: str, kind: str) -> str | None:
-  """The text with two different words of `kind` exchanged, or its one word of that kind replaced; None where it has none."""
+  """The text with two different words of `kind` exchanged, or its one word of that kind replaced;
+  None where it has none.
+  """
   parts = _WORD.findall(text)
   at = [i for i, part in enumerate(parts) if part.lower() in KINDS[kind]]
   if not at:
@@ -52,12 +105,16 @@ def _others(word: str, kind: str) -> list[str]:
 
 
 def negatives(text: str, number: int, other: str) -> list[str]:
-  """`number` texts that differ from `text`: its swaps by kind, then further replacements, then `other` where it has no such word."""
+  """`number` texts that differ from `text`: its swaps by kind, then further replacements, then
+  `other` where it has no such word.
+  """
   found = [s for s in (swapped(text, kind) for kind in KINDS) if s is not None]
   for kind, words in KINDS.items():
     parts = _WORD.findall(text)
     at = next((i for i, part in enumerate(parts) if part.lower() in words), None)
     if at is not None:
-      found += [''.join([*parts[:at], word, *parts[at + 1:]]) for word in _others(parts[at].lower(), kind)]
+      found += [
+        ''.join([*parts[:at], word, *parts[at + 1 :]]) for word in _others(parts[at].lower(), kind)
+      ]
   different = list(dict.fromkeys(s for s in found if s.lower() != text.lower()))
   return (different + [other] * number)[:number]

@@ -1,6 +1,7 @@
 """Attention over a context in several parts: a prefix that candidates share, and what is their own.
 
-Axes: R prefixes (rows), C candidates of a prefix, T queries, S keys of a part, N heads, h head width.
+Axes: R prefixes (rows), C candidates of a prefix, T queries, S keys of a part, N heads, h head
+  width.
 """
 
 import functools
@@ -14,7 +15,10 @@ FUSED_ROOM = 64  # keys are padded to a multiple of this
 
 
 class Int8(NamedTuple):
-  """Keys or values in 8 bits: values (..., S, h) int8, and what each vector is to be multiplied by, scale (..., S) float32."""
+  """Keys or values in 8 bits: values (..., S, h) int8, and what each vector is to be multiplied by,
+  scale (..., S) float32.
+  """
+
   values: jax.Array
   scale: jax.Array
 
@@ -31,20 +35,25 @@ def to_int8(x) -> Int8:
 
 
 def kernels_run(dtype) -> bool:
-  """Whether hand-written kernels run here in this type: half precision on an NVIDIA GPU of compute capability 8 (Ampere) or later."""
+  """Whether hand-written kernels run here in this type: half precision on an NVIDIA GPU of compute
+  capability 8 (Ampere) or later.
+  """
   if jax.default_backend() != 'gpu' or dtype not in (jnp.bfloat16, jnp.float16):
     return False
-  capability = getattr(jax.local_devices()[0], 'compute_capability', '')  # of other makers' GPUs a name
+  capability = getattr(
+    jax.local_devices()[0], 'compute_capability', ''
+  )  # of other makers' GPUs a name
   return capability[:1].isdigit() and float(capability) >= 8
 
 
 def attend(q, parts):
-  """One softmax over several parts of the context; cuDNN's fused kernel on a GPU in half precision, where there are many queries.
+  """One softmax over several parts of the context; cuDNN's fused kernel on a GPU in half precision,
+  where there are many queries.
 
   Args:
     q: (R, N, C, T, h).
-    parts: of (k, v, mask): either shared by the candidates, (R, N, S, h), or their own, (R, N, C, S, h), or `Int8`;
-      mask broadcasts to (R, N, C, T, S), or is None.
+    parts: of (k, v, mask): either shared by the candidates, (R, N, S, h), or their own, (R, N, C,
+      S, h), or `Int8`; mask broadcasts to (R, N, C, T, S), or is None.
 
   Returns:
     (R, N, C, T, h).
@@ -52,16 +61,28 @@ def attend(q, parts):
   r, n, c, t, h = q.shape
   if t >= FUSED_FROM and h % 8 == 0 and kernels_run(q.dtype):
     return fused(q, parts, 'cudnn')
-  flat = lambda x: x.reshape(r, n, c * t, -1)  # a shared part sees all candidates' queries as rows of one matrix product
+
+  def flat(x):
+    return x.reshape(
+      r, n, c * t, -1
+    )  # a shared part sees all candidates' queries as rows of one matrix product
+
   scores = []
   for k, _, mask in parts:
     if isinstance(k, Int8):
-      s = jnp.einsum('rncth,rncsh->rncts', q, k.values.astype(q.dtype), preferred_element_type=jnp.float32) * k.scale[:, :, :, None]
+      s = (
+        jnp.einsum(
+          'rncth,rncsh->rncts', q, k.values.astype(q.dtype), preferred_element_type=jnp.float32
+        )
+        * k.scale[:, :, :, None]
+      )
     elif k.ndim == 4:
-      s = jnp.einsum('rnqh,rnsh->rnqs', flat(q), k, preferred_element_type=jnp.float32).reshape(r, n, c, t, -1)
+      s = jnp.einsum('rnqh,rnsh->rnqs', flat(q), k, preferred_element_type=jnp.float32).reshape(
+        r, n, c, t, -1
+      )
     else:
       s = jnp.einsum('rncth,rncsh->rncts', q, k, preferred_element_type=jnp.float32)
-    s = s * h ** -0.5
+    s = s * h**-0.5
     scores.append(s if mask is None else jnp.where(mask, s, -1e30))
   # The softmax in float32, part by part: joined scores would be copied twice.
   top = functools.reduce(jnp.maximum, (jnp.max(s, axis=-1, keepdims=True) for s in scores))
@@ -73,7 +94,9 @@ def attend(q, parts):
       w, v = w * v.scale[:, :, :, None], v.values.astype(q.dtype)
     w = w.astype(q.dtype)
     if v.ndim == 4:
-      y = jnp.einsum('rnqs,rnsh->rnqh', flat(w), v, preferred_element_type=jnp.float32).reshape(r, n, c, t, h)
+      y = jnp.einsum('rnqs,rnsh->rnqh', flat(w), v, preferred_element_type=jnp.float32).reshape(
+        r, n, c, t, h
+      )
     else:
       y = jnp.einsum('rncts,rncsh->rncth', w, v, preferred_element_type=jnp.float32)
     out += y
@@ -81,17 +104,36 @@ def attend(q, parts):
 
 
 def fused(q, parts, implementation: str):
-  """`attend` by `jax.nn.dot_product_attention`, which never holds scores: parts joined to one context, and one mask for it."""
+  """`attend` by `jax.nn.dot_product_attention`, which never holds scores: parts joined to one
+  context, and one mask for it.
+  """
   r, n, c, t, h = q.shape
-  rows = lambda x: jnp.moveaxis(x, 1, 3).reshape(r * c, x.shape[3], n, h)  # (R, N, C, S, h) -> (R C, S, N, h)
-  own = lambda x: x if x.ndim == 5 else jnp.broadcast_to(x[:, :, None], (r, n, c, *x.shape[2:]))
+
+  def rows(x):
+    return jnp.moveaxis(x, 1, 3).reshape(
+      r * c, x.shape[3], n, h
+    )  # (R, N, C, S, h) -> (R C, S, N, h)
+
+  def own(x):
+    return x if x.ndim == 5 else jnp.broadcast_to(x[:, :, None], (r, n, c, *x.shape[2:]))
+
   keys, values = (jnp.concatenate([rows(own(part[i])) for part in parts], axis=1) for i in (0, 1))
-  whole = lambda mask, s: jnp.broadcast_to(True if mask is None else mask, (r, 1, c, t, s))
-  mask = jnp.concatenate([whole(mask, k.shape[-2]) for k, _, mask in parts], axis=-1).reshape(r * c, 1, t, -1)
+
+  def whole(mask, s):
+    return jnp.broadcast_to(True if mask is None else mask, (r, 1, c, t, s))
+
+  mask = jnp.concatenate([whole(mask, k.shape[-2]) for k, _, mask in parts], axis=-1).reshape(
+    r * c, 1, t, -1
+  )
   room = -keys.shape[1] % FUSED_ROOM
   keys, values = (jnp.pad(x, ((0, 0), (0, room), (0, 0), (0, 0))) for x in (keys, values))
   mask = jnp.pad(mask, ((0, 0), (0, 0), (0, 0), (0, room)))
   even = t % 2  # the kernel's backward pass wants an even number of queries
-  queries, mask = jnp.pad(rows(q), ((0, 0), (0, even), (0, 0), (0, 0))), jnp.pad(mask, ((0, 0), (0, 0), (0, even), (0, 0)), mode='edge')
-  out = jax.nn.dot_product_attention(queries, keys, values, mask=mask, implementation=implementation)[:, :t]
+  queries, mask = (
+    jnp.pad(rows(q), ((0, 0), (0, even), (0, 0), (0, 0))),
+    jnp.pad(mask, ((0, 0), (0, 0), (0, even), (0, 0)), mode='edge'),
+  )
+  out = jax.nn.dot_product_attention(
+    queries, keys, values, mask=mask, implementation=implementation
+  )[:, :t]
   return jnp.moveaxis(out.reshape(r, c, t, n, h), 3, 1)

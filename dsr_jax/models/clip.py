@@ -1,6 +1,8 @@
-"""CLIP: a text tower and a vision tower whose vectors of a matching pair lie close. Exact to transformers' CLIPModel.
+"""CLIP: a text tower and a vision tower whose vectors of a matching pair lie close. Exact to
+transformers' CLIPModel.
 
-Source: transformers models/clip/modeling_clip.py. Everything is float32. Axes: B pairs, G pictures of a text, T tokens, N patches and the
+Source: transformers models/clip/modeling_clip.py. Everything is float32. Axes: B pairs, G pictures
+  of a text, T tokens, N patches and the
 class token, D width, H W pixels.
 """
 
@@ -12,12 +14,15 @@ import jax.numpy as jnp
 
 from dsr_jax.models.layers import Embedding, LayerNorm, Linear, gelu, scan_layers, stack_layers
 
-LEGACY_EOS = 2  # published configs before transformers 4.31 name this id, and the text ends at its largest id instead
+# published configs before transformers 4.31 name this id, and the text ends at its largest id
+# instead
+LEGACY_EOS = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class TowerConfig:
   """Sizes of one tower; act: 'quick_gelu' or 'gelu'."""
+
   hidden_size: int
   intermediate_size: int
   num_hidden_layers: int
@@ -29,6 +34,7 @@ class TowerConfig:
 @dataclasses.dataclass(frozen=True)
 class ClipConfig:
   """A whole CLIP. mean, std: of the three channels, which pixels in [0, 1] are normalised by."""
+
   text: TowerConfig
   vision: TowerConfig
   projection_dim: int
@@ -42,21 +48,26 @@ class ClipConfig:
 
 
 class Attention(nnx.Module):
-
   def __init__(self, cfg: TowerConfig, *, rngs: nnx.Rngs):
     self.heads = cfg.num_attention_heads
-    self.q_proj, self.k_proj, self.v_proj, self.out_proj = (Linear(cfg.hidden_size, cfg.hidden_size, rngs=rngs) for _ in range(4))
+    self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
+      Linear(cfg.hidden_size, cfg.hidden_size, rngs=rngs) for _ in range(4)
+    )
 
   def __call__(self, x, mask):
     b, n, d = x.shape
-    q, k, v = (jnp.swapaxes(f(x).reshape(b, n, self.heads, -1), 1, 2) for f in (self.q_proj, self.k_proj, self.v_proj))
+    q, k, v = (
+      jnp.swapaxes(f(x).reshape(b, n, self.heads, -1), 1, 2)
+      for f in (self.q_proj, self.k_proj, self.v_proj)
+    )
     scores = jnp.einsum('bhqd,bhkd->bhqk', q, k) * q.shape[-1] ** -0.5
     probs = jax.nn.softmax(scores if mask is None else jnp.where(mask, scores, -1e30), axis=-1)
-    return self.out_proj(jnp.swapaxes(jnp.einsum('bhqk,bhkd->bhqd', probs, v), 1, 2).reshape(b, n, d))
+    return self.out_proj(
+      jnp.swapaxes(jnp.einsum('bhqk,bhkd->bhqd', probs, v), 1, 2).reshape(b, n, d)
+    )
 
 
 class MLP(nnx.Module):
-
   def __init__(self, cfg: TowerConfig, *, rngs: nnx.Rngs):
     self.act = gelu if cfg.act == 'gelu' else quick_gelu
     self.fc1 = Linear(cfg.hidden_size, cfg.intermediate_size, rngs=rngs)
@@ -67,7 +78,6 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-
   def __init__(self, cfg: TowerConfig, *, rngs: nnx.Rngs):
     self.layer_norm1 = LayerNorm(cfg.hidden_size, cfg.layer_norm_eps)
     self.self_attn = Attention(cfg, rngs=rngs)
@@ -80,16 +90,19 @@ class Block(nnx.Module):
 
 
 class TextModel(nnx.Module):
-
   def __init__(self, cfg: ClipConfig, *, rngs: nnx.Rngs):
     self.cfg = cfg
     self.token_embedding = Embedding(cfg.vocab_size, cfg.text.hidden_size, rngs=rngs)
-    self.position_embedding = Embedding(cfg.max_positions, cfg.text.hidden_size, rngs=rngs, scale=0.01)
+    self.position_embedding = Embedding(
+      cfg.max_positions, cfg.text.hidden_size, rngs=rngs, scale=0.01
+    )
     self.layers = stack_layers(lambda r: Block(cfg.text, rngs=r), cfg.text.num_hidden_layers, rngs)
     self.final_layer_norm = LayerNorm(cfg.text.hidden_size, cfg.text.layer_norm_eps)
 
   def __call__(self, ids):
-    """ids: (B, T), each with an end of text; what follows it is not seen -> the vector at the end (B, D)."""
+    """ids: (B, T), each with an end of text; what follows it is not seen -> the vector at the end
+    (B, D).
+    """
     t = ids.shape[1]
     x = self.token_embedding(ids) + self.position_embedding(jnp.arange(t))
     causal = jnp.tril(jnp.ones((t, t), bool))
@@ -99,21 +112,24 @@ class TextModel(nnx.Module):
 
 
 class VisionModel(nnx.Module):
-
   def __init__(self, cfg: ClipConfig, *, rngs: nnx.Rngs):
     width, p = cfg.vision.hidden_size, cfg.patch_size
-    self.class_embedding = nnx.Param(jax.random.normal(rngs.params(), (width,)) * width ** -0.5)
+    self.class_embedding = nnx.Param(jax.random.normal(rngs.params(), (width,)) * width**-0.5)
     self.patch_embedding = Patches(p, width, rngs=rngs)
     self.position_embedding = Embedding((cfg.image_size // p) ** 2 + 1, width, rngs=rngs)
     self.pre_layrnorm = LayerNorm(width, cfg.vision.layer_norm_eps)
-    self.layers = stack_layers(lambda r: Block(cfg.vision, rngs=r), cfg.vision.num_hidden_layers, rngs)
+    self.layers = stack_layers(
+      lambda r: Block(cfg.vision, rngs=r), cfg.vision.num_hidden_layers, rngs
+    )
     self.post_layernorm = LayerNorm(width, cfg.vision.layer_norm_eps)
 
   def __call__(self, pixels):
     """pixels: (B, H, W, 3), normalised -> (B, D)."""
     x = self.patch_embedding(pixels)
     first = jnp.broadcast_to(self.class_embedding[...], (x.shape[0], 1, x.shape[-1]))
-    x = self.pre_layrnorm(jnp.concatenate([first, x], axis=1) + self.position_embedding.embedding[...])
+    x = self.pre_layrnorm(
+      jnp.concatenate([first, x], axis=1) + self.position_embedding.embedding[...]
+    )
     x, _ = scan_layers(self.layers, lambda block, x, _: (block(x, None), None), x)
     return self.post_layernorm(x[:, 0])
 
@@ -122,7 +138,9 @@ class Patches(nnx.Module):
   """Non-overlapping patches to vectors, without a bias; kernel (p, p, 3, D)."""
 
   def __init__(self, patch: int, width: int, *, rngs: nnx.Rngs):
-    self.kernel = nnx.Param(jax.random.normal(rngs.params(), (patch, patch, 3, width)) * (patch * patch * 3) ** -0.5)
+    self.kernel = nnx.Param(
+      jax.random.normal(rngs.params(), (patch, patch, 3, width)) * (patch * patch * 3) ** -0.5
+    )
 
   def __call__(self, pixels):
     b, height, width, c = pixels.shape
@@ -132,13 +150,14 @@ class Patches(nnx.Module):
 
 
 class Clip(nnx.Module):
-
   def __init__(self, cfg: ClipConfig, *, rngs: nnx.Rngs):
     self.cfg = cfg
     self.text_model = TextModel(cfg, rngs=rngs)
     self.vision_model = VisionModel(cfg, rngs=rngs)
     self.text_projection = Linear(cfg.text.hidden_size, cfg.projection_dim, rngs=rngs, bias=False)
-    self.visual_projection = Linear(cfg.vision.hidden_size, cfg.projection_dim, rngs=rngs, bias=False)
+    self.visual_projection = Linear(
+      cfg.vision.hidden_size, cfg.projection_dim, rngs=rngs, bias=False
+    )
     self.logit_scale = nnx.Param(jnp.float32(2.6592))
 
   def texts(self, ids):
@@ -150,10 +169,14 @@ class Clip(nnx.Module):
     return _unit(self.visual_projection(self.vision_model(self.normalised(pixels))))
 
   def normalised(self, pixels):
-    """Pixels in [-1, 1] as the vision tower wants them: its size, bicubic, and its mean and spread of the channels."""
+    """Pixels in [-1, 1] as the vision tower wants them: its size, bicubic, and its mean and spread
+    of the channels.
+    """
     size = self.cfg.image_size
     if pixels.shape[1] != size:
-      pixels = jnp.clip(jax.image.resize(pixels, (pixels.shape[0], size, size, 3), 'cubic'), -1.0, 1.0)
+      pixels = jnp.clip(
+        jax.image.resize(pixels, (pixels.shape[0], size, size, 3), 'cubic'), -1.0, 1.0
+      )
     return (pixels * 0.5 + 0.5 - jnp.array(self.cfg.mean)) / jnp.array(self.cfg.std)
 
 
@@ -170,7 +193,9 @@ def create(config: ClipConfig, seed: int = 0):
 def similarity(config: ClipConfig, params, pixels, ids):
   """Cosine of each text (B, T) and its pictures (B, G, H, W, 3) in [-1, 1] -> (B, G)."""
   model = nnx.merge(graphdef_of(config), params)
-  seen = model.pictures(pixels.reshape(-1, *pixels.shape[2:]).astype(jnp.float32)).reshape(*pixels.shape[:2], -1)
+  seen = model.pictures(pixels.reshape(-1, *pixels.shape[2:]).astype(jnp.float32)).reshape(
+    *pixels.shape[:2], -1
+  )
   return jnp.einsum('bgd,bd->bg', seen, model.texts(ids))
 
 

@@ -1,4 +1,6 @@
-"""Sizes of a Janus model and the token-id templates of its prompts: frozen, hashable, static under `jit`."""
+"""Sizes of a Janus model and the token-id templates of its prompts: frozen, hashable, static under
+`jit`.
+"""
 
 import dataclasses
 
@@ -6,6 +8,7 @@ import dataclasses
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
   """LLaMA: multi-head attention without grouping, SwiGLU, untied head."""
+
   vocab_size: int
   hidden_size: int
   intermediate_size: int
@@ -20,6 +23,7 @@ class TextConfig:
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
   """SigLIP vision tower without its attention pool; square images, learned positions."""
+
   hidden_size: int
   intermediate_size: int
   num_hidden_layers: int
@@ -36,6 +40,7 @@ class VisionConfig:
 @dataclasses.dataclass(frozen=True)
 class VQConfig:
   """LlamaGen's VQ tokenizer; each level but the last halves the image's side."""
+
   num_embeddings: int
   embed_dim: int = 8
   latent_channels: int = 256
@@ -52,10 +57,13 @@ class VQConfig:
 class Templates:
   """Token ids around a prompt, made by `processor.py` from the tokenizer.
 
-  generation:    generation_prefix, content, generation_suffix (ends with begin-of-image), image codes
-  understanding: understanding_prefix (ends with begin-of-image), image embeddings, understanding_infix
+  generation:    generation_prefix, content, generation_suffix (ends with begin-of-image), image
+    codes
+  understanding: understanding_prefix (ends with begin-of-image), image embeddings,
+    understanding_infix
                  (starts with end-of-image), question, understanding_suffix, answer, eos
   """
+
   bos_id: int
   eos_id: int
   pad_id: int
@@ -73,6 +81,7 @@ class Templates:
 @dataclasses.dataclass(frozen=True)
 class JanusConfig:
   """A whole Janus. The aligners' and the generation head's sizes follow from the parts."""
+
   text: TextConfig
   vision: VisionConfig
   vq: VQConfig
@@ -89,30 +98,52 @@ class JanusConfig:
 
   @property
   def num_codes(self) -> int:
-    return self.grid ** 2
+    return self.grid**2
 
   @classmethod
   def tiny(cls, vocab_size: int = 320) -> 'JanusConfig':
-    """For tests: every part present, as small as its rules allow (group norms want multiples of 32)."""
+    """For tests: every part present, as small as its rules allow (group norms want multiples of
+    32).
+    """
     return cls(
-        text=TextConfig(vocab_size, 32, 64, 2, 4, 8),
-        vision=VisionConfig(32, 64, 2, 4, image_size=16, patch_size=4),
-        vq=VQConfig(32, embed_dim=8, latent_channels=32, base_channels=32, channel_multiplier=(1, 1, 2), num_res_blocks=1))
+      text=TextConfig(vocab_size, 32, 64, 2, 4, 8),
+      vision=VisionConfig(32, 64, 2, 4, image_size=16, patch_size=4),
+      vq=VQConfig(
+        32,
+        embed_dim=8,
+        latent_channels=32,
+        base_channels=32,
+        channel_multiplier=(1, 1, 2),
+        num_res_blocks=1,
+      ),
+    )
 
   @classmethod
   def scenes(cls, vocab_size: int = 640) -> 'JanusConfig':
     """The embedded model: 32x32 pictures as 8x8 codes of 512."""
     return cls(
-        text=TextConfig(vocab_size, 128, 352, 4, 4, 32),
-        vision=VisionConfig(96, 384, 2, 4, image_size=32, patch_size=4),
-        vq=VQConfig(512, embed_dim=8, latent_channels=64, base_channels=32, channel_multiplier=(1, 1, 2), num_res_blocks=1))
+      text=TextConfig(vocab_size, 128, 352, 4, 4, 32),
+      vision=VisionConfig(96, 384, 2, 4, image_size=32, patch_size=4),
+      vq=VQConfig(
+        512,
+        embed_dim=8,
+        latent_channels=64,
+        base_channels=32,
+        channel_multiplier=(1, 1, 2),
+        num_res_blocks=1,
+      ),
+    )
 
   @classmethod
   def janus_pro_1b(cls) -> 'JanusConfig':
     return cls(
-        text=TextConfig(102400, 2048, 5632, 24, 16, 128),
-        vision=VisionConfig(1024, 4096, 24, 16, image_size=384, patch_size=16), vq=VQConfig(16384))
+      text=TextConfig(102400, 2048, 5632, 24, 16, 128),
+      vision=VisionConfig(1024, 4096, 24, 16, image_size=384, patch_size=16),
+      vq=VQConfig(16384),
+    )
 
   @classmethod
   def janus_pro_7b(cls) -> 'JanusConfig':
-    return dataclasses.replace(cls.janus_pro_1b(), text=TextConfig(102400, 4096, 11008, 30, 32, 128))
+    return dataclasses.replace(
+      cls.janus_pro_1b(), text=TextConfig(102400, 4096, 11008, 30, 32, 128)
+    )

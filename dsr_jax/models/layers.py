@@ -1,4 +1,6 @@
-"""What the transformer parts share: linear maps, norms, GELU, stacked layers and the loop over them."""
+"""What the transformer parts share: linear maps, norms, GELU, stacked layers and the loop over
+them.
+"""
 
 from flax import nnx
 import jax
@@ -6,21 +8,27 @@ import jax.numpy as jnp
 
 from dsr_jax import sharding
 
-# Up to this many stacked layers are unrolled into the program: on a CPU the gradient of a rolled loop takes twice as
+# Up to this many stacked layers are unrolled into the program: on a CPU the gradient of a rolled
+# loop takes twice as
 # long, and a small model compiles quickly either way.
 UNROLL_UP_TO = 6
 
 
 class Linear(nnx.Module):
-  """x: (..., in) -> (..., out), computed in x's dtype; kernel (in, out). `lora.attach` may put an adapter beside the kernel."""
+  """x: (..., in) -> (..., out), computed in x's dtype; kernel (in, out). `lora.attach` may put an
+  adapter beside the kernel.
+  """
 
   def __init__(self, width_in: int, width_out: int, *, rngs: nnx.Rngs, bias: bool = True):
-    self.kernel = nnx.Param(jax.random.normal(rngs.params(), (width_in, width_out)) * width_in ** -0.5)
+    self.kernel = nnx.Param(
+      jax.random.normal(rngs.params(), (width_in, width_out)) * width_in**-0.5
+    )
     if bias:
       self.bias = nnx.Param(jnp.zeros(width_out))
 
   def __call__(self, x):
-    # One plain matrix product: on a CPU the kernel's gradient over several contracted axes takes several times as long.
+    # One plain matrix product: on a CPU the kernel's gradient over several contracted axes takes
+    # several times as long.
     rows = x.reshape(-1, x.shape[-1])
     y = rows @ self.kernel[...].astype(x.dtype)
     if hasattr(self, 'lora_a'):
@@ -30,16 +38,24 @@ class Linear(nnx.Module):
 
 
 class LinearsInOne:
-  """Several linear maps of the same x, without biases, as one product: x (..., in) -> (..., K, out), K of them.
+  """Several linear maps of the same x, without biases, as one product: x (..., in) -> (..., K,
+  out), K of them.
 
-  Their kernels are copied side by side when it is made, so it is made once, before a loop that uses it.
+  Their kernels are copied side by side when it is made, so it is made once, before a loop that uses
+  it.
   """
 
   def __init__(self, *linears: Linear):
-    stack = lambda kernels: jnp.stack([k[...] for k in kernels], axis=1)
-    self.kernel = stack([x.kernel for x in linears])  # (in, K, out): `out` may be split over devices
+    def stack(kernels):
+      return jnp.stack([k[...] for k in kernels], axis=1)
+
+    self.kernel = stack(
+      [x.kernel for x in linears]
+    )  # (in, K, out): `out` may be split over devices
     adapted = hasattr(linears[0], 'lora_a')
-    self.adapters = (stack([x.lora_a for x in linears]), stack([x.lora_b for x in linears])) if adapted else ()
+    self.adapters = (
+      (stack([x.lora_a for x in linears]), stack([x.lora_b for x in linears])) if adapted else ()
+    )
 
   def __call__(self, x):
     rows = x.reshape(-1, x.shape[-1])
@@ -53,7 +69,9 @@ class LinearsInOne:
 class Embedding(nnx.Module):
   """Integer ids (...) -> vectors (..., width). large: its rows may be split over devices."""
 
-  def __init__(self, rows: int, width: int, *, rngs: nnx.Rngs, scale: float = 0.02, large: bool = False):
+  def __init__(
+    self, rows: int, width: int, *, rngs: nnx.Rngs, scale: float = 0.02, large: bool = False
+  ):
     self.embedding = nnx.Param(jax.random.normal(rngs.params(), (rows, width)) * scale)
     self.large = large
 
@@ -96,7 +114,9 @@ def gelu(x):
 
 
 def stack_layers(make, count: int, rngs: nnx.Rngs):
-  """A module whose parameters carry a leading layer axis: `count` layers built by `make(rngs)` from split keys."""
+  """A module whose parameters carry a leading layer axis: `count` layers built by `make(rngs)` from
+  split keys.
+  """
   keys = jax.random.split(rngs.params(), count)
   graphdef = nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
   params = jax.vmap(lambda key: nnx.to_pure_dict(nnx.state(make(nnx.Rngs(key)), nnx.Param)))(keys)
@@ -116,11 +136,16 @@ def scan_layers(layers, body, carry, xs=None, *, remat: bool = False):
     The last carry and the stacked y.
   """
   graphdef, params = nnx.split(layers)
-  step = lambda c, layer_xs: body(nnx.merge(graphdef, layer_xs[0]), c, layer_xs[1])
+
+  def step(c, layer_xs):
+    return body(nnx.merge(graphdef, layer_xs[0]), c, layer_xs[1])
+
   if remat:
     step = jax.checkpoint(step)
   count = jax.tree.leaves(params)[0].shape[0]
-  return jax.lax.scan(step, carry, (params, xs), length=count, unroll=count if count <= UNROLL_UP_TO else 1)
+  return jax.lax.scan(
+    step, carry, (params, xs), length=count, unroll=count if count <= UNROLL_UP_TO else 1
+  )
 
 
 def layer_at(layers, index: int):

@@ -1,12 +1,14 @@
 """LLaMA as Janus uses it, written around one idea: a group of G candidates shares its prefix.
 
-A prefix (a prompt, or a picture and a question) is run once by `prefill`; its keys and values then serve every candidate
-of the group, both in teacher forcing (`extend`) and token by token (models/decoder.py), under one softmax over all parts.
-Right padding of a prefix is masked where it is read; right padding of a candidate is never seen, by causality.
+A prefix (a prompt, or a picture and a question) is run once by `prefill`; its keys and values then
+serve every candidate of the group, both in teacher forcing (`extend`) and token by token
+(models/decoder.py), under one softmax over all parts. Right padding of a prefix is masked where it
+is read; right padding of a candidate is never seen, by causality.
 
-Axes: R prefixes (rows), C candidates of a prefix, P prefix length, T candidate tokens, S cached tokens, D width, N heads,
-h head width, L layers. Keys and values are (R, N, ..., tokens, h): batch axes first, so that attention is a plain
-batched matrix product.
+Axes: R prefixes (rows), C candidates of a prefix, P prefix length, T candidate tokens, S cached
+  tokens, D width, N heads,
+h head width, L layers. Keys and values are (R, N, ..., tokens, h): batch axes first, so that
+attention is a plain batched matrix product.
 """
 
 from typing import NamedTuple
@@ -24,6 +26,7 @@ from dsr_jax.models.layers import Embedding, Linear, RMSNorm, scan_layers, stack
 
 class Prefix(NamedTuple):
   """Keys and values of all layers, (L, R, N, P, h); length (R,) int32: the rest is padding."""
+
   k: jax.Array
   v: jax.Array
   length: jax.Array
@@ -31,22 +34,31 @@ class Prefix(NamedTuple):
 
 class KV(NamedTuple):
   """Keys and values of candidates: of one layer (R, N, C, S, h), of a stack (L, R, N, C, S, h)."""
+
   k: jax.Array
   v: jax.Array
 
 
 class Rotation(NamedTuple):
   """Cosines and sines of the rotary embedding at some positions, (R, T, h/2) float32 each."""
+
   cos: jax.Array
   sin: jax.Array
 
 
 def rotation(positions, limit: int, cfg: TextConfig) -> Rotation:
-  """positions: (R, T) below `limit`. Looked up in a constant table: computed, XLA would do it again for every head, layer and element."""
+  """positions: (R, T) below `limit`. Looked up in a constant table: computed, XLA would do it again
+  for every head, layer and element.
+  """
   half = cfg.head_dim // 2
   freq = np.float32(cfg.rope_theta) ** (-np.arange(half, dtype=np.float32) / half)
   angles = np.arange(limit, dtype=np.float32)[:, None] * freq
-  return Rotation(*(sharding.split_rows(jnp.asarray(table)[positions]) for table in (np.cos(angles), np.sin(angles))))
+  return Rotation(
+    *(
+      sharding.split_rows(jnp.asarray(table)[positions])
+      for table in (np.cos(angles), np.sin(angles))
+    )
+  )
 
 
 def rope(x, turn: Rotation):
@@ -62,7 +74,6 @@ def prefix_mask(prefix: Prefix):
 
 
 class Attention(nnx.Module):
-
   def __init__(self, cfg: TextConfig, *, rngs: nnx.Rngs):
     self.heads = cfg.num_attention_heads
     inner = cfg.num_attention_heads * cfg.head_dim
@@ -74,7 +85,10 @@ class Attention(nnx.Module):
   def qkv(self, x, turn: Rotation):
     """x: (R, C, T, D) -> three of (R, N, C, T, h), rotated where they must be."""
     r, c, t, _ = x.shape
-    split = lambda y: jnp.moveaxis(y.reshape(r, c, t, self.heads, -1), 3, 1)
+
+    def split(y):
+      return jnp.moveaxis(y.reshape(r, c, t, self.heads, -1), 3, 1)
+
     q, k, v = (sharding.split_heads(split(f(x))) for f in (self.q_proj, self.k_proj, self.v_proj))
     return rope(q, turn), rope(k, turn), v
 
@@ -85,7 +99,6 @@ class Attention(nnx.Module):
 
 
 class MLP(nnx.Module):
-
   def __init__(self, cfg: TextConfig, *, rngs: nnx.Rngs):
     self.gate_proj = Linear(cfg.hidden_size, cfg.intermediate_size, rngs=rngs, bias=False)
     self.up_proj = Linear(cfg.hidden_size, cfg.intermediate_size, rngs=rngs, bias=False)
@@ -106,12 +119,13 @@ class Block(nnx.Module):
 
   def __call__(self, x, turn: Rotation, see):
     """x: (R, C, T, D) -> the same shape."""
-    x = sharding.split_rows(x + self.self_attn.output(see(*self.self_attn.qkv(self.input_layernorm(x), turn))))
+    x = sharding.split_rows(
+      x + self.self_attn.output(see(*self.self_attn.qkv(self.input_layernorm(x), turn)))
+    )
     return sharding.split_rows(x + self.mlp(self.post_attention_layernorm(x)))
 
 
 class LanguageModel(nnx.Module):
-
   def __init__(self, cfg: TextConfig, *, rngs: nnx.Rngs):
     self.cfg = cfg
     self.embed_tokens = Embedding(cfg.vocab_size, cfg.hidden_size, rngs=rngs, large=True)
@@ -119,7 +133,9 @@ class LanguageModel(nnx.Module):
     self.norm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
 
   def prefill(self, embeds, length, *, remat: bool = False) -> Prefix:
-    """embeds: (R, P, D), right-padded to P; length: (R,). Runs the prefixes and keeps their keys and values."""
+    """embeds: (R, P, D), right-padded to P; length: (R,). Runs the prefixes and keeps their keys
+    and values.
+    """
     p = embeds.shape[1]
     turn = rotation(jnp.arange(p)[None], p, self.cfg)  # one row serves all
     causal = jnp.tril(jnp.ones((p, p), bool))
@@ -149,5 +165,7 @@ class LanguageModel(nnx.Module):
     def body(block, x, kv):
       return block(x, turn, lambda q, k, v: attend(q, [(*kv, seen), (k, v, causal)])), None
 
-    x, _ = scan_layers(self.layers, body, sharding.split_rows(embeds), (prefix.k, prefix.v), remat=remat)
+    x, _ = scan_layers(
+      self.layers, body, sharding.split_rows(embeds), (prefix.k, prefix.v), remat=remat
+    )
     return self.norm(x)

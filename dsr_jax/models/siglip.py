@@ -1,6 +1,7 @@
 """SigLIP vision tower of Janus, all layers, no pooling.
 
-Source: deepseek-ai/Janus janus/models/siglip_vit.py. Pre-norm blocks, exact GELU, biases everywhere.
+Source: deepseek-ai/Janus janus/models/siglip_vit.py. Pre-norm blocks, exact GELU, biases
+  everywhere.
 Axes: B pictures, N patches (row-major), W width, L layers, H heads, h head width.
 """
 
@@ -13,7 +14,6 @@ from dsr_jax.models.layers import LayerNorm, Linear, gelu, scan_layers, stack_la
 
 
 class Attention(nnx.Module):
-
   def __init__(self, cfg: VisionConfig, *, rngs: nnx.Rngs):
     self.heads = cfg.num_attention_heads
     self.q_proj = Linear(cfg.hidden_size, cfg.hidden_size, rngs=rngs)
@@ -24,15 +24,19 @@ class Attention(nnx.Module):
   def __call__(self, x):
     b, n, w = x.shape
     # (B, H, N, h): batch axes first, so that both products are plain batched matrix products.
-    q, k, v = (jnp.swapaxes(f(x).reshape(b, n, self.heads, -1), 1, 2) for f in (self.q_proj, self.k_proj, self.v_proj))
-    scores = jnp.einsum('bhqd,bhkd->bhqk', q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    q, k, v = (
+      jnp.swapaxes(f(x).reshape(b, n, self.heads, -1), 1, 2)
+      for f in (self.q_proj, self.k_proj, self.v_proj)
+    )
+    scores = (
+      jnp.einsum('bhqd,bhkd->bhqk', q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    )
     probs = jax.nn.softmax(scores, axis=-1).astype(x.dtype)  # softmax in float32
     out = jnp.einsum('bhqk,bhkd->bhqd', probs, v)
     return self.projection_layer(jnp.swapaxes(out, 1, 2).reshape(b, n, w))
 
 
 class MLP(nnx.Module):
-
   def __init__(self, cfg: VisionConfig, *, rngs: nnx.Rngs):
     self.fc1 = Linear(cfg.hidden_size, cfg.intermediate_size, rngs=rngs)
     self.fc2 = Linear(cfg.intermediate_size, cfg.hidden_size, rngs=rngs)
@@ -42,7 +46,6 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-
   def __init__(self, cfg: VisionConfig, *, rngs: nnx.Rngs):
     self.layer_norm1 = LayerNorm(cfg.hidden_size, cfg.layer_norm_eps)
     self.self_attn = Attention(cfg, rngs=rngs)
@@ -59,24 +62,26 @@ class PatchEmbedding(nnx.Module):
 
   def __init__(self, cfg: VisionConfig, *, rngs: nnx.Rngs):
     p = cfg.patch_size
-    self.kernel = nnx.Param(jax.random.normal(rngs.params(), (p, p, 3, cfg.hidden_size)) * (p * p * 3) ** -0.5)
+    self.kernel = nnx.Param(
+      jax.random.normal(rngs.params(), (p, p, 3, cfg.hidden_size)) * (p * p * 3) ** -0.5
+    )
     self.bias = nnx.Param(jnp.zeros(cfg.hidden_size))
 
   def __call__(self, pixels):
     b, height, width, c = pixels.shape
     p = self.kernel.shape[0]
     x = pixels.reshape(b, height // p, p, width // p, p, c).swapaxes(2, 3).reshape(b, -1, p * p * c)
-    return x @ self.kernel[...].reshape(p * p * c, -1).astype(x.dtype) + self.bias[...].astype(x.dtype)
+    return x @ self.kernel[...].reshape(p * p * c, -1).astype(x.dtype) + self.bias[...].astype(
+      x.dtype
+    )
 
 
 class PositionEmbedding(nnx.Module):
-
   def __init__(self, positions: int, width: int, *, rngs: nnx.Rngs):
     self.embedding = nnx.Param(jax.random.normal(rngs.params(), (positions, width)) * 0.02)
 
 
 class VisionModel(nnx.Module):
-
   def __init__(self, cfg: VisionConfig, *, rngs: nnx.Rngs):
     self.patch_embedding = PatchEmbedding(cfg, rngs=rngs)
     self.position_embedding = PositionEmbedding(cfg.num_patches, cfg.hidden_size, rngs=rngs)

@@ -1,8 +1,10 @@
 """Shows the small world and its judge.
 
-  python -m dsr_jax.scenes --show=16 --output=scenes.png            # pictures with captions
-  python -m dsr_jax.scenes --judge=FILE --prompt="a photo of a red disc"   # the verdict, JSON on stdout
-  python -m dsr_jax.scenes --entropy=200                            # entropy of the grammar, JSON on stdout
+python -m dsr_jax.scenes --show=16 --output=scenes.png            # pictures with captions
+python -m dsr_jax.scenes --judge=FILE --prompt="a photo of a red disc"   # the verdict, JSON on
+stdout
+python -m dsr_jax.scenes --entropy=200                            # entropy of the grammar, JSON on
+stdout
 """
 
 import os
@@ -11,18 +13,11 @@ import textwrap
 
 from absl import flags
 import numpy as np
-from PIL import Image
-from PIL import ImageDraw
-from PIL import ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 from dsr_jax import commands
-from dsr_jax.errors import InputError
-from dsr_jax.errors import run_main
-from dsr_jax.scenes import grammar
-from dsr_jax.scenes import judge
-from dsr_jax.scenes import render
-from dsr_jax.scenes import sets
-from dsr_jax.scenes import world
+from dsr_jax.errors import InputError, run_main
+from dsr_jax.scenes import grammar, judge, render, sets, world
 
 SCALE = 6  # screen pixels a picture pixel
 TEXT_HEIGHT, MARGIN = 64, 8
@@ -34,13 +29,19 @@ def contact_sheet(pictures, captions, columns: int = 4) -> Image.Image:
   side = SCALE * world.IMAGE_SIZE
   columns = min(columns, len(captions))
   rows = -(-len(captions) // columns)
-  sheet = Image.new('RGB', (columns * (side + MARGIN) + MARGIN, rows * (side + TEXT_HEIGHT + MARGIN) + MARGIN), 'white')
+  sheet = Image.new(
+    'RGB',
+    (columns * (side + MARGIN) + MARGIN, rows * (side + TEXT_HEIGHT + MARGIN) + MARGIN),
+    'white',
+  )
   draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
   for i, (picture, caption) in enumerate(zip(pictures, captions)):
     x = MARGIN + i % columns * (side + MARGIN)
     y = MARGIN + i // columns * (side + TEXT_HEIGHT + MARGIN)
     sheet.paste(Image.fromarray(picture).resize((side, side), Image.Resampling.NEAREST), (x, y))
-    draw.multiline_text((x, y + side + 4), '\n'.join(textwrap.wrap(caption, 29)), 'black', font, spacing=2)
+    draw.multiline_text(
+      (x, y + side + 4), '\n'.join(textwrap.wrap(caption, 29)), 'black', font, spacing=2
+    )
   return sheet
 
 
@@ -52,29 +53,41 @@ def show(number: int, output: str, seed: int = 0):
   sheet = contact_sheet(*zip(*examples))
   folder = os.path.dirname(os.path.abspath(output))
   if os.path.isdir(output):
-    raise InputError(f'found the folder {output}; expected the name of a PNG file for --output; add a file name')
+    raise InputError(
+      f'found the folder {output}; expected the name of a PNG file for --output; add a file name'
+    )
   try:
     os.makedirs(folder, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=folder, suffix='.png', delete=False) as file:  # aside, then renamed
+    with tempfile.NamedTemporaryFile(
+      dir=folder, suffix='.png', delete=False
+    ) as file:  # aside, then renamed
       sheet.save(file, 'PNG')
     os.chmod(file.name, 0o644)
     os.replace(file.name, output)
   except OSError as e:
-    raise InputError(f'cannot write {output} ({e.strerror}); expected a writable place; name another --output') from e
+    raise InputError(
+      f'cannot write {output} ({e.strerror}); expected a writable place; name another --output'
+    ) from e
   pixels = np.stack([sets.pretraining_example(seed, i)[0] for i in range(2000)])
   coverage = render.patch_coverage(pixels)
-  commands.log(f'wrote {output}; of {coverage["patches"]} patches that are not ground, in 2000 pictures, the 512 '
-               f'commonest of {coverage["distinct"]} different ones cover {coverage["share"]:.1%}')
+  commands.log(
+    f'wrote {output}; of {coverage["patches"]} patches that are not ground, in 2000 pictures, the '
+    '512 '
+    f'commonest of {coverage["distinct"]} different ones cover {coverage["share"]:.1%}'
+  )
 
 
 def read_picture(path: str) -> np.ndarray:
   """A picture file as (32, 32, 3) uint8; whole multiples of that size are averaged down."""
   from dsr_jax import processor  # here, because it brings in transformers
+
   image = processor.load_image(path)
   width, height = image.size
   if width != height or width % world.IMAGE_SIZE:
-    raise InputError(f'found {path} of {width} x {height} pixels; expected 32 x 32 or a whole multiple of it; '
-                     'pass a picture of Scenes')
+    raise InputError(
+      f'found {path} of {width} x {height} pixels; expected 32 x 32 or a whole multiple of it; '
+      'pass a picture of Scenes'
+    )
   return np.asarray(image.resize((world.IMAGE_SIZE,) * 2, Image.Resampling.BOX))
 
 
@@ -82,16 +95,27 @@ def judge_file(path: str, text: str) -> dict:
   """What the judge sees in a picture file, and its verdicts on a prompt."""
   atoms = judge.parse(text)
   if atoms is None:
-    raise InputError(f'found the prompt {text!r}; expected one in the grammar of Scenes, as "a photo of a red disc" or '
-                     '"two small squares and a ring"; reword it')
+    raise InputError(
+      f'found the prompt {text!r}; expected one in the grammar of Scenes, as "a photo of a red '
+      'disc" or '
+      '"two small squares and a ring"; reword it'
+    )
   reading = judge.read(read_picture(path))[0]
-  prompt = lambda category: grammar.Prompt(text, atoms, category)
+
+  def prompt(category):
+    return grammar.Prompt(text, atoms, category)
+
   verdict = judge.verdict(prompt('complex'), reading)
   return {
-      'prompt': text, 'readable': reading.scene is not None, 'unreadable_parts': reading.blobs,
-      'things': [{'name': t.name, 'box': t.box} for t in reading.things],
-      'right': verdict['geneval'], 'right_and_counted': judge.verdict(prompt('counting'), reading)['geneval'],
-      'strict': verdict['strict'], 'graded': round(verdict['graded'], 4)}
+    'prompt': text,
+    'readable': reading.scene is not None,
+    'unreadable_parts': reading.blobs,
+    'things': [{'name': t.name, 'box': t.box} for t in reading.things],
+    'right': verdict['geneval'],
+    'right_and_counted': judge.verdict(prompt('counting'), reading)['geneval'],
+    'strict': verdict['strict'],
+    'graded': round(verdict['graded'], 4),
+  }
 
 
 def main(argv, f=flags.FLAGS):
@@ -103,14 +127,21 @@ def main(argv, f=flags.FLAGS):
     if f.entropy < 1:
       raise InputError(f'found --entropy={f.entropy}; expected at least 1 text; raise it')
     from dsr_jax.scenes import entropy
-    commands.print_json({name: entropy.conditional_entropy(f.entropy, f.seed, noisy=noisy)._asdict()
-                         for name, noisy in (('captions', False), ('pretraining_captions', True))})
+
+    commands.print_json(
+      {
+        name: entropy.conditional_entropy(f.entropy, f.seed, noisy=noisy)._asdict()
+        for name, noisy in (('captions', False), ('pretraining_captions', True))
+      }
+    )
   elif f.show is not None:
     commands.require(output=f.output)
     show(f.show, f.output, f.seed)
   else:
-    raise InputError('found nothing to do; expected --show=16 --output=FILE, --judge=FILE --prompt=TEXT or '
-                     '--entropy=200; add one')
+    raise InputError(
+      'found nothing to do; expected --show=16 --output=FILE, --judge=FILE --prompt=TEXT or '
+      '--entropy=200; add one'
+    )
 
 
 def define_flags():
@@ -118,7 +149,9 @@ def define_flags():
   flags.DEFINE_string('output', None, 'PNG file for --show.')
   flags.DEFINE_string('judge', None, 'Picture file to judge.')
   flags.DEFINE_string('prompt', None, 'What the judged picture should show.')
-  flags.DEFINE_integer('entropy', None, 'Prints the conditional entropy of the grammar over this many texts.')
+  flags.DEFINE_integer(
+    'entropy', None, 'Prints the conditional entropy of the grammar over this many texts.'
+  )
   flags.DEFINE_integer('seed', 0, 'Which pictures are shown.', lower_bound=0)
 
 

@@ -2,10 +2,13 @@
 
     builder = Scenes(config='pictures', file_format='array_record')
     builder.download_and_prepare()
-    builder.as_data_source(split='evaluation')[0]   # {'image': (32, 32, 3) uint8, 'caption': b'...', 'scene': b'[...]'}
+    builder.as_data_source(split='evaluation')[0]   # {'image': (32, 32, 3) uint8, 'caption':
+    b'...', 'scene': b'[...]'}
 
-Configs: `captions` (split pretraining: noisy, skewed captions), `pictures` (splits training, without a caption,
-validation, evaluation), `prompts` (the same splits: prompt, category and atoms). Scenes and atoms are JSON.
+Configs: `captions` (split pretraining: noisy, skewed captions), `pictures` (splits training,
+  without a caption,
+validation, evaluation), `prompts` (the same splits: prompt, category and atoms). Scenes and atoms
+are JSON.
 """
 
 import dataclasses
@@ -16,15 +19,15 @@ import numpy as np
 from PIL import Image
 import tensorflow_datasets as tfds
 
-from dsr_jax.scenes import grammar
-from dsr_jax.scenes import render
-from dsr_jax.scenes import sets
-from dsr_jax.scenes import world
+from dsr_jax.scenes import grammar, render, sets, world
 
 
 @dataclasses.dataclass
 class Sizes(tfds.core.BuilderConfig):
-  """What the examples are ('pictures', 'captions' or 'prompts'), how many, and the seed they are drawn from."""
+  """What the examples are ('pictures', 'captions' or 'prompts'), how many, and the seed they are
+  drawn from.
+  """
+
   kind: str = 'pictures'
   pretraining: int = 20_000
   training: int = sets.REINFORCEMENT_INPUTS
@@ -43,18 +46,28 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
     text = tfds.features.Text
     picture = tfds.features.Image(shape=(world.IMAGE_SIZE, world.IMAGE_SIZE, 3), dtype=np.uint8)
     features = {
-        'captions': {'image': picture, 'caption': text()},
-        'pictures': {'image': picture, 'caption': text(), 'scene': text()},
-        'prompts': {'prompt': text(), 'category': text(), 'atoms': text()},
+      'captions': {'image': picture, 'caption': text()},
+      'pictures': {'image': picture, 'caption': text(), 'scene': text()},
+      'prompts': {'prompt': text(), 'category': text(), 'atoms': text()},
     }[self.builder_config.kind]
     return tfds.core.DatasetInfo(
-        builder=self, description='A small world of shapes with an exact judge.',
-        features=tfds.features.FeaturesDict(features), license='Apache-2.0', disable_shuffling=True)
+      builder=self,
+      description='A small world of shapes with an exact judge.',
+      features=tfds.features.FeaturesDict(features),
+      license='Apache-2.0',
+      disable_shuffling=True,
+    )
 
   def _split_generators(self, dl_manager):
     del dl_manager  # everything is drawn
-    make = {'captions': self._captions, 'pictures': self._pictures, 'prompts': self._prompts}[self.builder_config.kind]
-    splits = ('pretraining',) if self.builder_config.kind == 'captions' else ('training', 'validation', 'evaluation')
+    make = {'captions': self._captions, 'pictures': self._pictures, 'prompts': self._prompts}[
+      self.builder_config.kind
+    ]
+    splits = (
+      ('pretraining',)
+      if self.builder_config.kind == 'captions'
+      else ('training', 'validation', 'evaluation')
+    )
     return {split: make(split) for split in splits}
 
   def _captions(self, split):
@@ -71,15 +84,24 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
       scenes = sets.evaluation_scenes(sizes.held_out, split, sizes.seed)
     for i, scene in enumerate(scenes):
       # Training pictures are unpaired: no text goes with them.
-      caption = '' if split == 'training' else grammar.caption(scene, np.random.default_rng((sizes.seed, i)))
-      yield i, {'image': png(render.render(scene)), 'caption': caption, 'scene': json.dumps(scene.things)}
+      caption = (
+        ''
+        if split == 'training'
+        else grammar.caption(scene, np.random.default_rng((sizes.seed, i)))
+      )
+      yield (
+        i,
+        {'image': png(render.render(scene)), 'caption': caption, 'scene': json.dumps(scene.things)},
+      )
 
   def _prompts(self, split):
     sizes = self.builder_config
     if split == 'training':
       prompts = (sets.training_prompt(sizes.seed, i) for i in range(sizes.training))
     else:
-      prompts = sets.evaluation_prompts(max(sizes.held_out // len(grammar.GENEVAL), 1), split, sizes.seed)
+      prompts = sets.evaluation_prompts(
+        max(sizes.held_out // len(grammar.GENEVAL), 1), split, sizes.seed
+      )
     for i, p in enumerate(prompts):
       atoms = {'clauses': [c._asdict() for c in p.atoms.clauses], 'relations': p.atoms.relations}
       yield i, {'prompt': p.text, 'category': p.category, 'atoms': json.dumps(atoms)}

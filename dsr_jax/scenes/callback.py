@@ -1,4 +1,5 @@
-"""The judge of Scenes for the reward `judge`, called on the host from inside a step: a control, never what a run learns from by default.
+"""The judge of Scenes for the reward `judge`, called on the host from inside a step: a control,
+never what a run learns from by default.
 
 Axes: B inputs, G candidates, T tokens.
 """
@@ -11,14 +12,18 @@ from dsr_jax.scenes import judge
 def verdicts_on_pictures(pixels, ids, mask, token_bytes, token_ends):
   """Share of the prompt's atoms that each picture shows, (B, G) float32.
 
-  pixels (B, G, 32, 32, 3) uint8; ids, mask (B, T) of the prompts; token_bytes, token_ends as `data.fields` makes them.
+  pixels (B, G, 32, 32, 3) uint8; ids, mask (B, T) of the prompts; token_bytes, token_ends as
+  `data.fields` makes them.
   """
   pixels = np.asarray(pixels)
   texts = _texts(ids, mask, token_bytes, token_ends)
   atoms = [judge.parse(text) for text in texts]
   readings = judge.read(pixels.reshape(-1, *pixels.shape[2:]))
   group = pixels.shape[1]
-  graded = [0.0 if atoms[i // group] is None else judge.graded(atoms[i // group], r) for i, r in enumerate(readings)]
+  graded = [
+    0.0 if atoms[i // group] is None else judge.graded(atoms[i // group], r)
+    for i, r in enumerate(readings)
+  ]
   return np.array(graded, np.float32).reshape(pixels.shape[:2])
 
 
@@ -28,11 +33,16 @@ def verdicts_on_texts(pixels, ids, mask, token_bytes, token_ends):
   pixels (B, 32, 32, 3) uint8; ids, mask (B, G, T) of the texts, without their end.
   """
   ids, mask = np.asarray(ids), np.asarray(mask)
-  flat = lambda x: x.reshape(-1, x.shape[-1])
+
+  def flat(x):
+    return x.reshape(-1, x.shape[-1])
+
   texts = _texts(flat(ids), flat(mask), token_bytes, token_ends)
   scenes = [reading.scene for reading in judge.read(np.asarray(pixels))]
   group = ids.shape[1]
-  return np.array([_f1(text, scenes[i // group]) for i, text in enumerate(texts)], np.float32).reshape(ids.shape[:2])
+  return np.array(
+    [_f1(text, scenes[i // group]) for i, text in enumerate(texts)], np.float32
+  ).reshape(ids.shape[:2])
 
 
 def _f1(text, scene):
@@ -46,5 +56,13 @@ def _f1(text, scene):
 def _texts(ids, mask, token_bytes, token_ends):
   data, ends = np.asarray(token_bytes).tobytes(), np.asarray(token_ends)
   starts = np.concatenate([[0], ends[:-1]])
-  word = lambda i: data[starts[i]:ends[i]] if i < len(ends) else b'?'  # rows of the model beyond the tokenizer
-  return [b''.join(word(i) for i in row[keep]).decode('utf-8', 'replace').strip() for row, keep in zip(np.asarray(ids), np.asarray(mask))]
+
+  def word(i):
+    return (
+      data[starts[i] : ends[i]] if i < len(ends) else b'?'
+    )  # rows of the model beyond the tokenizer
+
+  return [
+    b''.join(word(i) for i in row[keep]).decode('utf-8', 'replace').strip()
+    for row, keep in zip(np.asarray(ids), np.asarray(mask))
+  ]

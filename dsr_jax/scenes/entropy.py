@@ -1,7 +1,8 @@
 """The conditional entropy of the grammar: how much of a text its scene leaves open.
 
-log p(text | scene) is exact: all ways in which the grammar can come to that text from that scene are enumerated, first
-the plans with the text's atoms, then the wordings of each. Only the average over scenes and texts is a sample.
+log p(text | scene) is exact: all ways in which the grammar can come to that text from that scene
+are enumerated, first the plans with the text's atoms, then the wordings of each. Only the average
+over scenes and texts is a sample.
 """
 
 import math
@@ -9,13 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dsr_jax.scenes import grammar
-from dsr_jax.scenes import judge
-from dsr_jax.scenes import world
+from dsr_jax.scenes import grammar, judge, world
 
 
 class Entropy(NamedTuple):
   """Means over texts, in nats, and the standard error of the first."""
+
   per_text: float
   error: float
   per_token: float
@@ -26,7 +26,9 @@ class _DeadEnd(Exception):
 
 
 class _Path:
-  """Stands in for the random generator: follows `choices`, then takes the first option and notes the others."""
+  """Stands in for the random generator: follows `choices`, then takes the first option and notes
+  the others.
+  """
 
   def __init__(self, choices: list[int], text: str | None):
     self.choices, self.text = choices, text
@@ -37,7 +39,7 @@ class _Path:
     if not possible:
       raise _DeadEnd
     if self.at == len(self.choices):
-      self.open += [self.choices[:self.at] + [i] for i in possible[1:]]
+      self.open += [self.choices[: self.at] + [i] for i in possible[1:]]
       self.choices = self.choices + possible[:1]
     chosen = self.choices[self.at]
     self.at += 1
@@ -47,11 +49,17 @@ class _Path:
   def word(self, words, weights) -> str:
     if len(words) == 1:
       return words[0]
-    return words[self.choose([w if self.text is None or word in self.text else 0 for word, w in zip(words, weights)])]
+    return words[
+      self.choose(
+        [w if self.text is None or word in self.text else 0 for word, w in zip(words, weights)]
+      )
+    ]
 
 
 def enumerate_paths(program, text: str | None = None):
-  """Yields (result, probability) of every path of `program(rng)`; with a text, paths that cannot lead there are cut."""
+  """Yields (result, probability) of every path of `program(rng)`; with a text, paths that cannot
+  lead there are cut.
+  """
   pending = [[]]
   while pending:
     path = _Path(pending.pop(), text)
@@ -66,7 +74,10 @@ def enumerate_paths(program, text: str | None = None):
 
 def _meaning(atoms: grammar.Atoms):
   """Atoms without the order of clauses and the direction in which a relation is told."""
-  key = lambda c: tuple(-1 if v is None else v for v in c)
+
+  def key(c):
+    return tuple(-1 if v is None else v for v in c)
+
   told = []
   for r in atoms.relations:
     a, b = key(atoms.clauses[r.subject]), key(atoms.clauses[r.target])
@@ -77,7 +88,8 @@ def _meaning(atoms: grammar.Atoms):
 def plans(scene: world.Scene, noisy: bool, wanted=None) -> dict[grammar.Atoms, float]:
   """Every plan of a scene and its probability.
 
-  noisy: as pretraining captions have it; wanted: leaves out plans that cannot mean exactly these clauses.
+  noisy: as pretraining captions have it; wanted: leaves out plans that cannot mean exactly these
+    clauses.
   """
   found = {}
   for groups, p in enumerate_paths(lambda rng: grammar.told_groups(scene, rng)):
@@ -122,7 +134,11 @@ def log_probability(text: str, scene: world.Scene, noisy: bool) -> float:
   total = 0.0
   for atoms, p in plans(scene, noisy, frozenset(told.clauses)).items():
     if _meaning(atoms) == meaning:
-      total += p * sum(q for said, q in enumerate_paths(lambda rng: grammar.realise(atoms, rng), text) if said == text)
+      total += p * sum(
+        q
+        for said, q in enumerate_paths(lambda rng: grammar.realise(atoms, rng), text)
+        if said == text
+      )
   return math.log(total)
 
 

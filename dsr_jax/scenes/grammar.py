@@ -1,9 +1,11 @@
-"""Texts about scenes: captions for pretraining, prompts of GenEval's and T2I-CompBench's tasks, and their atoms.
+"""Texts about scenes: captions for pretraining, prompts of GenEval's and T2I-CompBench's tasks, and
+their atoms.
 
-A text is made in two steps. A *plan* (`Atoms`) says which things are named, with which attributes, counts and
-relations; then `realise` puts it into words. Plans leave out much (each adjective is dropped at times, some things are
-not named at all), and words vary (synonyms, several phrasings a relation, either order, one to three sentences), so a
-text is a partial account of its picture, and pretraining captions are a noisy one: one atom is wrong in about 10 %.
+A text is made in two steps. A *plan* (`Atoms`) says which things are named, with which attributes,
+counts and relations; then `realise` puts it into words. Plans leave out much (each adjective is
+dropped at times, some things are not named at all), and words vary (synonyms, several phrasings a
+relation, either order, one to three sentences), so a text is a partial account of its picture, and
+pretraining captions are a noisy one: one atom is wrong in about 10 %.
 """
 
 import re
@@ -12,26 +14,47 @@ from typing import NamedTuple
 import numpy as np
 
 from dsr_jax.scenes import world
-from dsr_jax.scenes.world import flip
-from dsr_jax.scenes.world import pick
+from dsr_jax.scenes.world import flip, pick
 
 QUESTION_DESCRIBE = 'Describe the image.'
-QUESTIONS_DESCRIBE = (QUESTION_DESCRIBE, 'Describe this image in detail.', 'What is in the picture?', 'What does the image show?')
+QUESTIONS_DESCRIBE = (
+  QUESTION_DESCRIBE,
+  'Describe this image in detail.',
+  'What is in the picture?',
+  'What does the image show?',
+)
 
-NOUNS = (('square', 'box'), ('diamond',), ('disc', 'circle'), ('ring', 'hoop'), ('triangle',), ('cross',), ('heart',),
-         ('hourglass',))
+NOUNS = (
+  ('square', 'box'),
+  ('diamond',),
+  ('disc', 'circle'),
+  ('ring', 'hoop'),
+  ('triangle',),
+  ('cross',),
+  ('heart',),
+  ('hourglass',),
+)
 PLURALS = {'box': 'boxes', 'cross': 'crosses', 'hourglass': 'hourglasses'}  # others add an s
-COLOUR_WORDS = (('red',), ('orange',), ('yellow',), ('green',), ('blue',), ('purple', 'violet'), ('pink',), ('brown',))
+COLOUR_WORDS = (
+  ('red',),
+  ('orange',),
+  ('yellow',),
+  ('green',),
+  ('blue',),
+  ('purple', 'violet'),
+  ('pink',),
+  ('brown',),
+)
 TEXTURE_WORDS = (('plain', 'solid'), ('striped', 'banded'), ('dotted', 'spotted'))
 TEXTURE_NOUNS = {1: 'stripes', 2: 'dots'}
 SIZE_WORDS = {8: ('small', 'little'), 12: ('large', 'big')}
 NUMBERS = ('zero', 'one', 'two', 'three', 'four')
 RELATIONS = {
-    'left': ('left of', 'to the left of', 'on the left of'),
-    'right': ('right of', 'to the right of', 'on the right of'),
-    'above': ('above', 'over'),
-    'below': ('below', 'under'),
-    'next': ('next to', 'beside', 'near'),
+  'left': ('left of', 'to the left of', 'on the left of'),
+  'right': ('right of', 'to the right of', 'on the right of'),
+  'above': ('above', 'over'),
+  'below': ('below', 'under'),
+  'next': ('next to', 'beside', 'near'),
 }
 INVERSE = {'left': 'right', 'right': 'left', 'above': 'below', 'below': 'above', 'next': 'next'}
 OPENERS = ('a photo of', 'a picture of', 'an image of', 'the image shows', 'there is')
@@ -41,13 +64,19 @@ CATEGORIES = GENEVAL + T2I_COMPBENCH
 COUNTED = ('counting', 'numeracy')  # tasks in which a surplus thing is a mistake
 
 P_FIRST_SYNONYM = 0.7
-P_COLOUR, P_TEXTURE, P_PLAIN, P_SIZE = 0.85, 0.65, 0.35, 0.3  # an adjective is kept; 'plain' is seldom said
+P_COLOUR, P_TEXTURE, P_PLAIN, P_SIZE = (
+  0.85,
+  0.65,
+  0.35,
+  0.3,
+)  # an adjective is kept; 'plain' is seldom said
 P_RELATION, P_PARTIAL, P_WRONG = 0.55, 0.15, 0.1
 NEXT_GAP = 4  # pixels between the boxes of neighbours
 
 
 class Clause(NamedTuple):
   """`count` things of a shape; attributes that are not said are None."""
+
   shape: int
   count: int = 1
   colour: int | None = None
@@ -57,6 +86,7 @@ class Clause(NamedTuple):
 
 class Relation(NamedTuple):
   """Clause `subject` stands in relation `name` to clause `target` (indices into the clauses)."""
+
   subject: int
   name: str
   target: int
@@ -76,24 +106,34 @@ class Prompt(NamedTuple):
 def matches(clause: Clause, thing: world.Thing) -> bool:
   """Whether one thing fits a description."""
   return clause.shape == thing.shape and all(
-      said is None or said == true
-      for said, true in zip(clause[2:], (thing.colour, thing.texture, thing.size)))
+    said is None or said == true
+    for said, true in zip(clause[2:], (thing.colour, thing.texture, thing.size))
+  )
 
 
 def relation_holds(name: str, a: world.Thing, b: world.Thing) -> bool:
-  """GenEval's rule on the boxes of two things; 'next' asks for at most one free cell between the boxes."""
+  """GenEval's rule on the boxes of two things; 'next' asks for at most one free cell between the
+  boxes.
+  """
   top_a, left_a, bottom_a, right_a = a.box
   top_b, left_b, bottom_b, right_b = b.box
   if name == 'next':
-    return (max(left_a, left_b) - min(right_a, right_b) <= NEXT_GAP and
-            max(top_a, top_b) - min(bottom_a, bottom_b) <= NEXT_GAP)
+    return (
+      max(left_a, left_b) - min(right_a, right_b) <= NEXT_GAP
+      and max(top_a, top_b) - min(bottom_a, bottom_b) <= NEXT_GAP
+    )
   dx, dy = (left_a + right_a - left_b - right_b) / 2, (top_a + bottom_a - top_b - bottom_b) / 2
   slack = 0.1 * (a.size + b.size)
   x, y = np.copysign(max(abs(dx) - slack, 0), dx), np.copysign(max(abs(dy) - slack, 0), dy)
   if abs(x) < 1e-3 and abs(y) < 1e-3:
     return False
   norm = (dx * dx + dy * dy) ** 0.5
-  return {'left': x < -0.5 * norm, 'right': x > 0.5 * norm, 'above': y < -0.5 * norm, 'below': y > 0.5 * norm}[name]
+  return {
+    'left': x < -0.5 * norm,
+    'right': x > 0.5 * norm,
+    'above': y < -0.5 * norm,
+    'below': y > 0.5 * norm,
+  }[name]
 
 
 def true_relations(a: world.Thing, b: world.Thing) -> list[str]:
@@ -111,7 +151,10 @@ def tokens(text: str) -> list[str]:
 def describe(rng, things: list[world.Thing]) -> Clause:
   """A clause for things of one shape: attributes they share, each dropped at times."""
   t = things[0]
-  shared = lambda field: all(getattr(x, field) == getattr(t, field) for x in things)
+
+  def shared(field):
+    return all(getattr(x, field) == getattr(t, field) for x in things)
+
   colour = t.colour if shared('colour') and flip(rng, P_COLOUR) else None
   p = P_TEXTURE if t.texture else P_PLAIN
   texture = t.texture if shared('texture') and flip(rng, p) else None
@@ -172,15 +215,23 @@ def corrupt(atoms: Atoms, rng: np.random.Generator) -> Atoms:
     r = atoms.relations[0]
     wrong = pick(rng, [n for n in ('left', 'right', 'above', 'below') if n != r.name])
     return atoms._replace(relations=(r._replace(name=wrong),))
-  usual = {'colour': world.USUAL_COLOUR[clause.shape], 'texture': world.USUAL_TEXTURE[clause.shape]}.get(field)
-  values = {'shape': range(len(world.SHAPES)), 'colour': range(len(world.COLOURS)), 'size': world.SIZES,
-            'texture': range(len(world.TEXTURES)), 'count': range(2, world.MAX_THINGS + 1)}[field]
+  usual = {
+    'colour': world.USUAL_COLOUR[clause.shape],
+    'texture': world.USUAL_TEXTURE[clause.shape],
+  }.get(field)
+  values = {
+    'shape': range(len(world.SHAPES)),
+    'colour': range(len(world.COLOURS)),
+    'size': world.SIZES,
+    'texture': range(len(world.TEXTURES)),
+    'count': range(2, world.MAX_THINGS + 1),
+  }[field]
   now = getattr(clause, field)
   if usual is not None and usual != now and flip(rng, 0.5):
     wrong = usual
   else:
     wrong = pick(rng, [v for v in values if v != now])
-  clauses = atoms.clauses[:i] + (clause._replace(**{field: wrong}),) + atoms.clauses[i + 1:]
+  clauses = atoms.clauses[:i] + (clause._replace(**{field: wrong}),) + atoms.clauses[i + 1 :]
   return atoms._replace(clauses=clauses)
 
 
@@ -214,7 +265,9 @@ def noun_phrase(rng, clause: Clause, definite: bool = False, p_one: float = 0.08
   """'a small striped red disc', 'two red discs with dots', 'the disc'."""
   after = clause.texture in TEXTURE_NOUNS and flip(rng, 0.2)
   noun = _word(rng, NOUNS[clause.shape])
-  words = ' '.join(_adjectives(rng, clause, not after) + [noun if clause.count == 1 else _plural(noun)])
+  words = ' '.join(
+    _adjectives(rng, clause, not after) + [noun if clause.count == 1 else _plural(noun)]
+  )
   if definite:
     words = 'the ' + words
   elif clause.count > 1:
@@ -242,7 +295,11 @@ def _bare(clause: Clause) -> Clause:
 def _attribute_sentence(rng, clause: Clause, pronoun: bool) -> str:
   """'it is small and red' for what the first sentence left out."""
   words = _adjectives(rng, clause)
-  subject = ('it' if clause.count == 1 else 'they') if pronoun else noun_phrase(rng, _bare(clause), definite=True)
+  subject = (
+    ('it' if clause.count == 1 else 'they')
+    if pronoun
+    else noun_phrase(rng, _bare(clause), definite=True)
+  )
   return f'{subject} {"is" if clause.count == 1 else "are"} {_list(words)}'
 
 
@@ -258,19 +315,29 @@ def _sentences(rng, atoms: Atoms) -> list[str]:
     rel = pick(rng, RELATIONS[name])
     if distinct and flip(rng, 0.3):
       first = _open(rng, _list([noun_phrase(rng, c) for c in clauses]), clauses[0].count > 1)
-      the_a, the_b = noun_phrase(rng, _bare(a), definite=True), noun_phrase(rng, _bare(b), definite=True)
+      the_a, the_b = (
+        noun_phrase(rng, _bare(a), definite=True),
+        noun_phrase(rng, _bare(b), definite=True),
+      )
       return [first, f'{the_a} is {rel} {the_b}']
     verb = ' is' if flip(rng, 0.4) else ''
     text = f'{noun_phrase(rng, a)}{verb} {rel} {noun_phrase(rng, b)}'
     text = text if verb else _open(rng, text, False)
     if not rest:
       return [text]
-    return [text, ('there are ' if rest[0].count > 1 else 'there is ') + _list([noun_phrase(rng, c) for c in rest])]
+    return [
+      text,
+      ('there are ' if rest[0].count > 1 else 'there is ')
+      + _list([noun_phrase(rng, c) for c in rest]),
+    ]
   spoken = [c for c in clauses if c[2:] != (None, None, None)]
   if distinct and spoken and flip(rng, 0.15):
     later = pick(rng, spoken)
     first = _list([noun_phrase(rng, _bare(c) if c is later else c) for c in clauses])
-    return [_open(rng, first, clauses[0].count > 1), _attribute_sentence(rng, later, len(clauses) == 1)]
+    return [
+      _open(rng, first, clauses[0].count > 1),
+      _attribute_sentence(rng, later, len(clauses) == 1),
+    ]
   return [_open(rng, _list([noun_phrase(rng, c) for c in clauses]), clauses[0].count > 1)]
 
 
@@ -297,10 +364,18 @@ def pretraining_caption(scene: world.Scene, rng: np.random.Generator) -> str:
 
 # Prompts of the benchmarks' tasks
 
-_KIND = {'single_object': 'one', 'colors': 'one', 'counting': 'group', 'numeracy': 'mixed', 'complex': None}
+_KIND = {
+  'single_object': 'one',
+  'colors': 'one',
+  'counting': 'group',
+  'numeracy': 'mixed',
+  'complex': None,
+}
 
 
-def prompt_scene(rng: np.random.Generator, category: str, *, held_out: str = 'include') -> world.Scene:
+def prompt_scene(
+  rng: np.random.Generator, category: str, *, held_out: str = 'include'
+) -> world.Scene:
   """A uniform scene that a prompt of this category can tell of."""
   kind = _KIND.get(category, 'two')
   if category == 'complex':
@@ -320,7 +395,9 @@ def suits(scene: world.Scene, category: str) -> bool:
     return len({t.shape for t in things}) < len(things)
   if category in ('single_object', 'colors', 'complex') and len(things) != 2:
     return True
-  field = {'color': 'colour', 'color_attr': 'colour', 'texture': 'texture', 'shape': 'size'}.get(category)
+  field = {'color': 'colour', 'color_attr': 'colour', 'texture': 'texture', 'shape': 'size'}.get(
+    category
+  )
   if field and getattr(things[0], field) == getattr(things[1], field):
     return False
   names = true_relations(*things)
@@ -338,8 +415,13 @@ def _prompt_clauses(scene: world.Scene, fields: tuple[str, ...]) -> tuple[Clause
   return tuple(clauses)
 
 
-_FIELDS = {'colors': ('colour',), 'color_attr': ('colour',), 'color': ('colour',), 'shape': ('size',),
-           'texture': ('texture',)}
+_FIELDS = {
+  'colors': ('colour',),
+  'color_attr': ('colour',),
+  'color': ('colour',),
+  'shape': ('size',),
+  'texture': ('texture',),
+}
 
 
 def prompt_of(scene: world.Scene, category: str, rng: np.random.Generator) -> Prompt:

@@ -1,44 +1,47 @@
-"""The judge of Scenes: pixels -> scene graph, texts -> atoms, and the rules that compare them. Nothing is learned.
+"""The judge of Scenes: pixels -> scene graph, texts -> atoms, and the rules that compare them.
+Nothing is learned.
 
-A picture is cut into the 8 x 8 cells of the lattice. Cells that differ from the ground form connected components; a
-component whose box is 2 x 2 or 3 x 3 cells is compared with every rendered sprite of that size, and is a thing only if
-one sprite fits well, in every cell, and clearly better than the next. Whatever else lies on the ground is a blob: it
-counts as unreadable. Axes: B pictures, N components of one size, K looks (shape x colour x texture).
+A picture is cut into the 8 x 8 cells of the lattice. Cells that differ from the ground form
+connected components; a component whose box is 2 x 2 or 3 x 3 cells is compared with every rendered
+sprite of that size, and is a thing only if one sprite fits well, in every cell, and clearly better
+than the next. Whatever else lies on the ground is a blob: it counts as unreadable. Axes: B
+pictures, N components of one size, K looks (shape x colour x texture).
 """
 
-import re
 from collections.abc import Sequence
+import re
 from typing import NamedTuple
 
 import numpy as np
-from scipy import ndimage
-from scipy import optimize
+from scipy import ndimage, optimize
 
 from dsr_jax.errors import InputError
-from dsr_jax.scenes import grammar
-from dsr_jax.scenes import render
-from dsr_jax.scenes import world
-from dsr_jax.scenes.grammar import Atoms
-from dsr_jax.scenes.grammar import Clause
-from dsr_jax.scenes.grammar import Relation
-from dsr_jax.scenes.grammar import matches
+from dsr_jax.scenes import grammar, render, world
+from dsr_jax.scenes.grammar import Atoms, Clause, Relation, matches
 
-# Root mean square differences of RGB levels (0-255). After a picture tokenizer of the embedded model's kind, 99.5 % of
-# the true sprites fit within 21-26, their worst cells within 28-36, and empty cells are within 11-13 of the ground.
+# Root mean square differences of RGB levels (0-255). After a picture tokenizer of the embedded
+# model's kind, 99.5 % of
+# the true sprites fit within 21-26, their worst cells within 28-36, and empty cells are within
+# 11-13 of the ground.
 GROUND_LIMIT = 26.0  # a cell farther than this from the ground holds something
 FIT_LIMIT = 30.0  # of the whole sprite
 CELL_LIMIT = 46.0  # of its worst cell
-CONTRAST_LIMIT = 0.32  # of the sprite, as a share of its distance from bare ground (true ones: below 0.29)
-# How much nearer the best look must be than any other, on the line between the two: 1 is on the sprite, 0 midway.
-# Plain distances would not do: yellow and orange stripes on a thin cross lie 18 levels apart, other looks 100.
+CONTRAST_LIMIT = (
+  0.32  # of the sprite, as a share of its distance from bare ground (true ones: below 0.29)
+)
+# How much nearer the best look must be than any other, on the line between the two: 1 is on the
+# sprite, 0 midway.
+# Plain distances would not do: yellow and orange stripes on a thin cross lie 18 levels apart, other
+# looks 100.
 MARGIN = 0.08
 PEBBLE_LIMIT = 40.0
 MIN_GROUND = 24  # cells; with less ground left the picture is no picture of this world
 
 
 class Reading(NamedTuple):
-  """What the judge sees. `blobs` is the number of components that are neither a thing nor a pebble; `scene` is None
-  if the picture as a whole is unreadable (hardly any ground)."""
+  """What the judge sees. `blobs` is the number of components that are neither a thing nor a pebble;
+  `scene` is None if the picture as a whole is unreadable (hardly any ground)."""
+
   scene: world.Scene | None
   blobs: int = 0
 
@@ -55,15 +58,25 @@ class Reading(NamedTuple):
 
 
 def _look_tables():
-  """looks (K, 3) as shape, colour, texture; per size sprites (ground, K, cells, 48) and their squared norms."""
-  looks = np.array([(s, c, t) for s in range(len(world.SHAPES)) for c in range(len(world.COLOURS))
-                    for t in range(len(world.TEXTURES))])
+  """looks (K, 3) as shape, colour, texture; per size sprites (ground, K, cells, 48) and their
+  squared norms.
+  """
+  looks = np.array(
+    [
+      (s, c, t)
+      for s in range(len(world.SHAPES))
+      for c in range(len(world.COLOURS))
+      for t in range(len(world.TEXTURES))
+    ]
+  )
   sprites = {}
   for size in world.SIZES:
     n = size // world.CELL
     grounds = []
     for ground in range(len(world.GROUNDS)):
-      stack = np.stack([render.SPRITES[ground, s, c, t, size] for s, c, t in looks]).astype(np.float32)
+      stack = np.stack([render.SPRITES[ground, s, c, t, size] for s, c, t in looks]).astype(
+        np.float32
+      )
       cells = stack.reshape(len(looks), n, world.CELL, n, world.CELL, 3).swapaxes(2, 3)
       grounds.append(cells.reshape(len(looks), n * n, 48))
     sprites[size] = np.stack(grounds)
@@ -71,7 +84,9 @@ def _look_tables():
 
 
 def _between(sprites: np.ndarray) -> np.ndarray:
-  """Squared distances between all sprites (ground, K, cells, 48): (ground, K, K), 1 on the diagonal."""
+  """Squared distances between all sprites (ground, K, cells, 48): (ground, K, K), 1 on the
+  diagonal.
+  """
   flat = sprites.reshape(*sprites.shape[:2], -1)
   norm = (flat**2).sum(-1)
   squares = norm[:, :, None] + norm[:, None] - 2 * flat @ flat.swapaxes(1, 2)
@@ -80,8 +95,9 @@ def _between(sprites: np.ndarray) -> np.ndarray:
 
 _LOOKS, _SPRITES = _look_tables()
 _BARE = np.tile(render.GROUND_RGB, 16)[:, None, None].astype(np.float32)
-_CONTRAST = {size: np.sqrt(((sprites - _BARE) ** 2).mean((2, 3)))
-             for size, sprites in _SPRITES.items()}  # (ground, K)
+_CONTRAST = {
+  size: np.sqrt(((sprites - _BARE) ** 2).mean((2, 3))) for size, sprites in _SPRITES.items()
+}  # (ground, K)
 _BETWEEN = {size: _between(sprites) for size, sprites in _SPRITES.items()}
 _PEBBLES = render.PEBBLES.reshape(len(world.GROUNDS), 48).astype(np.float32)
 _IN_PLANE = np.zeros((3, 3, 3), bool)
@@ -95,7 +111,9 @@ def _rms(squares: np.ndarray, count: int) -> np.ndarray:
 def _find_ground(cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """cells (B, 64, 48) -> index of the ground (B,) and which cells are empty (B, 64)."""
   grounds = np.tile(render.GROUND_RGB, 16).astype(np.float32)  # (grounds, 48)
-  distance = np.stack([_rms(((cells - g) ** 2).sum(-1), 48) for g in grounds], 1)  # (B, grounds, 64)
+  distance = np.stack(
+    [_rms(((cells - g) ** 2).sum(-1), 48) for g in grounds], 1
+  )  # (B, grounds, 64)
   near = np.where(distance < 2 * GROUND_LIMIT, distance, 2 * GROUND_LIMIT)
   ground = near.sum(-1).argmin(-1)
   return ground, np.take_along_axis(distance, ground[:, None, None], 1)[:, 0] < GROUND_LIMIT
@@ -137,8 +155,11 @@ def read(pixels: np.ndarray) -> list[Reading]:
   if pixels.ndim == 3:
     pixels = pixels[None]
   if pixels.shape[1:] != (world.IMAGE_SIZE, world.IMAGE_SIZE, 3) or pixels.dtype != np.uint8:
-    raise InputError(f'found pictures of shape {pixels.shape} and type {pixels.dtype}; the judge of Scenes expects '
-                     '(B, 32, 32, 3) uint8; resize the picture to 32 x 32 RGB first')
+    raise InputError(
+      f'found pictures of shape {pixels.shape} and type {pixels.dtype}; the judge of Scenes '
+      'expects '
+      '(B, 32, 32, 3) uint8; resize the picture to 32 x 32 RGB first'
+    )
   cells = render.patches(pixels).astype(np.float32)
   ground, empty = _find_ground(cells)
   full = ~empty.reshape(-1, world.GRID, world.GRID)
@@ -156,7 +177,10 @@ def read(pixels: np.ndarray) -> list[Reading]:
     size = height * world.CELL
     if height == width and size in by_size:
       by_size[size].append((b, row, col, grid[b, rows, cols].reshape(-1, 48)))
-    elif height == width == 1 and _rms(((grid[b, row, col] - _PEBBLES[ground[b]]) ** 2).sum(), 48) < PEBBLE_LIMIT:
+    elif (
+      height == width == 1
+      and _rms(((grid[b, row, col] - _PEBBLES[ground[b]]) ** 2).sum(), 48) < PEBBLE_LIMIT
+    ):
       pebbles[b].append((row, col))
     else:
       blobs[b] += 1
@@ -164,15 +188,19 @@ def read(pixels: np.ndarray) -> list[Reading]:
     if not found:
       continue
     at = [f[0] for f in found]
-    for (b, row, col, _), look in zip(found, _match(np.stack([f[3] for f in found]), ground[at], size)):
+    for (b, row, col, _), look in zip(
+      found, _match(np.stack([f[3] for f in found]), ground[at], size)
+    ):
       if look is None:
         blobs[b] += 1
       else:
         things[b].append(world.Thing(*map(int, look), size, row, col))
   readable = empty.sum(-1) >= MIN_GROUND
   return [
-      Reading(world.Scene(tuple(sorted(t, key=lambda x: (x.row, x.col))), int(g), tuple(p)), int(n)) if ok
-      else Reading(None, 1) for t, g, p, n, ok in zip(things, ground, pebbles, blobs, readable)
+    Reading(world.Scene(tuple(sorted(t, key=lambda x: (x.row, x.col))), int(g), tuple(p)), int(n))
+    if ok
+    else Reading(None, 1)
+    for t, g, p, n, ok in zip(things, ground, pebbles, blobs, readable)
   ]
 
 
@@ -180,29 +208,41 @@ def read(pixels: np.ndarray) -> list[Reading]:
 
 
 def _relation_found(relation: Relation, clauses, things, loose: bool = False) -> bool:
-  """Whether two things that fit the clauses stand so; `loose`: of their shapes, so that a wrong colour counts once."""
+  """Whether two things that fit the clauses stand so; `loose`: of their shapes, so that a wrong
+  colour counts once.
+  """
   if loose:
     clauses = [Clause(c.shape) for c in clauses]
   return any(
-      grammar.relation_holds(relation.name, a, b)
-      for a in things if matches(clauses[relation.subject], a)
-      for b in things if b is not a and matches(clauses[relation.target], b))
+    grammar.relation_holds(relation.name, a, b)
+    for a in things
+    if matches(clauses[relation.subject], a)
+    for b in things
+    if b is not a and matches(clauses[relation.target], b)
+  )
 
 
 def geneval(atoms: Atoms, reading: Reading, counted: bool) -> bool:
-  """GenEval's rule: every clause is there and every relation holds; extras harm in counting tasks only.
+  """GenEval's rule: every clause is there and every relation holds; extras harm in counting tasks
+  only.
 
-  There an unreadable blob is an extra too. Detections have no scores here, so "the best ones of the class"
-  becomes "some things that fit".
+  There an unreadable blob is an extra too. Detections have no scores here, so "the best ones of the
+  class" becomes "some things that fit".
   """
   things, mentions = reading.things, expand(atoms)
   if len(things) < len(mentions):
     return False
   fits = np.array([[matches(m, t) for t in things] for m in mentions])
-  if fits[optimize.linear_sum_assignment(~fits)].sum() < len(mentions):  # no thing may serve two mentions
+  if fits[optimize.linear_sum_assignment(~fits)].sum() < len(
+    mentions
+  ):  # no thing may serve two mentions
     return False
-  if counted and (reading.blobs or any(
-      sum(t.shape == c.shape for t in things) != _wanted(atoms, c.shape) for c in atoms.clauses)):
+  if counted and (
+    reading.blobs
+    or any(
+      sum(t.shape == c.shape for t in things) != _wanted(atoms, c.shape) for c in atoms.clauses
+    )
+  ):
     return False
   return all(_relation_found(r, atoms.clauses, things) for r in atoms.relations)
 
@@ -221,17 +261,24 @@ def strict(atoms: Atoms, reading: Reading) -> bool:
 
 
 def graded(atoms: Atoms, reading: Reading) -> float:
-  """Share of the atoms (shape and each attribute of every mention, each relation) that the picture shows."""
+  """Share of the atoms (shape and each attribute of every mention, each relation) that the picture
+  shows.
+  """
   mentions = expand(atoms)
   right, _ = assign(mentions, reading.things)
   total = sum(map(stated, mentions)) + len(atoms.relations)
-  return (right + sum(_relation_found(r, atoms.clauses, reading.things, True) for r in atoms.relations)) / total
+  return (
+    right + sum(_relation_found(r, atoms.clauses, reading.things, True) for r in atoms.relations)
+  ) / total
 
 
 def verdict(prompt: grammar.Prompt, reading: Reading) -> dict[str, float | bool]:
   """All three rules for a prompt: {'geneval': bool, 'strict': bool, 'graded': float}."""
-  return {'geneval': geneval(prompt.atoms, reading, prompt.category in grammar.COUNTED),
-          'strict': strict(prompt.atoms, reading), 'graded': graded(prompt.atoms, reading)}
+  return {
+    'geneval': geneval(prompt.atoms, reading, prompt.category in grammar.COUNTED),
+    'strict': strict(prompt.atoms, reading),
+    'graded': graded(prompt.atoms, reading),
+  }
 
 
 def expand(atoms: Atoms) -> list[Clause]:
@@ -244,8 +291,12 @@ def stated(clause: Clause) -> int:
   return 1 + sum(v is not None for v in clause[2:])
 
 
-def assign(mentions: Sequence[Clause], things: Sequence[world.Thing]) -> tuple[int, list[tuple[int, int]]]:
-  """Pairs mentions with things of their shape so that most attributes are right: that number, and the pairs."""
+def assign(
+  mentions: Sequence[Clause], things: Sequence[world.Thing]
+) -> tuple[int, list[tuple[int, int]]]:
+  """Pairs mentions with things of their shape so that most attributes are right: that number, and
+  the pairs.
+  """
   if not mentions or not things:
     return 0, []
   score = np.array([[_agreement(m, t) for t in things] for m in mentions])
@@ -256,7 +307,9 @@ def assign(mentions: Sequence[Clause], things: Sequence[world.Thing]) -> tuple[i
 def _agreement(mention: Clause, thing: world.Thing) -> int:
   if mention.shape != thing.shape:
     return 0
-  return 1 + sum(said == true for said, true in zip(mention[2:], (thing.colour, thing.texture, thing.size)))
+  return 1 + sum(
+    said == true for said, true in zip(mention[2:], (thing.colour, thing.texture, thing.size))
+  )
 
 
 # Texts -> atoms
@@ -267,8 +320,11 @@ def _vocabulary():
   for i, words in enumerate(grammar.NOUNS):
     for w in words:
       nouns[w] = nouns[grammar.PLURALS.get(w, w + 's')] = i
-  for field, table in (('colour', enumerate(grammar.COLOUR_WORDS)), ('texture', enumerate(grammar.TEXTURE_WORDS)),
-                       ('size', grammar.SIZE_WORDS.items())):
+  for field, table in (
+    ('colour', enumerate(grammar.COLOUR_WORDS)),
+    ('texture', enumerate(grammar.TEXTURE_WORDS)),
+    ('size', grammar.SIZE_WORDS.items()),
+  ):
     adjectives.update({w: (field, value) for value, words in table for w in words})
   return nouns, adjectives
 
@@ -277,8 +333,10 @@ _NOUNS, _ADJECTIVES = _vocabulary()
 _TEXTURE_NOUNS = {v: k for k, v in grammar.TEXTURE_NOUNS.items()}
 _NUMBERS = {'a': 1, 'an': 1, **{w: n for n, w in enumerate(grammar.NUMBERS) if n}}
 _OPENERS = tuple(tuple(o.split()) for o in grammar.OPENERS) + (('there', 'are'),)
-_PHRASES = sorted(((tuple(p.split()), name) for name, ps in grammar.RELATIONS.items() for p in ps),
-                  key=lambda phrase: -len(phrase[0]))
+_PHRASES = sorted(
+  ((tuple(p.split()), name) for name, ps in grammar.RELATIONS.items() for p in ps),
+  key=lambda phrase: -len(phrase[0]),
+)
 
 
 class _Unparsable(Exception):
@@ -286,7 +344,9 @@ class _Unparsable(Exception):
 
 
 class _Parser:
-  """Recursive descent over the words of one text; clauses and relations gather in `clauses` and `relations`."""
+  """Recursive descent over the words of one text; clauses and relations gather in `clauses` and
+  `relations`.
+  """
 
   def __init__(self, words: list[str]):
     self.words, self.at = words, 0
@@ -299,7 +359,7 @@ class _Parser:
     return None
 
   def take_phrase(self, phrase: tuple[str, ...]) -> bool:
-    if tuple(self.words[self.at:self.at + len(phrase)]) == phrase:
+    if tuple(self.words[self.at : self.at + len(phrase)]) == phrase:
       self.at += len(phrase)
       return True
     return False
@@ -314,7 +374,9 @@ class _Parser:
     return True
 
   def noun_phrase(self) -> int:
-    """Reads one and returns the index of its clause; 'the disc' may point back to an earlier one."""
+    """Reads one and returns the index of its clause; 'the disc' may point back to an earlier
+    one.
+    """
     definite = self.take('the')
     number = self.take(*_NUMBERS)
     if not definite and not number:
@@ -327,19 +389,27 @@ class _Parser:
       raise _Unparsable
     if self.take('with'):
       texture = self.take(*_TEXTURE_NOUNS)
-      if texture is None or said.setdefault('texture', _TEXTURE_NOUNS[texture]) != _TEXTURE_NOUNS[texture]:
+      if (
+        texture is None
+        or said.setdefault('texture', _TEXTURE_NOUNS[texture]) != _TEXTURE_NOUNS[texture]
+      ):
         raise _Unparsable
     clause = Clause(_NOUNS[noun], _NUMBERS[number] if number else 1, **said)
     if definite:
       for i, old in enumerate(self.clauses):
-        if old.shape == clause.shape and all(n is None or n == o for n, o in zip(clause[2:], old[2:])):
+        if old.shape == clause.shape and all(
+          n is None or n == o for n, o in zip(clause[2:], old[2:])
+        ):
           return i
     self.clauses.append(clause)
     return len(self.clauses) - 1
 
   def attributes(self, subject: int):
-    said = {k: v for k, v in self.clauses[subject]._asdict().items()
-            if k in ('colour', 'texture', 'size') and v is not None}
+    said = {
+      k: v
+      for k, v in self.clauses[subject]._asdict().items()
+      if k in ('colour', 'texture', 'size') and v is not None
+    }
     if not self.adjective(said):
       raise _Unparsable
     while self.take(',', 'and'):
@@ -397,6 +467,7 @@ def parse(text: str) -> Atoms | None:
 
 class TextCounts(NamedTuple):
   """Atoms of one text against the true scene."""
+
   stated: int
   right: int
   recalled: int  # shapes, colours and textures of the scene's things that the text states rightly
@@ -415,9 +486,17 @@ def count_atoms(text: str, scene: world.Scene) -> TextCounts:
   right, pairs = assign(mentions, scene.things)
   sizes = sum(mentions[i].size == scene.things[j].size for i, j in pairs)
   groups = [c for c in atoms.clauses if c.count > 1]
-  counts_right = sum(sum(t.shape == c.shape for t in scene.things) == _wanted(atoms, c.shape) for c in groups)
-  relations_right = sum(_relation_found(r, atoms.clauses, scene.things, True) for r in atoms.relations)
+  counts_right = sum(
+    sum(t.shape == c.shape for t in scene.things) == _wanted(atoms, c.shape) for c in groups
+  )
+  relations_right = sum(
+    _relation_found(r, atoms.clauses, scene.things, True) for r in atoms.relations
+  )
   return TextCounts(
-      stated=sum(map(stated, mentions)) + len(groups) + len(atoms.relations),
-      right=right + counts_right + relations_right,
-      recalled=right - sizes, total=total, words=words, parsed=True)
+    stated=sum(map(stated, mentions)) + len(groups) + len(atoms.relations),
+    right=right + counts_right + relations_right,
+    recalled=right - sizes,
+    total=total,
+    words=words,
+    parsed=True,
+  )

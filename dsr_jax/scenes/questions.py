@@ -1,14 +1,14 @@
-"""Questions about scenes with one-word answers: POPE's tracks, multiple choice and HallusionBench pairs."""
+"""Questions about scenes with one-word answers: POPE's tracks, multiple choice and HallusionBench
+pairs.
+"""
 
 from typing import NamedTuple
 
 import numpy as np
 
-from dsr_jax.scenes import grammar
-from dsr_jax.scenes import world
+from dsr_jax.scenes import grammar, world
 from dsr_jax.scenes.grammar import Clause
-from dsr_jax.scenes.world import flip
-from dsr_jax.scenes.world import pick
+from dsr_jax.scenes.world import flip, pick
 
 P_YES = 0.5
 TAILS = ('', ' in the image', ' in the picture')
@@ -42,10 +42,16 @@ def _exists(scene, rng) -> Question:
     if flip(rng, 0.5):
       fields = ['shape'] + [f for f in ('colour', 'texture') if getattr(clause, f) is not None]
       field = pick(rng, fields)
-      size = {'shape': len(world.SHAPES), 'colour': len(world.COLOURS), 'texture': len(world.TEXTURES)}[field]
+      size = {
+        'shape': len(world.SHAPES),
+        'colour': len(world.COLOURS),
+        'texture': len(world.TEXTURES),
+      }[field]
       absent = clause._replace(**{field: int(rng.random() * size)})
     else:
-      shape = world.COMPANION[thing.shape] if flip(rng, 0.5) else int(rng.random() * len(world.SHAPES))
+      shape = (
+        world.COMPANION[thing.shape] if flip(rng, 0.5) else int(rng.random() * len(world.SHAPES))
+      )
       colour, texture = world.random_look(rng, shape, skewed=True, held_out='exclude')
       absent = _partial(world.Thing(shape, colour, texture, 8, 0, 0), rng)
     if not any(grammar.matches(absent, t) for t in scene.things):
@@ -62,8 +68,14 @@ def _relation(scene, rng) -> Question | None:
   if flip(rng, P_YES) and true:
     name, answer = pick(rng, true), 'yes'
   else:
-    name, answer = pick(rng, [n for n in ('left', 'right', 'above', 'below') if n not in true]), 'no'
-  the = lambda t: grammar.noun_phrase(rng, Clause(t.shape), definite=True)
+    name, answer = (
+      pick(rng, [n for n in ('left', 'right', 'above', 'below') if n not in true]),
+      'no',
+    )
+
+  def the(t):
+    return grammar.noun_phrase(rng, Clause(t.shape), definite=True)
+
   return Question(f'is {the(a)} {pick(rng, grammar.RELATIONS[name])} {the(b)}?', answer, 'relation')
 
 
@@ -132,9 +144,11 @@ TRACKS = ('random', 'popular', 'adversarial')
 class Row(NamedTuple):
   """One question of a fixed list.
 
-  `picture` indexes the list's scenes; `tracks`: POPE's tracks the row counts in; `group`: rows that are right only
-  together (rotations of one multiple-choice question; HallusionBench's set); `question`: number within the set.
+  `picture` indexes the list's scenes; `tracks`: POPE's tracks the row counts in; `group`: rows that
+  are right only together (rotations of one multiple-choice question; HallusionBench's set);
+  `question`: number within the set.
   """
+
   picture: int
   text: str
   answer: str
@@ -146,18 +160,23 @@ class Row(NamedTuple):
 
 def _frequency(shape: int, colour: int) -> float:
   """How often pretraining shows a thing of this look, relative to the others of its shape."""
-  return (world.P_USUAL_COLOUR if world.USUAL_COLOUR[shape] == colour else 0.0) + 1 / len(world.COLOURS)
+  return (world.P_USUAL_COLOUR if world.USUAL_COLOUR[shape] == colour else 0.0) + 1 / len(
+    world.COLOURS
+  )
 
 
 def _company(shape: int, colour: int, things) -> float:
   """How often such a thing stands beside these in pretraining."""
   return _frequency(shape, colour) * sum(
-      (world.P_COMPANION if world.COMPANION[t.shape] == shape else 0.0) + 1 / len(world.SHAPES) for t in things)
+    (world.P_COMPANION if world.COMPANION[t.shape] == shape else 0.0) + 1 / len(world.SHAPES)
+    for t in things
+  )
 
 
 def pope(scenes, rng: np.random.Generator) -> list[Row]:
-  """POPE: for each picture one present look and, a track, one absent look (colour and shape): random, one of the
-  eight commonest in pretraining, or the one that most often keeps company with the things of the picture."""
+  """POPE: for each picture one present look and, a track, one absent look (colour and shape):
+  random, one of the eight commonest in pretraining, or the one that most often keeps company with
+  the things of the picture."""
   rows = []
   every = [(s, c) for s in range(len(world.SHAPES)) for c in range(len(world.COLOURS))]
   for i, scene in enumerate(scenes):
@@ -165,7 +184,9 @@ def pope(scenes, rng: np.random.Generator) -> list[Row]:
     rows.append(Row(i, exists_text(Clause(thing.shape, 1, thing.colour), rng), 'yes', TRACKS))
     present = {(t.shape, t.colour) for t in scene.things}
     absent = [every[j] for j in rng.permutation(len(every)) if every[j] not in present]
-    popular = sorted(absent, key=lambda x: -_frequency(*x))[:8 - sum(_frequency(*p) > 0.2 for p in present)]
+    popular = sorted(absent, key=lambda x: -_frequency(*x))[
+      : 8 - sum(_frequency(*p) > 0.2 for p in present)
+    ]
     chosen = (absent[0], popular[0], max(absent, key=lambda x: _company(*x, scene.things)))
     for track, (shape, colour) in zip(TRACKS, chosen):
       rows.append(Row(i, exists_text(Clause(shape, 1, colour), rng), 'no', (track,)))
@@ -173,7 +194,9 @@ def pope(scenes, rng: np.random.Generator) -> list[Row]:
 
 
 def multiple_choice(scenes, rng: np.random.Generator) -> list[Row]:
-  """Four options in all four rotations: the colour of a thing whose shape occurs once. Other pictures are left out."""
+  """Four options in all four rotations: the colour of a thing whose shape occurs once. Other
+  pictures are left out.
+  """
   rows = []
   for i, scene in enumerate(scenes):
     if not _lone(scene):
@@ -186,13 +209,19 @@ def multiple_choice(scenes, rng: np.random.Generator) -> list[Row]:
     noun = grammar.noun_phrase(rng, Clause(thing.shape), definite=True)
     for turn in range(4):
       turned = options[turn:] + options[:turn]
-      rows.append(Row(i, choice_text(f'what color is {noun}?', turned), answer, group=i, options=tuple(turned)))
+      rows.append(
+        Row(
+          i, choice_text(f'what color is {noun}?', turned), answer, group=i, options=tuple(turned)
+        )
+      )
   return rows
 
 
 def _lone(scene: world.Scene) -> list[int]:
   """Things whose shape occurs once: a change of theirs changes what is there."""
-  return [i for i, t in enumerate(scene.things) if sum(u.shape == t.shape for u in scene.things) == 1]
+  return [
+    i for i, t in enumerate(scene.things) if sum(u.shape == t.shape for u in scene.things) == 1
+  ]
 
 
 def can_edit(scene: world.Scene) -> bool:
@@ -200,26 +229,39 @@ def can_edit(scene: world.Scene) -> bool:
 
 
 def edit(scene: world.Scene, rng: np.random.Generator) -> tuple[world.Scene, Clause, Clause]:
-  """Changes one attribute of one thing: the new scene, and a description only the old, only the new one has."""
+  """Changes one attribute of one thing: the new scene, and a description only the old, only the new
+  one has.
+  """
   while True:
     i = pick(rng, _lone(scene))
     old = scene.things[i]
     field = pick(rng, ('shape', 'colour', 'texture'))
-    number = {'shape': len(world.SHAPES), 'colour': len(world.COLOURS), 'texture': len(world.TEXTURES)}[field]
-    new = old._replace(**{field: (getattr(old, field) + 1 + int(rng.random() * (number - 1))) % number})
+    number = {
+      'shape': len(world.SHAPES),
+      'colour': len(world.COLOURS),
+      'texture': len(world.TEXTURES),
+    }[field]
+    new = old._replace(
+      **{field: (getattr(old, field) + 1 + int(rng.random() * (number - 1))) % number}
+    )
     said = ('colour',) if field == 'shape' else (field,)
     before, after = (Clause(t.shape, 1, **{f: getattr(t, f) for f in said}) for t in (old, new))
     if not any(grammar.matches(after, t) for t in scene.things):
-      return scene._replace(things=scene.things[:i] + (new,) + scene.things[i + 1:]), before, after
+      return scene._replace(things=scene.things[:i] + (new,) + scene.things[i + 1 :]), before, after
 
 
 def hallusion_pairs(scenes, rng: np.random.Generator) -> tuple[list[world.Scene], list[Row]]:
-  """HallusionBench: each picture and its one-attribute edit (indices 2k and 2k + 1), two questions asked of both."""
+  """HallusionBench: each picture and its one-attribute edit (indices 2k and 2k + 1), two questions
+  asked of both.
+  """
   pictures, rows = [], []
   for k, scene in enumerate(scenes):
     edited, before, after = edit(scene, rng)
     pictures += [scene, edited]
     for q, clause in enumerate((before, after)):
       text = exists_text(clause, rng)
-      rows += [Row(2 * k + figure, text, 'yes' if figure == q else 'no', group=k, question=q) for figure in (0, 1)]
+      rows += [
+        Row(2 * k + figure, text, 'yes' if figure == q else 'no', group=k, question=q)
+        for figure in (0, 1)
+      ]
   return pictures, rows

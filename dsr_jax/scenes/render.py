@@ -1,8 +1,10 @@
 """Scene graph -> pixels: sprites of whole pixels pasted on the lattice.
 
-Every sprite is put together from 20 silhouettes of 4 x 4 pixels, so that few different patches occur (20 silhouettes
-x 8 colours x 3 textures), which is what lets a picture tokenizer of 512 codes carry the world. Textures are locked to
-the lattice: stripes are two rows of the colour and two of a much darker one, dots are 2 x 2 nearly black pixels
+Every sprite is put together from 20 silhouettes of 4 x 4 pixels, so that few different patches
+occur (20 silhouettes x 8 colours x 3 textures), which is what lets a picture tokenizer of 512 codes
+carry the world. Textures are locked to
+the lattice: stripes are two rows of the colour and two of a much darker one, dots are 2 x 2 nearly
+  black pixels
 in the middle of each cell.
 """
 
@@ -10,7 +12,8 @@ import numpy as np
 
 from dsr_jax.scenes import world
 
-COLOUR_RGB = np.array([
+COLOUR_RGB = np.array(
+  [
     (222, 32, 36),  # red
     (250, 138, 24),  # orange
     (232, 200, 8),  # yellow
@@ -19,11 +22,15 @@ COLOUR_RGB = np.array([
     (140, 48, 190),  # purple
     (246, 122, 190),  # pink
     (134, 84, 46),  # brown
-], np.uint8)
+  ],
+  np.uint8,
+)
 GROUND_RGB = np.array([(250, 246, 236), (234, 240, 250)], np.uint8)
 PEBBLE_RGB = np.array((158, 158, 158), np.uint8)
 STRIPE_SHADE = 0.3  # of the colour, in the darker rows
-DOT_RGB = np.array((18, 18, 26), np.uint8)  # dark: light dots would look like holes, and a dotted disc like a cross
+DOT_RGB = np.array(
+  (18, 18, 26), np.uint8
+)  # dark: light dots would look like holes, and a dotted disc like a cross
 
 _DIAGONAL = '...# ..## .### ####'
 _ROUND = '..## .### #### ####'
@@ -37,11 +44,20 @@ def _mask(rows: str) -> np.ndarray:
 
 
 def _silhouettes() -> dict[str, np.ndarray]:
-  """Names: a/r/s = diagonal, round and small corner whose solid side is away from corner 1 TL, 2 TR, 3 BL, 4 BR."""
+  """Names: a/r/s = diagonal, round and small corner whose solid side is away from corner 1 TL, 2
+  TR, 3 BL, 4 BR.
+  """
   masks = {'.': np.zeros((4, 4), bool), 'F': np.ones((4, 4), bool)}
   for letter, rows in (('a', _DIAGONAL), ('r', _ROUND), ('s', _CORNER)):
     m = _mask(rows)
-    masks.update({letter + '1': m, letter + '2': m[:, ::-1], letter + '3': m[::-1], letter + '4': m[::-1, ::-1]})
+    masks.update(
+      {
+        letter + '1': m,
+        letter + '2': m[:, ::-1],
+        letter + '3': m[::-1],
+        letter + '4': m[::-1, ::-1],
+      }
+    )
   tip = _mask(_TIP)
   masks.update(tu=tip, td=tip[::-1], tl=tip.T, tr=tip.T[:, ::-1])
   masks.update(x=_mask(_BAND), y=_mask(_BAND)[:, ::-1], v=_mask('.... #..# #### ####'))
@@ -50,14 +66,14 @@ def _silhouettes() -> dict[str, np.ndarray]:
 
 SILHOUETTES = _silhouettes()
 LAYOUTS = {  # shape: (8 pixels, 12 pixels), a row of cells between bars
-    'square': ('F F|F F', 'F F F|F F F|F F F'),
-    'diamond': ('a1 a2|a3 a4', 's1 tu s2|tl F tr|s3 td s4'),
-    'disc': ('r1 r2|r3 r4', 'a1 F a2|F F F|a3 F a4'),
-    'ring': ('y x|x y', 'a1 F a2|F . F|a3 F a4'),
-    'triangle': ('a2 .|F a2', 'a2 . .|F a2 .|F F a2'),
-    'cross': ('x y|y x', 'x . y|. F .|y . x'),
-    'heart': ('tu tu|a3 a4', 'tu v tu|a3 F a4|. td .'),
-    'hourglass': ('a3 a4|a1 a2', 'a3 F a4|. F .|a1 F a2'),
+  'square': ('F F|F F', 'F F F|F F F|F F F'),
+  'diamond': ('a1 a2|a3 a4', 's1 tu s2|tl F tr|s3 td s4'),
+  'disc': ('r1 r2|r3 r4', 'a1 F a2|F F F|a3 F a4'),
+  'ring': ('y x|x y', 'a1 F a2|F . F|a3 F a4'),
+  'triangle': ('a2 .|F a2', 'a2 . .|F a2 .|F F a2'),
+  'cross': ('x y|y x', 'x . y|. F .|y . x'),
+  'heart': ('tu tu|a3 a4', 'tu v tu|a3 F a4|. td .'),
+  'hourglass': ('a3 a4|a1 a2', 'a3 F a4|. F .|a1 F a2'),
 }
 PEBBLE_MASK = _mask('.##. #### #### .##.')
 
@@ -95,8 +111,12 @@ def _sprites() -> dict[tuple[int, ...], np.ndarray]:
 
 
 SPRITES = _sprites()  # (ground, shape, colour, texture, size) -> (size, size, 3) uint8
-PEBBLES = np.where(PEBBLE_MASK[None, ..., None], PEBBLE_RGB, GROUND_RGB[:, None, None])  # (ground, 4, 4, 3)
-_BLANKS = np.broadcast_to(GROUND_RGB[:, None, None], (len(GROUND_RGB), world.IMAGE_SIZE, world.IMAGE_SIZE, 3))
+PEBBLES = np.where(
+  PEBBLE_MASK[None, ..., None], PEBBLE_RGB, GROUND_RGB[:, None, None]
+)  # (ground, 4, 4, 3)
+_BLANKS = np.broadcast_to(
+  GROUND_RGB[:, None, None], (len(GROUND_RGB), world.IMAGE_SIZE, world.IMAGE_SIZE, 3)
+)
 
 
 def render(scene: world.Scene) -> np.ndarray:
@@ -104,10 +124,12 @@ def render(scene: world.Scene) -> np.ndarray:
   picture = _BLANKS[scene.ground].copy()
   for thing in scene.things:
     top, left, bottom, right = thing.box
-    picture[top:bottom, left:right] = SPRITES[scene.ground, thing.shape, thing.colour, thing.texture, thing.size]
+    picture[top:bottom, left:right] = SPRITES[
+      scene.ground, thing.shape, thing.colour, thing.texture, thing.size
+    ]
   for row, col in scene.pebbles:
     top, left = row * world.CELL, col * world.CELL
-    picture[top:top + world.CELL, left:left + world.CELL] = PEBBLES[scene.ground]
+    picture[top : top + world.CELL, left : left + world.CELL] = PEBBLES[scene.ground]
   return picture
 
 
@@ -124,6 +146,11 @@ def patch_coverage(pictures: np.ndarray, codes: int = 512) -> dict[str, float]:
   blank = np.zeros(len(cells), bool)
   for rgb in GROUND_RGB:
     blank |= (cells == np.tile(rgb, 16)).all(1)
-  _, counts = np.unique(cells[~blank].view('V48'), return_counts=True)  # a patch as one value: np.unique's axis is slow
-  return {'patches': int((~blank).sum()), 'distinct': len(counts),
-          'share': float(np.sort(counts)[::-1][:codes].sum() / counts.sum())}
+  _, counts = np.unique(
+    cells[~blank].view('V48'), return_counts=True
+  )  # a patch as one value: np.unique's axis is slow
+  return {
+    'patches': int((~blank).sum()),
+    'distinct': len(counts),
+    'share': float(np.sort(counts)[::-1][:codes].sum() / counts.sum()),
+  }

@@ -1,7 +1,7 @@
 """Data sets of Scenes, each a pure function of (seed, index), and the fixed evaluation lists.
 
-Every scene graph belongs to one split by its hash, so pretraining, training prompts, training pictures, validation and
-evaluation share none.
+Every scene graph belongs to one split by its hash, so pretraining, training prompts, training
+pictures, validation and evaluation share none.
 """
 
 import functools
@@ -11,10 +11,7 @@ import itertools
 import numpy as np
 
 from dsr_jax.errors import InputError
-from dsr_jax.scenes import grammar
-from dsr_jax.scenes import questions
-from dsr_jax.scenes import render
-from dsr_jax.scenes import world
+from dsr_jax.scenes import grammar, questions, render, world
 
 SPLITS = ('pretraining', 'training_prompts', 'training_pictures', 'validation', 'evaluation')
 _BUCKETS = (40, 6, 6, 6, 6)  # of 64
@@ -45,7 +42,8 @@ def _draw(rng, split: str, **how) -> world.Scene:
 
 
 def pretraining_example(seed: int, index: int, p_single: float = 0.0) -> tuple[np.ndarray, str]:
-  """A captioned picture: pixels (32, 32, 3) uint8 and a noisy, partial caption. Skewed; no held-out pair.
+  """A captioned picture: pixels (32, 32, 3) uint8 and a noisy, partial caption. Skewed; no held-out
+  pair.
 
   With probability `p_single` it shows one thing: how a curriculum starts.
   """
@@ -54,7 +52,9 @@ def pretraining_example(seed: int, index: int, p_single: float = 0.0) -> tuple[n
   return render.render(scene), grammar.pretraining_caption(scene, rng)
 
 
-def pretraining_question(seed: int, index: int, p_single: float = 0.0) -> tuple[np.ndarray, str, str]:
+def pretraining_question(
+  seed: int, index: int, p_single: float = 0.0
+) -> tuple[np.ndarray, str, str]:
   """A picture, a question about it and its one-word answer."""
   rng = _rng(2, seed, index)
   scene = _pretraining_scene(rng, p_single)
@@ -75,7 +75,9 @@ def vocabulary_texts(n: int, seed: int = 0) -> list[str]:
     if i % 4 == 0:
       texts.append(grammar.prompt(rng, grammar.CATEGORIES[i // 4 % len(grammar.CATEGORIES)]).text)
     elif i % 4 == 1:
-      question = questions.random_question(world.random_scene(rng, skewed=False, held_out='include'), rng)
+      question = questions.random_question(
+        world.random_scene(rng, skewed=False, held_out='include'), rng
+      )
       texts += [question.text, question.answer]
     else:
       texts.append(grammar.caption(world.random_scene(rng, skewed=False, held_out='include'), rng))
@@ -84,12 +86,19 @@ def vocabulary_texts(n: int, seed: int = 0) -> list[str]:
 
 # Reinforcement: uniform, unpaired, half of the held-out pairs
 
-REINFORCEMENT_INPUTS = 4800  # prompts, and as many pictures; the paper has 5,600, here the categories come out even
+REINFORCEMENT_INPUTS = (
+  4800  # prompts, and as many pictures; the paper has 5,600, here the categories come out even
+)
 
 
 def training_prompt(seed: int, index: int) -> grammar.Prompt:
   """A prompt; the twelve categories take turns."""
-  return _prompt(_rng(4, seed, index), 'training_prompts', grammar.CATEGORIES[index % len(grammar.CATEGORIES)], 'half')
+  return _prompt(
+    _rng(4, seed, index),
+    'training_prompts',
+    grammar.CATEGORIES[index % len(grammar.CATEGORIES)],
+    'half',
+  )
 
 
 def training_scene(seed: int, index: int) -> world.Scene:
@@ -118,26 +127,40 @@ def _prompt_scene(rng, split: str, category: str, held_out: str) -> world.Scene:
     for _ in range(100):  # a single thing may have no place at all in this split
       if split_of(scene) == split and grammar.suits(scene, category):
         return scene
-      scene = world.rearrange(scene, rng)  # not a new draw, so that looks stay uniform in every split
+      scene = world.rearrange(
+        scene, rng
+      )  # not a new draw, so that looks stay uniform in every split
 
 
 # Fixed lists for evaluation and for validation: never trained on, all held-out pairs occur
 
 
-def evaluation_prompts(per_task: int = 100, split: str = 'evaluation', seed: int = 0, tasks: tuple[str, ...] = grammar.GENEVAL
-                       ) -> list[grammar.Prompt]:
-  """`per_task` prompts of each task (GenEval's six, or others of `grammar.CATEGORIES`), tasks in order. Shorter lists are beginnings of
-  longer ones."""
+def evaluation_prompts(
+  per_task: int = 100,
+  split: str = 'evaluation',
+  seed: int = 0,
+  tasks: tuple[str, ...] = grammar.GENEVAL,
+) -> list[grammar.Prompt]:
+  """`per_task` prompts of each task (GenEval's six, or others of `grammar.CATEGORIES`), tasks in
+  order. Shorter lists are beginnings of longer ones."""
   _check_list(split, per_task)
-  return [_prompt(_rng(6 + SPLITS.index(split), seed, task * 100_000 + i), split, category, 'include')
-          for task, category in enumerate(grammar.CATEGORIES) if category in tasks for i in range(per_task)]
+  return [
+    _prompt(_rng(6 + SPLITS.index(split), seed, task * 100_000 + i), split, category, 'include')
+    for task, category in enumerate(grammar.CATEGORIES)
+    if category in tasks
+    for i in range(per_task)
+  ]
 
 
-def evaluation_scenes(number: int = 1000, split: str = 'evaluation', seed: int = 0) -> list[world.Scene]:
+def evaluation_scenes(
+  number: int = 1000, split: str = 'evaluation', seed: int = 0
+) -> list[world.Scene]:
   """Scenes to describe and to ask about."""
   _check_list(split, number)
   purpose = 16 + SPLITS.index(split)
-  return [_draw(_rng(purpose, seed, i), split, skewed=False, held_out='include') for i in range(number)]
+  return [
+    _draw(_rng(purpose, seed, i), split, skewed=False, held_out='include') for i in range(number)
+  ]
 
 
 def pictures(scenes) -> np.ndarray:
@@ -152,7 +175,9 @@ def evaluation_pope(number: int = 500, split: str = 'evaluation', seed: int = 0)
 
 
 def evaluation_choice(number: int = 300, split: str = 'evaluation', seed: int = 0):
-  """(scenes, rows): one question with four options, in four rotations, on most of `number` pictures."""
+  """(scenes, rows): one question with four options, in four rotations, on most of `number`
+  pictures.
+  """
   scenes = evaluation_scenes(number, split, seed)
   return scenes, questions.multiple_choice(scenes, _rng(36 + SPLITS.index(split), seed, 0))
 
@@ -166,16 +191,23 @@ def evaluation_hallusion(number: int = 250, split: str = 'evaluation', seed: int
 
 def _check_list(split: str, number: int):
   if split not in ('validation', 'evaluation'):
-    raise InputError(f'found the list {split!r}; expected validation or evaluation; name one of them')
+    raise InputError(
+      f'found the list {split!r}; expected validation or evaluation; name one of them'
+    )
   if number < 1:
     raise InputError(f'found a list of {number}; expected at least 1; raise the number')
 
 
 def novelty(atoms: grammar.Atoms) -> str:
-  """'seen', 'reinforced' (a pair that only reinforcement showed) or 'new' (a pair that no training showed)."""
+  """'seen', 'reinforced' (a pair that only reinforcement showed) or 'new' (a pair that no training
+  showed).
+  """
   level = 0
   for clause in atoms.clauses:
-    for value, table in ((clause.colour, world.HELD_OUT_COLOUR), (clause.texture, world.HELD_OUT_TEXTURE)):
+    for value, table in (
+      (clause.colour, world.HELD_OUT_COLOUR),
+      (clause.texture, world.HELD_OUT_TEXTURE),
+    ):
       if (clause.shape, value) in table:
         level = max(level, 1 if table.index((clause.shape, value)) < len(table) // 2 else 2)
   return ('seen', 'reinforced', 'new')[level]

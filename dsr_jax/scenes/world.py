@@ -1,8 +1,9 @@
 """The small world called Scenes: what can be in a picture, and how pictures are drawn at random.
 
-A scene is a scene graph: 1-4 things on a light ground, each with a shape, a colour, a texture, a size and a place on a
-lattice of 8 x 8 cells of 4 pixels, plus now and then a grey pebble that no text names. Things keep one free cell
-between each other, so that a picture can be read back by looking at connected cells.
+A scene is a scene graph: 1-4 things on a light ground, each with a shape, a colour, a texture, a
+  size and a place on a
+lattice of 8 x 8 cells of 4 pixels, plus now and then a grey pebble that no text names. Things keep
+one free cell between each other, so that a picture can be read back by looking at connected cells.
 
 All values are ints that index the tables below; sizes are in pixels (8 or 12), places in cells.
 """
@@ -27,16 +28,31 @@ MAX_THINGS = 4
 # The skew of pretraining: each shape's usual colour, texture and companion, all indices.
 USUAL_COLOUR = (0, 4, 2, 5, 3, 7, 6, 1)  # square red, diamond blue, disc yellow, ring purple, ...
 USUAL_TEXTURE = (0, 1, 0, 2, 1, 0, 2, 0)
-COMPANION = (2, 3, 0, 1, 5, 4, 7, 6)  # square with disc, diamond with ring, triangle with cross, heart with hourglass
+COMPANION = (
+  2,
+  3,
+  0,
+  1,
+  5,
+  4,
+  7,
+  6,
+)  # square with disc, diamond with ring, triangle with cross, heart with hourglass
 P_USUAL_COLOUR, P_USUAL_TEXTURE, P_COMPANION = 0.4, 0.45, 0.45
 
-# Pairs that pretraining never shows: 10 of 64 shape-colour pairs, 4 of 24 shape-texture pairs. The first half of each
+# Pairs that pretraining never shows: 10 of 64 shape-colour pairs, 4 of 24 shape-texture pairs. The
+# first half of each
 # list occurs in reinforcement inputs, the second half in evaluation only.
 HELD_OUT_COLOUR = ((0, 4), (2, 6), (4, 1), (6, 3), (3, 0), (1, 0), (5, 2), (7, 5), (2, 3), (4, 7))
 HELD_OUT_TEXTURE = ((0, 2), (5, 1), (2, 1), (7, 2))
 HELD_OUT = ('exclude', 'half', 'include')
 
-KINDS = ('one', 'two', 'group', 'mixed')  # one thing; two of different shapes; 2-4 of one shape; 3-4 of several shapes
+KINDS = (
+  'one',
+  'two',
+  'group',
+  'mixed',
+)  # one thing; two of different shapes; 2-4 of one shape; 3-4 of several shapes
 P_KIND_SKEWED = (0.22, 0.50, 0.20, 0.08)
 P_KIND_UNIFORM = (0.25, 0.35, 0.25, 0.15)
 P_COUNT_SKEWED = (0.55, 0.30, 0.15)  # a group of 2, 3, 4
@@ -47,6 +63,7 @@ P_PEBBLE = 0.15
 
 class Thing(NamedTuple):
   """One named object. `size` in pixels; `row`, `col`: the cell of its upper left corner."""
+
   shape: int
   colour: int
   texture: int
@@ -68,13 +85,16 @@ class Thing(NamedTuple):
 
 class Scene(NamedTuple):
   """`things`: 1-4 of Thing; `ground`: index of GROUNDS; `pebbles`: cells (row, col)."""
+
   things: tuple[Thing, ...]
   ground: int = 0
   pebbles: tuple[tuple[int, int], ...] = ()
 
 
 def graph(scene: Scene) -> tuple[Thing, ...]:
-  """The scene graph: what two pictures share if they show the same, whatever the ground, pebbles and order."""
+  """The scene graph: what two pictures share if they show the same, whatever the ground, pebbles
+  and order.
+  """
   return tuple(sorted(scene.things))
 
 
@@ -88,21 +108,29 @@ def _footprint(row: int, col: int, cells: int) -> int:
 
 # For each size in cells: (row, col, bits it covers, bits it keeps others from).
 PLACES = {
-    n: tuple((r, c, _footprint(r, c, n), _footprint(r - 1, c - 1, n + 2))
-             for r in range(GRID - n + 1) for c in range(GRID - n + 1)) for n in (1, 2, 3)
+  n: tuple(
+    (r, c, _footprint(r, c, n), _footprint(r - 1, c - 1, n + 2))
+    for r in range(GRID - n + 1)
+    for c in range(GRID - n + 1)
+  )
+  for n in (1, 2, 3)
 }
 _BLOCKED_COLOUR = {
-    'exclude': frozenset(HELD_OUT_COLOUR), 'half': frozenset(HELD_OUT_COLOUR[len(HELD_OUT_COLOUR) // 2:]),
-    'include': frozenset()
+  'exclude': frozenset(HELD_OUT_COLOUR),
+  'half': frozenset(HELD_OUT_COLOUR[len(HELD_OUT_COLOUR) // 2 :]),
+  'include': frozenset(),
 }
 _BLOCKED_TEXTURE = {
-    'exclude': frozenset(HELD_OUT_TEXTURE), 'half': frozenset(HELD_OUT_TEXTURE[len(HELD_OUT_TEXTURE) // 2:]),
-    'include': frozenset()
+  'exclude': frozenset(HELD_OUT_TEXTURE),
+  'half': frozenset(HELD_OUT_TEXTURE[len(HELD_OUT_TEXTURE) // 2 :]),
+  'include': frozenset(),
 }
 
 
 def flip(rng: np.random.Generator, p: float) -> bool:
-  """True with probability `p`. Texts draw by flip, pick and pick_weighted only, so that `entropy` can enumerate."""
+  """True with probability `p`. Texts draw by flip, pick and pick_weighted only, so that `entropy`
+  can enumerate.
+  """
   return rng.random() < p if isinstance(rng, np.random.Generator) else rng.choose((p, 1 - p)) == 0
 
 
@@ -125,20 +153,28 @@ def pick_weighted(rng: np.random.Generator, weights: Sequence[float]) -> int:
 
 def usable(thing: Thing, held_out: str) -> bool:
   """Whether a data set with this `held_out` policy may show the thing."""
-  return ((thing.shape, thing.colour) not in _BLOCKED_COLOUR[held_out] and
-          (thing.shape, thing.texture) not in _BLOCKED_TEXTURE[held_out])
+  return (thing.shape, thing.colour) not in _BLOCKED_COLOUR[held_out] and (
+    thing.shape,
+    thing.texture,
+  ) not in _BLOCKED_TEXTURE[held_out]
 
 
-def random_look(rng: np.random.Generator, shape: int, *, skewed: bool, held_out: str) -> tuple[int, int]:
+def random_look(
+  rng: np.random.Generator, shape: int, *, skewed: bool, held_out: str
+) -> tuple[int, int]:
   """A colour and a texture for a shape."""
   if skewed and rng.random() < P_USUAL_COLOUR:
     colour = USUAL_COLOUR[shape]
   else:
-    colour = pick(rng, [c for c in range(len(COLOURS)) if (shape, c) not in _BLOCKED_COLOUR[held_out]])
+    colour = pick(
+      rng, [c for c in range(len(COLOURS)) if (shape, c) not in _BLOCKED_COLOUR[held_out]]
+    )
   if skewed and rng.random() < P_USUAL_TEXTURE:
     texture = USUAL_TEXTURE[shape]
   else:
-    texture = pick(rng, [t for t in range(len(TEXTURES)) if (shape, t) not in _BLOCKED_TEXTURE[held_out]])
+    texture = pick(
+      rng, [t for t in range(len(TEXTURES)) if (shape, t) not in _BLOCKED_TEXTURE[held_out]]
+    )
   return colour, texture
 
 
@@ -155,19 +191,24 @@ def _random_shapes(rng, kind: str, skewed: bool) -> list[int]:
   if kind == 'two':
     return [first, second]
   number = 3 if rng.random() < (0.75 if skewed else 0.5) else 4
-  if rng.random() < 0.6:  # several of the first shape and one of the second, as numeracy prompts have it
+  if (
+    rng.random() < 0.6
+  ):  # several of the first shape and one of the second, as numeracy prompts have it
     return [first] * (number - 1) + [second]
   return [first, second] + [int(rng.random() * len(SHAPES)) for _ in range(number - 2)]
 
 
-def random_scene(rng: np.random.Generator, *, skewed: bool, held_out: str = 'exclude', kind: str | None = None
-                ) -> Scene:
+def random_scene(
+  rng: np.random.Generator, *, skewed: bool, held_out: str = 'exclude', kind: str | None = None
+) -> Scene:
   """Draws a scene.
 
   Args:
     rng: source of all randomness.
-    skewed: usual colours, textures and companions and small counts are commoner (pretraining); else all uniform.
-    held_out: 'exclude' (no held-out pair), 'half' (only those that reinforcement may show) or 'include' (all).
+    skewed: usual colours, textures and companions and small counts are commoner (pretraining); else
+      all uniform.
+    held_out: 'exclude' (no held-out pair), 'half' (only those that reinforcement may show) or
+      'include' (all).
     kind: one of KINDS, or None to draw one.
   """
   if kind is None:
@@ -185,7 +226,9 @@ def random_scene(rng: np.random.Generator, *, skewed: bool, held_out: str = 'exc
 
 def rearrange(scene: Scene, rng: np.random.Generator) -> Scene:
   """The same things, of new sizes and in new places; pebbles are drawn anew."""
-  things, occupied = _place(rng, [t.shape for t in scene.things], [(t.colour, t.texture) for t in scene.things])
+  things, occupied = _place(
+    rng, [t.shape for t in scene.things], [(t.colour, t.texture) for t in scene.things]
+  )
   return Scene(things, scene.ground, _pebbles(rng, occupied))
 
 
