@@ -10,7 +10,6 @@ random ones.
 
 import dataclasses
 import json
-import os
 import statistics
 import sys
 import time
@@ -21,8 +20,6 @@ from ml_collections import config_flags
 from dsr_jax import config as config_lib
 from dsr_jax import errors
 from dsr_jax.errors import InputError
-
-sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'The run: a file of configs/, its keys set by --config.key=value.'
@@ -73,8 +70,12 @@ def benchmark(config, repeats: int, wanted=PHASES):
   """
   import jax
 
-  from dsr_jax import plan_memory, plan_program, plan_sizes, sharding, workdir
+  from dsr_jax import sharding
   from dsr_jax import step as step_lib
+  from dsr_jax.plan import memory as plan_memory
+  from dsr_jax.plan import program as plan_program
+  from dsr_jax.plan import sizes as plan_sizes
+  from dsr_jax.runtime import workdir
 
   workdir.check_accelerator()
   model = plan_program.sizes_of(config.model)
@@ -164,10 +165,12 @@ def _phases(config, model, mesh, s, peak, bandwidth, repeats, wanted):
   import jax.numpy as jnp
   import numpy as np
 
-  from dsr_jax import plan_program, plan_sizes, sharding
+  from dsr_jax import sharding
   from dsr_jax import state as state_lib
-  from dsr_jax.models import janus
+  from dsr_jax.models.janus import model as janus
   from dsr_jax.models.unified import Picture, Sampling, Scoring, Text, row_keys
+  from dsr_jax.plan import program as plan_program
+  from dsr_jax.plan import sizes as plan_sizes
 
   method, system, devices = config.method, config.system, mesh.size
   graphdef = janus.graphdef_of(model)
@@ -376,7 +379,7 @@ def _step(config, model, mesh, state, repeats):
   import jax
   import numpy as np
 
-  from dsr_jax import plan_program
+  from dsr_jax.plan import program as plan_program
 
   lowered = next(iter(plan_program.lower_step(config, model, mesh).values()))
   compiled, rng = lowered.compile(), np.random.default_rng(0)

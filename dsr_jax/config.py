@@ -479,7 +479,7 @@ def _check_choices(m):
       'write one'
     )
   if m.reward != 'dual':
-    from dsr_jax import rewards
+    from dsr_jax.rewards import base as rewards
 
     unable = [task for task in m.tasks if task not in rewards.REWARDS[m.reward].tasks]
     if unable:

@@ -8,7 +8,8 @@ model speaks with the same seeds, under the key `compare`.
 
 from absl import flags
 
-from dsr_jax import commands, model_source
+from dsr_jax import cli as commands
+from dsr_jax.convert import locate as model_source
 from dsr_jax.errors import InputError, run_main
 
 

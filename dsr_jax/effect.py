@@ -15,7 +15,8 @@ from absl import flags
 import numpy as np
 
 from dsr_jax.errors import InputError, run_main
-from dsr_jax.scenes import evaluation, sets
+from dsr_jax.evaluate import scores as evaluation
+from dsr_jax.scenes import sets
 
 
 def rows_of(workdir: str, step: int) -> dict[str, np.ndarray]:

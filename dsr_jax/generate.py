@@ -16,9 +16,10 @@ from absl import flags
 import numpy as np
 from PIL import Image, ImageDraw
 
-from dsr_jax import commands, model_source
-from dsr_jax import processor as processor_lib
+from dsr_jax import cli as commands
+from dsr_jax.convert import locate as model_source
 from dsr_jax.errors import run_main
+from dsr_jax.models.janus import processor as processor_lib
 
 _TILE = 160  # pixels of a picture in the grid, at least
 _TEXT = 16  # pixels of a line of text in the grid

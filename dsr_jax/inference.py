@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsr_jax import processor as processor_lib
+from dsr_jax.convert.locate import Source
 from dsr_jax.errors import InputError
-from dsr_jax.model_source import Source
-from dsr_jax.models import janus
+from dsr_jax.models.janus import model as janus
+from dsr_jax.models.janus import processor as processor_lib
 from dsr_jax.models.unified import Picture, Sampling, Scoring, Text, row_keys
 
 CHUNK = 16  # candidates sampled at once; the result does not depend on it beyond float rounding

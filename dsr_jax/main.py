@@ -7,17 +7,14 @@ On several hosts: the same command on each, which on a TPU slice (with `tpu/`) o
   others; PORT and PORT + 1 of HOST must be open)
 """
 
-import os
-import sys
-
 from absl import flags
 from ml_collections import config_flags
 
 from dsr_jax import config as config_lib
-from dsr_jax import errors, processes
+from dsr_jax import errors
+from dsr_jax.runtime import distributed as processes
 
 # configs/ lies beside the package, and its files import one another
-sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'The run: a file of configs/, its keys set by --config.key=value.'

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dsr_jax import pictures as pictures_lib
+from dsr_jax.reporting import sheets as pictures_lib
 
 
 @dataclasses.dataclass
@@ -75,8 +75,9 @@ def real():
 
 
 def _load_model(name):
-  from dsr_jax import convert, model_source
-  from dsr_jax.models import janus
+  from dsr_jax import convert
+  from dsr_jax.convert import locate as model_source
+  from dsr_jax.models.janus import model as janus
 
   bundle = convert.load(
     model_source.directory_of(name), lambda leaf: leaf
@@ -129,7 +130,7 @@ def _init_state(model, config, mesh):
 
 
 def _estimate(model, config, mesh):
-  from dsr_jax import plan_memory
+  from dsr_jax.plan import memory as plan_memory
 
   return plan_memory.estimate(model.config, config, mesh.shape)
 
@@ -137,8 +138,8 @@ def _estimate(model, config, mesh):
 def _make_evaluator(config, model):
   if config.eval.benchmark == 'none':
     return None
-  from dsr_jax import evaluate
   from dsr_jax import step as step_lib
+  from dsr_jax.evaluate import __main__ as evaluate
 
   evaluator = evaluate.Evaluator(config, model.processor, model.graphdef)
   separate = config.method.strategy == 'separate'
@@ -153,9 +154,9 @@ def _make_sheets(config, model):
   """Records of a step (see `step.Task.record`) -> a sheet of both tasks."""
   from flax import nnx
 
-  from dsr_jax import processor as processor_lib
   from dsr_jax import sharding
   from dsr_jax import step as step_lib
+  from dsr_jax.models.janus import processor as processor_lib
 
   decode = jax.jit(
     lambda params, codes: nnx.merge(model.graphdef, params).picture_from_codes(codes).pixels

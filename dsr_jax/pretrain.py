@@ -22,13 +22,14 @@ from ml_collections import config_flags
 import numpy as np
 import optax
 
-from dsr_jax import checkpoints, convert
-from dsr_jax import processor as processor_lib
+from dsr_jax import convert
 from dsr_jax.errors import run_main
-from dsr_jax.models import janus
-from dsr_jax.models.config import JanusConfig
+from dsr_jax.models.janus import model as janus
+from dsr_jax.models.janus import processor as processor_lib
+from dsr_jax.models.janus.config import JanusConfig
+from dsr_jax.models.janus.vq import unit_norm
 from dsr_jax.models.unified import Picture, Scoring, Text
-from dsr_jax.models.vq import unit_norm
+from dsr_jax.runtime import checkpoints
 from dsr_jax.scenes import grammar, render, sets, world
 
 CODEBOOK_DECAY = 0.98

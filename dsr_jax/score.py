@@ -14,7 +14,8 @@ import json
 from absl import flags
 import numpy as np
 
-from dsr_jax import commands, model_source
+from dsr_jax import cli as commands
+from dsr_jax.convert import locate as model_source
 from dsr_jax.errors import InputError, run_main
 
 

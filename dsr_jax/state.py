@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dsr_jax import lora, losses, sharding
-from dsr_jax import rewards as rewards_lib
+from dsr_jax import losses, sharding
 from dsr_jax.config import ROLES
+from dsr_jax.models.common import lora
+from dsr_jax.rewards import base as rewards_lib
 
 _PARTS = {
   'language_model+gen_head': ('language_model', 'lm_head', 'generation_head'),

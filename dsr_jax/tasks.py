@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from dsr_jax import losses
-from dsr_jax import rewards as rewards_lib
 from dsr_jax.models.unified import Picture, Sampling, Scoring, Text, row_keys, without_eos
+from dsr_jax.rewards import base as rewards_lib
 
 SHOWN = 3  # inputs of each task whose candidates leave the step as records
 

@@ -15,14 +15,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dsr_jax import checkpoints as checkpoints_lib
-from dsr_jax import metrics as metrics_lib
 from dsr_jax import parts as parts_lib
-from dsr_jax import processes, report, sharding
-from dsr_jax import programs as programs_lib
-from dsr_jax import workdir as workdir_lib
+from dsr_jax import sharding
 from dsr_jax.errors import InputError
-from dsr_jax.progress import Progress, StopSignals, describe_run, say
+from dsr_jax.reporting import run_page as report
+from dsr_jax.runtime import checkpoints as checkpoints_lib
+from dsr_jax.runtime import compiled as programs_lib
+from dsr_jax.runtime import distributed as processes
+from dsr_jax.runtime import metrics as metrics_lib
+from dsr_jax.runtime import workdir as workdir_lib
+from dsr_jax.runtime.progress import Progress, StopSignals, describe_run, say
 
 
 def run(config, workdir, parts=None, team=None):

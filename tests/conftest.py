@@ -45,7 +45,7 @@ def tiny_hf_config(ids):
   """Sizes that differ wherever they may, so that a swapped axis shows; ids: special token -> id."""
   from transformers import JanusConfig
 
-  from dsr_jax.processor import BOS, EOS, IMAGE, PAD
+  from dsr_jax.models.janus.processor import BOS, EOS, IMAGE, PAD
 
   return JanusConfig(
     text_config=dict(
@@ -123,7 +123,7 @@ def write_hf_directory(directory, seed=0):
   """Writes the tiny model, complete; returns the transformers model."""
   from transformers import JanusForConditionalGeneration
 
-  from dsr_jax import processor as processor_lib
+  from dsr_jax.models.janus import processor as processor_lib
 
   side = dict(texts=TEXTS * 20, vocab_size=330, directory=directory, image_size=16, patch_size=4)
   tokenizer = processor_lib.make_tokenizer(**side).tokenizer
@@ -179,7 +179,7 @@ def model(bundle):
   """The same as a module."""
   from flax import nnx
 
-  from dsr_jax.models import janus
+  from dsr_jax.models.janus import model as janus
 
   return nnx.merge(janus.graphdef_of(bundle.config), jax.tree.map(jax.numpy.asarray, bundle.params))
 
@@ -206,8 +206,9 @@ def make_run(original, tmp_path_factory):
   """Function (trained tree, method overrides) -> the workdir of a run that began with the original
   layout's tiny model.
   """
-  from dsr_jax import checkpoints, convert
   from dsr_jax import config as config_lib
+  from dsr_jax import convert
+  from dsr_jax.runtime import checkpoints
 
   def make(trained, **method):
     folder = tmp_path_factory.mktemp('run')

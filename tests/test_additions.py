@@ -2,21 +2,22 @@
 of the batch.
 """
 
-import pathlib
 import re
 
 import flax.nnx as nnx
 import jax.numpy as jnp
 import micro_parts
 import numpy as np
+from places import ROOT
 import pytest
 import tiny_step
 
 from dsr_jax import config as config_lib
-from dsr_jax import losses, rewards
+from dsr_jax import losses
 from dsr_jax.data import batches, fields
+from dsr_jax.rewards import base as rewards
 
-README = (pathlib.Path(__file__).parent.parent / 'README.md').read_text()
+README = (ROOT / 'README.md').read_text()
 MODULES = {
   'rewards.REWARDS': rewards,
   'losses.OBJECTIVES': losses,

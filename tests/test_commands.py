@@ -16,15 +16,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
+from places import ROOT
 import pytest
 
-from dsr_jax import commands, describe, generate, model_source, processor, rewards, score
+from dsr_jax import cli as commands
 from dsr_jax import config as config_lib
+from dsr_jax import describe, generate, score
+from dsr_jax.convert import locate as model_source
 from dsr_jax.errors import InputError
+from dsr_jax.models.janus import processor
 from dsr_jax.models.unified import Picture, Scoring, Text
+from dsr_jax.rewards import base as rewards
 
 PROMPT = 'a red circle left of a blue square'
-ROOT = pathlib.Path(__file__).parent.parent
 
 
 def run(command, **values):
@@ -282,7 +286,7 @@ def workdir(hf_directory, bundle, tmp_path_factory):
   """A run's folder with checkpoints of steps 1 and 2, whose heads are the base's times the step
   plus one.
   """
-  from dsr_jax import checkpoints
+  from dsr_jax.runtime import checkpoints
 
   folder = tmp_path_factory.mktemp('run')
   about = {
@@ -319,7 +323,7 @@ def test_a_step_that_a_run_does_not_have_is_one_sentence(workdir, hf_directory):
 
 
 def test_a_run_whose_base_has_changed_is_refused(workdir, monkeypatch):
-  from dsr_jax import checkpoints
+  from dsr_jax.runtime import checkpoints
 
   trained, about, step = checkpoints.load_trained(str(workdir))
   other = {**about, 'model': {**about['model'], 'fingerprint': 'another'}}

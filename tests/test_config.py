@@ -8,12 +8,12 @@ import subprocess
 import sys
 
 import ml_collections
+from places import ROOT
 import pytest
 
 from dsr_jax import config as config_lib
 from dsr_jax.errors import InputError
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 OTHERS = ('scenes_pretrain.py', 'scenes_study.py', 'slices.py')  # not of training runs
 FILES = [
   p

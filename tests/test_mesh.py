@@ -1,11 +1,7 @@
 """The same step on any mesh: 8 virtual devices, in a process of their own."""
 
-import os
-import pathlib
-import subprocess
-import sys
-
 import jax
+from mesh_processes import assert_same_step, finish, load, start
 import mesh_run
 import numpy as np
 import pytest
@@ -13,59 +9,9 @@ import pytest
 from dsr_jax import config as config_lib
 from dsr_jax import sharding
 from dsr_jax.errors import InputError
-from dsr_jax.models import janus
+from dsr_jax.models.janus import model as janus
 
-HERE = pathlib.Path(__file__).parent
 MESHES = ('2x1x1', '4x2x1', '2x2x2')
-
-
-def start(*args):
-  """mesh_run.py as a process."""
-  env = {k: v for k, v in os.environ.items() if k not in ('XLA_FLAGS', 'JAX_PLATFORMS')}
-  return subprocess.Popen(
-    [sys.executable, HERE / 'mesh_run.py', *map(str, args)],
-    env={**env, 'PYTHONPATH': str(HERE.parent)},
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    text=True,
-  )
-
-
-def finish(process):
-  out, _ = process.communicate(timeout=3000)
-  assert process.returncode == 0, out[-3000:]
-
-
-def load(folder, name):
-  with np.load(folder / f'{name}.npz') as f:
-    return dict(f)
-
-
-def assert_same_step(a, b):
-  """Random bits and candidates identical; gradients within 1e-4 a leaf; parameters within 1e-3 of
-  the update.
-  """
-  np.testing.assert_array_equal(a['bits'], b['bits'])
-  for key in (
-    'record/generation/codes',
-    'record/understanding/text_ids',
-    'record/understanding/text_mask',
-  ):
-    np.testing.assert_array_equal(a[key], b[key], err_msg=key)
-
-  def norm(x):
-    return float(np.linalg.norm(np.asarray(x, np.float64)))
-
-  def of(part):
-    return [k for k in a if k.startswith(f'{part}/')]
-
-  for key in of('mu'):  # after one update the first moment is the gradient, but for a factor
-    assert norm(a[key] - b[key]) <= 1e-4 * norm(a[key]), key
-  moved = np.sqrt(sum(norm(a[k] - a[k.replace('after', 'before', 1)]) ** 2 for k in of('after')))
-  apart = np.sqrt(sum(norm(a[k] - b[k]) ** 2 for k in of('after')))
-  assert moved > 0 and apart <= 1e-3 * moved, (apart, moved)
-  for key in of('metric'):
-    np.testing.assert_allclose(a[key], b[key], rtol=2e-4, atol=2e-5, err_msg=key)
 
 
 @pytest.fixture(scope='module')

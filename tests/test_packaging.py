@@ -3,7 +3,6 @@
 import ast
 import importlib.metadata
 import os
-import pathlib
 import shutil
 import stat
 import subprocess
@@ -11,10 +10,10 @@ import sys
 import tomllib
 
 from packaging.requirements import Requirement
+from places import ROOT
 import pytest
 import yaml
 
-ROOT = pathlib.Path(__file__).parent.parent
 FILES = (
   'requirements.txt',
   'requirements-test.txt',

@@ -5,12 +5,11 @@ import os
 
 import jax
 import numpy as np
+from places import ROOT
 
 from dsr_jax import pretrain
-from dsr_jax import processor as processor_lib
+from dsr_jax.models.janus import processor as processor_lib
 from dsr_jax.scenes import grammar, sets
-
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def settings(**lm):

@@ -4,16 +4,15 @@ tests.
 
 import ast
 import os
-import pathlib
 import re
 import shlex
 
 from ml_collections import ConfigDict
+from places import ROOT
 import pytest
 
 from dsr_jax import config as config_lib
 
-ROOT = pathlib.Path(__file__).parent.parent
 DOCUMENTS = sorted([ROOT / 'README.md', ROOT / 'tpu' / 'README.md', *(ROOT / 'docs').glob('*.md')])
 GROUPS = ('method', 'system', 'data', 'eval')
 KINDS = {'DEFINE_integer': int, 'DEFINE_float': float, 'int': int, 'float': float}

@@ -15,15 +15,16 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 import numpy as np
 from PIL import Image
+from places import CONFIGS, ROOT, SUPPORT
 import pytest
 
-from dsr_jax import checkpoints, metrics, train
 from dsr_jax import config as config_lib
 from dsr_jax import parts as parts_lib
+from dsr_jax import train
 from dsr_jax.errors import InputError
+from dsr_jax.runtime import checkpoints, metrics
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-TINY = os.path.join(HERE, '..', 'configs', 'scenes_tiny.py')
+TINY = str(CONFIGS / 'scenes_tiny.py')
 
 
 def summary(workdir):
@@ -32,9 +33,9 @@ def summary(workdir):
 
 
 def start(workdir, steps, *args):
-  env = {**os.environ, 'PYTHONPATH': os.path.dirname(HERE), 'JAX_PLATFORMS': 'cpu'}
+  env = {**os.environ, 'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}
   return subprocess.Popen(
-    [sys.executable, os.path.join(HERE, 'fake_run.py'), str(workdir), str(steps), *args],
+    [sys.executable, str(SUPPORT / 'fake_run.py'), str(workdir), str(steps), *args],
     env=env,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,

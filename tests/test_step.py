@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from dsr_jax import config as config_lib
-from dsr_jax import rewards, sharding
+from dsr_jax import sharding
 from dsr_jax import step as step_lib
-from dsr_jax.models import janus
-from dsr_jax.models.config import JanusConfig, Templates
+from dsr_jax.models.janus import model as janus
+from dsr_jax.models.janus.config import JanusConfig, Templates
 from dsr_jax.models.unified import Scoring, Text, row_keys
+from dsr_jax.rewards import base as rewards
 
 TEMPLATES = Templates(
   bos_id=1,

@@ -4,7 +4,6 @@ list.
 
 import json
 import os
-import pathlib
 import shutil
 import signal
 import subprocess
@@ -12,9 +11,9 @@ import sys
 import tarfile
 import time
 
+from places import ROOT
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent
 SCRIPTS = sorted(p.name for p in (ROOT / 'tpu').glob('*.sh'))
 # Writes its arguments as a line of JSON. A `describe` takes the next state; an `ssh` the next exit
 # status; scp keeps the file.

@@ -9,10 +9,11 @@ import fake_run
 import jax
 import pytest
 
-from dsr_jax import checkpoints, metrics, train
 from dsr_jax import parts as parts_lib
-from dsr_jax import workdir as workdir_lib
+from dsr_jax import train
 from dsr_jax.errors import InputError
+from dsr_jax.runtime import checkpoints, metrics
+from dsr_jax.runtime import workdir as workdir_lib
 
 
 def run(workdir, steps=12, made=None, **changes):
@@ -178,7 +179,7 @@ def test_an_unused_accelerator_is_named(monkeypatch):
 
 
 def test_a_bar_stands_on_a_terminal_and_plain_lines_elsewhere(monkeypatch, capsys):
-  from dsr_jax import progress
+  from dsr_jax.runtime import progress
 
   values = {
     'generation/reward_mean': -3.25,

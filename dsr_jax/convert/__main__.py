@@ -15,7 +15,8 @@ import pathlib
 
 from absl import flags
 
-from dsr_jax import commands, model_source
+from dsr_jax import cli as commands
+from dsr_jax.convert import locate as model_source
 from dsr_jax.errors import InputError, run_main
 
 FORMATS = ('hf', 'deepseek', 'peft')

@@ -8,8 +8,8 @@ import pathlib
 import numpy as np
 
 from dsr_jax.convert import directory as directory_lib
-from dsr_jax.lora import PROJECTIONS
-from dsr_jax.processor import read_json
+from dsr_jax.models.common.lora import PROJECTIONS
+from dsr_jax.models.janus.processor import read_json
 
 _WEIGHTS, _CONFIG = 'adapter_model.safetensors', 'adapter_config.json'
 # Only the language model's: the vision tower has projections of the same names.

@@ -14,7 +14,7 @@ import numpy as np
 from dsr_jax.convert import weights
 from dsr_jax.errors import InputError
 from dsr_jax.models import clip
-from dsr_jax.processor import read_json
+from dsr_jax.models.janus.processor import read_json
 
 # Our module path -> theirs; the first pattern that matches the whole path wins. {layer} is the
 # index on the stacked axis.

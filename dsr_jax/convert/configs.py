@@ -7,7 +7,7 @@ error.
 """
 
 from dsr_jax.errors import InputError
-from dsr_jax.models.config import JanusConfig, TextConfig, VisionConfig, VQConfig
+from dsr_jax.models.janus.config import JanusConfig, TextConfig, VisionConfig, VQConfig
 
 _TEXT = dict(
   vocab_size=32000,

@@ -15,7 +15,7 @@ import re
 
 from dsr_jax.convert.configs import text_from, text_misfits
 from dsr_jax.errors import InputError
-from dsr_jax.models.config import JanusConfig, VisionConfig, VQConfig
+from dsr_jax.models.janus.config import JanusConfig, VisionConfig, VQConfig
 
 OURS = 'dsr_jax'  # our section of config.json
 _SECTIONS = (

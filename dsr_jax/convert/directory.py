@@ -15,9 +15,9 @@ import numpy as np
 
 from dsr_jax.convert import configs, configs_deepseek, placing, sidefiles, table, weights, writing
 from dsr_jax.errors import InputError
-from dsr_jax.models import janus
-from dsr_jax.models.config import JanusConfig
-from dsr_jax.processor import Processor, read_json
+from dsr_jax.models.janus import model as janus
+from dsr_jax.models.janus.config import JanusConfig
+from dsr_jax.models.janus.processor import Processor, read_json
 
 # Tensors of the original layout that nothing reads lie here in the Hugging Face layout, so that the
 # way back is exact. A

@@ -5,7 +5,7 @@ model it began with.
 import jax
 import numpy as np
 
-from dsr_jax import model_source
+from dsr_jax.convert import locate as model_source
 
 
 def reader(stored, trained):
@@ -26,7 +26,7 @@ def reader(stored, trained):
 
 def _with_adapters(stored, adapters):
   """Kernels with their adapters folded in, in float32, one layer at a time."""
-  from dsr_jax import lora
+  from dsr_jax.models.common import lora
 
   places = {
     ('language_model', 'layers', part, name, 'kernel'): name

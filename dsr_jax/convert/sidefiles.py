@@ -15,9 +15,9 @@ import json
 import re
 import shutil
 
-from dsr_jax import processor as processor_lib
 from dsr_jax.errors import InputError
-from dsr_jax.processor import BOI, BOS, EOI, EOS, IMAGE, PAD, read_json
+from dsr_jax.models.janus import processor as processor_lib
+from dsr_jax.models.janus.processor import BOI, BOS, EOI, EOS, IMAGE, PAD, read_json
 
 COMMON = (
   'tokenizer.json',

@@ -14,7 +14,7 @@ import ml_dtypes  # registers bfloat16 with NumPy
 import numpy as np
 
 from dsr_jax.errors import InputError
-from dsr_jax.processor import read_json
+from dsr_jax.models.janus.processor import read_json
 
 # (single file, index of shards); the first form that a directory has is read.
 FORMS = (

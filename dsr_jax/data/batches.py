@@ -18,7 +18,7 @@ from dsr_jax.data import images as images_lib
 from dsr_jax.data import order
 from dsr_jax.data import prompts as prompts_lib
 from dsr_jax.errors import InputError
-from dsr_jax.rewards import REWARDS
+from dsr_jax.rewards.base import REWARDS
 from dsr_jax.scenes import sets, world
 
 

@@ -7,8 +7,8 @@ import os
 
 import numpy as np
 
-from dsr_jax import processor
 from dsr_jax.errors import InputError
+from dsr_jax.models.janus import processor
 
 SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
 

@@ -12,7 +12,14 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from dsr_jax.models.layers import Embedding, LayerNorm, Linear, gelu, scan_layers, stack_layers
+from dsr_jax.models.common.layers import (
+  Embedding,
+  LayerNorm,
+  Linear,
+  gelu,
+  scan_layers,
+  stack_layers,
+)
 
 # published configs before transformers 4.31 name this id, and the text ends at its largest id
 # instead

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from dsr_jax.likelihood import TokenScores
+from dsr_jax.models.common.logprobs import TokenScores
 
 __all__ = [
   'Text',

@@ -15,7 +15,7 @@ from absl import flags
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from dsr_jax import commands
+from dsr_jax import cli as commands
 from dsr_jax.errors import InputError, run_main
 from dsr_jax.scenes import grammar, judge, render, sets, world
 
@@ -79,7 +79,7 @@ def show(number: int, output: str, seed: int = 0):
 
 def read_picture(path: str) -> np.ndarray:
   """A picture file as (32, 32, 3) uint8; whole multiples of that size are averaged down."""
-  from dsr_jax import processor  # here, because it brings in transformers
+  from dsr_jax.models.janus import processor
 
   image = processor.load_image(path)
   width, height = image.size

@@ -1,0 +1,40 @@
+"""Janus-Pro-1B with the paper's settings, on your own prompts and pictures.
+
+  python -m dsr_jax.main --config=configs/janus_pro_1b.py --workdir=runs/janus_pro_1b \
+      --config.data.prompts=prompts.txt --config.data.images=pictures
+
+The weights are downloaded (about 4.2 GB) and kept in the Hub's cache; `--config.model=DIR` names a
+directory in either layout instead. Worth touching: `method.task`, `method.steps`, `system.mesh`,
+`system.rollout_chunk`, `system.update_chunk`; for a slice of many devices
+`--config=configs/janus_pro_1b.py:v5e:2x4` sets the last three (configs/slices.py).
+"""
+
+from dsr_jax.configs import common, slices
+
+
+def get_config(arg=None):
+  """The paper's run on the small published model; arg: a slice of configs/slices.py."""
+  config = paper()
+  slices.apply(config, '1b', arg)
+  return config
+
+
+def paper():
+  """The paper's numbers, on any device."""
+  config = common.get_config()
+  config.model = 'deepseek-community/Janus-Pro-1B'
+  config.data.prompts = 't2i_compbench'  # the paper's 5,600; or a file with a line a prompt
+  config.data.images = 'pictures'  # a folder: the paper's pictures are not ours to ship
+  config.data.max_prompt_tokens = 128
+  s = config.system
+  s.rollout_chunk = (
+    16  # inputs of a task at once, 8 candidates each; a multiple of mesh.data x mesh.fsdp
+  )
+  s.update_chunk = 16
+  s.decode_segment = (
+    192  # a third of 576 codes: a short program; on a GPU pictures are drawn in one piece anyway
+  )
+  config.eval.benchmark = (
+    'none'  # the judge of the small world has nothing to say about photographs
+  )
+  return config

@@ -1,0 +1,34 @@
+"""The default of `make run`: both tasks reinforced in the small world, on a laptop, in some ten
+minutes.
+
+  python -m dsr_jax.main --config=configs/scenes.py --workdir=runs/scenes
+
+Worth touching: `method.task` (unified, generation, understanding), `method.objective`,
+  `method.learning_rate`,
+`method.group_size`, `method.guidance`, `method.seed`.
+"""
+
+from dsr_jax.configs import common
+
+
+def get_config(arg=None):
+  """The default run; `arg` is not used."""
+  del arg
+  config = common.on_scenes()
+  m = config.method
+  # all eight candidates learn; with few inputs a step SimPO's pairs raise the entropy of pictures
+  # (docs/scenes.md)
+  m.objective = 'grpo'
+  m.inputs_per_step = 32  # 16 prompts and 16 pictures, 8 candidates each
+  m.steps = 160
+  m.learning_rate = 2e-4
+  s = config.system
+  s.frozen_every = 5
+  s.samples_every = 40
+  s.eval_every = 40
+  s.save_every = 40
+  config.eval.tuned_temperature, config.eval.tuned_guidance = (
+    0.5,
+    2.0,
+  )  # the embedded base's best on validation
+  return config

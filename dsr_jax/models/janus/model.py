@@ -1,0 +1,431 @@
+"""Janus: one LLaMA that reads pictures through SigLIP and draws them as VQ codes.
+
+Sources: deepseek-ai/Janus janus/models/modeling_vlm.py, generation_inference.py; templates as in
+  janus/utils/conversation.py.
+Axes: B inputs, G candidates, R prefixes, C candidates of a prefix, P prefix length, T text tokens,
+  N image codes, D width,
+V text vocabulary, K image codes in the codebook, H W pixels.
+
+Every prompt is split before its last token: the tokens before it are the prefix that candidates
+share, and the last one (begin-of-image, or the colon after the assistant's name) starts each
+candidate. So the state at place t predicts token t.
+"""
+
+import dataclasses
+import functools
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dsr_jax import sharding
+from dsr_jax.models.common import decoder as decoder_lib
+from dsr_jax.models.common.layers import Embedding, Linear, gelu
+from dsr_jax.models.common.logprobs import TokenScores, guide, log_softmax, token_scores
+from dsr_jax.models.janus.config import JanusConfig
+from dsr_jax.models.janus.llama import LanguageModel
+from dsr_jax.models.janus.siglip import VisionModel
+from dsr_jax.models.janus.vq import VQModel
+from dsr_jax.models.unified import Picture, Sampling, Scoring, Text, guided_codes, without_eos
+
+
+class Aligner(nnx.Module):
+  def __init__(self, width_in: int, width: int, *, rngs: nnx.Rngs):
+    self.fc1 = Linear(width_in, width, rngs=rngs)
+    self.hidden_layer = Linear(width, width, rngs=rngs)
+
+  def __call__(self, x):
+    return self.hidden_layer(gelu(self.fc1(x)))
+
+
+class GenerationHead(nnx.Module):
+  def __init__(self, width: int, codes: int, *, rngs: nnx.Rngs):
+    self.proj_out = Linear(width, width, rngs=rngs)
+    self.vision_head = Linear(width, codes, rngs=rngs)
+
+  def __call__(self, x):
+    return self.vision_head(gelu(self.proj_out(x)))
+
+
+class Janus(nnx.Module):
+  """Satisfies `unified.UnifiedModel`."""
+
+  likelihood_is_random = False
+
+  def __init__(self, config: JanusConfig, *, rngs: nnx.Rngs):
+    self.config = config
+    width = config.text.hidden_size
+    self.language_model = LanguageModel(config.text, rngs=rngs)
+    self.lm_head = Linear(width, config.text.vocab_size, rngs=rngs, bias=False)
+    self.vision_model = VisionModel(config.vision, rngs=rngs)
+    self.aligner = Aligner(config.vision.hidden_size, width, rngs=rngs)
+    self.generation_embeddings = Embedding(
+      config.vq.num_embeddings, config.vq.embed_dim, rngs=rngs, scale=1.0
+    )
+    self.generation_aligner = Aligner(config.vq.embed_dim, width, rngs=rngs)
+    self.generation_head = GenerationHead(width, config.vq.num_embeddings, rngs=rngs)
+    self.vqmodel = VQModel(config.vq, rngs=rngs)
+
+  # Pictures.
+
+  def picture_from_pixels(self, pixels) -> Picture:
+    lead = pixels.shape[:-3]
+
+    def encode(vq, x):
+      return vq.encode(x)
+
+    codes = self._over_pictures(self.vqmodel, encode, pixels.reshape(-1, *pixels.shape[-3:]))
+    return Picture(codes.reshape(*lead, -1), pixels)
+
+  def picture_from_codes(self, codes) -> Picture:
+    def decode(vq, x):
+      return vq.decode(x)
+
+    pixels = self._over_pictures(self.vqmodel, decode, codes.reshape(-1, codes.shape[-1]))
+    pixels = jnp.clip(pixels.astype(jnp.float32), -1.0, 1.0)
+    return Picture(codes, pixels.reshape(*codes.shape[:-1], *pixels.shape[1:]))
+
+  def image_features(self, pixels, *, remat: bool = False):
+    """pixels: (R, H, W, 3) -> vectors in the place of words (R, N, D)."""
+    pixels = pixels.astype(self.vision_model.patch_embedding.kernel[...].dtype)
+
+    def see(parts, x):
+      return parts[1](parts[0](x, remat=remat))
+
+    return self._over_pictures((self.vision_model, self.aligner), see, pixels)
+
+  def _over_pictures(self, module, fn, x):
+    """fn(module, x), split over all devices; x: (R, ...)."""
+    graphdef, params = nnx.split(module)
+    return sharding.over_pictures(
+      lambda params, x: fn(nnx.merge(graphdef, params), x), params, x, self.config.image_size**2
+    )
+
+  def code_embeddings(self, codes):
+    """codes: (...) -> (..., D)."""
+    return self.generation_aligner(self.generation_embeddings(codes))
+
+  def text_logits(self, hidden):
+    """hidden: (..., D) -> float32 (..., V), special tokens excluded: one policy when sampled and
+    when scored.
+    """
+    logits = self.lm_head(hidden).astype(jnp.float32)
+    if not self.config.templates.forbidden_text_ids:
+      return logits
+    forbidden = np.zeros(logits.shape[-1], bool)
+    forbidden[list(self.config.templates.forbidden_text_ids)] = True
+    return jnp.where(forbidden, -1e30, logits)  # finite, so that p log p is 0 in the entropy
+
+  # Prefixes.
+
+  def _spliced(self, before: tuple[int, ...], content: Text, after: tuple[int, ...]):
+    """Template around left-justified content (R, T) -> ids (R, P), padded on the right, and lengths
+    (R,).
+    """
+    t = self.config.templates
+    rows, room = content.ids.shape
+    length = jnp.sum(content.mask, axis=-1).astype(jnp.int32)
+    place = jnp.arange(len(before) + room + len(after)) - len(
+      before
+    )  # 0 is the content's first token
+    tail = jnp.asarray(after + (t.pad_id,), jnp.int32)
+    after_place = jnp.clip(place - length[:, None], 0, len(after))
+    inside = jnp.take(content.ids, jnp.clip(place, 0, room - 1), axis=-1)
+    ids = jnp.where(place < length[:, None], inside, tail[after_place])
+    if before:
+      head = jnp.broadcast_to(jnp.asarray(before, jnp.int32), (rows, len(before)))
+      ids = jnp.concatenate([head, ids[:, len(before) :]], axis=-1)
+    return ids, length + len(before) + len(after)
+
+  def _generation_prefix(self, prompt: Text, guided: bool, *, blank=None, remat: bool = False):
+    """prompt: (R, T) -> the prefix of R rows; guided: of 2 R rows, (cond, uncond) in pairs.
+
+    The unconditional row keeps begin-of-sentence, length and begin-of-image; all between is the
+    padding token, attended.
+    blank: (R,) bool, the rows that are unconditional by themselves (prompt dropout).
+    """
+    t = self.config.templates
+    ids, length = self._spliced(
+      t.generation_prefix, without_eos(prompt, t.eos_id), t.generation_suffix[:-1]
+    )
+    unconditional = jnp.where(jnp.arange(ids.shape[1]) == 0, ids, t.pad_id)
+    if blank is not None:
+      ids = jnp.where(blank[:, None], unconditional, ids)
+    if guided:
+      ids = jnp.stack([ids, unconditional], axis=1).reshape(-1, ids.shape[1])
+      length = jnp.repeat(length, 2)
+    return self.language_model.prefill(self.language_model.embed_tokens(ids), length, remat=remat)
+
+  def _understanding_prefix(self, pixels, question: Text, *, remat: bool = False):
+    """pixels: (R, H, W, 3), question: (R, T) -> the prefix of R rows."""
+    t = self.config.templates
+    rows = pixels.shape[0]
+    embed = self.language_model.embed_tokens
+
+    def fixed(ids):
+      return jnp.broadcast_to(
+        embed(jnp.asarray(ids, jnp.int32)), (rows, len(ids), self.config.text.hidden_size)
+      )
+
+    tail, length = self._spliced(t.understanding_infix, question, t.understanding_suffix[:-1])
+    picture = self.image_features(pixels, remat=remat)
+    embeds = jnp.concatenate([fixed(t.understanding_prefix), picture, embed(tail)], axis=1)
+    return self.language_model.prefill(
+      embeds, length + len(t.understanding_prefix) + picture.shape[1], remat=remat
+    )
+
+  # Sampling.
+
+  def sample_pictures(self, prompt: Text, keys, how: Sampling):
+    inputs, group = keys.shape
+    total, guided = self.config.num_codes, guided_codes(how, self.config.num_codes)
+    decoder = decoder_lib.make(
+      self.language_model,
+      self._generation_prefix(prompt, guided > 0),
+      group,
+      guided or total,
+      how.scan,
+      how.cache_dtype,
+    )
+
+    table = sharding.keep_whole(
+      self.code_embeddings(jnp.arange(self.config.vq.num_embeddings))
+    )  # (K, D), once for all tokens
+
+    def embed(codes, branches):  # (B, G) -> (R, G, D): both branches read the same code
+      x = sharding.split_rows(table[codes])
+      return jnp.broadcast_to(x[:, None], (inputs, branches, *x.shape[1:])).reshape(
+        -1, *x.shape[1:]
+      )
+
+    def pick(hidden, t, branches):
+      logits = self.generation_head(hidden).reshape(inputs, branches, group, -1)
+      logits = guide(logits, how.guidance, axis=1) if branches == 2 else logits[:, 0]
+      return sample_tokens(logits, keys, t, how.temperature)
+
+    start = self.language_model.embed_tokens(
+      jnp.asarray(self.config.templates.generation_suffix[-1])
+    )
+    carry = jnp.broadcast_to(start, (inputs * (2 if guided else 1), group, start.shape[-1])), None
+    parts = []
+    for first, end in _pieces(guided, total, decoder.segment(how.segment)):
+      if first and first == guided:  # what is left is drawn without guidance
+        embeds, cache = carry
+        decoder, cache = decoder.first_of(2, cache, total)
+        carry = embeds.reshape(inputs, 2, *embeds.shape[1:])[:, 0], cache
+
+      def body(carry, t, decoder=decoder, branches=carry[0].shape[0] // inputs, room=end):
+        embeds, cache = carry
+        hidden, cache = decoder.step(embeds, cache, t, room)
+        codes, logp = pick(hidden, t, branches)
+        return (embed(codes, branches), cache), (codes, logp)
+
+      with jax.named_scope('decode'):
+        carry, part = jax.lax.scan(
+          body, (carry[0], decoder.grow(carry[1], end - first)), jnp.arange(first, end)
+        )
+      parts.append(part)
+    codes, logp = (jnp.moveaxis(jnp.concatenate(p, axis=0), 0, -1) for p in zip(*parts))
+    return codes, logp
+
+  def sample_texts(self, picture: Picture, question: Text, keys, how: Sampling):
+    t = self.config.templates
+    inputs, group = keys.shape
+    prefix = self._understanding_prefix(picture.pixels, question)
+    decoder = decoder_lib.make(
+      self.language_model, prefix, group, how.max_tokens, how.scan, how.cache_dtype
+    )
+    embed = self.language_model.embed_tokens
+
+    def body(carry, index, room):
+      embeds, ended, cache = carry
+      hidden, cache = decoder.step(embeds, cache, index, room)
+      ids, logp = sample_tokens(self.text_logits(hidden), keys, index, how.temperature)
+      ids = jnp.where(ended, t.pad_id, ids)
+      out = ids, jnp.where(ended, 0.0, logp), ~ended
+      return (embed(ids), ended | (ids == t.eos_id), cache), out
+
+    start = embed(jnp.asarray(t.understanding_suffix[-1]))
+    embeds, ended, cache = (
+      jnp.broadcast_to(start, (inputs, group, start.shape[-1])),
+      jnp.zeros((inputs, group), bool),
+      None,
+    )
+    parts = []
+    for first in range(0, how.max_tokens, how.segment):
+      end = min(first + how.segment, how.max_tokens)
+      carry = embeds, ended, decoder.grow(cache, end - first)
+
+      def run(carry, first=first, end=end):
+        with jax.named_scope('decode'):
+          return jax.lax.scan(functools.partial(body, room=end), carry, jnp.arange(first, end))
+
+      def padding(carry, shape=(end - first, inputs, group)):
+        return (
+          carry,
+          (jnp.full(shape, t.pad_id, jnp.int32), jnp.zeros(shape), jnp.zeros(shape, bool)),
+        )
+
+      # Once every text has ended, a segment is skipped.
+      (embeds, ended, cache), part = (
+        jax.lax.cond(jnp.all(ended), padding, run, carry) if first else run(carry)
+      )
+      parts.append(part)
+    ids, logp, mask = (jnp.moveaxis(jnp.concatenate(p, axis=0), 0, -1) for p in zip(*parts))
+    return Text(ids, mask), logp
+
+  # Likelihoods.
+
+  def picture_logps(self, prompt: Text, codes, keys, how: Scoring, *, blank=None) -> TokenScores:
+    """As the protocol has it; blank (R,) bool replaces whole prompts by the unconditional one
+    (pretraining only).
+    """
+    del keys  # Janus' likelihood is deterministic
+    guided = guided_codes(how, codes.shape[-1])
+    prompt, (codes,), (inputs, rows, group) = _pair_up(prompt, (codes,))
+    branches = 2 if guided else 1
+    prefix = self._generation_prefix(prompt, guided > 0, blank=blank, remat=how.remat)
+    start = self.language_model.embed_tokens(
+      jnp.asarray(self.config.templates.generation_suffix[-1])
+    )
+    embeds = self.code_embeddings(codes[..., :-1])  # (R, C, N-1, D)
+    embeds = jnp.concatenate(
+      [jnp.broadcast_to(start, (*embeds.shape[:2], 1, embeds.shape[-1])), embeds], axis=2
+    )
+    if guided:
+      embeds = jnp.repeat(embeds, 2, axis=0)
+    hidden = self.language_model.extend(prefix, embeds, remat=how.remat)
+    hidden = hidden.reshape(rows, branches, *hidden.shape[1:])
+
+    def scores(first, end, logits):
+      here = codes[..., first:end]
+      return token_scores(
+        hidden[..., first:end, :],
+        logits,
+        here,
+        jnp.ones(here.shape, bool),
+        temperature=how.temperature,
+        chunk=how.chunk,
+      )
+
+    def mixed(hidden):
+      return guide(self.generation_head(hidden), how.guidance, axis=1)
+
+    def plain(hidden):
+      return self.generation_head(hidden)[:, 0]
+
+    ends = ((0, guided, mixed), (guided, codes.shape[-1], plain))
+    parts = [scores(first, end, logits) for first, end, logits in ends if first < end]
+    return TokenScores(
+      *(jnp.concatenate(x, axis=-1).reshape(inputs, group, -1) for x in zip(*parts))
+    )
+
+  def text_logps(
+    self, picture: Picture, question: Text, text: Text, keys, how: Scoring
+  ) -> TokenScores:
+    del keys  # Janus' likelihood is deterministic
+    per_input = picture.pixels.shape[1]
+    pixels, (ids, mask), (inputs, rows, group) = _pair_up(picture.pixels, (text.ids, text.mask))
+    question = Text(*(jnp.repeat(x, per_input, axis=0) for x in question))
+    prefix = self._understanding_prefix(pixels, question, remat=how.remat)
+    inputs_ids = jnp.concatenate(
+      [
+        jnp.full((*ids.shape[:2], 1), self.config.templates.understanding_suffix[-1], ids.dtype),
+        ids[..., :-1],
+      ],
+      axis=-1,
+    )
+    hidden = self.language_model.extend(
+      prefix, self.language_model.embed_tokens(inputs_ids), remat=how.remat
+    )
+    scores = token_scores(
+      hidden, self.text_logits, ids, mask, temperature=how.temperature, chunk=how.chunk
+    )
+    return TokenScores(*(x.reshape(inputs, group, -1) for x in scores))
+
+
+def _pieces(guided: int, total: int, segment: int):
+  """(first, end) of the pieces of a picture that are decoded in turn, guided ones first."""
+  return [
+    (first, min(first + segment, last))
+    for start, last in ((0, guided), (guided, total))
+    for first in range(start, last, segment)
+  ]
+
+
+def sample_tokens(logits, keys, index, temperature: float):
+  """logits (..., V), keys (...), token index -> ids (...) int32 and their log-probability at this
+  temperature.
+  """
+  logp = log_softmax(logits, temperature)
+  if temperature == 0:
+    ids = first_largest(logits)
+  else:
+
+    def noise(key):
+      return jax.random.gumbel(jax.random.fold_in(key, index), logits.shape[-1:])
+
+    for _ in keys.shape:
+      noise = jax.vmap(noise)
+    ids = first_largest(logp + noise(keys))
+  return ids, sharding.pick(logp, ids)
+
+
+def first_largest(x):
+  """argmax over the last axis, int32, as two plain reductions: on a CPU many times as fast as one
+  that carries value and index.
+  """
+  place = jnp.arange(x.shape[-1], dtype=jnp.int32)
+  return jnp.min(
+    jnp.where(x == jnp.max(x, axis=-1, keepdims=True), place, x.shape[-1] - 1), axis=-1
+  )
+
+
+def _pair_up(shared, own):
+  """Conditions (B, g, ...) and candidates (B, h, ...) -> (R, ...), (R, C, ...) and (B, R, G).
+
+  With g = 1 a condition serves its whole group (R = B, C = h); otherwise every pair is a row (R = B
+  g, C = 1).
+  """
+  inputs, g = jax.tree.leaves(shared)[0].shape[:2]
+  h = jax.tree.leaves(own)[0].shape[1]
+  assert g == 1 or h in (1, g), (g, h)
+  rows = inputs * g
+  shared = jax.tree.map(lambda x: x.reshape(rows, *x.shape[2:]), shared)
+  if g > 1:
+    own = jax.tree.map(
+      lambda x: jnp.broadcast_to(x, (inputs, g, *x.shape[2:])).reshape(rows, 1, *x.shape[2:]), own
+    )
+  return shared, own, (inputs, rows, max(g, h))
+
+
+def create(config: JanusConfig, seed: int = 0):
+  """A randomly initialised model as (graphdef, params): params is a nested dict of float32
+  arrays.
+  """
+  graphdef, state = nnx.split(Janus(config, rngs=nnx.Rngs(seed)))
+  return graphdef, nnx.to_pure_dict(state)
+
+
+def abstract_params(config: JanusConfig):
+  """The parameters' shapes and dtypes, without memory."""
+  return nnx.to_pure_dict(_structure(dataclasses.replace(config, templates=None))[1])
+
+
+def graphdef_of(config: JanusConfig):
+  """The model's structure; `nnx.merge(graphdef, params)` gives the module."""
+  model = nnx.merge(*_structure(dataclasses.replace(config, templates=None)))
+  model.config = config
+  return nnx.graphdef(model)
+
+
+@functools.lru_cache(maxsize=8)
+def _structure(config):
+  """Graphdef and shapes: tracing the model takes up to seconds, and nothing but `Janus.config`
+  depends on the templates.
+  """
+  graphdef, state = nnx.split(nnx.eval_shape(lambda: Janus(config, rngs=nnx.Rngs(0))))
+  return graphdef, jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state
+  )  # without the layout of whoever asked first

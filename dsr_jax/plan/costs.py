@@ -1,0 +1,316 @@
+"""Operations, bytes, collectives and time of a step by phase, counted from sizes alone.
+
+Rates are the makers' published ones; what share of them a phase reaches is assumed (`SHARES`) and
+printed with every prediction. A phase takes the longer of computing and reading, plus its
+collectives.
+
+Axes: B inputs, G candidates, N image codes, T text tokens.
+"""
+
+import dataclasses
+import functools
+import re
+
+from dsr_jax import losses
+from dsr_jax.errors import InputError
+from dsr_jax.plan.sizes import Sizes, operations, vision_operations, vq_operations
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """memory: bytes a program may use; operations: bfloat16 a second; bandwidth: of the memory, bytes
+  a second; link: bytes a second one way between neighbours along an axis of the mesh; tpu: the name
+  the compiler knows it by, or ''."""
+
+  memory: float
+  operations: float
+  bandwidth: float
+  link: float
+  tpu: str = ''
+
+
+# Sources: cloud.google.com/tpu/docs (v4 to v7), the usable memory is what the TPU compiler allows;
+# NVIDIA's data sheets (dense rates, NVLink one way).
+CHIPS = {
+  'v4': Chip(30.75 * 2**30, 275e12, 1.23e12, 45e9, 'v4'),
+  'v5e': Chip(15.75 * 2**30, 197e12, 0.82e12, 45e9, 'v5e'),
+  'v5p': Chip(95.74 * 2**30, 459e12, 2.77e12, 90e9, 'v5p'),
+  'v6e': Chip(31.25 * 2**30, 918e12, 1.64e12, 90e9, 'v6e'),
+  'a100': Chip(0.92 * 80e9, 312e12, 2.04e12, 300e9),
+  'h100': Chip(0.92 * 80e9, 989e12, 3.35e12, 450e9),
+  'h200': Chip(0.92 * 141e9, 989e12, 4.8e12, 450e9),
+  'b200': Chip(0.92 * 180e9, 2250e12, 8.0e12, 900e9),
+}
+TOPOLOGIES = {
+  'v5e': ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16'),
+  'v6e': ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16'),
+  'v4': ('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8', '8x8x8'),
+  'v5p': ('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8', '8x8x8'),
+}
+SHARES = {'matrix products': 0.5, 'picture convolutions': 0.25, 'memory': 0.7, 'links': 0.7}
+LATENCY = 8e-6  # seconds of a small collective inside a decode step
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+  """Of one step. operations: of all devices together; bytes: read and written by a device's memory;
+  collective_bytes: over a device's links.
+  """
+
+  name: str
+  operations: float
+  bytes: float
+  collective_bytes: float
+  collectives: str
+  seconds: float
+
+
+def parse(topology: str):
+  """'v5e:8x8' or 'h200:8' -> (name, Chip, number of chips). InputError, which lists some, where
+  there is no such thing.
+  """
+  name, _, shape = topology.partition(':')
+  some = [f'{kind}:{size}' for kind, sizes in TOPOLOGIES.items() for size in sizes[-4:-2]] + [
+    'h100:8',
+    'h200:8',
+  ]
+  known = name in CHIPS and re.fullmatch(r'[1-9]\d*(x[1-9]\d*)*', shape)
+  if not known or (shape not in TOPOLOGIES[name] if name in TOPOLOGIES else 'x' in shape):
+    kinds = ', '.join(TOPOLOGIES.get(name, ())) if name in TOPOLOGIES else ''
+    raise InputError(
+      f'found the topology {topology!r}; expected one as '
+      f'{", ".join(f"{name}:{k}" for k in kinds.split(", ")) if kinds else ", ".join(some)}; '
+      'choose one of them'
+    )
+  count = 1
+  for size in shape.split('x'):
+    count *= int(size)
+  return name, CHIPS[name], count
+
+
+def phases(s: Sizes, mesh, chip: Chip) -> list[Phase]:
+  """Of one step on a mesh (a dict of axis sizes) of such chips; where tasks take turns, of half a
+  turn each.
+  """
+  found = []
+  if 'generation' in s.method.tasks:
+    found += _generation(s, mesh, chip)
+  if 'understanding' in s.method.tasks:
+    found += _understanding(s, mesh, chip)
+  if s.method.strategy == 'separate':
+    found = [
+      dataclasses.replace(
+        p, **{k: getattr(p, k) / 2 for k in ('operations', 'bytes', 'collective_bytes', 'seconds')}
+      )
+      for p in found
+    ]
+  return [_gather(s, mesh, chip), *found, _optimizer(s, mesh, chip)]
+
+
+def _generation(s: Sizes, mesh, chip):
+  b, g, n, width = (
+    s.method.inputs_per_task,
+    s.method.group_size,
+    s.model.num_codes,
+    s.model.text.hidden_size,
+  )
+  rows, reading = b * g, s.reading_prefix
+  prefill = operations(b * s.branches * s.drawing_prefix, s.drawing_prefix, s)
+  draw = functools.partial(
+    _decode, 'generation: draw', s, mesh, chip, prefix=s.drawing_prefix, head=s.image_head
+  )
+  guided = draw(prefill if s.guided else 0.0, 2 * rows, 2 * b * s.drawing_prefix, last=s.guided)
+  plain = draw(0.0 if s.guided else prefill, rows, b * s.drawing_prefix, first=s.guided, last=n)
+  yield dataclasses.replace(
+    plain,
+    **{
+      k: getattr(guided, k) + getattr(plain, k)
+      for k in ('operations', 'bytes', 'collective_bytes', 'seconds')
+    },
+  )
+  yield _compute(
+    'generation: codes to pictures',
+    chip,
+    mesh,
+    rows * vq_operations(s.model)[1],
+    'picture convolutions',
+  )
+  score = (
+    rows * vision_operations(s)
+    + operations(rows * reading, reading, s)
+    + operations(rows * s.prompt, reading + s.prompt, s, s.text_head)
+  )
+  yield _scored('generation: reward', s, mesh, chip, score, rows * (reading + s.prompt))
+  pairs = operations(b * s.drawing_prefix, s.drawing_prefix, s) + operations(
+    b * s.learners * n, s.drawing_prefix + n, s, s.image_head
+  )
+  yield _learned(
+    'generation: learn', s, mesh, chip, pairs, b * s.drawing_prefix + b * s.learners * n
+  )
+
+
+def _understanding(s: Sizes, mesh, chip):
+  b, g, n, t = (
+    s.method.inputs_per_task,
+    s.method.group_size,
+    s.model.num_codes,
+    s.method.max_text_tokens,
+  )
+  rows, reading = b * g, s.reading_prefix
+  yield _compute(
+    'understanding: pictures to codes',
+    chip,
+    mesh,
+    b * vq_operations(s.model)[0],
+    'picture convolutions',
+  )
+  prefill = b * vision_operations(s) + operations(b * reading, reading, s)
+  yield _decode(
+    'understanding: write',
+    s,
+    mesh,
+    chip,
+    prefill,
+    rows,
+    b * reading,
+    prefix=reading,
+    head=s.text_head,
+    last=t,
+  )
+  score = operations(rows * s.text_prefix, s.text_prefix, s) + operations(
+    rows * n, s.text_prefix + n, s, s.image_head
+  )
+  yield _scored('understanding: reward', s, mesh, chip, score, rows * (s.text_prefix + n))
+  pairs = (
+    b * vision_operations(s)
+    + operations(b * reading, reading, s)
+    + operations(b * s.learners * t, reading + t, s, s.text_head)
+  )
+  yield _learned('understanding: learn', s, mesh, chip, pairs, b * reading + b * s.learners * t)
+
+
+def _devices(mesh):
+  return mesh['data'] * mesh['fsdp'] * mesh['tp']
+
+
+def _ring(size, ways, chip):
+  """Bytes over a device's link, and seconds, to gather `size` bytes that `ways` devices share (a
+  sum takes twice that).
+  """
+  moved = size * (ways - 1) / ways
+  return moved, moved / (chip.link * SHARES['links'])
+
+
+def _compute(name, chip, mesh, ops, share):
+  return Phase(name, ops, 0.0, 0.0, '', ops / _devices(mesh) / (chip.operations * SHARES[share]))
+
+
+def _gather(s: Sizes, mesh, chip):
+  """The weights in the layout of decoding, once a step."""
+  weights = (s.body + s.image_head + 2 * s.text_head) * s.element / mesh['tp']
+  moved, seconds = _ring(weights, mesh['fsdp'], chip)
+  reading = 3 * weights / (chip.bandwidth * SHARES['memory'])
+  return Phase(
+    'gather weights for decoding',
+    0.0,
+    3 * weights,
+    moved,
+    'all-gather over fsdp' * (mesh['fsdp'] > 1),
+    seconds + reading,
+  )
+
+
+def _decode(name, s: Sizes, mesh, chip, prefill, rows, shared, *, prefix, head, last, first=0):
+  """Tokens `first` to `last`: each reads the weights and what is filled of the cache. rows:
+  decoded; shared: prefix tokens of all groups.
+  """
+  tp, ways = mesh['tp'], mesh['data'] * mesh['fsdp']
+  layers = s.model.text.num_hidden_layers
+  # models/decode_kernel.py reads what is filled, others to a segment's end
+  by_kernel = not (chip.tpu or s.system.decode_scan or s.system.cache_dtype) and s.element == 2
+  length = last - first
+  filled = (
+    first + last + (0 if by_kernel else min(s.system.decode_segment, length))
+  ) / 2  # on average
+  ops = prefill + operations(rows * length, prefix + filled, s, head)
+  weights = (s.body + head) * s.element / tp
+  chunks = s.method.inputs_per_task / s.chunk('rollout_chunk')
+  cache = (rows * filled * s.own_element + shared * s.element) * s.kv / tp / ways
+  bytes_ = length * (weights * chunks + cache)
+  moved, seconds = 0.0, 0.0
+  if tp > 1:  # two sums of the states a layer, and one before the head
+    moved, seconds = _ring(
+      2 * rows / ways * s.model.text.hidden_size * s.element * length * (2 * layers + 1), tp, chip
+    )
+    seconds += length * chunks * (2 * layers + 3) * LATENCY
+  busy = max(
+    ops / _devices(mesh) / (chip.operations * SHARES['matrix products']),
+    bytes_ / (chip.bandwidth * SHARES['memory']),
+  )
+  return Phase(name, ops, bytes_, moved, 'all-reduce over tp' * (tp > 1), busy + seconds)
+
+
+def _layers(s: Sizes, mesh, chip, tokens, passes):
+  """Sums over tp of the states of each layer: twice a pass, each way."""
+  if mesh['tp'] == 1:
+    return 0.0, 0.0
+  size = (
+    2
+    * tokens
+    / (mesh['data'] * mesh['fsdp'])
+    * s.model.text.hidden_size
+    * s.element
+    * 2
+    * s.model.text.num_hidden_layers
+    * passes
+  )
+  return _ring(size, mesh['tp'], chip)
+
+
+def _scored(name, s: Sizes, mesh, chip, ops, tokens):
+  """A forward pass; and every so often the same by the frozen model, or always by the reference."""
+  times = 1 + (1 / s.system.frozen_every if s.system.frozen_every else 0)
+  phase = _compute(name, chip, mesh, ops * times, 'matrix products')
+  moved, seconds = _layers(s, mesh, chip, tokens, times)
+  return dataclasses.replace(
+    phase,
+    collective_bytes=moved,
+    collectives='all-reduce over tp' * (mesh['tp'] > 1),
+    seconds=phase.seconds + seconds,
+  )
+
+
+def _learned(name, s: Sizes, mesh, chip, ops, tokens):
+  """Forward and twice that backward, once more forward with remat; weights gathered for each pass,
+  gradients scattered.
+  """
+  reference = 1 if losses.OBJECTIVES[s.method.objective].needs_reference(s.method) else 0
+  forward, updates = 1 + s.system.remat, s.method.inner_updates
+  passes = updates * (forward + 2) + reference
+  phase = _compute(name, chip, mesh, ops * passes, 'matrix products')
+  moved, seconds = _layers(s, mesh, chip, tokens, updates * (forward + 1) + reference)
+  kinds = ['all-reduce over tp'] * (mesh['tp'] > 1)
+  if mesh['fsdp'] > 1:
+    chunks = s.method.inputs_per_task / s.chunk('update_chunk')
+    weights, time = _ring(
+      (s.body + s.text_head + s.image_head) * s.element / mesh['tp'], mesh['fsdp'], chip
+    )
+    times = chunks * (
+      updates * (forward + 2) + reference
+    )  # forward, backward, and the gradients' way back
+    moved, seconds = moved + weights * times, seconds + time * times
+    kinds += ['all-gather and reduce-scatter over fsdp']
+  return dataclasses.replace(
+    phase, collective_bytes=moved, collectives=', '.join(kinds), seconds=phase.seconds + seconds
+  )
+
+
+def _optimizer(s: Sizes, mesh, chip):
+  """Parameters, moments and gradients read, all but the gradients written."""
+  trained = s.trained
+  bytes_ = (
+    28 * trained / (1 if s.method.trainable == 'lora' else mesh['fsdp'] * mesh['tp'])
+  )  # adapters are whole everywhere
+  return Phase(
+    'optimizer', 12 * trained, bytes_, 0.0, '', bytes_ / (chip.bandwidth * SHARES['memory'])
+  )

@@ -1,0 +1,249 @@
+"""Bytes of a device by part, counted before anything is compiled; and which keys to turn where they
+do not fit.
+
+The state is exact. What phases need on their way is an estimate of the largest arrays that live at
+once; the compiler has the last word.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import math
+
+import jax
+from jax.sharding import AbstractMesh, AxisType
+
+from dsr_jax import state as state_lib
+from dsr_jax.plan import sizes as plan_sizes
+from dsr_jax.plan.sizes import Sizes
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+  """parts: (name, bytes a device, when they live: 'always', 'rollout' or 'update'); turns(): pairs
+  (key=value, bytes a device then).
+  """
+
+  parts: tuple
+  turns: Callable = tuple
+
+  def of(self, phase):
+    """Bytes at one time."""
+    return sum(size for _, size, when in self.parts if when == phase)
+
+  @property
+  def total(self):
+    """Bytes at the fullest time."""
+    return self.of('always') + max(self.of('rollout'), self.of('update'))
+
+  def line(self):
+    """For the log of a run."""
+    return (
+      f'estimate     {_size(self.total)} a device: state {_size(self.of("always"))}, and while '
+      'sampling '
+      f'{_size(self.of("rollout"))} or while learning {_size(self.of("update"))}'
+    )
+
+  def table(self):
+    """By part."""
+    rows = [f'{name:<32} {_size(size):>12}  {when}' for name, size, when in self.parts]
+    return '\n'.join(
+      [
+        'bytes of a device, estimated',
+        *rows,
+        f'{"together, at the fullest":<32} {_size(self.total):>12}',
+      ]
+    )
+
+  def advice(self, room=None):
+    """Which keys to turn; room: bytes to come below, if known."""
+    turns = [turn for turn in self.turns() if turn[1] < self.total]
+    if not turns:
+      return 'take more devices'
+    enough = [turn for turn in turns if room and turn[1] <= room]
+    shown = enough[:3] or sorted(turns, key=lambda turn: turn[1])[:3]
+    words = ', or '.join(f'{key} ({_size(size)} a device)' for key, size in shown)
+    return (
+      f'turn {words}'
+      if enough or not room
+      else f'none of these is enough alone: {words}; take more devices'
+    )
+
+
+def estimate(model, config, mesh, prompt=None) -> Estimate:
+  """Of a model's sizes (`JanusConfig`), a `Config` and the sizes of the mesh's axes (a dict)."""
+  s = Sizes(model, config.method, config.system, prompt or config.data.max_prompt_tokens)
+  parts = _state(s, mesh) + _rollout(s, mesh) + _update(s, mesh)
+  return Estimate(tuple(parts), functools.partial(_turns, model, config, mesh, prompt))
+
+
+def bytes_a_device(tree):
+  """Of arrays, or of shapes with layouts."""
+  return sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+  )
+
+
+def _state(s: Sizes, mesh):
+  abstract = AbstractMesh(
+    tuple(mesh.values()), tuple(mesh), axis_types=(AxisType.Auto,) * len(mesh)
+  )
+  state = state_lib.abstract_state(plan_sizes.shapes(s.model), s.method, s.system, abstract)
+  names = {
+    'params': 'trained parameters, float32',
+    'opt_state': "optimizer's moments",
+    'ema': 'running mean',
+  }
+  parts = [
+    (name, bytes_a_device(state[key]), 'always') for key, name in names.items() if key in state
+  ]
+  initial = state['frozen'].get('initial')
+  frozen = {k: v for k, v in state['frozen'].items() if k != 'initial'}
+  parts.append(('frozen parameters', bytes_a_device(frozen), 'always'))
+  return parts + (
+    [('copy of the initial model', bytes_a_device(initial), 'always')] if initial else []
+  )
+
+
+def _rows(s: Sizes, mesh, key):
+  """Inputs of a chunk that a device holds."""
+  return -(-s.chunk(key) // (mesh['data'] * mesh['fsdp']))
+
+
+def _rollout(s: Sizes, mesh):
+  tp, rows, group = mesh['tp'], _rows(s, mesh, 'rollout_chunk'), s.method.group_size
+  v, element = s.model, s.element
+  copies = (
+    1 if s.system.decode_scan else 2
+  )  # unrolled layers are cut out of the stack, which prefixes and likelihoods go through
+  parts = [
+    (
+      'weights for decoding',
+      (copies * s.body + s.image_head + 2 * s.text_head) * element / tp,
+      'rollout',
+    )
+  ]
+  cache, scoring = [], []
+  if 'generation' in s.method.tasks:
+    held = 2 * s.guided + (
+      v.num_codes if s.guided < v.num_codes else 0
+    )  # where guidance ends, both caches at once
+    cache.append(
+      rows * (group * held * s.own_element + s.branches * s.drawing_prefix * element) * s.kv / tp
+    )
+    scoring.append(
+      _scoring(s, mesh, rows * group, s.reading_prefix, s.prompt, v.text.vocab_size)
+      + rows * group * v.image_size**2 * 12
+    )
+  if 'understanding' in s.method.tasks:
+    cache.append(
+      rows
+      * (group * s.method.max_text_tokens * s.own_element + s.reading_prefix * element)
+      * s.kv
+      / tp
+    )
+    scoring.append(_scoring(s, mesh, rows * group, s.text_prefix, v.num_codes, v.vq.num_embeddings))
+  # Sampling and scoring follow each other; the cache is gone when scoring begins.
+  parts.append(('cache, or activations of scoring', max(1.2 * max(cache), max(scoring)), 'rollout'))
+  return parts
+
+
+def _scoring(s: Sizes, mesh, rows, prefix, length, vocabulary):
+  """Of a forward pass of rows with a prefix each: keys and values of the prefix, and one layer's
+  inside.
+  """
+  longest = max(prefix, length)
+  kept = rows * prefix * s.kv * s.element / mesh['tp']
+  return (
+    kept
+    + _inside(s, mesh, rows, longest, prefix + length if length >= prefix else longest)
+    + _logits(s, mesh, rows, length, vocabulary)
+  )
+
+
+def _inside(s: Sizes, mesh, rows, tokens, context):
+  """One layer: states in several guises, attention scores in float32 twice, the MLP's two
+  widths.
+  """
+  t, tp = s.model.text, mesh['tp']
+  states = (
+    rows * tokens * (4 * t.hidden_size + (4 * s.inner + 2 * t.intermediate_size) / tp) * s.element
+  )
+  return states + 2 * rows * t.num_attention_heads / tp * tokens * context * 4
+
+
+def _logits(s: Sizes, mesh, rows, length, vocabulary):
+  at_once = min(s.system.logprob_chunk or length, length)
+  return 3 * rows * at_once * vocabulary / mesh['tp'] * 4
+
+
+def _update(s: Sizes, mesh):
+  rows, t = _rows(s, mesh, 'update_chunk') * s.learners, s.model.text
+  split = mesh['fsdp'] * mesh['tp']
+  trained = s.trained / (
+    1 if s.method.trainable == 'lora' else split
+  )  # adapters are whole everywhere
+  tasks = []
+  if 'generation' in s.method.tasks:
+    tasks.append((s.drawing_prefix, s.model.num_codes, s.model.vq.num_embeddings))
+  if 'understanding' in s.method.tasks:
+    tasks.append((s.reading_prefix, s.method.max_text_tokens, t.vocab_size))
+  activations = []
+  for prefix, length, vocabulary in tasks:
+    tokens = prefix / s.learners + length  # a group's prefix is run once
+    kept = rows * tokens * t.num_hidden_layers * t.hidden_size * s.element
+    inside = 2 * _inside(s, mesh, rows, tokens, prefix + length)  # forward again, and backward
+    if not s.system.remat:
+      inside *= t.num_hidden_layers
+    activations.append(kept + inside + 2 * _logits(s, mesh, rows, length, vocabulary))
+  weights = (
+    s.body + s.text_head + s.image_head
+  ) * s.element / split + 3 * s.layer * s.element / mesh['tp']
+  return [
+    ('gradients, float32, and their sum', 2 * trained * 4, 'update'),
+    ('compute-type weights', weights, 'update'),
+    ('activations of learning', max(activations), 'update'),
+  ]
+
+
+def _turns(model, config, mesh, prompt):
+  """(key=value, bytes a device then) for what a user may change; each alone, gentlest first."""
+  system, ways = config.system, mesh['data'] * mesh['fsdp']
+  s = Sizes(model, config.method, system, 0)
+
+  def then(**changes):
+    changed = dataclasses.replace(config, system=dataclasses.replace(system, **changes))
+    return estimate(model, changed, mesh, prompt).total
+
+  if not system.remat:
+    yield 'system.remat=True', then(remat=True)
+  for key in ('rollout_chunk', 'update_chunk'):
+    size = s.chunk(key) // 2
+    while size >= ways and size % ways == 0:
+      yield f'system.{key}={size}', then(**{key: size})
+      size //= 2
+  both = {
+    key: ways
+    for key in ('rollout_chunk', 'update_chunk')
+    if s.chunk(key) > ways and s.chunk(key) % ways == 0
+  }
+  if len(both) == 2:
+    yield ' and '.join(f'system.{key}={size}' for key, size in both.items()), then(**both)
+  if not system.cache_dtype:
+    yield 'system.cache_dtype=int8', then(cache_dtype='int8')
+  if system.frozen_every and config.method.scorer != 'frozen':
+    yield 'system.frozen_every=0', then(frozen_every=0)
+  fsdp, tp = mesh['fsdp'], mesh['tp']
+  while fsdp % 2 == 0 and model.text.num_attention_heads % (2 * tp) == 0:
+    fsdp, tp = fsdp // 2, tp * 2
+    other = {**mesh, 'fsdp': fsdp, 'tp': tp}
+    yield (
+      f'system.mesh.fsdp={fsdp} and system.mesh.tp={tp}',
+      estimate(model, config, other, prompt).total,
+    )
+
+
+def _size(n):
+  return f'{n / GIB:,.2f} GiB' if n >= GIB / 10 else f'{n / 2**20:,.1f} MiB'

@@ -1,0 +1,173 @@
+"""The real step of a configuration without its weights: lowered from shapes alone, compiled, and
+what its program says.
+
+`plan` compiles it for slices that are not at hand, `benchmark` runs it with random weights.
+"""
+
+import dataclasses
+import os
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dsr_jax import sharding
+from dsr_jax import state as state_lib
+from dsr_jax import step as step_lib
+from dsr_jax.convert import directory
+from dsr_jax.convert import locate as model_source
+from dsr_jax.models.janus import model as janus
+from dsr_jax.models.janus.config import JanusConfig, Templates
+from dsr_jax.plan import hlo as plan_hlo
+from dsr_jax.plan import sizes as plan_sizes
+
+MOVED_IN_DECODE = 2**20  # bytes of a gather, permute or exchange that a decode step may have
+
+
+def sizes_of(name):
+  """A model's sizes by its name: those of its directory, or, with nothing downloaded, of the
+  published models.
+  """
+  published = {
+    'janus-pro-1b': JanusConfig.janus_pro_1b,
+    'janus-pro-7b': JanusConfig.janus_pro_7b,
+    'scenes': JanusConfig.scenes,
+  }
+  for key, make in published.items():
+    if key in name.lower() and not os.path.isdir(name):
+      return make()
+  return directory.read_config(model_source.directory_of(name))
+
+
+def stand_in_templates(model):
+  """Token ids around prompts, as many as the real ones have: nothing in a plan depends on which
+  they are.
+  """
+  last = model.text.vocab_size - 1
+  return Templates(
+    bos_id=1,
+    eos_id=2,
+    pad_id=0,
+    boi_id=3,
+    eoi_id=4,
+    image_id=5,
+    generation_prefix=(1, 6, 7),
+    generation_suffix=(8, 6, 3),
+    understanding_prefix=(1, 6, 7, 3),
+    understanding_infix=(4, 8),
+    understanding_suffix=(8, 6, 7),
+    forbidden_text_ids=(0, 1, 3, 4, 5, last),
+  )
+
+
+def random_arrays(shapes):
+  """Arrays of the shapes, types and layouts given, floating ones random: 2^20 normal numbers,
+  repeated. Drawn for each, they compile for a minute.
+  """
+
+  def make():
+    normal = 0.02 * jax.random.normal(jax.random.key(0), (2**20 + 7,))
+
+    def fill(x):
+      return (
+        jnp.resize(normal, x.shape).astype(x.dtype)
+        if jnp.issubdtype(x.dtype, jnp.floating)
+        else jnp.zeros(x.shape, x.dtype)
+      )
+
+    return jax.tree.map(fill, shapes)
+
+  return jax.jit(make, out_shardings=jax.tree.map(lambda x: x.sharding, shapes))()
+
+
+def lower_step(config, model, mesh):
+  """The real step lowered for a mesh, from shapes alone: {kind of batch: jax.stages.Lowered};
+  `separate` has two kinds.
+  """
+  model = dataclasses.replace(model, templates=model.templates or stand_in_templates(model))
+  with jax.set_mesh(mesh):
+    state = state_lib.abstract_state(plan_sizes.shapes(model), config.method, config.system, mesh)
+    step = step_lib.make_step(
+      janus.graphdef_of(model), config.method, config.system, mesh, model.templates
+    )
+    kinds = (
+      [(task,) for task in config.method.tasks]
+      if config.method.strategy == 'separate'
+      else [config.method.tasks]
+    )
+    return {
+      ' and '.join(kind): step.lower(state, _batch(config, model, mesh, kind)) for kind in kinds
+    }
+
+
+def _batch(config, model, mesh, tasks):
+  """Shapes and layouts of a step's inputs."""
+  rows, side = config.method.inputs_per_task, model.image_size
+  whole, split = sharding.whole(mesh), sharding.batch_sharding(mesh, rows)
+  batch = {'seed': jax.ShapeDtypeStruct((), np.uint32, sharding=whole)}
+  if 'generation' in tasks:
+    for name, shape, where in (
+      ('prompt', (rows, config.data.max_prompt_tokens), split),
+      ('instruction', (plan_sizes.QUESTION,), whole),
+    ):
+      batch[f'{name}_ids'] = jax.ShapeDtypeStruct(shape, np.int32, sharding=where)
+      batch[f'{name}_mask'] = jax.ShapeDtypeStruct(shape, np.bool_, sharding=where)
+  if 'understanding' in tasks:
+    batch['pixels'] = jax.ShapeDtypeStruct((rows, side, side, 3), np.uint8, sharding=split)
+    batch['question_ids'] = jax.ShapeDtypeStruct(
+      (rows, plan_sizes.QUESTION), np.int32, sharding=split
+    )
+    batch['question_mask'] = jax.ShapeDtypeStruct(
+      (rows, plan_sizes.QUESTION), np.bool_, sharding=split
+    )
+  return batch
+
+
+def measure(lowered, config, model, axes, hlo=''):
+  """What the compiler and its program say: bytes a device, collectives, moves in decode loops,
+  positions of logits held at once.
+  """
+  try:
+    compiled = lowered.compile()
+  except jax.errors.JaxRuntimeError as e:
+    used = re.search(r'Used ([\d.]+)([GM]) of', str(e))
+    if not used:
+      raise
+    return dict(
+      total_bytes=float(used[1]) * (2**30 if used[2] == 'G' else 2**20),
+      refused=str(e).splitlines()[0][:300],
+    )
+  m = compiled.memory_analysis()
+  text = compiled.as_text()
+  if hlo:
+    with open(hlo, 'w', encoding='utf-8') as f:
+      f.write(text)
+  program = plan_hlo.Program(text)
+  moves = program.decode_moves()
+  tp, width = axes['tp'], model.text.hidden_size
+  weights = tuple(width // n for n in (1, axes['fsdp'], tp))
+  positions = {
+    name: max(program.positions(size, weights) for size in {n, n // tp})
+    for name, n in (('text', model.text.vocab_size), ('image', model.vq.num_embeddings))
+  }
+  return dict(
+    total_bytes=m.argument_size_in_bytes
+    + m.output_size_in_bytes
+    - m.alias_size_in_bytes
+    + m.temp_size_in_bytes
+    + m.generated_code_size_in_bytes,
+    arguments_bytes=m.argument_size_in_bytes,
+    temporaries_bytes=m.temp_size_in_bytes,
+    code_bytes=m.generated_code_size_in_bytes,
+    operations_counted_once=(compiled.cost_analysis() or {}).get('flops'),
+    collectives=program.collectives(),
+    decode_loops=len(program.loops('decode')),
+    largest_move_in_decode_bytes=moves[0].bytes if moves else 0,
+    moves_in_decode=[
+      f'{i.opcode} {i.bytes / 2**20:.2f} MiB ({i.scope[-120:]})'
+      for i in moves
+      if i.bytes > MOVED_IN_DECODE
+    ][:10],
+    logits_held_at_once=positions,
+  )

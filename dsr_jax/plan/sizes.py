@@ -1,0 +1,181 @@
+"""How much there is to do: token counts and parameter counts of a step, from a model's sizes and a
+configuration.
+
+Axes: B inputs of a task, G candidates, C candidates that learn, N image codes, T text tokens, L
+  layers, D width.
+"""
+
+import dataclasses
+import functools
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from dsr_jax import chunks as chunks_lib
+from dsr_jax import losses
+from dsr_jax import state as state_lib
+from dsr_jax.models.janus import model as janus
+from dsr_jax.models.janus.config import JanusConfig
+from dsr_jax.models.janus.vq import VQModel
+from dsr_jax.models.unified import guided_codes
+
+TEMPLATE = 8  # tokens around a prompt, a question or an answer; a few more or less change no plan
+QUESTION = 8
+BYTES = {'float32': 4, 'bfloat16': 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+  """Of one step. A count is of the whole step where its name does not say otherwise."""
+
+  model: JanusConfig
+  method: object
+  system: object
+  prompt: int  # tokens of the longest prompt
+
+  # Of the model.
+
+  @property
+  def inner(self):
+    """Width of all heads together."""
+    return self.model.text.num_attention_heads * self.model.text.head_dim
+
+  @property
+  def layer(self):
+    """Weights of a layer's matrices."""
+    t = self.model.text
+    return 4 * t.hidden_size * self.inner + 3 * t.hidden_size * t.intermediate_size
+
+  @property
+  def body(self):
+    """Weights of all layers' matrices."""
+    return self.model.text.num_hidden_layers * self.layer
+
+  @property
+  def image_head(self):
+    """Weights of the head that draws."""
+    return self.model.text.hidden_size * (
+      self.model.text.hidden_size + self.model.vq.num_embeddings
+    )
+
+  @property
+  def text_head(self):
+    """Weights of the head that writes."""
+    return self.model.text.hidden_size * self.model.text.vocab_size
+
+  @property
+  def trained(self):
+    """Parameters that learn: adapters, or the language model with what `method.trainable` adds."""
+    t = self.model.text
+    if self.method.trainable == 'lora':
+      return (
+        t.num_hidden_layers
+        * self.method.lora_rank
+        * (4 * (t.hidden_size + self.inner) + 3 * (t.hidden_size + t.intermediate_size))
+      )
+    trainable, _ = state_lib.split_params(shapes(self.model), self.method.trainable)
+    return sum(x.size for x in jax.tree.leaves(trainable))
+
+  @property
+  def kv(self):
+    """Numbers a token leaves in the cache."""
+    return 2 * self.model.text.num_hidden_layers * self.inner
+
+  @property
+  def element(self):
+    """Bytes of a number in the compute type."""
+    return BYTES[self.system.compute_dtype]
+
+  @property
+  def own_element(self):
+    """Bytes of a number in a candidate's cache; a vector of 8 bits has a float32 scale."""
+    return 1 + 4 / self.model.text.head_dim if self.system.cache_dtype else self.element
+
+  # Of the step.
+
+  @property
+  def branches(self):
+    """Rows of a candidate at a picture's first code: with guidance, two."""
+    return 2 if self.guided else 1
+
+  @property
+  def guided(self):
+    """Codes of a picture that are drawn with guidance, from its first."""
+    return guided_codes(self.method, self.model.num_codes)
+
+  @property
+  def learners(self):
+    """C."""
+    choose = losses.OBJECTIVES[self.method.objective].choose
+    rewards = jax.ShapeDtypeStruct((1, self.method.group_size), jnp.float32)
+    return jax.eval_shape(lambda r: choose(r, self.method), rewards)[0].shape[1]
+
+  @property
+  def drawing_prefix(self):
+    """Tokens before the first code when a prompt is drawn."""
+    return self.prompt + TEMPLATE
+
+  @property
+  def reading_prefix(self):
+    """Tokens before an answer about a picture."""
+    return self.model.vision.num_patches + QUESTION + TEMPLATE
+
+  @property
+  def text_prefix(self):
+    """Tokens before the first code when a sampled text is drawn."""
+    return self.method.max_text_tokens + TEMPLATE
+
+  def chunk(self, key):
+    """Inputs at once; key: 'rollout_chunk' or 'update_chunk'."""
+    return chunks_lib.size(getattr(self.system, key), self.method)
+
+
+def operations(tokens, context, s: Sizes, head=0):
+  """Multiplications and additions of `tokens` tokens through all layers, each looking at `context`
+  others; head: weights after it.
+  """
+  return (
+    2 * tokens * (s.body + head) + 4 * s.model.text.num_hidden_layers * s.inner * tokens * context
+  )
+
+
+def vision_operations(s: Sizes):
+  """Of the vision tower and its aligner, a picture."""
+  v, width = s.model.vision, s.model.text.hidden_size
+  n = v.num_patches
+  layer = (
+    2 * n * (4 * v.hidden_size**2 + 2 * v.hidden_size * v.intermediate_size)
+    + 4 * n * n * v.hidden_size
+  )
+  return v.num_hidden_layers * layer + 2 * n * (
+    3 * v.patch_size**2 * v.hidden_size + v.hidden_size * width + width**2
+  )
+
+
+@functools.cache
+def vq_operations(model: JanusConfig):
+  """(encode, decode) of a picture, as XLA counts them; neither has a loop."""
+  graphdef, params = nnx.split(nnx.eval_shape(lambda: VQModel(model.vq, rngs=nnx.Rngs(0))))
+
+  def count(fn, x):
+    return (
+      jax.jit(lambda params, x: fn(nnx.merge(graphdef, params), x))
+      .lower(params, x)
+      .cost_analysis()['flops']
+    )
+
+  side = model.image_size
+  with jax.default_device(
+    jax.local_devices(backend='cpu')[0]
+  ):  # a GPU's compiler counts only what it has compiled
+    return (
+      count(lambda vq, x: vq.encode(x), jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)),
+      count(lambda vq, x: vq.decode(x), jax.ShapeDtypeStruct((1, model.num_codes), jnp.int32)),
+    )
+
+
+@functools.cache
+def shapes(model: JanusConfig):
+  """Shapes of all parameters, nested by part."""
+  return janus.abstract_params(model)

@@ -1,0 +1,128 @@
+"""What the scorers are worth, from stored rows: how often they order two candidates as the exact
+judge does, and what else moves them.
+
+Axes: P inputs, G candidates.
+"""
+
+import itertools
+import os
+
+import numpy as np
+
+from dsr_jax.evaluate import scores as evaluation
+from dsr_jax.probe import measures as probe_measures
+from dsr_jax.study import cells as cells_lib
+from dsr_jax.study import variants as variants_lib
+from dsr_jax.study.scores import SCORER_ROWS, Results
+
+TASKS = {
+  'generation': 'generation',
+  'understanding': 'description/f1',
+}  # a task, and the measure of its gain
+SCORERS = ('live', 'frozen', 'partner')
+
+
+def slope_at_equal_truth(rewards, length, truth) -> dict | None:
+  """The reward's least-squares slope on length over pairs of a group that the judge finds equally
+  good, nats a token; None without any.
+
+  rewards, length, truth (P, G). The interval is a bootstrap over groups.
+  """
+  rewards, length, truth = (np.asarray(x, float) for x in (rewards, length, truth))
+  product, square = np.zeros(len(rewards)), np.zeros(len(rewards))
+  for i, j in itertools.combinations(range(rewards.shape[1]), 2):
+    equal = truth[:, i] == truth[:, j]
+    further = length[:, i] - length[:, j]
+    product += equal * (rewards[:, i] - rewards[:, j]) * further
+    square += equal * further**2
+  if not square.any():
+    return None
+  found = evaluation.estimate(
+    np.stack([product, square], 1), lambda s: s[:, 0] / np.maximum(s[:, 1], 1e-9)
+  )
+  return {**found._asdict(), 'pairs': int((square > 0).sum())}
+
+
+def scorers_over_training(results: Results, base: str, variant: str) -> dict:
+  """{task: {scorer: [{'step', 'accuracy', 'low', 'high'}]}}, and 'length': the slope of R_U on
+  length at equal correctness by step.
+  """
+  out = {}
+  for step in results.steps(base, variant):
+    each = [results.rows(base, variant, seed, step) for seed in results.seeds(base, variant)]
+    for task in TASKS:
+
+      def stack(name):
+        return [
+          r[f'{SCORER_ROWS}{task}_{name}'] for r in each if f'{SCORER_ROWS}{task}_{name}' in r
+        ]
+
+      truth = stack('truth')
+      if not truth:
+        continue
+      for scorer in SCORERS:
+        rewards = stack(scorer)
+        if len(rewards) == len(truth):
+          found = _accuracy(np.concatenate(rewards), np.concatenate(truth))
+          if found:
+            out.setdefault(task, {}).setdefault(scorer, []).append({'step': step, **found})
+      if task == 'understanding':
+        slope = slope_at_equal_truth(
+          *(np.concatenate(stack(name)) for name in ('live', 'length', 'truth'))
+        )
+        if slope:
+          out.setdefault('length', []).append({'step': step, **slope})
+  return out
+
+
+def _accuracy(rewards, truth) -> dict | None:
+  found = probe_measures.pairwise_accuracy(rewards, truth)
+  if not found['pairs']:
+    return None
+  estimate = found['accuracy']
+  return {
+    'accuracy': estimate.value,
+    'low': estimate.low,
+    'high': estimate.high,
+    'pairs': found['pairs'],
+  }
+
+
+def law(study, results: Results) -> list[dict]:
+  """Points of gain against the pairwise accuracy of the reward that was learned from: one a base,
+  variant and task that learned.
+
+  Each: base, variant, task, accuracy (with low, high), skill of the base, gain (with low, high),
+    all as shares.
+  """
+  points = []
+  for base in results.bases:
+    for variant in results.variants(base):
+      if variants_lib.VARIANTS[variant].kind != variants_lib.TRAINED or not results.seeds(
+        base, variant
+      ):
+        continue
+      cell = results.cell(base, variant, results.seeds(base, variant)[0])
+      rewards = (
+        cells_lib.read_json(study.reward_path(cell))
+        if os.path.exists(study.reward_path(cell))
+        else {}
+      )
+      for task in cell.config.method.tasks:
+        gain = results.difference(base, variant, 'base', TASKS[task])
+        truth = rewards.get(f'{SCORER_ROWS}{task}_truth')
+        found = truth and _accuracy(rewards[f'{SCORER_ROWS}{task}_reward'], truth)
+        if gain is None or not found:
+          continue
+        skill, (low, high) = results.score(base, 'base', TASKS[task]).value, gain.interval
+        points.append(
+          {
+            'base': base,
+            'variant': variant,
+            'task': task,
+            'accuracy': found,
+            'skill': skill,
+            'gain': {'value': gain.value, 'low': low, 'high': high},
+          }
+        )
+  return points

@@ -1,0 +1,215 @@
+"""Adapters: what they compute, what they cost, and that they leave the house whole."""
+
+import flax.nnx as nnx
+import jax
+import jax.numpy as jnp
+import micro_model
+import numpy as np
+import pytest
+import tiny_step
+
+from dsr_jax import state as state_lib
+from dsr_jax.convert import adapter
+from dsr_jax.errors import InputError
+from dsr_jax.models.common import lora
+from dsr_jax.models.janus import model as janus
+from dsr_jax.models.unified import Picture, Scoring, Text
+
+METHOD = tiny_step.method(trainable='lora', lora_rank=3)
+
+
+def random_adapters(params, rank=3, seed=0):
+  """Adapters whose B is not zero."""
+  keys = iter(jax.random.split(jax.random.key(seed), 2 * len(lora.PROJECTIONS)))
+  return {
+    name: dict(a=pair['a'], b=0.3 * jax.random.normal(next(keys), pair['b'].shape))
+    for name, pair in lora.init(params, rank, seed).items()
+  }
+
+
+def likelihoods(model, seed=0):
+  """Of pictures and texts, (B, G, ...)."""
+  rng = np.random.default_rng(seed)
+  n = micro_model.NUM_CODES
+  text = Text(jnp.asarray(rng.integers(9, 40, (2, 3, 5)).astype('i4')), jnp.ones((2, 3, 5), bool))
+  codes = jnp.asarray(rng.integers(0, micro_model.CODES, (2, 3, n)).astype('i4'))
+  picture = Picture(codes[:, :1], jnp.asarray(rng.uniform(-1, 1, (2, 1, 16, 16, 3)).astype('f4')))
+  question = Text(text.ids[:, 0], text.mask[:, 0])
+  return (
+    model.picture_logps(Text(text.ids[:, :1], text.mask[:, :1]), codes, None, Scoring()).logp,
+    model.text_logps(picture, question, text, None, Scoring()).logp,
+  )
+
+
+def test_a_new_adapter_changes_nothing_and_a_used_one_everything():
+  graphdef, params = tiny_step.model()
+  plain = likelihoods(nnx.merge(graphdef, params))
+  fresh = likelihoods(lora.attach(nnx.merge(graphdef, params), lora.init(params, 3, 0)))
+  used = likelihoods(lora.attach(nnx.merge(graphdef, params), random_adapters(params)))
+  for a, b, c in zip(plain, fresh, used):
+    np.testing.assert_array_equal(a, b)
+    assert np.abs(np.asarray(a) - np.asarray(c)).max() > 0.1
+
+
+def test_merged_weights_compute_what_adapters_beside_them_do():
+  graphdef, params = tiny_step.model()
+  adapters = random_adapters(params)
+  beside = likelihoods(lora.attach(nnx.merge(graphdef, params), adapters))
+  merged = likelihoods(nnx.merge(graphdef, lora.merged(params, adapters)))
+  for a, b in zip(beside, merged):
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_sampling_reads_the_adapters():
+  graphdef, params = tiny_step.model()
+  prompt = Text(jnp.array([[9, 10, 11]]), jnp.ones((1, 3), bool))
+  keys = jax.random.split(jax.random.key(0), 8).reshape(1, 8)
+  from dsr_jax.models.unified import Sampling
+
+  def draw(model):
+    return model.sample_pictures(prompt, keys, Sampling())
+
+  codes, logp = draw(lora.attach(nnx.merge(graphdef, params), random_adapters(params)))
+  scored = (
+    lora.attach(nnx.merge(graphdef, params), random_adapters(params))
+    .picture_logps(Text(prompt.ids[:, None], prompt.mask[:, None]), codes, None, Scoring())
+    .logp
+  )
+  np.testing.assert_allclose(logp, scored, atol=1e-4)
+  assert not np.array_equal(codes, draw(nnx.merge(graphdef, params))[0])
+
+
+def test_only_the_adapters_have_masters_moments_and_gradients():
+  state = tiny_step.start(METHOD)
+  adapters = sum(x.size for x in jax.tree.leaves(state['params']))
+  shapes = [x.shape for pair in state['params']['lora'].values() for x in pair.values()]
+  assert (
+    set(state['params']) == {'lora'}
+    and set(state['params']['lora']) == set(lora.PROJECTIONS)
+    and all(3 in shape for shape in shapes)
+  )
+  moments = sum(x.size for x in jax.tree.leaves(state['opt_state']))
+  assert 2 * adapters <= moments <= 2 * adapters + 4
+  after, metrics, _, step = tiny_step.run(method=METHOD, steps=3)
+  assert step._cache_size() == 1 and metrics['update_norm'] > 0
+  for part, tree in tiny_step.model()[1].items():
+    for a, b in zip(jax.tree.leaves(after['frozen'][part]), jax.tree.leaves(tree)):
+      np.testing.assert_array_equal(a, b)
+  assert all(np.abs(pair['b']).max() > 0 for pair in after['params']['lora'].values())
+
+
+def test_the_first_step_of_an_adapter_sees_the_same_rewards_as_any_other():
+  full, adapted = tiny_step.run()[1], tiny_step.run(method=METHOD)[1]
+  for key in (
+    'loss',
+    'generation/reward_mean',
+    'understanding/reward_best',
+    'generation/sampler_gap',
+  ):
+    np.testing.assert_allclose(full[key], adapted[key], rtol=1e-5, atol=1e-5)
+
+
+def test_the_initial_model_under_adapters_is_the_base_without_a_copy_of_it():
+  method = tiny_step.method(trainable='lora', lora_rank=3, objective='grpo')
+  state = tiny_step.start(method)
+  assert set(state['frozen']['initial']) == {'lora'}
+  _, metrics, _, _ = tiny_step.run(method=method)
+  np.testing.assert_allclose(metrics['generation/kl'], 0.0, atol=1e-6)
+
+
+def test_policy_params_are_merged():
+  state, _, _, _ = tiny_step.run(method=METHOD, steps=3)
+  params = state_lib.policy_params(state)
+  assert jax.tree.structure(params) == jax.tree.structure(tiny_step.model()[1])
+  expected = lora.merged(tiny_step.model()[1], state['params']['lora'])
+  for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(expected)):
+    np.testing.assert_array_equal(a, b)
+
+
+# Out of the house.
+
+
+def test_an_adapter_directory_comes_back_as_it_was(tmp_path):
+  params = tiny_step.model()[1]
+  adapters = jax.device_get(random_adapters(params))
+  adapter.save(tmp_path / 'adapter', adapters, 'some/base')
+  again = adapter.load(tmp_path / 'adapter', 1)
+  for a, b in zip(jax.tree.leaves(adapters), jax.tree.leaves(again), strict=True):
+    np.testing.assert_array_equal(a, b)
+  with pytest.raises(InputError, match='not empty.*--overwrite'):
+    adapter.save(tmp_path / 'adapter', adapters, 'some/base')
+
+
+def test_peft_loads_the_adapter_and_computes_what_merged_weights_do(tmp_path, hf_directory, bundle):
+  """transformers' Janus with the adapter under peft, against ours merged: text logits."""
+  from peft import PeftModel
+  import torch
+  from transformers import JanusForConditionalGeneration
+
+  adapters = jax.device_get(random_adapters(bundle.params, rank=4))
+  adapter.save(tmp_path / 'adapter', adapters, str(hf_directory))
+  torch.set_num_threads(1)
+  base = JanusForConditionalGeneration.from_pretrained(hf_directory, dtype=torch.float32).eval()
+  model = PeftModel.from_pretrained(base, tmp_path / 'adapter').eval()
+  loaded = {name: value for name, value in model.state_dict().items() if 'lora_' in name}
+  assert len(loaded) == 2 * 7 * bundle.config.text.num_hidden_layers
+  assert all('language_model' in name for name in loaded) and all(
+    v.abs().max() > 0 for v in loaded.values()
+  )
+  ids = np.random.default_rng(0).integers(0, 256, (1, 9))
+  with torch.no_grad():
+    theirs = model(input_ids=torch.tensor(ids)).logits.numpy()
+  graphdef, params = janus.graphdef_of(bundle.config), jax.tree.map(jnp.asarray, bundle.params)
+
+  def logits(model):
+    embeds = model.language_model.embed_tokens(jnp.asarray(ids))
+    prefix = model.language_model.prefill(embeds[:, :1], jnp.ones(1, jnp.int32))
+    return model.lm_head(model.language_model.extend(prefix, embeds[:, None, 1:]))[0, 0]
+
+  merged = logits(nnx.merge(graphdef, lora.merged(params, adapters)))
+  beside = logits(lora.attach(nnx.merge(graphdef, params), adapters))
+  np.testing.assert_allclose(merged, beside, atol=1e-5)
+  np.testing.assert_allclose(merged, theirs[0, 1:], atol=1e-4)
+  assert np.std(theirs) > 1
+
+
+@pytest.mark.parametrize(
+  'changes, words',
+  [
+    (dict(method__trainable='adapter'), ['lora', 'all_but_vq']),
+    (dict(method__lora_rank=0), ['lora_rank', 'at least 1']),
+  ],
+)
+def test_impossible_adapters_are_refused_in_one_sentence(changes, words):
+  with pytest.raises(InputError) as e:
+    tiny_step.load(**changes)
+  assert all(word in str(e.value) for word in words) and '\n' not in str(e.value)
+
+
+def test_the_convert_command_writes_a_runs_adapter_and_says_where_there_is_none(
+  tmp_path, monkeypatch
+):
+  from dsr_jax.convert import __main__ as command
+  from dsr_jax.convert import locate as model_source
+
+  def found(trained):
+    return model_source.Located(
+      'runs/a', 'base', 'runs/a', 3, trained, {'model': {'name': 'some/base'}}
+    )
+
+  for seed, overwrite in ((0, False), (1, True)):
+    adapters = jax.device_get(random_adapters(tiny_step.model()[1], seed=seed))
+    monkeypatch.setattr(
+      model_source, 'locate', lambda name, trained={'lora': adapters}: found(trained)
+    )
+    assert (
+      command.convert('runs/a', str(tmp_path / 'out'), 'peft', overwrite=overwrite)['format']
+      == 'peft'
+    )
+    np.testing.assert_array_equal(
+      adapter.load(tmp_path / 'out', 1)['q_proj']['b'], adapters['q_proj']['b']
+    )
+  monkeypatch.setattr(model_source, 'locate', lambda name: found({'lm_head': {}}))
+  with pytest.raises(InputError, match='no adapters in runs/a.*trainable=lora'):
+    command.convert('runs/a', str(tmp_path / 'none'), 'peft')
+  assert [path.name for path in tmp_path.iterdir()] == ['out']

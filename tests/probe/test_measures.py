@@ -1,0 +1,281 @@
+"""The probe's numbers against slow formulas of their own, and its words on texts whose answers are
+plain.
+"""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from dsr_jax.convert import locate as model_source
+from dsr_jax.models.janus.processor import Processor
+from dsr_jax.probe import measures, words
+from dsr_jax.probe import scenes as probe_scenes
+from dsr_jax.scenes import grammar, judge, render, sets
+
+
+def values(seed=0, groups=12, size=5):
+  rng = np.random.default_rng(seed)
+  return rng.integers(0, 4, (groups, size)).astype(float), rng.random((groups, size))
+
+
+def test_best_mean_and_worst_are_of_the_candidates_that_the_reward_picks():
+  rewards, scores = values()
+  found = measures.best_mean_worst(rewards, scores)
+  assert found['best'].value == pytest.approx(
+    np.mean([s[np.argmax(r)] for r, s in zip(rewards, scores)])
+  )
+  assert found['worst'].value == pytest.approx(
+    np.mean([s[np.argmin(r)] for r, s in zip(rewards, scores)])
+  )
+  assert found['mean'].value == pytest.approx(scores.mean())
+  assert found['best_there_is'].value == pytest.approx(scores.max(1).mean())
+  assert found['gain'].value == pytest.approx(found['best'].value - found['mean'].value)
+  assert found['gain'].low <= found['gain'].value <= found['gain'].high
+
+
+def test_best_of_n_is_the_mean_over_all_choices_of_n():
+  rewards, scores = values()
+  curve = measures.best_of_curve(rewards, scores)
+  for n in range(1, 6):
+    expected = []
+    for r, s in zip(rewards, scores):
+      for chosen in itertools.combinations(range(5), n):
+        chosen = list(chosen)
+        expected.append(s[chosen][r[chosen] == r[chosen].max()].mean())
+    assert len(curve) == 5 and (
+      n not in (1, 5) or curve[n - 1] == pytest.approx(np.mean(expected))
+    )  # ties: exact at both ends
+  unique = np.random.default_rng(1).random((6, 5))
+  for n, value in enumerate(measures.best_of_curve(unique, scores[:6]), 1):
+    assert value == pytest.approx(
+      np.mean(
+        [
+          s[max(c, key=lambda k: r[k])]
+          for r, s in zip(unique, scores)
+          for c in itertools.combinations(range(5), n)
+        ]
+      )
+    )
+
+
+def test_pairwise_accuracy_counts_pairs_that_differ_and_halves_ties():
+  rewards, scores = np.array([[1.0, 2.0, 2.0]]), np.array([[0.0, 1.0, 0.0]])
+  found = measures.pairwise_accuracy(
+    rewards, scores
+  )  # (0, 1) right, (1, 2) a tie, (0, 2) told apart by nothing
+  assert found['pairs'] == 2 and found['accuracy'].value == pytest.approx(0.75)
+  assert measures.pairwise_accuracy(rewards, np.zeros((1, 3))) == {'accuracy': None, 'pairs': 0}
+
+
+def test_ties_and_spread():
+  rewards = np.array([[1.0, 1.0, 1.0], [0.0, 1.0, 1.0]])
+  assert measures.ties(rewards) == {'groups': 0.5, 'pairs': pytest.approx(4 / 6)}
+  assert measures.spread(rewards) == {
+    'within': pytest.approx(np.std([0, 1, 1]) / 2),
+    'between': pytest.approx(1 / 6),
+    'range': 0.5,
+  }
+
+
+def test_what_the_reward_is_blind_to_is_named():
+  def estimate(value, low, high):
+    return measures.Estimate(value, low, high)
+
+  numbers = {
+    'swaps': {
+      'colours': {'value': 0.9, 'low': 0.8, 'high': 1.0, 'cases': 9},
+      'relations': {'value': 0.4, 'low': 0.3, 'high': 0.55, 'cases': 9},
+      'mean': 0.65,
+    },
+    'categories': {
+      'counting': {'gain': estimate(-0.4, -0.6, -0.1)},
+      'colors': {'gain': estimate(-0.1, -0.3, 0.1)},
+    },
+  }
+  blind = measures.decide('generation', numbers)['blind']
+  assert (
+    len(blind) == 2
+    and 'relations' in blind[0]
+    and 'counting' in blind[1]
+    and '0.40 worse' in blind[1]
+  )
+
+
+def test_auc_is_the_share_of_ordered_pairs():
+  rng = np.random.default_rng(0)
+  scores, labels = rng.integers(0, 6, 60), rng.random(60) < 0.3
+  pairs = [(a > b) + (a == b) / 2 for a in scores[labels] for b in scores[~labels]]
+  found = measures.auc_interval(scores, labels, np.arange(60) // 4)
+  assert found['auc'].value == pytest.approx(np.mean(pairs))
+  assert (
+    found['auc'].low < found['auc'].value < found['auc'].high and found['positive'] == labels.sum()
+  )
+  assert measures.auc_interval([1.0], [True], [0])['auc'] is None
+  assert measures.auc_interval([], [], [])['auc'] is None
+
+
+def test_slope_is_least_squares_within_groups():
+  rng = np.random.default_rng(0)
+  x = rng.random((7, 4))
+  rewards = 3 * x + rng.random((7, 1)) * 100  # what differs between groups does not count
+  assert measures.slope(rewards, x) == {'slope': pytest.approx(3), 'correlation': pytest.approx(1)}
+  assert measures.slope(rewards, np.ones((7, 4))) is None
+
+
+def test_rank_correlation_is_spearmans():
+  a, b = (
+    np.array([[1.0, 2.0, 3.0], [5.0, 5.0, 5.0]]),
+    np.array([[10.0, 30.0, 20.0], [1.0, 2.0, 3.0]]),
+  )
+  assert measures.rank_correlation(a, b) == pytest.approx(
+    0.5
+  )  # the group without order is left out
+  assert measures.rank_correlation(a[1:], b[1:]) is None
+
+
+def test_lowest_word_is_compared_with_chance():
+  found = measures.lowest_is_wrong(
+    [([1.0, -1.0], [False, True]), ([0.0, 1.0, 2.0], [False, True, False]), ([1.0], [True])]
+  )
+  assert (
+    found['texts'] == 2
+    and found['hits'].value == 0.5
+    and found['chance'] == pytest.approx((1 / 2 + 1 / 3) / 2)
+  )
+
+
+def test_a_gate_that_fails_is_a_no_go_and_one_that_was_not_measured_is_not():
+  good = {
+    'ties': {'groups': 0.1},
+    'spread': {'within': 0.1},
+    'swaps': {'mean': 0.9},
+    'slopes': {'length': None},
+  }
+  verdict = measures.decide('understanding', good)
+  assert verdict['go'] and [g['passed'] for g in verdict['gates']] == [
+    None,
+    None,
+    True,
+    True,
+    True,
+    None,
+  ]
+  long = measures.decide('understanding', {**good, 'slopes': {'length': {'correlation': -0.95}}})
+  assert not long['go'] and long['gates'][-1]['passed'] is False
+  judged = measures.best_mean_worst(np.arange(4.0)[None], np.array([[0.0, 0.0, 0.0, 1.0]]))
+  assert (
+    measures.decide('understanding', {**good, 'judged': {'f1': judged}})['gates'][0]['passed']
+    is True
+  )
+
+
+@pytest.mark.parametrize(
+  'kind, text, other',
+  [
+    (
+      'colours',
+      'a photo of a red disc and an orange ring',
+      'a photo of an orange disc and a red ring',
+    ),
+    ('colours', 'a violet disc beside a purple ring', 'a red disc beside a purple ring'),
+    ('colours', 'A Red car', 'A Green car'),
+    ('colours', 'a striped disc', None),
+    ('counts', 'two red discs', 'three red discs'),
+    ('counts', 'a photo of four rings', 'a photo of three rings'),
+    ('counts', 'a ring', None),
+    ('relations', 'a disc left of a ring', 'a disc right of a ring'),
+    ('relations', 'a disc is under a ring', 'a disc is over a ring'),
+    ('relations', 'a disc next to a ring', None),
+  ],
+)
+def test_a_swap_changes_one_attribute(kind, text, other):
+  found = words.swapped(text, kind)
+  if text.startswith('a violet'):
+    assert (
+      found is not None and found.endswith('purple ring') and 'violet' not in found
+    )  # both were one colour
+  else:
+    assert found == other
+
+
+def test_swapped_prompts_are_not_true_of_the_picture():
+  for kind, text, pixels in probe_scenes.true_pairs(12, seed=0):
+    reading = judge.read(pixels)[0]
+    category = {'colours': 'color_attr', 'counts': 'counting', 'relations': 'position'}[kind]
+
+    def rule(text):
+      return judge.verdict(grammar.Prompt(text, judge.parse(text), category), reading)['geneval']
+
+    assert rule(text) and not rule(words.swapped(text, kind)), text
+
+
+def test_clauses_are_the_things_and_relations_of_a_text():
+  def texts(text):
+    return [(c.text, c.with_it, c.without, c.kind) for c in words.clauses(text)]
+
+  assert texts('a red disc and two rings') == [
+    ('a red disc', 'a red disc and two rings', 'two rings', 'thing'),
+    ('two rings', 'a red disc and two rings', 'a red disc', 'thing'),
+  ]
+  assert texts('a red disc is to the left of a ring.') == [
+    ('a red disc', 'a red disc and a ring', 'a ring', 'thing'),
+    ('a ring', 'a red disc and a ring', 'a red disc', 'thing'),
+    (
+      'a red disc to the left of a ring',
+      'a red disc to the left of a ring',
+      'a red disc and a ring',
+      'relation',
+    ),
+  ]
+  assert texts('a disc. it is small and red.') == [
+    ('a disc. it is small and red', 'a disc. it is small and red', '', 'thing')
+  ]
+  said = [t for t, *_ in texts('a disc, a ring and a cross. the disc is above the ring.')]
+  assert said == ['a disc', 'a ring', 'a cross', 'the disc above the ring']
+  assert texts('') == [] and texts(' . ') == []
+
+
+def test_most_clauses_of_true_captions_are_read_and_none_is_wrong():
+  rng = np.random.default_rng(0)
+  read = total = 0
+  for scene in sets.evaluation_scenes(60):
+    for clause in words.clauses(grammar.caption(scene, rng)):
+      wrong = probe_scenes.wrong_clause(clause.text, scene)
+      total += 1
+      read += wrong is not None
+      assert not wrong, (clause.text, scene)
+  assert read / total > 0.9
+
+
+def test_words_are_wrong_where_the_picture_contradicts_them():
+  rng = np.random.default_rng(0)
+  seen = set()
+  for category in grammar.CATEGORIES:
+    for _ in range(10):
+      scene = grammar.prompt_scene(rng, category)
+      prompt = grammar.prompt_of(scene, category, rng)
+      right = probe_scenes.wrong_words(prompt, judge.read(render.render(scene))[0])
+      assert right and not any(wrong for *_, wrong in right), prompt.text
+      for i, thing in enumerate(scene.things):  # another colour makes just that colour's word wrong
+        if sum(t.shape == thing.shape for t in scene.things) == 1:
+          other = thing._replace(colour=(thing.colour + 2) % 8)
+          changed = scene._replace(things=scene.things[:i] + (other,) + scene.things[i + 1 :])
+          labels = probe_scenes.wrong_words(prompt, judge.read(render.render(changed))[0])
+          said = {prompt.text[a:b] for a, b, wrong in labels if wrong}
+          named = set(grammar.COLOUR_WORDS[thing.colour]) & set(prompt.text.split())
+          assert said == named or not named, (prompt.text, said)
+          seen |= said
+  assert len(seen) > 3
+
+
+def test_tokens_are_summed_into_the_words_that_they_stand_in():
+  processor = Processor.from_directory(model_source.EMBEDDED)
+  text = 'a red polygon left of a blue hourglass'
+  spans = words.token_spans(processor, text)
+  assert [text[a:b].strip() for a, b in spans] == [
+    processor.decode([i]) for i in processor.encode_prompt(text)
+  ]
+  assert len(spans) > len(text.split())
+  total = words.by_word(spans, np.ones(len(spans)), words.words_of(text))
+  assert sum(total) == len(spans) and min(total) >= 1

@@ -1,0 +1,206 @@
+"""A past step again: the very same numbers, taken apart, and under another method."""
+
+import json
+import os
+import shutil
+
+import micro_parts
+import numpy as np
+import pytest
+from run_command import TINY, Page, run
+
+from dsr_jax import config as config_lib
+from dsr_jax import parts as parts_lib
+from dsr_jax import train
+from dsr_jax.errors import InputError
+from dsr_jax.replay import __main__ as replay
+
+
+@pytest.fixture(scope='module', autouse=True)
+def small():
+  """Every replay of this file finds the smallest model."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(parts_lib, 'real', micro_parts.real)
+    yield
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory, small):
+  """A run of three steps with checkpoints at 2 and 3."""
+  folder = tmp_path_factory.mktemp('run')
+  config = config_lib.load(
+    TINY,
+    model='micro',
+    **micro_parts.write_inputs(folder),
+    eval__benchmark='none',
+    method__steps=3,
+    method__group_size=3,
+    method__learning_rate=1e-3,
+    system__save_every=2,
+    system__samples_every=0,
+    system__eval_every=0,
+    system__frozen_every=2,
+    system__rollout_chunk=1,
+    system__compile_cache=str(folder / 'cache'),
+  )
+  train.run(config, str(folder / 'run'))
+  return folder / 'run'
+
+
+@pytest.fixture(scope='module')
+def third(workdir, tmp_path_factory):
+  """(what was printed, replay.json, page) of step 3, with another objective beside it."""
+  out = tmp_path_factory.mktemp('third') / 'out'
+  said = run(replay, workdir=workdir, step=3, objective='grpo', output=out)
+  return (
+    said,
+    json.loads((out / 'replay.json').read_text()),
+    Page((out / 'replay.html').read_text()),
+  )
+
+
+def test_a_step_is_recomputed_exactly_from_a_checkpoint_and_from_the_start(workdir, third):
+  said, _, _ = third
+  assert said['exact'] and said['from_checkpoint'] == 2 and said['differences'] == {}
+  files = sorted(os.listdir(workdir))
+  logged = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+  for step in (1, 2):
+    again = run(replay, workdir=workdir, step=step)
+    assert again['exact'] and again['from_checkpoint'] == 0
+    line = next(line for line in logged if line['step'] == step)
+    assert again['metrics'] == {
+      k: v for k, v in line.items() if k != 'step' and not k.startswith(('time/', 'memory/'))
+    }
+    assert ('generation/reward_frozen' in again['metrics']) == (
+      step == 1
+    )  # measured every other step, the first among them
+  assert sorted(os.listdir(workdir)) == sorted([*files, 'replays'])
+  assert sorted(os.listdir(workdir / 'replays')) == ['000001', '000002']
+
+
+METHODS = {
+  'two models': dict(strategy='separate', scorer='partner', swap_every=1),
+  'an adapter, two inner updates': dict(
+    objective='grpo', trainable='lora', lora_rank=2, inner_updates=2
+  ),
+  'all weights, a moving scorer': dict(trainable='all_but_vq', scorer='ema', reward='pmi'),
+}
+
+
+@pytest.mark.parametrize('name', METHODS)
+def test_a_step_of_every_kind_of_state_is_recomputed_exactly(name, small, tmp_path):
+  config = config_lib.load(
+    TINY,
+    model='micro',
+    **micro_parts.write_inputs(tmp_path),
+    eval__benchmark='none',
+    method__steps=3,
+    method__group_size=3,
+    method__learning_rate=1e-3,
+    system__save_every=1,
+    system__samples_every=0,
+    system__eval_every=0,
+    system__frozen_every=1,
+    **{f'method__{key}': value for key, value in METHODS[name].items()},
+  )
+  train.run(config, str(tmp_path / 'run'))
+  said = run(replay, workdir=tmp_path / 'run', step=3, output=tmp_path / 'out')
+  assert said['exact'] and said['from_checkpoint'] == 2, said['differences']
+
+
+def test_a_number_that_differs_is_named(workdir, tmp_path):
+  copy = tmp_path / 'run'
+  shutil.copytree(workdir, copy)
+  lines = [json.loads(line) for line in (copy / 'metrics.jsonl').read_text().splitlines()]
+  lines[2]['generation/loss'] += 1e-7
+  (copy / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
+  said = run(replay, workdir=copy, step=3)
+  assert not said['exact'] and list(said['differences']) == ['generation/loss']
+
+
+def test_shares_add_up_and_pushes_go_the_right_way(third):
+  said, numbers, _ = third
+  shares = numbers['generation']['gradient_shares'] + numbers['understanding']['gradient_shares']
+  assert sum(shares) == pytest.approx(1, abs=1e-3) and len(shares) == 4
+  assert sum(numbers['gradient_by_part'].values()) == pytest.approx(1, abs=1e-4)
+  for task in ('generation', 'understanding'):
+    for one in numbers[task]['inputs']:
+      best, worst = np.argmax(one['rewards']), np.argmin(one['rewards'])
+      assert one['learning'] == [best, worst] or not one['weight']
+      if one['weight']:
+        assert one['push'][0] > 0 > one['push'][1]
+      assert all(
+        len(c['tokens']) == len(c['logps']) and max(c['logps'], default=0) <= 0
+        for c in one['candidates']
+      )
+    rewards = [r for one in numbers[task]['inputs'] for r in one['rewards']]
+    assert np.mean(rewards) == pytest.approx(said['metrics'][f'{task}/reward_mean'], abs=1e-4)
+
+
+def test_the_same_method_is_the_same_update_and_another_is_not(workdir, third):
+  _, numbers, _ = third
+  other = numbers['what_if']
+  assert (
+    other['changes'] == {'objective': 'grpo'}
+    and other['cosine'] < 0.999
+    and 'generation/clip_fraction' in other['metrics']
+  )
+  assert other['tasks']['generation'] == {
+    'same_best': 1.0,
+    'same_worst': 1.0,
+    'rank_correlation': pytest.approx(1),
+  }
+  assert len(other['generation']['inputs'][0]['learning']) == 3  # the whole group
+  same = run(replay, workdir=workdir, step=1, scorer='frozen')[
+    'what_if'
+  ]  # at step 1 the policy is the initial model
+  assert same['cosine'] == pytest.approx(1, abs=1e-5) and same['norm_ratio'] == pytest.approx(
+    1, abs=1e-4
+  )
+
+
+def test_one_input_can_be_asked_for_and_the_page_shows_it(workdir, third, tmp_path):
+  _, _, page = third
+  words = ' '.join(page.words)
+  for word in (
+    'Step 3 again',
+    'the very same numbers',
+    'Whose gradient',
+    'Pictures of prompts',
+    'Texts about pictures',
+    'objective=grpo',
+    'push',
+  ):
+    assert word in words, word
+  assert (
+    all(src.startswith('data:image/png;base64,') for src in page.images) and len(page.images) >= 4
+  )
+  run(replay, workdir=workdir, step=1, input=1, output=tmp_path / 'one')
+  one = json.loads((tmp_path / 'one' / 'replay.json').read_text())
+  assert [i['input'] for i in one['generation']['inputs']] == [1] and len(
+    one['generation']['gradient_shares']
+  ) == 2
+
+
+@pytest.mark.parametrize(
+  'values, said',
+  [
+    (dict(step=4), 'found --step=4 of the run .* which has run 1 to 3; expected one of them'),
+    (dict(step=0), 'which has run 1 to 3'),
+    (dict(input=2), 'found --input=2; expected 0 to 1'),
+    (dict(input=-1), 'found --input=-1'),
+    (dict(objective='magic'), "found config.method.objective='magic'; expected one of simpo"),
+    (dict(scorer='ema'), 'found scorer=ema in a replay of a run that kept no ema'),
+    (dict(scorer='nobody'), "config.method.scorer='nobody'"),
+    (dict(reward='judge'), 'found config.method.reward=judge with data of'),
+  ],
+)
+def test_bad_input_is_one_sentence_and_leaves_nothing(values, said, workdir, tmp_path):
+  with pytest.raises(InputError, match=said) as e:
+    run(replay, **{**dict(workdir=workdir, step=1, output=tmp_path / 'out'), **values})
+  assert '\n' not in str(e.value) and os.listdir(tmp_path) == []
+
+
+def test_a_folder_that_is_no_run_is_one_sentence(tmp_path):
+  with pytest.raises(InputError, match='found no .*config.json; expected the workdir of a run'):
+    run(replay, workdir=tmp_path, step=1)
