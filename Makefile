@@ -1,6 +1,7 @@
 # make run   trains on the small world and writes runs/scenes/report.html
 # make test  runs the whole test suite
-# Either makes .venv first if need be. The stamps in .venv carry the requirements' checksum:
+# make lint  checks style (ruff) and the types of the core files (mypy); make format mends what can be mended
+# Each makes .venv first if need be. The stamps in .venv carry the requirements' checksum:
 # a changed file installs again, an unchanged one costs nothing, an interrupted install is taken up again.
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ VENV := .venv
 RUN_STAMP := $(VENV)/installed-run-$(shell cat requirements.txt | cksum | tr -d ' ')
 TEST_STAMP := $(VENV)/installed-test-$(shell cat requirements.txt requirements-test.txt | cksum | tr -d ' ')
 
-.PHONY: run test clean
+.PHONY: run test lint format clean
 .DELETE_ON_ERROR:
 
 run: $(RUN_STAMP)
@@ -20,6 +21,15 @@ run: $(RUN_STAMP)
 
 test: $(TEST_STAMP)
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: $(TEST_STAMP)
+	$(VENV)/bin/python -m ruff check
+	$(VENV)/bin/python -m ruff format --check
+	$(VENV)/bin/python -m mypy
+
+format: $(TEST_STAMP)
+	$(VENV)/bin/python -m ruff check --fix
+	$(VENV)/bin/python -m ruff format
 
 # pip's own presence is the sign of a whole environment: `venv` puts it in last.
 $(VENV)/bin/pip:
