@@ -1,19 +1,19 @@
 """The generation half of a step against torch and transformers doing the same work, phase by phase.
 
   python -m benchmarks.generation --output=docs/benchmark_generation.md
-  python -m benchmarks.generation --config=configs/janus_pro_1b.py --rounds=1      # on a GPU:
-  random weights, bfloat16
+  python -m benchmarks.generation --config=configs/janus_pro_1b.py --rounds=1
+
+The second is for a GPU: random weights, bfloat16.
 
 Both sides have the same weights, prompts, sizes, float32 and cores, and run in turns in one
 process, so that whatever else the machine does falls on both. The torch side is what its user would
 write with care: the unique prompts are run once and their keys repeated into a static cache, masks
 and positions are prepared outside the loop, logits are taken only where they are read, the
-optimizer is the fused one.
-It is not compiled: `transformers` runs eagerly. With a published model's config the weights are
-  random ones, of each side its own, and
-`system.compute_dtype` is that of both; torch then keeps no float32 masters, which favours it.
+optimizer is the fused one. It is not compiled: `transformers` runs eagerly. With a published
+model's config the weights are random ones, of each side its own, and `system.compute_dtype` is that
+of both; torch then keeps no float32 masters, which favors it.
 
-Axes: B prompts, G candidates, N image codes, T text tokens, H W pixels.
+Axes: B prompts, G samples, N image codes, T text tokens, H W pixels.
 """
 
 import argparse
@@ -33,24 +33,26 @@ os.environ.setdefault(
   'XLA_PYTHON_CLIENT_ALLOCATOR', 'platform'
 )  # on a GPU, what JAX does not use at the moment is torch's
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import torch
+from transformers import DynamicCache, JanusForConditionalGeneration, StaticCache
+from transformers import JanusConfig as HfJanusConfig
 
 from dsr_jax import config as config_lib
-from dsr_jax import convert, losses, state, tasks
-from dsr_jax.convert import configs
-from dsr_jax.convert import locate as model_source
+from dsr_jax import config_loading, convert, files, sharding
+from dsr_jax import state as state_lib
+from dsr_jax import step as step_lib
+from dsr_jax.convert import configs, locate, tokenizer_files
 from dsr_jax.data import batches
 from dsr_jax.models.janus import model as janus
-from dsr_jax.models.janus import processor as processor_lib
 from dsr_jax.models.janus.config import JanusConfig
+from dsr_jax.models.janus.family import JANUS
 from dsr_jax.models.unified import Text
 from dsr_jax.plan import program as plan_program
-from dsr_jax.rewards import base as rewards
+from dsr_jax.rewards import dual
+from dsr_jax.rollouts import GenerationBatch, GenerationInputs, Half, Rollout
 from dsr_jax.scenes import sets
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -69,87 +71,96 @@ class Work:
   bundle: convert.Bundle
   method: config_lib.Method
   system: config_lib.System
-  batch: dict
+  batch: GenerationBatch
 
 
 class Jax:
-  """The project's own functions, one compiled program a phase."""
+  """The step's own functions, one compiled program a phase."""
 
   def __init__(self, work: Work):
-    self.method, self.batch = work.method, work.batch
-    graphdef = janus.graphdef_of(work.bundle.config)
-    task = tasks.Generation(work.method, work.system, work.bundle.config.templates.eos_id)
-    params = jax.tree.map(jnp.asarray, work.bundle.params)
-
-    def compute(tree):
-      return {
-        k: v if k == 'vqmodel' else state.cast(v, work.system.compute_dtype)
-        for k, v in tree.items()
-      }
-
-    self.params = params
-    trained, self.fixed = state.split_params(params, work.method.trainable)
-    self.trained = jax.tree.map(jnp.copy, trained)  # donated at each update
-    optimizer = state.make_optimizer(work.method)
-    rate = state.learning_rate(work.method, 0)
-    self.opt_state = jax.jit(optimizer.init)(self.trained)
-    self.prompt = Text(
-      jnp.asarray(work.batch['prompt_ids']), jnp.asarray(work.batch['prompt_mask'])
+    config = work.bundle.config
+    ctx = step_lib.StepContext(
+      graphdef=JANUS.graphdef(config),
+      family=JANUS,
+      spec=JANUS.spec(config),
+      method=work.method,
+      system=dataclasses.replace(work.system, frozen_every=0),
     )
-    instruction = Text(
-      jnp.asarray(work.batch['instruction_ids']), jnp.asarray(work.batch['instruction_mask'])
-    )
-    index = jnp.arange(work.method.inputs_per_task)
+    task = ctx.tasks['generation']
+    mesh = sharding.make_mesh(config_lib.Mesh(data=1, fsdp=1, tp=1), jax.devices()[:1])
+    self.state = state_lib.init_state(work.bundle.params, JANUS, ctx.method, ctx.system, mesh)
+    self.batch = jax.tree.map(jnp.asarray, work.batch)
+
+    def policy_of(state):
+      return step_lib.rollout_policy(ctx, state, state.params)
 
     @jax.jit
-    def sample(params, prompt, seed):
-      keys = task.keys(jax.random.key(seed), index)
-      return nnx.merge(graphdef, compute(params)).sample_pictures(prompt, keys, task.sampling)[0]
+    def sample(state, inputs, seed):
+      keys = task.sample_keys(jax.random.key(seed), inputs.index)
+      return policy_of(state).sample_pictures(inputs.prompt, keys, task.sampling)[0]
 
     @jax.jit
-    def decode(params, codes):
-      return nnx.merge(graphdef, params).picture_from_codes(codes)
+    def decode(state, codes):
+      return policy_of(state).picture_from_codes(codes)
 
     @jax.jit
-    def score(params, pictures, prompt):
-      return rewards.generation(
-        nnx.merge(graphdef, compute(params)), pictures, prompt, instruction, task.reward_scoring
-      )[0]
+    def score(state, pictures, inputs):
+      instruction = self.batch.instruction
+      rewards, _ = dual.generation(
+        policy_of(state), pictures, inputs.prompt, instruction, task.reward_scoring
+      )
+      return rewards
 
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def update(trained, opt_state, fixed, prompt, codes, reward):
-      pair, weight = losses.best_and_worst(reward, work.method.min_margin)
-
-      def loss_fn(trained):
-        model = nnx.merge(graphdef, compute({**fixed, **trained}))
-        rolled = tasks.Rollouts(codes, jnp.zeros(codes.shape), None, None, None, None)
-        scores, mask, _ = task.pair_scores(model, (prompt, None), rolled, pair)
-        mean = losses.mean_logp(scores.logp, mask)
-        total, _ = losses.simpo(
-          mean[:, 0], mean[:, 1], weight, beta=work.method.beta, gamma=work.method.gamma
-        )
-        return total / jnp.sum(weight)
-
-      loss, grads = jax.value_and_grad(loss_fn)(trained)
-      updates, opt_state = optimizer.update(grads, opt_state, trained)
-      updates = jax.tree.map(lambda u: -rate * u, updates)
-      return optax.apply_updates(trained, updates), opt_state, loss
+    @functools.partial(jax.jit, donate_argnums=0)
+    def update(state, inputs, codes, rewards):
+      learners, weight = ctx.objective.choose(rewards, ctx.method)
+      half = Half(
+        inputs=inputs,
+        rollout=Rollout(
+          samples=codes,
+          sample_logps=jnp.zeros(codes.shape),
+          rewards=rewards,
+          frozen_rewards=rewards,
+          score_keys=None,
+          target_codes=None,
+          diagnostics={},
+        ),
+        learners=learners,
+        weight=weight,
+        pair=learners,
+        pair_weight=weight,
+        ref_logps=None,
+      )
+      rate = state_lib.learning_rate(ctx.method, 0)
+      params, opt_state, aux, _ = step_lib.inner_update(
+        ctx, state, {task.name: half}, rate, state.params, state.opt_state
+      )
+      state = state.after_update(None, params, opt_state, ctx.method.ema_decay)
+      return state, aux[task.name].loss
 
     self._sample, self._decode, self._score, self._update = sample, decode, score, update
 
+  @property
+  def inputs(self) -> GenerationInputs:
+    """The prompts, as a task has them."""
+    index = jnp.arange(self.batch.prompt.ids.shape[0])
+    return GenerationInputs(self.batch.prompt, index, {})
+
   def sampling(self, seed):
-    return np.asarray(self._sample(self.params, self.prompt, seed))
+    """Codes (B, G, N)."""
+    return np.asarray(self._sample(self.state, self.inputs, seed))
 
   def decoding(self, codes):
-    return jax.block_until_ready(self._decode(self.params, codes))
+    """`Picture` of (B, G)."""
+    return jax.block_until_ready(self._decode(self.state, codes))
 
   def scoring(self, pictures):
-    return np.asarray(self._score(self.params, pictures, self.prompt))
+    """Rewards (B, G)."""
+    return np.asarray(self._score(self.state, pictures, self.inputs))
 
-  def update(self, codes, reward):
-    self.trained, self.opt_state, loss = self._update(
-      self.trained, self.opt_state, self.fixed, self.prompt, codes, reward
-    )
+  def update(self, codes, rewards):
+    """One update; returns its loss."""
+    self.state, loss = self._update(self.state, self.inputs, codes, rewards)
     return float(loss)
 
 
@@ -157,9 +168,6 @@ class Torch:
   """The same work with `transformers.JanusForConditionalGeneration`."""
 
   def __init__(self, work: Work):
-    from transformers import JanusConfig as JanusConfigOfTransformers
-    from transformers import JanusForConditionalGeneration
-
     self.method = work.method
     self.templates = work.bundle.config.templates
     self.codes_count = work.bundle.config.num_codes
@@ -169,7 +177,7 @@ class Torch:
     else:
       torch.set_default_dtype(dtype)
       self.model = JanusForConditionalGeneration(
-        JanusConfigOfTransformers(**configs.to_json(work.bundle.config, work.system.compute_dtype))
+        HfJanusConfig(**configs.to_json(work.bundle.config, work.system.compute_dtype))
       ).eval()
       torch.set_default_dtype(torch.float32)
     trained = (
@@ -189,10 +197,9 @@ class Torch:
       weight_decay=m.weight_decay,
       fused=True,
     )
-    self.content = [
-      ids[mask].tolist() for ids, mask in zip(work.batch['prompt_ids'], work.batch['prompt_mask'])
-    ]
-    self.instruction = work.batch['instruction_ids'][work.batch['instruction_mask']].tolist()
+    prompt, instruction = work.batch.prompt, work.batch.instruction
+    self.content = [ids[mask].tolist() for ids, mask in zip(prompt.ids, prompt.mask)]
+    self.instruction = instruction.ids[instruction.mask].tolist()
 
   def prompt_rows(self):
     """Left-padded generation prompts: ids (B, P), mask (B, P) bool."""
@@ -204,8 +211,6 @@ class Torch:
 
   @torch.inference_mode()
   def sampling(self, seed):
-    from transformers import DynamicCache, StaticCache
-
     torch.manual_seed(seed)
     lm, group, t = self.model.model.language_model, self.method.group_size, self.templates
     ids, mask = self.prompt_rows()
@@ -324,7 +329,7 @@ def flops(config: JanusConfig, batch, method) -> dict[str, float]:
   softmax or elementwise work.
 
   The necessary work: a prompt counts once, causal attention half, logits only where they are read.
-    Either side may do more.
+  Either side may do more.
   """
   text, vision, vq = config.text, config.vision, config.vq
   t = config.templates
@@ -339,7 +344,7 @@ def flops(config: JanusConfig, batch, method) -> dict[str, float]:
   def causal(length, before=0):
     return attend(length, before + (length + 1) / 2)
 
-  lengths = batch['prompt_mask'].sum(1)
+  lengths = batch.prompt.mask.sum(1)
   prompts = [len(t.generation_prefix) + int(x) + len(t.generation_suffix) for x in lengths]
   group = method.group_size
   head = d * d + d * vq.num_embeddings
@@ -359,7 +364,7 @@ def flops(config: JanusConfig, batch, method) -> dict[str, float]:
     len(t.understanding_prefix)
     + patches
     + len(t.understanding_infix)
-    + len(batch['instruction_ids'])
+    + len(batch.instruction.ids)
     + len(t.understanding_suffix)
   )
 
@@ -508,7 +513,11 @@ def page(times, work, rate, gaps, command, model) -> str:
     f'{name} {importlib.metadata.version(name)}'
     for name in ('jax', 'flax', 'torch', 'transformers')
   )
-  shape = f'{work.method.inputs_per_task} prompts x {work.method.group_size} candidates, guidance {work.method.guidance:g}'
+  method = work.method
+  shape = (
+    f'{method.inputs_per_task} prompts x {method.group_size} candidates, guidance '
+    f'{method.guidance:g}'
+  )
   same = (
     '- The same numbers come out: for the same codes pixels differ by at most {pixels:.0e}, '
     'rewards by {rewards:.0e}, the loss\n'
@@ -529,7 +538,7 @@ Medians of {len(times)} rounds in which the two sides took turns; the ratio is t
 - Device: {device_name()}; load average {os.getloadavg()[0]:.1f} at the end.
 - Date: {datetime.date.today()}. {versions}.
 - Command: `{command}`
-"""
+"""  # noqa: E501
 
 
 def prepare_published(config) -> Work:
@@ -546,11 +555,10 @@ def prepare_published(config) -> Work:
   def text(rows):
     return rng.integers(9, model.text.vocab_size - 1, (rows, 24)).astype(np.int32)
 
-  batch = dict(
-    prompt_ids=text(len(lengths)),
-    prompt_mask=np.arange(24) < lengths[:, None],
-    instruction_ids=text(1)[0, :8],
-    instruction_mask=np.ones(8, bool),
+  batch = GenerationBatch(
+    prompt=Text(text(len(lengths)), np.arange(24) < lengths[:, None]),
+    instruction=Text(text(1)[0, :8], np.ones(8, bool)),
+    extra={},
   )
   return Work('', convert.Bundle(model, params, None, {}), method, config.system, batch)
 
@@ -561,21 +569,21 @@ def prepare(directory: str, config, scratch: str) -> Work:
   """
   if not directory:
     directory, words = os.path.join(scratch, 'model'), os.path.join(scratch, 'words')
-    processor = processor_lib.make_tokenizer(sets.vocabulary_texts(2000, 0), 640, words)
+    processor = tokenizer_files.make_tokenizer(sets.vocabulary_texts(2000, 0), 640, words)
     model = dataclasses.replace(JanusConfig.scenes(), templates=processor.templates)
     params = janus.create(model, 0)[1]
     params['language_model']['embed_tokens']['embedding'] *= 20  # as large as a trained model's
     convert.save(directory, model, jax.tree.map(np.asarray, params), words)
   bundle = convert.load(directory)
-  batch = batches.make(config.data, config.method, bundle.processor, bundle.config.image_size).at(0)
-  return Work(directory, bundle, config.method, config.system, batch)
+  made = batches.make(config.data, config.method, bundle.processor, bundle.config.image_size)
+  return Work(directory, bundle, config.method, config.system, made.at(0).generation)
 
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
   parser.add_argument(
     '--model',
-    default=model_source.EMBEDDED if os.path.isdir(model_source.EMBEDDED) else '',
+    default=locate.EMBEDDED if os.path.isdir(locate.EMBEDDED) else '',
     help='model directory; random weights of the same sizes if the embedded one is absent',
   )
   parser.add_argument('--config', default=str(ROOT / 'configs' / 'scenes.py'))
@@ -589,7 +597,7 @@ def main():
   torch.set_num_threads(args.threads)
   torch.set_default_device('cuda' if torch.cuda.is_available() else 'cpu')
   with tempfile.TemporaryDirectory() as scratch:
-    config = config_lib.load(args.config)
+    config = config_loading.load(args.config)
     work = (
       prepare(args.model, config, scratch)
       if config.model == 'scenes'
@@ -618,8 +626,7 @@ def main():
     )
   print(text)
   if args.output:
-    pathlib.Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-    pathlib.Path(args.output).write_text(text, encoding='utf-8')
+    files.write_text(args.output, text)
 
 
 if __name__ == '__main__':

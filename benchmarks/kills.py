@@ -4,9 +4,8 @@ parameters by hash.
   python -m benchmarks.kills [--kills=10 --steps=40 --seed=0]
 
 Each kill is SIGKILL: the first one while a checkpoint is being written, the others at a random
-  moment after the restart's first step or, one
-time in three, of its start. Then the same command again, until the run is through. Prints one JSON
-object; exits with 1 where the two differ.
+moment after the restart's first step or, one time in three, of its start. Then the same command
+again, until the run is through. Prints one JSON object; exits with 1 where the two differ.
 """
 
 import json
@@ -20,20 +19,17 @@ import time
 
 from absl import app, flags
 
+from dsr_jax import cli
 from dsr_jax.runtime import metrics
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-
-KILLS = flags.DEFINE_integer('kills', 10, 'How many.')
-STEPS = flags.DEFINE_integer('steps', 40, 'Of the run.')
-SEED = flags.DEFINE_integer('seed', 0, 'Of the moments.')
 
 
 def start(workdir, cache):
   settings = dict(
     model='scenes',
     **{
-      'method.steps': STEPS.value,
+      'method.steps': flags.FLAGS.steps,
       'system.save_every': 3,
       'system.eval_every': 0,
       'system.samples_every': 5,
@@ -68,19 +64,30 @@ def wait(process, condition, limit: float = 600.0):
     time.sleep(0.002)
 
 
+def wait_for_first_kill(process, workdir, had: int):
+  """Until a checkpoint is being written; had: lines of metrics before."""
+  wait(process, lambda: lines(workdir) > had + 1 and being_written(workdir))
+
+
+def wait_for_next_kill(process, workdir, had: int, rng):
+  """Until a random moment after the restart's first step, or of its start."""
+  early = rng.random() < 1 / 3
+  wait(process, lambda: early or lines(workdir) > had)
+  end = time.time() + rng.uniform(0.0, 6.0 if early else 1.5)
+  wait(process, lambda: time.time() > end)
+
+
 def broken_run(workdir, cache, rng) -> list[dict]:
+  """Runs to the end over all kills; returns their moments."""
   moments = []
   while True:
     process = start(workdir, cache)
     begun, had = time.time(), lines(workdir)
-    if len(moments) < KILLS.value:
-      if not moments:
-        wait(process, lambda: lines(workdir) > had + 1 and being_written(workdir))
+    if len(moments) < flags.FLAGS.kills:
+      if moments:
+        wait_for_next_kill(process, workdir, had, rng)
       else:
-        early = rng.random() < 1 / 3
-        wait(process, lambda: early or lines(workdir) > had)
-        process_end = time.time() + rng.uniform(0.0, 6.0 if early else 1.5)
-        wait(process, lambda: time.time() > process_end)
+        wait_for_first_kill(process, workdir, had)
       if process.poll() is None:
         moment = dict(
           after_s=round(time.time() - begun, 2),
@@ -97,12 +104,12 @@ def broken_run(workdir, cache, rng) -> list[dict]:
 
 
 def main(argv):
-  del argv
+  cli.no_arguments(argv)
   with tempfile.TemporaryDirectory() as folder:
     whole, broken, cache = (os.path.join(folder, name) for name in ('whole', 'broken', 'compiled'))
     if start(whole, cache).wait():
       raise SystemExit(open(whole + '.log', encoding='utf-8').read()[-2000:])
-    moments = broken_run(broken, cache, random.Random(SEED.value))
+    moments = broken_run(broken, cache, random.Random(flags.FLAGS.seed))
     hashes = [
       json.load(open(os.path.join(d, 'summary.json'), encoding='utf-8'))['parameters_sha256']
       for d in (whole, broken)
@@ -114,7 +121,7 @@ def main(argv):
     print(
       json.dumps(
         dict(
-          steps=STEPS.value,
+          steps=flags.FLAGS.steps,
           kills=len(moments),
           while_writing=sum(m['writing'] for m in moments),
           same=same,
@@ -127,5 +134,12 @@ def main(argv):
   sys.exit(not all(same.values()))
 
 
+def define_flags(f=flags.FLAGS):
+  flags.DEFINE_integer('kills', 10, 'How many.', flag_values=f)
+  flags.DEFINE_integer('steps', 40, 'Of the run.', flag_values=f)
+  flags.DEFINE_integer('seed', 0, 'Of the moments.', flag_values=f)
+
+
 if __name__ == '__main__':
+  define_flags()
   app.run(main)

@@ -6,8 +6,8 @@ Run by command:
 
 The weights are random (logits of a standard deviation of about 2). The text head reads a prompt
 around a picture of 576 vectors, the image head a prompt and 64 codes. Each model in each type runs
-in a process of its own, so that one model is in
-memory at a time: 8.3 GB in float32. Prints a JSON object; docs/weights.md has the result.
+in a process of its own, so that one model is in memory at a time: 8.3 GB in float32. Prints a JSON
+object; docs/weights.md has the result.
 """
 
 import argparse
@@ -17,11 +17,17 @@ import subprocess
 import sys
 import tempfile
 
+from flax import nnx
+import jax
+import jax.numpy as jnp
 import numpy as np
+import torch
+from transformers import JanusForConditionalGeneration
+
+from dsr_jax import convert
+from dsr_jax.models.janus import model as janus
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-
-
 BEFORE, AFTER, PROMPT, CODES = 6, 24, 20, 64  # tokens
 
 
@@ -43,9 +49,6 @@ def inputs():
 
 
 def of_transformers(directory, dtype):
-  import torch
-  from transformers import JanusForConditionalGeneration
-
   model = JanusForConditionalGeneration.from_pretrained(
     directory, dtype=getattr(torch, dtype)
   ).eval()
@@ -66,19 +69,14 @@ def of_transformers(directory, dtype):
 
 
 def ours(directory, dtype):
-  from flax import nnx
-  import jax
-  import jax.numpy as jnp
-
-  from dsr_jax import convert
-  from dsr_jax.models.janus import model as janus
-
   here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   bundle = convert.load(directory, lambda leaf: leaf)
+
+  def placed(leaves, dtype):
+    return jax.tree.map(lambda leaf: leaf.placed(here).astype(dtype), leaves)
+
   params = {
-    part: jax.tree.map(
-      lambda leaf: leaf.placed(here).astype('float32' if part == 'vqmodel' else dtype), leaves
-    )
+    part: placed(leaves, 'float32' if part == 'vqmodel' else dtype)
     for part, leaves in bundle.params.items()
   }
   graphdef = janus.graphdef_of(bundle.config)
@@ -109,13 +107,15 @@ def compare(directory):
         subprocess.run(
           [
             sys.executable,
-            __file__,
+            '-m',
+            'benchmarks.parity_1b',
             f'--directory={directory}',
             f'--side={side}',
             f'--dtype={dtype}',
             f'--output={file}',
           ],
           check=True,
+          cwd=ROOT,
         )
         with np.load(file) as logits:
           found[side, dtype] = [logits['text'], logits['image']]

@@ -1,21 +1,16 @@
 """Memory and time of converting, loading and first using models of full size. Run by command, one
 part at a time:
 
-  python -m benchmarks.weights make --size=7b --directory=/tmp/dsr_7b             # random
-  bfloat16 weights, 14.8 GB
-  python -m benchmarks.weights convert --directory=/tmp/dsr_7b --target=/tmp/dsr_7b_hf
-  --format=hf
-  python -m benchmarks.weights load --directory=/tmp/dsr_7b --devices=8           # float32, on
-  virtual devices
+  python -m benchmarks.weights make --size=7b --directory=/tmp/dsr_7b
+  python -m benchmarks.weights convert --directory=/tmp/dsr_7b --target=/tmp/dsr_7b_hf --format=hf
+  python -m benchmarks.weights load --directory=/tmp/dsr_7b --devices=8
   python -m benchmarks.weights generate --directory=/tmp/dsr_1b --num_samples=8
 
-The weights are random, because memory and time do not depend on their values, in the original
-layout (or --format=hf), as
-the published ones are: bfloat16, files of at most 4 GiB. Memory is anonymous memory (RssAnon of
-  /proc), read ten times a
-second: pages of mapped files belong to the files and can be dropped at any moment. Prints a JSON
-  object; docs/weights.md
-has the results.
+`make` writes random weights, because memory and time do not depend on their values, in the original
+layout (or --format=hf), as the published ones are: bfloat16, files of at most 4 GiB; 14.8 GB for
+the 7B. `load` reads them as float32, onto virtual devices. Memory is anonymous memory (RssAnon of
+/proc), read ten times a second: pages of mapped files belong to the files and can be dropped at any
+moment. Prints a JSON object; docs/weights.md has the results.
 """
 
 import argparse
@@ -31,6 +26,12 @@ import time
 
 import numpy as np
 
+from dsr_jax import convert
+from dsr_jax.convert import locate, table
+from dsr_jax.models.janus import model as janus
+from dsr_jax.models.janus.config import JanusConfig
+from dsr_jax.models.janus.processor import Processor
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 LOAD = """
@@ -38,18 +39,18 @@ import sys
 import jax
 jax.config.update('jax_num_cpu_devices', {devices})
 from dsr_jax import config, convert, sharding
-from jax.sharding import NamedSharding, SingleDeviceSharding
-import re, time
+from dsr_jax.models.janus.family import JANUS
+from jax.sharding import SingleDeviceSharding
+import time
 mesh = sharding.make_mesh(config.Mesh(data=1, fsdp={devices}, tp=1))
-def place(path, leaf):
-  name = sharding.path_name(path)
-  spec = next(spec for pattern, spec in sharding.RULES if re.search(pattern, name))
+def place(leaf, where):
   # What every device holds whole is held by one: virtual devices share one memory.
-  return leaf.placed(NamedSharding(mesh, spec) if len(spec) else SingleDeviceSharding(jax.devices()[0]))
+  return leaf.placed(where if len(where.spec) else SingleDeviceSharding(jax.devices()[0]))
 start = time.perf_counter()
 bundle = convert.load({directory!r}, lambda leaf: leaf)
 opened = time.perf_counter()
-params = jax.block_until_ready(jax.tree_util.tree_map_with_path(place, bundle.params))
+layout = sharding.shardings(bundle.params, mesh, JANUS.sharding_rules)
+params = jax.block_until_ready(jax.tree.map(place, bundle.params, layout))
 held = sum(shard.data.nbytes for x in jax.tree.leaves(params) for shard in x.addressable_shards)
 print(held, opened - start, time.perf_counter() - opened)
 """
@@ -57,15 +58,8 @@ print(held, opened - start, time.perf_counter() - opened)
 
 def make(size, directory, layout):
   """Writes a directory of random weights; tokenizer and processor are the embedded model's."""
-  from dsr_jax import convert
-  from dsr_jax.convert import locate as model_source
-  from dsr_jax.convert import table
-  from dsr_jax.models.janus import model as janus
-  from dsr_jax.models.janus.config import JanusConfig
-  from dsr_jax.models.janus.processor import Processor
-
   config = {'1b': JanusConfig.janus_pro_1b(), '7b': JanusConfig.janus_pro_7b()}[size]
-  processor = Processor.from_directory(model_source.EMBEDDED, config.text.vocab_size)
+  processor = Processor.from_directory(locate.EMBEDDED, config.text.vocab_size)
   names = {
     (atom.leaf, atom.layer): entry.name
     for entry in table.entries(janus.abstract_params(config), 'hf')
@@ -87,7 +81,7 @@ def make(size, directory, layout):
     dataclasses.replace(config, templates=processor.templates),
     processor,
     read,
-    model_source.EMBEDDED,
+    locate.EMBEDDED,
     kept_aside=unused,
     dtype='bfloat16',
   )

@@ -2,35 +2,39 @@
 weights, any configuration.
 
   python -m dsr_jax.benchmark --config=configs/scenes.py [--config.key=value] [--repeats=5]
-  [--phases=draw,learn drawing]
+      [--phases=draw,learn drawing]
 
 A table on stderr, JSON on stdout. No weights are read or downloaded: a phase takes as long with
 random ones.
+
+Axes: B inputs, G samples, C samples that learn, N image codes, T text tokens, H W pixels.
 """
 
+from collections.abc import Callable
 import dataclasses
 import json
 import statistics
 import sys
 import time
+from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
+import jax
+import jax.numpy as jnp
+import numpy as np
 
-from dsr_jax import config as config_lib
-from dsr_jax import errors
+from dsr_jax import cli, config_loading, errors, families, sharding
+from dsr_jax import state as state_lib
+from dsr_jax import step as step_lib
+from dsr_jax.config import ROLES
 from dsr_jax.errors import InputError
+from dsr_jax.models.unified import Picture, Sampling, Scoring, Text, row_keys
+from dsr_jax.plan import memory as plan_memory
+from dsr_jax.plan import program as plan_program
+from dsr_jax.plan import sizes as plan_sizes
+from dsr_jax.runtime import workdir
 
-_CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'The run: a file of configs/, its keys set by --config.key=value.'
-)
-_REPEATS = flags.DEFINE_integer(
-  'repeats', 5, 'How often each phase is timed after warming up; the median is given.'
-)
-_PHASES = flags.DEFINE_list(
-  'phases', [], 'Some of the phases, for large models take minutes to compile; all by default.'
-)
-
+WHOLE_STEP = 'whole step'
 PHASES = (
   'draw',
   'codes to pictures',
@@ -40,74 +44,59 @@ PHASES = (
   'reward of writing',
   'learn drawing',
   'learn writing',
-  'whole step',
+  WHOLE_STEP,
 )
 
 
-def main(argv):
+def main(argv, f=flags.FLAGS):
   """Prints the times."""
-  if len(argv) > 1:
-    raise InputError(
-      f'found the stray argument {argv[1]!r}; expected flags only; write --name=value'
-    )
-  if _REPEATS.value < 1:
-    raise InputError(f'found --repeats={_REPEATS.value}; expected at least 1; raise it')
-  for name in _PHASES.value:
+  cli.no_arguments(argv)
+  if f.repeats < 1:
+    raise InputError(f'found --repeats={f.repeats}; expected at least 1; raise it')
+  for name in f.phases:
     if name not in PHASES:
       raise InputError(
         f'found the phase {name!r}; expected some of {", ".join(PHASES)}; name those in --phases'
       )
-  report = benchmark(
-    config_lib.from_config_dict(_CONFIG.value), _REPEATS.value, _PHASES.value or PHASES
-  )
+  report = benchmark(config_loading.from_config_dict(f.config), f.repeats, f.phases or PHASES)
   print(_table(report), file=sys.stderr)
   print(json.dumps(report, indent=2))
 
 
-def benchmark(config, repeats: int, wanted=PHASES):
-  """The wanted phases and ceilings as a dict of JSON values. Errors: InputError, after a table of
-  bytes by part, where there is no room.
+def benchmark(config, repeats: int, wanted=PHASES) -> dict:
+  """The wanted phases and ceilings as a dict of JSON values.
+
+  Raises:
+    InputError: there is no room, after a table of bytes by part.
   """
-  import jax
-
-  from dsr_jax import sharding
-  from dsr_jax import step as step_lib
-  from dsr_jax.plan import memory as plan_memory
-  from dsr_jax.plan import program as plan_program
-  from dsr_jax.plan import sizes as plan_sizes
-  from dsr_jax.runtime import workdir
-
   workdir.check_accelerator()
   model = plan_program.sizes_of(config.model)
   model = dataclasses.replace(
     model, templates=model.templates or plan_program.stand_in_templates(model)
   )
   mesh = sharding.make_mesh(config.system.mesh)
-  sharding.check_fits(
-    mesh.shape, model.text.num_attention_heads, step_lib.chunks(config.method, config.system)
-  )
+  sizes = plan_sizes.Sizes(model, config.method, config.system, config.data.max_prompt_tokens)
+  chunks = {f'system.{key}': sizes.chunk(key) for key in ('rollout_chunk', 'update_chunk')}
+  sharding.check_fits(mesh.shape, families.family_of(model).num_heads(model), chunks)
   estimate = plan_memory.estimate(model, config, mesh.shape)
   print(estimate.table(), file=sys.stderr)
-  sizes = plan_sizes.Sizes(model, config.method, config.system, config.data.max_prompt_tokens)
-  plan_sizes.vq_operations(
-    model
-  )  # counted on the host, and kept, before the devices' mesh is in force
+  # Counted on the host, and kept, before the devices' mesh is in force.
+  plan_sizes.vq_operations(model)
   try:
     with jax.set_mesh(mesh):
-      peak, bandwidth = _ceilings(config.system.compute_dtype, repeats)
+      ceilings = _ceilings(config.system.compute_dtype, repeats)
       print(
-        f'ceilings     {peak / 1e12:.2f} TFLOP/s of matrix products, {bandwidth / 1e9:.1f} GB/s of '
-        'memory',
+        f'ceilings     {ceilings.flops / 1e12:.2f} TFLOP/s of matrix products, '
+        f'{ceilings.bandwidth / 1e9:.1f} GB/s of memory',
         file=sys.stderr,
       )
-      phases = _phases(config, model, mesh, sizes, peak, bandwidth, repeats, wanted)
+      rows = _timed_phases(config, sizes, mesh, ceilings, repeats, wanted)
   except jax.errors.JaxRuntimeError as e:
     if 'RESOURCE_EXHAUSTED' not in str(e):
       raise
     raise InputError(
       f'found no room on a device ({str(e).splitlines()[0][:200]}); expected the bytes of the '
-      'table above; '
-      f'{estimate.advice()}'
+      f'table above; {estimate.advice()}'
     ) from e
   device = jax.devices()[0]
   return dict(
@@ -117,19 +106,21 @@ def benchmark(config, repeats: int, wanted=PHASES):
     mesh=dict(mesh.shape),
     compute_dtype=config.system.compute_dtype,
     repeats=repeats,
-    matrix_flops=peak,
-    memory_bytes_per_second=bandwidth,
-    phases=phases,
+    matrix_flops=ceilings.flops,
+    memory_bytes_per_second=ceilings.bandwidth,
+    phases=rows,
     memory=(device.memory_stats() or {}).get('peak_bytes_in_use'),
   )
 
 
-def _timed(fn, repeats, *args, calls=1):
-  """Median seconds of fn(*args) after two rounds that warm up; calls: in a round, so that what is
-  short is not timed with its launch.
-  """
-  import jax
+# Timing.
 
+
+def _timed(fn, repeats, *args, calls=1) -> float:
+  """Median seconds of fn(*args) after two rounds that warm up.
+
+  calls: in a round, so that what is short is not timed with its launch.
+  """
   seconds = []
   for attempt in range(repeats + 2):
     began = time.perf_counter()
@@ -139,255 +130,94 @@ def _timed(fn, repeats, *args, calls=1):
   return statistics.median(seconds)
 
 
-def _ceilings(dtype, repeats):
-  """Operations a second of a large matrix product, and bytes a second of a large sum, on one
-  device.
+@dataclasses.dataclass(frozen=True)
+class Ceilings:
+  """Of one device. flops: operations a second of a large matrix product; bandwidth: bytes a second
+  of a large sum.
   """
-  import jax
-  import jax.numpy as jnp
 
-  size = 1024 if jax.default_backend() == 'cpu' else 8192
+  flops: float
+  bandwidth: float
+
+
+def _ceilings(dtype, repeats) -> Ceilings:
+  on_cpu = jax.default_backend() == 'cpu'
+  side, length = (1024, 2**24) if on_cpu else (8192, 2**29)
   device = jax.local_devices()[0]
-  a = jax.device_put(
-    jax.random.normal(jax.random.key(0), (size, size), dtype), device
-  )  # constants run faster than what is real
+  # Random numbers: constants run faster than what is real.
+  a = jax.device_put(jax.random.normal(jax.random.key(0), (side, side), dtype), device)
+  x = jax.device_put(jax.random.normal(jax.random.key(1), (length,)), device)
   product = _timed(jax.jit(lambda a: a @ a), repeats, a, calls=10)
-  x = jax.device_put(
-    jax.random.normal(jax.random.key(1), (2**24 if size == 1024 else 2**29,)), device
-  )
   reading = _timed(jax.jit(jnp.sum), repeats, x, calls=10)
-  return 2 * size**3 / product, x.nbytes / reading
+  return Ceilings(flops=2 * side**3 / product, bandwidth=x.nbytes / reading)
 
 
-def _phases(config, model, mesh, s, peak, bandwidth, repeats, wanted):
-  """Each wanted phase alone, and the whole step."""
-  import jax
-  import jax.numpy as jnp
-  import numpy as np
-
-  from dsr_jax import sharding
-  from dsr_jax import state as state_lib
-  from dsr_jax.models.janus import model as janus
-  from dsr_jax.models.unified import Picture, Sampling, Scoring, Text, row_keys
-  from dsr_jax.plan import program as plan_program
-  from dsr_jax.plan import sizes as plan_sizes
-
-  method, system, devices = config.method, config.system, mesh.size
-  graphdef = janus.graphdef_of(model)
+def _timed_phases(config, sizes, mesh, ceilings: Ceilings, repeats, wanted) -> list[dict]:
+  """A row of the report for each wanted phase alone, and for the whole step."""
+  work = Work.of(sizes, mesh)
+  phases = []
+  if 'generation' in config.method.tasks:
+    phases += generation_phases(work)
+  if 'understanding' in config.method.tasks:
+    phases += understanding_phases(work)
+  ctx = work.ctx
   state = plan_program.random_arrays(
-    state_lib.abstract_state(plan_sizes.shapes(model), method, system, mesh)
+    state_lib.abstract_state(
+      plan_sizes.shapes(sizes.model), ctx.family, ctx.method, ctx.system, mesh
+    )
   )
+  rows = []
+  for phase in sorted(phases, key=lambda phase: PHASES.index(phase.name)):
+    if phase.name in wanted:
+      seconds = _timed(jax.jit(_program(ctx, phase)), repeats, state, *phase.args)
+      print(f'timed        {phase.name}: {seconds:.3f} s', file=sys.stderr)
+      rows.append(_row(phase, seconds, mesh.size, ceilings))
+  if WHOLE_STEP in wanted:
+    rows.append(_whole_step(config, sizes.model, mesh, state, repeats))
+  return rows
 
-  def own(params):
-    return params.get('generator', params)  # of `separate` one role's
 
-  rows, group, n, t = (
-    s.chunk('rollout_chunk'),
-    method.group_size,
-    model.num_codes,
-    method.max_text_tokens,
-  )
+def _program(ctx: step_lib.StepContext, phase: 'Phase'):
+  """(state, *phase.args) -> what the phase computes, with the step's own weights for it; of
+  `separate` those of the first role.
+  """
+  role = next(iter(ROLES)) if ctx.method.strategy == 'separate' else None
+
+  def rollout(state, *args):
+    params, _ = state.of_role(role)
+    return phase.fn(step_lib.rollout_policy(ctx, state, params), *args)
+
+  def gradient(state, *args):
+    params, _ = state.of_role(role)
+
+    def loss_fn(params):
+      return phase.fn(ctx.build(state, params), *args)
+
+    return sharding.split_params(jax.grad(loss_fn)(params), ctx.family.sharding_rules)
+
+  return gradient if phase.learns else rollout
+
+
+def _row(phase: 'Phase', seconds: float, devices: int, ceilings: Ceilings) -> dict:
+  row = dict(phase=phase.name, seconds=seconds)
+  row |= {f'{what}_per_second': count / seconds for what, count in phase.counts.items()}
+  if phase.flops:
+    row['of_matrix_peak'] = phase.flops / devices / seconds / ceilings.flops
+  if phase.bytes:
+    row['of_memory_bandwidth'] = phase.bytes / seconds / ceilings.bandwidth
+  return row
+
+
+def _whole_step(config, model, mesh, state, repeats) -> dict:
+  """The whole compiled step; of `separate` the first role's. Donates the state."""
+  lowered = next(iter(plan_program.lower_step(config, model, mesh).values()))
+  compiled = lowered.compile()
   rng = np.random.default_rng(0)
 
-  def ids(*shape):
-    return jnp.asarray(rng.integers(9, model.text.vocab_size - 1, shape), jnp.int32)
-
-  def text(*shape):
-    return Text(ids(*shape), jnp.ones(shape, bool))
-
-  pixels = jnp.asarray(
-    rng.uniform(-1, 1, (rows, model.image_size, model.image_size, 3)), jnp.float32
-  )
-  codes = jnp.asarray(rng.integers(0, model.vq.num_embeddings, (rows, group, n)), jnp.int32)
-  prompt, question, written = (
-    text(rows, s.prompt),
-    text(rows, plan_sizes.QUESTION),
-    text(rows, group, t),
-  )
-  keys = row_keys(jax.random.key(0), 0, rows, group)
-  sampling = Sampling(
-    method.temperature,
-    method.guidance,
-    t,
-    system.decode_segment,
-    system.decode_scan,
-    method.cfg_interval,
-    system.cache_dtype,
-  )
-  scoring = Scoring(chunk=system.logprob_chunk)
-  found = []
-
-  def add(name, fn, *args, operations=0, bytes_=0, **counts):
-    if name not in wanted:
-      return
-
-    def rollout(tree):
-      return state_lib.build(
-        graphdef,
-        sharding.gather_for_rollout(state_lib.fixed_parts(tree)),
-        sharding.gather_for_rollout(state_lib.cast(own(tree['params']), system.compute_dtype)),
-      )
-
-    seconds = _timed(jax.jit(lambda tree, *args: fn(rollout(tree), *args)), repeats, state, *args)
-    row = dict(
-      phase=name, seconds=seconds, **{f'{k}_per_second': v / seconds for k, v in counts.items()}
-    )
-    if operations:
-      row['of_matrix_peak'] = operations / devices / seconds / peak
-    if bytes_:
-      row['of_memory_bandwidth'] = bytes_ / seconds / bandwidth
-    print(f'timed        {name}: {seconds:.3f} s', file=sys.stderr)
-    found.append(row)
-
-  rows_a_device = rows / sharding.ways(mesh.shape)
-  tp = mesh.shape['tp']
-
-  def decode_bytes(prefix, head, last, branches=1, first=0):
-    """Bytes that a device must read: for each of tokens `first` to `last` the weights and what is
-    filled of the cache, nothing more.
-    """
-    cache = (
-      rows_a_device
-      * branches
-      * (group * (first + last) / 2 * s.own_element + prefix * s.element)
-      * s.kv
-      / tp
-    )
-    return (last - first) * ((s.body + head) * s.element / tp + cache)
-
-  if 'generation' in method.tasks:
-    add(
-      'draw',
-      lambda m, p, k: m.sample_pictures(p, k, sampling)[0],
-      prompt,
-      keys,
-      tokens=rows * group * n,
-      images=rows * group,
-      bytes_=decode_bytes(s.drawing_prefix, s.image_head, s.guided, 2)
-      + decode_bytes(s.drawing_prefix, s.image_head, n, first=s.guided),
-    )
-    add(
-      'codes to pictures',
-      lambda m, c: m.picture_from_codes(c).pixels,
-      codes,
-      images=rows * group,
-      operations=rows * group * plan_sizes.vq_operations(model)[1],
-    )
-    read = rows * group * (s.reading_prefix + s.prompt)
-    add(
-      'reward of drawing',
-      lambda m, c, q, p: m.text_logps(
-        m.picture_from_codes(c), q, Text(p.ids[:, None], p.mask[:, None]), None, scoring
-      ),
-      codes,
-      question,
-      prompt,
-      tokens=read,
-      operations=plan_sizes.operations(rows * group * s.reading_prefix, s.reading_prefix, s)
-      + plan_sizes.operations(rows * group * s.prompt, s.reading_prefix + s.prompt, s, s.text_head),
-    )
-  if 'understanding' in method.tasks:
-    add(
-      'pictures to codes',
-      lambda m, x: m.picture_from_pixels(x).codes,
-      pixels,
-      images=rows,
-      operations=rows * plan_sizes.vq_operations(model)[0],
-    )
-    add(
-      'write',
-      lambda m, x, q, k: m.sample_texts(Picture(None, x), q, k, sampling)[0],
-      pixels,
-      question,
-      keys,
-      tokens=rows * group * t,
-      bytes_=decode_bytes(s.reading_prefix, s.text_head, t),
-    )
-    add(
-      'reward of writing',
-      lambda m, w, c: m.picture_logps(w, c[:, :1], None, scoring),
-      written,
-      codes,
-      tokens=rows * group * (s.text_prefix + n),
-      operations=plan_sizes.operations(rows * group * s.text_prefix, s.text_prefix, s)
-      + plan_sizes.operations(rows * group * n, s.text_prefix + n, s, s.image_head),
-    )
-
-  # Learning: gradients of the pairs, or of all candidates, without the update; the second forward
-  # pass of remat is no useful work.
-  update_rows, learners = s.chunk('update_chunk'), s.learners
-
-  passes = (
-    2 if method.trainable == 'lora' else 3
-  )  # adapters: no gradients of the weights beside them
-
-  def learn(name, score, tokens, operations, *args):
-    if name not in wanted:
-      return
-
-    def cast(params):
-      return state_lib.cast(params, system.compute_dtype)
-
-    def loss(params, tree, *args):
-      return score(state_lib.build(graphdef, state_lib.fixed_parts(tree), cast(params)), *args)
-
-    grad = jax.jit(
-      lambda tree, *args: sharding.split_params(jax.grad(loss)(tree['params'], tree, *args))
-    )
-    seconds = _timed(grad, repeats, {**state, 'params': own(state['params'])}, *args)
-    print(f'timed        {name}: {seconds:.3f} s', file=sys.stderr)
-    found.append(
-      dict(
-        phase=name,
-        seconds=seconds,
-        tokens_per_second=tokens / seconds,
-        of_matrix_peak=passes * operations / devices / seconds / peak,
-      )
-    )
-
-  how = Scoring(temperature=method.temperature, chunk=system.logprob_chunk, remat=system.remat)
-  if 'generation' in method.tasks:
-    p, c = text(update_rows, 1, s.prompt), ids(update_rows, learners, n) % model.vq.num_embeddings
-    learn(
-      'learn drawing',
-      lambda m, p, c: m.picture_logps(p, c, None, how).logp.mean(),
-      update_rows * (learners * n + s.drawing_prefix),
-      plan_sizes.operations(update_rows * s.drawing_prefix, s.drawing_prefix, s)
-      + plan_sizes.operations(update_rows * learners * n, s.drawing_prefix + n, s, s.image_head),
-      p,
-      c,
-    )
-  if 'understanding' in method.tasks:
-    x, w = pixels[:1].repeat(update_rows, 0)[:, None], text(update_rows, learners, t)
-    q = text(update_rows, plan_sizes.QUESTION)
-    learn(
-      'learn writing',
-      lambda m, x, q, w: m.text_logps(Picture(None, x), q, w, None, how).logp.mean(),
-      update_rows * (learners * t + s.reading_prefix),
-      update_rows * plan_sizes.vision_operations(s) / 3
-      + plan_sizes.operations(update_rows * s.reading_prefix, s.reading_prefix, s)
-      + plan_sizes.operations(update_rows * learners * t, s.reading_prefix + t, s, s.text_head),
-      x,
-      q,
-      w,
-    )
-  return found + ([_step(config, model, mesh, state, repeats)] if 'whole step' in wanted else [])
-
-
-def _step(config, model, mesh, state, repeats):
-  """The whole compiled step; of `separate` the first role's."""
-  import jax
-  import numpy as np
-
-  from dsr_jax.plan import program as plan_program
-
-  lowered = next(iter(plan_program.lower_step(config, model, mesh).values()))
-  compiled, rng = lowered.compile(), np.random.default_rng(0)
-
   def fill(x):
-    return (
-      np.ones(x.shape, x.dtype) if x.dtype == bool else rng.integers(9, 30, x.shape).astype(x.dtype)
-    )
+    if x.dtype == bool:
+      return np.ones(x.shape, x.dtype)
+    return rng.integers(9, 30, x.shape).astype(x.dtype)
 
   batch = jax.device_put(
     jax.tree.map(fill, lowered.args_info[0][1]), compiled.input_shardings[0][1]
@@ -399,19 +229,284 @@ def _step(config, model, mesh, state, repeats):
     jax.block_until_ready(metrics)
     if attempt:
       seconds.append(time.perf_counter() - began)
-  return dict(phase='whole step', seconds=statistics.median(seconds))
+  return dict(phase=WHOLE_STEP, seconds=statistics.median(seconds))
 
 
-def _table(report):
-  """For people."""
+# The phases.
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+  """A part of the step that is timed alone.
+
+  Attributes:
+    name: one of PHASES.
+    fn: (model, *args) -> arrays, inside jit; where it learns, the scalar whose gradient is taken.
+    args: its inputs.
+    counts: {what: how many of them a call has}, for what is done a second.
+    flops: operations of all devices together that cannot be spared; 0 where reading is the limit.
+    bytes: what a device must read, where that is the limit.
+    learns: whether it is a gradient of the trained parameters, without the update. The second
+      forward pass of remat is no useful work.
+  """
+
+  name: str
+  fn: Callable[..., Any]
+  args: tuple
+  counts: dict[str, int]
+  flops: float = 0.0
+  bytes: float = 0.0
+  learns: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """What phases are made from: the step's static facts, its sizes, and random inputs.
+
+  Attributes:
+    ctx: of the step.
+    sizes: counts of tokens and weights.
+    rows: inputs of a rollout chunk.
+    update_rows: inputs of an update chunk.
+    rows_a_device: of a rollout chunk.
+    tp: ways that weights are split.
+    rng: where random inputs come from.
+  """
+
+  ctx: step_lib.StepContext
+  sizes: plan_sizes.Sizes
+  rows: int
+  update_rows: int
+  rows_a_device: float
+  tp: int
+  rng: np.random.Generator
+
+  @classmethod
+  def of(cls, sizes: plan_sizes.Sizes, mesh) -> 'Work':
+    """The work of a step on a mesh."""
+    family = families.family_of(sizes.model)
+    rows = sizes.chunk('rollout_chunk')
+    return cls(
+      ctx=step_lib.StepContext(
+        graphdef=family.graphdef(sizes.model),
+        family=family,
+        spec=family.spec(sizes.model),
+        method=sizes.method,
+        system=sizes.system,
+      ),
+      sizes=sizes,
+      rows=rows,
+      update_rows=sizes.chunk('update_chunk'),
+      rows_a_device=rows / sharding.ways(mesh.shape),
+      tp=mesh.shape['tp'],
+      rng=np.random.default_rng(0),
+    )
+
+  # How.
+
+  @property
+  def sampling(self) -> Sampling:
+    """As the step samples."""
+    return next(iter(self.ctx.tasks.values())).sampling
+
+  @property
+  def reward_scoring(self) -> Scoring:
+    """As rewards are computed."""
+    return Scoring(chunk=self.ctx.system.logprob_chunk)
+
+  @property
+  def policy_scoring(self) -> Scoring:
+    """As the policy that learns is scored, without guidance."""
+    method, system = self.ctx.method, self.ctx.system
+    return Scoring(temperature=method.temperature, chunk=system.logprob_chunk, remat=system.remat)
+
+  # Random inputs.
+
+  def text(self, *shape) -> Text:
+    """Words (..., T)."""
+    last = self.sizes.model.text.vocab_size - 1
+    return Text(self._integers(9, last, shape), jnp.ones(shape, bool))
+
+  def codes(self, *shape):
+    """Image codes (..., N)."""
+    return self._integers(0, self.ctx.spec.codebook_size, shape)
+
+  def pixels(self, *shape):
+    """Pictures (..., H, W, 3) in [-1, 1]."""
+    side = self.ctx.spec.image_size
+    return jnp.asarray(self.rng.uniform(-1, 1, (*shape, side, side, 3)), jnp.float32)
+
+  def keys(self):
+    """A key a sample, (B, G)."""
+    return row_keys(jax.random.key(0), 0, self.rows, self.ctx.method.group_size)
+
+  def _integers(self, low, high, shape):
+    return jnp.asarray(self.rng.integers(low, high, shape), jnp.int32)
+
+  # Counting.
+
+  def flops(self, tokens, context, head=0) -> float:
+    """Of a forward pass; see `plan.sizes.operations`."""
+    return plan_sizes.operations(tokens, context, self.sizes, head)
+
+  def decode_bytes(self, prefix, head, last, *, branches=1, first=0) -> float:
+    """Bytes that a device must read: for each of tokens `first` to `last` the weights and what is
+    filled of the cache, nothing more.
+    """
+    s = self.sizes
+    own = self.ctx.method.group_size * (first + last) / 2 * s.own_element
+    cache = self.rows_a_device * branches * (own + prefix * s.element) * s.kv / self.tp
+    weights = (s.body + head) * s.element / self.tp
+    return (last - first) * (weights + cache)
+
+  @property
+  def passes(self) -> int:
+    """Forward passes that a gradient is worth. With adapters there are no gradients of the weights
+    beside them.
+    """
+    return 2 if self.ctx.method.trainable == 'lora' else 3
+
+
+def generation_phases(work: Work) -> list[Phase]:
+  """Text to picture."""
+  s, spec = work.sizes, work.ctx.spec
+  rows, group, n = work.rows, work.ctx.method.group_size, spec.num_codes
+  pictures = rows * group
+  prompt, codes = work.text(rows, s.prompt), work.codes(rows, group, n)
+
+  def draw(model, prompt, keys):
+    return model.sample_pictures(prompt, keys, work.sampling)[0]
+
+  def decode(model, codes):
+    return model.picture_from_codes(codes).pixels
+
+  def read_prompt(model, codes, question, prompt):
+    picture = model.picture_from_codes(codes)
+    text = Text(prompt.ids[:, None], prompt.mask[:, None])
+    return model.text_logps(picture, question, text, None, work.reward_scoring)
+
+  def learn(model, prompt, codes):
+    return model.picture_logps(prompt, codes, None, work.policy_scoring).logp.mean()
+
+  prefix, head = s.drawing_prefix, s.image_head
+  guided_bytes = work.decode_bytes(prefix, head, s.guided, branches=2)
+  plain_bytes = work.decode_bytes(prefix, head, n, first=s.guided)
+  learners = work.update_rows * s.learners
+  return [
+    Phase(
+      'draw',
+      draw,
+      args=(prompt, work.keys()),
+      counts=dict(tokens=pictures * n, images=pictures),
+      bytes=guided_bytes + plain_bytes,
+    ),
+    Phase(
+      'codes to pictures',
+      decode,
+      args=(codes,),
+      counts=dict(images=pictures),
+      flops=pictures * plan_sizes.vq_operations(s.model)[1],
+    ),
+    Phase(
+      'reward of drawing',
+      read_prompt,
+      args=(codes, work.text(rows, plan_sizes.QUESTION), prompt),
+      counts=dict(tokens=pictures * (s.reading_prefix + s.prompt)),
+      flops=work.flops(pictures * s.reading_prefix, s.reading_prefix)
+      + work.flops(pictures * s.prompt, s.reading_prefix + s.prompt, s.text_head),
+    ),
+    Phase(
+      'learn drawing',
+      learn,
+      args=(work.text(work.update_rows, 1, s.prompt), work.codes(work.update_rows, s.learners, n)),
+      counts=dict(tokens=learners * n + work.update_rows * prefix),
+      flops=work.passes
+      * (
+        work.flops(work.update_rows * prefix, prefix) + work.flops(learners * n, prefix + n, head)
+      ),
+      learns=True,
+    ),
+  ]
+
+
+def understanding_phases(work: Work) -> list[Phase]:
+  """Picture to text."""
+  s, spec = work.sizes, work.ctx.spec
+  rows, group, n = work.rows, work.ctx.method.group_size, spec.num_codes
+  length, update_rows = work.ctx.method.max_text_tokens, work.update_rows
+  texts = rows * group
+  pixels, codes = work.pixels(rows), work.codes(rows, 1, n)
+
+  def encode(model, pixels):
+    return model.picture_from_pixels(pixels).codes
+
+  def write(model, pixels, question, keys):
+    return model.sample_texts(Picture(None, pixels), question, keys, work.sampling)[0]
+
+  def draw_text(model, text, codes):
+    return model.picture_logps(text, codes, None, work.reward_scoring)
+
+  def learn(model, pixels, question, text):
+    picture = Picture(None, pixels)
+    return model.text_logps(picture, question, text, None, work.policy_scoring).logp.mean()
+
+  prefix = s.reading_prefix
+  learners = update_rows * s.learners
+  forward = (
+    update_rows * plan_sizes.vision_operations(s) / 3  # its weights are not trained: no backward
+    + work.flops(update_rows * prefix, prefix)
+    + work.flops(learners * length, prefix + length, s.text_head)
+  )
+  return [
+    Phase(
+      'pictures to codes',
+      encode,
+      args=(pixels,),
+      counts=dict(images=rows),
+      flops=rows * plan_sizes.vq_operations(s.model)[0],
+    ),
+    Phase(
+      'write',
+      write,
+      args=(pixels, work.text(rows, plan_sizes.QUESTION), work.keys()),
+      counts=dict(tokens=texts * length),
+      bytes=work.decode_bytes(prefix, s.text_head, length),
+    ),
+    Phase(
+      'reward of writing',
+      draw_text,
+      args=(work.text(rows, group, length), codes),
+      counts=dict(tokens=texts * (s.text_prefix + n)),
+      flops=work.flops(texts * s.text_prefix, s.text_prefix)
+      + work.flops(texts * n, s.text_prefix + n, s.image_head),
+    ),
+    Phase(
+      'learn writing',
+      learn,
+      args=(
+        pixels[:1].repeat(update_rows, 0)[:, None],
+        work.text(update_rows, plan_sizes.QUESTION),
+        work.text(update_rows, s.learners, length),
+      ),
+      counts=dict(tokens=learners * length + update_rows * prefix),
+      flops=work.passes * forward,
+      learns=True,
+    ),
+  ]
+
+
+# For people.
+
+
+def _table(report) -> str:
   lines = [
     '',
     f'{report["model"]} on {report["device"]}, {report["compute_dtype"]}, JAX {report["jax"]}; '
-    'ceilings measured: '
-    f'{report["matrix_flops"] / 1e12:.2f} TFLOP/s, {report["memory_bytes_per_second"] / 1e9:.1f} '
-    'GB/s',
+    f'ceilings measured: {report["matrix_flops"] / 1e12:.2f} TFLOP/s, '
+    f'{report["memory_bytes_per_second"] / 1e9:.1f} GB/s',
     '',
-    f'{"phase":<22}{"seconds":>10}{"tokens/s":>12}{"images/s":>11}{"of peak":>9}{"of bandwidth":>14}',
+    f'{"phase":<22}{"seconds":>10}{"tokens/s":>12}{"images/s":>11}{"of peak":>9}'
+    f'{"of bandwidth":>14}',
   ]
 
   def cell(row, key, form, width):
@@ -428,5 +523,24 @@ def _table(report):
   return '\n'.join(lines + [''])
 
 
+def define_flags(f=flags.FLAGS):
+  config_loading.define_config_flag(
+    'config', 'The run: a file of configs/, its keys set by --config.key=value.', f
+  )
+  flags.DEFINE_integer(
+    'repeats',
+    5,
+    'How often each phase is timed after warming up; the median is given.',
+    flag_values=f,
+  )
+  flags.DEFINE_list(
+    'phases',
+    [],
+    'Some of the phases, for large models take minutes to compile; all by default.',
+    flag_values=f,
+  )
+
+
 if __name__ == '__main__':
-  errors.run_main(main, config_lib.check_flags)
+  define_flags()
+  errors.run_main(main, config_loading.check_flags)

@@ -1,7 +1,7 @@
 """Loops over parts of a batch that fit the memory.
 
 Chunks are strided: rows r, r + n, r + 2n ... make one, so every device chunks its own rows. Mapping
-  over a sharded axis would gather it.
+over a sharded axis would gather it.
 """
 
 import jax

@@ -1,11 +1,12 @@
-"""What the commands share: checks of their flags, and output that appears whole or not at all."""
+"""What the commands share: checks of their flags, and what they print.
 
-import contextlib
+Every command module has `define_flags(f)`, which adds its flags to an absl `FlagValues`, and
+`main(argv, f)`, which reads them there; importing one defines nothing.
+"""
+
 import json
 import os
-import shutil
 import sys
-import tempfile
 
 from dsr_jax.errors import InputError
 
@@ -19,8 +20,7 @@ def no_arguments(argv):
   if len(argv) > 1:
     raise InputError(
       f'found the stray argument {argv[1]!r}; expected flags only; write --name=value, in quotes '
-      'where '
-      'it has spaces'
+      'where it has spaces'
     )
 
 
@@ -60,70 +60,3 @@ def print_json(value):
 def rounded(values) -> list[float]:
   """float32 values as the shortest JSON numbers that read back as the same float32."""
   return [float(str(value)) for value in values]
-
-
-def check_output(directory: str, ours):
-  """InputError unless `directory` can become a command's output; called before any work.
-
-  ours: says of a file name whether this command writes such files; a folder of nothing else is
-    replaced.
-  """
-  if os.path.lexists(directory) and not os.path.isdir(directory):
-    raise InputError(
-      f'found the file {directory}; expected a new folder for --output; name another'
-    )
-  if os.path.isdir(directory):
-    others = [
-      name for _, folders, files in os.walk(directory) for name in folders + files if not ours(name)
-    ]
-    if others:
-      raise InputError(
-        f'found {others[0]} in {directory}; expected a new or empty folder for --output, or an '
-        'earlier '
-        'output of this command; name another'
-      )
-  parent = _parent(directory)
-  above = parent
-  while not os.path.exists(above):
-    above = os.path.dirname(above)
-  if not os.path.isdir(above) or not os.access(above, os.W_OK | os.X_OK):
-    raise InputError(
-      f'cannot write to {above}; expected a writable folder for --output; name another'
-    )
-
-
-@contextlib.contextmanager
-def whole_directory(directory: str):
-  """A temporary folder beside `directory` that takes its name once the block is done, and vanishes
-  if it fails.
-  """
-  parent = _parent(directory)
-  try:
-    os.makedirs(parent, exist_ok=True)
-    aside = tempfile.mkdtemp(prefix=f'.{os.path.basename(os.path.abspath(directory))}-', dir=parent)
-  except OSError as e:
-    raise InputError(
-      f'cannot write to {parent} ({e.strerror}); expected a writable folder for --output; '
-      'name another'
-    ) from e
-  try:
-    yield aside
-    os.chmod(aside, 0o755)  # mkdtemp makes private ones
-    if os.path.isdir(directory):
-      old = tempfile.mkdtemp(prefix='.old-', dir=parent)
-      os.rename(directory, os.path.join(old, 'output'))
-      os.rename(aside, directory)
-      shutil.rmtree(old)
-    else:
-      os.rename(aside, directory)
-  except OSError as e:
-    raise InputError(
-      f'cannot write {directory} ({e.strerror}); expected room and leave to write; '
-      'free some or name another --output'
-    ) from e
-  finally:
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def _parent(directory):
-  return os.path.dirname(os.path.abspath(directory))

@@ -8,13 +8,14 @@ model speaks with the same seeds, under the key `compare`.
 
 from absl import flags
 
-from dsr_jax import cli as commands
-from dsr_jax.convert import locate as model_source
+from dsr_jax import cli
+from dsr_jax.convert import locate
 from dsr_jax.errors import InputError, run_main
+from dsr_jax.inference import Inference
 
 
 def describe(
-  model,
+  model: Inference,
   image: str,
   *,
   question: str = '',
@@ -23,9 +24,7 @@ def describe(
   seed: int = 42,
   max_tokens: int | None = None,
 ) -> list[dict]:
-  """Texts of an image file by an `inference.Inference`, best first; an empty text has no reward and
-  comes last.
-  """
+  """Texts about an image file, best first; an empty text has no reward and comes last."""
   pixels = model.read_image(image)
   asked = model.encode(question or model.source.method.question, 'question')
   instruction = model.encode(model.source.method.instruction, 'question')
@@ -38,7 +37,7 @@ def describe(
     seed=seed,
     max_tokens=max_tokens or model.source.method.max_text_tokens,
   )
-  eos = model.config.templates.eos_id
+  eos = model.spec.eos_id
   samples = []
   for candidate, (ids, logps) in enumerate(texts):
     content = [int(i) for i in ids if i != eos]
@@ -51,31 +50,29 @@ def describe(
         'reward_generation': scores and scores.reward_generation,
         'ended': len(content) < len(ids),
         'text_tokens': content,
-        'sampling_logps': commands.rounded(logps),
+        'sampling_logps': cli.rounded(logps),
       }
     )
-  worst = float('-inf')
-  return sorted(
-    samples,
-    key=lambda s: worst if s['reward_understanding'] is None else s['reward_understanding'],
-    reverse=True,
-  )
+
+  def worth(sample):
+    reward = sample['reward_understanding']
+    return float('-inf') if reward is None else reward
+
+  return sorted(samples, key=worth, reverse=True)
 
 
 def main(argv, f=flags.FLAGS):
-  commands.no_arguments(argv)
-  commands.require(model=f.model, image=f.image)
-  commands.check_sampling(f.num_samples, f.temperature, f.seed)
+  cli.no_arguments(argv)
+  cli.require(model=f.model, image=f.image)
+  cli.check_sampling(f.num_samples, f.temperature, f.seed)
   if f.max_tokens is not None and f.max_tokens < 1:
     raise InputError(f'found --max_tokens={f.max_tokens}; expected at least 1; raise it')
-  from dsr_jax.inference import Inference  # after the cheap checks: JAX takes seconds to import
-
   result = {'image': f.image, 'temperature': f.temperature, 'seed': f.seed}
   for name in (f.model, *([f.compare] if f.compare else [])):
-    commands.log(f'loading {name}')
-    model = Inference(model_source.resolve(name))
+    cli.log(f'loading {name}')
+    model = Inference(locate.resolve(name))
     question = f.question or result.get('question') or model.source.method.question
-    commands.log(f'describing {f.image}: {question}')
+    cli.log(f'describing {f.image}: {question}')
     samples = describe(
       model,
       f.image,
@@ -90,11 +87,11 @@ def main(argv, f=flags.FLAGS):
       result['compare'] = table
     else:
       result |= {'question': question, **table}
-  commands.print_json(result)
+  cli.print_json(result)
 
 
 def define_flags(f=flags.FLAGS):
-  flags.DEFINE_string('model', None, f'The model: {model_source.EXPECTED}.', flag_values=f)
+  flags.DEFINE_string('model', None, f'The model: {locate.EXPECTED}.', flag_values=f)
   flags.DEFINE_string('image', None, 'A picture file.', flag_values=f)
   flags.DEFINE_string(
     'question',

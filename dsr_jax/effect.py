@@ -8,114 +8,142 @@ picture. Of several runs the mean over seeds is taken for each prompt first; int
 bootstraps over prompts (within tasks) and pictures, and, of the seeds, the spread is shown.
 """
 
-import json
 import os
+from typing import NamedTuple
 
 from absl import flags
 import numpy as np
 
+from dsr_jax import cli, files
 from dsr_jax.errors import InputError, run_main
-from dsr_jax.evaluate import scores as evaluation
-from dsr_jax.scenes import sets
+from dsr_jax.evaluate import scores as scores_lib
+from dsr_jax.evaluate import stats
+from dsr_jax.scenes import grammar, sets
+
+
+class Effect(NamedTuple):
+  """A score before and after, their paired difference, and the differences of each seed."""
+
+  name: str
+  before: float
+  after: float
+  difference: stats.Estimate
+  by_seed: list[float]
 
 
 def rows_of(workdir: str, step: int) -> dict[str, np.ndarray]:
+  """The rows of the evaluation of a step: {name: (P, S) or (C, M)}."""
   path = os.path.join(workdir, 'evaluations', f'{step:06d}.json')
-  if not os.path.exists(path):
+  rows = files.read_json_or_none(path)
+  if rows is None:
     raise InputError(
       f'found no {path}; expected a finished run that was evaluated; run dsr_jax.main there to its '
       'end'
     )
-  with open(path, encoding='utf-8') as f:
-    return {name: np.array(rows, float) for name, rows in json.load(f).items()}
+  return {name: np.array(values, float) for name, values in rows.items()}
 
 
 def last_step(workdir: str) -> int:
+  """The last step of a finished run."""
   path = os.path.join(workdir, 'summary.json')
-  if not os.path.exists(path):
+  summary = files.read_json_or_none(path)
+  if summary is None:
     raise InputError(
       f'found no {path}; expected the workdir of a finished run; run dsr_jax.main there to its end'
     )
-  with open(path, encoding='utf-8') as f:
-    return json.load(f)['step']
+  return summary['step']
 
 
-def effects(workdirs) -> list[tuple]:
-  """Rows (what, before, after, difference with its interval, differences by seed)."""
-  first = [rows_of(w, 0) for w in workdirs]
-  last = [rows_of(w, last_step(w)) for w in workdirs]
-
-  def mean(runs, name):
-    return np.mean([r[name] for r in runs], axis=0)
-
-  prompts = sets.evaluation_prompts(len(first[0]['generation']) // 6)
-  out = []
-
-  def generation(name, before, select=None):
-    chosen = [i for i, p in enumerate(prompts) if select in (None, p.category)]
-    part, take = [prompts[i] for i in chosen], lambda x: x[chosen]
-
-    def value(x):
-      return float(
-        evaluation.mean_of_tasks(evaluation.generation_sums(part, take(x))[0].sum(0)[None])[0]
-      )
-
-    diff = evaluation.generation_difference(
-      part, take(mean(last, 'generation')), take(mean(first, before))
-    )
-    seeds = [value(b['generation']) - value(a[before]) for a, b in zip(first, last)]
-    out.append((name, value(mean(first, before)), value(mean(last, 'generation')), diff, seeds))
-
-  generation('generation, mean of six tasks', 'generation')
-  for task in dict.fromkeys(p.category for p in prompts):
-    generation(f'generation, {task}', 'generation', task)
+def effects(workdirs) -> list[Effect]:
+  """Every score's effect over the runs of all seeds."""
+  first = [rows_of(workdir, 0) for workdir in workdirs]
+  last = [rows_of(workdir, last_step(workdir)) for workdir in workdirs]
+  prompts = sets.evaluation_prompts(len(first[0]['generation']) // len(grammar.GENEVAL))
+  out = [_generation('generation, mean of six tasks', prompts, first, last)]
+  for task in scores_lib.tasks_of(prompts):
+    out.append(_generation(f'generation, {task}', prompts, first, last, task=task))
   if 'generation_tuned' in first[0]:
-    generation(
-      'generation, against the base at its best temperature and guidance', 'generation_tuned'
-    )
-
-  def sums(name, key, statistic):
-    def value(x):
-      return float(statistic(x.sum(0)[None])[0])
-
-    before, after = mean(first, key), mean(last, key)
-    seeds = [value(b[key]) - value(a[key]) for a, b in zip(first, last)]
-    out.append(
-      (name, value(before), value(after), evaluation.difference(after, before, statistic), seeds)
-    )
-
-  for key in ('description', 'description_greedy'):
+    name = 'generation, against the base at its best temperature and guidance'
+    out.append(_generation(name, prompts, first, last, before='generation_tuned'))
+  for rows in ('description', 'description_greedy'):
     for statistic in ('f1', 'precision', 'recall', 'hallucination'):
-      sums(f'{key.replace("_", ", ")}: {statistic}', key, evaluation.DESCRIPTION[statistic])
-  sums('yes/no: F1', 'yesno', evaluation.YESNO['f1'])
+      name = f'{rows.replace("_", ", ")}: {statistic}'
+      out.append(_sums(name, rows, scores_lib.DESCRIPTION[statistic], first, last))
+  out.append(_sums('yes/no: F1', 'yesno', scores_lib.YESNO['f1'], first, last))
   return out
 
 
-def table(rows) -> str:
+def _generation(name, prompts, first, last, *, task=None, before='generation') -> Effect:
+  """Of right pictures, rows (P, S); task: of its prompts alone; before: the first rows' name."""
+  chosen = [i for i, p in enumerate(prompts) if task in (None, p.category)]
+  part = [prompts[i] for i in chosen]
+  before_rows = [run[before][chosen] for run in first]
+  after_rows = [run['generation'][chosen] for run in last]
+
+  def value(rows):
+    sums, _ = scores_lib.generation_sums(part, rows)
+    return float(scores_lib.mean_of_tasks(sums.sum(axis=0)[None])[0])
+
+  # Of several seeds the mean is taken first, prompt by prompt.
+  old, new = np.mean(before_rows, axis=0), np.mean(after_rows, axis=0)
+  return Effect(
+    name=name,
+    before=value(old),
+    after=value(new),
+    difference=scores_lib.generation_difference(part, new, old),
+    by_seed=[value(b) - value(a) for a, b in zip(before_rows, after_rows)],
+  )
+
+
+def _sums(name, key, statistic, first, last) -> Effect:
+  """Of a statistic of sums by picture, rows (C, M)."""
+
+  def value(rows):
+    return float(statistic(rows.sum(axis=0)[None])[0])
+
+  old = np.mean([run[key] for run in first], axis=0)
+  new = np.mean([run[key] for run in last], axis=0)
+  return Effect(
+    name=name,
+    before=value(old),
+    after=value(new),
+    difference=stats.difference(new, old, statistic),
+    by_seed=[value(b[key]) - value(a[key]) for a, b in zip(first, last)],
+  )
+
+
+def table(rows: list[Effect]) -> str:
   """Markdown, in points (hundredths)."""
   lines = [
     '| score, points | before | after | difference | 95 % interval | by seed |',
     '|---|---:|---:|---:|---|---|',
   ]
-  for name, before, after, d, seeds in rows:
-    by_seed = ', '.join(f'{100 * s:+.1f}' for s in seeds)
+  for row in rows:
+    d = row.difference
+    by_seed = ', '.join(f'{100 * seed:+.1f}' for seed in row.by_seed)
     lines.append(
-      f'| {name} | {100 * before:.1f} | {100 * after:.1f} | {100 * d.value:+.1f} | '
+      f'| {row.name} | {100 * row.before:.1f} | {100 * row.after:.1f} | {100 * d.value:+.1f} | '
       f'{100 * d.low:+.1f} … {100 * d.high:+.1f} | {by_seed} |'
     )
   return '\n'.join(lines) + '\n'
 
 
-def main(argv):
-  del argv
-  text = table(effects(flags.FLAGS.workdirs))
-  if flags.FLAGS.output:
-    with open(flags.FLAGS.output, 'w', encoding='utf-8') as f:
-      f.write(text)
+def main(argv, f=flags.FLAGS):
+  """Prints the table."""
+  cli.no_arguments(argv)
+  text = table(effects(f.workdirs))
+  if f.output:
+    files.write_text(f.output, text)
   print(text, end='')
 
 
+def define_flags(f=flags.FLAGS):
+  flags.DEFINE_list(
+    'workdirs', None, 'Finished runs, seeds of one configuration.', required=True, flag_values=f
+  )
+  flags.DEFINE_string('output', '', 'Also write the table there.', flag_values=f)
+
+
 if __name__ == '__main__':
-  flags.DEFINE_list('workdirs', None, 'Finished runs, seeds of one configuration.', required=True)
-  flags.DEFINE_string('output', '', 'Also write the table there.')
+  define_flags()
   run_main(main)

@@ -8,25 +8,34 @@ log-probabilities and both rewards (nats a token). With --compare=MODEL2 the sec
 the same seeds into out/compare, and out/grid.png shows both, a column a seed.
 """
 
-import json
 import os
 import re
+from typing import NamedTuple
 
 from absl import flags
 import numpy as np
 from PIL import Image, ImageDraw
 
-from dsr_jax import cli as commands
-from dsr_jax.convert import locate as model_source
+from dsr_jax import cli, files, images
+from dsr_jax.convert import locate
 from dsr_jax.errors import run_main
-from dsr_jax.models.janus import processor as processor_lib
+from dsr_jax.inference import Inference
 
 _TILE = 160  # pixels of a picture in the grid, at least
 _TEXT = 16  # pixels of a line of text in the grid
 
 
+class Drawn(NamedTuple):
+  """A model's pictures of the prompt, best first."""
+
+  model: str  # its name
+  cfg_weight: float
+  samples: list[dict]  # as samples.json has them, but for the file
+  pictures: np.ndarray  # (num_samples, H, W, 3) uint8
+
+
 def generate(
-  model,
+  model: Inference,
   prompt: str,
   *,
   num_samples: int,
@@ -35,10 +44,11 @@ def generate(
   cfg_weight: float | None = None,
   instruction: str | None = None,
 ):
-  """Draws and scores candidates with an `inference.Inference`.
+  """Draws and scores pictures of a prompt.
 
-  Returns: (samples, pictures): dicts for samples.json, best first, and their pictures (num_samples,
-    H, W, 3) uint8. `candidate` in a dict is its place among the seeds.
+  Returns:
+    Dicts for samples.json, best first, and their pictures (num_samples, H, W, 3) uint8. `candidate`
+    in a dict is its place among the seeds.
   """
   weight = model.source.guidance if cfg_weight is None else cfg_weight
   text = model.encode(prompt, 'prompt')
@@ -54,64 +64,57 @@ def generate(
         'reward_generation': scores.reward_generation,
         'reward_understanding': scores.reward_understanding,
         'sampling_logp': float(np.mean(logps[candidate])),
-        'text_logps': commands.rounded(scores.text_logps),
-        'image_logps': commands.rounded(scores.image_logps),
-        'sampling_logps': commands.rounded(logps[candidate]),
+        'text_logps': cli.rounded(scores.text_logps),
+        'image_logps': cli.rounded(scores.image_logps),
+        'sampling_logps': cli.rounded(logps[candidate]),
         'codes': codes[candidate].tolist(),
       }
     )
-    pictures.append(processor_lib.to_uint8(pixels))
+    pictures.append(images.to_uint8(pixels))
   order = sorted(range(num_samples), key=lambda i: -samples[i]['reward_generation'])
   return [samples[i] for i in order], np.stack([pictures[i] for i in order])
 
 
-def write(directory: str, prompt: str, settings: dict, results: list):
-  """Writes the output folder. results: one or two of (model's name, cfg_weight, samples,
-  pictures).
-  """
-  with commands.whole_directory(directory) as aside:
+def write(directory: str, prompt: str, settings: dict, results: list[Drawn]):
+  """Writes the output folder. results: of one or two models."""
+  with files.whole_directory(directory) as aside:
     tables = []
-    for folder, (name, weight, samples, pictures) in zip(('', 'compare'), results):
+    for folder, drawn in zip(('', 'compare'), results):
       os.makedirs(os.path.join(aside, folder), exist_ok=True)
-      digits = max(2, len(str(len(samples) - 1)))
-      files = [os.path.join(folder, f'{rank:0{digits}d}.png') for rank in range(len(samples))]
-      for file, picture in zip(files, pictures):
+      digits = max(2, len(str(len(drawn.samples) - 1)))
+      named = []
+      for rank, (sample, picture) in enumerate(zip(drawn.samples, drawn.pictures)):
+        file = os.path.join(folder, f'{rank:0{digits}d}.png')
         Image.fromarray(picture).save(os.path.join(aside, file))
-      tables.append(
-        {
-          'model': name,
-          'cfg_weight': weight,
-          'samples': [{'file': file, **sample} for file, sample in zip(files, samples)],
-        }
-      )
+        named.append({'file': file, **sample})
+      tables.append({'model': drawn.model, 'cfg_weight': drawn.cfg_weight, 'samples': named})
     summary = {'prompt': prompt, **settings, **tables[0]}
     if len(results) > 1:
       summary['compare'] = tables[1]
       grid(prompt, results).save(os.path.join(aside, 'grid.png'))
-    with open(os.path.join(aside, 'samples.json'), 'w', encoding='utf-8') as f:
-      json.dump(summary, f, ensure_ascii=False, indent=1, allow_nan=False)
+    path = os.path.join(aside, 'samples.json')
+    files.write_json(path, summary, ensure_ascii=False, indent=1, allow_nan=False)
 
 
-def grid(prompt: str, results: list) -> Image.Image:
+def grid(prompt: str, results: list[Drawn]) -> Image.Image:
   """A row a model, a column a seed, R_G under each picture."""
-  side = results[0][3].shape[1]
+  side = results[0].pictures.shape[1]
   side *= max(1, -(-_TILE // side))  # whole multiples keep small pictures' pixels square
-  number = len(results[0][2])
+  number = len(results[0].samples)
   cell, gap = side + _TEXT, 4
   width = max(number * (side + gap), 320)
   sheet = Image.new('RGB', (width, _TEXT + len(results) * (cell + _TEXT + gap)), 'white')
   pen = ImageDraw.Draw(sheet)
   pen.text((2, 2), _plain(prompt), fill='black')
-  for row, (name, _, samples, pictures) in enumerate(results):
+  for row, drawn in enumerate(results):
     top = _TEXT + row * (cell + _TEXT + gap)
-    pen.text((2, top + 2), _plain(name), fill='black')
-    for sample, picture in zip(samples, pictures):
+    pen.text((2, top + 2), _plain(drawn.model), fill='black')
+    for sample, picture in zip(drawn.samples, drawn.pictures):
       left = sample['candidate'] * (side + gap)
       tile = Image.fromarray(picture).resize((side, side), Image.Resampling.NEAREST)
       sheet.paste(tile, (left, top + _TEXT))
-      pen.text(
-        (left + 2, top + _TEXT + side + 2), f'R_G {sample["reward_generation"]:.3f}', fill='black'
-      )
+      reward = f'R_G {sample["reward_generation"]:.3f}'
+      pen.text((left + 2, top + _TEXT + side + 2), reward, fill='black')
   return sheet
 
 
@@ -125,44 +128,33 @@ def _ours(name):
 
 
 def main(argv, f=flags.FLAGS):
-  commands.no_arguments(argv)
-  commands.require(model=f.model, prompt=f.prompt, output=f.output)
-  commands.check_sampling(f.num_samples, f.temperature, f.seed, f.cfg_weight)
-  commands.check_output(f.output, _ours)
-  from dsr_jax.inference import Inference  # after the cheap checks: JAX takes seconds to import
+  cli.no_arguments(argv)
+  cli.require(model=f.model, prompt=f.prompt, output=f.output)
+  cli.check_sampling(f.num_samples, f.temperature, f.seed, f.cfg_weight)
+  files.check_output(f.output, _ours)
 
   weight, results = f.cfg_weight, []
   for name in (f.model, *([f.compare] if f.compare else [])):
-    commands.log(f'loading {name}')
-    model = Inference(model_source.resolve(name))
+    cli.log(f'loading {name}')
+    model = Inference(locate.resolve(name))
     # Both models draw with one weight, or the comparison would be of weights.
     weight = model.source.guidance if weight is None else weight
-    commands.log(
-      f'drawing {f.num_samples} pictures, guidance {weight:g}, temperature {f.temperature:g}'
+    cli.log(f'drawing {f.num_samples} pictures, guidance {weight:g}, temperature {f.temperature:g}')
+    samples, pictures = generate(
+      model,
+      f.prompt,
+      num_samples=f.num_samples,
+      temperature=f.temperature,
+      seed=f.seed,
+      cfg_weight=weight,
+      instruction=f.instruction,
     )
-    results.append(
-      (
-        name,
-        weight,
-        *generate(
-          model,
-          f.prompt,
-          num_samples=f.num_samples,
-          temperature=f.temperature,
-          seed=f.seed,
-          cfg_weight=weight,
-          instruction=f.instruction,
-        ),
-      )
-    )
+    results.append(Drawn(name, weight, samples, pictures))
   write(f.output, f.prompt, {'temperature': f.temperature, 'seed': f.seed}, results)
-  best = results[0][2][0]
-  commands.print_json(
-    {
-      'output': f.output,
-      'best': {k: best[k] for k in ('candidate', 'reward_generation', 'reward_understanding')},
-    }
-  )
+
+  best = results[0].samples[0]
+  keys = ('candidate', 'reward_generation', 'reward_understanding')
+  cli.print_json({'output': f.output, 'best': {key: best[key] for key in keys}})
 
 
 def define_flags(f=flags.FLAGS):
@@ -173,7 +165,7 @@ def define_flags(f=flags.FLAGS):
     'the model was reinforced with.',
     flag_values=f,
   )
-  flags.DEFINE_string('model', None, f'The model: {model_source.EXPECTED}.', flag_values=f)
+  flags.DEFINE_string('model', None, f'The model: {locate.EXPECTED}.', flag_values=f)
   flags.DEFINE_string('prompt', None, 'What to draw.', flag_values=f)
   flags.DEFINE_integer('num_samples', 8, 'How many pictures.', flag_values=f)
   flags.DEFINE_string(

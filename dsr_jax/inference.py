@@ -1,27 +1,346 @@
-"""One loaded model, drawing, describing and scoring, for the commands.
+"""One sampler and scorer for everything but the training step: commands, evaluation, probe, study.
 
-Every candidate is scored by itself, one row at a time, whoever asks: so a picture has bit for bit
-the same reward when it is drawn and when its codes are scored again.
+`Sampler` works on lists, in chunks of one shape; parameters are an argument, so a run can measure
+itself. `Inference` is one loaded model for the commands: it scores every sample by itself, one row
+at a time, whoever asks, so a picture has bit for bit the same reward when it is drawn and when its
+codes are scored again.
 
-Axes: T text tokens, N image codes, H W pixels; numbers of candidates are written out.
+Seeds are common: sample i of input p has the same key for every model, so differences are paired.
+Axes: P inputs, G samples of an input, K instructions, T text tokens, N image codes, H W pixels.
 """
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dsr_jax import families, images, sharding
 from dsr_jax.convert.locate import Source
 from dsr_jax.errors import InputError
-from dsr_jax.models.janus import model as janus
-from dsr_jax.models.janus import processor as processor_lib
-from dsr_jax.models.unified import Picture, Sampling, Scoring, Text, row_keys
+from dsr_jax.models.unified import (
+  Picture,
+  Sampling,
+  Scoring,
+  Text,
+  TokenScores,
+  picture_to_read,
+  row_keys,
+  score_keys,
+)
+from dsr_jax.rewards import dual
 
-CHUNK = 16  # candidates sampled at once; the result does not depend on it beyond float rounding
-BUCKET = 64  # texts are padded to multiples of this, so that not every length is compiled anew
+CHUNK = 16  # samples drawn at once by the commands; it changes nothing beyond float rounding
+BUCKET = (
+  64  # the commands pad texts to multiples of this, so that not every length is compiled anew
+)
+
+
+class PictureSamples(NamedTuple):
+  """Pictures drawn for P prompts. rewards: R_G by instruction; prompt_logps: of the first one."""
+
+  codes: np.ndarray  # (P, G, N) int32
+  logps: np.ndarray  # (P, G, N), as they were sampled
+  pixels: np.ndarray  # (P, G, H, W, 3) uint8
+  rewards: np.ndarray | None = None  # (P, K, G)
+  prompt_logps: np.ndarray | None = None  # (P, G, T)
+
+
+class TextSamples(NamedTuple):
+  """Texts written about P pictures. rewards: R_U; codes: the pictures' own."""
+
+  ids: np.ndarray  # (P, G, T) int32
+  mask: np.ndarray  # (P, G, T) bool, with the final EOS
+  logps: np.ndarray  # (P, G, T), as they were sampled
+  rewards: np.ndarray | None = None  # (P, G)
+  codes: np.ndarray | None = None  # (P, N)
+
+
+def _as_float(pixels):
+  """Pixels as files have them, uint8, or in [-1, 1] already."""
+  return images.to_float(pixels) if pixels.dtype == jnp.uint8 else pixels
+
+
+# Programs, compiled once for all models of one structure: two that are compared share them.
+# first: the place of the chunk's first sample among all samples.
+
+
+@functools.partial(jax.jit, static_argnames=('graphdef', 'group', 'how', 'scoring', 'eos_id'))
+def _sample_pictures(
+  graphdef, params, prompt, first, seed, instructions, *, group, how, scoring, eos_id
+):
+  model = nnx.merge(graphdef, params)
+  keys = row_keys(jax.random.key(seed), first, prompt.ids.shape[0], group)
+  codes, logps = model.sample_pictures(prompt, keys, how)
+  pictures = model.picture_from_codes(codes)
+  if instructions is None:
+    return codes, logps, pictures.pixels, None, None
+  rewards, prompt_logps = [], []
+  for instruction in instructions:
+    reward, logp = dual.generation(
+      model,
+      pictures,
+      prompt,
+      instruction,
+      scoring,
+      eos_id=eos_id,
+      keys=score_keys(model, keys),
+    )
+    rewards.append(reward)
+    prompt_logps.append(logp[..., : prompt.ids.shape[-1]])
+  return codes, logps, pictures.pixels, jnp.stack(rewards, axis=1), prompt_logps[0]
+
+
+@functools.partial(jax.jit, static_argnames=('graphdef', 'group', 'how', 'scoring'))
+def _sample_texts(graphdef, params, pixels, question, first, seed, *, group, how, scoring):
+  model = nnx.merge(graphdef, params)
+  keys = row_keys(jax.random.key(seed), first, pixels.shape[0], group)
+  pixels = _as_float(pixels)
+  if scoring is None:
+    texts, logps = model.sample_texts(picture_to_read(model, pixels), question, keys, how)
+    return texts, logps, None, None
+  picture = model.picture_from_pixels(pixels)
+  texts, logps = model.sample_texts(picture, question, keys, how)
+  rewards, _ = dual.understanding(
+    model,
+    picture.codes,
+    texts,
+    scoring,
+    eos_id=model.spec.eos_id,
+    keys=score_keys(model, keys),
+  )
+  return texts, logps, rewards, picture.codes
+
+
+@functools.partial(jax.jit, static_argnames=('graphdef', 'how'))
+def _picture_logps(graphdef, params, prompt, codes, first, seed, *, how):
+  """prompt (P, g, T), codes (P, h, N) -> TokenScores (P, G, N)."""
+  model = nnx.merge(graphdef, params)
+  group = max(prompt.ids.shape[1], codes.shape[1])
+  keys = row_keys(jax.random.key(seed), first, codes.shape[0], group)
+  return model.picture_logps(prompt, codes, score_keys(model, keys), how)
+
+
+@functools.partial(jax.jit, static_argnames=('graphdef', 'how'))
+def _text_logps(graphdef, params, pixels, question, text, first, seed, *, how):
+  """pixels (P, H, W, 3) uint8, question (P, Tq), text (P, G, T) -> TokenScores (P, G, T)."""
+  model = nnx.merge(graphdef, params)
+  keys = row_keys(jax.random.key(seed), first, *text.ids.shape[:2])
+  picture = picture_to_read(model, images.to_float(pixels))
+  picture = jax.tree.map(lambda x: x[:, None], picture)
+  return model.text_logps(picture, question, text, score_keys(model, keys), how)
+
+
+@functools.partial(jax.jit, static_argnames=('graphdef', 'how'))
+def _read_prompts(graphdef, params, prompt, codes, first, seed, instruction, *, how):
+  """prompt (P, T), codes (P, G, N) -> R_G (P, G) and log-probabilities (P, G, T)."""
+  model = nnx.merge(graphdef, params)
+  keys = row_keys(jax.random.key(seed), first, *codes.shape[:2])
+  pictures = model.picture_from_codes(codes)
+  return dual.generation(model, pictures, prompt, instruction, how, keys=score_keys(model, keys))
+
+
+@functools.partial(jax.jit, static_argnames='graphdef')
+def _encode(graphdef, params, pixels):
+  """Pixels (P, H, W, 3), uint8 or float -> codes (P, N)."""
+  return nnx.merge(graphdef, params).picture_from_pixels(_as_float(pixels)).codes
+
+
+@functools.partial(jax.jit, static_argnames='graphdef')
+def _decode(graphdef, params, codes):
+  """Codes (..., N) -> pixels (..., H, W, 3) float32."""
+  return nnx.merge(graphdef, params).picture_from_codes(codes).pixels
+
+
+@functools.partial(jax.jit, static_argnames='graphdef')
+def _score_pair(graphdef, params, text, picture, instruction):
+  """One text and one picture: log-probabilities of the text (T,) and of the codes (N,)."""
+  model = nnx.merge(graphdef, params)
+  keys = score_keys(model, jax.random.key(0)[None, None])
+  text = Text(text.ids[:, None], text.mask[:, None])
+  text_scores = model.text_logps(picture, instruction, text, keys, Scoring())
+  image_scores = model.picture_logps(text, picture.codes, keys, Scoring())
+  return text_scores.logp[0, 0], image_scores.logp[0, 0]
+
+
+class Sampler:
+  """Samples from and scores with models of one structure, in chunks of one shape, for host data.
+
+  chunk: inputs at once; the last chunk is filled up with copies of its first row. In several
+  processes all must call together; every process gets everything.
+  """
+
+  def __init__(self, graphdef, processor, *, chunk: int, seed: int):
+    self._graphdef = graphdef
+    self._processor = processor
+    self._chunk = chunk
+    self._seed = seed
+
+  # Texts at the border.
+
+  def prompts(self, texts, length: int | None = None) -> Text:
+    """P prompts in words -> ids (P, T), padded to `length` or to the longest."""
+    return self._processor.pad([self._processor.encode_prompt(t) for t in texts], length)
+
+  def questions(self, texts, length: int | None = None) -> Text:
+    """P questions or instructions in words -> ids (P, T)."""
+    return self._processor.pad([self._processor.encode_question(t) for t in texts], length)
+
+  def words(self, ids, mask) -> list[str]:
+    """Rows (P, T) -> P texts."""
+    return [self._processor.decode(row[keep]) for row, keep in zip(ids, mask)]
+
+  # Samples.
+
+  def sample_pictures(
+    self,
+    params,
+    prompt: Text,
+    *,
+    group: int,
+    how: Sampling,
+    instructions: Text | None = None,
+    scoring: Scoring | None = None,
+    eos_id: int | None = None,
+    seed: int | None = None,
+  ) -> PictureSamples:
+    """P prompts (P, T) -> G pictures each.
+
+    instructions (K, Ti): scores each picture by R_G with each of them. eos_id: counts the
+    end-of-text token in R_G.
+    """
+    asked = None
+    if instructions is not None:
+      asked = tuple(Text(ids, mask) for ids, mask in zip(*instructions))
+
+    def run(first, ids, mask):
+      codes, logps, pixels, rewards, prompt_logps = _sample_pictures(
+        self._graphdef,
+        params,
+        Text(ids, mask),
+        first * group,
+        self._seed if seed is None else seed,
+        asked,
+        group=group,
+        how=how,
+        scoring=scoring or Scoring(),
+        eos_id=eos_id,
+      )
+      pixels = images.to_uint8(sharding.fetch(pixels))
+      return PictureSamples(codes, logps, pixels, rewards, prompt_logps)
+
+    return self.chunked(run, *prompt)
+
+  def sample_texts(
+    self,
+    params,
+    pixels,
+    question: Text,
+    *,
+    group: int,
+    how: Sampling,
+    scoring: Scoring | None = None,
+    seed: int | None = None,
+  ) -> TextSamples:
+    """P pictures (P, H, W, 3) uint8 and questions (P, Tq) -> G texts each.
+
+    scoring: scores each text by R_U.
+    """
+
+    def run(first, pixels, ids, mask):
+      text, logps, rewards, codes = _sample_texts(
+        self._graphdef,
+        params,
+        pixels,
+        Text(ids, mask),
+        first * group,
+        self._seed if seed is None else seed,
+        group=group,
+        how=how,
+        scoring=scoring,
+      )
+      return TextSamples(text.ids, text.mask, logps, rewards, codes)
+
+    return self.chunked(run, pixels, *question)
+
+  # Scores.
+
+  def picture_logps(self, params, prompt: Text, codes, how: Scoring) -> TokenScores:
+    """prompt (P, g, T), codes (P, h, N) -> TokenScores (P, G, N)."""
+
+    def run(first, ids, mask, codes):
+      group = max(ids.shape[1], codes.shape[1])
+      return _picture_logps(
+        self._graphdef, params, Text(ids, mask), codes, first * group, self._seed, how=how
+      )
+
+    return self.chunked(run, *prompt, codes)
+
+  def text_logps(self, params, pixels, question: Text, text: Text, how: Scoring) -> TokenScores:
+    """pixels (P, H, W, 3) uint8, question (P, Tq), text (P, G, T) -> TokenScores (P, G, T)."""
+
+    def run(first, pixels, question_ids, question_mask, ids, mask):
+      question, text = Text(question_ids, question_mask), Text(ids, mask)
+      first = first * ids.shape[1]
+      return _text_logps(self._graphdef, params, pixels, question, text, first, self._seed, how=how)
+
+    return self.chunked(run, pixels, *question, *text)
+
+  def read_prompts(self, params, prompt: Text, codes, instruction: Text, how: Scoring):
+    """prompt (P, T), pictures by codes (P, G, N), instruction (Ti,) -> R_G (P, G) and the
+    log-probabilities of the prompt's tokens given each picture (P, G, T).
+    """
+
+    def run(first, ids, mask, codes):
+      return _read_prompts(
+        self._graphdef,
+        params,
+        Text(ids, mask),
+        codes,
+        first * codes.shape[1],
+        self._seed,
+        instruction,
+        how=how,
+      )
+
+    return self.chunked(run, *prompt, codes)
+
+  def encode(self, params, pixels):
+    """(P, H, W, 3) uint8 -> codes (P, N)."""
+    return self.chunked(lambda first, x: _encode(self._graphdef, params, x), pixels)
+
+  def decode(self, params, codes):
+    """codes (P, ..., N) -> pixels (P, ..., H, W, 3) uint8."""
+
+    def run(first, codes):
+      return images.to_uint8(sharding.fetch(_decode(self._graphdef, params, codes)))
+
+    return self.chunked(run, codes)
+
+  def chunked(self, run, *arrays):
+    """run(first, *parts) over parts of `chunk` rows of host arrays (P, ...); joined on the host."""
+    rows, chunk = len(arrays[0]), self._chunk
+    outputs = []
+    for first in range(0, rows, chunk):
+      parts = [np.asarray(a[first : first + chunk]) for a in arrays]
+      here = len(parts[0])
+      filled = [np.concatenate([p, np.repeat(p[:1], chunk - here, axis=0)]) for p in parts]
+      output = jax.tree.map(sharding.fetch, run(first, *filled))
+      outputs.append(jax.tree.map(lambda x, n=here: x[:n], output))
+    return jax.tree.map(lambda *x: np.concatenate(x), *outputs)
+
+
+def best_of(x, rewards):
+  """x (P, S K, ...), rewards (P, S, K) -> the best of each K, (P, S, ...)."""
+  rows, samples, _ = rewards.shape
+  x = x.reshape(*rewards.shape, *x.shape[2:])
+  return x[np.arange(rows)[:, None], np.arange(samples), np.argmax(rewards, axis=-1)]
+
+
+# One loaded model.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,12 +365,15 @@ class Scores:
 
 
 class Inference:
-  """A model of `model_source.resolve`, with its parameters on the default device."""
+  """A model of `locate.resolve`, with its parameters on the default device."""
 
   def __init__(self, source: Source):
     self.source = source
-    self.config = source.bundle.config
-    self.processor = source.bundle.processor
+    model = families.model_of(source.bundle, source.name)
+    self.config = model.config
+    self.spec = model.spec
+    self.processor = model.processor
+    self._graphdef = model.graphdef
     self._params = jax.device_put(source.bundle.params)
 
   def encode(self, text: str, what: str) -> list[int]:
@@ -59,39 +381,44 @@ class Inference:
     the model.
     """
     t = self.config.templates
-    frame = (
-      len(t.understanding_prefix + t.understanding_infix + t.understanding_suffix)
-      + self.config.num_codes
-    )
-    room = self.config.text.max_position_embeddings - frame - self.config.vision.num_patches
+    frame = len(t.understanding_prefix + t.understanding_infix + t.understanding_suffix)
+    room = self.config.text.max_position_embeddings - frame - self.config.num_codes
+    room -= self.config.vision.num_patches
     encode = self.processor.encode_question if what == 'question' else self.processor.encode_prompt
     ids = encode(text)
     if len(ids) > room:
       raise InputError(
         f'found a {what} of {len(ids)} tokens; expected at most {room}, which this model has room '
-        'for; '
-        'shorten it'
+        'for; shorten it'
       )
     return ids
 
   def read_image(self, path: str) -> np.ndarray:
     """A file as the square picture that the model reads: (H, W, 3) float32 in [-1, 1]."""
-    image = processor_lib.load_image(path)
-    return processor_lib.to_float(
-      processor_lib.preprocess(image, self.config.image_size, mode=self.source.method.crop)
-    )
+    image = images.load_image(path)
+    square = images.preprocess(image, self.spec.image_size, mode=self.source.method.crop)
+    return images.to_float(square)
 
   def draw(self, prompt: list[int], number: int, *, temperature: float, guidance: float, seed: int):
-    """Samples pictures: codes (number, N) int32 and their log-probabilities (number, N) as they
-    were sampled.
-    """
+    """Samples pictures: codes (number, N) int32 and their log-probabilities (number, N)."""
     how = Sampling(temperature=temperature, guidance=guidance, segment=64)
-
-    def sample(keys):
-      return _draw(self._params, _text(prompt), keys, config=self.config, how=how)
-
-    codes, logps = zip(*(sample(keys) for keys in _keys(seed, number)))
-    return _joined(codes), _joined(logps)
+    codes, logps = [], []
+    for first in range(0, number, CHUNK):
+      drawn = _sample_pictures(
+        self._graphdef,
+        self._params,
+        _text(prompt),
+        first,
+        seed,
+        None,
+        group=min(CHUNK, number - first),
+        how=how,
+        scoring=None,
+        eos_id=None,
+      )
+      codes.append(np.asarray(drawn[0])[0])
+      logps.append(np.asarray(drawn[1])[0])
+    return np.concatenate(codes), np.concatenate(logps)
 
   def describe(
     self,
@@ -103,87 +430,51 @@ class Inference:
     max_tokens: int,
     seed: int,
   ):
-    """Samples texts of a picture (H, W, 3): a list of (ids (T,), logps (T,)), with the end of
-    sentence if it came.
+    """Samples texts of a picture (H, W, 3) in [-1, 1]: a list of (ids (T,), logps (T,)), with the
+    end
+    of sentence if it came.
     """
     how = Sampling(temperature=temperature, max_tokens=max_tokens, segment=64)
     texts = []
-    for keys in _keys(seed, number):
-      text, logps = jax.device_get(
-        _describe(self._params, pixels[None], _text(question), keys, config=self.config, how=how)
+    for first in range(0, number, CHUNK):
+      text, logps, _, _ = jax.device_get(
+        _sample_texts(
+          self._graphdef,
+          self._params,
+          pixels[None],
+          _text(question),
+          first,
+          seed,
+          group=min(CHUNK, number - first),
+          how=how,
+          scoring=None,
+        )
       )
-      texts += [
-        (ids[mask], logp[mask]) for ids, mask, logp in zip(text.ids[0], text.mask[0], logps[0])
-      ]
+      rows = zip(text.ids[0], text.mask[0], logps[0])
+      texts += [(ids[mask], logp[mask]) for ids, mask, logp in rows]
     return texts
 
   def decode(self, codes: np.ndarray) -> np.ndarray:
     """Codes (N,) -> pixels (H, W, 3) float32 in [-1, 1]."""
-    return np.asarray(_decode(self._params, codes[None], config=self.config))[0]
+    return np.asarray(_decode(self._graphdef, self._params, codes[None]))[0]
 
   def tokenize(self, pixels: np.ndarray) -> np.ndarray:
-    """Pixels (H, W, 3) -> codes (N,) int32."""
-    return np.asarray(_tokenize(self._params, pixels[None], config=self.config))[0]
+    """Pixels (H, W, 3) in [-1, 1] -> codes (N,) int32."""
+    return np.asarray(_encode(self._graphdef, self._params, pixels[None]))[0]
 
   def score(
     self, text: list[int], codes: np.ndarray, pixels: np.ndarray, instruction: list[int]
   ) -> Scores:
     """Scores one pair of a text's content ids and a picture, codes (N,) and pixels (H, W, 3)."""
     picture = Picture(jnp.asarray(codes)[None, None], jnp.asarray(pixels)[None, None])
-    text_logps, image_logps = _score(
-      self._params, _text(text), picture, _text(instruction), config=self.config
+    text_logps, image_logps = _score_pair(
+      self._graphdef, self._params, _text(text), picture, _text(instruction)
     )
     return Scores(np.asarray(text_logps)[: len(text)], np.asarray(image_logps))
 
 
-def _model(params, config):
-  return nnx.merge(janus.graphdef_of(config), params)
-
-
-@functools.partial(jax.jit, static_argnames=('config', 'how'))
-def _draw(params, prompt, keys, *, config, how):
-  return _model(params, config).sample_pictures(prompt, keys, how)
-
-
-@functools.partial(jax.jit, static_argnames=('config', 'how'))
-def _describe(params, pixels, question, keys, *, config, how):
-  codes = jnp.zeros((1, config.num_codes), jnp.int32)  # texts are sampled from pixels alone
-  return _model(params, config).sample_texts(Picture(codes, pixels), question, keys, how)
-
-
-@functools.partial(jax.jit, static_argnames='config')
-def _decode(params, codes, *, config):
-  return _model(params, config).picture_from_codes(codes).pixels
-
-
-@functools.partial(jax.jit, static_argnames='config')
-def _tokenize(params, pixels, *, config):
-  return _model(params, config).picture_from_pixels(pixels).codes
-
-
-@functools.partial(jax.jit, static_argnames='config')
-def _score(params, text, picture, instruction, *, config):
-  model = _model(params, config)
-  key, how = jax.random.key(0)[None, None], Scoring()  # Janus' likelihood takes no chance
-  candidate = Text(text.ids[:, None], text.mask[:, None])
-  text_scores = model.text_logps(picture, instruction, candidate, key, how)
-  image_scores = model.picture_logps(candidate, picture.codes, key, how)
-  return text_scores.logp[0, 0], image_scores.logp[0, 0]
-
-
-def _text(ids):
+def _text(ids) -> Text:
   """One row: (1, T), T a multiple of BUCKET."""
   room = -(-len(ids) // BUCKET) * BUCKET
-  return Text(
-    jnp.asarray([ids + [0] * (room - len(ids))], jnp.int32), jnp.arange(room)[None] < len(ids)
-  )
-
-
-def _keys(seed, number):
-  """The candidates' keys in chunks (1, at most CHUNK)."""
-  key = jax.random.key(seed)
-  return [row_keys(key, first, 1, min(CHUNK, number - first)) for first in range(0, number, CHUNK)]
-
-
-def _joined(chunks):
-  return np.concatenate([np.asarray(chunk)[0] for chunk in chunks])
+  padded = jnp.asarray([ids + [0] * (room - len(ids))], jnp.int32)
+  return Text(padded, jnp.arange(room)[None] < len(ids))

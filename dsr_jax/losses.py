@@ -1,12 +1,12 @@
-"""Objectives: arrays in, sums and weights out, to be divided once.
+"""Objectives: arrays in, one loss a group out; sums over groups are divided once, in the step.
 
 Sources: SimPO and GRPO arXiv 2506.07963, eq. 5 and 6-9; Dr.GRPO 2503.20783; RLOO 2402.14740; GSPO
-  2507.18071; CISPO 2506.13585; online
-DPO 2402.04792; estimators of the KL joschu.net/blog/kl-approx.html.
+2507.18071; CISPO 2506.13585; online DPO 2402.04792; estimators of the KL
+joschu.net/blog/kl-approx.html.
 
-Log-probabilities are of the policy that learns (`logp`), of the one at the first inner update
-(`old`) and of the initial model (`reference`).
-Axes: B groups, C candidates of a group that learn (2 of a pair, 1, or all G), T tokens.
+Log-probabilities are of the policy that learns (`logps`), of the policy before the first inner
+update (`old_logps`) and of the initial model (`ref_logps`).
+Axes: B groups, C samples of a group that learn (2 of a pair, 1, or all G), T tokens.
 """
 
 from collections.abc import Callable
@@ -18,92 +18,56 @@ import jax.numpy as jnp
 STD_FLOOR = 1e-4  # added to a group's standard deviation
 
 
-class Learners(NamedTuple):
-  """Candidates that learn: (B, C, T) but rewards (B, C). reference is None where the objective asks
-  for none.
+class LossInputs(NamedTuple):
+  """Samples that learn: (B, C, T) but rewards (B, C).
+
+  ref_logps is None where the objective asks for none; rewards is None for pairs, which are chosen
+  by them already.
   """
 
-  logp: jax.Array
-  old: jax.Array
-  reference: jax.Array | None
+  logps: jax.Array
+  old_logps: jax.Array
+  ref_logps: jax.Array | None
   mask: jax.Array
-  rewards: jax.Array
+  rewards: jax.Array | None
 
 
 class Objective(NamedTuple):
   """A line of the table.
 
-  loss: (Learners, config.Method) -> the loss of each group (B,), float32.
-  choose: (rewards (B, G), config.Method) -> indices (B, C) of the candidates that learn and weights
-    (B,) of the groups.
-  measure: (Learners, config.Method) -> numbers for the metrics; None where groups are reduced to
-    pairs.
-  has_ratio: whether it may take several updates on the same samples.
-  needs_reference: config.Method -> whether the initial model's log-probabilities are needed.
+  Attributes:
+    loss: (LossInputs, config.Method) -> the loss of each group (B,), float32.
+    choose: (rewards (B, G), config.Method) -> indices (B, C) of the samples that learn, and weights
+      (B,) of the groups, 0 where a group gives no gradient.
+    measure: (LossInputs, config.Method) -> numbers for the metrics; None for pairs.
+    off_policy_ok: whether it may take several updates on the same samples.
+    needs_reference: config.Method -> whether the initial model's log-probabilities are needed.
   """
 
   loss: Callable
   choose: Callable
   measure: Callable | None = None
-  has_ratio: bool = False
+  off_policy_ok: bool = False
   needs_reference: Callable = lambda method: False
 
 
-# Means and sums.
+# Sequences.
 
 
-def mean_logp(logp, mask):
-  """log pi(y|x) / |y|, (...): the mean over a sequence's own tokens of (..., T), in float32; 0 for
-  an empty sequence.
+def mean_logp(logps, mask):
+  """log pi(y|x) / |y|, (...): the mean over a sequence's own tokens of (..., T), float32.
+
+  0 for an empty sequence.
   """
-  return sum_logp(logp, mask) / jnp.maximum(jnp.sum(mask, axis=-1), 1)
+  return sum_logp(logps, mask) / jnp.maximum(jnp.sum(mask, axis=-1), 1)
 
 
-def sum_logp(logp, mask):
-  """log pi(y|x), (...): the sum over a sequence's own tokens of (..., T), in float32."""
-  return jnp.sum(jnp.where(mask, logp.astype(jnp.float32), 0.0), axis=-1)
+def sum_logp(logps, mask):
+  """log pi(y|x), (...): the sum over a sequence's own tokens of (..., T), float32."""
+  return jnp.sum(jnp.where(mask, logps.astype(jnp.float32), 0.0), axis=-1)
 
 
-def _over_tokens(values, mask):
-  """(B, C, T) -> (B,): the sum divided by the number of the group's tokens."""
-  return jnp.sum(jnp.where(mask, values, 0.0), axis=(1, 2)) / jnp.maximum(
-    jnp.sum(mask, axis=(1, 2)), 1
-  )
-
-
-def _over_room(values, mask):
-  """(B, C, T) -> (B,): the sum divided by a constant, the number of tokens a group has room for."""
-  return jnp.sum(jnp.where(mask, values, 0.0), axis=(1, 2)) / (mask.shape[1] * mask.shape[2])
-
-
-# Pairs.
-
-
-def simpo(chosen, rejected, weight, *, beta: float, gamma: float):
-  """Online SimPO (arXiv 2506.07963, eq. 5), without a reference model and without an added
-  likelihood term.
-
-  Args:
-    chosen, rejected: (B,) length-normalised log-probabilities of the best and the worst candidate.
-    weight: (B,) 1 where the pair counts, 0 where it was dropped.
-    beta, gamma: scale of the margin, and the margin asked for.
-
-  Returns:
-    The sum over pairs of -log sigmoid(beta (chosen - rejected) - gamma) and the sum of weights.
-  """
-  return weighted(simpo_losses(chosen, rejected, beta=beta, gamma=gamma), weight)
-
-
-def simpo_losses(chosen, rejected, *, beta: float, gamma: float):
-  """The loss of each pair, (B,)."""
-  return -jax.nn.log_sigmoid(beta * (chosen - rejected) - gamma)
-
-
-def dpo_losses(chosen, rejected, *, beta: float):
-  """chosen, rejected: (B,) log-ratios of whole sequences, policy to reference -> the loss of each
-  pair, (B,).
-  """
-  return -jax.nn.log_sigmoid(beta * (chosen - rejected))
+# Pairs: the best and the worst sample of a group.
 
 
 def best_and_worst(rewards, min_margin: float):
@@ -116,23 +80,88 @@ def best_and_worst(rewards, min_margin: float):
   return pair, (gap > min_margin).astype(jnp.float32)
 
 
-# Groups. Each takes log-probabilities (B, C, T), mask (B, C, T), rewards (B, C) and gives the loss
-# of each group, (B,).
+def simpo_losses(chosen, rejected, *, beta: float, gamma: float):
+  """Eq. 5: -log sigmoid(beta (chosen - rejected) - gamma), (B,); no reference, no added likelihood.
+
+  chosen, rejected: (B,) length-normalized log-probabilities of the best and the worst sample.
+  """
+  return -jax.nn.log_sigmoid(beta * (chosen - rejected) - gamma)
 
 
-def normalised(rewards):
+def dpo_losses(chosen, rejected, *, beta: float):
+  """chosen, rejected: (B,) log-ratios of whole sequences, policy to reference -> losses (B,)."""
+  return -jax.nn.log_sigmoid(beta * (chosen - rejected))
+
+
+def _choose_pair(rewards, method):
+  return best_and_worst(rewards, method.min_margin)
+
+
+def _choose_best(rewards, method):
+  pair, weight = best_and_worst(rewards, method.min_margin)
+  return pair[:, :1], weight
+
+
+def _simpo(x: LossInputs, method):
+  mean = mean_logp(x.logps, x.mask)
+  return simpo_losses(mean[:, 0], mean[:, 1], beta=method.beta, gamma=method.gamma)
+
+
+def _online_dpo(x: LossInputs, method):
+  assert x.ref_logps is not None
+  log_ratio = sum_logp(x.logps - x.ref_logps, x.mask)
+  return dpo_losses(log_ratio[:, 0], log_ratio[:, 1], beta=method.dpo.beta)
+
+
+def _best_of_n(x: LossInputs, method):
+  """Plain fine-tuning on the best sample: a control, for what the worst one adds."""
+  del method
+  return -mean_logp(x.logps, x.mask)[:, 0]
+
+
+# Groups. Advantages (B, C) from rewards (B, C).
+
+
+def normalized(rewards):
   """(R - mean) / (std + 1e-4) within the group; the standard deviation is the population's."""
-  return centred(rewards) / (jnp.std(rewards, axis=-1, keepdims=True) + STD_FLOOR)
+  return centered(rewards) / (jnp.std(rewards, axis=-1, keepdims=True) + STD_FLOOR)
 
 
-def centred(rewards):
+def centered(rewards):
   """R - mean within the group."""
   return rewards - jnp.mean(rewards, axis=-1, keepdims=True)
 
 
 def against_others(rewards):
   """R_i - the mean of the others of the group."""
-  return centred(rewards) * (rewards.shape[-1] / (rewards.shape[-1] - 1))
+  return centered(rewards) * (rewards.shape[-1] / (rewards.shape[-1] - 1))
+
+
+# Reductions of token values (B, C, T) to one number a group (B,).
+
+
+def mean_over_tokens(values, mask):
+  """The sum divided by the number of the group's tokens."""
+  total = jnp.sum(jnp.where(mask, values, 0.0), axis=(1, 2))
+  return total / jnp.maximum(jnp.sum(mask, axis=(1, 2)), 1)
+
+
+def mean_over_capacity(values, mask):
+  """The sum divided by a constant, the number of tokens that a group has room for."""
+  return jnp.sum(jnp.where(mask, values, 0.0), axis=(1, 2)) / (mask.shape[1] * mask.shape[2])
+
+
+def mean_of_sums(values, mask):
+  """The mean over samples of their sums over tokens."""
+  return jnp.mean(sum_logp(values, mask), axis=-1)
+
+
+def mean_of_means(values, mask):
+  """The mean over samples of their means over tokens."""
+  return jnp.mean(mean_logp(values, mask), axis=-1)
+
+
+# Surrogates: log-probabilities (B, C, T), mask (B, C, T), rewards (B, C) -> losses (B,).
 
 
 def clipped(ratio, advantage, low: float, high: float):
@@ -140,185 +169,186 @@ def clipped(ratio, advantage, low: float, high: float):
   return jnp.minimum(ratio * advantage, jnp.clip(ratio, 1.0 - low, 1.0 + high) * advantage)
 
 
-def grpo(logp, old, mask, rewards, *, low: float, high: float):
-  """The paper's (eq. 6-8): normalised advantages, a ratio a token, clipped, divided by the group's
-  number of tokens.
+def grpo(logps, old_logps, mask, rewards, *, low: float, high: float):
+  """Eq. 6-8: normalized advantages, a clipped ratio a token, divided by the group's tokens."""
+  ratio = _token_ratio(logps, old_logps, mask)
+  return -mean_over_tokens(clipped(ratio, normalized(rewards)[..., None], low, high), mask)
+
+
+def dr_grpo(logps, old_logps, mask, rewards, *, low: float, high: float):
+  """GRPO without its two biases: neither divided by the spread of rewards nor by the lengths."""
+  ratio = _token_ratio(logps, old_logps, mask)
+  return -mean_over_capacity(clipped(ratio, centered(rewards)[..., None], low, high), mask)
+
+
+def rloo(logps, old_logps, mask, rewards, *, low: float, high: float):
+  """Each sample against the mean of the others, with one ratio a sequence.
+
+  At ratio 1 the gradient is that of REINFORCE.
   """
-  return -_over_tokens(
-    clipped(_ratio(logp, old, mask), normalised(rewards)[..., None], low, high), mask
-  )
-
-
-def dr_grpo(logp, old, mask, rewards, *, low: float, high: float):
-  """GRPO without its two biases: advantages are not divided by the spread, sums not by the
-  lengths.
-  """
-  return -_over_room(clipped(_ratio(logp, old, mask), centred(rewards)[..., None], low, high), mask)
-
-
-def rloo(logp, old, mask, rewards, *, low: float, high: float):
-  """Each candidate against the mean of the others, with one ratio a sequence: at ratio 1 the
-  gradient is that of REINFORCE.
-  """
-  ratio = jnp.exp(sum_logp(logp - old, mask))
+  ratio = jnp.exp(sum_logp(logps - old_logps, mask))
   return -jnp.mean(clipped(ratio, against_others(rewards), low, high), axis=-1)
 
 
-def gspo(logp, old, mask, rewards, *, low: float, high: float):
+def gspo(logps, old_logps, mask, rewards, *, low: float, high: float):
   """One ratio a sequence, the geometric mean of its tokens' ratios, clipped tightly."""
-  ratio = jnp.exp(mean_logp(logp - old, mask))
-  return -jnp.mean(clipped(ratio, normalised(rewards), low, high), axis=-1)
+  ratio = jnp.exp(mean_logp(logps - old_logps, mask))
+  return -jnp.mean(clipped(ratio, normalized(rewards), low, high), axis=-1)
 
 
-def cispo(logp, old, mask, rewards, *, most: float):
+def cispo(logps, old_logps, mask, rewards, *, ratio_max: float):
   """The ratio, bounded above, only weighs the tokens; no token loses its gradient."""
-  weight = jax.lax.stop_gradient(jnp.minimum(_ratio(logp, old, mask), most))
-  return -_over_tokens(weight * normalised(rewards)[..., None] * logp, mask)
+  ratio = jnp.minimum(_token_ratio(logps, old_logps, mask), ratio_max)
+  weight = jax.lax.stop_gradient(ratio)
+  return -mean_over_tokens(weight * normalized(rewards)[..., None] * logps, mask)
 
 
-def kl_tokens(logp, reference, estimator: str):
-  """Estimates of KL(policy || reference) a token from the policy's samples, with d = log reference
-  - log policy.
+def kl_tokens(logps, ref_logps, estimator: str):
+  """Estimates of KL(policy || reference) a token, with d = log reference - log policy.
 
-  k1 is -d, k2 d²/2, k3 exp(d) - 1 - d. As a loss only the gradients of k2 and k3 pull towards the
-  reference; k1's is 0 in the mean.
+  From the policy's samples: k1 is -d, k2 d²/2, k3 exp(d) - 1 - d. As a loss only the gradients of
+  k2 and k3 pull towards the reference; k1's is 0 in the mean.
   """
-  d = reference - logp
-  return {'k1': lambda: -d, 'k2': lambda: 0.5 * jnp.square(d), 'k3': lambda: jnp.expm1(d) - d}[
-    estimator
-  ]()
+  d = ref_logps - logps
+  if estimator == 'k1':
+    return -d
+  if estimator == 'k2':
+    return 0.5 * jnp.square(d)
+  return jnp.expm1(d) - d
 
 
-def _ratio(logp, old, mask):
-  return jnp.exp(jnp.where(mask, logp - old, 0.0))
+def _token_ratio(logps, old_logps, mask):
+  return jnp.exp(_token_log_ratio(logps - old_logps, mask))
+
+
+def _token_log_ratio(gap, mask):
+  return jnp.where(mask, gap, 0.0)
 
 
 # The table.
 
 
 def weighted(per_group, weight):
-  """Losses (B,), weights (B,) -> their sum over groups that count, and the sum of weights; a
-  dropped group has no gradient.
+  """Losses (B,), weights (B,) -> the sum over groups that count; a dropped group has no
+  gradient.
   """
-  return jnp.sum(jnp.where(weight > 0, per_group, 0.0) * weight), jnp.sum(weight)
+  return jnp.sum(jnp.where(weight > 0, per_group, 0.0) * weight)
 
 
-def _pair(rewards, method):
-  return best_and_worst(rewards, method.min_margin)
-
-
-def _best(rewards, method):
-  pair, weight = best_and_worst(rewards, method.min_margin)
-  return pair[:, :1], weight
-
-
-def _everyone(rewards, method):
+def _choose_all(rewards, method):
   del method
   return jnp.broadcast_to(jnp.arange(rewards.shape[1]), rewards.shape), jnp.ones(rewards.shape[0])
 
 
-def _simpo(x: Learners, method):
-  mean = mean_logp(x.logp, x.mask)
-  return simpo_losses(mean[:, 0], mean[:, 1], beta=method.beta, gamma=method.gamma)
+def _group_objective(*, surrogate, reduce, log_ratio, advantages, bounds) -> Objective:
+  """An objective of whole groups, with its KL and its numbers for the metrics.
 
-
-def _online_dpo(x: Learners, method):
-  ratio = sum_logp(x.logp - x.reference, x.mask)
-  return dpo_losses(ratio[:, 0], ratio[:, 1], beta=method.dpo_beta)
-
-
-def _best_of_n(x: Learners, method):
-  """Plain fine-tuning on the best candidate: a control, for what the worst one adds."""
-  del method
-  return -mean_logp(x.logp, x.mask)[:, 0]
-
-
-def _group(function, over, log_ratio, advantage, bounds, **keys):
-  """An objective of whole groups with its KL.
-
-  over: (values, mask) -> (B,), how tokens are averaged. log_ratio: (logp - old, mask) -> that of a
-    token or of a sequence. keys: names
-  of the settings that `function` takes. For the metrics: bounds: method -> those of the ratio;
-  advantage: of rewards, whose sign says which bound can cut (of cispo the upper one, whatever the
-  advantage).
+  Args:
+    surrogate: (LossInputs, method) -> losses (B,).
+    reduce: how token values of the KL become one number a group.
+    log_ratio: (logps - old_logps, mask) -> that of a token (B, C, T) or of a sequence (B, C).
+    advantages: of rewards, whose sign says which bound can clip (CISPO's upper one always can).
+    bounds: method -> the ratio's.
   """
 
-  def loss(x: Learners, method):
-    value = function(
-      x.logp, x.old, x.mask, x.rewards, **{name: getattr(method, key) for name, key in keys.items()}
-    )
-    if x.reference is None:
+  def loss(x: LossInputs, method):
+    value = surrogate(x, method)
+    if x.ref_logps is None:
       return value
-    return value + method.kl * over(kl_tokens(x.logp, x.reference, method.kl_estimator), x.mask)
+    return value + method.kl * reduce(kl_tokens(x.logps, x.ref_logps, method.kl_estimator), x.mask)
 
-  def measure(x: Learners, method):
-    ratio = jnp.exp(log_ratio(x.logp - x.old, x.mask))
+  def measure(x: LossInputs, method):
+    ratio = jnp.exp(log_ratio(x.logps - x.old_logps, x.mask))
     counted = x.mask if ratio.ndim == 3 else jnp.any(x.mask, axis=-1)
-    sign = jnp.broadcast_to(
-      jnp.sign(advantage(x.rewards)).reshape(*x.rewards.shape, *(1,) * (ratio.ndim - 2)),
-      ratio.shape,
-    )
+    sign = jnp.sign(advantages(x.rewards))
+    sign = jnp.broadcast_to(sign.reshape(*sign.shape, *(1,) * (ratio.ndim - 2)), ratio.shape)
     low, high = bounds(method)
     cut = ((ratio > high) & (sign > 0)) | ((ratio < low) & (sign < 0))
     values = dict(
       ratio_gap=jnp.max(jnp.abs(ratio - 1.0)),
       clip_fraction=jnp.sum(cut & counted) / jnp.maximum(jnp.sum(counted), 1),
     )
-    if x.reference is not None:
-      kl = jnp.sum(jnp.where(x.mask, kl_tokens(x.logp, x.reference, 'k3'), 0.0))
+    if x.ref_logps is not None:
+      kl = jnp.sum(jnp.where(x.mask, kl_tokens(x.logps, x.ref_logps, 'k3'), 0.0))
       values['kl'] = kl / jnp.maximum(jnp.sum(x.mask), 1)
     return values
 
   return Objective(
-    loss, _everyone, measure, has_ratio=True, needs_reference=lambda method: method.kl > 0
+    loss=loss,
+    choose=_choose_all,
+    measure=measure,
+    off_policy_ok=True,
+    needs_reference=lambda method: method.kl > 0,
   )
 
 
-def _TOKEN_BOUNDS(method):
-  return (1.0 - method.ratio_low, 1.0 + method.ratio_high)
+def _clipped_by(surrogate, knobs: str):
+  """A surrogate with its ratio bounds read from the group `method.KNOBS`."""
+
+  def of(x: LossInputs, method):
+    group = getattr(method, knobs)
+    return surrogate(
+      x.logps, x.old_logps, x.mask, x.rewards, low=group.ratio_low, high=group.ratio_high
+    )
+
+  return of
 
 
-def _SEQUENCE_BOUNDS(method):
-  return (1.0 - method.sequence_low, 1.0 + method.sequence_high)
+def _cispo(x: LossInputs, method):
+  return cispo(x.logps, x.old_logps, x.mask, x.rewards, ratio_max=method.cispo.ratio_max)
 
 
-_TOKEN_KEYS = dict(low='ratio_low', high='ratio_high')
+def _grpo_bounds(method):
+  return 1.0 - method.grpo.ratio_low, 1.0 + method.grpo.ratio_high
 
 
-def _of_tokens(gap, mask):
-  return jnp.where(mask, gap, 0.0)
+def _gspo_bounds(method):
+  return 1.0 - method.gspo.ratio_low, 1.0 + method.gspo.ratio_high
 
 
-def _mean_of_sums(values, mask):
-  return jnp.mean(sum_logp(values, mask), axis=-1)
-
-
-def _mean_of_means(values, mask):
-  return jnp.mean(mean_logp(values, mask), axis=-1)
+def _cispo_bounds(method):
+  return 0.0, method.cispo.ratio_max
 
 
 OBJECTIVES = {
-  'simpo': Objective(_simpo, _pair),
-  'grpo': _group(grpo, _over_tokens, _of_tokens, normalised, _TOKEN_BOUNDS, **_TOKEN_KEYS),
-  'dr_grpo': _group(dr_grpo, _over_room, _of_tokens, centred, _TOKEN_BOUNDS, **_TOKEN_KEYS),
-  'rloo': _group(rloo, _mean_of_sums, sum_logp, against_others, _TOKEN_BOUNDS, **_TOKEN_KEYS),
-  'gspo': _group(
-    gspo,
-    _mean_of_means,
-    mean_logp,
-    normalised,
-    _SEQUENCE_BOUNDS,
-    low='sequence_low',
-    high='sequence_high',
+  'simpo': Objective(loss=_simpo, choose=_choose_pair),
+  'grpo': _group_objective(
+    surrogate=_clipped_by(grpo, 'grpo'),
+    reduce=mean_over_tokens,
+    log_ratio=_token_log_ratio,
+    advantages=normalized,
+    bounds=_grpo_bounds,
   ),
-  'cispo': _group(
-    cispo,
-    _over_tokens,
-    _of_tokens,
-    jnp.ones_like,
-    lambda method: (0.0, method.cispo_max),
-    most='cispo_max',
+  'dr_grpo': _group_objective(
+    surrogate=_clipped_by(dr_grpo, 'grpo'),
+    reduce=mean_over_capacity,
+    log_ratio=_token_log_ratio,
+    advantages=centered,
+    bounds=_grpo_bounds,
   ),
-  'online_dpo': Objective(_online_dpo, _pair, needs_reference=lambda method: True),
-  'best_of_n': Objective(_best_of_n, _best),
+  'rloo': _group_objective(
+    surrogate=_clipped_by(rloo, 'grpo'),
+    reduce=mean_of_sums,
+    log_ratio=sum_logp,
+    advantages=against_others,
+    bounds=_grpo_bounds,
+  ),
+  'gspo': _group_objective(
+    surrogate=_clipped_by(gspo, 'gspo'),
+    reduce=mean_of_means,
+    log_ratio=mean_logp,
+    advantages=normalized,
+    bounds=_gspo_bounds,
+  ),
+  'cispo': _group_objective(
+    surrogate=_cispo,
+    reduce=mean_over_tokens,
+    log_ratio=_token_log_ratio,
+    advantages=jnp.ones_like,
+    bounds=_cispo_bounds,
+  ),
+  'online_dpo': Objective(
+    loss=_online_dpo, choose=_choose_pair, needs_reference=lambda method: True
+  ),
+  'best_of_n': Objective(loss=_best_of_n, choose=_choose_best),
 }

@@ -11,34 +11,33 @@ import dataclasses
 import functools
 import json
 import os
-import sys
 import time
 
 from absl import flags
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from ml_collections import config_flags
 import numpy as np
 import optax
 
-from dsr_jax import convert
+from dsr_jax import cli, config_loading, convert, files, images
+from dsr_jax.convert import tokenizer_files
 from dsr_jax.errors import run_main
 from dsr_jax.models.janus import model as janus
-from dsr_jax.models.janus import processor as processor_lib
 from dsr_jax.models.janus.config import JanusConfig
+from dsr_jax.models.janus.processor import Processor
 from dsr_jax.models.janus.vq import unit_norm
 from dsr_jax.models.unified import Picture, Scoring, Text
 from dsr_jax.runtime import checkpoints
 from dsr_jax.scenes import grammar, render, sets, world
 
+DEFAULT_CONFIG = 'scenes_pretrain'
 CODEBOOK_DECAY = 0.98
-DEAD_COUNT = (
-  0.02  # a code used less than this a batch, on the running mean, is started again from a latent
-)
+# A code used less than this a batch, on the running mean, is started again from a latent.
+DEAD_COUNT = 0.02
 TEXT_BUCKET = 16  # captions are padded to a multiple of this: few shapes, few compilations
 QUESTION_TOKENS = 24
-# this many batches are drawn together and sorted by text length, so that little padding is computed
+# So many batches are drawn together and sorted by text length: little padding is computed.
 SORTED_BATCHES = 8
 
 
@@ -207,7 +206,7 @@ def train_picture_tokenizer(config, graphdef, params, run_dir):
 
   @functools.partial(jax.jit, donate_argnums=0)
   def step_fn(state, pixels):
-    pixels = pixels.astype(jnp.float32) / 127.5 - 1.0
+    pixels = images.to_float(pixels)
     quantise = state['step'] >= config.vq.unquantised_steps
     codebook = unit_norm(state['sums'])
     (loss, (z, codes)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
@@ -263,9 +262,7 @@ def merge_ground_codes(config, graphdef, params):
   model = nnx.merge(graphdef, params).vqmodel
   codebook = np.array(model.quantize.embedding[...])
   shown = tokenizer_batch(config.seed, sum(config.vq.cycles), 512)
-  latents = jax.jit(
-    lambda x: nnx.merge(graphdef, params).vqmodel.latents(x.astype(jnp.float32) / 127.5 - 1.0)
-  )
+  latents = jax.jit(lambda x: nnx.merge(graphdef, params).vqmodel.latents(images.to_float(x)))
   z = np.concatenate([latents(x) for x in np.split(shown, 8)]).reshape(-1, codebook.shape[1])
   cells = render.patches(shown).reshape(len(z), -1)
   tints = [
@@ -283,10 +280,7 @@ def merge_ground_codes(config, graphdef, params):
   kept = np.concatenate([codebook[taken], ground])
   while len(kept) < len(codebook):  # farthest first
     kept = np.concatenate([kept, kinds[np.argmin(np.max(kinds @ kept.T, axis=-1))][None]])
-  print(
-    f'picture tokenizer: {len(free)} codes of the empty ground merged into {len(tints)}',
-    file=sys.stderr,
-  )
+  cli.log(f'picture tokenizer: {len(free)} codes of the empty ground merged into {len(tints)}')
   return {**params['vqmodel'], 'quantize': {'embedding': jnp.asarray(kept, jnp.float32)}}
 
 
@@ -310,9 +304,7 @@ def polish_decoder(config, graphdef, params, run_dir):
 
   @functools.partial(jax.jit, donate_argnums=0)
   def step_fn(state, pixels):
-    loss, grads = jax.value_and_grad(loss_fn)(
-      state['params'], pixels.astype(jnp.float32) / 127.5 - 1.0
-    )
+    loss, grads = jax.value_and_grad(loss_fn)(state['params'], images.to_float(pixels))
     updates, opt = optimizer.update(grads, state['opt'])
     return dict(
       params=optax.apply_updates(state['params'], updates), opt=opt, step=state['step'] + 1
@@ -356,7 +348,7 @@ def informed_start(params):
   )
   places = 0.5 * jnp.concatenate([rows, columns], axis=-1).reshape(table.shape)
   patch = vision['patch_embedding']
-  ground = jnp.mean(jnp.asarray(render.GROUND_RGB, jnp.float32), axis=0) / 127.5 - 1.0
+  ground = images.to_float(jnp.mean(jnp.asarray(render.GROUND_RGB, jnp.float32), axis=0))
   patch = {
     **patch,
     'bias': -jnp.einsum('pqcw,c->w', patch['kernel'], ground),
@@ -401,7 +393,7 @@ def train_language_model(config, graphdef, params, processor, run_dir):
     model = nnx.merge(graphdef, {**trained, **fixed})
 
     def pixels(name):
-      return batch[name].astype(jnp.float32) / 127.5 - 1.0
+      return images.to_float(batch[name])
 
     def axis(tree):
       return jax.tree.map(lambda x: x[:, None], tree)  # one candidate an input
@@ -491,11 +483,9 @@ def _loop(title, config, part, steps, state, one, directory):
     if step % 20 == 0 or step == steps - 1:
       line = form % tuple(map(float, numbers))
       rate = (time.time() - start) / (step + 1 - first)
-      print(
+      cli.log(
         f'{title}: step {step + 1}/{steps}  {line}  {rate:.2f} s a step, '
-        f'{rate * (steps - step - 1) / 60:.0f} min left',
-        file=sys.stderr,
-        flush=True,
+        f'{rate * (steps - step - 1) / 60:.0f} min left'
       )
     if (step + 1) % config.save_every == 0 or step + 1 == steps:
       saved.save(step + 1, state)
@@ -508,8 +498,9 @@ def pretrain(config, workdir: str) -> str:
   """Runs all stages and returns the directory of the finished model."""
   start = time.time()
   words = os.path.join(workdir, 'tokenizer')
-  processor_lib.make_tokenizer(sets.vocabulary_texts(20000, config.seed), config.vocab_size, words)
-  processor = processor_lib.Processor.from_directory(words, vocab_size=config.vocab_size)
+  texts = sets.vocabulary_texts(20000, config.seed)
+  tokenizer_files.make_tokenizer(texts, config.vocab_size, words)
+  processor = Processor.from_directory(words, vocab_size=config.vocab_size)
   # Nothing is forbidden here: the model itself must learn never to write special tokens, for
   # whoever samples it unmasked.
   templates = dataclasses.replace(processor.templates, forbidden_text_ids=())
@@ -518,9 +509,8 @@ def pretrain(config, workdir: str) -> str:
   params['vqmodel'] = train_picture_tokenizer(config, graphdef, params, workdir)
   params['vqmodel'] = merge_ground_codes(config, graphdef, params)
   params = train_language_model(config, graphdef, informed_start(params), processor, workdir)
-  params['vqmodel'] = polish_decoder(
-    config, graphdef, params, workdir
-  )  # codes stay, so the order does not matter
+  # Codes stay, so the order does not matter.
+  params['vqmodel'] = polish_decoder(config, graphdef, params, workdir)
   target = os.path.join(workdir, 'model')
   convert.save(
     target,
@@ -535,21 +525,34 @@ def pretrain(config, workdir: str) -> str:
     device=jax.devices()[0].device_kind,
     minutes=round((time.time() - start) / 60, 1),
   )
-  with open(os.path.join(workdir, 'pretraining.json'), 'w') as f:
-    json.dump(facts, f, indent=2)
+  files.write_json(os.path.join(workdir, 'pretraining.json'), facts, indent=2)
   return target
 
 
-def main(argv):
-  del argv
-  print(pretrain(flags.FLAGS.config, flags.FLAGS.workdir))
+def main(argv, f=flags.FLAGS):
+  """Prints the directory of the finished model."""
+  cli.no_arguments(argv)
+  print(pretrain(f.config, f.workdir))
+
+
+def define_flags(f=flags.FLAGS):
+  config_loading.define_config_flag(
+    'config', 'What to train, and how long.', f, default=DEFAULT_CONFIG
+  )
+  flags.DEFINE_string(
+    'workdir',
+    None,
+    'Where the run lives; its result is WORKDIR/model.',
+    required=True,
+    flag_values=f,
+  )
+
+
+def _check_and_define_flags(argv):
+  """A default config meets its overrides as soon as it is defined: wrong ones are found before."""
+  config_loading.check_flags(argv, default=DEFAULT_CONFIG)
+  define_flags()
 
 
 if __name__ == '__main__':
-  config_flags.DEFINE_config_file(
-    'config', 'configs/scenes_pretrain.py', 'What to train, and how long.', lock_config=True
-  )
-  flags.DEFINE_string(
-    'workdir', None, 'Where the run lives; its result is WORKDIR/model.', required=True
-  )
-  run_main(main)
+  run_main(main, _check_and_define_flags)

@@ -14,20 +14,21 @@ import json
 from absl import flags
 import numpy as np
 
-from dsr_jax import cli as commands
-from dsr_jax.convert import locate as model_source
+from dsr_jax import cli
+from dsr_jax.convert import locate
 from dsr_jax.errors import InputError, run_main
+from dsr_jax.inference import Inference
 
 
 def score(
-  model,
+  model: Inference,
   text: str,
   *,
   image: str = '',
   codes: np.ndarray | None = None,
   instruction: str | None = None,
 ) -> dict:
-  """Scores a text with an image file, or with codes (N,), by an `inference.Inference`."""
+  """Scores a text with an image file, or with codes (N,)."""
   ids = model.encode(text, 'text')
   asked = model.encode(instruction or model.source.method.instruction, 'question')
   if codes is None:
@@ -40,9 +41,9 @@ def score(
     'reward_generation': scores.reward_generation,
     'reward_understanding': scores.reward_understanding,
     'text_tokens': ids,
-    'text_logps': commands.rounded(scores.text_logps),
+    'text_logps': cli.rounded(scores.text_logps),
     'image_codes': codes.tolist(),
-    'image_logps': commands.rounded(scores.image_logps),
+    'image_logps': cli.rounded(scores.image_logps),
   }
 
 
@@ -50,7 +51,7 @@ def read_codes(path: str, number: int, codebook: int) -> np.ndarray:
   """The codes (number,) int32 of a JSON file: a list, or an object with `codes`, `image_codes` or
   `samples` (the best).
 
-  Errors: InputError if the file is not that, or the codes do not fit the model.
+  Raises InputError if the file is not that, or the codes do not fit the model.
   """
   try:
     with open(path, encoding='utf-8') as f:
@@ -69,34 +70,30 @@ def read_codes(path: str, number: int, codebook: int) -> np.ndarray:
   if not whole:
     raise InputError(
       f'found no image codes in {path}; expected a list of {number} whole numbers, or an object '
-      'that '
-      'has it as codes or image_codes; mend the file'
+      'that has it as codes or image_codes; mend the file'
     )
   if len(found) != number or not all(0 <= code < codebook for code in found):
     raise InputError(
       f'found {len(found)} codes from {min(found, default=0)} to {max(found, default=0)} in '
-      f'{path}; '
-      f'expected {number} codes from 0 to {codebook - 1}, as this model draws; use its own codes'
+      f'{path}; expected {number} codes from 0 to {codebook - 1}, as this model draws; use its own '
+      'codes'
     )
   return np.asarray(found, np.int32)
 
 
 def main(argv, f=flags.FLAGS):
-  commands.no_arguments(argv)
-  commands.require(model=f.model, text=f.text)
+  cli.no_arguments(argv)
+  cli.require(model=f.model, text=f.text)
   if bool(f.image) == bool(f.image_codes):
     raise InputError(
       f'found {"both" if f.image else "neither"} of --image and --image_codes; expected one of '
-      'them; '
-      f'{"remove" if f.image else "add"} one'
+      f'them; {"remove" if f.image else "add"} one'
     )
-  from dsr_jax.inference import Inference  # after the cheap checks: JAX takes seconds to import
-
-  model = Inference(model_source.resolve(f.model))
+  model = Inference(locate.resolve(f.model))
   codes = None
   if f.image_codes:
-    codes = read_codes(f.image_codes, model.config.num_codes, model.config.vq.num_embeddings)
-  commands.print_json(score(model, f.text, image=f.image, codes=codes, instruction=f.instruction))
+    codes = read_codes(f.image_codes, model.spec.num_codes, model.spec.codebook_size)
+  cli.print_json(score(model, f.text, image=f.image, codes=codes, instruction=f.instruction))
 
 
 def define_flags(f=flags.FLAGS):
@@ -107,7 +104,7 @@ def define_flags(f=flags.FLAGS):
     'the model was reinforced with.',
     flag_values=f,
   )
-  flags.DEFINE_string('model', None, f'The model: {model_source.EXPECTED}.', flag_values=f)
+  flags.DEFINE_string('model', None, f'The model: {locate.EXPECTED}.', flag_values=f)
   flags.DEFINE_string('text', None, 'The text.', flag_values=f)
   flags.DEFINE_string('image', None, 'A picture file; or', flag_values=f)
   flags.DEFINE_string(

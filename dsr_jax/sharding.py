@@ -1,10 +1,9 @@
 """The mesh and where everything lies on it: the only module that names mesh axes.
 
 Axes of the mesh: `data` copies, `fsdp` splits parameters and inputs, `tp` splits heads, widths and
-  vocabularies. Inputs (rows) are
-split over data and fsdp together. Training holds a parameter split over fsdp and tp; decoding holds
-it gathered over fsdp. The functions on arrays are called inside jit, under `jax.set_mesh`; on one
-device they do nothing.
+vocabularies. Inputs (rows) are split over data and fsdp together. Training holds a parameter split
+over fsdp and tp; decoding holds it gathered over fsdp. The functions on arrays are called inside
+jit, under `jax.set_mesh`; on one device they do nothing.
 """
 
 import math
@@ -21,35 +20,23 @@ from dsr_jax.errors import InputError
 
 AXES = ('data', 'fsdp', 'tp')
 ROWS = ('data', 'fsdp')
-PIXELS_AT_ONCE = {
-  'gpu': 2**20
-  # that a device encodes or decodes, elsewhere 2^18; a picture of 384 x 384 needs some 300 MiB on
-  # its
-  # way
-}
+# Pixels that a device encodes or decodes at once: a picture of 384 x 384 needs some 300 MiB on its
+# way.
+PIXELS_AT_ONCE = {'gpu': 2**20}
+PIXELS_AT_ONCE_ELSEWHERE = 2**18
 
-# Path of a parameter -> its layout; first match wins. Stacked layers carry a leading layer axis,
+# Layouts of parameters, which the families' rules name. `..._OUT` splits a kernel's outputs over tp
+# (column parallel), `..._IN` its inputs (row parallel). Stacked layers carry a leading layer axis,
 # which is never split.
-# Every rule must match something and everything must be matched.
-RULES = (
-  (
-    r'language_model/layers/.*/(q_proj|k_proj|v_proj|gate_proj|up_proj)/kernel$',
-    P(None, 'fsdp', 'tp'),
-  ),
-  (r'language_model/layers/.*/(o_proj|down_proj)/kernel$', P(None, 'tp', 'fsdp')),
-  (r'language_model/embed_tokens/embedding$', P('tp', 'fsdp')),
-  (r'lm_head/kernel$', P('fsdp', 'tp')),
-  (
-    r'generation_head/proj_out/kernel$',
-    P('tp', 'fsdp'),
-  ),  # one sum over tp before the activation, so that logits stay split
-  (r'generation_head/vision_head/kernel$', P('fsdp', 'tp')),
-  (
-    r'(vision_model|vqmodel|aligner|generation_aligner|generation_embeddings|lora|reward)/',
-    P(),
-  ),  # small, whole everywhere
-  (r'(bias|scale)$', P()),
-)
+TP_OUT = P('fsdp', 'tp')
+TP_IN = P('tp', 'fsdp')
+STACKED_TP_OUT = P(None, 'fsdp', 'tp')
+STACKED_TP_IN = P(None, 'tp', 'fsdp')
+WHOLE = P()
+
+# Rules of every family: adapters and a reward's own weights are small, and so are vectors.
+_RULES_BEFORE = ((r'(^|/)(lora|reward_params)/', WHOLE),)
+_RULES_AFTER = ((r'(bias|scale)$', WHOLE),)
 
 
 # The mesh.
@@ -118,17 +105,15 @@ def path_name(path) -> str:
   return '/'.join(str(getattr(k, 'key', getattr(k, 'idx', getattr(k, 'name', k)))) for k in path)
 
 
-def _rule(path, shape):
-  """The index of the first rule for a parameter, or None for scalars, which lie whole
-  everywhere.
-  """
+def _layout_of(path, shape, rules):
+  """(pattern of the first rule that matches a parameter, its layout); (None, whole) for scalars."""
   name = path_name(path)
-  found = next((i for i, (pattern, _) in enumerate(RULES) if re.search(pattern, name)), None)
-  if found is None and shape:
-    raise ValueError(
-      f'found no sharding rule for {name} {tuple(shape)}; expected one in sharding.RULES; add it'
-    )
-  return found
+  for pattern, layout in (*_RULES_BEFORE, *rules, *_RULES_AFTER):
+    if re.search(pattern, name):
+      return pattern, layout
+  if shape:
+    raise ValueError(f'no sharding rule matches {name} {tuple(shape)}: add one to the family')
+  return None, WHOLE
 
 
 def _fits(spec, shape, mesh):
@@ -137,34 +122,33 @@ def _fits(spec, shape, mesh):
   )
 
 
-def shardings(state, mesh):
-  """The layout of each array of a whole state. Optimizer moments lie as the parameter whose path
-  ends theirs; scalars are whole.
+def shardings(state, mesh, rules):
+  """The layout of each array of a whole state.
 
-  Errors: InputError where a parameter does not divide over the mesh; ValueError where a rule and
-    the parameters miss each other.
+  rules: (pattern of a path, layout), first match wins (`Family.sharding_rules`). Optimizer moments
+  lie as the parameter whose path ends theirs; scalars are whole.
+
+  Raises:
+    InputError: a parameter does not divide over the mesh.
+    ValueError: a parameter without a rule, or a rule of the family without a parameter.
   """
   used = set()
 
   def place(path, x):
-    index = _rule(path, x.shape)
-    used.add(index)
-    spec = P() if index is None else RULES[index][1]
+    pattern, spec = _layout_of(path, x.shape, rules)
+    used.add(pattern)
     if not _fits(spec, x.shape, mesh):
       raise InputError(
         f'found {path_name(path)} of size {" x ".join(map(str, x.shape))} and system.mesh '
-        f'{dict(mesh.shape)}; expected '
-        f'sizes that divide as {spec}; choose smaller fsdp or tp, and more data'
+        f'{dict(mesh.shape)}; expected sizes that divide as {spec}; choose smaller fsdp or tp, and '
+        'more data'
       )
     return NamedSharding(mesh, spec)
 
   layout = jax.tree_util.tree_map_with_path(place, state)
-  unused = [pattern for i, (pattern, _) in enumerate(RULES) if i not in used]
+  unused = [pattern for pattern, _ in rules if pattern not in used]
   if unused:
-    raise ValueError(
-      f'found sharding rules that match nothing: {", ".join(unused)}; expected a parameter for '
-      'each; mend sharding.RULES'
-    )
+    raise ValueError(f'sharding rules that match nothing: {", ".join(unused)}')
   return layout
 
 
@@ -180,10 +164,8 @@ def batch_sharding(mesh, rows: int | None = None) -> NamedSharding:
 
 def rows_here(mesh, rows: int) -> tuple[int, int]:
   """First and last (exclusive) of the rows that this process' devices hold."""
-  held = [
-    index[0].indices(rows)
-    for index in batch_sharding(mesh, rows).addressable_devices_indices_map((rows,)).values()
-  ]
+  by_device = batch_sharding(mesh, rows).addressable_devices_indices_map((rows,))
+  held = [index[0].indices(rows) for index in by_device.values() if index is not None]
   return min(start for start, _, _ in held), max(stop for _, stop, _ in held)
 
 
@@ -273,26 +255,34 @@ def split_vocabulary(x):
   return _constrain(x, ROWS, ..., 'tp')
 
 
-def split_params(tree):
+def split_params(tree, rules):
   """Parameters, or gradients, in the layout of training."""
-  return _by_rule(tree, lambda spec: spec)
+
+  def training(layout):
+    return layout
+
+  return _constrain_params(tree, rules, training)
 
 
-def gather_for_rollout(params):
+def gather_for_rollout(params, rules):
   """Parameters in the layout of decoding: gathered over fsdp once, kept split over tp, so that no
   decode step gathers weights.
   """
-  return _by_rule(params, lambda spec: P(*('tp' if axis == 'tp' else None for axis in spec)))
+
+  def gathered(layout):
+    return P(*('tp' if axis == 'tp' else None for axis in layout))
+
+  return _constrain_params(params, rules, gathered)
 
 
-def _by_rule(tree, change):
+def _constrain_params(tree, rules, change):
   mesh = _mesh()
   if mesh is None:
     return tree
 
   def constrain(path, x):
-    index = _rule(path, x.shape)
-    return jax.lax.with_sharding_constraint(x, P() if index is None else change(RULES[index][1]))
+    _, layout = _layout_of(path, x.shape, rules)
+    return jax.lax.with_sharding_constraint(x, change(layout))
 
   return jax.tree_util.tree_map_with_path(constrain, tree)
 
@@ -335,7 +325,7 @@ def by_rows_and_heads(fn, arrays, heads, out_heads):
   """fn(*arrays), each device at work on its own rows and heads.
 
   arrays: (rows, ...) and scalars. heads, out_heads: the axis of heads of each array and of each
-    result, or None where it has none.
+  result, or None where it has none.
   """
   mesh = _mesh()
   if mesh is None:
@@ -359,7 +349,7 @@ def over_pictures(fn, params, x, pixels: int):
 
   params: whole everywhere. pixels: of one picture. fn maps picture by picture.
   """
-  chunk = max(PIXELS_AT_ONCE.get(jax.default_backend(), 2**18) // pixels, 1)
+  chunk = max(PIXELS_AT_ONCE.get(jax.default_backend(), PIXELS_AT_ONCE_ELSEWHERE) // pixels, 1)
 
   def run(params, x):
     rows = x.shape[0]

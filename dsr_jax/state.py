@@ -1,16 +1,8 @@
-"""The state of a run: what is trained, what is not, and the optimizer's memory of it.
+"""The state of a run: what is trained, what is not, and the optimizer's memory of it."""
 
-params: float32 masters of the trainable leaves (adapters, with `lora`). With the strategy
-  `separate`, two such trees by role.
-frozen: the other parts in the compute dtype, but the VQ model, a float32 island; `initial`, a
-  compute-dtype copy of the trainable leaves as they were, where the initial model is to score or to
-  be the reference; `reward`, the weights of a reward that has its own.
-opt_state: AdamW's moments, of each role its own: the idle one's stay as they are.
-ema: where it scores, the running mean of params, float32.
-step: int32.
-"""
-
+import dataclasses
 import functools
+from typing import Any
 
 from flax import nnx
 import jax
@@ -20,35 +12,75 @@ import optax
 from dsr_jax import losses, sharding
 from dsr_jax.config import ROLES
 from dsr_jax.models.common import lora
-from dsr_jax.rewards import base as rewards_lib
-
-_PARTS = {
-  'language_model+gen_head': ('language_model', 'lm_head', 'generation_head'),
-  'language_model': ('language_model', 'lm_head'),
-  'lora': (),
-}
-_NO_PARTS = (
-  'initial',
-  'reward',
-)  # of state['frozen']: copies and strangers, not parts of the model
+from dsr_jax.models.unified import Family
+from dsr_jax.rewards.table import REWARDS
 
 
-def split_params(params, trainable: str):
-  """Parameters -> (trainable, frozen), two dicts by top-level part. Of `lora` all are frozen."""
-  parts = _PARTS[trainable] if trainable in _PARTS else tuple(k for k in params if k != 'vqmodel')
-  return {k: v for k, v in params.items() if k in parts}, {
-    k: v for k, v in params.items() if k not in parts
-  }
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+  """A pytree, donated to each step.
+
+  With the strategy `separate`, params, opt_state and ema_params are two such trees by role.
+
+  Attributes:
+    step: () int32, steps done.
+    params: float32 masters of the trainable parts (of the adapters, with `lora`).
+    opt_state: AdamW's moments; the idle role's stay as they are.
+    fixed_params: the model's other parts in the compute dtype, but the image tokenizer, a float32
+      island.
+    ref_params: a compute-dtype copy of the trainable parts as they were, where the initial model
+      scores or is the reference; else None.
+    reward_params: weights of a reward that has its own; else None.
+    ema_params: the running mean of params, float32, where it scores; else None.
+  """
+
+  step: Any
+  params: Any
+  opt_state: Any
+  fixed_params: Any
+  ref_params: Any = None
+  reward_params: Any = None
+  ema_params: Any = None
+
+  def of_role(self, role: str | None):
+    """(params, opt_state) of a role; of the one model where role is None."""
+    if role is None:
+      return self.params, self.opt_state
+    return self.params[role], self.opt_state[role]
+
+  def after_update(self, role: str | None, params, opt_state, ema_decay: float) -> 'TrainState':
+    """The state after a step: the learner's trees are replaced, the other role's stay."""
+
+    def put(tree, new):
+      return {**tree, role: new} if role else new
+
+    ema_params = self.ema_params
+    if ema_params is not None:
+      mean = ema_params[role] if role else ema_params
+      mean = jax.tree.map(lambda m, p: ema_decay * m + (1 - ema_decay) * p, mean, params)
+      ema_params = put(ema_params, mean)
+    return dataclasses.replace(
+      self,
+      step=self.step + 1,
+      params=put(self.params, params),
+      opt_state=put(self.opt_state, opt_state),
+      ema_params=ema_params,
+    )
+
+
+# The optimizer.
 
 
 def make_optimizer(method) -> optax.GradientTransformation:
   """Clip and AdamW, to be multiplied by -`learning_rate`."""
-  decay = [optax.add_decayed_weights(method.weight_decay)] if method.weight_decay else []
-  return optax.chain(
+  parts = [
     optax.clip_by_global_norm(method.clip),
     optax.scale_by_adam(b1=method.adam_b1, b2=method.adam_b2),
-    *decay,
-  )
+  ]
+  if method.weight_decay:
+    parts.append(optax.add_decayed_weights(method.weight_decay))
+  return optax.chain(*parts)
 
 
 def learning_rate(method, step, peak=None):
@@ -58,66 +90,91 @@ def learning_rate(method, step, peak=None):
   # Shifted by one: neither the first update nor the last has learning rate 0, which would waste a
   # whole rollout.
   schedule = optax.warmup_cosine_decay_schedule(
-    0.0, 1.0, method.warmup_steps + 1, method.steps + 2, 0.0
+    init_value=0.0,
+    peak_value=1.0,
+    warmup_steps=method.warmup_steps + 1,
+    decay_steps=method.steps + 2,
+    end_value=0.0,
   )
   return (method.learning_rate if peak is None else peak) * schedule(step + 1)
 
 
-def needs_initial(method, system) -> bool:
+# Making a state.
+
+
+def needs_ref_params(method, system) -> bool:
   """Whether the state carries a copy of the initial model."""
   reference = losses.OBJECTIVES[method.objective].needs_reference(method)
   return bool(system.frozen_every) or method.scorer == 'frozen' or reference
 
 
-def init_state(params, method, system, mesh):
+def init_state(params, family: Family, method, system, mesh) -> TrainState:
   """Parameters of a loaded model -> the state of a run, laid out on the mesh."""
-  load = rewards_lib.REWARDS[method.reward].load
-  weights = {'reward': load(method)} if load else {}
-  make = functools.partial(_make, method, system)
-  layout = sharding.shardings(jax.eval_shape(make, params, weights), mesh)
-  trained = layout['params'].get(
-    'generator', layout['params']
-  )  # where each part lies already on its way in
-  placed = sharding.place(params, {k: layout['frozen'].get(k) or trained[k] for k in params})
-  weights = sharding.place(weights, {k: layout['frozen'][k] for k in weights})
-  return jax.jit(make, out_shardings=layout)(placed, weights)
-
-
-def abstract_state(params, method, system, mesh):
-  """Shapes, types and layouts of the state that `init_state` makes; params: shapes. Without the
-  weights of a reward of its own.
-  """
-  shapes = jax.eval_shape(functools.partial(_make, method, system), params, {})
-  return jax.tree.map(
-    lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-    shapes,
-    sharding.shardings(shapes, mesh),
+  load = REWARDS[method.reward].load
+  reward_params = load(method) if load else None
+  make = functools.partial(_make, family, method, system)
+  layout = sharding.shardings(
+    jax.eval_shape(make, params, reward_params), mesh, family.sharding_rules
   )
+  # Each part goes straight to where the state will have it.
+  trained = layout.params.get('generator', layout.params)
+  parts = {name: layout.fixed_params.get(name) or trained[name] for name in params}
+  placed = sharding.place(params, parts)
+  if reward_params is not None:
+    reward_params = sharding.place(reward_params, layout.reward_params)
+  return jax.jit(make, out_shardings=layout)(placed, reward_params)
 
 
-def _make(method, system, params, weights):
-  trained, fixed = split_params(params, method.trainable)
+def abstract_state(shapes, family: Family, method, system, mesh) -> TrainState:
+  """Shapes, types and layouts of the state that `init_state` makes, without a reward's own weights.
+
+  shapes: of the model's parameters.
+  """
+  state = jax.eval_shape(functools.partial(_make, family, method, system), shapes, None)
+  layout = sharding.shardings(state, mesh, family.sharding_rules)
+
+  def placed(x, where):
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+  return jax.tree.map(placed, state, layout)
+
+
+def _make(family, method, system, params, reward_params) -> TrainState:
+  trained, fixed = split_params(params, family, method.trainable)
   if method.trainable == 'lora':
-    trained = {'lora': lora.init(params, method.lora_rank, method.seed)}
-  frozen = {k: v if k == 'vqmodel' else cast(v, system.compute_dtype) for k, v in fixed.items()}
-  if needs_initial(method, system):
-    frozen['initial'] = cast(trained, system.compute_dtype)
+    adapters = lora.init(params, family.lora_targets, method.lora.rank, method.seed)
+    trained = {'lora': adapters}
 
   def masters():
     return jax.tree.map(lambda x: jnp.array(x, jnp.float32), trained)
 
   separate = method.strategy == 'separate'
-  tree = {role: masters() for role in ROLES} if separate else masters()
-  moments = make_optimizer(method).init
-  state = dict(
-    params=tree,
-    frozen={**frozen, **weights},
+  optimizer = make_optimizer(method)
+  if separate:
+    tree = {role: masters() for role in ROLES}
+    opt_state = {role: optimizer.init(tree[role]) for role in ROLES}
+  else:
+    tree = masters()
+    opt_state = optimizer.init(tree)
+  return TrainState(
     step=jnp.int32(0),
-    opt_state={role: moments(tree[role]) for role in ROLES} if separate else moments(tree),
+    params=tree,
+    opt_state=opt_state,
+    fixed_params={
+      name: part if name == family.image_tokenizer else cast(part, system.compute_dtype)
+      for name, part in fixed.items()
+    },
+    ref_params=cast(trained, system.compute_dtype) if needs_ref_params(method, system) else None,
+    reward_params=reward_params,
+    ema_params=jax.tree.map(jnp.copy, tree) if method.scorer == 'ema' else None,
   )
-  if method.scorer == 'ema':
-    state['ema'] = jax.tree.map(jnp.copy, tree)
-  return state
+
+
+def split_params(params, family: Family, trainable: str):
+  """Parameters -> (trainable, fixed), two dicts by top-level part. Of `lora` all are fixed."""
+  parts = family.trainable_parts[trainable]
+  trained = {name: part for name, part in params.items() if name in parts}
+  return trained, {name: part for name, part in params.items() if name not in parts}
 
 
 def cast(tree, dtype):
@@ -125,37 +182,40 @@ def cast(tree, dtype):
   return jax.tree.map(lambda x: x.astype(dtype), tree)
 
 
-def fixed_parts(state):
-  """The parts of the model that nobody trains."""
-  return {k: v for k, v in state['frozen'].items() if k not in _NO_PARTS}
+# A model from a state.
 
 
-def build(graphdef, fixed, trained):
-  """A module from frozen parts and trained leaves."""
+def build(graphdef, family: Family, fixed, trained):
+  """A module from fixed parts and trained ones, or adapters."""
   if 'lora' in trained:
-    return lora.attach(nnx.merge(graphdef, fixed), trained['lora'])
+    return lora.attach(nnx.merge(graphdef, fixed), family.lora_targets, trained['lora'])
   return nnx.merge(graphdef, {**fixed, **trained})
 
 
-def joined(fixed, trained):
-  """A whole model's parameters from frozen parts (or a whole model) and trained leaves; adapters
-  are merged.
+def joined(family: Family, fixed, trained):
+  """A whole model's parameters from fixed parts (or a whole model) and trained ones; adapters are
+  merged.
   """
-  return lora.merged(fixed, trained['lora']) if 'lora' in trained else {**fixed, **trained}
+  if 'lora' in trained:
+    return lora.merged(fixed, family.lora_targets, trained['lora'])
+  return {**fixed, **trained}
 
 
-def policy_params(state, role: str = 'generator'):
-  """All parameters of the model as it is now, float32 masters included; with `separate`, of the
-  model in that role.
+def policy_params(state: TrainState, family: Family, role: str = 'generator'):
+  """All parameters of the model as it is now, float32 masters included.
+
+  role: with `separate`, which of the two models.
   """
-  return joined(fixed_parts(state), state['params'].get(role, state['params']))
+  return joined(family, state.fixed_params, state.params.get(role, state.params))
 
 
-def idle_bytes(state) -> int:
-  """With `separate`: bytes of the moments that lie idle in a step, which is one role's; 0 with one
-  model.
-  """
-  moments = state['opt_state']
-  if not isinstance(moments, dict):
-    return 0
-  return sum(x.nbytes for x in jax.tree.leaves(moments[next(iter(ROLES))]))
+def initial_params(state: TrainState, family: Family):
+  """All parameters of the initial model; the state must carry `ref_params`."""
+  return joined(family, state.fixed_params, state.ref_params)
+
+
+def idle_bytes(state: TrainState) -> int:
+  """With `separate`: bytes of the moments that lie idle in a step; 0 with one model."""
+  moments = state.opt_state
+  idle = moments.get(next(iter(ROLES))) if isinstance(moments, dict) else None
+  return sum(x.nbytes for x in jax.tree.leaves(idle))

@@ -1,306 +1,334 @@
-"""The step: one compiled function that samples, scores, chooses and updates.
+"""The training step: sample, score, choose, update. One compiled function, nothing goes to the
+host.
 
-Phase A, without gradients and in chunks of inputs: sample G candidates of every input and reward
-each. Phase B, in chunks of its own: recompute the log-probabilities of those that learn with
-gradients, and update; `method.inner_updates` times. The step knows the model only through
-`models.unified.UnifiedModel`; nothing goes to the host inside it.
+  rollout  no gradients, in chunks of inputs: sample G outputs of every input, and reward each by
+           the model's own likelihood of the input given the output.
+  update   in chunks of its own: recompute with gradients the log-probabilities of the samples that
+           learn, and update; `method.inner_updates` times on the same samples.
 
-Axes: B inputs of a task, G candidates, C candidates that learn, T tokens.
+`train` jits `train_step`; `replay` runs the same functions one by one. The step knows the model
+only through `models.unified.UnifiedModel`.
+
+Axes: B inputs of a task, G samples, C samples that learn, T tokens.
 """
 
+import dataclasses
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from dsr_jax import chunks as chunks_lib
-from dsr_jax import losses, sharding
+from dsr_jax import chunks, losses, sharding
 from dsr_jax import state as state_lib
-from dsr_jax.config import ROLES
-from dsr_jax.state import init_state, policy_params, split_params  # noqa: F401  (what a run needs, in one place)
-from dsr_jax.tasks import SHOWN, TASKS, Judges, Learned, Rollouts  # noqa: F401
+from dsr_jax.config import ROLES, Method, System
+from dsr_jax.models.unified import Family, Spec
+from dsr_jax.rollouts import Batch, Half, Rollout, Scorers, UpdateAux
+from dsr_jax.state import TrainState
+from dsr_jax.tasks import TASKS, Task
 
-FIELD = {'generation': 'prompt_ids', 'understanding': 'pixels'}  # of a batch that holds the task
 
+@dataclasses.dataclass(frozen=True)
+class StepContext:
+  """All that is static about a step.
 
-def make_step(graphdef, method, system, mesh, templates):
-  """The jitted step (state, batch) -> (state, metrics, records); `state` is donated.
-
-  Args:
+  Attributes:
     graphdef: the model's structure.
-    method, system: `config.Method`, `config.System`.
-    mesh: the devices.
-    templates: of the model; only its eos_id is used.
-
-  batch: prompt_ids, prompt_mask (B, Tp); instruction_ids, instruction_mask (Ti,); pixels (B, H, W,
-    3) uint8; question_ids, question_mask (B, Tq);
-  seed, a uint32 scalar; what the reward asks for besides (`data.fields`); learning_rate, a float32
-  scalar, where runs of several share the program. The half of a task that does not learn in this
-  step is absent: so in the strategy `separate` the batch says whose turn it is, and there is one
-  program a role.
-  metrics: a flat dict of float32 scalars. records: per task, candidates, rewards and the pair of
-    the first inputs.
-  """
-  optimizer = state_lib.make_optimizer(method)
-  objective = losses.OBJECTIVES[method.objective]
-  tasks = {name: TASKS[name](method, system, templates.eos_id) for name in method.tasks}
-  rollout_chunk, update_chunk = chunks(method, system).values()
-
-  def step(state, batch):
-    role = role_of(method, batch)
-    key = jax.random.fold_in(jax.random.key(batch['seed']), state['step'])
-    learning = {
-      name: (index, task)
-      for index, (name, task) in enumerate(tasks.items())
-      if FIELD[name] in batch
-    }
-
-    def own(tree):
-      return tree[role] if role else tree
-
-    fixed = state_lib.fixed_parts(state)
-
-    def build(trained):
-      return state_lib.build(graphdef, fixed, state_lib.cast(trained, system.compute_dtype))
-
-    # Phase A. The compute-dtype weights are gathered once, before any decode loop.
-    live = _rollout_model(
-      graphdef, fixed, state_lib.cast(own(state['params']), system.compute_dtype)
-    )
-    judges = judges_of(method, system, state, role, live, build)
-    inputs, rollouts, pairs, chosen = {}, {}, {}, {}
-    for name, (index, task) in learning.items():
-      with jax.named_scope(f'{name}/rollout'):
-        inputs[name] = jax.tree.map(sharding.split_rows, task.inputs(batch))
-        roll = functools.partial(
-          task.rollout, live, judges, task.shared(batch), jax.random.fold_in(key, index)
-        )
-        rollouts[name] = chunks_lib.mapped(roll, inputs[name], rollout_chunk)
-        pairs[name] = losses.best_and_worst(rollouts[name].rewards, method.min_margin)
-        chosen[name] = objective.choose(rollouts[name].rewards, method)
-    reference = {}
-    if objective.needs_reference(method):
-      initial = build(state['frozen']['initial'])
-      for name, (_, task) in learning.items():
-        with jax.named_scope(f'{name}/reference'):
-
-          def score(chunk, task=task):
-            return task.pair_scores(initial, *chunk)[0].logp
-
-          reference[name] = chunks_lib.mapped(
-            score, (inputs[name], rollouts[name], chosen[name][0]), rollout_chunk
-          )
-
-    # Phase B. Sums over chunks; the weights are known from phase A, so chunks and accumulation
-    # change nothing but rounding.
-    def update(params, moments, old, first):
-      """One inner update. old: log-probabilities of the first one, used unless this is it (`first`,
-      a flag or True).
-      """
-      grads, learned = jax.tree.map(jnp.zeros_like, params), {}
-      for name, (_, task) in learning.items():
-        with jax.named_scope(f'{name}/update'):
-          index, weight = chosen[name]
-          chunk = (inputs[name], rollouts[name], index, weight, old.get(name), reference.get(name))
-          differentiate = functools.partial(
-            _differentiate,
-            method,
-            objective,
-            task,
-            build,
-            params,
-            jnp.maximum(jnp.sum(weight), 1.0),
-            first,
-          )
-          (grad, loss), kept = chunks_lib.summed(differentiate, chunk, update_chunk)
-          grads = jax.tree.map(jnp.add, grads, grad)
-          learned[name] = Learned(loss, *kept)
-      with jax.named_scope('optimizer'):
-        updates, moments = optimizer.update(grads, moments, params)
-        updates = jax.tree.map(lambda u: -rate * u, updates)
-        params = optax.apply_updates(params, updates)
-      return (
-        params,
-        moments,
-        learned,
-        dict(gradient_norm=optax.tree.norm(grads), update_norm=optax.tree.norm(updates)),
-      )
-
-    rate = state_lib.learning_rate(method, state['step'], batch.get('learning_rate'))
-    params, moments, learned, metrics = _inner_updates(
-      update,
-      method.inner_updates,
-      own(state['params']),
-      own(state['opt_state']),
-      {name: rollouts[name].sampled_logp for name in learning},
-    )
-
-    records = {}
-    for name, (_, task) in learning.items():
-      pair, weight = pairs[name]
-      values = task.metrics(
-        inputs[name], rollouts[name], pair, weight, [of_update[name] for of_update in learned]
-      )
-      metrics |= {f'{name}/{k}': v for k, v in values.items()}
-      records[name] = task.record(inputs[name], rollouts[name], pair)
-    metrics |= dict(loss=sum(metrics[f'{name}/loss'] for name in learning), learning_rate=rate)
-    state = _next_state(method, state, role, params, moments)
-    return state, {k: v.astype(jnp.float32) for k, v in metrics.items()}, records
-
-  return Step(step, mesh, repr((graphdef, method, system, templates, mesh.shape)))
-
-
-class Step:
-  """The jitted step. The state's layout, known at the first call, is the output's too, so it
-  compiles once for each role.
-
-  function: the step as it was before jit. identity: all that it was made from, in words. devices:
-    the mesh's, in its order.
+    family, spec: what is known of it besides.
+    method, system: of the configuration.
   """
 
-  def __init__(self, step, mesh, identity):
-    self.function, self.identity, self.devices, self._mesh, self._jitted = (
-      step,
-      identity,
-      list(mesh.devices.flat),
-      mesh,
-      None,
-    )
+  graphdef: Any
+  family: Family
+  spec: Spec
+  method: Method
+  system: System
 
-  def _with_layout(self, state):
-    if self._jitted is None:
-      layout = sharding.shardings(jax.eval_shape(lambda s: s, state), self._mesh)
-      whole = sharding.whole(self._mesh)
-      self._jitted = jax.jit(self.function, donate_argnums=0, out_shardings=(layout, whole, whole))
-    return self._jitted
+  @functools.cached_property
+  def tasks(self) -> dict[str, Task]:
+    """The tasks of the run by name; a task's place in this order is folded into its keys."""
+    return {name: TASKS[name](self.method, self.system, self.spec) for name in self.method.tasks}
 
-  def __call__(self, state, batch):
-    return self._with_layout(state)(state, batch)
+  @functools.cached_property
+  def objective(self) -> losses.Objective:
+    return losses.OBJECTIVES[self.method.objective]
 
-  def lower(self, state, batch):
-    return self._with_layout(state).lower(state, batch)
+  @functools.cached_property
+  def optimizer(self) -> optax.GradientTransformation:
+    return state_lib.make_optimizer(self.method)
 
-  def _cache_size(self):
-    return self._jitted._cache_size()
+  @property
+  def rollout_chunk(self) -> int:
+    """Inputs of a task that are sampled and scored at once."""
+    return chunks.size(self.system.rollout_chunk, self.method)
 
+  @property
+  def update_chunk(self) -> int:
+    """Inputs of a task that are differentiated at once."""
+    return chunks.size(self.system.update_chunk, self.method)
 
-def chunks(method, system) -> dict[str, int]:
-  """Inputs of a task done at once in each phase, by the key that bounds them."""
-  wanted = {
-    'system.rollout_chunk': system.rollout_chunk,
-    'system.update_chunk': system.update_chunk,
-  }
-  return {key: chunks_lib.size(rows, method) for key, rows in wanted.items()}
-
-
-def role_of(method, batch):
-  """Whose turn it is in `separate`, by what the batch holds; None where there is one model."""
-  if method.strategy != 'separate':
-    return None
-  present = [role for role, task in ROLES.items() if FIELD[task] in batch]
-  assert len(present) == 1, present
-  return present[0]
+  def build(self, state: TrainState, trained):
+    """The model with other trained parameters, in the compute dtype."""
+    trained = state_lib.cast(trained, self.system.compute_dtype)
+    return state_lib.build(self.graphdef, self.family, state.fixed_params, trained)
 
 
-def _rollout_model(graphdef, fixed, trained):
-  """The policy in the layout of decoding; beside adapters the weights that decode are among the
-  frozen ones.
+class StepOutput(NamedTuple):
+  """state: after the step. metrics: a flat dict of float32 scalars. records: per task, samples,
+  rewards and the pair of the first inputs.
   """
-  if 'lora' in trained:
-    fixed = sharding.gather_for_rollout(fixed)
-  return state_lib.build(graphdef, fixed, sharding.gather_for_rollout(trained))
+
+  state: Any  # TrainState
+  metrics: Any  # {name: ()}
+  records: Any  # {task: {name: (shown, ...)}}
 
 
-def judges_of(method, system, state, role, live, build) -> Judges:
-  """The scorer that the configuration names, and the frozen model for the log."""
-  partner = next((r for r in ROLES if r != role), None) if role else None
-  initial = (
-    build(state['frozen']['initial']) if system.frozen_every or method.scorer == 'frozen' else None
-  )
+def output_shardings(ctx: StepContext, state: TrainState, mesh) -> StepOutput:
+  """Where `train_step` leaves what it returns: the state lies as it came, so that the step compiles
+  once; the rest is whole on every device.
+  """
+  layout = sharding.shardings(state, mesh, ctx.family.sharding_rules)
+  return StepOutput(state=layout, metrics=sharding.whole(mesh), records=sharding.whole(mesh))
+
+
+def train_step(ctx: StepContext, state: TrainState, batch: Batch) -> StepOutput:
+  """Samples G outputs per input, scores them with the model's own reversed likelihoods, and
+  updates.
+
+  To be jitted with the state donated.
+  """
+  halves = rollout(ctx, state, batch)
+  return update(ctx, state, batch, halves)
+
+
+# Phase A: sample, score, choose.
+
+
+def rollout(ctx: StepContext, state: TrainState, batch: Batch) -> dict[str, Half]:
+  """The halves of the step, by task: samples, rewards, and who learns from them."""
+  role = role_of(ctx.method, batch)
+  params, _ = state.of_role(role)
+  policy = rollout_policy(ctx, state, params)
+  scorers = make_scorers(ctx, state, role, policy)
+  step_key = jax.random.fold_in(jax.random.key(batch.seed), state.step)
+
+  halves = {}
+  for place, (name, task) in enumerate(ctx.tasks.items()):
+    if getattr(batch, name) is None:  # with `separate`, the other role's turn
+      continue
+    task_key = jax.random.fold_in(step_key, place)
+    with jax.named_scope(f'{name}/rollout'):
+      inputs = jax.tree.map(sharding.split_rows, task.inputs(batch))
+      sample_and_score = functools.partial(task.rollout, policy, scorers, batch, task_key)
+      samples = chunks.mapped(sample_and_score, inputs, ctx.rollout_chunk)
+      pair, pair_weight = losses.best_and_worst(samples.rewards, ctx.method.min_margin)
+      learners, weight = ctx.objective.choose(samples.rewards, ctx.method)
+    ref_logps = None
+    if ctx.objective.needs_reference(ctx.method):
+      with jax.named_scope(f'{name}/reference'):
+        ref_logps = reference_logps(ctx, state, task, inputs, samples, learners)
+    halves[name] = Half(
+      inputs=inputs,
+      rollout=samples,
+      learners=learners,
+      weight=weight,
+      pair=pair,
+      pair_weight=pair_weight,
+      ref_logps=ref_logps,
+    )
+  return halves
+
+
+def rollout_policy(ctx: StepContext, state: TrainState, params):
+  """The policy in the layout of decoding: compute-dtype weights, gathered over fsdp once."""
+  rules = ctx.family.sharding_rules
+  fixed = state.fixed_params
+  if 'lora' in params:  # beside adapters the weights that decode are among the fixed ones
+    fixed = sharding.gather_for_rollout(fixed, rules)
+  trained = state_lib.cast(params, ctx.system.compute_dtype)
+  trained = sharding.gather_for_rollout(trained, rules)
+  return state_lib.build(ctx.graphdef, ctx.family, fixed, trained)
+
+
+def make_scorers(ctx: StepContext, state: TrainState, role: str | None, policy) -> Scorers:
+  """The scorer that the configuration names, and the initial model for the log."""
+  method, system = ctx.method, ctx.system
+  partner = None
+  if role is not None:
+    partner = next(other for other in ROLES if other != role)
+  initial = None
+  if system.frozen_every or method.scorer == 'frozen':
+    initial = ctx.build(state, state.ref_params)
+
   if method.scorer == 'frozen':
     scorer = initial
   elif method.scorer == 'ema':
-    scorer = build(state['ema'][partner] if role else state['ema'])
-  else:  # the live model; of two, a likelihood is the other one's to tell
-    scorer = build(state['params'][partner]) if role else live
+    scorer = ctx.build(state, state.ema_params[partner] if partner else state.ema_params)
+  elif partner is not None:  # of two models, a likelihood is the other one's to tell
+    scorer = ctx.build(state, state.params[partner])
+  else:
+    scorer = policy
 
   def due(every):
-    return (state['step'] % max(every, 1)) == 0
+    return (state.step % max(every, 1)) == 0
 
-  return Judges(
-    scorer,
-    state['frozen'].get('reward'),
-    initial if system.frozen_every else None,
-    due(system.frozen_every),
-    due(system.probe_every),
+  return Scorers(
+    scorer=scorer,
+    reward_params=state.reward_params,
+    frozen=initial if system.frozen_every else None,
+    frozen_due=due(system.frozen_every),
+    probe_due=due(system.probe_every),
   )
 
 
-def _differentiate(method, objective, task, build, params, weight_sum, first, chunk):
-  """Gradient and loss of a chunk, to be summed, and what is kept of each input: logp, old,
-  reference, mask, sampled, entropy.
+def reference_logps(
+  ctx: StepContext, state: TrainState, task: Task, inputs, samples: Rollout, learners
+):
+  """Log-probabilities (B, C, T) of the samples that learn under the initial model."""
+  initial = ctx.build(state, state.ref_params)
+
+  def score(chunk):
+    inputs, samples, learners = chunk
+    return task.learner_scores(initial, inputs, samples, learners).logps
+
+  return chunks.mapped(score, (inputs, samples, learners), ctx.rollout_chunk)
+
+
+# Phase B: learn.
+
+
+def update(
+  ctx: StepContext, state: TrainState, batch: Batch, halves: dict[str, Half]
+) -> StepOutput:
+  """Learns from the halves of `rollout`, and says what happened."""
+  method = ctx.method
+  role = role_of(method, batch)
+  params, opt_state = state.of_role(role)
+  rate = state_lib.learning_rate(method, state.step, batch.learning_rate)
+
+  if method.inner_updates == 1:
+    params, opt_state, aux, norms = inner_update(ctx, state, halves, rate, params, opt_state)
+    all_aux = [aux]
+  else:
+    params, opt_state, all_aux, norms = inner_updates(ctx, state, halves, rate, params, opt_state)
+
+  metrics = dict(norms)
+  for name, half in halves.items():
+    of_task = ctx.tasks[name].metrics(half, [aux[name] for aux in all_aux])
+    metrics |= {f'{name}/{key}': value for key, value in of_task.items()}
+  metrics['loss'] = sum(metrics[f'{name}/loss'] for name in halves)
+  metrics['learning_rate'] = rate
+  return StepOutput(
+    state=state.after_update(role, params, opt_state, method.ema_decay),
+    metrics={name: value.astype(jnp.float32) for name, value in metrics.items()},
+    records={name: ctx.tasks[name].record(half) for name, half in halves.items()},
+  )
+
+
+def inner_update(ctx, state, halves, rate, params, opt_state, old_logps=None, is_first=None):
+  """One update. Returns (params, opt_state, {task: UpdateAux}, norms).
+
+  old_logps {task: (B, C, T)}: of the policy that sampled; None in the first update, where they are
+  the policy's own. is_first: a flag, where old_logps are given and may not count yet.
   """
-  inputs, rolled, index, weight, old, reference = chunk
-
-  def loss_fn(params):
-    scores, mask, sampled = task.pair_scores(build(params), inputs, rolled, index)
-    fixed = jax.lax.stop_gradient(scores.logp)
-    # The policy that sampled is the one before the first update, and its own forward pass then
-    # gives its log-probabilities.
-    before = fixed if first is True else jnp.where(first, fixed, old)
-    rewards = rolled.rewards if index.shape[1] == rolled.rewards.shape[1] else None
-    per_group = objective.loss(
-      losses.Learners(scores.logp, before, reference, mask, rewards), method
-    )
-    total, _ = losses.weighted(per_group, weight)
-    return total / weight_sum, jax.lax.stop_gradient(
-      (scores.logp, before, reference, mask, sampled, scores.entropy)
-    )
-
-  (loss, kept), grad = jax.value_and_grad(loss_fn, has_aux=True)(params)
-  return (sharding.split_params(grad), loss), kept
+  grads = jax.tree.map(jnp.zeros_like, params)
+  aux = {}
+  for name, half in halves.items():
+    with jax.named_scope(f'{name}/update'):
+      old = None if old_logps is None else old_logps[name]
+      grad, aux[name] = task_gradient(ctx, state, ctx.tasks[name], half, params, old, is_first)
+      grads = jax.tree.map(jnp.add, grads, grad)
+  with jax.named_scope('optimizer'):
+    updates, opt_state = ctx.optimizer.update(grads, opt_state, params)
+    updates = jax.tree.map(lambda u: -rate * u, updates)
+    params = optax.apply_updates(params, updates)
+  norms = dict(gradient_norm=optax.tree.norm(grads), update_norm=optax.tree.norm(updates))
+  return params, opt_state, aux, norms
 
 
-def _inner_updates(update, number: int, params, moments, like):
-  """Runs `update` `number` times on the same samples; like: arrays of the shape of each task's
-  log-probabilities.
-
-  Returns parameters, moments, what each update left (a list), and the means of the norms.
+def inner_updates(ctx, state, halves, rate, params, opt_state):
+  """`method.inner_updates` updates on the same samples; returns as `inner_update`, with a list of
+  what each update left, and the norms' means.
   """
-  if number == 1:
-    params, moments, learned, norms = update(params, moments, {}, True)
-    return params, moments, [learned], norms
 
   def body(carry, index):
-    params, moments, old = carry
-    params, moments, learned, norms = update(params, moments, old, index == 0)
-    return (params, moments, {name: x.old for name, x in learned.items()}), (learned, norms)
-
-  old = jax.tree.map(jnp.zeros_like, like)
-  (params, moments, _), (learned, norms) = jax.lax.scan(
-    body, (params, moments, old), jnp.arange(number)
-  )
-  each = [jax.tree.map(lambda x, i=i: x[i], learned) for i in range(number)]
-  return params, moments, each, jax.tree.map(jnp.mean, norms)
-
-
-def _next_state(method, state, role, params, moments):
-  """The state after the step: the learner's trees replaced, the other role's untouched."""
-
-  def put(tree, new):
-    return {**tree, role: new} if role else new
-
-  following = dict(
-    state,
-    params=put(state['params'], params),
-    opt_state=put(state['opt_state'], moments),
-    step=state['step'] + 1,
-  )
-  if 'ema' in state:
-    mean = state['ema'][role] if role else state['ema']
-    following['ema'] = put(
-      state['ema'],
-      jax.tree.map(lambda m, p: method.ema_decay * m + (1 - method.ema_decay) * p, mean, params),
+    params, opt_state, old_logps = carry
+    params, opt_state, aux, norms = inner_update(
+      ctx, state, halves, rate, params, opt_state, old_logps, is_first=index == 0
     )
-  return following
+    old_logps = {name: x.old_logps for name, x in aux.items()}
+    return (params, opt_state, old_logps), (aux, norms)
+
+  number = ctx.method.inner_updates
+  nothing_yet = {name: jnp.zeros_like(half.rollout.sample_logps) for name, half in halves.items()}
+  carry = (params, opt_state, nothing_yet)
+  (params, opt_state, _), (aux, norms) = jax.lax.scan(body, carry, jnp.arange(number))
+  all_aux = [jax.tree.map(lambda x, i=i: x[i], aux) for i in range(number)]
+  return params, opt_state, all_aux, jax.tree.map(jnp.mean, norms)
+
+
+def task_gradient(ctx, state, task: Task, half: Half, params, old_logps=None, is_first=None):
+  """A task's gradient and `UpdateAux`, summed over chunks.
+
+  The number of groups that count is known from phase A, so every chunk divides by it, and chunks
+  and accumulation change nothing but rounding.
+  """
+  weight_sum = jnp.maximum(jnp.sum(half.weight), 1.0)
+
+  def chunk_gradient(chunk):
+    half, old_logps = chunk
+
+    def loss_fn(params):
+      return group_loss(ctx, state, task, half, params, weight_sum, old_logps, is_first)
+
+    (loss, aux), grad = jax.value_and_grad(loss_fn, has_aux=True)(params)
+    return (sharding.split_params(grad, ctx.family.sharding_rules), loss), aux
+
+  (grad, loss), aux = chunks.summed(
+    chunk_gradient, (half._replace(pair=None), old_logps), ctx.update_chunk
+  )
+  return grad, aux._replace(loss=loss)
+
+
+def group_loss(ctx, state, task: Task, half: Half, params, weight_sum, old_logps, is_first):
+  """A chunk's share of the task's loss, and `UpdateAux` (whose loss is filled in by the caller)."""
+  model = ctx.build(state, params)
+  scores = task.learner_scores(model, half.inputs, half.rollout, half.learners)
+  # The policy that sampled is the one before the first update, and its own forward pass then gives
+  # its log-probabilities: the ratio is exactly 1 there, at no extra cost.
+  own = jax.lax.stop_gradient(scores.logps)
+  if old_logps is None:
+    old_logps = own
+  else:
+    old_logps = jnp.where(is_first, own, old_logps)
+  whole_groups = half.learners.shape[1] == half.rollout.rewards.shape[1]
+  per_group = ctx.objective.loss(
+    losses.LossInputs(
+      logps=scores.logps,
+      old_logps=old_logps,
+      ref_logps=half.ref_logps,
+      mask=scores.mask,
+      rewards=half.rollout.rewards if whole_groups else None,
+    ),
+    ctx.method,
+  )
+  aux = UpdateAux(
+    loss=None,
+    logps=scores.logps,
+    old_logps=old_logps,
+    ref_logps=half.ref_logps,
+    mask=scores.mask,
+    sample_logps=scores.sample_logps,
+    entropy=scores.entropy,
+  )
+  return losses.weighted(per_group, half.weight) / weight_sum, jax.lax.stop_gradient(aux)
+
+
+def role_of(method, batch: Batch) -> str | None:
+  """Whose turn it is in `separate`, by what the batch holds; None where there is one model."""
+  if method.strategy != 'separate':
+    return None
+  present = [role for role, task in ROLES.items() if getattr(batch, task) is not None]
+  assert len(present) == 1, present
+  return present[0]

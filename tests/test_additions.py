@@ -15,11 +15,12 @@ import tiny_step
 from dsr_jax import config as config_lib
 from dsr_jax import losses
 from dsr_jax.data import batches, fields
-from dsr_jax.rewards import base as rewards
+from dsr_jax.errors import InputError
+from dsr_jax.rewards import table
 
 README = (ROOT / 'README.md').read_text()
 MODULES = {
-  'rewards.REWARDS': rewards,
+  'table.REWARDS': table,
   'losses.OBJECTIVES': losses,
   'batches.NAMED_PROMPTS': batches,
   'fields.FIELDS': fields,
@@ -32,8 +33,8 @@ def add(monkeypatch):
   the end.
   """
 
-  def run(table):
-    module, name = MODULES[table], table.partition('.')[2]
+  def run(where):
+    module, name = MODULES[where], where.partition('.')[2]
     (block,) = (
       b for b in re.findall(r'```python\n(.*?)```', README, re.DOTALL) if f'\n{name}[' in b
     )
@@ -47,9 +48,9 @@ def add(monkeypatch):
 
 
 def test_a_new_reward(add):
-  reward = add('rewards.REWARDS')
+  reward = add('table.REWARDS')
   assert tiny_step.load(method__reward=reward, method__task='generation').method.reward == reward
-  with pytest.raises(config_lib.InputError, match=f'{reward} with the task understanding'):
+  with pytest.raises(InputError, match=f'{reward} with the task understanding'):
     tiny_step.load(method__reward=reward)
   _, metrics, records, step = tiny_step.run(
     method=tiny_step.method(reward=reward, task='generation', inputs_per_step=4)
@@ -66,7 +67,7 @@ def test_a_new_reward(add):
 def test_a_new_objective(add):
   name = add('losses.OBJECTIVES')
   assert tiny_step.load(method__objective=name).method.objective == name
-  x = losses.Learners(
+  x = losses.LossInputs(
     jnp.array([[[-1.0, -2.0], [-2.0, -9.0]]]), None, None, jnp.array([[[1, 1], [1, 0]]], bool), None
   )
   np.testing.assert_allclose(
@@ -84,4 +85,4 @@ def test_a_new_data_source_and_a_new_field(add):
   assert sorted(texts) == ['a blue disc', 'a green disc', 'a red disc'] and made.sizes() == {
     'prompts': 3
   }
-  assert batch['generation/length'].tolist() == [len(text) for text in texts]
+  assert batch.generation.extra['length'].tolist() == [len(text) for text in texts]

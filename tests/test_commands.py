@@ -12,6 +12,7 @@ import sys
 import types
 
 from absl import flags
+import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,14 +20,14 @@ from PIL import Image
 from places import ROOT
 import pytest
 
-from dsr_jax import cli as commands
 from dsr_jax import config as config_lib
-from dsr_jax import describe, generate, score
-from dsr_jax.convert import locate as model_source
+from dsr_jax import describe, files, generate, images, inference, saved_config, score
+from dsr_jax.convert import locate
 from dsr_jax.errors import InputError
-from dsr_jax.models.janus import processor
 from dsr_jax.models.unified import Picture, Scoring, Text
-from dsr_jax.rewards import base as rewards
+from dsr_jax.rewards import dual
+from dsr_jax.runtime import checkpoints
+from dsr_jax.state import TrainState
 
 PROMPT = 'a red circle left of a blue square'
 
@@ -69,8 +70,8 @@ def reward(model, bundle):
   """The training step's rewards, compiled: reward.generation and reward.understanding."""
   eos = bundle.config.templates.eos_id
   return types.SimpleNamespace(
-    generation=jax.jit(lambda *args: rewards.generation(model, *args, Scoring())),
-    understanding=jax.jit(lambda *args: rewards.understanding(model, *args, Scoring(), eos_id=eos)),
+    generation=jax.jit(lambda *args: dual.generation(model, *args, Scoring())),
+    understanding=jax.jit(lambda *args: dual.understanding(model, *args, Scoring(), eos_id=eos)),
   )
 
 
@@ -82,8 +83,8 @@ def decode(model):
 @pytest.fixture(scope='module')
 def read(picture, bundle, model):
   """The picture file as the model has it: (1, ...)."""
-  square = processor.preprocess(processor.load_image(picture), bundle.config.image_size)
-  return jax.jit(model.picture_from_pixels)(jnp.asarray(processor.to_float(square))[None])
+  square = images.preprocess(images.load_image(picture), bundle.config.image_size)
+  return jax.jit(model.picture_from_pixels)(jnp.asarray(images.to_float(square))[None])
 
 
 def instruction(bundle):
@@ -104,9 +105,7 @@ def test_pictures_come_best_first_and_are_the_decoded_codes(drawn, decode):
   decoded = decode(jnp.asarray([[s['codes'] for s in samples]])).pixels[0]
   for sample, pixels in zip(samples, np.asarray(decoded)):
     shown = np.asarray(Image.open(folder / sample['file'])).astype(int)
-    assert (
-      np.abs(shown - processor.to_uint8(pixels)).max() <= 1
-    )  # truncation may fall to either side
+    assert np.abs(shown - images.to_uint8(pixels)).max() <= 1  # truncation may fall to either side
 
 
 def test_rewards_are_those_of_the_training_step(drawn, bundle, reward, decode):
@@ -207,8 +206,6 @@ def run_generate(model, folder, **values):
 def test_pictures_do_not_depend_on_how_many_are_drawn_at_once(
   drawn, hf_directory, tmp_path, monkeypatch
 ):
-  from dsr_jax import inference
-
   monkeypatch.setattr(inference, 'CHUNK', 3)
   again = run_generate(hf_directory, tmp_path / 'out')
 
@@ -263,9 +260,7 @@ def test_a_question_changes_the_texts_and_a_seed_repeats_them(picture, hf_direct
 
 
 def test_an_empty_text_has_no_reward_and_comes_last(picture, hf_directory, bundle, monkeypatch):
-  from dsr_jax import inference
-
-  model = inference.Inference(model_source.resolve(str(hf_directory)))
+  model = inference.Inference(locate.resolve(str(hf_directory)))
   eos = bundle.config.templates.eos_id
   texts = [
     (np.array([eos]), np.zeros(1, np.float32)),
@@ -286,18 +281,22 @@ def workdir(hf_directory, bundle, tmp_path_factory):
   """A run's folder with checkpoints of steps 1 and 2, whose heads are the base's times the step
   plus one.
   """
-  from dsr_jax.runtime import checkpoints
-
   folder = tmp_path_factory.mktemp('run')
   about = {
-    'method': config_lib.to_json(config_lib.Config())['method'],
+    'method': saved_config.to_json(config_lib.Config())['method'],
     'data': {},
     'model': {'name': str(hf_directory), 'fingerprint': bundle.source['hash']},
   }
   kept = checkpoints.Checkpoints(str(folder), about)
   for step in (1, 2):
     head = {'kernel': jnp.asarray(bundle.params['lm_head']['kernel']) * (step + 1)}
-    kept.save(step, {'params': {'lm_head': head}, 'step': jnp.int32(step)})
+    state = TrainState(
+      step=jnp.int32(step),
+      params={'lm_head': head},
+      opt_state={'mu': jnp.zeros(3)},
+      fixed_params={},
+    )
+    kept.save(step, state)
     kept.wait()
   kept.close()
   return folder
@@ -306,7 +305,7 @@ def workdir(hf_directory, bundle, tmp_path_factory):
 def test_a_run_is_its_base_with_the_trained_parameters_of_the_step(workdir, bundle):
   head = bundle.params['lm_head']['kernel']
   for name, factor in ((f'{workdir}', 3), (f'{workdir}@2', 3), (f'{workdir}@1', 2)):
-    params = model_source.resolve(name).bundle.params
+    params = locate.resolve(name).bundle.params
     np.testing.assert_array_equal(params['lm_head']['kernel'], np.asarray(head) * factor)
 
     def rest(p):
@@ -317,49 +316,43 @@ def test_a_run_is_its_base_with_the_trained_parameters_of_the_step(workdir, bund
 
 def test_a_step_that_a_run_does_not_have_is_one_sentence(workdir, hf_directory):
   with pytest.raises(InputError, match='found checkpoints .*; expected'):
-    model_source.resolve(f'{workdir}@9')
+    locate.resolve(f'{workdir}@9')
   with pytest.raises(InputError, match='has no checkpoints'):
-    model_source.resolve(f'{hf_directory}@1')
+    locate.resolve(f'{hf_directory}@1')
 
 
 def test_a_run_whose_base_has_changed_is_refused(workdir, monkeypatch):
-  from dsr_jax.runtime import checkpoints
-
   trained, about, step = checkpoints.load_trained(str(workdir))
   other = {**about, 'model': {**about['model'], 'fingerprint': 'another'}}
   monkeypatch.setattr(checkpoints, 'load_trained', lambda *args: (trained, other, step))
   with pytest.raises(InputError, match='found other weights in'):
-    model_source.resolve(str(workdir))
+    locate.resolve(str(workdir))
 
 
 def test_a_run_is_no_source_for_training(workdir):
   with pytest.raises(InputError, match='found the workdir of a run'):
-    model_source.directory_of(str(workdir))
+    locate.directory_of(str(workdir))
 
 
 def test_trained_parameters_of_another_model_are_refused(bundle):
   with pytest.raises(InputError, match='/lm_head/bias, which the source model does not have'):
-    model_source.merged(bundle.params, {'lm_head': {'bias': np.zeros(3)}})
+    locate.merged(bundle.params, {'lm_head': {'bias': np.zeros(3)}})
   with pytest.raises(InputError, match=r'found /lm_head/kernel of shape \(3,\); expected'):
-    model_source.merged(bundle.params, {'lm_head': {'kernel': np.zeros(3)}})
+    locate.merged(bundle.params, {'lm_head': {'kernel': np.zeros(3)}})
 
 
 def test_a_hub_id_that_cannot_be_fetched_is_one_sentence(monkeypatch):
-  import huggingface_hub
-
   monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
   with pytest.raises(InputError, match='could not fetch it from the Hub') as e:
-    model_source.resolve('nobody/no-such-model')
+    locate.resolve('nobody/no-such-model')
   assert '\n' not in str(e.value)
 
 
 def test_a_hub_id_is_the_downloaded_directory(monkeypatch, hf_directory):
-  import huggingface_hub
-
   monkeypatch.setattr(
     huggingface_hub, 'snapshot_download', lambda name, allow_patterns: str(hf_directory)
   )
-  assert model_source.directory_of('owner/model-1.5') == str(hf_directory)
+  assert locate.directory_of('owner/model-1.5') == str(hf_directory)
 
 
 # Bad input: one clear sentence, an exit status that is not 0, nothing half-written.
@@ -473,7 +466,7 @@ def test_output_that_fails_half_way_leaves_what_was_there(tmp_path):
   (tmp_path / 'out' / '00.png').write_text('old')
   for error in (OSError(28, 'No space left on device'), RuntimeError('x')):
     with pytest.raises((InputError, RuntimeError)):
-      with commands.whole_directory(str(tmp_path / 'out')) as aside:
+      with files.whole_directory(str(tmp_path / 'out')) as aside:
         (pathlib.Path(aside) / '00.png').write_text('new')
         raise error
     assert os.listdir(tmp_path) == ['out'] and (tmp_path / 'out' / '00.png').read_text() == 'old'

@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dsr_jax import config as config_lib
 from dsr_jax import losses
+
+
+def simpo(chosen, rejected, weight, *, beta, gamma):
+  """As the step sums it."""
+  per_pair = losses.simpo_losses(chosen, rejected, beta=beta, gamma=gamma)
+  return losses.weighted(per_pair, weight)
 
 
 def slow_simpo(chosen, rejected, weight, beta, gamma):
@@ -28,16 +35,26 @@ def _pairs():
 
 @pytest.mark.parametrize('beta,gamma', [(2.0, 0.5), (0.7, 0.0)])
 def test_simpo_equals_the_slow_version(pairs, beta, gamma):
-  total, weight = losses.simpo(*pairs, beta=beta, gamma=gamma)
+  total = simpo(*pairs, beta=beta, gamma=gamma)
   np.testing.assert_allclose(total, slow_simpo(*pairs, beta, gamma), rtol=1e-5)
-  assert weight == 7
+
+
+def test_the_tables_simpo_compares_the_mean_of_the_first_samples_tokens_with_the_seconds(pairs):
+  chosen, rejected, _ = pairs
+  mask = np.arange(4) < np.stack([np.arange(9) % 4 + 1, np.arange(9)[::-1] % 4 + 1], 1)[..., None]
+  mean = np.stack([chosen, rejected], axis=1)[..., None]
+  noise = np.random.default_rng(1).normal(0, 1, (9, 2, 4))
+  noise -= (noise * mask).sum(-1, keepdims=True) / mask.sum(-1, keepdims=True)
+  logps = jnp.asarray(np.where(mask, mean + noise, -99.0), jnp.float32)
+  x = losses.LossInputs(logps, None, None, jnp.asarray(mask), None)
+  found = losses.OBJECTIVES['simpo'].loss(x, config_lib.Method(beta=0.7, gamma=0.3))
+  expected = [slow_simpo([c], [r], [1], 0.7, 0.3) for c, r in zip(chosen, rejected)]
+  np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 def test_gradient_of_simpo_equals_finite_differences(pairs):
   chosen, rejected, weight = pairs
-  grad = jax.grad(lambda c: losses.simpo(c, rejected, weight, beta=2.0, gamma=0.5)[0])(
-    jnp.asarray(chosen)
-  )
+  grad = jax.grad(lambda c: simpo(c, rejected, weight, beta=2.0, gamma=0.5))(jnp.asarray(chosen))
   for i in range(len(chosen)):
     up, down = (np.array(chosen, 'f8') for _ in range(2))
     up[i] += 1e-5
@@ -51,8 +68,8 @@ def test_gradient_of_simpo_equals_finite_differences(pairs):
 def test_simpo_has_no_likelihood_term(pairs):
   """Raising both log-probabilities alike changes nothing: only their difference counts."""
   chosen, rejected, weight = pairs
-  a, _ = losses.simpo(chosen, rejected, weight, beta=2.0, gamma=0.5)
-  b, _ = losses.simpo(chosen + 3.0, rejected + 3.0, weight, beta=2.0, gamma=0.5)
+  a = simpo(chosen, rejected, weight, beta=2.0, gamma=0.5)
+  b = simpo(chosen + 3.0, rejected + 3.0, weight, beta=2.0, gamma=0.5)
   np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
@@ -60,9 +77,7 @@ def test_dropped_pair_has_no_gradient_even_if_not_finite(pairs):
   chosen, rejected, weight = pairs
   chosen = chosen.copy()
   chosen[2] = -1e9
-  grad = jax.grad(lambda c: losses.simpo(c, rejected, weight, beta=2.0, gamma=0.5)[0])(
-    jnp.asarray(chosen)
-  )
+  grad = jax.grad(lambda c: simpo(c, rejected, weight, beta=2.0, gamma=0.5))(jnp.asarray(chosen))
   assert grad[2] == 0 and np.all(np.isfinite(grad))
 
 

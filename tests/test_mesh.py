@@ -10,7 +10,9 @@ from dsr_jax import config as config_lib
 from dsr_jax import sharding
 from dsr_jax.errors import InputError
 from dsr_jax.models.janus import model as janus
+from dsr_jax.models.janus.family import JANUS
 
+RULES = JANUS.sharding_rules
 MESHES = ('2x1x1', '4x2x1', '2x2x2')
 
 
@@ -95,24 +97,28 @@ def test_heads_and_inputs_that_do_not_divide_are_refused_and_the_key_is_named():
 
 def test_a_parameter_that_does_not_divide_is_refused():
   with pytest.raises(InputError, match='generation_head/vision_head/kernel of size 32 x 34'):
-    sharding.shardings(janus.abstract_params(mesh_run.MODEL), abstract(1, 1, 4))
+    sharding.shardings(janus.abstract_params(mesh_run.MODEL), abstract(1, 1, 4), RULES)
 
 
 def test_a_parameter_without_a_rule_and_a_rule_without_a_parameter_are_errors():
   shapes = janus.abstract_params(mesh_run.MODEL)
-  with pytest.raises(ValueError, match='no sharding rule for stranger/kernel'):
+  with pytest.raises(ValueError, match='no sharding rule matches stranger/kernel'):
     sharding.shardings(
-      {**shapes, 'stranger': {'kernel': jax.ShapeDtypeStruct((4, 4), 'f4')}}, abstract(1, 1, 1)
+      {**shapes, 'stranger': {'kernel': jax.ShapeDtypeStruct((4, 4), 'f4')}},
+      abstract(1, 1, 1),
+      RULES,
     )
   del shapes['lm_head']
   with pytest.raises(ValueError, match='rules that match nothing: lm_head'):
-    sharding.shardings(shapes, abstract(1, 1, 1))
+    sharding.shardings(shapes, abstract(1, 1, 1), RULES)
 
 
 def test_moments_lie_as_their_parameters_do_and_large_ones_are_split():
   shapes = janus.abstract_params(mesh_run.MODEL)
   layout = sharding.shardings(
-    {'params': shapes, 'mu': shapes, 'count': jax.ShapeDtypeStruct((), 'i4')}, abstract(1, 2, 2)
+    {'params': shapes, 'mu': shapes, 'count': jax.ShapeDtypeStruct((), 'i4')},
+    abstract(1, 2, 2),
+    RULES,
   )
   assert jax.tree.leaves(layout['params']) == jax.tree.leaves(layout['mu'])
   kernel = layout['params']['language_model']['layers']['mlp']['down_proj']['kernel']

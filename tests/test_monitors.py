@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import tiny_step
 
-from dsr_jax import tasks, train
+from dsr_jax import diagnostics
+from dsr_jax.runtime.run_log import RunLog
 
 PROBES = [
   'generation/probe_coarse_loss',
@@ -18,12 +19,14 @@ PROBES = [
 def probed(frozen_every):
   rng = np.random.default_rng(0)
   negatives = {
-    'generation/negative_ids': rng.integers(9, 40, (4, 2, 5)).astype('i4'),
-    'generation/negative_mask': np.ones((4, 2, 5), bool),
+    'negative_ids': rng.integers(9, 40, (4, 2, 5)).astype('i4'),
+    'negative_mask': np.ones((4, 2, 5), bool),
   }
   system = tiny_step.system(probe_every=2, frozen_every=frozen_every, rollout_chunk=2)
   return [
-    tiny_step.run(system=system, steps=steps, batches=lambda _: tiny_step.batch(**negatives))[1]
+    tiny_step.run(
+      system=system, steps=steps, batches=lambda _: tiny_step.batch(extra={'generation': negatives})
+    )[1]
     for steps in (1, 2)
   ]
 
@@ -55,7 +58,7 @@ def test_a_monitor_for_each_way_in_which_a_self_reward_is_known_to_be_fooled():
 
 
 def test_the_loop_leaves_out_what_was_not_due():
-  log = object.__new__(train.Log)
+  log = object.__new__(RunLog)
   log._frozen_every, log._probe_every = 2, 3
 
   def due(step, name):
@@ -68,23 +71,25 @@ def test_the_loop_leaves_out_what_was_not_due():
 
 def test_code_entropy_is_that_of_the_frequencies_within_a_picture():
   codes = jnp.array([[1, 1, 1, 1], [1, 2, 3, 4], [1, 1, 2, 2]])
-  np.testing.assert_allclose(tasks.code_entropy(codes), [0.0, np.log(4), np.log(2)], atol=1e-6)
+  np.testing.assert_allclose(
+    diagnostics.code_entropy(codes), [0.0, np.log(4), np.log(2)], atol=1e-6
+  )
 
 
 def test_slope_is_the_least_squares_one_within_each_group():
   x = jnp.array([[1.0, 2.0, 4.0], [3.0, 3.0, 3.0]])
   np.testing.assert_allclose(
-    tasks.slope(2.5 * x + jnp.array([[1.0], [7.0]]), x), [2.5, 0.0], atol=1e-5
+    diagnostics.slope(2.5 * x + jnp.array([[1.0], [7.0]]), x), [2.5, 0.0], atol=1e-5
   )
   rng = np.random.default_rng(0)
   a, b = rng.normal(size=(2, 1, 9))
   np.testing.assert_allclose(
-    tasks.slope(jnp.asarray(b), jnp.asarray(a)), np.polyfit(a[0], b[0], 1)[:1], rtol=1e-4
+    diagnostics.slope(jnp.asarray(b), jnp.asarray(a)), np.polyfit(a[0], b[0], 1)[:1], rtol=1e-4
   )
 
 
 def test_coarsening_takes_the_mean_of_every_two_by_two_and_twice_is_once():
   pixels = jnp.arange(16.0).reshape(1, 4, 4, 1) * jnp.ones(3)
-  coarse = tasks.coarsened(pixels)
+  coarse = diagnostics.coarsened(pixels)
   np.testing.assert_allclose(coarse[0, :2, :2, 0], 2.5)
-  np.testing.assert_allclose(tasks.coarsened(coarse), coarse)
+  np.testing.assert_allclose(diagnostics.coarsened(coarse), coarse)

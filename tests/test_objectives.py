@@ -16,14 +16,12 @@ from dsr_jax.errors import InputError
 
 METHOD = config_lib.Method(
   kl=0.3,
-  ratio_low=0.2,
-  ratio_high=0.28,
-  sequence_low=0.05,
-  sequence_high=0.07,
-  cispo_max=1.1,
-  dpo_beta=0.7,
+  grpo=config_lib.Grpo(ratio_low=0.2, ratio_high=0.28),
+  gspo=config_lib.Gspo(ratio_low=0.05, ratio_high=0.07),
+  cispo=config_lib.Cispo(ratio_max=1.1),
+  dpo=config_lib.Dpo(beta=0.7),
 )
-GROUPED = [name for name, objective in losses.OBJECTIVES.items() if objective.has_ratio]
+GROUPED = [name for name, objective in losses.OBJECTIVES.items() if objective.off_policy_ok]
 PAIRED = [name for name in losses.OBJECTIVES if name not in GROUPED]
 
 
@@ -70,12 +68,13 @@ def slow_group(name, m, logp, old, reference, mask, rewards):
     kls = [kl(reference[i, t] - logp[i, t]) for t in tokens]
     if name == 'grpo':
       values = [
-        slow_cut(r, scaled[i], m.ratio_low, m.ratio_high) - m.kl * k for r, k in zip(ratios, kls)
+        slow_cut(r, scaled[i], m.grpo.ratio_low, m.grpo.ratio_high) - m.kl * k
+        for r, k in zip(ratios, kls)
       ]
       total -= sum(values) / max(sum(lengths), 1)
     elif name == 'dr_grpo':
       values = [
-        slow_cut(r, rewards[i] - mean, m.ratio_low, m.ratio_high) - m.kl * k
+        slow_cut(r, rewards[i] - mean, m.grpo.ratio_low, m.grpo.ratio_high) - m.kl * k
         for r, k in zip(ratios, kls)
       ]
       total -= sum(values) / (g * room)
@@ -83,13 +82,13 @@ def slow_group(name, m, logp, old, reference, mask, rewards):
       others = sum(r for j, r in enumerate(rewards) if j != i) / (g - 1)
       whole = np.prod(ratios) if ratios else 1.0
       total -= (
-        slow_cut(whole, rewards[i] - others, m.ratio_low, m.ratio_high) - m.kl * sum(kls)
+        slow_cut(whole, rewards[i] - others, m.grpo.ratio_low, m.grpo.ratio_high) - m.kl * sum(kls)
       ) / g
     elif name == 'gspo':
       n = max(len(tokens), 1)
       whole = np.prod(ratios) ** (1 / n) if ratios else 1.0
       total -= (
-        slow_cut(whole, scaled[i], m.sequence_low, m.sequence_high) - m.kl * sum(kls) / n
+        slow_cut(whole, scaled[i], m.gspo.ratio_low, m.gspo.ratio_high) - m.kl * sum(kls) / n
       ) / g
   return total
 
@@ -97,7 +96,7 @@ def slow_group(name, m, logp, old, reference, mask, rewards):
 def slow_cispo(m, logp, old, reference, mask, rewards, weights=None):
   """The weights are constants of the loss: given from outside, they do not move with it."""
   mean, spread = rewards.mean(), rewards.std()
-  weights = np.minimum(np.exp(logp - old), m.cispo_max) if weights is None else weights
+  weights = np.minimum(np.exp(logp - old), m.cispo.ratio_max) if weights is None else weights
   d = reference - logp
   values = weights * ((rewards - mean) / (spread + 1e-4))[:, None] * logp - m.kl * (
     np.exp(d) - 1 - d
@@ -121,9 +120,8 @@ def of(name, method, x):
   def to(v):
     return jnp.asarray(v, None if v.dtype == bool else jnp.float32)
 
-  return losses.OBJECTIVES[name].loss(
-    losses.Learners(*(to(x[k]) for k in ('logp', 'old', 'reference', 'mask', 'rewards'))), method
-  )
+  inputs = losses.LossInputs(*(to(x[k]) for k in ('logp', 'old', 'reference', 'mask', 'rewards')))
+  return losses.OBJECTIVES[name].loss(inputs, method)
 
 
 @pytest.mark.parametrize('seed', [0, 1])
@@ -139,7 +137,7 @@ def test_gradient_of_groups_equals_finite_differences(name):
   grad = jax.grad(lambda logp: jnp.sum(of(name, METHOD, {**x, 'logp': logp})))(
     jnp.asarray(x['logp'], jnp.float32)
   )
-  weights = np.minimum(np.exp(x['logp'] - x['old']), METHOD.cispo_max)
+  weights = np.minimum(np.exp(x['logp'] - x['old']), METHOD.cispo.ratio_max)
   step = 1e-5
   for index in np.ndindex(x['logp'].shape):
     up, down = x['logp'].copy(), x['logp'].copy()
@@ -179,12 +177,12 @@ def test_at_the_first_update_every_group_objective_pushes_as_its_advantage_says(
   scaled = (x['rewards'] - x['rewards'].mean(1, keepdims=True)) / (
     x['rewards'].std(1, keepdims=True) + 1e-4
   )
-  centred = x['rewards'] - x['rewards'].mean(1, keepdims=True)
+  centered = x['rewards'] - x['rewards'].mean(1, keepdims=True)
   expected = {
     'grpo': scaled / lengths.sum(1, keepdims=True),
     'cispo': scaled / lengths.sum(1, keepdims=True),
-    'dr_grpo': centred / 20,
-    'rloo': centred * 4 / 3 / 4,
+    'dr_grpo': centered / 20,
+    'rloo': centered * 4 / 3 / 4,
     'gspo': scaled / 4 / np.maximum(lengths, 1),
   }
   for name, weight in expected.items():
@@ -193,8 +191,8 @@ def test_at_the_first_update_every_group_objective_pushes_as_its_advantage_says(
       def to(v):
         return jnp.asarray(v, jnp.float32)
 
-      learners = losses.Learners(logp, to(x['old']), None, jnp.asarray(mask), to(x['rewards']))
-      return jnp.sum(losses.OBJECTIVES[name].loss(learners, method))
+      inputs = losses.LossInputs(logp, to(x['old']), None, jnp.asarray(mask), to(x['rewards']))
+      return jnp.sum(losses.OBJECTIVES[name].loss(inputs, method))
 
     grad = jax.grad(value)(jnp.asarray(x['logp'], jnp.float32))
     np.testing.assert_allclose(grad, -weight[..., None] * mask, atol=1e-5, err_msg=name)
@@ -215,15 +213,15 @@ def test_online_dpo_equals_the_slow_version_and_its_gradient_finite_differences(
   ratio = np.where(x['mask'], x['logp'] - x['reference'], 0).sum(-1)
   np.testing.assert_allclose(
     of('online_dpo', METHOD, x),
-    np.log1p(np.exp(-METHOD.dpo_beta * (ratio[:, 0] - ratio[:, 1]))),
+    np.log1p(np.exp(-METHOD.dpo.beta * (ratio[:, 0] - ratio[:, 1]))),
     rtol=1e-4,
   )
   grad = jax.grad(lambda logp: jnp.sum(of('online_dpo', METHOD, {**x, 'logp': logp})))(
     jnp.asarray(x['logp'], jnp.float32)
   )
-  share = 1 / (1 + np.exp(METHOD.dpo_beta * (ratio[:, 0] - ratio[:, 1])))
+  share = 1 / (1 + np.exp(METHOD.dpo.beta * (ratio[:, 0] - ratio[:, 1])))
   expected = (
-    -METHOD.dpo_beta * share[:, None, None] * np.array([1.0, -1.0])[None, :, None] * x['mask']
+    -METHOD.dpo.beta * share[:, None, None] * np.array([1.0, -1.0])[None, :, None] * x['mask']
   )
   np.testing.assert_allclose(grad, expected, atol=1e-5)
 
@@ -241,7 +239,7 @@ def test_best_of_n_is_the_likelihood_of_the_best_alone():
 def test_clip_fraction_counts_where_the_ratio_has_left_its_bounds_on_the_side_that_matters():
   logp = jnp.log(jnp.array([[[1.5, 0.5, 1.0, 1.0]], [[0.5, 1.5, 1.0, 9.0]]]).reshape(1, 2, 4))
   mask = jnp.array([[[1, 1, 1, 1], [1, 1, 1, 0]]], bool)
-  x = losses.Learners(logp, jnp.zeros_like(logp), None, mask, jnp.array([[1.0, -1.0]]))
+  x = losses.LossInputs(logp, jnp.zeros_like(logp), None, mask, jnp.array([[1.0, -1.0]]))
   found = losses.OBJECTIVES['grpo'].measure(x, METHOD)
   np.testing.assert_allclose(
     found['clip_fraction'], 2 / 7
@@ -336,8 +334,8 @@ def test_the_reference_is_the_initial_model_whole():
   _, params = tiny_step.model()
   state, metrics, _, _ = tiny_step.run(method=method, steps=3)
   assert metrics['generation/kl'] > 1e-5
-  initial = state['frozen']['initial']
-  assert set(initial) == set(state['params'])
+  initial = state.ref_params
+  assert set(initial) == set(state.params)
   for part, tree in initial.items():
     for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(params[part])):
       np.testing.assert_array_equal(a, b)

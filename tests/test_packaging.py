@@ -110,10 +110,19 @@ def test_licence_and_citation_are_complete():
   )
 
 
-def test_continuous_integration_runs_make_test():
+def test_continuous_integration_runs_make_lint_and_make_test():
   script = ROOT / '.ci' / 'run'
   assert script.stat().st_mode & stat.S_IXUSR
-  assert 'make test' in script.read_text()
+  assert 'make lint test' in script.read_text()
+  workflow = yaml.safe_load((ROOT / '.github' / 'workflows' / 'tests.yml').read_text())
+  steps = [step.get('run', '') for step in workflow['jobs']['tests']['steps']]
+  assert [step.split()[:2] for step in steps if step] == [['make', 'lint'], ['make', 'test']]
+
+
+def test_each_commit_is_checked_by_what_make_lint_runs():
+  hooks = yaml.safe_load((ROOT / '.pre-commit-config.yaml').read_text())['repos'][0]['hooks']
+  called = {' '.join(hook['entry'].split()[1:3]) for hook in hooks}
+  assert called == {'-m ruff', '-m mypy'}
 
 
 # The Makefile, with programs that only write down that they were called.
@@ -180,6 +189,12 @@ def test_make_test_installs_the_test_requirements_once_and_runs_the_suite(bench)
   first = bench.make('test')
   assert first[:2] == ['-m venv --clear .venv', '-m pip install -r requirements-test.txt']
   assert first[2].startswith('-m pytest') and bench.make('test') == first[2:]
+
+
+def test_make_lint_installs_the_test_requirements_once_and_checks_style_and_types(bench):
+  checks = ['-m ruff check', '-m ruff format --check', '-m mypy']
+  assert bench.make('lint')[1:] == ['-m pip install -r requirements-test.txt', *checks]
+  assert bench.make('lint') == checks
 
 
 def test_changed_requirements_are_installed_again(bench):

@@ -44,24 +44,24 @@ def test_ema_follows_the_parameters_by_its_decay_in_float32():
   method = tiny_step.method(scorer='ema', ema_decay=0.75)
   before = jax.device_get(tiny_step.start(method))
   after, _, _, _ = tiny_step.run(method=method)
-  for mean, old, new in trees(after['ema'], before['params'], after['params']):
+  for mean, old, new in trees(after.ema_params, before.params, after.params):
     assert mean.dtype == np.float32
     np.testing.assert_allclose(mean, 0.75 * old + 0.25 * new, atol=1e-6)
 
 
 def test_only_what_a_configuration_needs_is_in_its_state():
-  assert 'initial' not in tiny_step.start(tiny_step.method())['frozen']
-  assert 'ema' not in tiny_step.start(tiny_step.method())
+  plain = tiny_step.start(tiny_step.method())
+  assert plain.ref_params is None and plain.ema_params is None and plain.reward_params is None
   for changes in (dict(scorer='frozen'), dict(objective='grpo'), dict(objective='online_dpo')):
-    assert 'initial' in tiny_step.start(tiny_step.method(**changes))['frozen']
-  assert 'initial' not in tiny_step.start(tiny_step.method(objective='grpo', kl=0.0))['frozen']
+    assert tiny_step.start(tiny_step.method(**changes)).ref_params is not None
+  assert tiny_step.start(tiny_step.method(objective='grpo', kl=0.0)).ref_params is None
 
 
 @pytest.mark.parametrize(
   'changes, words',
   [
-    (dict(method__scorer='judge'), ['policy, frozen, ema, partner']),
-    (dict(method__scorer='partner'), ['partner', 'strategy=separate']),
+    (dict(method__scorer='judge'), ['policy, frozen, ema']),
+    (dict(method__scorer='partner'), ['method.scorer=partner is now method.scorer=policy']),
     (dict(method__ema_decay=1.0), ['ema_decay', 'less than 1']),
   ],
 )

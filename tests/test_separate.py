@@ -1,6 +1,9 @@
 """Two models in one program: who learns, who scores, what stays as it is."""
 
+import dataclasses
+
 import jax
+from micro_model import MICRO
 import numpy as np
 import pytest
 import tiny_step
@@ -9,7 +12,8 @@ from dsr_jax import config as config_lib
 from dsr_jax import state as state_lib
 from dsr_jax.errors import InputError
 
-METHOD = tiny_step.method(strategy='separate', swap_every=1, inputs_per_step=4)
+TURNS = config_lib.Separate(swap_every=1)
+METHOD = tiny_step.method(strategy='separate', separate=TURNS, inputs_per_step=4)
 
 
 def same(a, b):
@@ -19,7 +23,7 @@ def same(a, b):
 
 
 def test_the_generator_learns_first_and_the_models_take_turns():
-  method = config_lib.Method(strategy='separate', swap_every=3)
+  method = config_lib.Method(strategy='separate', separate=config_lib.Separate(swap_every=3))
   assert [method.role_at(step) for step in range(8)] == ['generator'] * 3 + ['understander'] * 3 + [
     'generator'
   ] * 2
@@ -31,20 +35,20 @@ def test_the_generator_learns_first_and_the_models_take_turns():
   )
 
 
-def test_one_model_learns_the_other_and_its_moments_stay_bit_for_bit_and_each_role_is_compiled_once():
+def test_one_model_learns_the_other_and_its_moments_stay_and_each_role_is_compiled_once():
   start = jax.device_get(tiny_step.start(METHOD))
   first, metrics, records, _ = tiny_step.run(method=METHOD)
   assert set(records) == {'generation'} and not any(
     key.startswith('understanding') for key in metrics
   )
-  assert same(first['params']['understander'], start['params']['understander'])
-  assert same(first['opt_state']['understander'], start['opt_state']['understander'])
-  assert not same(first['params']['generator'], start['params']['generator'])
+  assert same(first.params['understander'], start.params['understander'])
+  assert same(first.opt_state['understander'], start.opt_state['understander'])
+  assert not same(first.params['generator'], start.params['generator'])
   four, metrics, records, step = tiny_step.run(method=METHOD, steps=4)
-  assert step._cache_size() == 2 and set(records) == {'understanding'} and four['step'] == 4
+  assert step._cache_size() == 2 and set(records) == {'understanding'} and four.step == 4
   second, _, _, _ = tiny_step.run(method=METHOD, steps=2)
-  assert same(second['params']['generator'], first['params']['generator'])
-  assert not same(second['params']['understander'], start['params']['understander'])
+  assert same(second.params['generator'], first.params['generator'])
+  assert not same(second.params['understander'], start.params['understander'])
 
 
 def test_each_is_scored_by_the_other():
@@ -63,10 +67,12 @@ def test_each_is_scored_by_the_other():
     state = tiny_step.start(METHOD)
     moved = jax.tree.map(
       lambda x: x + 0.03 * np.sin(np.arange(x.size, dtype=np.float32)).reshape(x.shape),
-      state['params'][other],
+      state.params[other],
     )
     changed = tiny_step.run(
-      method=METHOD, batches=batches, state={**state, 'params': {**state['params'], other: moved}}
+      method=METHOD,
+      batches=batches,
+      state=dataclasses.replace(state, params={**state.params, other: moved}),
     )
     name = config_lib.ROLES[role]
     sampled = 'codes' if name == 'generation' else 'text_ids'
@@ -80,23 +86,20 @@ def test_the_first_turn_is_what_one_model_does_alone():
   """
   alone = tiny_step.run(method=tiny_step.method(task='generation', inputs_per_step=4))
   turn = tiny_step.run(method=METHOD)
-  assert same(turn[0]['params']['generator'], alone[0]['params'])
+  assert same(turn[0].params['generator'], alone[0].params)
   np.testing.assert_array_equal(turn[1]['loss'], alone[1]['loss'])
 
 
-@pytest.mark.parametrize('scorer', ['partner', 'frozen', 'ema'])
+@pytest.mark.parametrize('scorer', ['frozen', 'ema'])
 def test_every_scorer_serves_both_roles(scorer):
-  method = tiny_step.method(strategy='separate', swap_every=1, inputs_per_step=4, scorer=scorer)
+  method = dataclasses.replace(METHOD, scorer=scorer)
   _, metrics, _, step = tiny_step.run(method=method, steps=2)
   assert step._cache_size() == 2 and tiny_step.finite(metrics)
-  if scorer == 'partner':
-    policy = tiny_step.run(method=METHOD, steps=2)[1]
-    np.testing.assert_array_equal(metrics['loss'], policy['loss'])
 
 
 def test_idle_moments_are_accounted_for():
   state = tiny_step.start(METHOD)
-  leaves = sum(x.nbytes for x in jax.tree.leaves(state['params']['generator']))
+  leaves = sum(x.nbytes for x in jax.tree.leaves(state.params['generator']))
   assert 2 * leaves <= state_lib.idle_bytes(state) <= 2 * leaves + 64
   assert state_lib.idle_bytes(tiny_step.start()) == 0
 
@@ -104,11 +107,11 @@ def test_idle_moments_are_accounted_for():
 def test_each_role_has_parameters_of_a_whole_model():
   state, _, _, _ = tiny_step.run(method=METHOD, steps=2)
   drawing, reading = (
-    state_lib.policy_params(state, role) for role in ('generator', 'understander')
+    state_lib.policy_params(state, MICRO, role) for role in ('generator', 'understander')
   )
   assert set(drawing) == set(reading) == set(tiny_step.model()[1])
-  assert not same(drawing['lm_head'], reading['lm_head']) and same(
-    drawing['vqmodel'], reading['vqmodel']
+  assert not same(drawing['word_head'], reading['word_head']) and same(
+    drawing['palette'], reading['palette']
   )
 
 
@@ -120,7 +123,10 @@ def test_each_role_has_parameters_of_a_whole_model():
       dict(method__strategy='separate', method__task='generation'),
       ['task=generation', 'strategy=separate', 'unified'],
     ),
-    (dict(method__strategy='separate', method__swap_every=0), ['swap_every', 'at least 1']),
+    (
+      dict(method__strategy='separate', method__separate__swap_every=0),
+      ['separate.swap_every', 'at least 1'],
+    ),
   ],
 )
 def test_impossible_strategies_are_refused_in_one_sentence(changes, words):

@@ -290,7 +290,10 @@ def test_a_host_starts_once_knows_its_place_and_stops_cleanly(host, tmp_path):
   deadline = time.time() + 30
   while 'dsr_jax.main' not in (tmp_path / 'run.log').read_text() and time.time() < deadline:
     time.sleep(0.05)
-  expected = f'-m dsr_jax.main --coordinator=10.0.0.5:8476 --processes=2 --process=1 --config.system.compile_cache={tmp_path}/compiled --config=a b'
+  expected = (
+    '-m dsr_jax.main --coordinator=10.0.0.5:8476 --processes=2 --process=1 '
+    f'--config.system.compile_cache={tmp_path}/compiled --config=a b'
+  )
   assert (tmp_path / 'run.log').read_text().strip() == expected
   assert host('stop').returncode == 0
   followed = host('follow')

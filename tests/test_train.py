@@ -9,10 +9,9 @@ import fake_run
 import jax
 import pytest
 
-from dsr_jax import parts as parts_lib
 from dsr_jax import train
 from dsr_jax.errors import InputError
-from dsr_jax.runtime import checkpoints, metrics
+from dsr_jax.runtime import checkpoints, metrics, progress
 from dsr_jax.runtime import workdir as workdir_lib
 
 
@@ -97,46 +96,45 @@ def test_nan_stops_the_run_names_metric_and_step_and_keeps_the_last_good_checkpo
 def test_parameters_that_are_not_finite_are_not_saved(tmp_path):
   made = fake_run.parts()
 
-  def make_step(model, config, mesh):
-    inner = made.make_step(model, config, mesh)
+  def make_train_step(model, config, mesh, state):
+    inner = made.make_train_step(model, config, mesh, state)
 
     def step(state, batch):
-      state, values, records = inner(state, batch)
-      broken = state['params']['w'] + jax.numpy.where(state['step'] == 8, jax.numpy.inf, 0.0)
-      return {**state, 'params': {'w': broken}}, values, records
+      out = inner(state, batch)
+      extra = jax.numpy.where(out.state.step == 8, jax.numpy.inf, 0.0)
+      broken = {'w': out.state.params['w'] + extra}
+      return out._replace(state=dataclasses.replace(out.state, params=broken))
 
     return jax.jit(step, donate_argnums=0)
 
   with pytest.raises(InputError, match='not finite after step 8'):
-    run(tmp_path, 12, dataclasses.replace(made, make_step=make_step))
+    run(tmp_path, 12, dataclasses.replace(made, make_train_step=make_train_step))
   assert steps_kept(tmp_path) == [4]
 
 
 def test_the_frozen_score_is_logged_only_when_it_was_made(tmp_path):
   made = fake_run.parts()
 
-  def make_step(model, config, mesh):
-    inner = made.make_step(model, config, mesh)
+  def make_train_step(model, config, mesh, state):
+    inner = made.make_train_step(model, config, mesh, state)
 
     def step(state, batch):
-      due = state['step'] % 4 == 0
-      state, values, records = inner(state, batch)
-      return (
-        state,
-        {**values, 'generation/reward_frozen': jax.numpy.where(due, 1.5, jax.numpy.nan)},
-        records,
-      )
+      out = inner(state, batch)
+      score = jax.numpy.where(state.step % 4 == 0, 1.5, jax.numpy.nan)
+      return out._replace(metrics={**out.metrics, 'generation/reward_frozen': score})
 
     return jax.jit(step, donate_argnums=0)
 
-  run(tmp_path, 12, dataclasses.replace(made, make_step=make_step), system__frozen_every=4)
+  run(
+    tmp_path, 12, dataclasses.replace(made, make_train_step=make_train_step), system__frozen_every=4
+  )
   assert metrics.read(tmp_path)['generation/reward_frozen'] == ([1, 5, 9], [1.5] * 3)
 
 
 @pytest.mark.parametrize('where', ['file/run', 'file', '/proc/run'])
 def test_a_workdir_that_cannot_be_written_is_refused_before_anything_is_loaded(tmp_path, where):
   (tmp_path / 'file').write_text('x')
-  made = parts_lib.Parts(**dict.fromkeys(vars(fake_run.parts()), None))
+  made = train.Builders(**dict.fromkeys(vars(fake_run.parts()), None))
   with pytest.raises(InputError, match='cannot be written'):
     run(tmp_path / where, made=made)
   assert os.listdir(tmp_path) == ['file']
@@ -179,8 +177,6 @@ def test_an_unused_accelerator_is_named(monkeypatch):
 
 
 def test_a_bar_stands_on_a_terminal_and_plain_lines_elsewhere(monkeypatch, capsys):
-  from dsr_jax.runtime import progress
-
   values = {
     'generation/reward_mean': -3.25,
     'understanding/reward_mean': -4.5,

@@ -27,14 +27,11 @@ def paper():
   config.data.images = 'pictures'  # a folder: the paper's pictures are not ours to ship
   config.data.max_prompt_tokens = 128
   s = config.system
-  s.rollout_chunk = (
-    16  # inputs of a task at once, 8 candidates each; a multiple of mesh.data x mesh.fsdp
-  )
+  # inputs of a task at once, 8 candidates each; a multiple of mesh.data x mesh.fsdp
+  s.rollout_chunk = 16
   s.update_chunk = 16
-  s.decode_segment = (
-    192  # a third of 576 codes: a short program; on a GPU pictures are drawn in one piece anyway
-  )
-  config.eval.benchmark = (
-    'none'  # the judge of the small world has nothing to say about photographs
-  )
+  # a third of 576 codes: a short program; on a GPU pictures are drawn in one piece anyway
+  s.decode_segment = 192
+  # the judge of the small world has nothing to say about photographs
+  config.eval.benchmark = 'none'
   return config

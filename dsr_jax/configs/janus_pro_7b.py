@@ -16,8 +16,7 @@ def get_config(arg=None):
   """The paper's run; arg: a slice of configs/slices.py."""
   config = janus_pro_1b.paper()
   config.model = 'deepseek-community/Janus-Pro-7B'
-  config.system.update_chunk = (
-    8  # a row of the 7B model takes about three times the memory of one of the 1B
-  )
+  # a row of the 7B model takes about three times the memory of one of the 1B
+  config.system.update_chunk = 8
   slices.apply(config, '7b', arg)
   return config

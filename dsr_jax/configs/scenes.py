@@ -1,19 +1,17 @@
-"""The default of `make run`: both tasks reinforced in the small world, on a laptop, in some ten
-minutes.
+"""The default of `make run`: both tasks reinforced in the small world, in some ten minutes on a
+laptop.
 
   python -m dsr_jax.main --config=configs/scenes.py --workdir=runs/scenes
 
 Worth touching: `method.task` (unified, generation, understanding), `method.objective`,
-  `method.learning_rate`,
-`method.group_size`, `method.guidance`, `method.seed`.
+`method.learning_rate`, `method.group_size`, `method.guidance`, `method.seed`.
 """
 
 from dsr_jax.configs import common
 
 
-def get_config(arg=None):
-  """The default run; `arg` is not used."""
-  del arg
+def get_config():
+  """The default run."""
   config = common.on_scenes()
   m = config.method
   # all eight candidates learn; with few inputs a step SimPO's pairs raise the entropy of pictures
@@ -27,8 +25,6 @@ def get_config(arg=None):
   s.samples_every = 40
   s.eval_every = 40
   s.save_every = 40
-  config.eval.tuned_temperature, config.eval.tuned_guidance = (
-    0.5,
-    2.0,
-  )  # the embedded base's best on validation
+  config.eval.tuned_temperature = 0.5  # these two: the embedded base's best on validation
+  config.eval.tuned_guidance = 2.0
   return config

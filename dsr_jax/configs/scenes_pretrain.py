@@ -1,10 +1,9 @@
-"""Makes the embedded model again, from nothing: tokenizer, picture tokenizer, then both tasks
-jointly.
+"""Makes the embedded model from nothing: tokenizer, picture tokenizer, then both tasks jointly.
 
   python -m dsr_jax.pretrain --config=configs/scenes_pretrain.py --workdir=DIR
 
-The result is DIR/model, a directory in the Hugging Face layout. A killed run continues where it
-was.
+The result is DIR/model, a directory in the Hugging Face layout. A killed run continues where
+it was.
 """
 
 from ml_collections import ConfigDict
@@ -17,14 +16,10 @@ def get_config():
   c.guidance = 2.0  # what generation_config.json names: the best at temperature 1 on validation
 
   c.vq = ConfigDict()
-  c.vq.cycles = (
-    500,
-    600,
-    400,
-  )  # steps of each warm restart: cosine to 0, then the codebook is spread anew
-  c.vq.unquantised_steps = (
-    60  # plain autoencoder first, so that the codebook starts from latents that mean something
-  )
+  # steps of each warm restart: cosine to 0, then the codebook is spread anew
+  c.vq.cycles = (500, 600, 400)
+  # plain autoencoder first, so that the codebook starts from latents that mean something
+  c.vq.unquantised_steps = 60
   c.vq.polish_steps = 400  # of the decoder alone, on finished codes
   c.vq.batch = 32
   c.vq.learning_rate = 2e-3
@@ -34,9 +29,8 @@ def get_config():
   c.lm.batch = 32  # captioned pictures; each is learned in both directions
   c.lm.learning_rate = 3e-3
   c.lm.prompt_dropout = 0.1  # what guidance needs
-  c.lm.single_until = (
-    800  # pictures of one thing are all at first and fewer with each step until this one
-  )
+  # pictures of one thing are all at first and fewer with each step until this one
+  c.lm.single_until = 800
   c.lm.question_share = 0.25  # of the texts about pictures, the rest are captions
   c.lm.question_weight = 4.0  # of an answer's token against a caption's
   c.lm.text_weight = 1.0  # of a text's mean loss against a picture's

@@ -6,9 +6,8 @@ python -m dsr_jax.main --config=configs/scenes_tiny.py --workdir=/tmp/tiny
 from dsr_jax.configs import common
 
 
-def get_config(arg=None):
-  """The smoke run; `arg` is not used."""
-  del arg
+def get_config():
+  """The smoke run."""
   config = common.on_scenes()
   m = config.method
   m.group_size = 2

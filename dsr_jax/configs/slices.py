@@ -1,7 +1,7 @@
 """Meshes and chunks of the full-size runs by slice, to be checked with `dsr_jax.plan` before
 anything is rented.
 
---config=configs/janus_pro_7b.py:v5e:8x8    the slice stands after the config's name
+  --config=configs/janus_pro_7b.py:v5e:8x8    the slice stands after the config's name
 """
 
 from dsr_jax.errors import InputError
@@ -32,8 +32,8 @@ def apply(config, model, name):
     return
   if name not in SLICES[model]:
     raise InputError(
-      f'found the slice {name!r} after the config; expected one of {", ".join(SLICES[model])}; '
-      'choose one, or set system.mesh'
+      f'found the slice {name!r} after the config; expected one of {", ".join(SLICES[model])}, '
+      'or none and system.mesh set by hand'
     )
   s = config.system
   # of 576 codes: four pieces of program, a fifth of what is read of the cache is not filled yet

@@ -15,8 +15,9 @@ import pathlib
 
 from absl import flags
 
-from dsr_jax import cli as commands
-from dsr_jax.convert import locate as model_source
+from dsr_jax import cli
+from dsr_jax import convert as convert_lib
+from dsr_jax.convert import adapter, card, locate, overlay, table
 from dsr_jax.errors import InputError, run_main
 
 FORMATS = ('hf', 'deepseek', 'peft')
@@ -28,14 +29,10 @@ def convert(
   """Converts; returns what the command prints. Errors: InputError for everything a user can
   mend.
   """
-  from dsr_jax import convert as convert_lib
-  from dsr_jax.convert import card, overlay, table
-
   convert_lib.check_target(target, overwrite)
-  located = model_source.locate(source)
-  for path in filter(
-    None, (located.directory, located.workdir)
-  ):  # --overwrite would take the source away
+  located = locate.locate(source)
+  for path in filter(None, (located.directory, located.workdir)):
+    # --overwrite would take the source away.
     if pathlib.Path(path).resolve().is_relative_to(pathlib.Path(target).resolve()):
       raise InputError(
         f'found the source {path} in the target {target}; expected two directories; name another '
@@ -46,7 +43,7 @@ def convert(
   stored = convert_lib.Stored(located.directory)
   read = stored.atom
   if located.workdir:
-    model_source.check_base(located, stored.checkpoint.digest())
+    locate.check_base(located, stored.checkpoint.digest())
     read = overlay.reader(stored, located.trained)
   lacking = layout == 'deepseek' and [
     n for n in table.unused(stored.config.vision, layout) if n not in stored.kept_aside
@@ -65,7 +62,7 @@ def convert(
     overwrite=overwrite,
   )
   if zeros:
-    commands.log(
+    cli.log(
       f'made as zeros: {len(zeros)} tensors that the source does not have and no forward pass '
       'reads '
       f'({", ".join(zeros)})'
@@ -81,8 +78,6 @@ def convert(
 
 
 def _adapter(source, target, located, overwrite):
-  from dsr_jax.convert import adapter
-
   if 'lora' not in located.trained:
     raise InputError(
       f'found no adapters in {source}; expected a run with method.trainable=lora; write --format=hf'
@@ -92,20 +87,20 @@ def _adapter(source, target, located, overwrite):
 
 
 def main(argv, f=flags.FLAGS):
-  commands.no_arguments(argv)
-  commands.require(source=f.source, target=f.target, format=f.format)
+  cli.no_arguments(argv)
+  cli.require(source=f.source, target=f.target, format=f.format)
   if f.format not in FORMATS:
     raise InputError(f'found --format={f.format}; expected {" or ".join(FORMATS)}; choose one')
   if f.dtype not in (None, 'float32', 'bfloat16'):
     raise InputError(
       f'found --dtype={f.dtype}; expected float32 or bfloat16; choose one, or leave it out'
     )
-  commands.log(f'converting {f.source} to {f.target}')
-  commands.print_json(convert(f.source, f.target, f.format, dtype=f.dtype, overwrite=f.overwrite))
+  cli.log(f'converting {f.source} to {f.target}')
+  cli.print_json(convert(f.source, f.target, f.format, dtype=f.dtype, overwrite=f.overwrite))
 
 
 def define_flags(f=flags.FLAGS):
-  flags.DEFINE_string('source', None, f'The model: {model_source.EXPECTED}.', flag_values=f)
+  flags.DEFINE_string('source', None, f'The model: {locate.EXPECTED}.', flag_values=f)
   flags.DEFINE_string(
     'target', None, 'The directory to write; it appears whole or not at all.', flag_values=f
   )

@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+from dsr_jax import saved_config
 from dsr_jax.convert import sidefiles
 
 METHOD = 'dual self-rewards (https://arxiv.org/abs/2506.07963)'
@@ -47,7 +48,8 @@ def body(located, layout, zeros=()):
       '| setting | value |',
       '|---|---|',
     ]
-    lines += [f'| {key} | {_cell(value)} |' for key, value in about['method'].items()]
+    method = saved_config.flat(saved_config.completed(about)['method'])
+    lines += [f'| {key} | {_cell(value)} |' for key, value in method.items()]
     lines += ['', '## Data', '', '| setting | value |', '|---|---|']
     lines += [f'| {key} | {_cell(value)} |' for key, value in about['data'].items()]
     lines += _results(pathlib.Path(located.workdir))

@@ -10,11 +10,13 @@ import shutil
 
 import jax
 import numpy as np
+from safetensors.numpy import save_file
+from transformers import AutoTokenizer
 
+from dsr_jax import files
 from dsr_jax.convert import weights
 from dsr_jax.errors import InputError
 from dsr_jax.models import clip
-from dsr_jax.models.janus.processor import read_json
 
 # Our module path -> theirs; the first pattern that matches the whole path wins. {layer} is the
 # index on the stacked axis.
@@ -46,15 +48,14 @@ def read_config(directory) -> clip.ClipConfig:
   directory = pathlib.Path(directory)
   if not directory.is_dir():
     raise InputError(
-      f'found no directory {directory}; expected a CLIPModel in the Hugging Face layout; check '
-      'method.clip_model'
+      f'found no directory {directory}; expected a CLIPModel in the Hugging Face layout in '
+      'method.clip_reward.model'
     )
-  content = read_json(directory / 'config.json')
+  content = files.read_json(directory / 'config.json')
   if content.get('model_type') != 'clip':
     raise InputError(
       f'found a model of type {content.get("model_type")!r} in {directory}; expected clip; name a '
-      'CLIPModel in the '
-      'Hugging Face layout in method.clip_model'
+      'CLIPModel in the Hugging Face layout in method.clip_reward.model'
     )
   # Defaults are transformers': published files leave out what equals them.
   text = dict(
@@ -75,10 +76,10 @@ def read_config(directory) -> clip.ClipConfig:
     patch_size=32,
   ) | (content.get('vision_config') or {})
   # transformers 5 writes it as a section of processor_config.json
-  settings = read_json(directory / 'preprocessor_config.json', default={})
+  settings = files.read_json(directory / 'preprocessor_config.json', default={})
   settings = (
     settings
-    or read_json(directory / 'processor_config.json', default={}).get('image_processor')
+    or files.read_json(directory / 'processor_config.json', default={}).get('image_processor')
     or {}
   )
   default = clip.ClipConfig.__dataclass_fields__
@@ -165,8 +166,6 @@ def encode_texts(tokenizer, texts, length: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=4)
 def _tokenizer(directory):
-  from transformers import AutoTokenizer
-
   try:
     return AutoTokenizer.from_pretrained(directory)
   except (OSError, ValueError) as e:
@@ -178,8 +177,6 @@ def _tokenizer(directory):
 
 def save(directory, config: clip.ClipConfig, params, tokenizer_dir):
   """Writes a CLIP's directory, with the tokenizer of another model directory."""
-  from safetensors.numpy import save_file
-
   directory = pathlib.Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
   leaves = [np.asarray(x) for x in jax.tree.leaves(params)]

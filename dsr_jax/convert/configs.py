@@ -239,7 +239,9 @@ def _unsupported(sections, config):
       f'{vision.patch_size} pixels'
     )
   if vq.downsampling != vision.patch_size:
-    yield f'{len(vq.channel_multiplier)} levels of vq_config with patches of {vision.patch_size} pixels'
+    yield (
+      f'{len(vq.channel_multiplier)} levels of vq_config with patches of {vision.patch_size} pixels'
+    )
   if vision.hidden_size % vision.num_attention_heads:
     yield f'vision_config.hidden_size {vision.hidden_size} for {vision.num_attention_heads} heads'
   if any(vq.base_channels * m % 32 for m in vq.channel_multiplier):
@@ -256,7 +258,10 @@ def text_misfits(section, text, name):
       yield f'{name}.{key} {value!r} (only {only!r} is known)'
   groups = section.get('num_key_value_heads') or text.num_attention_heads
   if groups != text.num_attention_heads:
-    yield f'{name}.num_key_value_heads {groups} (grouped attention; only {text.num_attention_heads}, one a head)'
+    yield (
+      f'{name}.num_key_value_heads {groups} (grouped attention; only '
+      f'{text.num_attention_heads}, one a head)'
+    )
   for key in ('rope_scaling', 'rope_parameters'):
     rope = section.get(key) or {}
     kind = rope.get('rope_type', rope.get('type', 'default'))

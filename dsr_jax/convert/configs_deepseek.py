@@ -1,11 +1,10 @@
 """config.json of the original layout <-> JanusConfig.
 
 It names its towers by class and says little of their sizes, which the original's code has built in.
-So a size comes from,
-in this order: our own section `dsr_jax` (written for models that are not of the published sizes,
-  and ignored by others),
-the published towers where the widths are theirs, the shapes of the tensors. The language model's
-missing keys take LlamaConfig's defaults, as the original does.
+So a size comes from, in this order: our own section `dsr_jax` (written for models that are not of
+the published sizes, and ignored by others), the published towers where the widths are theirs, the
+shapes of the tensors. The language model's missing keys take LlamaConfig's defaults, as the
+original does.
 
 Source: deepseek-ai/Janus janus/models/{modeling_vlm,clip_encoder,siglip_vit,vq_model}.py.
 """
@@ -240,7 +239,7 @@ def _count(shapes, pattern):
 
 def _misfits(sections, params, config):
   """Sentences about what our model does not do, and about numbers that contradict one another."""
-  text, vision, vq = config.text, config.vision, config.vq
+  text, vq = config.text, config.vq
   for name, only in _CLASSES.items():
     if sections[name].get('cls') != only:
       yield f'{name}.cls {sections[name].get("cls")!r} (only {only!r} is known)'
@@ -275,7 +274,10 @@ def size_misfits(config):
   if vision.patch_size < 1 or vision.image_size % vision.patch_size:
     yield f'pictures of {vision.image_size} pixels with patches of {vision.patch_size}'
   if vq.downsampling != vision.patch_size:
-    yield f'{len(vq.channel_multiplier)} levels of the VQ model with patches of {vision.patch_size} pixels'
+    yield (
+      f'{len(vq.channel_multiplier)} levels of the VQ model with patches of '
+      f'{vision.patch_size} pixels'
+    )
   if vision.num_attention_heads < 1 or vision.hidden_size % vision.num_attention_heads:
     yield f'a vision tower of width {vision.hidden_size} for {vision.num_attention_heads} heads'
   if vq.base_channels < 1 or any(vq.base_channels * m % 32 for m in vq.channel_multiplier):

@@ -1,28 +1,28 @@
 """A whole model directory, in and out, in either layout."""
 
-import contextlib
 import dataclasses
 import functools
-import json
-import os
 import pathlib
-import shutil
 from typing import Any
 
 import jax
 import ml_dtypes
 import numpy as np
 
+from dsr_jax import files
 from dsr_jax.convert import configs, configs_deepseek, placing, sidefiles, table, weights, writing
 from dsr_jax.errors import InputError
 from dsr_jax.models.janus import model as janus
 from dsr_jax.models.janus.config import JanusConfig
-from dsr_jax.models.janus.processor import Processor, read_json
+from dsr_jax.models.janus.processor import Processor
 
 # Tensors of the original layout that nothing reads lie here in the Hugging Face layout, so that the
-# way back is exact. A
-# folder of its own, because some programs read every *.safetensors beside config.json.
+# way back is exact. A folder of its own, because some programs read every *.safetensors beside
+# config.json.
 KEPT_ASIDE = pathlib.Path('kept_aside') / 'tensors.safetensors'
+NOT_WRITABLE = (
+  'found {directory} not writable ({error}); expected room and permission; choose another place'
+)
 DTYPES = dict(float32=np.float32, bfloat16=ml_dtypes.bfloat16, float16=np.float16)
 
 
@@ -31,10 +31,10 @@ class Bundle:
   """A model read from a directory.
 
   config: with the templates of its tokenizer. params: nested dict of float32 leaves, transformer
-    layers stacked.
+  layers stacked.
   source: dict(name: the directory as given, hash: sha256 of the weight files). kept_aside: name ->
-    array of the tensors
-  of the original layout that no forward pass reads, as they were; empty where the source has none.
+  array of the tensors of the original layout that no forward pass reads, as they were; empty where
+  the source has none.
   """
 
   config: JanusConfig
@@ -49,7 +49,7 @@ class Stored:
   the weights is in memory.
 
   Attributes: directory, layout, config (with templates), processor, checkpoint, entries, kept_aside
-    (see `Bundle`).
+  (see `Bundle`).
   """
 
   def __init__(self, directory):
@@ -257,7 +257,7 @@ def export(
   if dtype is not None and dtype not in DTYPES:
     raise InputError(f'found dtype {dtype!r}; expected one of {sorted(DTYPES)}; choose one')
   source_layout = configs.layout_of(
-    read_json(source_dir / 'config.json', default={'model_type': 'janus'})
+    files.read_json(source_dir / 'config.json', default={'model_type': 'janus'})
   )
   sidefiles.check(source_dir, source_layout)
   kind = None if dtype is None else np.dtype(DTYPES[dtype])
@@ -270,7 +270,8 @@ def export(
   else:
     content = configs.to_json(config, widest.name)
   extra, zeros = _unused(config, layout, kept_aside, kind, widest)
-  with whole(directory) as aside:
+  with files.whole_directory(directory, NOT_WRITABLE) as aside:
+    aside = pathlib.Path(aside)
     writing.check_room(aside, tensors + extra)
     if layout == 'deepseek':
       tensors += extra
@@ -278,29 +279,10 @@ def export(
       (aside / KEPT_ASIDE).parent.mkdir()
       writing.write_file(aside / KEPT_ASIDE, extra)
     writing.write(aside, tensors)
-    (aside / 'config.json').write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
+    files.write_json(aside / 'config.json', content, indent=2)
     sidefiles.write(aside, layout, source_dir, source_layout, config, processor, guidance)
     sidefiles.write_card(aside, layout, card, source_dir / 'README.md')
   return zeros
-
-
-@contextlib.contextmanager
-def whole(directory):
-  """A folder aside that takes the place of `directory` once the block is done, and vanishes if it
-  fails.
-  """
-  directory = pathlib.Path(directory)
-  aside = directory.parent / f'.{directory.name}.partial-{os.getpid()}'
-  try:
-    aside.mkdir(parents=True)
-    yield aside
-    _replace(aside, directory)
-  except OSError as e:
-    raise InputError(
-      f'found {directory} not writable ({e}); expected room and permission; choose another place'
-    ) from e
-  finally:
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def check_target(directory, overwrite):
@@ -350,7 +332,7 @@ def _read_content(directory):
       'model '
       'first (hf download NAME --local-dir DIR)'
     )
-  return read_json(directory / 'config.json')
+  return files.read_json(directory / 'config.json')
 
 
 def _with_templates(directory, content, config):
@@ -363,20 +345,3 @@ def _with_templates(directory, content, config):
       'in its tokenizer; expected files of one model; fetch them again'
     )
   return dataclasses.replace(config, templates=processor.templates), processor
-
-
-def _replace(aside, directory):
-  """Renames `aside` to `directory`; an old one goes away only after the new one stands."""
-  old = directory.parent / f'.{directory.name}.old-{os.getpid()}'
-  if directory.exists():
-    directory.rename(old)
-  try:
-    aside.rename(directory)
-  except OSError:
-    if old.exists():
-      old.rename(directory)
-    raise
-  if old.is_dir():
-    shutil.rmtree(old, ignore_errors=True)
-  else:
-    old.unlink(missing_ok=True)

@@ -7,9 +7,15 @@ import os
 import re
 from typing import Any
 
+import huggingface_hub
+import jax
+
 from dsr_jax import config as config_lib
+from dsr_jax import families, files, saved_config
+from dsr_jax.convert import directory as directory_lib
 from dsr_jax.errors import InputError
-from dsr_jax.models.janus import processor as processor_lib
+from dsr_jax.models.common import lora
+from dsr_jax.runtime import checkpoints
 from dsr_jax.scenes import grammar
 
 EMBEDDED = os.path.join(os.path.dirname(os.path.dirname(__file__)), 'assets', 'scenes_base')
@@ -30,7 +36,7 @@ class Source:
 
   bundle: config, params (float32, on the default device), processor and source of `convert.load`.
   method: what the run was configured with; for other models the method's defaults (instruction,
-    question, crop ...).
+  question, crop ...).
   guidance: classifier-free guidance weight that the model's own generation_config.json names.
   """
 
@@ -45,8 +51,7 @@ class Located:
   """Where a model lies.
 
   directory: of the model, for a run of the one it began with. Of a run also: workdir, step, trained
-    (the leaves that it
-  changed, nested dicts of NumPy arrays, or adapters under 'lora'), about (see
+  (the leaves that it changed, nested dicts of NumPy arrays, or adapters under 'lora'), about (see
   `checkpoints.Checkpoints`).
   """
 
@@ -77,22 +82,17 @@ def resolve(name: str) -> Source:
   """Finds and loads a model. Errors: InputError if there is no such model, or its files are not
   sound.
   """
-  import jax
-
-  from dsr_jax import convert
-
   located = locate(name)
   here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  bundle = convert.load(located.directory, lambda leaf: leaf.placed(here))
+  bundle = directory_lib.load(located.directory, lambda leaf: leaf.placed(here))
   guidance = _guidance(located.directory)
   if not located.workdir:
     return Source(name, bundle, _method_of(located.directory), guidance)
   check_base(located, bundle.source['hash'])
-  method = config_lib.Method(**located.about['method'])
+  method = saved_config.saved_method(located.about['method'])
   if 'lora' in located.trained:
-    from dsr_jax.models.common import lora
-
-    params = lora.merged(bundle.params, located.trained['lora'])
+    targets = families.family_of(bundle.config).lora_targets
+    params = lora.merged(bundle.params, targets, located.trained['lora'])
   else:
     params = merged(bundle.params, located.trained)
   return Source(name, dataclasses.replace(bundle, params=params), method, method.guidance)
@@ -151,7 +151,7 @@ def _split(name):
 
 
 def _guidance(directory):
-  settings = processor_lib.read_json(os.path.join(directory, 'generation_config.json'), default={})
+  settings = files.read_json(os.path.join(directory, 'generation_config.json'), default={})
   guidance = settings.get('guidance_scale')
   # Janus-Pro's own samples were drawn at 5; a model that says nothing is drawn with that.
   return float(guidance) if isinstance(guidance, (int, float)) else 5.0
@@ -172,8 +172,6 @@ def _method_of(directory):
 
 
 def _locate_run(name, workdir, step, role):
-  from dsr_jax.runtime import checkpoints
-
   trained, about, step = checkpoints.load_trained(workdir, step)
   two = set(trained) == set(ROLES)
   if two and role is None:
@@ -216,8 +214,6 @@ def merged(base, trained, path=''):
 
 
 def _download(hub_id):
-  import huggingface_hub
-
   try:
     directory = huggingface_hub.snapshot_download(hub_id, allow_patterns=_FILES)
     if not any(

@@ -5,6 +5,7 @@ model it began with.
 import jax
 import numpy as np
 
+from dsr_jax import families
 from dsr_jax.convert import locate as model_source
 
 
@@ -26,12 +27,8 @@ def reader(stored, trained):
 
 def _with_adapters(stored, adapters):
   """Kernels with their adapters folded in, in float32, one layer at a time."""
-  from dsr_jax.models.common import lora
-
-  places = {
-    ('language_model', 'layers', part, name, 'kernel'): name
-    for name, part in lora.PROJECTIONS.items()
-  }
+  targets = families.family_of(stored.config).lora_targets
+  places = {(*path, 'kernel'): name for name, path in targets.items()}
 
   def names(path):
     return tuple(str(key.key) for key in path)

@@ -3,21 +3,23 @@ generation settings, card.
 
 In one layout they are carried over as they are. From one layout to the other the tokenizer is
 carried over, and the files that name classes and sizes are written anew for the classes that will
-read them. So is what the source does not have, where it
-follows from the rest: transformers 5 itself writes no preprocessor_config.json any more, but a
-  section of processor_config.json.
+read them. So is what the source does not have, where it follows from the rest: transformers 5
+itself writes no preprocessor_config.json any more, but a section of processor_config.json.
 
 Source: deepseek-ai/Janus janus/models/{processing_vlm,image_processing_vlm}.py; transformers'
-  processing_janus.py.
+processing_janus.py.
 """
 
-import json
 import re
 import shutil
 
+from tokenizers import Tokenizer
+from tokenizers.processors import Sequence, TemplateProcessing
+
+from dsr_jax import files, images
+from dsr_jax.convert import tokenizer_files
 from dsr_jax.errors import InputError
-from dsr_jax.models.janus import processor as processor_lib
-from dsr_jax.models.janus.processor import BOI, BOS, EOI, EOS, IMAGE, PAD, read_json
+from dsr_jax.models.janus.processor import BOI, BOS, EOI, EOS, IMAGE, PAD, SPECIALS
 
 COMMON = (
   'tokenizer.json',
@@ -73,37 +75,35 @@ def write(target, layout, source, source_layout, config, processor, guidance=Non
   make = _hugging_face if layout == 'hf' else _deepseek
   for name, content in make(source, config, processor).items():
     if not (target / name).is_file():
-      _write_json(target / name, content)
+      files.write_json(target / name, content, indent=2, ensure_ascii=False)
   if layout == 'hf' != source_layout:
-    (target / 'chat_template.jinja').write_text(processor_lib.CHAT_TEMPLATE, encoding='utf-8')
+    files.write_text(target / 'chat_template.jinja', tokenizer_files.CHAT_TEMPLATE)
     _ensure_bos(target / 'tokenizer.json')
   if guidance is not None:
     path = target / 'generation_config.json'
-    _write_json(path, dict(read_json(path, default={}), guidance_scale=guidance))
+    settings = dict(files.read_json(path, default={}), guidance_scale=guidance)
+    files.write_json(path, settings, indent=2, ensure_ascii=False)
 
 
 def _hugging_face(source, config, processor):
-  ids = {
-    token: processor.tokenizer.convert_tokens_to_ids(token) for token in processor_lib.SPECIALS
-  }
-  theirs = read_json(source / 'tokenizer_config.json', default={})
-  files = processor_lib.side_files(
+  ids = {token: processor.tokenizer.convert_tokens_to_ids(token) for token in SPECIALS}
+  theirs = files.read_json(source / 'tokenizer_config.json', default={})
+  contents = tokenizer_files.side_files(
     ids,
     config.image_size,
     config.vision.patch_size,
     processor.system_prompt,
     theirs.get('model_max_length', config.text.max_position_embeddings),
   )
-  del files['tokenizer_config.json'][
-    'added_tokens_decoder'
-  ]  # tokenizer.json has them, each with its flags
-  if 'image_processor' in read_json(source / 'processor_config.json', default={}):
-    del files['preprocessor_config.json']
-  return files
+  # tokenizer.json has the tokens, each with its flags.
+  del contents['tokenizer_config.json']['added_tokens_decoder']
+  if 'image_processor' in files.read_json(source / 'processor_config.json', default={}):
+    del contents['preprocessor_config.json']
+  return contents
 
 
 def _deepseek(source, config, processor):
-  theirs = read_json(source / 'tokenizer_config.json', default={})
+  theirs = files.read_json(source / 'tokenizer_config.json', default={})
   tokenizer = dict(
     add_bos_token=True,
     add_eos_token=False,
@@ -117,13 +117,13 @@ def _deepseek(source, config, processor):
     processor_class='VLChatProcessor',
   )
   image = dict(
-    background_color=[127] * 3,
+    background_color=list(images.GREY),
     do_normalize=True,
     image_mean=[0.5] * 3,
     image_processor_type='VLMImageProcessor',
     image_size=config.image_size,
     image_std=[0.5] * 3,
-    min_size=processor_lib.MIN_SIDE,
+    min_size=images.MIN_SIDE,
     processor_class='VLChatProcessor',
     rescale_factor=1 / 255,
   )
@@ -154,9 +154,6 @@ def _ensure_bos(path):
   transformers 5 reads tokenizer.json alone; the original's LlamaTokenizerFast adds the token by a
   setting of its own.
   """
-  from tokenizers import Tokenizer
-  from tokenizers.processors import Sequence, TemplateProcessing
-
   tokenizer = Tokenizer.from_file(str(path))
   bos = tokenizer.token_to_id(BOS)
   if tokenizer.encode('a').ids[:1] == [bos]:
@@ -186,7 +183,3 @@ def write_card(target, layout, body, source_card=None):
   (target / 'README.md').write_text(
     header + (body or f'# Janus\n\nWritten by dsr_jax. {READERS[layout]}\n'), encoding='utf-8'
   )
-
-
-def _write_json(path, content):
-  path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')

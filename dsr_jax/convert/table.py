@@ -9,10 +9,8 @@ A leaf's last name and its rank say how it is laid out, so the tables speak of m
   bias                      bias                         none
 
 Transformer layers are stacked on axis 0 here and are tensors of their own there. One layer of one
-leaf, oriented as torch
-has it, is an atom: every layout is made of the same atoms, one a tensor, or several side by side.
-  So one layout turns into
-another without a change of a single number.
+leaf, oriented as torch has it, is an atom: every layout is made of the same atoms, one a tensor, or
+several side by side. So one layout turns into another without a change of a single number.
 
 Sources: the names of deepseek-ai/Janus (janus/models/*.py) and of transformers' modeling_janus.py.
 """
@@ -24,11 +22,9 @@ import jax
 import numpy as np
 
 # Rows: our module path; its path there; optionally what is special. The first pattern that matches
-# the whole path wins.
-# {layer} is the index on the stacked axis, the other braces are groups of the pattern. Special is
-# an int (the tensor holds
-# several modules side by side on axis 0, this one in that place) or BARE (the name ends there, and
-# an axis of 1 is in front).
+# the whole path wins. {layer} is the index on the stacked axis, the other braces are groups of the
+# pattern. Special is an int (the tensor holds several modules side by side on axis 0, this one in
+# that place) or BARE (the name ends there, and an axis of 1 is in front).
 BARE = 'bare'
 
 HUGGING_FACE = (

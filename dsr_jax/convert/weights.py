@@ -9,12 +9,14 @@ run.
 import hashlib
 import json
 import pathlib
+import pickle
 
 import ml_dtypes  # registers bfloat16 with NumPy
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
+from dsr_jax import files
 from dsr_jax.errors import InputError
-from dsr_jax.models.janus.processor import read_json
 
 # (single file, index of shards); the first form that a directory has is read.
 FORMS = (
@@ -95,7 +97,7 @@ class Checkpoint:
     )
 
   def _index(self, name):
-    index = read_json(self.directory / name).get('weight_map')
+    index = files.read_json(self.directory / name).get('weight_map')
     if (
       not isinstance(index, dict)
       or not index
@@ -128,8 +130,6 @@ def read_file(path):
 
 
 def _read_safetensors(path):
-  from safetensors import SafetensorError, safe_open
-
   try:
     with safe_open(str(path), framework='np'):
       pass  # its own checks: header, offsets, length of the file
@@ -154,15 +154,13 @@ def _read_safetensors(path):
 
 def _read_bin(path):
   try:
-    import torch
+    import torch  # noqa: PLC0415  (only .bin files need it)
   except ImportError as e:
     raise InputError(
       f'found {path.name}, a file of torch, and no torch installed; expected it; pip install '
       '"dsr_jax[torch]", '
       'or fetch the checkpoint as safetensors'
     ) from e
-  import pickle
-
   try:
     content = torch.load(path, map_location='cpu', mmap=True, weights_only=True)
   except pickle.UnpicklingError as e:
@@ -189,7 +187,7 @@ def _read_bin(path):
 
 def _from_torch(tensor):
   """torch tensor -> ((shape, dtype name), NumPy view)."""
-  import torch
+  import torch  # noqa: PLC0415  (only .bin files need it)
 
   tensor = tensor.detach()
   if tensor.dtype == torch.bfloat16:

@@ -1,8 +1,7 @@
 """Batches of prompts and pictures as a pure function of (seed, step), in fixed shapes.
 
 Axes: B prompts, and as many pictures, a step; Tp / Tq / Ti tokens of prompts / the question / the
-  instruction; H = W
-pixels.
+instruction; H = W pixels.
 
     batches = make(config.data, config.method, processor, image_size=32)
     batches.at(step)   # the same arrays whenever and wherever it is asked
@@ -15,10 +14,12 @@ import numpy as np
 
 from dsr_jax.data import fields as fields_lib
 from dsr_jax.data import images as images_lib
-from dsr_jax.data import order
+from dsr_jax.data import order, t2i_compbench
 from dsr_jax.data import prompts as prompts_lib
 from dsr_jax.errors import InputError
-from dsr_jax.rewards.base import REWARDS
+from dsr_jax.models.unified import Text
+from dsr_jax.rewards.table import REWARDS
+from dsr_jax.rollouts import Batch, GenerationBatch, UnderstandingBatch
 from dsr_jax.scenes import sets, world
 
 
@@ -62,8 +63,6 @@ def _scenes_prompts(seed):
 
 def _t2i_compbench(seed):
   del seed
-  from dsr_jax.data import t2i_compbench  # TFDS takes seconds to import, so only who needs it pays
-
   return t2i_compbench.load()
 
 
@@ -143,56 +142,47 @@ class Batches:
       if part is not None
     }
 
-  def at(self, step: int, start: int = 0, stop: int | None = None) -> dict[str, np.ndarray]:
+  def at(self, step: int, start: int = 0, stop: int | None = None) -> Batch:
     """The batch of step `step` (from 0), or its rows start to stop, of prompts and of pictures.
 
-    Returns: prompt_ids (B, Tp) int32, prompt_mask (B, Tp) bool, instruction_ids (Ti,),
-      instruction_mask (Ti,) for generation; pixels (B, H, W, 3) uint8, question_ids (B, Tq),
-      question_mask (B, Tq) for understanding; the keys of a task that does not learn in this step
-      are absent; what `fields` names; always seed, a uint32 of (seed, step).
+    Arrays are NumPy's. The half of a task that does not learn in this step is None; `seed` is a
+    uint32 of (seed, step).
     """
     stop = self._inputs if stop is None else stop
     learning = self._method.tasks_at(step)
-    batch = {'seed': order.step_seed(self._seed, step)}
-    if 'generation' in learning:
-      batch |= self.prompts_at(step, start, stop)
-      batch['instruction_ids'], batch['instruction_mask'] = (
-        row[0] for row in prompts_lib.pad([self._instruction], len(self._instruction), self._pad_id)
-      )
-    if 'understanding' in learning:
-      batch |= self.pictures_at(step, start, stop)
+    shared = {}
     for field in self._fields:
       if field.whole:
-        batch |= {
-          f'whole/{name}': value
-          for name, value in field.whole(self._processor, self._method).items()
-        }
-    return batch
+        shared |= field.whole(self._processor, self._method)
+    return Batch(
+      seed=order.step_seed(self._seed, step),
+      generation=self.prompts_at(step, start, stop) if 'generation' in learning else None,
+      understanding=self.pictures_at(step, start, stop) if 'understanding' in learning else None,
+      shared=shared,
+    )
 
-  def prompts_at(self, step: int, start: int, stop: int) -> dict[str, np.ndarray]:
-    """Rows start to stop of the step's prompts: prompt_ids, prompt_mask (stop - start, Tp), and
-    further fields.
-    """
+  def prompts_at(self, step: int, start: int, stop: int) -> GenerationBatch:
+    """Rows start to stop of the step's prompts."""
     rows = self._rows_at(self._prompts, order.PROMPTS, step, start, stop, self._prompt_length)
-    ids, mask = prompts_lib.pad(
-      [self._rows[i] for i in rows.items], self._prompt_length, self._pad_id
+    prompts = [self._rows[i] for i in rows.items]
+    instruction = self._pad([self._instruction], len(self._instruction))
+    return GenerationBatch(
+      prompt=self._pad(prompts, self._prompt_length),
+      instruction=Text(instruction.ids[0], instruction.mask[0]),
+      extra=self._further('prompts', rows),
     )
-    return {'prompt_ids': ids, 'prompt_mask': mask, **self._further('generation', 'prompts', rows)}
 
-  def pictures_at(self, step: int, start: int, stop: int) -> dict[str, np.ndarray]:
-    """Rows start to stop of the step's pictures: pixels (stop - start, H, W, 3), question_ids,
-    question_mask, and further fields.
-    """
+  def pictures_at(self, step: int, start: int, stop: int) -> UnderstandingBatch:
+    """Rows start to stop of the step's pictures."""
     rows = self._rows_at(self._pictures, order.PICTURES, step, start, stop, 0)
-    ids, mask = prompts_lib.pad(
-      [self._question] * len(rows.items), len(self._question), self._pad_id
+    return UnderstandingBatch(
+      pixels=self._pictures.take(rows.items),
+      question=self._pad([self._question] * len(rows.items), len(self._question)),
+      extra=self._further('pictures', rows),
     )
-    return {
-      'pixels': self._pictures.take(rows.items),
-      'question_ids': ids,
-      'question_mask': mask,
-      **self._further('understanding', 'pictures', rows),
-    }
+
+  def _pad(self, rows, length) -> Text:
+    return Text(*prompts_lib.pad(rows, length, self._pad_id))
 
   def _rows_at(self, data, stream, step, start, stop, prompt_length):
     first = step * self._inputs
@@ -201,11 +191,14 @@ class Batches:
       data, items[:-1], items[1:], self._processor, self._method, prompt_length
     )
 
-  def _further(self, task, of, rows):
-    makers = [getattr(field, of) for field in self._fields]
-    return {
-      f'{task}/{name}': value for maker in makers if maker for name, value in maker(rows).items()
-    }
+  def _further(self, of: str, rows) -> dict[str, np.ndarray]:
+    """What the declared fields add to `rows`; of: 'prompts' or 'pictures'."""
+    further = {}
+    for field in self._fields:
+      make = getattr(field, of)
+      if make:
+        further |= make(rows)
+    return further
 
   def texts_at(self, step: int) -> list[str]:
     """The step's prompts (P) in words, for reports."""

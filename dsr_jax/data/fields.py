@@ -1,8 +1,8 @@
 """Further fields of a batch, for rewards that need more than prompts and pictures. A new one is a
 function and a line of `FIELDS`.
 
-Names in a batch: `generation/X` and `understanding/X` are of each input, (B, ...); `whole/X` are of
-  none in particular and have one axis.
+They stand in `extra` of a task's half of a batch, (B, ...) each, or in `Batch.shared`, with one
+axis.
 Axes: B inputs, M hard negatives, T tokens, H W pixels, V vocabulary.
 """
 
@@ -39,7 +39,7 @@ class Field(NamedTuple):
   any batch (of (processor, method)).
 
   identity: method -> a text that differs where the field's own files do; a resumed run must have
-    the same.
+  the same.
   """
 
   prompts: Callable | None = None
@@ -86,11 +86,12 @@ def _other_pictures(rows: Rows):
 
 
 def _clip_prompts(rows: Rows):
-  return {'clip_ids': clip.encode(rows.method.clip_model, [rows.data[i] for i in rows.items])}
+  texts = [rows.data[i] for i in rows.items]
+  return {'clip_ids': clip.encode(rows.method.clip_reward.model, texts)}
 
 
 def _clip_identity(method):
-  return clip.digest(method.clip_model)
+  return clip.digest(method.clip_reward.model)
 
 
 def _yes_question(processor, method):

@@ -7,8 +7,8 @@ import os
 
 import numpy as np
 
+from dsr_jax import images
 from dsr_jax.errors import InputError
-from dsr_jax.models.janus import processor
 
 SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
 
@@ -54,8 +54,8 @@ class Pictures:
     names = find(directory)
 
     def draw(index):
-      image = processor.load_image(os.path.join(directory, names[index]))
-      return processor.preprocess(image, size, mode=mode, rounding=rounding)
+      image = images.load_image(os.path.join(directory, names[index]))
+      return images.preprocess(image, size, mode=mode, rounding=rounding)
 
     return cls(len(names), draw, '\n'.join(names))
 

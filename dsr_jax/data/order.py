@@ -2,9 +2,9 @@
 (seed, step).
 
 Inputs are numbered through the run: row r of step s is input s * B + r. Input i belongs to epoch i
-  // n, and each epoch
-is a permutation of the n items keyed by (seed, stream, epoch). Nothing is kept between calls, so a
-resumed run, or another process of the same run, finds the same item in the same place.
+// n, and each epoch is a permutation of the n items keyed by (seed, stream, epoch). Nothing is kept
+between calls, so a resumed run, or another process of the same run, finds the same item in the same
+place.
 """
 
 import functools

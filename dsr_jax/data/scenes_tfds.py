@@ -6,9 +6,8 @@
     b'...', 'scene': b'[...]'}
 
 Configs: `captions` (split pretraining: noisy, skewed captions), `pictures` (splits training,
-  without a caption,
-validation, evaluation), `prompts` (the same splits: prompt, category and atoms). Scenes and atoms
-are JSON.
+without a caption, validation, evaluation), `prompts` (the same splits: prompt, category and atoms).
+Scenes and atoms are JSON.
 """
 
 import dataclasses

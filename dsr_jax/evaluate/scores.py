@@ -1,102 +1,21 @@
-"""Scores of both tasks: pure functions of what a model made, with 95 % intervals.
+"""Scores of both tasks in Scenes: pure functions of what a model made, with 95 % intervals.
 
-Intervals are percentile bootstraps that resample clusters: all images of prompts with the same
-words, or all questions and texts on one picture. Every score is a function of sums over clusters,
-so a resample is one matrix product; the resampling is seeded, hence common to all variants of one
-list. Axes: P prompts, S samples a prompt, C clusters, M sums.
+Each score is a statistic of sums over clusters (see `stats`): all pictures of prompts with the same
+words, or all questions and texts about one picture.
+
+Axes: P prompts, S samples of a prompt, C clusters, M sums.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import re
-from typing import NamedTuple
 
 import numpy as np
 
 from dsr_jax.errors import InputError
+from dsr_jax.evaluate.stats import Estimate, difference, estimate, estimates, ratio
 from dsr_jax.scenes import grammar, judge, questions, world
 
-RESAMPLES = 2000
-
-
-class Estimate(NamedTuple):
-  """A score and its 95 % interval."""
-
-  value: float
-  low: float
-  high: float
-
-
-Statistic = Callable[[np.ndarray], np.ndarray]  # (R, M) sums -> (R,)
-
-
-def estimates(
-  sums: np.ndarray,
-  statistics: dict[str, Statistic],
-  strata: np.ndarray | None = None,
-  seed: int = 0,
-) -> dict[str, Estimate]:
-  """Each statistic of all clusters, and its interval under resampling of clusters within strata.
-
-  sums: (C, M), the contribution of each cluster; strata: (C,) ints, one stratum by default.
-  """
-  sums = np.asarray(sums, float)
-  strata = np.zeros(len(sums), int) if strata is None else np.asarray(strata)
-  rng = np.random.default_rng(seed)
-  resampled = np.zeros((RESAMPLES, sums.shape[1]))
-  for stratum in np.unique(strata):
-    members = sums[strata == stratum]
-    for start in range(0, RESAMPLES, 100):  # blocks, so that a long list needs little memory
-      chosen = members[rng.integers(len(members), size=(100, len(members)))]
-      resampled[start : start + 100] += chosen.sum(1)
-  whole = sums.sum(0)[None]
-  out = {}
-  for name, statistic in statistics.items():
-    low, high = np.percentile(statistic(resampled), (2.5, 97.5))
-    out[name] = Estimate(float(statistic(whole)[0]), float(low), float(high))
-  return out
-
-
-def estimate(
-  sums: np.ndarray, statistic: Statistic, strata: np.ndarray | None = None, seed: int = 0
-) -> Estimate:
-  """`estimates` of one statistic."""
-  return estimates(sums, {'value': statistic}, strata, seed)['value']
-
-
-def difference(
-  after: np.ndarray, before: np.ndarray, statistic: Statistic, strata=None
-) -> Estimate:
-  """The paired difference of a statistic: both (C, M), the same clusters of the same list."""
-  if np.shape(after) != np.shape(before):
-    raise InputError(
-      f'found scores of shapes {np.shape(after)} and {np.shape(before)}; a paired difference '
-      'expects '
-      'the same list; evaluate both models on one list'
-    )
-  m = np.shape(after)[1]
-  return estimate(
-    np.concatenate([after, before], 1), lambda s: statistic(s[:, :m]) - statistic(s[:, m:]), strata
-  )
-
-
-def _divide(a, b):
-  return np.where(b > 0, a / np.maximum(b, 1e-9), 0.0)
-
-
-def _f1(precision, recall):
-  return _divide(2 * precision * recall, precision + recall)
-
-
-def _gather(values: np.ndarray, clusters: Sequence) -> tuple[np.ndarray, list]:
-  """Sums rows (N, M) by cluster name: (C, M), and the names in order of appearance."""
-  names = {}
-  index = [names.setdefault(c, len(names)) for c in clusters]
-  sums = np.zeros((len(names), np.shape(values)[1]))
-  np.add.at(sums, index, values)
-  return sums, list(names)
-
-
-# Generation
+# Generation.
 
 
 def judge_pictures(prompts: Sequence[grammar.Prompt], pixels: np.ndarray) -> dict[str, np.ndarray]:
@@ -106,8 +25,7 @@ def judge_pictures(prompts: Sequence[grammar.Prompt], pixels: np.ndarray) -> dic
   if len(prompts) != len(pixels) or not len(prompts):
     raise InputError(
       f'found {len(prompts)} prompts and pictures of {len(pixels)}; expected as many, at least '
-      'one; '
-      'pass samples of all prompts'
+      'one; pass samples of all prompts'
     )
   samples = np.shape(pixels)[1]
   readings = judge.read(np.asarray(pixels).reshape(-1, *np.shape(pixels)[2:]))
@@ -121,21 +39,27 @@ def judge_pictures(prompts: Sequence[grammar.Prompt], pixels: np.ndarray) -> dic
 def generation_sums(
   prompts: Sequence[grammar.Prompt], correct: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-  """(C, 2 tasks): each cluster's correct images and images, in the columns of its task; and the
+  """(C, 2 tasks): each cluster's correct pictures and pictures, in the columns of its task; and the
   strata (C,).
   """
-  tasks = list(dict.fromkeys(p.category for p in prompts))
+  tasks = tasks_of(prompts)
   rows = np.zeros((len(prompts), 2 * len(tasks)))
-  for i, p in enumerate(prompts):
-    t = tasks.index(p.category)
-    rows[i, 2 * t : 2 * t + 2] = np.sum(correct[i]), np.size(correct[i])
-  sums, names = _gather(rows, [(tasks.index(p.category), p.text) for p in prompts])
+  for i, prompt in enumerate(prompts):
+    column = 2 * tasks.index(prompt.category)
+    rows[i, column] = np.sum(correct[i])
+    rows[i, column + 1] = np.size(correct[i])
+  sums, names = gathered(rows, [(tasks.index(p.category), p.text) for p in prompts])
   return sums, np.array([task for task, _ in names])
+
+
+def tasks_of(prompts: Sequence[grammar.Prompt]) -> list[str]:
+  """The tasks of a list, in the order in which they appear."""
+  return list(dict.fromkeys(p.category for p in prompts))
 
 
 def mean_of_tasks(sums: np.ndarray) -> np.ndarray:
   """The plain mean of the tasks' scores, as GenEval has it."""
-  return _divide(sums[:, ::2], sums[:, 1::2]).mean(1)
+  return ratio(sums[:, ::2], sums[:, 1::2]).mean(axis=1)
 
 
 def generation_scores(prompts: Sequence[grammar.Prompt], pixels: np.ndarray) -> dict:
@@ -145,33 +69,31 @@ def generation_scores(prompts: Sequence[grammar.Prompt], pixels: np.ndarray) -> 
     prompts: P prompts.
     pixels: (P, S, 32, 32, 3) uint8, S pictures each.
 
-  Returns: 'tasks' {category: Estimate}, 'mean' (their plain mean), 'any' (at least one of the S is
-    right), 'strict' and 'graded' (means of tasks under the other rules), 'correct' (P, S) bool:
-    GenEval's rule.
+  Returns:
+    'tasks' {category: Estimate}, 'mean' (their plain mean), 'any' (at least one of the S is right),
+    'strict' and 'graded' (means of tasks under the other rules), 'correct' (P, S) bool by GenEval's
+    rule.
   """
   verdicts = judge_pictures(prompts, pixels)
   correct = verdicts['geneval']
 
   def mean(values):
-    return estimate(*_with_strata(prompts, values))
+    sums, strata = generation_sums(prompts, values)
+    return estimate(sums, mean_of_tasks, strata)
 
-  tasks = {}
-  for t, category in enumerate(dict.fromkeys(p.category for p in prompts)):
-    sums, strata = generation_sums(prompts, correct)
-    tasks[category] = estimate(sums[strata == t][:, 2 * t : 2 * t + 2], mean_of_tasks)
+  sums, strata = generation_sums(prompts, correct)
+  tasks = {
+    category: estimate(sums[strata == t][:, 2 * t : 2 * t + 2], mean_of_tasks)
+    for t, category in enumerate(tasks_of(prompts))
+  }
   return {
     'tasks': tasks,
     'mean': mean(correct),
-    'any': mean(correct.any(1, keepdims=True)),
+    'any': mean(correct.any(axis=1, keepdims=True)),
     'strict': mean(verdicts['strict']),
     'graded': mean(verdicts['graded']),
     'correct': correct,
   }
-
-
-def _with_strata(prompts, values):
-  sums, strata = generation_sums(prompts, values)
-  return sums, mean_of_tasks, strata
 
 
 def generation_difference(
@@ -179,10 +101,11 @@ def generation_difference(
 ) -> Estimate:
   """Difference of the mean of tasks between two `correct` arrays (P, S) of one list."""
   sums_after, strata = generation_sums(prompts, after)
-  return difference(sums_after, generation_sums(prompts, before)[0], mean_of_tasks, strata)
+  sums_before, _ = generation_sums(prompts, before)
+  return difference(sums_after, sums_before, mean_of_tasks, strata)
 
 
-# Description
+# Description.
 
 
 def description_sums(
@@ -191,24 +114,28 @@ def description_sums(
   """(C, 8) by picture: stated, right, recalled, total, words, texts, texts with a wrong atom,
   unparsable texts.
   """
-  _same_length(scenes, texts)
+  _check_same_length(scenes, texts)
   rows = []
   for scene, text in zip(scenes, texts):
     c = judge.count_atoms(text, scene)
-    rows.append(
-      (c.stated, c.right, c.recalled, c.total, c.words, 1, c.right < c.stated, not c.parsed)
-    )
-  return _gather(np.array(rows, float), range(len(scenes)) if clusters is None else clusters)[0]
+    wrong = c.right < c.stated
+    rows.append((c.stated, c.right, c.recalled, c.total, c.words, 1, wrong, not c.parsed))
+  sums, _ = gathered(np.array(rows, float), range(len(scenes)) if clusters is None else clusters)
+  return sums
+
+
+def _f1(precision, recall):
+  return ratio(2 * precision * recall, precision + recall)
 
 
 DESCRIPTION = {
-  'f1': lambda s: _f1(_divide(s[:, 1], s[:, 0]), _divide(s[:, 2], s[:, 3])),
-  'precision': lambda s: _divide(s[:, 1], s[:, 0]),
-  'recall': lambda s: _divide(s[:, 2], s[:, 3]),
-  'hallucination': lambda s: 1 - _divide(s[:, 1], s[:, 0]),
-  'hallucinated_texts': lambda s: _divide(s[:, 6], s[:, 5]),
-  'unparsable': lambda s: _divide(s[:, 7], s[:, 5]),
-  'words': lambda s: _divide(s[:, 4], s[:, 5]),
+  'f1': lambda s: _f1(ratio(s[:, 1], s[:, 0]), ratio(s[:, 2], s[:, 3])),
+  'precision': lambda s: ratio(s[:, 1], s[:, 0]),
+  'recall': lambda s: ratio(s[:, 2], s[:, 3]),
+  'hallucination': lambda s: 1 - ratio(s[:, 1], s[:, 0]),
+  'hallucinated_texts': lambda s: ratio(s[:, 6], s[:, 5]),
+  'unparsable': lambda s: ratio(s[:, 7], s[:, 5]),
+  'words': lambda s: ratio(s[:, 4], s[:, 5]),
 }
 
 
@@ -217,16 +144,15 @@ def description_scores(
 ) -> dict[str, Estimate]:
   """Scores of texts about scenes, over all atoms.
 
-  precision: of the atoms that the texts state; recall: of the shapes, colours and textures there
-    are; hallucination:
-  1 - precision (CHAIR's instance rate); hallucinated_texts: texts with a wrong atom (its sentence
-  rate). Unparsable texts state one atom, a wrong one. `clusters` names each text's picture if
-  several texts tell of one.
+  precision: of the atoms that the texts state; recall: of the shapes, colors and textures there
+  are; hallucination: 1 - precision (CHAIR's instance rate); hallucinated_texts: texts with a wrong
+  atom (its sentence rate). An unparsable text states one atom, a wrong one. clusters: each text's
+  picture, if several texts describe one.
   """
   return estimates(description_sums(scenes, texts, clusters), DESCRIPTION)
 
 
-# Questions
+# Questions.
 
 
 def extract_yesno(text: str) -> str:
@@ -249,71 +175,79 @@ def yesno_sums(
   """(C, 6): true positives, false positives, false negatives, right, said yes, number. Unknown
   counts as no in F1.
   """
-  _same_length(truths, answers)
+  _check_same_length(truths, answers)
   rows = []
   for answer, truth in zip(answers, truths):
     said = extract_yesno(answer)
     rows.append(
       (
-        (said == 'yes') & (truth == 'yes'),
-        (said == 'yes') & (truth == 'no'),
-        (said != 'yes') & (truth == 'yes'),
+        said == 'yes' and truth == 'yes',
+        said == 'yes' and truth == 'no',
+        said != 'yes' and truth == 'yes',
         said == truth,
         said == 'yes',
         1,
       )
     )
-  return _gather(np.array(rows, float), range(len(rows)) if clusters is None else clusters)[0]
+  sums, _ = gathered(np.array(rows, float), range(len(rows)) if clusters is None else clusters)
+  return sums
 
 
 YESNO = {
-  'f1': lambda s: _divide(2 * s[:, 0], 2 * s[:, 0] + s[:, 1] + s[:, 2]),
-  'accuracy': lambda s: _divide(s[:, 3], s[:, 5]),
-  'yes_ratio': lambda s: _divide(s[:, 4], s[:, 5]),
+  'f1': lambda s: ratio(2 * s[:, 0], 2 * s[:, 0] + s[:, 1] + s[:, 2]),
+  'accuracy': lambda s: ratio(s[:, 3], s[:, 5]),
+  'yes_ratio': lambda s: ratio(s[:, 4], s[:, 5]),
 }
 
 
 def yesno_scores(
   answers: Sequence[str], truths: Sequence[str], clusters: Sequence | None = None
 ) -> dict[str, Estimate]:
-  """F1 (positive = yes), accuracy and share of yes. `clusters` names each question's picture."""
+  """F1 (positive = yes), accuracy and share of yes. clusters: each question's picture."""
   return estimates(yesno_sums(answers, truths, clusters), YESNO)
+
+
+POPE_PARTS = {'overall': questions.TRACKS, **{track: (track,) for track in questions.TRACKS}}
 
 
 def pope_sums(
   rows: Sequence[questions.Row], answers: Sequence[str], tracks: Sequence[str] = questions.TRACKS
 ) -> np.ndarray:
-  """`yesno_sums` by picture, a row counting once in each of its tracks: VLMEvalKit's Overall."""
-  _same_length(rows, answers)
-  each = [(a, r) for a, r in zip(answers, rows) for t in r.tracks if t in tracks]
-  return yesno_sums([a for a, _ in each], [r.answer for _, r in each], [r.picture for _, r in each])
+  """`yesno_sums` by picture; a row counts once in each of its tracks: VLMEvalKit's Overall."""
+  _check_same_length(rows, answers)
+  asked = [
+    (answer, row) for answer, row in zip(answers, rows) for track in row.tracks if track in tracks
+  ]
+  return yesno_sums(
+    [answer for answer, _ in asked],
+    [row.answer for _, row in asked],
+    clusters=[row.picture for _, row in asked],
+  )
 
 
 def pope_scores(
   rows: Sequence[questions.Row], answers: Sequence[str]
 ) -> dict[str, dict[str, Estimate]]:
   """{'overall' and each track: {'f1', 'accuracy', 'yes_ratio'}}."""
-  parts = {'overall': questions.TRACKS, **{t: (t,) for t in questions.TRACKS}}
   return {
-    part: estimates(pope_sums(rows, answers, tracks), YESNO) for part, tracks in parts.items()
+    part: estimates(pope_sums(rows, answers, tracks), YESNO) for part, tracks in POPE_PARTS.items()
   }
 
 
 def choice_sums(rows: Sequence[questions.Row], answers: Sequence[str]) -> np.ndarray:
-  """(C, 4) by question: its rotations that are right, rotations, whether all of them are right,
-  1.
-  """
-  _same_length(rows, answers)
-  right = np.array(
-    [[extract_option(a, r.options) == r.answer, 1] for a, r in zip(answers, rows)], float
-  )
-  sums, _ = _gather(right, [r.group for r in rows])
-  return np.concatenate([sums, sums[:, :1] == sums[:, 1:], np.ones((len(sums), 1))], 1)
+  """(C, 4) by question: right rotations, rotations, whether all of them are right, 1."""
+  _check_same_length(rows, answers)
+  right = [
+    (extract_option(answer, row.options) == row.answer, 1) for answer, row in zip(answers, rows)
+  ]
+  sums, _ = gathered(np.array(right, float), [row.group for row in rows])
+  all_right = sums[:, :1] == sums[:, 1:]
+  return np.concatenate([sums, all_right, np.ones((len(sums), 1))], axis=1)
 
 
 CHOICE = {
-  'accuracy': lambda s: _divide(s[:, 0], s[:, 1]),
-  'circular': lambda s: _divide(s[:, 2], s[:, 3]),
+  'accuracy': lambda s: ratio(s[:, 0], s[:, 1]),
+  'circular': lambda s: ratio(s[:, 2], s[:, 3]),
 }
 
 
@@ -328,49 +262,52 @@ def hallusion_sums(rows: Sequence[questions.Row], answers: Sequence[str]) -> np.
   """(C, 6) by set, a picture and its edit: right and number of questions, of figures, and of
   questions on all figures.
   """
-  _same_length(rows, answers)
-  right = [extract_yesno(a) == r.answer for a, r in zip(answers, rows)]
-  sets = {}
-  for r, ok in zip(rows, right):
-    sets.setdefault(r.group, []).append((r.picture, r.question, ok))
-
-  def whole(members, key):
-    return [all(m[2] for m in members if m[key] == v) for v in sorted({m[key] for m in members})]
-
-  sums = []
-  for members in sets.values():
-    parts = ([m[2] for m in members], whole(members, 0), whole(members, 1))
-    sums.append([x for part in parts for x in (sum(part), len(part))])
-  return np.array(sums, float)
+  _check_same_length(rows, answers)
+  sums = {}
+  by_set, by_figure, by_question = {}, {}, {}
+  for row, answer in zip(rows, answers):
+    right = extract_yesno(answer) == row.answer
+    by_set.setdefault(row.group, []).append(right)
+    by_figure.setdefault(row.group, {}).setdefault(row.picture, []).append(right)
+    by_question.setdefault(row.group, {}).setdefault(row.question, []).append(right)
+  for name, single in by_set.items():
+    figures = [all(x) for x in by_figure[name].values()]
+    asked = [all(x) for x in by_question[name].values()]
+    sums[name] = [n for hits in (single, figures, asked) for n in (sum(hits), len(hits))]
+  return np.array(list(sums.values()), float)
 
 
 HALLUSION = {
-  'aAcc': lambda s: _divide(s[:, 0], s[:, 1]),
-  'fAcc': lambda s: _divide(s[:, 2], s[:, 3]),
-  'qAcc': lambda s: _divide(s[:, 4], s[:, 5]),
-  'mean': lambda s: sum(_divide(s[:, i], s[:, i + 1]) for i in (0, 2, 4)) / 3,
+  'aAcc': lambda s: ratio(s[:, 0], s[:, 1]),
+  'fAcc': lambda s: ratio(s[:, 2], s[:, 3]),
+  'qAcc': lambda s: ratio(s[:, 4], s[:, 5]),
+  'mean': lambda s: sum(ratio(s[:, i], s[:, i + 1]) for i in (0, 2, 4)) / 3,
 }
 
 
 def hallusion_scores(rows: Sequence[questions.Row], answers: Sequence[str]) -> dict[str, Estimate]:
   """HallusionBench's aAcc (questions), fAcc (figures with all questions right), qAcc (questions
-  right on all figures) and their mean."""
+  right on all figures) and their mean.
+  """
   return estimates(hallusion_sums(rows, answers), HALLUSION)
 
 
+# Players who do not look.
+
+
 def reference_answers(rows: Sequence[questions.Row], seed: int = 0) -> dict[str, list[str]]:
-  """Answers of players who do not look: 'always_yes', 'chance' (a coin, or a random option), and
-  'blind' (yes to a look that pretraining makes usual, the option that is the shape's usual
-  colour)."""
+  """'always_yes'; 'chance': a coin, or a random option; 'blind': yes to a look that pretraining
+  makes usual, the option that is the shape's usual color.
+  """
   rng = np.random.default_rng(seed)
-  chance = [
-    r.options[int(rng.random() * 4)] if r.options else ('no', 'yes')[int(rng.random() * 2)]
-    for r in rows
-  ]
+  chance = []
+  for row in rows:
+    options = row.options or ('no', 'yes')
+    chance.append(options[int(rng.random() * len(options))])
   return {
     'always_yes': ['yes'] * len(rows),
     'chance': chance,
-    'blind': [_blind(r, rng) for r in rows],
+    'blind': [_blind(row, rng) for row in rows],
   }
 
 
@@ -383,15 +320,26 @@ def _blind(row: questions.Row, rng) -> str:
   said = [w for words_of in grammar.COLOUR_WORDS for w in words_of if w in words]
   if said:
     return 'yes' if said[0] in grammar.COLOUR_WORDS[world.USUAL_COLOUR[shape]] else 'no'
-  texture = grammar.TEXTURE_WORDS[world.USUAL_TEXTURE[shape]] + (
-    grammar.TEXTURE_NOUNS.get(world.USUAL_TEXTURE[shape], ''),
-  )
-  return 'yes' if set(texture) & set(words) else 'no'
+  texture = world.USUAL_TEXTURE[shape]
+  textures = {*grammar.TEXTURE_WORDS[texture], grammar.TEXTURE_NOUNS.get(texture, '')}
+  return 'yes' if textures & set(words) else 'no'
 
 
-def _same_length(a, b):
-  if len(a) != len(b) or not len(a):
+# Helpers.
+
+
+def gathered(values: np.ndarray, clusters: Sequence) -> tuple[np.ndarray, list]:
+  """Sums rows (N, M) by cluster name: (C, M), and the names in order of appearance."""
+  place = {}
+  index = [place.setdefault(name, len(place)) for name in clusters]
+  sums = np.zeros((len(place), np.shape(values)[1]))
+  np.add.at(sums, index, values)
+  return sums, list(place)
+
+
+def _check_same_length(inputs, answers):
+  if len(inputs) != len(answers) or not len(inputs):
     raise InputError(
-      f'found {len(b)} answers to {len(a)} inputs; expected one each, at least one; pass the whole '
-      'list'
+      f'found {len(answers)} answers to {len(inputs)} inputs; expected one each, at least one; '
+      'pass the whole list'
     )

@@ -2,8 +2,7 @@
 transformers' CLIPModel.
 
 Source: transformers models/clip/modeling_clip.py. Everything is float32. Axes: B pairs, G pictures
-  of a text, T tokens, N patches and the
-class token, D width, H W pixels.
+of a text, T tokens, N patches and the class token, D width, H W pixels.
 """
 
 import dataclasses

@@ -19,8 +19,9 @@ from dsr_jax.plan.sizes import Sizes, operations, vision_operations, vq_operatio
 @dataclasses.dataclass(frozen=True)
 class Chip:
   """memory: bytes a program may use; operations: bfloat16 a second; bandwidth: of the memory, bytes
-  a second; link: bytes a second one way between neighbours along an axis of the mesh; tpu: the name
-  the compiler knows it by, or ''."""
+  a second; link: bytes a second one way between neighbours along an axis of the mesh; tpu: the
+  name the compiler knows it by, or ''.
+  """
 
   memory: float
   operations: float
@@ -108,12 +109,7 @@ def phases(s: Sizes, mesh, chip: Chip) -> list[Phase]:
 
 
 def _generation(s: Sizes, mesh, chip):
-  b, g, n, width = (
-    s.method.inputs_per_task,
-    s.method.group_size,
-    s.model.num_codes,
-    s.model.text.hidden_size,
-  )
+  b, g, n = s.method.inputs_per_task, s.method.group_size, s.model.num_codes
   rows, reading = b * g, s.reading_prefix
   prefill = operations(b * s.branches * s.drawing_prefix, s.drawing_prefix, s)
   draw = functools.partial(

@@ -13,6 +13,7 @@ import math
 import jax
 from jax.sharding import AbstractMesh, AxisType
 
+from dsr_jax import families
 from dsr_jax import state as state_lib
 from dsr_jax.plan import sizes as plan_sizes
 from dsr_jax.plan.sizes import Sizes
@@ -90,21 +91,16 @@ def _state(s: Sizes, mesh):
   abstract = AbstractMesh(
     tuple(mesh.values()), tuple(mesh), axis_types=(AxisType.Auto,) * len(mesh)
   )
-  state = state_lib.abstract_state(plan_sizes.shapes(s.model), s.method, s.system, abstract)
-  names = {
-    'params': 'trained parameters, float32',
-    'opt_state': "optimizer's moments",
-    'ema': 'running mean',
-  }
+  family = families.family_of(s.model)
+  state = state_lib.abstract_state(plan_sizes.shapes(s.model), family, s.method, s.system, abstract)
   parts = [
-    (name, bytes_a_device(state[key]), 'always') for key, name in names.items() if key in state
+    ('trained parameters, float32', state.params),
+    ("optimizer's moments", state.opt_state),
+    ('running mean', state.ema_params),
+    ('frozen parameters', state.fixed_params),
+    ('copy of the initial model', state.ref_params),
   ]
-  initial = state['frozen'].get('initial')
-  frozen = {k: v for k, v in state['frozen'].items() if k != 'initial'}
-  parts.append(('frozen parameters', bytes_a_device(frozen), 'always'))
-  return parts + (
-    [('copy of the initial model', bytes_a_device(initial), 'always')] if initial else []
-  )
+  return [(name, bytes_a_device(part), 'always') for name, part in parts if part is not None]
 
 
 def _rows(s: Sizes, mesh, key):

@@ -5,6 +5,7 @@ what its program says.
 """
 
 import dataclasses
+import functools
 import os
 import re
 
@@ -12,15 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsr_jax import sharding
+from dsr_jax import families, sharding
 from dsr_jax import state as state_lib
 from dsr_jax import step as step_lib
 from dsr_jax.convert import directory
 from dsr_jax.convert import locate as model_source
-from dsr_jax.models.janus import model as janus
 from dsr_jax.models.janus.config import JanusConfig, Templates
+from dsr_jax.models.unified import Text
 from dsr_jax.plan import hlo as plan_hlo
 from dsr_jax.plan import sizes as plan_sizes
+from dsr_jax.rollouts import Batch, GenerationBatch, UnderstandingBatch
 
 MOVED_IN_DECODE = 2**20  # bytes of a gather, permute or exchange that a decode step may have
 
@@ -86,42 +88,55 @@ def lower_step(config, model, mesh):
   `separate` has two kinds.
   """
   model = dataclasses.replace(model, templates=model.templates or stand_in_templates(model))
+  family = families.family_of(model)
+  method, system = config.method, config.system
+  ctx = step_lib.StepContext(
+    graphdef=family.graphdef(model),
+    family=family,
+    spec=family.spec(model),
+    method=method,
+    system=system,
+  )
   with jax.set_mesh(mesh):
-    state = state_lib.abstract_state(plan_sizes.shapes(model), config.method, config.system, mesh)
-    step = step_lib.make_step(
-      janus.graphdef_of(model), config.method, config.system, mesh, model.templates
+    state = state_lib.abstract_state(plan_sizes.shapes(model), family, method, system, mesh)
+    step = jax.jit(
+      functools.partial(step_lib.train_step, ctx),
+      donate_argnums=0,
+      out_shardings=step_lib.output_shardings(ctx, state, mesh),
     )
-    kinds = (
-      [(task,) for task in config.method.tasks]
-      if config.method.strategy == 'separate'
-      else [config.method.tasks]
-    )
+    kinds = [method.tasks]
+    if method.strategy == 'separate':
+      kinds = [(task,) for task in method.tasks]
     return {
       ' and '.join(kind): step.lower(state, _batch(config, model, mesh, kind)) for kind in kinds
     }
 
 
-def _batch(config, model, mesh, tasks):
+def _batch(config, model, mesh, tasks) -> Batch:
   """Shapes and layouts of a step's inputs."""
   rows, side = config.method.inputs_per_task, model.image_size
   whole, split = sharding.whole(mesh), sharding.batch_sharding(mesh, rows)
-  batch = {'seed': jax.ShapeDtypeStruct((), np.uint32, sharding=whole)}
+
+  def array(shape, dtype, where):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+
+  def text(shape, where):
+    return Text(array(shape, np.int32, where), array(shape, np.bool_, where))
+
+  generation = understanding = None
   if 'generation' in tasks:
-    for name, shape, where in (
-      ('prompt', (rows, config.data.max_prompt_tokens), split),
-      ('instruction', (plan_sizes.QUESTION,), whole),
-    ):
-      batch[f'{name}_ids'] = jax.ShapeDtypeStruct(shape, np.int32, sharding=where)
-      batch[f'{name}_mask'] = jax.ShapeDtypeStruct(shape, np.bool_, sharding=where)
+    generation = GenerationBatch(
+      prompt=text((rows, config.data.max_prompt_tokens), split),
+      instruction=text((plan_sizes.QUESTION,), whole),
+      extra={},
+    )
   if 'understanding' in tasks:
-    batch['pixels'] = jax.ShapeDtypeStruct((rows, side, side, 3), np.uint8, sharding=split)
-    batch['question_ids'] = jax.ShapeDtypeStruct(
-      (rows, plan_sizes.QUESTION), np.int32, sharding=split
+    understanding = UnderstandingBatch(
+      pixels=array((rows, side, side, 3), np.uint8, split),
+      question=text((rows, plan_sizes.QUESTION), split),
+      extra={},
     )
-    batch['question_mask'] = jax.ShapeDtypeStruct(
-      (rows, plan_sizes.QUESTION), np.bool_, sharding=split
-    )
-  return batch
+  return Batch(array((), np.uint32, whole), generation, understanding)
 
 
 def measure(lowered, config, model, axes, hlo=''):

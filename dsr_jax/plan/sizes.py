@@ -2,7 +2,7 @@
 configuration.
 
 Axes: B inputs of a task, G candidates, C candidates that learn, N image codes, T text tokens, L
-  layers, D width.
+layers, D width.
 """
 
 import dataclasses
@@ -13,9 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from dsr_jax import chunks as chunks_lib
-from dsr_jax import losses
+from dsr_jax import families, losses
 from dsr_jax import state as state_lib
-from dsr_jax.models.janus import model as janus
 from dsr_jax.models.janus.config import JanusConfig
 from dsr_jax.models.janus.vq import VQModel
 from dsr_jax.models.unified import guided_codes
@@ -71,10 +70,12 @@ class Sizes:
     if self.method.trainable == 'lora':
       return (
         t.num_hidden_layers
-        * self.method.lora_rank
+        * self.method.lora.rank
         * (4 * (t.hidden_size + self.inner) + 3 * (t.hidden_size + t.intermediate_size))
       )
-    trainable, _ = state_lib.split_params(shapes(self.model), self.method.trainable)
+    trainable, _ = state_lib.split_params(
+      shapes(self.model), families.family_of(self.model), self.method.trainable
+    )
     return sum(x.size for x in jax.tree.leaves(trainable))
 
   @property
@@ -178,4 +179,4 @@ def vq_operations(model: JanusConfig):
 @functools.cache
 def shapes(model: JanusConfig):
   """Shapes of all parameters, nested by part."""
-  return janus.abstract_params(model)
+  return families.family_of(model).shapes(model)

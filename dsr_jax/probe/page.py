@@ -1,21 +1,21 @@
-"""The probe's page: one self-contained HTML file in the manner of `report.py`. Everything in it is
-also a number in probe.json.
+"""The probe's page: one self-contained HTML file. Every number in it is in probe.json too.
 
-Axes: n inputs shown, G candidates, T text tokens, N image codes, H W pixels.
+Axes: n inputs shown, G samples, T text tokens, N image codes, H W pixels.
 """
 
 import html
 
 import numpy as np
 
+from dsr_jax import images
 from dsr_jax.probe import words
 from dsr_jax.reporting import html as page_lib
-from dsr_jax.reporting import sheets as pictures_lib
+from dsr_jax.reporting import sheets
 from dsr_jax.reporting.charts import chart
 
 
 def page(numbers: dict, shown: dict) -> str:
-  """numbers: probe.json. shown: {task: what `probe_tasks` keeps for the page}."""
+  """numbers: probe.json. shown: {task: what `tasks.Result` keeps for the page}."""
   about = numbers['about']
   facts = [
     ('Model', about['model']),
@@ -31,8 +31,8 @@ def page(numbers: dict, shown: dict) -> str:
   facts = ''.join(f'<span>{key} <b>{html.escape(str(value))}</b></span>' for key, value in facts)
   body = [
     f'<h1>Probe {_verdict(numbers["go"])}</h1><p class="lead">Does the model\'s own reversed '
-    'likelihood order its samples well? '
-    f'Measured before any training.</p><div class="facts">{facts}</div>'
+    'likelihood order its samples well? Measured before any training.</p>'
+    f'<div class="facts">{facts}</div>'
   ]
   if 'generation' in numbers:
     body.append(_generation(numbers['generation'], shown['generation']))
@@ -61,19 +61,17 @@ def _generation(n, shown):
   out.append(page_lib.table('Other numbers', ('', 'value', '95 %'), _rows(n)))
   none = [-1] * len(shown['texts'])
   best, worst = shown['rewards'].argmax(1), shown['rewards'].argmin(1)
-  sheet = pictures_lib.candidates(shown['texts'], shown['pixels'], shown['rewards'], best, worst)
+  sheet = sheets.candidates(shown['texts'], shown['pixels'], shown['rewards'], best, worst)
   out.append(
     '<h2>Candidates</h2>'
     + page_lib.figure(
-      pictures_lib.png(sheet), 'Pictures with R_G, nats a token; the best and the worst marked.'
+      images.png(sheet), 'Pictures with R_G, nats a token; the best and the worst marked.'
     )
   )
   if shown['right'] is not None:
-    sheet = pictures_lib.candidates(shown['texts'], shown['pixels'], shown['right'], none, none)
+    sheet = sheets.candidates(shown['texts'], shown['pixels'], shown['right'], none, none)
     out.append(
-      page_lib.figure(
-        pictures_lib.png(sheet), 'The same pictures: 1 is right by the judge, 0 wrong.'
-      )
+      page_lib.figure(images.png(sheet), 'The same pictures: 1 is right by the judge, 0 wrong.')
     )
   note = (
     "Words: log p(word | picture) − log p(word | other prompts' pictures). Patches of the best "
@@ -121,10 +119,8 @@ def _understanding(n, shown):
           for text, value, bad in shown['clauses'][i][j]
         ]
       )
-      lines.append(
-        '<div class="heat"><small>R_U '
-        f'{shown["rewards"][i, j]:.3f}{score}</small>{html.escape(shown["texts"][i][j])}</div>{parts}'
-      )
+      reward, text = shown['rewards'][i, j], html.escape(shown['texts'][i][j])
+      lines.append(f'<div class="heat"><small>R_U {reward:.3f}{score}</small>{text}</div>{parts}')
     out.append(f'<div class="row">{page_lib.picture(pixels)}<div>{"".join(lines)}</div></div>')
   return ''.join(out)
 
@@ -159,7 +155,8 @@ def _tiles(n, score, what):
     f'class="was">{below}</div></div>'
     for name, value, below in tiles
   )
-  return f'<p class="lead">{n["inputs"]} inputs, {n["candidates"]} candidates each; {what}.</p><div class="tiles">{cells}</div>'
+  lead = f'{n["inputs"]} inputs, {n["candidates"]} candidates each; {what}.'
+  return f'<p class="lead">{lead}</p><div class="tiles">{cells}</div>'
 
 
 def _gates(n):

@@ -9,7 +9,7 @@ import re
 import numpy as np
 
 from dsr_jax.data import order
-from dsr_jax.evaluate import scores as evaluation
+from dsr_jax.evaluate import scores as scores_lib
 from dsr_jax.scenes import grammar, judge, render, sets
 
 _SWAP_CATEGORIES = {'colours': 'color_attr', 'counts': 'counting', 'relations': 'position'}
@@ -69,7 +69,7 @@ def judge_pictures(asked, pixels) -> dict:
   """asked: P prompts; pixels (P, G, H, W, 3) -> 'right' and 'graded' (P, G) float, and the
   readings.
   """
-  verdicts = evaluation.judge_pictures(asked, pixels)
+  verdicts = scores_lib.judge_pictures(asked, pixels)
   return {
     'right': verdicts['geneval'].astype(float),
     'graded': verdicts['graded'],

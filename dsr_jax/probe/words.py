@@ -1,7 +1,7 @@
 """Words of a text for the probe: attribute swaps, clauses that can be left out, words with their
 tokens. No model, no judge.
 
-Works on English of any length; what a text does not have (a colour, a number, a relation) is left
+Works on English of any length; what a text does not have (a color, a number, a relation) is left
 out, never guessed.
 """
 
@@ -58,7 +58,7 @@ def swapped(text: str, kind: str) -> str | None:
   it has none to change.
 
   colours: the first two different ones change places, a single one becomes another; counts: the
-    first number becomes its neighbour;
+  first number becomes its neighbour;
   relations: the first one is turned round.
   """
   words = [(m.group(), m.start(), m.end()) for m in re.finditer(r'[A-Za-z]+', text)]

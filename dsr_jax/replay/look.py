@@ -1,11 +1,11 @@
-"""A step taken apart: every candidate with its log-probabilities and reward, who learns and how
-hard, and whose gradient it was.
+"""A step taken apart: every sample with its log-probabilities and reward, who learns and how hard,
+and whose gradient it was.
 
-The step itself (`step.make_step`) is what reproduces a run bit for bit. What is here runs its parts
-(`tasks`, `losses`) once more on the same state, so that their inner numbers can be looked at;
-sampling is the same by the same keys.
+The step itself (`step.train_step`) is what reproduces a run bit for bit. What is here runs the
+step's own functions (`step.rollout`, `step.task_gradient`, `step.group_loss`) one by one on the
+same state, so that their inner numbers can be looked at; sampling is the same by the same keys.
 
-Axes: B inputs of a task, G candidates, C candidates that learn, T tokens.
+Axes: B inputs of a task, G samples, C samples that learn, T tokens.
 """
 
 import functools
@@ -15,160 +15,170 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsr_jax import chunks as chunks_lib
-from dsr_jax import losses
-from dsr_jax import state as state_lib
+from dsr_jax import chunks, cli
 from dsr_jax import step as step_lib
-from dsr_jax.tasks import TASKS
+from dsr_jax.diagnostics import take
+from dsr_jax.models.unified import Text
+from dsr_jax.rollouts import Half
+from dsr_jax.state import TrainState
 
 
 class Seen(NamedTuple):
   """A task's half of a step; arrays lie on the host.
 
-  candidates: codes (B, G, N), or `Text` (B, G, T). logps, mask: (B, G, T) under the policy that
-    learns, as the loss sees them. rewards
-  (B, G). index (B, C): who learns; weight (B,): 0 where the input gives no gradient. push (B, C):
-  minus the derivative of the loss by the candidate's log-probability; above 0 it is made likelier.
-  share (B,): of the step's whole gradient g the part g_i · g / g · g that is this input's; all
-  shares of a step add up to 1. norm (B,): of g_i.
+  Attributes:
+    samples: codes (B, G, N), or `Text` (B, G, T).
+    logps, mask: (B, G, T) under the policy that learns, as the loss sees them.
+    rewards: (B, G).
+    learners: (B, C), who learns.
+    weight: (B,), 0 where the input gives no gradient.
+    push: (B, C), minus the derivative of the loss by the sample's log-probability; above 0 it is
+      made likelier.
+    share: (B,), of the step's whole gradient g the part g_i · g / g · g that is this input's; all
+      shares of a step add up to 1.
+    norm: (B,), of g_i.
   """
 
-  candidates: Any
+  samples: Any
   logps: np.ndarray
   mask: np.ndarray
   rewards: np.ndarray
-  index: np.ndarray
+  learners: np.ndarray
   weight: np.ndarray
   push: np.ndarray
   share: np.ndarray
   norm: np.ndarray
 
 
-def look(model, config, state, batch) -> tuple[dict[str, Seen], dict[str, float]]:
+def look(ctx: step_lib.StepContext, state: TrainState, batch):
   """Takes the first inner update of a step apart.
 
-  model: `parts.Model`. state: before the step; it stays the caller's.
+  state: before the step; it stays the caller's.
 
   Returns: a `Seen` a task, and the share of the squared gradient norm by part of the model.
   """
-  m = config.method
-  tasks = {name: TASKS[name](m, config.system, model.config.templates.eos_id) for name in m.tasks}
-  made = jax.jit(functools.partial(_phase_a, model.graphdef, m, config.system, tasks))(state, batch)
-  role = step_lib.role_of(m, batch)
-  params = state['params'][role] if role else state['params']
-  fixed = state_lib.fixed_parts(state)
-  gradients = {
-    name: jax.jit(functools.partial(_gradient, model.graphdef, m, config.system, tasks[name]))
-    for name in made
-  }
-
-  def of_input(name, i):
-    return gradients[name](params, fixed, made[name]['work'], i)
+  halves = jax.jit(functools.partial(step_lib.rollout, ctx))(state, batch)
+  params, _ = state.of_role(step_lib.role_of(ctx.method, batch))
 
   total = jax.tree.map(jnp.zeros_like, params)
-  add = jax.jit(lambda total, grad: jax.tree.map(jnp.add, total, grad), donate_argnums=0)
-  for name, part in made.items():
-    for i in range(len(part['rewards'])):
-      total = add(total, of_input(name, i)[0])
-  whole = max(float(_dot(total, total)), 1e-30)
+  for name, half in halves.items():
+    total = _added(total, _task_gradient(ctx, name, state, params, half))
+  squared = max(float(_dot(total, total)), 1e-30)
 
   seen = {}
-  for name, part in made.items():
-    share, norm, push = [], [], []
-    for i in range(len(part['rewards'])):
-      grad, pushed = of_input(name, i)
-      share.append(float(_dot(grad, total)) / whole)
-      norm.append(float(_dot(grad, grad)) ** 0.5)
-      push.append(pushed)
-    host = jax.device_get({k: v for k, v in part.items() if k != 'work'})
+  for name, half in halves.items():
+    logps, mask = _all_logps(ctx, name, state, params, half)
+    shares, norms, pushes = [], [], []
+    for i in range(len(half.weight)):
+      # One input at a time: each gradient is as large as the trained parameters.
+      gradient, push = _input_gradient(ctx, name, state, params, half, i)
+      shares.append(float(_dot(gradient, total)) / squared)
+      norms.append(float(_dot(gradient, gradient)) ** 0.5)
+      pushes.append(push)
     seen[name] = Seen(
-      **host, push=np.concatenate(jax.device_get(push)), share=np.array(share), norm=np.array(norm)
+      samples=jax.device_get(half.rollout.samples),
+      logps=jax.device_get(logps),
+      mask=jax.device_get(mask),
+      rewards=jax.device_get(half.rollout.rewards),
+      learners=jax.device_get(half.learners),
+      weight=jax.device_get(half.weight),
+      push=np.concatenate(jax.device_get(pushes)),
+      share=np.array(shares),
+      norm=np.array(norms),
     )
-  return seen, {part: float(_dot(tree, tree)) / whole for part, tree in total.items()}
+  return seen, {part: float(_dot(tree, tree)) / squared for part, tree in total.items()}
 
 
-def _phase_a(graphdef, method, system, tasks, state, batch):
-  """As the step does it: sampled, rewarded, chosen; and what the loss needs of each input
-  ('work').
+def as_json(seen: Seen, processor, chosen: list[int]) -> dict:
+  """A task's numbers for replay.json: shares of all inputs, and everything about those in
+  `chosen`.
   """
-  role = step_lib.role_of(method, batch)
-  objective = losses.OBJECTIVES[method.objective]
-  rollout_chunk, _ = step_lib.chunks(method, system).values()
-  fixed = state_lib.fixed_parts(state)
-  own = state['params'][role] if role else state['params']
-
-  def build(trained):
-    return state_lib.build(graphdef, fixed, state_lib.cast(trained, system.compute_dtype))
-
-  live = build(own)
-  judges = step_lib.judges_of(method, system, state, role, live, build)
-  key = jax.random.fold_in(jax.random.key(batch['seed']), state['step'])
-  out = {}
-  for place, (name, task) in enumerate(tasks.items()):
-    if step_lib.FIELD[name] not in batch:
-      continue
-    inputs = task.inputs(batch)
-    roll = functools.partial(
-      task.rollout, live, judges, task.shared(batch), jax.random.fold_in(key, place)
+  inputs = []
+  for i in chosen:
+    number = seen.rewards.shape[1]
+    inputs.append(
+      {
+        'input': i,
+        'rewards': seen.rewards[i].tolist(),
+        'learning': seen.learners[i].tolist(),
+        'weight': float(seen.weight[i]),
+        'push': seen.push[i].tolist(),
+        'gradient_share': float(seen.share[i]),
+        'gradient_norm': float(seen.norm[i]),
+        'candidates': [_sample_json(seen, processor, i, j) for j in range(number)],
+      }
     )
-    rolled = chunks_lib.mapped(roll, inputs, rollout_chunk)
-    index, weight = objective.choose(rolled.rewards, method)
-    everyone = jnp.broadcast_to(jnp.arange(method.group_size), rolled.rewards.shape)
-
-    def score(chunk, model, task=task):
-      scores, mask, _ = task.pair_scores(model, *chunk)
-      return scores.logp, mask
-
-    logps, mask = chunks_lib.mapped(
-      functools.partial(score, model=live), (inputs, rolled, everyone), rollout_chunk
-    )
-    reference = None
-    if objective.needs_reference(method):
-      initial = build(state['frozen']['initial'])
-      reference = chunks_lib.mapped(
-        lambda chunk: score(chunk, initial)[0], (inputs, rolled, index), rollout_chunk
-      )
-    work = (inputs, rolled, index, weight, reference)
-    out[name] = dict(
-      candidates=rolled.candidates,
-      logps=logps,
-      mask=mask,
-      rewards=rolled.rewards,
-      index=index,
-      weight=weight,
-      work=work,
-    )
-  return out
+  return {
+    'gradient_shares': seen.share.tolist(),
+    'gradient_norms': seen.norm.tolist(),
+    'inputs': inputs,
+  }
 
 
-def _gradient(graphdef, method, system, task, params, fixed, work, i):
-  """Input i's part of the task's gradient, and the push on each of its candidates that learn (1,
-  C).
+def _sample_json(seen: Seen, processor, i: int, j: int) -> dict:
+  mask = seen.mask[i, j]
+  logps = cli.rounded(np.asarray(seen.logps[i, j][mask], np.float32))
+  if not isinstance(seen.samples, Text):
+    return {'tokens': seen.samples[i, j][mask].tolist(), 'logps': logps}
+  tokens = seen.samples.ids[i, j][mask]
+  return {'text': processor.decode(tokens), 'tokens': tokens.tolist(), 'logps': logps}
+
+
+# The step's functions, one compiled program each.
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _all_logps(ctx, name, state, params, half: Half):
+  """(B, G, T) log-probabilities and mask of all samples under the policy that learns."""
+  task, policy = ctx.tasks[name], ctx.build(state, params)
+  everyone = jnp.broadcast_to(jnp.arange(ctx.method.group_size), half.rollout.rewards.shape)
+
+  def score(chunk):
+    scores = task.learner_scores(policy, *chunk)
+    return scores.logps, scores.mask
+
+  return chunks.mapped(score, (half.inputs, half.rollout, everyone), ctx.rollout_chunk)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _task_gradient(ctx, name, state, params, half: Half):
+  gradient, _ = step_lib.task_gradient(ctx, state, ctx.tasks[name], half, params)
+  return gradient
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _input_gradient(ctx, name, state, params, half: Half, i):
+  """Input i's part of the task's gradient, and the push on its samples that learn (1, C)."""
+  weight_sum = jnp.maximum(jnp.sum(half.weight), 1.0)
+  one = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, i, 1), half)
+
+  def loss_fn(params, nudge):
+    task = _Nudged(ctx.tasks[name], nudge)
+    return step_lib.group_loss(ctx, state, task, one, params, weight_sum, None, None)
+
+  nudge = jnp.zeros_like(take(one.rollout.sample_logps, one.learners))
+  (gradient, by_logp), aux = jax.grad(loss_fn, argnums=(0, 1), has_aux=True)(params, nudge)
+  return gradient, jnp.sum(jnp.where(aux.mask, -by_logp, 0.0), axis=-1)
+
+
+class _Nudged:
+  """A task whose log-probabilities are moved by `nudge` (B, C, T): the loss's derivative by it, at
+  0, is that by the log-probabilities.
   """
-  total = jnp.maximum(jnp.sum(work[3]), 1.0)
-  inputs, rolled, index, weight, reference = jax.tree.map(
-    lambda x: jax.lax.dynamic_slice_in_dim(x, i, 1), work
-  )
-  objective = losses.OBJECTIVES[method.objective]
-  rewards = rolled.rewards if index.shape[1] == rolled.rewards.shape[1] else None
 
-  def of_logp(logp, mask):
-    fixed_logp = jax.lax.stop_gradient(logp)
-    return (
-      losses.weighted(
-        objective.loss(losses.Learners(logp, fixed_logp, reference, mask, rewards), method), weight
-      )[0]
-      / total
-    )
+  def __init__(self, task, nudge):
+    self._task = task
+    self._nudge = nudge
 
-  def loss(params):
-    model = state_lib.build(graphdef, fixed, state_lib.cast(params, system.compute_dtype))
-    scores, mask, _ = task.pair_scores(model, inputs, rolled, index)
-    return of_logp(scores.logp, mask), (scores.logp, mask)
+  def learner_scores(self, *args):
+    """As the task's."""
+    scores = self._task.learner_scores(*args)
+    return scores._replace(logps=scores.logps + self._nudge)
 
-  grad, (logp, mask) = jax.grad(loss, has_aux=True)(params)
-  push = -jax.grad(of_logp)(logp, mask)
-  return grad, jnp.sum(jnp.where(mask, push, 0.0), axis=-1)
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _added(total, gradient):
+  return jax.tree.map(jnp.add, total, gradient)
 
 
 @jax.jit

@@ -15,7 +15,7 @@ def chart(title, unit, series, band=None):
   """One chart as HTML.
 
   series: list of (label, steps, values), at most four. band: lower and upper values around the
-    first of them.
+  first of them.
   """
   xs = [x for _, steps, _ in series for x in steps]
   ys = [y for values in [*(v for _, _, v in series), *(band or ())] for y in values]

@@ -11,6 +11,7 @@ import math
 import numpy as np
 from PIL import Image
 
+from dsr_jax import images
 from dsr_jax.reporting import sheets as pictures_lib
 
 TILE = 192  # pixels of a picture on a page
@@ -85,7 +86,10 @@ def whole(title, body):
 def figure(png, caption):
   """A sheet (PNG bytes) with a line above it."""
   text = html.escape(caption)
-  return f'<figure class="sheet"><figcaption>{text}</figcaption><img alt="{text}" src="{data_uri(png)}"></figure>'
+  return (
+    f'<figure class="sheet"><figcaption>{text}</figcaption><img alt="{text}" '
+    f'src="{data_uri(png)}"></figure>'
+  )
 
 
 def data_uri(png):
@@ -152,7 +156,7 @@ def picture(pixels):
     image = image.resize(
       (TILE, TILE), Image.Resampling.NEAREST if image.width < TILE else Image.Resampling.LANCZOS
     )
-  return f'<img alt="" width="{TILE}" src="{data_uri(pictures_lib.png(image))}">'
+  return f'<img alt="" width="{TILE}" src="{data_uri(images.png(image))}">'
 
 
 def number(x):

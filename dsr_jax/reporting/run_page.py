@@ -7,13 +7,13 @@ import html
 import json
 import os
 
+from dsr_jax import files
 from dsr_jax.reporting import html as page
 from dsr_jax.reporting.charts import chart
 from dsr_jax.runtime import metrics as metrics_lib
 
 # Curves that belong together: (title, unit, names). Names that a run does not have are left out;
-# all others follow
-# one by one.
+# all others follow one by one.
 CURVES = (
   (
     'Reward of pictures, R_G',
@@ -67,7 +67,7 @@ def write(workdir):
   curves = metrics_lib.read(workdir)
   evaluation = {key[5:]: curve for key, curve in curves.items() if key.startswith('eval/')}
   training = {key: curve for key, curve in curves.items() if not key.startswith('eval/')}
-  config = _read_json(os.path.join(workdir, 'config.json'))
+  config = files.read_json_or_none(os.path.join(workdir, 'config.json'))
   name = html.escape(os.path.basename(os.path.abspath(workdir)))
   body = [
     _head(name, training, config),
@@ -79,13 +79,8 @@ def write(workdir):
     _evaluation_table(evaluation),
     _settings(config),
   ]
-  path = os.path.join(workdir, 'report.html')
-  with open(path + '.new', 'w', encoding='utf-8') as f:
-    f.write(
-      page.whole(f'{os.path.basename(os.path.abspath(workdir))}: dual self-rewards', ''.join(body))
-    )
-  os.replace(path + '.new', path)
-  return path
+  title = f'{os.path.basename(os.path.abspath(workdir))}: dual self-rewards'
+  return files.write_text(os.path.join(workdir, 'report.html'), page.whole(title, ''.join(body)))
 
 
 def _head(name, training, config):
@@ -153,8 +148,14 @@ def _evaluation_charts(evaluation):
       (chief if band else others).append(
         chart(_label(key), '', [(_label(key), steps, values)], band)
       )
-  note = 'The first and the last point are of the whole lists, those between of their beginnings; bands: 95 %.'
-  folded = f'<details><summary>Every other score</summary><div class="charts">{"".join(others)}</div></details>'
+  note = (
+    'The first and the last point are of the whole lists, those between of their beginnings; '
+    'bands: 95 %.'
+  )
+  folded = (
+    '<details><summary>Every other score</summary><div '
+    f'class="charts">{"".join(others)}</div></details>'
+  )
   return _section('Both tasks, measured', note, chief or others) + (
     folded if chief and others else ''
   )
@@ -214,14 +215,20 @@ def _evaluation_table(evaluation):
       + '</tr>'
     )
   head = ''.join(f'<th class="n">step {s}</th>' for s in steps)
-  return f'<h2>All evaluations</h2><div class="scroll"><table><tr><th></th>{head}</tr>{"".join(rows)}</table></div>'
+  return (
+    '<h2>All evaluations</h2><div '
+    f'class="scroll"><table><tr><th></th>{head}</tr>{"".join(rows)}</table></div>'
+  )
 
 
 def _settings(config):
   if not config:
     return ''
   text = html.escape(json.dumps(config, indent=2, sort_keys=True))
-  return f'<h2>Settings</h2><details><summary>Every key, the data and the versions</summary><pre>{text}</pre></details>'
+  return (
+    '<h2>Settings</h2><details><summary>Every key, the data and the '
+    f'versions</summary><pre>{text}</pre></details>'
+  )
 
 
 def _label(name):
@@ -241,10 +248,3 @@ def _duration(seconds):
   minutes, seconds = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
   return f'{hours} h {minutes:02d} min' if hours else f'{minutes} min {seconds:02d} s'
-
-
-def _read_json(path):
-  if not os.path.exists(path):
-    return None
-  with open(path, encoding='utf-8') as f:
-    return json.load(f)

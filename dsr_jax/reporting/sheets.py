@@ -4,7 +4,6 @@ candidate texts.
 Axes: n inputs shown, G candidates, H W pixels. Pictures are uint8.
 """
 
-import io
 import textwrap
 
 import numpy as np
@@ -159,13 +158,6 @@ def _texts(pictures, blocks, tile):
         y += line
     top += height
   return sheet
-
-
-def png(image):
-  """PIL image -> PNG bytes."""
-  buffer = io.BytesIO()
-  image.save(buffer, 'PNG', optimize=True)
-  return buffer.getvalue()
 
 
 def _verdict(index, chosen, rejected):

@@ -90,7 +90,8 @@ class Panel:
     for x, p in placed:
       colour = COLOURS[p.series % len(COLOURS)]
       self._out.append(_line(x, self.y(p.low), x, self.y(p.high), colour, 1.2))
-      title = f'<title>{html.escape(f"{p.label}: {p.x:.3g}, {p.y:+.2f} ({p.low:+.2f} … {p.high:+.2f})")}</title>'
+      told = f'{p.label}: {p.x:.3g}, {p.y:+.2f} ({p.low:+.2f} … {p.high:+.2f})'
+      title = f'<title>{html.escape(told)}</title>'
       self._out.append(
         f'<circle cx="{x:.1f}" cy="{self.y(p.y):.1f}" r="4" fill="{colour}">{title}</circle>'
       )
@@ -216,4 +217,7 @@ def _text(x, y, words, anchor='start', size=11, colour=INK, bold=False):
 
 
 def _line(x0, y0, x1, y1, colour, width=1.0):
-  return f'<line x1="{x0:.1f}" y1="{y0:.1f}" x2="{x1:.1f}" y2="{y1:.1f}" stroke="{colour}" stroke-width="{width}"/>'
+  return (
+    f'<line x1="{x0:.1f}" y1="{y0:.1f}" x2="{x1:.1f}" y2="{y1:.1f}" stroke="{colour}" '
+    f'stroke-width="{width}"/>'
+  )

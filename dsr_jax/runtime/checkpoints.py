@@ -4,12 +4,12 @@ mesh.
 A checkpoint at step s holds the trainable parameters, the optimizer's state and the step, and a
 description of the
 run: the configuration that must match, the source model's name and hash. Random keys and the place
-  in the data are
-functions of (seed, step), so they are not in it; frozen parameters come from the source model. A
-directory `checkpoints/<step>` appears by a rename once all of it is on disk, so a kill leaves none
-behind that is half-written.
+in the data are functions of (seed, step), so they are not in it; frozen parameters come from the
+source model. A directory `checkpoints/<step>` appears by a rename once all of it is on disk, so a
+kill leaves none behind that is half-written.
 """
 
+import dataclasses
 import hashlib
 import os
 import shutil
@@ -20,12 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from dsr_jax import config as config_lib
-from dsr_jax import sharding
+from dsr_jax import saved_config, sharding
 from dsr_jax.errors import InputError
 
 SPARE_BYTES = 64 << 20  # left to the rest of the run: metrics, pictures, the page
-NOT_SAVED = ('frozen',)
+# Names in a checkpoint -> attributes of `TrainState`. All else comes from the source model.
+SAVED = {'params': 'params', 'opt_state': 'opt_state', 'step': 'step', 'ema': 'ema_params'}
 
 
 class Checkpoints:
@@ -66,8 +66,8 @@ class Checkpoints:
     """
     if self.latest() == step:
       return
-    kept = _kept(state)
-    self.check_room(kept)
+    kept = saved_part(state)
+    self.check_room(state)
     self._manager.save(
       step,
       args=ocp.args.Composite(
@@ -80,12 +80,11 @@ class Checkpoints:
     own arrays are.
 
     Errors: InputError if the run that wrote it was configured differently (the differences are
-      named), or if it
-    cannot be read.
+    named), or if it cannot be read.
     """
     step = self.latest() if step is None else step
     check_same_run(self.about(step), self._about, self._directory)
-    kept = _kept(state)
+    kept = saved_part(state)
     target = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), kept
     )
@@ -100,7 +99,8 @@ class Checkpoints:
       ) from e
     # Orbax' buffers may be views of file memory; the step donates its state, so it gets buffers of
     # the runtime.
-    return {**state, **jax.tree.map(jnp.copy, restored)}
+    restored = jax.tree.map(jnp.copy, restored)
+    return dataclasses.replace(state, **{SAVED[name]: part for name, part in restored.items()})
 
   def about(self, step):
     """What the run that wrote checkpoint `step` said of itself."""
@@ -115,7 +115,7 @@ class Checkpoints:
     if '://' in self._directory:
       return
     free = shutil.disk_usage(self._directory).free
-    need = num_bytes(_kept(state)) + SPARE_BYTES
+    need = num_bytes(saved_part(state)) + SPARE_BYTES
     if free < need:
       raise InputError(
         f'found {_mib(free)} MiB free at {self._directory}; expected {_mib(need)} MiB for a '
@@ -136,7 +136,7 @@ def load_trained(workdir, step=None):
   """A run's trained parameters, without the run: (parameters, about, step) from
   `workdir/checkpoints`.
 
-  parameters: nested dict of NumPy arrays, as the step's state['params'] has them. Errors:
+  parameters: nested dict of NumPy arrays, as `TrainState.params` has them. Errors:
     InputError where there is no
   such checkpoint.
   """
@@ -174,12 +174,12 @@ def check_same_run(saved, now, directory):
 
   Data and model are the same if their fingerprints are, wherever they lie by now.
   """
-  different = config_lib.differences(
-    config_lib.completed(saved)['method'], config_lib.completed(now)['method'], 'method.'
+  different = saved_config.differences(
+    saved_config.completed(saved)['method'], saved_config.completed(now)['method'], 'method.'
   )
   for part in ('data', 'model'):
     if saved[part]['fingerprint'] != now[part]['fingerprint']:
-      different += config_lib.differences(saved[part], now[part], f'{part}.')
+      different += saved_config.differences(saved[part], now[part], f'{part}.')
   if different:
     raise InputError(
       f'found checkpoints of another run in {directory} (checkpoint -> now: '
@@ -211,8 +211,10 @@ def _directory(workdir):
   return os.path.join(workdir if '://' in workdir else os.path.abspath(workdir), 'checkpoints')
 
 
-def _kept(state):
-  return {name: part for name, part in state.items() if name not in NOT_SAVED}
+def saved_part(state):
+  """What a checkpoint holds of a `TrainState`: a dict of its parts that are saved and not None."""
+  parts = {name: getattr(state, attribute) for name, attribute in SAVED.items()}
+  return {name: part for name, part in parts.items() if part is not None}
 
 
 def _owned(tree):

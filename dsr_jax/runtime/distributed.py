@@ -89,7 +89,7 @@ def together(cluster: Cluster | None, wait_seconds: float):
     yield Team()
     return
   team = _Joined(cluster, wait_seconds)
-  import jax
+  import jax  # noqa: PLC0415  (one process needs no JAX to find that it is alone)
 
   jax.distributed.initialize(
     cluster.coordinator,

@@ -2,10 +2,9 @@
 few bytes each.
 
 A file is a sequence of records: length (uint64), masked CRC-32C of it, data, masked CRC-32C of the
-  data, all
-little-endian. The data is an `Event` message (tensorflow/core/util/event.proto): wall_time = 1
-(double), step = 2 (int64), file_version = 3 (string), summary = 5, session_log = 7. A `Summary`
-repeats value = 1 with tag = 1 (string) and simple_value = 2 (float).
+data, all little-endian. The data is an `Event` message (tensorflow/core/util/event.proto):
+wall_time = 1 (double), step = 2 (int64), file_version = 3 (string), summary = 5, session_log = 7. A
+`Summary` repeats value = 1 with tag = 1 (string) and simple_value = 2 (float).
 """
 
 import os

@@ -12,6 +12,7 @@ import resource
 
 import jax
 
+from dsr_jax import files
 from dsr_jax.errors import InputError
 from dsr_jax.runtime import events
 
@@ -66,10 +67,7 @@ def cut(path, last_step):
   if not os.path.exists(path):
     return
   kept = [] if last_step is None else [line for line, step in _lines(path) if step <= last_step]
-  aside = path + '.new'
-  with open(aside, 'w', encoding='utf-8') as f:
-    f.writelines(line + '\n' for line in kept)
-  os.replace(aside, path)
+  files.write_text(path, ''.join(line + '\n' for line in kept))
 
 
 def read(workdir):

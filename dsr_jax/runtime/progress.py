@@ -9,7 +9,6 @@ import sys
 import jax
 import tqdm
 
-from dsr_jax import state as state_lib
 from dsr_jax.runtime import checkpoints
 
 
@@ -116,11 +115,14 @@ class Silence:
     """Nothing."""
 
 
-def describe_run(config, mesh, model, state):
-  """Prints devices, mesh, model, parameters by part, and bytes a device of the state."""
+def describe_run(config, mesh, model, state, idle_bytes: int = 0):
+  """Prints devices, mesh, model, parameters by part, and bytes a device of the state.
+
+  idle_bytes: of the state, those that lie idle in a step.
+  """
   devices = jax.devices()
   parts = {name: sum(x.size for x in jax.tree.leaves(part)) for name, part in model.params.items()}
-  trainable = sum(x.size for x in jax.tree.leaves(state['params']))
+  trainable = sum(x.size for x in jax.tree.leaves(state.params))
   by_part = ', '.join(
     f'{name} {_count(n)}' for name, n in sorted(parts.items(), key=lambda item: -item[1])
   )
@@ -129,14 +131,15 @@ def describe_run(config, mesh, model, state):
   say(f'devices      {len(devices)} x {devices[0].device_kind}; mesh {axes}')
   say(f'model        {model.source["name"]} ({model.source["fingerprint"][:12]})')
   say(f'parameters   {_count(sum(parts.values()))}: {by_part}; trained: {_count(trainable)}')
+  checkpoint = checkpoints.num_bytes(checkpoints.saved_part(state))
   say(
     f'state        {_bytes_a_device(state) / 2**20:,.1f} MiB a device; a checkpoint '
-    f'{checkpoints.num_bytes({k: v for k, v in state.items() if k not in checkpoints.NOT_SAVED}) / 2**20:,.1f} MiB'
+    f'{checkpoint / 2**20:,.1f} MiB'
   )
-  if m.strategy == 'separate':
+  if idle_bytes:
     say(
-      f'idle         {state_lib.idle_bytes(state) / 2**20:,.1f} MiB of the state: in a step the '
-      'moments of one of the two models'
+      f'idle         {idle_bytes / 2**20:,.1f} MiB of the state: in a step the moments of one of '
+      'the two models'
     )
   say(
     f'method       {m.objective}, {" and ".join(m.tasks)}, {m.inputs_per_step} inputs x '

@@ -13,9 +13,8 @@ import tempfile
 from etils import epath
 import jax
 
-from dsr_jax import config as config_lib
+from dsr_jax import files, images, saved_config
 from dsr_jax.errors import InputError
-from dsr_jax.reporting import sheets as pictures
 from dsr_jax.runtime import metrics as metrics_lib
 
 ACCELERATORS = ('/dev/nvidia[0-9]*', '/dev/accel[0-9]*', '/dev/vfio/[0-9]*')
@@ -104,7 +103,7 @@ def locked(workdir):
 
 def about(config, source, data_fingerprint):
   """What a checkpoint says of its run; see `checkpoints.Checkpoints`."""
-  settings = config_lib.to_json(config)
+  settings = saved_config.to_json(config)
   data = {**settings['data'], 'fingerprint': data_fingerprint}
   return {'method': settings['method'], 'data': data, 'model': dict(source)}
 
@@ -112,32 +111,25 @@ def about(config, source, data_fingerprint):
 def write_config(workdir, config, about):
   """config.json: every key as resolved, the model and data by fingerprint, the versions at work."""
   versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-  _write(
-    workdir,
-    'config.json',
-    _json(
-      {
-        'config': config_lib.to_json(config),
-        'about': about,
-        'versions': versions,
-        'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
-      }
-    ),
-  )
+  content = {
+    'config': saved_config.to_json(config),
+    'about': about,
+    'versions': versions,
+    'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+  }
+  files.write_json(os.path.join(workdir, 'config.json'), content, indent=2, sort_keys=True)
 
 
 def write_samples(workdir, step, image):
   """samples/STEP.png."""
-  _write(workdir, os.path.join('samples', f'{step:06d}.png'), pictures.png(image))
+  files.write_bytes(os.path.join(workdir, 'samples', f'{step:06d}.png'), images.png(image))
 
 
 def write_evaluation(workdir, step, details):
   """evaluations/STEP.json: {name: rows of sums, a row a prompt or picture}, for
   `dsr_jax.effect`.
   """
-  _write(
-    workdir, os.path.join('evaluations', f'{step:06d}.json'), (json.dumps(details) + '\n').encode()
-  )
+  files.write_json(os.path.join(workdir, 'evaluations', f'{step:06d}.json'), details)
 
 
 class Mirror:
@@ -159,7 +151,7 @@ class Mirror:
     ):
       return
     for path in self._files(self._bucket):
-      _write(self._local, path, (self._bucket / path).read_bytes())
+      files.write_bytes(self._local / path, (self._bucket / path).read_bytes())
 
   def push(self):
     """Copies what is new or has changed since the last time."""
@@ -198,22 +190,18 @@ def write_summary(workdir, step, steps, parameters_sha256):
     elif name.endswith(('/reward_mean', '/reward_frozen')):
       tenth = max(1, len(values) // 10)
       rewards[name] = {'before': sum(values[:tenth]) / tenth, 'after': sum(values[-tenth:]) / tenth}
-  return _write(
-    workdir,
-    'summary.json',
-    _json(
-      {
-        'step': step,
-        'steps': steps,
-        'finished': step == steps,
-        'parameters_sha256': parameters_sha256,
-        'training_seconds': sum(curves.get('time/step_seconds', ([], []))[1]),
-        'evaluation': evaluation,
-        'rewards': rewards,
-        'report': os.path.join(os.path.abspath(workdir), 'report.html'),
-      }
-    ),
-  )
+  content = {
+    'step': step,
+    'steps': steps,
+    'finished': step == steps,
+    'parameters_sha256': parameters_sha256,
+    'training_seconds': sum(curves.get('time/step_seconds', ([], []))[1]),
+    'evaluation': evaluation,
+    'rewards': rewards,
+    'report': os.path.join(os.path.abspath(workdir), 'report.html'),
+  }
+  path = os.path.join(workdir, 'summary.json')
+  return files.write_json(path, content, indent=2, sort_keys=True)
 
 
 def table(workdir):
@@ -236,17 +224,3 @@ def table(workdir):
     cells = f'{number(v["before"]):>9} {number(v["after"]):>9} {number(change, "+.4f"):>9}'
     lines.append(f'{name:{width}} {cells}{interval}'.rstrip())
   return '\n'.join([*lines, '', f'report       {summary["report"]}'])
-
-
-def _json(tree):
-  return (json.dumps(tree, indent=2, sort_keys=True) + '\n').encode()
-
-
-def _write(workdir, name, data):
-  """Whole or not at all."""
-  path = os.path.join(workdir, name)
-  os.makedirs(os.path.dirname(path), exist_ok=True)
-  with open(path + '.new', 'wb') as f:
-    f.write(data)
-  os.replace(path + '.new', path)
-  return path

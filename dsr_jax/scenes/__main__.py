@@ -3,12 +3,12 @@
 python -m dsr_jax.scenes --show=16 --output=scenes.png            # pictures with captions
 python -m dsr_jax.scenes --judge=FILE --prompt="a photo of a red disc"   # the verdict, JSON on
 stdout
-python -m dsr_jax.scenes --entropy=200                            # entropy of the grammar, JSON on
-stdout
+python -m dsr_jax.scenes --entropy=200                            # entropy of the grammar, JSON
+on stdout
 """
 
+import io
 import os
-import tempfile
 import textwrap
 
 from absl import flags
@@ -16,8 +16,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dsr_jax import cli as commands
+from dsr_jax import files, images
 from dsr_jax.errors import InputError, run_main
-from dsr_jax.scenes import grammar, judge, render, sets, world
+from dsr_jax.scenes import entropy, grammar, judge, render, sets, world
 
 SCALE = 6  # screen pixels a picture pixel
 TEXT_HEIGHT, MARGIN = 64, 8
@@ -51,19 +52,14 @@ def show(number: int, output: str, seed: int = 0):
     raise InputError(f'found --show={number}; expected 1 to {MAX_SHOWN} pictures; change it')
   examples = [sets.pretraining_example(seed, i) for i in range(number)]
   sheet = contact_sheet(*zip(*examples))
-  folder = os.path.dirname(os.path.abspath(output))
   if os.path.isdir(output):
     raise InputError(
       f'found the folder {output}; expected the name of a PNG file for --output; add a file name'
     )
+  png = io.BytesIO()
+  sheet.save(png, 'PNG')
   try:
-    os.makedirs(folder, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-      dir=folder, suffix='.png', delete=False
-    ) as file:  # aside, then renamed
-      sheet.save(file, 'PNG')
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, output)
+    files.write_bytes(output, png.getvalue())
   except OSError as e:
     raise InputError(
       f'cannot write {output} ({e.strerror}); expected a writable place; name another --output'
@@ -79,9 +75,7 @@ def show(number: int, output: str, seed: int = 0):
 
 def read_picture(path: str) -> np.ndarray:
   """A picture file as (32, 32, 3) uint8; whole multiples of that size are averaged down."""
-  from dsr_jax.models.janus import processor
-
-  image = processor.load_image(path)
+  image = images.load_image(path)
   width, height = image.size
   if width != height or width % world.IMAGE_SIZE:
     raise InputError(
@@ -126,8 +120,6 @@ def main(argv, f=flags.FLAGS):
   elif f.entropy is not None:
     if f.entropy < 1:
       raise InputError(f'found --entropy={f.entropy}; expected at least 1 text; raise it')
-    from dsr_jax.scenes import entropy
-
     commands.print_json(
       {
         name: entropy.conditional_entropy(f.entropy, f.seed, noisy=noisy)._asdict()
@@ -144,15 +136,18 @@ def main(argv, f=flags.FLAGS):
     )
 
 
-def define_flags():
-  flags.DEFINE_integer('show', None, 'Number of pictures to show.')
-  flags.DEFINE_string('output', None, 'PNG file for --show.')
-  flags.DEFINE_string('judge', None, 'Picture file to judge.')
-  flags.DEFINE_string('prompt', None, 'What the judged picture should show.')
+def define_flags(f=flags.FLAGS):
+  flags.DEFINE_integer('show', None, 'Number of pictures to show.', flag_values=f)
+  flags.DEFINE_string('output', None, 'PNG file for --show.', flag_values=f)
+  flags.DEFINE_string('judge', None, 'Picture file to judge.', flag_values=f)
+  flags.DEFINE_string('prompt', None, 'What the judged picture should show.', flag_values=f)
   flags.DEFINE_integer(
-    'entropy', None, 'Prints the conditional entropy of the grammar over this many texts.'
+    'entropy',
+    None,
+    'Prints the conditional entropy of the grammar over this many texts.',
+    flag_values=f,
   )
-  flags.DEFINE_integer('seed', 0, 'Which pictures are shown.', lower_bound=0)
+  flags.DEFINE_integer('seed', 0, 'Which pictures are shown.', lower_bound=0, flag_values=f)
 
 
 if __name__ == '__main__':

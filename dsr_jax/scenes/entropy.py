@@ -89,12 +89,12 @@ def plans(scene: world.Scene, noisy: bool, wanted=None) -> dict[grammar.Atoms, f
   """Every plan of a scene and its probability.
 
   noisy: as pretraining captions have it; wanted: leaves out plans that cannot mean exactly these
-    clauses.
+  clauses.
   """
   found = {}
   for groups, p in enumerate_paths(lambda rng: grammar.told_groups(scene, rng)):
     options = [_merge(enumerate_paths(lambda rng, g=g: grammar.describe(rng, g))) for g in groups]
-    relations = _merge(enumerate_paths(lambda rng: grammar.relate(rng, groups)))
+    relations = _merge(enumerate_paths(lambda rng, groups=groups: grammar.relate(rng, groups)))
     for clauses, q in _combine(options, wanted, int(noisy)):
       for related, r in relations.items():
         atoms = grammar.Atoms(clauses, related)
@@ -103,7 +103,7 @@ def plans(scene: world.Scene, noisy: bool, wanted=None) -> dict[grammar.Atoms, f
     return found
   mixed = {atoms: p * (1 - grammar.P_WRONG) for atoms, p in found.items()}
   for atoms, p in found.items():
-    for wrong, q in enumerate_paths(lambda rng: grammar.corrupt(atoms, rng)):
+    for wrong, q in enumerate_paths(lambda rng, atoms=atoms: grammar.corrupt(atoms, rng)):
       mixed[wrong] = mixed.get(wrong, 0.0) + p * q * grammar.P_WRONG
   return mixed
 
@@ -136,7 +136,7 @@ def log_probability(text: str, scene: world.Scene, noisy: bool) -> float:
     if _meaning(atoms) == meaning:
       total += p * sum(
         q
-        for said, q in enumerate_paths(lambda rng: grammar.realise(atoms, rng), text)
+        for said, q in enumerate_paths(lambda rng, atoms=atoms: grammar.realise(atoms, rng), text)
         if said == text
       )
   return math.log(total)

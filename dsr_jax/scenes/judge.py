@@ -20,9 +20,8 @@ from dsr_jax.scenes import grammar, render, world
 from dsr_jax.scenes.grammar import Atoms, Clause, Relation, matches
 
 # Root mean square differences of RGB levels (0-255). After a picture tokenizer of the embedded
-# model's kind, 99.5 % of
-# the true sprites fit within 21-26, their worst cells within 28-36, and empty cells are within
-# 11-13 of the ground.
+# model's kind, 99.5 % of the true sprites fit within 21-26, their worst cells within 28-36, and
+# empty cells are within 11-13 of the ground.
 GROUND_LIMIT = 26.0  # a cell farther than this from the ground holds something
 FIT_LIMIT = 30.0  # of the whole sprite
 CELL_LIMIT = 46.0  # of its worst cell
@@ -40,7 +39,8 @@ MIN_GROUND = 24  # cells; with less ground left the picture is no picture of thi
 
 class Reading(NamedTuple):
   """What the judge sees. `blobs` is the number of components that are neither a thing nor a pebble;
-  `scene` is None if the picture as a whole is unreadable (hardly any ground)."""
+  `scene` is None if the picture as a whole is unreadable (hardly any ground).
+  """
 
   scene: world.Scene | None
   blobs: int = 0

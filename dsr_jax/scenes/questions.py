@@ -175,8 +175,9 @@ def _company(shape: int, colour: int, things) -> float:
 
 def pope(scenes, rng: np.random.Generator) -> list[Row]:
   """POPE: for each picture one present look and, a track, one absent look (colour and shape):
-  random, one of the eight commonest in pretraining, or the one that most often keeps company with
-  the things of the picture."""
+  random, one of the eight commonest in pretraining, or the one that most often keeps company
+  with the things of the picture.
+  """
   rows = []
   every = [(s, c) for s in range(len(world.SHAPES)) for c in range(len(world.COLOURS))]
   for i, scene in enumerate(scenes):

@@ -2,10 +2,8 @@
 
 Every sprite is put together from 20 silhouettes of 4 x 4 pixels, so that few different patches
 occur (20 silhouettes x 8 colours x 3 textures), which is what lets a picture tokenizer of 512 codes
-carry the world. Textures are locked to
-the lattice: stripes are two rows of the colour and two of a much darker one, dots are 2 x 2 nearly
-  black pixels
-in the middle of each cell.
+carry the world. Textures are locked to the lattice: stripes are two rows of the colour and two of a
+much darker one, dots are 2 x 2 nearly black pixels in the middle of each cell.
 """
 
 import numpy as np

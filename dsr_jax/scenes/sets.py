@@ -142,7 +142,8 @@ def evaluation_prompts(
   tasks: tuple[str, ...] = grammar.GENEVAL,
 ) -> list[grammar.Prompt]:
   """`per_task` prompts of each task (GenEval's six, or others of `grammar.CATEGORIES`), tasks in
-  order. Shorter lists are beginnings of longer ones."""
+  order. Shorter lists are beginnings of longer ones.
+  """
   _check_list(split, per_task)
   return [
     _prompt(_rng(6 + SPLITS.index(split), seed, task * 100_000 + i), split, category, 'include')

@@ -1,9 +1,9 @@
 """The small world called Scenes: what can be in a picture, and how pictures are drawn at random.
 
 A scene is a scene graph: 1-4 things on a light ground, each with a shape, a colour, a texture, a
-  size and a place on a
-lattice of 8 x 8 cells of 4 pixels, plus now and then a grey pebble that no text names. Things keep
-one free cell between each other, so that a picture can be read back by looking at connected cells.
+size and a place on a lattice of 8 x 8 cells of 4 pixels, plus now and then a grey pebble that no
+text names. Things keep one free cell between each other, so that a picture can be read back by
+looking at connected cells.
 
 All values are ints that index the tables below; sizes are in pixels (8 or 12), places in cells.
 """
@@ -41,8 +41,7 @@ COMPANION = (
 P_USUAL_COLOUR, P_USUAL_TEXTURE, P_COMPANION = 0.4, 0.45, 0.45
 
 # Pairs that pretraining never shows: 10 of 64 shape-colour pairs, 4 of 24 shape-texture pairs. The
-# first half of each
-# list occurs in reinforcement inputs, the second half in evaluation only.
+# first half of each list occurs in reinforcement inputs, the second half in evaluation only.
 HELD_OUT_COLOUR = ((0, 4), (2, 6), (4, 1), (6, 3), (3, 0), (1, 0), (5, 2), (7, 5), (2, 3), (4, 7))
 HELD_OUT_TEXTURE = ((0, 2), (5, 1), (2, 1), (7, 2))
 HELD_OUT = ('exclude', 'half', 'include')

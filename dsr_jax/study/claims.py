@@ -201,14 +201,16 @@ def _saturation(results, base) -> dict:
   if not middle:
     return row
   half = min(middle, key=lambda s: abs(s - steps[-1] / 2))
-  gains = {}
-  for measure in (GENERATION, READING):
+
+  def gains_of(measure):
     prefix = prefix_of(results, base, 'unified', half, measure)
 
     def at(step):
       return results.score(base, 'unified', measure, step=step, prefix=prefix)
 
-    gains[measure] = [at(half) - at(0), at(steps[-1]) - at(0)]
+    return [at(half) - at(0), at(steps[-1]) - at(0)]
+
+  gains = {measure: gains_of(measure) for measure in (GENERATION, READING)}
   finals = [gains[m][1] for m in gains]
   row['contrasts'] = [
     {'what': f'{MEASURES[m].title}: gain at step {half} of {steps[-1]}', **gains[m][0].json()}

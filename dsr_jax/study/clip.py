@@ -1,10 +1,11 @@
 """A CLIP of Scenes, of the embedded model's size and taught by the same noisy captions: what an
 external reward is worth there.
 
-  python -m dsr_jax.scenes.clip --output=DIR                   # trains one; a directory that
-  transformers loads; JSON on stdout
-  python -m dsr_jax.scenes.clip --compare=DIR --model=scenes   # how well its cosine, and R_G, order
-  pictures; JSON on stdout
+  python -m dsr_jax.study.clip --output=DIR
+  python -m dsr_jax.study.clip --compare=DIR --model=scenes
+
+The first trains one and writes a directory that transformers loads; the second measures how well
+its cosine, and R_G, order pictures. Both print JSON on stdout.
 
 Axes: B pairs, P prompts, G pictures of a prompt, T tokens.
 """
@@ -19,20 +20,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dsr_jax import cli as commands
+from dsr_jax import cli, families, images
 from dsr_jax.convert import clip as files
-from dsr_jax.convert import locate as model_source
+from dsr_jax.convert import locate
 from dsr_jax.errors import InputError, run_main
+from dsr_jax.evaluate import ranking
+from dsr_jax.evaluate import scores as scores_lib
+from dsr_jax.inference import Sampler
 from dsr_jax.models import clip
-from dsr_jax.models.janus import model as janus
-from dsr_jax.models.janus import processor as processor_lib
-from dsr_jax.models.unified import Sampling, Scoring, Text, row_keys
-from dsr_jax.rewards import base as rewards
-from dsr_jax.scenes import grammar, judge, sets, world
+from dsr_jax.models.janus.processor import Processor
+from dsr_jax.models.unified import Sampling
+from dsr_jax.scenes import sets, world
 
 MAX_TOKENS = 50  # the grammar's longest text, its beginning and its end
 MAX_SCALE = np.log(100.0)  # of the logits, as OpenAI bounds it
 CHUNK = 16  # prompts sampled at once
+
+# Training one.
 
 
 def config_for(vocab_size: int, eos_id: int) -> clip.ClipConfig:
@@ -55,17 +59,17 @@ def config_for(vocab_size: int, eos_id: int) -> clip.ClipConfig:
 def batch(processor, seed: int, step: int, size: int):
   """Captioned pictures of pretraining: pixels (B, H, W, 3) uint8 and ids (B, T)."""
   pairs = [sets.pretraining_example(seed, step * size + i) for i in range(size)]
-  return np.stack([pixels for pixels, _ in pairs]), files.encode_texts(
-    processor.tokenizer, [text for _, text in pairs], MAX_TOKENS
-  )
+  pixels = np.stack([pixels for pixels, _ in pairs])
+  ids = files.encode_texts(processor.tokenizer, [text for _, text in pairs], MAX_TOKENS)
+  return pixels, ids
 
 
 def loss_fn(params, graphdef, pixels, ids):
-  """Cross-entropy of the pairs within the batch, in both directions -> loss and share of texts that
-  find their picture.
+  """Cross-entropy of the pairs within the batch, in both directions -> loss, and the share of texts
+  that find their picture.
   """
   model = nnx.merge(graphdef, params)
-  seen = model.pictures(pixels.astype(jnp.float32) / 127.5 - 1.0)
+  seen = model.pictures(images.to_float(pixels))
   logits = jnp.exp(params['logit_scale']) * model.texts(ids) @ seen.T
 
   def own(x):
@@ -82,114 +86,114 @@ def train(processor, *, steps: int, size: int, learning_rate: float, seed: int):
   config = config_for(len(processor.tokenizer), processor.templates.eos_id)
   graphdef, params = clip.graphdef_of(config), clip.create(config, seed)
   schedule = optax.warmup_cosine_decay_schedule(
-    0.0, learning_rate, min(100, steps), max(steps, 101), learning_rate * 0.01
+    init_value=0.0,
+    peak_value=learning_rate,
+    warmup_steps=min(100, steps),
+    decay_steps=max(steps, 101),
+    end_value=learning_rate * 0.01,
   )
   optimizer = optax.chain(
     optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.05)
   )
 
   @functools.partial(jax.jit, donate_argnums=(0, 1))
-  def update(params, moments, pixels, ids):
-    (loss, found), grad = jax.value_and_grad(loss_fn, has_aux=True)(params, graphdef, pixels, ids)
-    updates, moments = optimizer.update(grad, moments, params)
+  def update(params, opt_state, pixels, ids):
+    differentiate = jax.value_and_grad(loss_fn, has_aux=True)
+    (loss, found), grads = differentiate(params, graphdef, pixels, ids)
+    updates, opt_state = optimizer.update(grads, opt_state, params)
     params = optax.apply_updates(params, updates)
-    return (
-      {**params, 'logit_scale': jnp.minimum(params['logit_scale'], MAX_SCALE)},
-      moments,
-      loss,
-      found,
-    )
+    params['logit_scale'] = jnp.minimum(params['logit_scale'], MAX_SCALE)
+    return params, opt_state, loss, found
 
-  moments, history = optimizer.init(params), []
+  opt_state, history = optimizer.init(params), []
   with concurrent.futures.ThreadPoolExecutor(1) as ahead:
     following = ahead.submit(batch, processor, seed, 0, size)
     for step in range(steps):
       pixels, ids = following.result()
       following = ahead.submit(batch, processor, seed, step + 1, size)
-      params, moments, loss, found = update(params, moments, pixels, ids)
+      params, opt_state, loss, found = update(params, opt_state, pixels, ids)
       history.append((loss, found))
       if step % 100 == 0 or step == steps - 1:
-        commands.log(f'step {step + 1}/{steps}  loss {float(loss):.3f}  found {float(found):.2f}')
+        cli.log(f'step {step + 1}/{steps}  loss {float(loss):.3f}  found {float(found):.2f}')
   last = np.mean(jax.device_get(history[-max(1, steps // 10) :]), axis=0)
-  return (
-    config,
-    jax.device_get(params),
-    dict(loss=float(last[0]), found=float(last[1]), steps=steps, batch=size, captions=steps * size),
-  )
+  facts = {
+    'loss': float(last[0]),
+    'found': float(last[1]),
+    'steps': steps,
+    'batch': size,
+    'captions': steps * size,
+  }
+  return config, jax.device_get(params), facts
+
+
+# Comparing it with the self-reward.
 
 
 def compare(clip_dir: str, source, *, per_task: int, samples: int, seed: int) -> dict:
   """Of pictures that the model draws of validation prompts: how often each reward orders two as the
   judge does.
+
+  source: `locate.Source`, the model that draws and scores, with its guidance and instruction.
   """
-  from dsr_jax.probe import measures
-
-  prompts = sets.evaluation_prompts(per_task, 'validation')
-  processor, method = source.bundle.processor, source.method
   config, weights = files.read_config(clip_dir), files.load(clip_dir)
-  graphdef = janus.graphdef_of(source.bundle.config)
-  asked = Text(
-    *(jnp.asarray(x[0]) for x in processor.pad([processor.encode_question(method.instruction)]))
+  prompts = sets.evaluation_prompts(per_task, 'validation')
+  texts = [p.text for p in prompts]
+  model, method = families.model_of(source.bundle, source.name), source.method
+  params = jax.device_put(model.params)
+  sampler = Sampler(model.graphdef, model.processor, chunk=CHUNK, seed=seed)
+
+  drawn = sampler.sample_pictures(
+    params,
+    sampler.prompts(texts),
+    group=samples,
+    how=Sampling(temperature=method.temperature, guidance=source.guidance),
+    instructions=sampler.questions([method.instruction]),
   )
+  self_rewards = drawn.rewards[:, 0]
+  score = jax.jit(functools.partial(_cosine, model.graphdef, config))
+  cosines = sampler.chunked(
+    lambda first, codes, ids: score(params, weights, codes, ids),
+    drawn.codes,
+    files.encode(clip_dir, texts),
+  )
+  verdicts = scores_lib.judge_pictures(prompts, drawn.pixels)
+  right, graded = verdicts['geneval'], verdicts['graded']
 
-  @jax.jit
-  def look(params, weights, prompt, clip_ids, first):
-    model = nnx.merge(graphdef, params)
-    keys = row_keys(jax.random.key(seed), first * samples, prompt.ids.shape[0], samples)
-    codes, _ = model.sample_pictures(prompt, keys, Sampling(method.temperature, source.guidance))
-    pictures = model.picture_from_codes(codes)
-    own, _ = rewards.generation(model, pictures, prompt, asked, Scoring(), keys=keys)
-    return pictures.pixels, own, clip.similarity(config, weights, pictures.pixels, clip_ids)
-
-  text = processor.pad([processor.encode_prompt(p.text) for p in prompts])
-  clip_ids = files.encode(clip_dir, [p.text for p in prompts])
-  parts = []
-  for first in range(0, len(prompts), CHUNK):
-    rows = np.minimum(
-      np.arange(first, first + CHUNK), len(prompts) - 1
-    )  # the last chunk is filled up
-    out = jax.device_get(
-      look(
-        source.bundle.params, weights, Text(text.ids[rows], text.mask[rows]), clip_ids[rows], first
-      )
-    )
-    parts.append([x[: len(prompts) - first] for x in out])
-  pixels, own, cosine = (np.concatenate(x) for x in zip(*parts))
-  readings = judge.read(processor_lib.to_uint8(pixels).reshape(-1, *pixels.shape[2:]))
-  graded = np.array(
-    [judge.graded(prompts[i // samples].atoms, r) for i, r in enumerate(readings)]
-  ).reshape(own.shape)
-  right = np.array(
-    [
-      judge.geneval(
-        prompts[i // samples].atoms, r, prompts[i // samples].category in grammar.COUNTED
-      )
-      for i, r in enumerate(readings)
-    ]
-  ).reshape(own.shape)
-
-  def best(reward):
-    return float(np.mean(right[np.arange(len(right)), reward.argmax(1)]))
-
-  def flat(found):
-    return {'pairs': found['pairs'], **(found['accuracy']._asdict() if found['accuracy'] else {})}
+  def measured(reward):
+    found = ranking.pairwise_accuracy(reward, graded)
+    accuracy = found['accuracy']
+    best = right[np.arange(len(right)), reward.argmax(axis=1)]
+    return {
+      'pairwise_accuracy': {
+        'pairs': found['pairs'],
+        **(accuracy._asdict() if accuracy else {}),
+      },
+      'best_of': float(np.mean(best)),
+    }
 
   return {
     'prompts': len(prompts),
     'samples': samples,
     'right': float(right.mean()),
-    **{
-      name: {
-        'pairwise_accuracy': flat(measures.pairwise_accuracy(reward, graded)),
-        'best_of': best(reward),
-      }
-      for name, reward in (('R_G', own), ('clip', cosine))
-    },
+    'R_G': measured(self_rewards),
+    'clip': measured(cosines),
   }
 
 
+def _cosine(graphdef, config, params, weights, codes, ids):
+  """CLIP's cosine of prompts, ids (P, T), and their pictures, codes (P, G, N): (P, G).
+
+  It sees the pictures as they are decoded, not rounded as in a file.
+  """
+  pictures = nnx.merge(graphdef, params).picture_from_codes(codes)
+  return clip.similarity(config, weights, pictures.pixels, ids)
+
+
+# The command.
+
+
 def main(argv, f=flags.FLAGS):
-  commands.no_arguments(argv)
+  cli.no_arguments(argv)
   if bool(f.output) == bool(f.compare):
     raise InputError(
       'found not exactly one of --output and --compare; expected a directory to train into, or one '
@@ -197,43 +201,53 @@ def main(argv, f=flags.FLAGS):
     )
   if f.compare:
     files.read_config(f.compare)
-    commands.print_json(
-      compare(
-        f.compare,
-        model_source.resolve(f.model),
-        per_task=f.prompts_per_task,
-        samples=f.num_samples,
-        seed=f.seed,
-      )
+    result = compare(
+      f.compare,
+      locate.resolve(f.model),
+      per_task=f.prompts_per_task,
+      samples=f.num_samples,
+      seed=f.seed,
     )
+    cli.print_json(result)
     return
-  directory = model_source.directory_of(f.model)
-  processor = processor_lib.Processor.from_directory(directory)
+  directory = locate.directory_of(f.model)
   config, params, facts = train(
-    processor, steps=f.steps, size=f.batch, learning_rate=f.learning_rate, seed=f.seed
+    Processor.from_directory(directory),
+    steps=f.steps,
+    size=f.batch,
+    learning_rate=f.learning_rate,
+    seed=f.seed,
   )
   files.save(f.output, config, params, directory)
-  commands.print_json(
-    {'clip': f.output, 'parameters': sum(x.size for x in jax.tree.leaves(params)), **facts}
+  parameters = sum(x.size for x in jax.tree.leaves(params))
+  cli.print_json({'clip': f.output, 'parameters': parameters, **facts})
+
+
+def define_flags(f=flags.FLAGS):
+  flags.DEFINE_string('output', None, 'Directory of the CLIP to be trained.', flag_values=f)
+  flags.DEFINE_string(
+    'compare', None, 'Directory of a CLIP to be measured beside R_G.', flag_values=f
   )
-
-
-def define_flags():
-  flags.DEFINE_string('output', None, 'Directory of the CLIP to be trained.')
-  flags.DEFINE_string('compare', None, 'Directory of a CLIP to be measured beside R_G.')
   flags.DEFINE_string(
     'model',
     'scenes',
-    f'Whose tokenizer it takes, or, with --compare, who draws and scores: {model_source.EXPECTED}.',
+    f'Whose tokenizer it takes, or, with --compare, who draws and scores: {locate.EXPECTED}.',
+    flag_values=f,
   )
-  flags.DEFINE_integer('steps', 3000, 'Updates.', lower_bound=1)
-  flags.DEFINE_integer('batch', 64, 'Captioned pictures an update.', lower_bound=2)
-  flags.DEFINE_float('learning_rate', 1e-3, 'Its peak.', lower_bound=0.0)
+  flags.DEFINE_integer('steps', 3000, 'Updates.', lower_bound=1, flag_values=f)
+  flags.DEFINE_integer('batch', 64, 'Captioned pictures an update.', lower_bound=2, flag_values=f)
+  flags.DEFINE_float('learning_rate', 1e-3, 'Its peak.', lower_bound=0.0, flag_values=f)
   flags.DEFINE_integer(
-    'prompts_per_task', 20, 'With --compare: prompts of each of the six tasks.', lower_bound=1
+    'prompts_per_task',
+    20,
+    'With --compare: prompts of each of the six tasks.',
+    lower_bound=1,
+    flag_values=f,
   )
-  flags.DEFINE_integer('num_samples', 8, 'With --compare: pictures a prompt.', lower_bound=2)
-  flags.DEFINE_integer('seed', 0, 'Of weights, captions and samples.', lower_bound=0)
+  flags.DEFINE_integer(
+    'num_samples', 8, 'With --compare: pictures of a prompt.', lower_bound=2, flag_values=f
+  )
+  flags.DEFINE_integer('seed', 0, 'Of weights, captions and samples.', lower_bound=0, flag_values=f)
 
 
 if __name__ == '__main__':

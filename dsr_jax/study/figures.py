@@ -6,6 +6,7 @@ from dsr_jax.reporting import svg
 from dsr_jax.scenes import grammar
 from dsr_jax.study import variants as variants_lib
 from dsr_jax.study.claims import prefix_of
+from dsr_jax.study.law import SCORERS
 from dsr_jax.study.scores import MEASURES
 
 FAMILIES = (variants_lib.PAPER, variants_lib.CONTROL, variants_lib.LAW)
@@ -85,7 +86,7 @@ def law(points):
 def evolution(results, base):
   """Both tasks over training, as differences to the base on the lists of quick evaluations."""
   parts, shown = [], [v for v in CURVES if len(results.steps(base, v)) > 1]
-  for task, measure in TASKS.items():
+  for measure in TASKS.values():
     series = [(CURVES.index(v), _curve(results, base, v, measure)) for v in shown]
     series = [(i, points) for i, points in series if points]
     if series:
@@ -123,19 +124,18 @@ def _curve(results, base, variant, measure):
 
 
 def scorers(orders, title):
-  """orders: `study_law.scorers_over_training`: pairwise accuracy of live, frozen and partner
+  """orders: `law.scorers_over_training`: pairwise accuracy of live, frozen and partner
   scorers over training.
   """
-  from dsr_jax.study.law import SCORERS
-
   parts = []
   for task in TASKS:
-    found = orders.get(task, {})
-
-    def points_of(points):
-      return [svg.Point(p['step'], p['accuracy'], p['low'], p['high']) for p in points]
-
-    series = [(SCORERS.index(name), points_of(points)) for name, points in found.items()]
+    series = [
+      (
+        SCORERS.index(name),
+        [svg.Point(p['step'], p['accuracy'], p['low'], p['high']) for p in found],
+      )
+      for name, found in orders.get(task, {}).items()
+    ]
     if series:
       every = [v for _, points in series for p in points for v in (p.low, p.high)]
       last = max(p.x for _, points in series for p in points)

@@ -1,4 +1,4 @@
-"""What people look at: the base and a trained model side by side with common seeds, candidates with
+"""What people look at: the base and a trained model side by side with common seeds, samples with
 their rewards, failures by kind.
 
 Made once for each base, of the first of SHOWN that has a finished cell with a checkpoint, in
@@ -10,127 +10,137 @@ import shutil
 
 import numpy as np
 
-from dsr_jax.convert import locate as model_source
-from dsr_jax.evaluate import __main__ as evaluate
-from dsr_jax.models.janus import model as janus
-from dsr_jax.reporting import sheets as pictures_lib
+from dsr_jax import families, files, images
+from dsr_jax.convert import locate
+from dsr_jax.evaluate import benchmarks
+from dsr_jax.evaluate.sampler import ListSampler
+from dsr_jax.reporting import sheets
 from dsr_jax.runtime.progress import say
 from dsr_jax.scenes import grammar, judge, sets, world
-from dsr_jax.study import evaluate as study_evaluate
+from dsr_jax.study.evaluate import failure
 
 SHOWN = ('unified', 'grpo', 'generation')
-KINDS = {
-  'count': 'counting',
-  'binding': 'color_attr',
-  'position': 'position',
-}  # a kind of failure, and the task it is looked for in
-EACH, LOOKED_AT = 4, 50  # failures shown of a kind, prompts of its task that are drawn to find them
+# A kind of failure, and the task that it is looked for in.
+KINDS = {'count': 'counting', 'binding': 'color_attr', 'position': 'position'}
+EACH = 4  # failures shown of a kind
+LOOKED_AT = 50  # prompts of its task that are drawn to find them
 PARTS = ('pictures', 'texts', 'candidates', 'failures')
 
 
 def make(study, cells, records):
   """Makes what is missing."""
+  finished = [cell for cell, r in zip(cells, records) if r and r['state'] == 'finished']
   for base in dict.fromkeys(cell.base for cell in cells):
     done = [
-      c
-      for c, r in zip(cells, records)
-      if r and r['state'] == 'finished' and c.base == base and c.variant in SHOWN
+      cell
+      for cell in finished
+      if cell.base == base and cell.variant in SHOWN and locate.is_run(cell.folder)
     ]
-    done = [c for c in done if model_source.is_run(c.folder)]
     paths = {part: os.path.join(study.directory, 'shown', f'{part}_{base}.png') for part in PARTS}
     if done and not all(map(os.path.exists, paths.values())):
-      _make(min(done, key=lambda c: SHOWN.index(c.variant)), paths)
+      _make(min(done, key=lambda cell: SHOWN.index(cell.variant)), paths)
 
 
 def _make(cell, paths):
-  from dsr_jax.evaluate import benchmarks as evaluate_scenes
-
   say(f'drawing      {cell.name}: before and after')
-  before, after = (_subject(name, cell.config) for name in (cell.config.model, cell.folder))
-  sheets = {
-    'pictures': evaluate_scenes.picture_sheet((before, after)),
-    'texts': evaluate_scenes.text_sheet((before, after)),
-    'failures': failures(after),
-  }
-  os.makedirs(os.path.dirname(paths['pictures']), exist_ok=True)
-  for part, sheet in sheets.items():
-    with open(paths[part], 'wb') as f:
-      f.write(pictures_lib.png(sheet))
+  before = _subject(cell.config.model, 'before', cell.config)
+  after = _subject(cell.folder, 'after', cell.config)
+  for part, sheet in (
+    ('pictures', benchmarks.picture_sheet((before, after))),
+    ('texts', benchmarks.text_sheet((before, after))),
+    ('failures', failures(after)),
+  ):
+    files.write_bytes(paths[part], images.png(sheet))
   candidates = os.path.join(cell.folder, 'samples', f'{cell.last_step:06d}.png')
   if os.path.exists(candidates):
     shutil.copyfile(candidates, paths['candidates'])
 
 
-def _subject(name, config):
-  from dsr_jax.evaluate import benchmarks as evaluate_scenes
-
-  bundle, m = model_source.resolve(name).bundle, config.method
-  sampler = evaluate.Sampler(
-    janus.graphdef_of(bundle.config),
-    bundle.processor,
-    chunk=config.eval.chunk,
-    seed=config.eval.seed,
-    max_prompt_tokens=config.data.max_prompt_tokens,
-    max_text_tokens=m.max_text_tokens,
-    instruction=m.instruction,
+def _subject(source, name, config) -> benchmarks.Subject:
+  model = families.model_of(locate.resolve(source).bundle, source)
+  return benchmarks.Subject(
+    name=name,
+    params=model.params,
+    sampler=ListSampler(
+      model.graphdef,
+      model.processor,
+      chunk=config.eval.chunk,
+      max_prompt_tokens=config.data.max_prompt_tokens,
+      max_text_tokens=config.method.max_text_tokens,
+      seed=config.eval.seed,
+      instruction=config.method.instruction,
+    ),
+    eval=config.eval,
+    method=config.method,
   )
-  return evaluate_scenes.Subject(
-    'before' if name == config.model else 'after', bundle.params, sampler, config.eval, m
-  )
 
 
-def failures(subject):
+def failures(subject: benchmarks.Subject):
   """A sheet of pictures that fail by number, by attribute and by place, and of texts that say what
   is not there.
   """
-  from dsr_jax.evaluate.benchmarks import GRID_SEED, GRID_TEMPERATURE
+  pixels, lines = [], []
+  for kind in KINDS:
+    failed, said = _failed_pictures(subject, kind)
+    pixels += failed
+    lines += said
+  failed, said = _inventions(subject)
+  pixels += failed
+  lines += said
+  if not pixels:
+    pixels = [np.full((world.IMAGE_SIZE, world.IMAGE_SIZE, 3), 255, np.uint8)]
+    lines = [[('', 'no failure of these kinds was found', True)]]
+  return sheets.statements(np.stack(pixels), lines)
 
-  shown, lines = [], []
-  for kind, task in KINDS.items():
-    prompts = sets.evaluation_prompts(LOOKED_AT, tasks=(task,))
-    asked, guidance = [p.text for p in prompts], subject.method.guidance
-    drawn = subject.sampler.pictures(
-      subject.params, asked, 1, GRID_TEMPERATURE, guidance, seed=GRID_SEED
-    )[:, 0]
-    readings = judge.read(drawn)
-    found = [
-      i for i, (p, r) in enumerate(zip(prompts, readings)) if study_evaluate.failure(p, r) == kind
-    ][:EACH]
-    shown += [drawn[i] for i in found]
-    lines += [
-      [(kind, f'asked for: {prompts[i].text}', True), ('', f'drawn: {_told(readings[i])}', False)]
-      for i in found
+
+def _failed_pictures(subject, kind):
+  """Pictures that fail by this kind, and what is said about each."""
+  prompts = sets.evaluation_prompts(LOOKED_AT, tasks=(KINDS[kind],))
+  drawn = subject.sampler.pictures(
+    subject.params,
+    [p.text for p in prompts],
+    1,
+    temperature=benchmarks.GRID_TEMPERATURE,
+    guidance=subject.method.guidance,
+    seed=benchmarks.GRID_SEED,
+  )[:, 0]
+  readings = judge.read(drawn)
+  found = [i for i, (p, r) in enumerate(zip(prompts, readings)) if failure(p, r) == kind][:EACH]
+  lines = [
+    [
+      (kind, f'asked for: {prompts[i].text}', True),
+      ('', f'drawn: {_in_words(readings[i])}', False),
     ]
+    for i in found
+  ]
+  return [drawn[i] for i in found], lines
+
+
+def _inventions(subject):
+  """Pictures of whose texts something is not true, and what is said about each."""
   scenes = sets.evaluation_scenes(LOOKED_AT)
   pixels = sets.pictures(scenes)
   texts = subject.sampler.texts(
     subject.params,
     pixels,
     [grammar.QUESTION_DESCRIBE] * len(scenes),
-    GRID_TEMPERATURE,
-    seed=GRID_SEED,
+    temperature=benchmarks.GRID_TEMPERATURE,
+    seed=benchmarks.GRID_SEED,
   )
   counts = [judge.count_atoms(text, scene) for text, scene in zip(texts, scenes)]
   found = [i for i, c in enumerate(counts) if c.parsed and c.right < c.stated][:EACH]
-  shown += [pixels[i] for i in found]
-  lines += [
+  lines = [
     [
       ('invented', f'says: {texts[i]}', False),
-      ('', f'there is: {_told(judge.Reading(scenes[i]))}', True),
+      ('', f'there is: {_in_words(judge.Reading(scenes[i]))}', True),
     ]
     for i in found
   ]
-  if not shown:
-    shown, lines = (
-      [np.full((world.IMAGE_SIZE, world.IMAGE_SIZE, 3), 255, np.uint8)],
-      [[('', 'no failure of these kinds was found', True)]],
-    )
-  return pictures_lib.statements(np.stack(shown), lines)
+  return [pixels[i] for i in found], lines
 
 
-def _told(reading) -> str:
-  """What the judge sees, in words."""
-  words = [f'{thing.name} at ({thing.row}, {thing.col})' for thing in reading.things] + [
-    'something unreadable'
-  ] * reading.blobs
-  return ', '.join(words) or 'nothing'
+def _in_words(reading) -> str:
+  """What the judge sees."""
+  seen = [f'{thing.name} at ({thing.row}, {thing.col})' for thing in reading.things]
+  seen += ['something unreadable'] * reading.blobs
+  return ', '.join(seen) or 'nothing'

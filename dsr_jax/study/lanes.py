@@ -23,19 +23,28 @@ import numpy as np
 
 from dsr_jax import train
 from dsr_jax.errors import InputError
-from dsr_jax.reporting import run_page as report
+from dsr_jax.reporting import run_page
 from dsr_jax.runtime import checkpoints as checkpoints_lib
-from dsr_jax.runtime import compiled as programs_lib
 from dsr_jax.runtime import metrics as metrics_lib
 from dsr_jax.runtime import workdir as workdir_lib
+from dsr_jax.runtime.compiled import CompiledStep
 from dsr_jax.runtime.progress import Progress, Silence, StopSignals, say
+from dsr_jax.runtime.run_log import RunLog, due
+from dsr_jax.state import TrainState
+from dsr_jax.step import StepOutput
 
 MOST = 8  # lanes that `auto` takes
-SHARED = ('frozen', 'step')  # parts of a state that all lanes have in common
+# What each lane has of its own in a state. All lanes hold the rest in common, the step among it.
+OWN = ('params', 'opt_state', 'ema_params')
+STATE_AXES = TrainState(
+  **{field.name: 0 if field.name in OWN else None for field in dataclasses.fields(TrainState)}
+)
+
+# Which runs share a program.
 
 
 def number(asked: str) -> int:
-  """The flag --lanes -> the most runs of a program. Errors: InputError."""
+  """The flag --lanes -> the most runs of a program. Raises InputError for one that cannot be."""
   devices = jax.device_count()
   if asked == 'auto':
     return MOST if devices == 1 and jax.default_backend() != 'cpu' else 1
@@ -67,40 +76,35 @@ def groups(cells, most: int) -> list[list[int]]:
 
 
 def _program(cell) -> str:
-  c = cell.config
-  method = dataclasses.replace(c.method, seed=0, learning_rate=1.0)
-  system = dataclasses.replace(c.system, samples_every=0)
-  return repr(
-    (cell.base, cell.variant, cell.split, dataclasses.replace(c, method=method, system=system))
-  )
+  """The same for cells that can share one."""
+  config = cell.config
+  method = dataclasses.replace(config.method, seed=0, learning_rate=1.0)
+  system = dataclasses.replace(config.system, samples_every=0)
+  config = dataclasses.replace(config, method=method, system=system)
+  return repr((cell.base, cell.variant, cell.split, config))
 
 
 # The program.
 
 
-def together(step):
-  """The `step.Step` of one run -> that of L, jitted: (state, batch) -> (state, metrics, records);
-  the state is donated.
+def together(train_step):
+  """The jitted step of one run -> that of L: (state, batch) -> `StepOutput`; the state is donated.
 
   state: of `stacked_state`. batch: of `stacked`. metrics: (L,) each. records: (L, ...) each.
   """
-
-  def run(state, batch):
-    axes = {name: None if name in SHARED else 0 for name in state}
-    return jax.vmap(step.function, (axes, 0), (axes, 0, 0))(state, batch)
-
-  return jax.jit(run, donate_argnums=0)
+  # Without the layouts of one run's results: all lanes lie on one device.
+  one_lane = train_step.__wrapped__
+  out_axes = StepOutput(state=STATE_AXES, metrics=0, records=0)
+  return jax.jit(jax.vmap(one_lane, (STATE_AXES, 0), out_axes), donate_argnums=0)
 
 
-def stacked_state(states):
-  """States of L runs, one at a time -> one whose arrays are (L, ...), but those of SHARED, which
-  are held once.
-  """
-  lanes = []
+def stacked_state(states) -> TrainState:
+  """States of L runs, one at a time -> one whose own parts of each lane are (L, ...)."""
+  own = []
   for state in states:
-    lanes.append({name: part for name, part in state.items() if name not in SHARED})
-    shared = {name: state[name] for name in SHARED}
-  return {**jax.tree.map(lambda *x: jnp.stack(x), *lanes), **shared}
+    own.append({name: getattr(state, name) for name in OWN})
+  stacked_parts = jax.tree.map(lambda *x: jnp.stack(x), *own)
+  return dataclasses.replace(state, **stacked_parts)
 
 
 def stacked(batches):
@@ -109,23 +113,23 @@ def stacked(batches):
   """
 
   def stack(*arrays):
-    room = [max(x.shape[-1] for x in arrays) - x.shape[-1] if x.ndim else 0 for x in arrays]
-    return jnp.stack(
-      [
-        jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, more)]) if more else x
-        for x, more in zip(arrays, room)
-      ]
-    )
+    longest = max(x.shape[-1] if x.ndim else 0 for x in arrays)
+    return jnp.stack([_padded(x, longest) for x in arrays])
 
   return jax.tree.map(stack, *batches)
 
 
-def state_of(state, lane: int):
+def _padded(x, length: int):
+  """x (..., T) -> (..., length); a scalar stays."""
+  if not x.ndim or x.shape[-1] == length:
+    return x
+  return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, length - x.shape[-1])])
+
+
+def state_of(state: TrainState, lane: int) -> TrainState:
   """The state of one of the runs."""
-  return {
-    **_take({name: part for name, part in state.items() if name not in SHARED}, lane),
-    **{name: state[name] for name in SHARED},
-  }
+  own = {name: getattr(state, name) for name in OWN}
+  return dataclasses.replace(state, **_take(own, lane))
 
 
 @jax.jit
@@ -136,53 +140,58 @@ def _take(tree, lane):
 # The runs.
 
 
-def run(cells, parts_of):
-  """Runs cells of one of `groups` to their ends. Returns the error of each, or None; nothing at all
-  if a signal ended them.
+def run(cells, builders_of):
+  """Runs cells of one of `groups` to their ends.
 
-  parts_of: cell -> `parts.Parts`, whose `make_step` makes the step of L runs.
+  builders_of: cell -> `train.Builders`, whose `make_train_step` makes the step of L runs.
+
+  Returns: the error of each, or None; nothing at all if a signal ended them.
   """
-  config, parts = cells[0].config, parts_of(cells[0])
+  config = cells[0].config
+  builders = builders_of(cells[0])
   last = config.method.steps
-  mesh = parts.make_mesh(config.system.mesh)
+  mesh = builders.make_mesh(config.system.mesh)
   with jax.set_mesh(mesh), StopSignals() as stop, contextlib.ExitStack() as ends:
     # Model, data, state.
-    model = parts.load_model(config.model)
-    batches = [parts.make_batches(cell.config, model, mesh) for cell in cells]
-    state = stacked_state(parts.init_state(model, cell.config, mesh) for cell in cells)
+    model = builders.load_model(config.model)
+    batches = [builders.make_batches(cell.config, model, mesh) for cell in cells]
+    state = stacked_state(builders.init_state(model, cell.config, mesh) for cell in cells)
     model.params = None  # the state holds them now
     lanes = [
-      _Lane(i, cell, parts_of(cell), model, batches[i].fingerprint) for i, cell in enumerate(cells)
+      _Lane(index, cell, builders_of(cell), model, batches[index].fingerprint)
+      for index, cell in enumerate(cells)
     ]
     metrics = _Metrics(lanes, last)
     for thing in (*lanes, metrics):
       ends.callback(thing.close)
 
-    # Compile.
+    # The initial model, and the program.
     for lane in lanes:
       lane.evaluate(0, state)
 
-    def at(step):
+    def batch_at(step):
       return stacked([b.at(step) for b in batches])
 
-    batch = at(0)
-    programs = programs_lib.Programs(parts.make_step(model, config, mesh), None)
-    programs.compile(state, batch)
+    batch = batch_at(0)
+    one_lane = jax.eval_shape(lambda state: state_of(state, 0), state)
+    train_step = CompiledStep(builders.make_train_step(model, config, mesh, one_lane))
+    train_step.compile(state, batch)
 
-    metrics.resume_clock()
+    # Train.
+    metrics.restart_clock()
     for step in range(1, last + 1):
       with jax.transfer_guard_device_to_host('disallow'):
-        state, values, records = programs.run(state, batch)
-      batch = at(step) if step < last else None
+        state, values, records = train_step(state, batch)
+      batch = batch_at(step) if step < last else None
       metrics.add(step, values)
       if stop.requested:
         return None
-      if step == last or train.due(step, config.system.eval_every):
+      if step == last or due(step, config.system.eval_every):
         metrics.flush()
         for lane in lanes:
           lane.evaluate(step, state)
-        metrics.resume_clock()
-      elif train.due(step, config.system.log_every):
+        metrics.restart_clock()
+      elif due(step, config.system.log_every):
         metrics.flush(but=1)  # the devices are at work on the last one
     for lane in lanes:
       lane.end(state, records)
@@ -194,32 +203,38 @@ class _Metrics:
   means.
   """
 
-  def __init__(self, lanes, last):
-    self._lanes, self._progress, self._pending = lanes, Progress(0, last), []
-    self.close = self._progress.close
-    self.resume_clock()
+  def __init__(self, lanes, last: int):
+    self._lanes = lanes
+    self._progress = Progress(0, last)
+    self._pending = []
+    self.restart_clock()
 
   def add(self, step, values):
+    """values: (L,) each, on the device."""
     self._pending.append((step, values))
 
-  def flush(self, but=0):
+  def flush(self, but: int = 0):
     """Fetches and writes what is pending, without the last `but`."""
     number = len(self._pending) - but
     if number < 1:
       return
-    ready, self._pending = jax.device_get(self._pending[:number]), self._pending[number:]
+    ready = jax.device_get(self._pending[:number])
+    self._pending = self._pending[number:]
     seconds = (time.perf_counter() - self._clock) / number
-    self.resume_clock()
+    self.restart_clock()
     for step, values in ready:
       for lane in self._lanes:
         lane.write(step, values, seconds / len(self._lanes))
-      self._progress.step(
-        step, {name: np.mean(x) for name, x in values.items()} | {'time/step_seconds': seconds}
-      )
+      means = {name: np.mean(x) for name, x in values.items()}
+      self._progress.step(step, means | {'time/step_seconds': seconds})
 
-  def resume_clock(self):
+  def restart_clock(self):
     """Leaves out of the next steps' time what was not a step."""
     self._clock = time.perf_counter()
+
+  def close(self):
+    """Ends the bar on the terminal."""
+    self._progress.close()
 
 
 def _alone(method):
@@ -240,16 +255,18 @@ def _alone(method):
 class _Lane:
   """One of the runs: what is in its folder, and what went wrong with it."""
 
-  def __init__(self, index, cell, parts, model, data_fingerprint):
-    config, self._index, self._cell, self.error = cell.config, index, cell, None
+  def __init__(self, index: int, cell, builders: train.Builders, model, data_fingerprint: str):
+    config = cell.config
+    self.error = None
+    self._index = index
+    self._cell = cell
     self._about = workdir_lib.about(config, model.source, data_fingerprint)
     workdir_lib.write_config(cell.folder, config, self._about)
     self._writer = metrics_lib.Writer(cell.folder)
-    self._log = train.Log(config, cell.folder, model, self._writer, Silence())
-    self._evaluator, self._sheet = (
-      parts.make_evaluator(config, model),
-      parts.make_sheets(config, model),
-    )
+    codes_per_picture = model.spec.num_codes if model.spec else 0
+    self._log = RunLog(config, cell.folder, codes_per_picture, self._writer, Silence())
+    self._evaluate = builders.make_evaluator(config, model)
+    self._sheet = builders.make_sheet(model)
 
   @_alone
   def write(self, step, values, seconds):
@@ -258,26 +275,33 @@ class _Lane:
 
   @_alone
   def evaluate(self, step, state):
-    self._log.evaluation(step, *self._evaluator(state_of(state, self._index), step))
+    """state: of all lanes."""
+    self._log.evaluation(step, *self._evaluate(state_of(state, self._index), step))
 
   @_alone
   def end(self, state, records):
     """Pictures, the checkpoint of a run that keeps one, summary, page."""
-    cell, state = self._cell, state_of(state, self._index)
+    cell = self._cell
     folder, system, last = cell.folder, cell.config.system, cell.config.method.steps
-    if train.due(last, system.samples_every):
+    state = state_of(state, self._index)
+    if due(last, system.samples_every):
       workdir_lib.write_samples(folder, last, self._sheet(state, _take(records, self._index)))
     train.check_finite(state, last, folder)
     if cell.keeps_checkpoint:
-      checkpoints = checkpoints_lib.Checkpoints(
-        folder, self._about, system.keep_last, system.keep_every
-      )
-      try:
-        checkpoints.save(last, state)
-      finally:
-        checkpoints.close()
-    workdir_lib.write_summary(folder, last, last, checkpoints_lib.fingerprint(state['params']))
-    report.write(folder)
+      self._save(state, last)
+    workdir_lib.write_summary(folder, last, last, checkpoints_lib.fingerprint(state.params))
+    run_page.write(folder)
+
+  def _save(self, state, step):
+    system = self._cell.config.system
+    checkpoints = checkpoints_lib.Checkpoints(
+      self._cell.folder, self._about, system.keep_last, system.keep_every
+    )
+    try:
+      checkpoints.save(step, state)
+    finally:
+      checkpoints.close()
 
   def close(self):
+    """Ends the run's metrics."""
     self._writer.close()

@@ -5,13 +5,11 @@ Axes: P inputs, G candidates.
 """
 
 import itertools
-import os
 
 import numpy as np
 
-from dsr_jax.evaluate import scores as evaluation
-from dsr_jax.probe import measures as probe_measures
-from dsr_jax.study import cells as cells_lib
+from dsr_jax import files
+from dsr_jax.evaluate import ranking, stats
 from dsr_jax.study import variants as variants_lib
 from dsr_jax.study.scores import SCORER_ROWS, Results
 
@@ -37,7 +35,7 @@ def slope_at_equal_truth(rewards, length, truth) -> dict | None:
     square += equal * further**2
   if not square.any():
     return None
-  found = evaluation.estimate(
+  found = stats.estimate(
     np.stack([product, square], 1), lambda s: s[:, 0] / np.maximum(s[:, 1], 1e-9)
   )
   return {**found._asdict(), 'pairs': int((square > 0).sum())}
@@ -51,32 +49,35 @@ def scorers_over_training(results: Results, base: str, variant: str) -> dict:
   for step in results.steps(base, variant):
     each = [results.rows(base, variant, seed, step) for seed in results.seeds(base, variant)]
     for task in TASKS:
-
-      def stack(name):
-        return [
-          r[f'{SCORER_ROWS}{task}_{name}'] for r in each if f'{SCORER_ROWS}{task}_{name}' in r
-        ]
-
-      truth = stack('truth')
+      truth = _stacked(each, task, 'truth')
       if not truth:
         continue
       for scorer in SCORERS:
-        rewards = stack(scorer)
-        if len(rewards) == len(truth):
-          found = _accuracy(np.concatenate(rewards), np.concatenate(truth))
-          if found:
-            out.setdefault(task, {}).setdefault(scorer, []).append({'step': step, **found})
+        rewards = _stacked(each, task, scorer)
+        if len(rewards) != len(truth):
+          continue
+        found = _accuracy(np.concatenate(rewards), np.concatenate(truth))
+        if found:
+          out.setdefault(task, {}).setdefault(scorer, []).append({'step': step, **found})
       if task == 'understanding':
         slope = slope_at_equal_truth(
-          *(np.concatenate(stack(name)) for name in ('live', 'length', 'truth'))
+          np.concatenate(_stacked(each, task, 'live')),
+          np.concatenate(_stacked(each, task, 'length')),
+          np.concatenate(truth),
         )
         if slope:
           out.setdefault('length', []).append({'step': step, **slope})
   return out
 
 
+def _stacked(each, task: str, name: str) -> list:
+  """A task's rows (P, G) of the runs that have them."""
+  key = f'{SCORER_ROWS}{task}_{name}'
+  return [rows[key] for rows in each if key in rows]
+
+
 def _accuracy(rewards, truth) -> dict | None:
-  found = probe_measures.pairwise_accuracy(rewards, truth)
+  found = ranking.pairwise_accuracy(rewards, truth)
   if not found['pairs']:
     return None
   estimate = found['accuracy']
@@ -93,7 +94,7 @@ def law(study, results: Results) -> list[dict]:
   variant and task that learned.
 
   Each: base, variant, task, accuracy (with low, high), skill of the base, gain (with low, high),
-    all as shares.
+  all as shares.
   """
   points = []
   for base in results.bases:
@@ -103,11 +104,7 @@ def law(study, results: Results) -> list[dict]:
       ):
         continue
       cell = results.cell(base, variant, results.seeds(base, variant)[0])
-      rewards = (
-        cells_lib.read_json(study.reward_path(cell))
-        if os.path.exists(study.reward_path(cell))
-        else {}
-      )
+      rewards = files.read_json_or_none(study.reward_path(cell)) or {}
       for task in cell.config.method.tasks:
         gain = results.difference(base, variant, 'base', TASKS[task])
         truth = rewards.get(f'{SCORER_ROWS}{task}_truth')

@@ -7,7 +7,7 @@ computed draw by draw, and its 95 % interval is the draws' percentiles. Of n see
 - 1 with replacement, which gives the variance of a mean of n without bias; of one seed, that one.
 
 Axes: R draws, N seeds, C clusters (prompts of the same words, or pictures), M sums, P prompts, S
-  samples.
+samples.
 """
 
 import functools
@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dsr_jax.evaluate import scores as evaluation
+from dsr_jax.evaluate import scores as scores_lib
+from dsr_jax.evaluate import stats
 from dsr_jax.scenes import grammar, sets
 from dsr_jax.study import evaluate as study_evaluate
 from dsr_jax.study import variants as variants_lib
@@ -38,8 +39,7 @@ class Score(NamedTuple):
 
   @property
   def interval(self) -> tuple[float, float]:
-    low, high = np.percentile(self.draws, (2.5, 97.5))
-    return float(low), float(high)
+    return stats.interval(self.draws)
 
   @property
   def p(self) -> float:
@@ -88,7 +88,7 @@ def _by_task(select=None, reduce=None):
     values = values if reduce is None else reduce(values)
     prompts = study_evaluate.prompts_of(len(values) // len(grammar.GENEVAL))
     chosen = [i for i, p in enumerate(prompts) if select is None or select(p)]
-    return evaluation.generation_sums([prompts[i] for i in chosen], values[chosen])
+    return scores_lib.generation_sums([prompts[i] for i in chosen], values[chosen])
 
   return sums
 
@@ -107,7 +107,7 @@ def _share_of(s):
   return s[:, 0] / np.maximum(s[:, 1], 1e-9)
 
 
-_mean = evaluation.mean_of_tasks
+_mean = scores_lib.mean_of_tasks
 
 
 def _texts(rows):
@@ -160,7 +160,7 @@ MEASURES = {
       f'{title}: {name}',
       rows,
       _texts,
-      evaluation.DESCRIPTION[name],
+      scores_lib.DESCRIPTION[name],
       1.0 if name == 'words' else 100.0,
     )
     for rows, title in (
@@ -169,8 +169,8 @@ MEASURES = {
     )
     for name in ('f1', 'precision', 'recall', 'hallucination', 'words')
   },
-  'yesno/f1': Measure('yes/no: F1', 'yesno', _texts, evaluation.YESNO['f1']),
-  'yesno/accuracy': Measure('yes/no: accuracy', 'yesno', _texts, evaluation.YESNO['accuracy']),
+  'yesno/f1': Measure('yes/no: F1', 'yesno', _texts, scores_lib.YESNO['f1']),
+  'yesno/accuracy': Measure('yes/no: accuracy', 'yesno', _texts, scores_lib.YESNO['accuracy']),
 }
 SCORER_ROWS = 'scorer_'
 
@@ -268,8 +268,8 @@ class Results:
     """A measure's score, or None where it was not measured.
 
     seeds: those to take, all by default; a variant that trains nothing counts for any seeds.
-      prefix: take the beginnings of the lists
-    alone that quick evaluations have, `prefix` rows a task of prompts, or of pictures.
+    prefix: take the beginnings of the lists alone that quick evaluations have, `prefix` rows a task
+    of prompts, or of pictures.
     """
     there = self.seeds(base, variant)
     fixed = there and variants_lib.VARIANTS[variant].kind != variants_lib.TRAINED

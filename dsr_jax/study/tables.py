@@ -3,10 +3,9 @@
 import os
 import shutil
 
-from dsr_jax import cli as commands
+from dsr_jax import files
 from dsr_jax.runtime.progress import say
 from dsr_jax.scenes import grammar
-from dsr_jax.study import cells as cells_lib
 from dsr_jax.study import claims as claims_lib
 from dsr_jax.study import evaluate as study_evaluate
 from dsr_jax.study import figures
@@ -47,8 +46,8 @@ def write(study, cells, records) -> str:
   tree, drawn = collect(study, results, cells, records)
   target = os.path.join(study.directory, 'results')
   say(f'writing      {target}')
-  with commands.whole_directory(target) as aside:
-    cells_lib.write_json(os.path.join(aside, 'results.json'), tree)
+  with files.whole_directory(target) as aside:
+    files.write_json(os.path.join(aside, 'results.json'), tree, indent=1, allow_nan=False)
     for name, text in drawn.items():
       with open(os.path.join(aside, name), 'w', encoding='utf-8') as f:
         f.write(text)
@@ -333,7 +332,8 @@ def _table(variants, measures):
       text = f'{scale * s["value"]:.{digits}f}'
       if 'difference' in s:
         d = s['difference']
-        text += f' ({scale * d["value"]:+.{digits}f}: {scale * d["low"]:+.{digits}f} … {scale * d["high"]:+.{digits}f})'
+        value, low, high = (f'{scale * d[key]:+.{digits}f}' for key in ('value', 'low', 'high'))
+        text += f' ({value}: {low} … {high})'
       cells.append(text)
     lines.append(
       f'| {variants_lib.VARIANTS[name].title} | {len(scores["seeds"])} | '

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import copy
 from typing import NamedTuple
 
-from dsr_jax import config as config_lib
+from dsr_jax import config_loading, saved_config
 
 TRAINED, UNTOUCHED, BEST_SETTINGS, BEST_OF = (
   'trained',
@@ -26,8 +26,8 @@ class Variant(NamedTuple):
   function of the run}.
 
   self_rewarded: learns from the model's own likelihood of the input; "the best self-rewarded
-    variant" is one of these. rate_of: the variant
-  at whose learning rate it learns; it has no tuning of its own.
+  variant" is one of these. rate_of: the variant at whose learning rate it learns; it has no tuning
+  of its own.
   """
 
   title: str
@@ -129,11 +129,10 @@ def run_config(
   """The validated `config.Config` of one cell.
 
   run: `config.Config` that all variants change. learning_rate: what tuning chose, or None for the
-    run's. clip_model: directory, for the
-  CLIP reward. more: further keys, `system__compile_cache` for `system.compile_cache`. Errors:
-  InputError for impossible combinations.
+  run's. clip_model: directory, for the CLIP reward. more: further keys, `system__compile_cache` for
+  `system.compile_cache`. Errors: InputError for impossible combinations.
   """
-  tree = copy.deepcopy(config_lib.to_json(run))
+  tree = copy.deepcopy(saved_config.to_json(run))
   changes = {
     key: value(run) if callable(value) else value
     for key, value in VARIANTS[variant].changes.items()
@@ -146,11 +145,11 @@ def run_config(
   if learning_rate is not None:
     changes['method.learning_rate'] = learning_rate
   if changes.get('method.reward') == 'clip':
-    changes['method.clip_model'] = clip_model
+    changes['method.clip_reward.model'] = clip_model
   for key, value in changes.items():
     *parents, last = key.split('.')
     node = tree
     for parent in parents:
       node = node[parent]
     node[last] = value
-  return config_lib.from_config_dict(tree)
+  return config_loading.from_config_dict(tree)

@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from transformers import GenerationConfig, JanusForConditionalGeneration
 
 from dsr_jax import convert
 from dsr_jax.convert import sidefiles, table, writing
@@ -119,8 +120,6 @@ def test_shards_read_as_the_single_file_does(bundle, copy):
 def test_large_models_are_written_in_shards_that_transformers_reads(
   bundle, hf_directory, tmp_path, monkeypatch
 ):
-  from transformers import JanusForConditionalGeneration
-
   monkeypatch.setattr(writing, 'SHARD_BYTES', 1 << 20)
   convert.save(tmp_path / 'out', bundle.config, bundle.params, hf_directory)
   assert len(list((tmp_path / 'out').glob('model-*-of-*.safetensors'))) > 1
@@ -301,8 +300,6 @@ def test_a_saved_directory_is_complete_and_nothing_is_left_beside_it(
 
 
 def test_the_guidance_weight_can_be_named(bundle, hf_directory, tmp_path):
-  from transformers import GenerationConfig
-
   convert.save(tmp_path / 'out', bundle.config, bundle.params, hf_directory, guidance=3.0)
   settings = GenerationConfig.from_pretrained(tmp_path / 'out')
   assert settings.guidance_scale == 3.0

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+from transformers import AutoConfig
 
 from dsr_jax.convert import configs
 from dsr_jax.errors import InputError
@@ -114,8 +115,6 @@ def test_rope_parameters_of_transformers_5_are_read():
 
 
 def test_what_is_written_reads_back_the_same_here_and_in_transformers(tmp_path):
-  from transformers import AutoConfig
-
   templates = Templates(1, 2, 3, 4, 5, 6, (1,), (4,), (1, 4), (5,), (7,))
   config = dataclasses.replace(JanusConfig.scenes(), templates=templates)
   config = dataclasses.replace(

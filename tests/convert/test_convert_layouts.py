@@ -9,14 +9,19 @@ import pathlib
 import re
 import shutil
 
+from flax import nnx
 import jax
 import ml_dtypes
 import numpy as np
 import original_layout
+from PIL import Image
 from places import ROOT
 import pytest
 from safetensors.numpy import load_file, save_file
+import tiny_janus
 import torch
+from transformers import AutoProcessor, AutoTokenizer, JanusForConditionalGeneration
+from transformers import JanusConfig as HfConfig
 
 from dsr_jax import convert
 from dsr_jax.convert import __main__ as command
@@ -24,6 +29,7 @@ from dsr_jax.convert import configs_deepseek, table, weights
 from dsr_jax.errors import InputError
 from dsr_jax.models.janus import model as janus
 from dsr_jax.models.janus.config import JanusConfig
+from dsr_jax.models.janus.processor import SPECIALS, Processor
 
 WEIGHTS = 'model.safetensors'
 
@@ -147,14 +153,10 @@ def odd_model(tmp_path, hf_directory):
   """Another random transformers model: three layers, an odd vocabulary, more levels in the
   tokenizer, a tower of 3 heads.
   """
-  from conftest import randomise, tiny_hf_config
-  from transformers import JanusConfig as HfConfig
-  from transformers import JanusForConditionalGeneration
-
-  from dsr_jax.models.janus.processor import SPECIALS, Processor
-
   tokenizer = Processor.from_directory(hf_directory).tokenizer
-  config = tiny_hf_config({t: tokenizer.convert_tokens_to_ids(t) for t in SPECIALS}).to_dict()
+  config = tiny_janus.tiny_hf_config(
+    {t: tokenizer.convert_tokens_to_ids(t) for t in SPECIALS}
+  ).to_dict()
   config['text_config'] |= dict(
     vocab_size=333,
     hidden_size=36,
@@ -185,7 +187,7 @@ def odd_model(tmp_path, hf_directory):
     image_token_embed_dim=36,
   )
   config['tie_word_embeddings'] = False
-  return randomise(JanusForConditionalGeneration(HfConfig.from_dict(config)).eval(), 1)
+  return tiny_janus.randomise(JanusForConditionalGeneration(HfConfig.from_dict(config)).eval(), 1)
 
 
 @pytest.mark.parametrize('odd', [False, True])
@@ -267,9 +269,6 @@ def test_one_type_for_all_weights_can_be_asked_for(original, tmp_path):
 
 
 def test_transformers_reads_what_was_the_original_layout(original, hf_model, tmp_path):
-  from PIL import Image
-  from transformers import AutoProcessor, AutoTokenizer, JanusForConditionalGeneration
-
   run(original[0], tmp_path / 'h')
   model, info = JanusForConditionalGeneration.from_pretrained(
     tmp_path / 'h', dtype=torch.float32, output_loading_info=True
@@ -314,8 +313,6 @@ def test_a_directory_that_transformers_itself_saved_becomes_either_layout(
   """transformers 5 writes fewer files than the published directories have, and other keys in
   config.json.
   """
-  from transformers import AutoProcessor, JanusForConditionalGeneration
-
   hf_model.save_pretrained(tmp_path / 'saved')
   AutoProcessor.from_pretrained(hf_directory).save_pretrained(tmp_path / 'saved')
   (tmp_path / 'saved/generation_config.json').unlink(missing_ok=True)
@@ -328,8 +325,6 @@ def test_a_directory_that_transformers_itself_saved_becomes_either_layout(
     model = JanusForConditionalGeneration.from_pretrained(tmp_path / name)
     assert model.generation_config.guidance_scale == 5 and model.generation_config.generation_kwargs
     processors = [AutoProcessor.from_pretrained(d) for d in (hf_directory, tmp_path / name)]
-    from PIL import Image
-
     asked = [
       p(
         text='<image_placeholder> a red circle',
@@ -355,10 +350,10 @@ def test_what_follows_from_the_rest_of_the_original_layout_is_made(
     run(original[0], tmp_path / f'whole_{layout}', layout)
     run(original_copy, tmp_path / f'made_{layout}', layout)
 
-    def names(which):
-      return {p.name for p in (tmp_path / f'{which}_{layout}').iterdir()}
-
-    assert names('made') == names('whole')
+    made, whole = (
+      {p.name for p in (tmp_path / f'{which}_{layout}').iterdir()} for which in ('made', 'whole')
+    )
+    assert made == whole
     assert (
       convert.load(tmp_path / f'made_{layout}').config
       == convert.load(tmp_path / f'whole_{layout}').config
@@ -394,8 +389,6 @@ def test_a_codebook_whose_rows_are_no_unit_vectors_is_normalised_as_the_original
   """transformers' encoder does not, so it is asked with the rows of length one, which must be the
   same codes.
   """
-  from flax import nnx
-
   name = 'gen_vision_model.quantize.embedding.weight'
   tensors = {k: v.float() for k, v in original[1].items()}
   lengths = (

@@ -1,6 +1,13 @@
 """What a user may call a model."""
 
+import fnmatch
+
+import huggingface_hub
+import jax
+import numpy as np
+import original_layout
 import pytest
+import torch
 
 from dsr_jax import convert
 from dsr_jax.convert import locate as model_source
@@ -59,10 +66,6 @@ def test_a_step_or_a_role_of_what_is_no_run_is_refused(tmp_path, monkeypatch, na
 def test_torchs_files_are_downloaded_only_where_there_are_no_others(
   tmp_path, monkeypatch, remote, asked
 ):
-  import fnmatch
-
-  import huggingface_hub
-
   calls = []
 
   def snapshot_download(name, allow_patterns):
@@ -80,11 +83,6 @@ def test_torchs_files_are_downloaded_only_where_there_are_no_others(
 
 
 def test_commands_take_either_layout(hf_directory, hf_model, tmp_path):
-  import jax
-  import numpy as np
-  import original_layout
-  import torch
-
   original_layout.write(tmp_path / 'o', hf_directory, hf_model, dtype=torch.float32)
   one, other = model_source.resolve(str(hf_directory)), model_source.resolve(str(tmp_path / 'o'))
   jax.tree.map(np.testing.assert_array_equal, one.bundle.params, other.bundle.params)

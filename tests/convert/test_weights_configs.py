@@ -11,8 +11,7 @@ from PIL import Image
 from places import ROOT
 import pytest
 
-from dsr_jax import config as config_lib
-from dsr_jax import train
+from dsr_jax import config_loading, train
 from dsr_jax.convert import locate as model_source
 
 
@@ -37,7 +36,7 @@ def inputs(hf_directory, hf_model, tmp_path_factory):
   ],
 )
 def test_the_published_models_are_trained_with_the_papers_numbers(name, hub_id):
-  config = config_lib.load(ROOT / f'configs/{name}.py')
+  config = config_loading.load(ROOT / f'configs/{name}.py')
   m = config.method
   assert config.model == hub_id and config.data.prompts == 't2i_compbench'
   assert (m.objective, m.task, m.group_size, m.inputs_per_step, m.steps) == (
@@ -64,7 +63,7 @@ def test_they_run_on_own_prompts_and_pictures(name, task, inputs, tmp_path):
   """One small step each; both tasks in one step would be compiled for twice as long and say no
   more.
   """
-  config = config_lib.load(
+  config = config_loading.load(
     ROOT / f'configs/{name}.py',
     model=str(inputs / 'model'),
     data__prompts=str(inputs / 'prompts.txt'),

@@ -8,14 +8,17 @@ import subprocess
 import sys
 import types
 
+import jax
 import numpy as np
 from PIL import Image
 import pytest
 
 from dsr_jax import config as config_lib
 from dsr_jax.data import batches as batches_lib
-from dsr_jax.data import images, order, prompts
+from dsr_jax.data import images, order, prompts, t2i_compbench
 from dsr_jax.errors import InputError
+from dsr_jax.models.unified import Text
+from dsr_jax.rollouts import Batch, GenerationBatch, UnderstandingBatch
 
 
 class WordProcessor:
@@ -47,10 +50,13 @@ def make(
 
 
 def read(batch):
-  return [
-    ''.join(chr(i) for i in ids[mask])
-    for ids, mask in zip(batch['prompt_ids'], batch['prompt_mask'])
-  ]
+  return [''.join(chr(i) for i in ids[mask]) for ids, mask in zip(*batch.generation.prompt)]
+
+
+def same(a, b):
+  return jax.tree.structure(a) == jax.tree.structure(b) and all(
+    np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b))
+  )
 
 
 # Prompts.
@@ -106,15 +112,11 @@ def test_what_the_tokenizer_refuses_is_named_by_its_line(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope='module')
-def compbench(tmp_path_factory):
-  from dsr_jax.data import t2i_compbench
-
-  return t2i_compbench.load(str(tmp_path_factory.mktemp('tfds')))
+def compbench():
+  return t2i_compbench.load()
 
 
 def test_compbench_has_the_files_prompts_in_order_with_repeats(compbench):
-  from dsr_jax.data import t2i_compbench
-
   folder = os.path.join(os.path.dirname(t2i_compbench.__file__), 't2i_compbench_prompts')
   expected = []
   for name in (
@@ -156,22 +158,16 @@ def test_shipped_prompts_are_the_source_byte_for_byte(name, sha256):
     assert hashlib.sha256(f.read()).hexdigest() == sha256
 
 
-def test_compbench_needs_neither_tensorflow_nor_torch(tmp_path):
+def test_compbench_as_a_tfds_data_set_needs_neither_tensorflow_nor_torch(tmp_path, compbench):
   script = (
-    'import sys; from dsr_jax.data import t2i_compbench; '
-    f'print(len(t2i_compbench.load({str(tmp_path)!r})), '
-    '"tensorflow" in sys.modules or "torch" in sys.modules)'
+    'import sys; from dsr_jax.data.t2i_compbench_tfds import T2iCompbench; '
+    f'builder = T2iCompbench(data_dir={str(tmp_path)!r}, file_format="array_record"); '
+    'builder.download_and_prepare(); rows = builder.as_data_source(split="train"); '
+    'print(len(rows), rows[700]["prompt"].decode(), sep="|"); '
+    'print("tensorflow" in sys.modules or "torch" in sys.modules)'
   )
   done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, check=True)
-  assert done.stdout.split()[-2:] == ['5600', 'False']
-
-
-def test_a_data_folder_that_cannot_be_written_is_one_sentence(tmp_path):
-  from dsr_jax.data import t2i_compbench
-
-  (tmp_path / 'file').write_text('')
-  with pytest.raises(InputError, match='cannot write data sets'):
-    t2i_compbench.load(str(tmp_path / 'file' / 'below'))
+  assert done.stdout.splitlines()[-2:] == [f'5600|{compbench[700]}', 'False']
 
 
 # Pictures.
@@ -249,10 +245,9 @@ def test_a_batch_is_a_function_of_seed_and_step_alone(tmp_path):
   two = make(tmp_path, lines=lines, pictures=7)
   for step, batch in later.items():
     again = two.at(step)
-    assert batch.keys() == again.keys()
-    assert all(np.array_equal(batch[key], again[key]) for key in batch)
+    assert same(batch, again)
   other = make(tmp_path, lines=lines, pictures=7, seed=4)
-  assert not np.array_equal(other.at(0)['prompt_ids'], later[0]['prompt_ids'])
+  assert not np.array_equal(other.at(0).generation.prompt.ids, later[0].generation.prompt.ids)
   assert one.fingerprint == two.fingerprint == other.fingerprint
 
 
@@ -261,41 +256,47 @@ def test_an_epoch_shows_every_prompt_and_picture_once_even_where_steps_straddle_
   made = make(tmp_path, lines=lines, pictures=6, inputs=4)
   rows = [row for step in range(5) for row in read(made.at(step))]
   assert sorted(rows[:10]) == sorted(lines) and sorted(rows[10:]) == sorted(lines)
-  red = [int(pixels[8, 8, 0]) for step in range(3) for pixels in made.at(step)['pixels']]
+  red = [int(pixels[8, 8, 0]) for step in range(3) for pixels in made.at(step).understanding.pixels]
   assert sorted(red[:6]) == sorted(red[6:]) == list(range(6))
 
 
 def test_shapes_and_types_never_change(tmp_path):
   made = make(tmp_path, lines=['x' * n for n in (1, 5, 9)], pictures=2, inputs=2)
-  shapes = [{k: (v.shape, v.dtype) for k, v in made.at(step).items()} for step in range(4)]
+  shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), made.at(step)) for step in range(4)]
   assert all(shape == shapes[0] for shape in shapes)
   ints, bools = np.dtype('int32'), np.dtype('bool')
-  assert shapes[0] == {
-    'prompt_ids': ((2, 9), ints),
-    'prompt_mask': ((2, 9), bools),
-    'instruction_ids': ((2,), ints),
-    'instruction_mask': ((2,), bools),
-    'pixels': ((2, 16, 16, 3), np.dtype('uint8')),
-    'question_ids': ((2, 2), ints),
-    'question_mask': ((2, 2), bools),
-    'seed': ((), np.dtype('uint32')),
-  }
+  assert shapes[0] == Batch(
+    seed=((), np.dtype('uint32')),
+    generation=GenerationBatch(
+      prompt=Text(((2, 9), ints), ((2, 9), bools)),
+      instruction=Text(((2,), ints), ((2,), bools)),
+      extra={},
+    ),
+    understanding=UnderstandingBatch(
+      pixels=((2, 16, 16, 3), np.dtype('uint8')),
+      question=Text(((2, 2), ints), ((2, 2), bools)),
+      extra={},
+    ),
+  )
 
 
 def test_rows_made_apart_are_the_rows_of_the_batch(tmp_path):
   made = make(tmp_path, lines=[f'prompt {i}' for i in range(5)], pictures=5)
   batch = made.at(3)
-  parts = [{**made.prompts_at(3, a, a + 2), **made.pictures_at(3, a, a + 2)} for a in (0, 2)]
-  for key in parts[0]:
-    assert np.array_equal(np.concatenate([part[key] for part in parts]), batch[key])
+  first, second = (made.at(3, a, a + 2) for a in (0, 2))
+  joined = jax.tree.map(lambda *x: np.concatenate(x) if x[0].ndim > 1 else x[0], first, second)
+  assert same(joined, batch)
+  assert same(made.prompts_at(3, 2, 4), second.generation)
+  assert same(made.pictures_at(3, 2, 4), second.understanding)
   assert made.texts_at(3) == read(batch)
 
 
 def test_the_task_that_is_not_trained_is_absent_and_its_data_unread(tmp_path):
   drawn = make(tmp_path, lines=['a'], pictures=0, task='generation').at(0)
-  assert set(drawn) == {'prompt_ids', 'prompt_mask', 'instruction_ids', 'instruction_mask', 'seed'}
+  assert drawn.generation.prompt.ids.shape == (4, 1) and drawn.understanding is None
   described = make(tmp_path, lines=['x' * 100], pictures=1, task='understanding').at(0)
-  assert set(described) == {'pixels', 'question_ids', 'question_mask', 'seed'}
+  assert described.generation is None and described.understanding.pixels.shape == (4, 16, 16, 3)
+  assert all(batch.shared == {} and batch.learning_rate is None for batch in (drawn, described))
 
 
 def test_other_data_have_another_fingerprint(tmp_path):
@@ -323,6 +324,11 @@ def test_scenes_are_drawn_for_models_of_their_size_only(monkeypatch):
   monkeypatch.setattr(batches_lib.sets, 'reinforcement_prompts', lambda seed: ('a disc', 'a ring'))
   method = config_lib.Method(inputs_per_step=4)
   batch = batches_lib.make(config_lib.Data(), method, WordProcessor(), 32).at(0)
-  assert sorted(read(batch)) == ['a disc', 'a ring'] and batch['pixels'].shape == (2, 32, 32, 3)
+  assert sorted(read(batch)) == ['a disc', 'a ring'] and batch.understanding.pixels.shape == (
+    2,
+    32,
+    32,
+    3,
+  )
   with pytest.raises(InputError, match='found a model of 384 x 384 pixels'):
     batches_lib.make(config_lib.Data(), method, WordProcessor(), 384)

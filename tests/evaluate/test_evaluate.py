@@ -6,26 +6,31 @@ import dataclasses
 import json
 import os
 
+from absl import flags
 import jax
 import numpy as np
 from PIL import Image
 import pytest
-from run_command import ROOT, TINY, picture_of, run
+from run_command import TINY, picture_of, run
 
 from dsr_jax import config as config_lib
+from dsr_jax import families, generate, images
+from dsr_jax.convert import locate
 from dsr_jax.errors import InputError
 from dsr_jax.evaluate import __main__ as evaluate
-from dsr_jax.evaluate import benchmarks as evaluate_scenes
-from dsr_jax.evaluate import scores as evaluation
-from dsr_jax.models.janus import model as janus
+from dsr_jax.evaluate import benchmarks
+from dsr_jax.evaluate import scores as scores_lib
+from dsr_jax.evaluate.sampler import ListSampler
+from dsr_jax.inference import Inference
+from dsr_jax.probe.model import Prober
 from dsr_jax.scenes import grammar, judge, render, sets, world
 
 EVAL = dataclasses.replace(config_lib.Eval(), prompts_per_task=2, images_per_prompt=2, pictures=12)
 
 
 class Knowing:
-  """In the place of `evaluate.Sampler`: draws what is asked, tells what is there, and knows the
-  answers of all lists.
+  """In the place of a `ListSampler`: draws what is asked, tells what is there, and knows all lists'
+  answers.
   """
 
   def __init__(self):
@@ -35,14 +40,14 @@ class Knowing:
       sets.evaluation_choice(8),
       sets.evaluation_hallusion(3),
     ):
-      self.answers |= {(render.render(scenes[r.picture]).tobytes(), r.text): r.answer for r in rows}
+      for row in rows:
+        picture = render.render(scenes[row.picture]).tobytes()
+        self.answers[picture, row.text] = row.answer
 
-  def pictures(
-    self, params, prompts, samples, temperature, guidance, best_of=1, seed=None, cfg_interval=0
-  ):
+  def pictures(self, params, prompts, samples, **how):
     return np.stack([[picture_of(judge.parse(p))] * samples for p in prompts])
 
-  def texts(self, params, pixels, questions, temperature, max_tokens=None, best_of=1, seed=None):
+  def texts(self, params, pixels, questions, **how):
     rng = np.random.default_rng(0)
     if questions[0] == grammar.QUESTION_DESCRIBE:
       return [grammar.caption(judge.read(p)[0].scene, rng) for p in pixels]
@@ -54,25 +59,21 @@ class Knowing:
 class Silent(Knowing):
   """Draws bare ground and says yes to everything."""
 
-  def pictures(
-    self, params, prompts, samples, temperature, guidance, best_of=1, seed=None, cfg_interval=0
-  ):
+  def pictures(self, params, prompts, samples, **how):
     return np.broadcast_to(render.render(world.Scene(())), (len(prompts), samples, 32, 32, 3))
 
-  def texts(self, params, pixels, questions, temperature, max_tokens=None, best_of=1, seed=None):
+  def texts(self, params, pixels, questions, **how):
     return ['yes'] * len(questions)
 
 
 def subject(sampler, name='player'):
-  return evaluate_scenes.Subject(name, None, sampler, EVAL, config_lib.Method())
+  return benchmarks.Subject(name, None, sampler, EVAL, config_lib.Method())
 
 
 @pytest.fixture(scope='module')
 def tables():
   knowing, silent = subject(Knowing()), subject(Silent(), 'silent')
-  return {
-    name: evaluate_scenes.measure(name, knowing, silent) for name in evaluate_scenes.BENCHMARKS
-  }
+  return {name: benchmarks.measure(name, knowing, silent) for name in benchmarks.BENCHMARKS}
 
 
 CHIEF = {
@@ -120,16 +121,16 @@ def test_who_says_yes_is_the_always_yes_row_and_differences_are_paired(tables):
 def test_scores_are_those_of_the_libraries_own_functions():
   player = subject(Silent())
   scenes, rows = sets.evaluation_pope(6)
-  expected = evaluation.pope_scores(rows, ['yes'] * len(rows))
-  found = evaluate_scenes.measure('pope', player)['scores']
+  expected = scores_lib.pope_scores(rows, ['yes'] * len(rows))
+  found = benchmarks.measure('pope', player)['scores']
   assert all(
     found[f'{track} {key}'] == e._asdict()
     for track, scores in expected.items()
     for key, e in scores.items()
   )
   scenes, rows = sets.evaluation_hallusion(3)
-  assert evaluate_scenes.measure('hallusion', player)['scores'] == {
-    k: e._asdict() for k, e in evaluation.hallusion_scores(rows, ['yes'] * len(rows)).items()
+  assert benchmarks.measure('hallusion', player)['scores'] == {
+    k: e._asdict() for k, e in scores_lib.hallusion_scores(rows, ['yes'] * len(rows)).items()
   }
 
 
@@ -144,22 +145,22 @@ def scene(*things):
     (
       'a red disc and a blue ring',
       'color',
-      [(2, 0, 0, 8, 0, 0), (3, 0, 0, 8, 4, 4)],
+      [(2, 0, 0, 8, 0, 0), (3, 0, 0, 8, 4, 4)],  # a product of noun phrases
       0.0,
-    ),  # a product of noun phrases
+    ),
     ('a disc left of a ring', 'spatial', [(2, 0, 0, 8, 0, 0), (3, 0, 0, 8, 0, 4)], 1.0),
     (
       'a disc left of a ring',
       'spatial',
-      [(3, 0, 0, 8, 0, 0), (2, 0, 0, 8, 0, 4)],
+      [(3, 0, 0, 8, 0, 0), (2, 0, 0, 8, 0, 4)],  # both there, the wrong way round
       0.5,
-    ),  # both there, the wrong way round
+    ),
     (
       'a disc left of a ring',
       'spatial',
-      [(2, 0, 0, 8, 0, 0)],
+      [(2, 0, 0, 8, 0, 0)],  # a quarter is less than a half
       0.0,
-    ),  # a quarter is less than a half
+    ),
     (
       'two discs and a ring',
       'numeracy',
@@ -172,7 +173,7 @@ def scene(*things):
 )
 def test_compbench_scores_by_hand(text, category, things, expected):
   prompt = grammar.Prompt(text, judge.parse(text), category)
-  assert evaluate_scenes.compbench(prompt, scene(*things)) == pytest.approx(expected)
+  assert benchmarks.compbench(prompt, scene(*things)) == pytest.approx(expected)
 
 
 def test_markdown_has_a_row_a_score_in_points(tables):
@@ -181,12 +182,12 @@ def test_markdown_has_a_row_a_score_in_points(tables):
     'before': 'b',
     'settings': {'temperature': 1.0, 'guidance': 1.5, 'best_of': 1, 'seed': 0},
   }
-  text = evaluate_scenes.markdown(about, tables)
+  text = benchmarks.markdown(about, tables)
   assert (
     '| mean | 0.0 | 100.0 | +100.0 | +100.0 … +100.0 |' in text
     and '*always yes*: overall accuracy | | 50.0 |' in text
   )
-  alone = evaluate_scenes.markdown(
+  alone = benchmarks.markdown(
     {**about, 'before': None},
     {'pope': {k: tables['pope'][k] for k in ('items', 'scores', 'references')}},
   )
@@ -197,85 +198,106 @@ def test_markdown_has_a_row_a_score_in_points(tables):
 
 
 def test_sheets_show_every_model_on_the_same_prompts():
-  one, two = (evaluate_scenes.picture_sheet([subject(Knowing())] * n) for n in (1, 2))
+  one, two = (benchmarks.picture_sheet([subject(Knowing())] * n) for n in (1, 2))
   assert two.width > 1.5 * one.width and two.height == one.height
-  assert evaluate_scenes.text_sheet([subject(Knowing()), subject(Silent())]).height > 4 * 96
+  assert benchmarks.text_sheet([subject(Knowing()), subject(Silent())]).height > 4 * 96
 
 
 # The real sampler.
 
+INSTRUCTION = 'Describe the image.'
+
 
 @pytest.fixture(scope='module')
 def sampler(bundle):
-  return evaluate.Sampler(
-    janus.graphdef_of(bundle.config),
-    bundle.processor,
+  model = families.model_of(bundle, 'tiny')
+  return ListSampler(
+    model.graphdef,
+    model.processor,
     chunk=2,
     max_prompt_tokens=16,
     max_text_tokens=8,
     seed=3,
-    instruction='Describe the image.',
+    instruction=INSTRUCTION,
   )
 
 
-def test_the_best_of_n_pictures_is_the_one_with_the_highest_reward(sampler, bundle, hf_directory):
-  from dsr_jax.convert import locate as model_source
-  from dsr_jax.inference import Inference
+@pytest.fixture(scope='module')
+def inference(hf_directory):
+  return Inference(locate.resolve(str(hf_directory)))
 
+
+def test_the_best_of_n_pictures_is_the_one_with_the_highest_reward(sampler, bundle, inference):
   prompts = ['a red circle', 'two small green rings', 'a blue square']
   params = jax.tree.map(np.asarray, bundle.params)
-  every = sampler.pictures(
-    params, prompts, 3, 1.0, 2.0
-  )  # the same keys: three samples, or one, the best of three
-  best = sampler.pictures(params, prompts, 1, 1.0, 2.0, best_of=3)
-  model = Inference(model_source.resolve(str(hf_directory)))
-  asked = model.encode('Describe the image.', 'question')
+  # The same keys: three samples, or one, the best of three.
+  every = sampler.pictures(params, prompts, 3, temperature=1.0, guidance=2.0)
+  best = sampler.pictures(params, prompts, 1, temperature=1.0, guidance=2.0, best=3)
+  asked = inference.encode(INSTRUCTION, 'question')
   for prompt, shown, chosen in zip(prompts, every, best[:, 0]):
     rewards = []
     for pixels in shown:
-      square = pixels.astype(np.float32) / 127.5 - 1
-      rewards.append(
-        model.score(
-          model.encode(prompt, 'prompt'), model.tokenize(square), square, asked
-        ).reward_generation
-      )
+      square = images.to_float(pixels)
+      text = inference.encode(prompt, 'prompt')
+      scores = inference.score(text, inference.tokenize(square), square, asked)
+      rewards.append(scores.reward_generation)
     place = [np.array_equal(p, chosen) for p in shown].index(True)
     assert rewards[place] > max(rewards) - 1e-2  # these pixels are rounded to 8 bits
 
 
-def test_the_best_of_n_texts_has_the_highest_reward(sampler, bundle, hf_directory):
-  from dsr_jax.convert import locate as model_source
-  from dsr_jax.inference import Inference
-
+def test_the_best_of_n_texts_has_the_highest_reward(sampler, bundle, inference):
   params = jax.tree.map(np.asarray, bundle.params)
   pixels = np.random.default_rng(0).integers(0, 255, (3, 16, 16, 3)).astype(np.uint8)
+  asked = inference.encode('What?', 'question')
 
   def texts(n, seed=None):
-    return sampler.texts(params, pixels, ['What?'] * 3, 1.0, best_of=n, seed=seed)
+    return sampler.texts(params, pixels, ['What?'] * 3, temperature=1.0, best=n, seed=seed)
 
-  model = Inference(model_source.resolve(str(hf_directory)))
-  asked = model.encode('What?', 'question')
+  def reward(text, picture):
+    if not text.strip():
+      return -np.inf
+    square = images.to_float(picture)
+    ids = inference.encode(text, 'prompt')
+    return inference.score(ids, inference.tokenize(square), square, asked).reward_understanding
 
-  def reward(text, p):
-    return (
-      model.score(
-        model.encode(text, 'prompt'),
-        model.tokenize(p.astype(np.float32) / 127.5 - 1),
-        p.astype(np.float32) / 127.5 - 1,
-        asked,
-      ).reward_understanding
-      if text.strip()
-      else -np.inf
-    )
+  def mean_reward(n):
+    found = [reward(t, p) for seed in range(3) for t, p in zip(texts(n, seed), pixels)]
+    return np.mean(np.maximum(found, -20))
 
-  plain = np.mean(
-    [max(reward(t, p), -20) for seed in range(3) for t, p in zip(texts(1, seed), pixels)]
-  )
-  best = np.mean(
-    [max(reward(t, p), -20) for seed in range(3) for t, p in zip(texts(4, seed), pixels)]
-  )
-  assert best > plain
+  assert mean_reward(4) > mean_reward(1)
   assert texts(4) == texts(4) != texts(4, seed=9)
+
+
+def test_evaluation_probe_and_generate_draw_and_reward_the_same(bundle, inference):
+  prompt, group, seed = 'two small green rings', 3, 7
+  method = dataclasses.replace(
+    config_lib.Method(), group_size=group, guidance=2.0, instruction=INSTRUCTION
+  )
+  system = config_lib.System(compute_dtype='float32', rollout_chunk=2)
+  model = families.model_of(bundle, 'tiny')
+  samples, pictures = generate.generate(
+    inference, prompt, num_samples=group, seed=seed, cfg_weight=2.0, instruction=INSTRUCTION
+  )
+  order = np.argsort([s['candidate'] for s in samples])
+  rewards = np.array([s['reward_generation'] for s in samples])[order]
+
+  words = model.processor.pad([model.processor.encode_prompt(prompt)])
+  probed = Prober(model, method, system, seed).draw(words, [INSTRUCTION])
+  np.testing.assert_array_equal(probed.codes[0], [samples[i]['codes'] for i in order])
+  np.testing.assert_allclose(probed.rewards[0, 0], rewards, atol=1e-5)
+
+  lists = ListSampler(
+    model.graphdef,
+    model.processor,
+    chunk=2,
+    max_prompt_tokens=16,
+    max_text_tokens=8,
+    seed=seed,
+    instruction=INSTRUCTION,
+  )
+  params = jax.tree.map(np.asarray, bundle.params)
+  best = lists.pictures(params, [prompt], 1, temperature=1.0, guidance=2.0, best=group)[0, 0]
+  assert np.abs(best.astype(int) - pictures[0]).max() <= 1  # truncation may fall to either side
 
 
 def test_the_command_writes_tables_and_sheets_and_equal_models_differ_by_nothing(tmp_path):
@@ -336,9 +358,6 @@ def test_a_model_of_another_size_is_refused(hf_directory, tmp_path):
 
 
 def test_every_benchmark_is_in_the_flags_help():
-  from absl import flags
-
   f = flags.FlagValues()
   evaluate.define_flags(f)
-  assert all(name in f['benchmarks'].help for name in evaluate_scenes.BENCHMARKS)
-  assert (ROOT / 'dsr_jax' / 'evaluate.py').is_file()
+  assert all(name in f['benchmarks'].help for name in benchmarks.BENCHMARKS)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from dsr_jax.errors import InputError
-from dsr_jax.evaluate import scores as evaluation
+from dsr_jax.evaluate import scores as scores_lib
+from dsr_jax.evaluate import stats
 from dsr_jax.scenes import grammar, questions, render, sets, world
 
 
@@ -31,7 +32,7 @@ def generated():
 
 def test_generation_score_is_the_plain_mean_of_tasks(generated):
   prompts, pixels, truth = generated
-  scores = evaluation.generation_scores(prompts, pixels)
+  scores = scores_lib.generation_scores(prompts, pixels)
   np.testing.assert_array_equal(scores['correct'], truth)
   by_task = {c: truth[[p.category == c for p in prompts]] for c in grammar.GENEVAL}
   assert {c: e.value for c, e in scores['tasks'].items()} == pytest.approx(
@@ -45,8 +46,8 @@ def test_generation_score_is_the_plain_mean_of_tasks(generated):
 
 def test_paired_difference_of_a_list_with_itself_is_exactly_nothing(generated):
   prompts, _, truth = generated
-  assert evaluation.generation_difference(prompts, truth, truth) == (0, 0, 0)
-  better = evaluation.generation_difference(prompts, np.ones_like(truth), truth)
+  assert scores_lib.generation_difference(prompts, truth, truth) == (0, 0, 0)
+  better = scores_lib.generation_difference(prompts, np.ones_like(truth), truth)
   by_task = [truth[[p.category == c for p in prompts]].mean() for c in grammar.GENEVAL]
   assert better.value == pytest.approx(1 - np.mean(by_task)) and better.low > 0
 
@@ -58,12 +59,14 @@ def test_intervals_agree_with_theory_and_grow_with_clusters():
   def ratio(s):
     return s[:, 0] / s[:, 1]
 
-  single = evaluation.estimate(np.stack([hits, np.ones(600)], 1), ratio)
+  single = stats.estimate(np.stack([hits, np.ones(600)], 1), ratio)
   half = 1.96 * np.sqrt(hits.mean() * (1 - hits.mean()) / 600)
   assert (single.high - single.low) / 2 == pytest.approx(half, rel=0.08)
   clustered = np.repeat(hits[:60], 10)  # ten equal answers a picture are worth one
-  sums, _ = evaluation._gather(np.stack([clustered, np.ones(600)], 1), np.repeat(np.arange(60), 10))
-  wide = evaluation.estimate(sums, ratio)
+  sums, _ = scores_lib.gathered(
+    np.stack([clustered, np.ones(600)], 1), np.repeat(np.arange(60), 10)
+  )
+  wide = stats.estimate(sums, ratio)
   assert wide.high - wide.low > 2.5 * (single.high - single.low)
 
 
@@ -73,17 +76,17 @@ def test_resamples_draw_clusters_within_strata():
   def both(s):
     return (s[:, 0] / s[:, 1] + s[:, 2] / s[:, 3]) / 2  # divides by zero if a stratum were left out
 
-  assert evaluation.estimate(sums, both, np.repeat([0, 1], [3, 40])) == (0.5, 0.5, 0.5)
+  assert stats.estimate(sums, both, np.repeat([0, 1], [3, 40])) == (0.5, 0.5, 0.5)
 
 
 def test_description_scores_of_true_noisy_and_foreign_texts():
   rng = np.random.default_rng(2)
   scenes = sets.evaluation_scenes(200)
-  true = evaluation.description_scores(scenes, [grammar.caption(s, rng) for s in scenes])
-  noisy = evaluation.description_scores(
+  true = scores_lib.description_scores(scenes, [grammar.caption(s, rng) for s in scenes])
+  noisy = scores_lib.description_scores(
     scenes, [grammar.pretraining_caption(s, rng) for s in scenes]
   )
-  foreign = evaluation.description_scores(
+  foreign = scores_lib.description_scores(
     scenes, [grammar.caption(s, rng) for s in scenes[1:] + scenes[:1]]
   )
   assert (
@@ -95,7 +98,7 @@ def test_description_scores_of_true_noisy_and_foreign_texts():
   assert noisy['hallucination'].value == pytest.approx(1 - noisy['precision'].value)
   p, r = true['precision'].value, true['recall'].value
   assert true['f1'].value == pytest.approx(2 * p * r / (p + r))
-  nonsense = evaluation.description_scores(scenes, ['a dog'] * 200)
+  nonsense = scores_lib.description_scores(scenes, ['a dog'] * 200)
   assert (
     nonsense['f1'].value == 0 and nonsense['unparsable'].value == 1 and nonsense['words'].value == 2
   )
@@ -117,7 +120,7 @@ def test_yesno_scores_against_a_plain_count():
   pairs = collections.Counter(zip(said, truths))
   precision = pairs['yes', 'yes'] / (pairs['yes', 'yes'] + pairs['yes', 'no'])
   recall = pairs['yes', 'yes'] / truths.count('yes')
-  scores = evaluation.yesno_scores(answers, truths)
+  scores = scores_lib.yesno_scores(answers, truths)
   assert scores['f1'].value == pytest.approx(2 * precision * recall / (precision + recall))
   assert scores['accuracy'].value == pytest.approx(np.mean([a == b for a, b in zip(said, truths)]))
   assert scores['yes_ratio'].value == pytest.approx(said.count('yes') / 400)
@@ -136,14 +139,14 @@ def test_pope_asks_of_what_is_there_and_what_is_not():
     assert row.answer == ('yes' if there else 'no')
     if row.tracks == ('popular',):
       assert colour == world.USUAL_COLOUR[shape]
-  perfect = evaluation.pope_scores(rows, [r.answer for r in rows])
+  perfect = scores_lib.pope_scores(rows, [r.answer for r in rows])
   assert all(part['f1'].value == 1 for part in perfect.values())
-  always = evaluation.pope_scores(rows, evaluation.reference_answers(rows)['always_yes'])
+  always = scores_lib.pope_scores(rows, scores_lib.reference_answers(rows)['always_yes'])
   assert (
     always['overall']['f1'].value == pytest.approx(2 / 3)
     and always['overall']['yes_ratio'].value == 1
   )
-  blind = evaluation.pope_scores(rows, evaluation.reference_answers(rows)['blind'])
+  blind = scores_lib.pope_scores(rows, scores_lib.reference_answers(rows)['blind'])
   assert (
     blind['adversarial']['accuracy'].value < blind['random']['accuracy'].value
   )  # habit is what the track catches
@@ -156,11 +159,11 @@ def test_circular_choice_is_right_only_if_every_rotation_is():
     assert len(group) == 4 and len({r.answer for r in group}) == 1
     assert {r.options.index(r.answer) for r in group} == {0, 1, 2, 3}
     assert all(r.text.endswith(f'{", ".join(r.options[:3])} or {r.options[3]}?') for r in group)
-  first = evaluation.choice_scores(
+  first = scores_lib.choice_scores(
     rows, [r.options[0] for r in rows]
   )  # who always takes the first option
   assert first['accuracy'].value == pytest.approx(0.25) and first['circular'].value == 0
-  perfect = evaluation.choice_scores(rows, [f'it is {r.answer}.' for r in rows])
+  perfect = scores_lib.choice_scores(rows, [f'it is {r.answer}.' for r in rows])
   assert perfect['circular'].value == 1
 
 
@@ -171,14 +174,14 @@ def test_hallusion_scores_of_the_reference_players():
     before, after = scenes[2 * k : 2 * k + 2]
     changed = [(a, b) for a, b in zip(before.things, after.things) if a != b]
     assert len(changed) == 1 and sum(x != y for x, y in zip(*changed[0])) == 1
-  perfect = evaluation.hallusion_scores(rows, [r.answer for r in rows])
+  perfect = scores_lib.hallusion_scores(rows, [r.answer for r in rows])
   assert all(e.value == 1 for e in perfect.values())
-  always = evaluation.hallusion_scores(rows, ['yes'] * len(rows))
+  always = scores_lib.hallusion_scores(rows, ['yes'] * len(rows))
   assert [always[k].value for k in ('aAcc', 'fAcc', 'qAcc')] == [0.5, 0, 0]
   # One wrong answer spoils one of 160 answers, one of 80 figures, one of 80 questions.
   spoiled = [r.answer for r in rows]
   spoiled[0] = 'no'
-  one = evaluation.hallusion_scores(rows, spoiled)
+  one = scores_lib.hallusion_scores(rows, spoiled)
   assert [one[k].value for k in ('aAcc', 'fAcc', 'qAcc')] == pytest.approx(
     [159 / 160, 79 / 80, 79 / 80]
   )
@@ -197,13 +200,13 @@ def test_hallusion_scores_of_the_reference_players():
   ],
 )
 def test_yes_and_no_are_extracted_as_words(text, answer):
-  assert evaluation.extract_yesno(text) == answer
+  assert scores_lib.extract_yesno(text) == answer
 
 
 def test_lists_of_different_length_are_refused():
   with pytest.raises(InputError, match='found 2 answers to 1 inputs'):
-    evaluation.yesno_scores(['yes', 'no'], ['yes'])
+    scores_lib.yesno_scores(['yes', 'no'], ['yes'])
   with pytest.raises(InputError, match='found 1 prompts and pictures of 2'):
-    evaluation.generation_scores(
+    scores_lib.generation_scores(
       sets.evaluation_prompts(1)[:1], np.zeros((2, 1, 32, 32, 3), np.uint8)
     )

@@ -3,17 +3,26 @@ Scenes.
 """
 
 import json
+import subprocess
+import sys
 
 import flax.nnx as nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
+from places import ROOT
 import pytest
+from run_command import run
 import tiny_step
 
+from dsr_jax import config as config_lib
+from dsr_jax import images
 from dsr_jax.convert import clip as files
 from dsr_jax.errors import InputError
 from dsr_jax.models import clip
+from dsr_jax.models.janus.processor import Processor
+from dsr_jax.study import clip as study_clip
 
 SIZES = dict(
   text_config=dict(
@@ -42,8 +51,8 @@ SIZES = dict(
 
 def write_model(directory, eos=58, act='quick_gelu'):
   """A random CLIPModel of transformers with logits that tell things apart; returns it."""
-  import torch
-  from transformers import CLIPConfig, CLIPModel
+  import torch  # noqa: PLC0415 - takes seconds
+  from transformers import CLIPConfig, CLIPModel  # noqa: PLC0415
 
   torch.set_num_threads(1)
   text = dict(SIZES['text_config'], eos_token_id=eos, hidden_act=act)
@@ -66,7 +75,7 @@ def write_model(directory, eos=58, act='quick_gelu'):
 
 @pytest.mark.parametrize('eos, act', [(58, 'quick_gelu'), (2, 'gelu')])
 def test_both_towers_and_the_cosine_are_transformers(tmp_path, eos, act):
-  import torch
+  import torch  # noqa: PLC0415
 
   theirs = write_model(tmp_path, eos, act)
   config, params = files.read_config(tmp_path), files.load(tmp_path)
@@ -94,8 +103,6 @@ def test_both_towers_and_the_cosine_are_transformers(tmp_path, eos, act):
 
 
 def test_pictures_are_resized_and_normalised_as_the_files_say(tmp_path):
-  from PIL import Image
-
   write_model(tmp_path)
   (tmp_path / 'preprocessor_config.json').write_text(
     json.dumps(dict(image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6]))
@@ -108,7 +115,7 @@ def test_pictures_are_resized_and_normalised_as_the_files_say(tmp_path):
     )
   )
   model = nnx.merge(clip.graphdef_of(config), jax.tree.map(jnp.asarray, files.load(tmp_path)))
-  ours = model.normalised(jnp.asarray(picture[None], jnp.float32) / 127.5 - 1.0)
+  ours = model.normalised(images.to_float(jnp.asarray(picture[None])))
   pil = np.asarray(Image.fromarray(picture).resize((20, 20), Image.BICUBIC)) / 255
   np.testing.assert_allclose(ours[0], (pil - [0.1, 0.2, 0.3]) / [0.4, 0.5, 0.6], atol=0.02)
   # transformers 5 saves the same in another place
@@ -120,7 +127,7 @@ def test_pictures_are_resized_and_normalised_as_the_files_say(tmp_path):
 
 
 def test_what_is_saved_loads_in_transformers_and_here_alike(tmp_path, hf_directory):
-  from transformers import CLIPModel
+  from transformers import CLIPModel  # noqa: PLC0415
 
   config = clip.ClipConfig(
     clip.TowerConfig(16, 24, 1, 2, act='gelu'),
@@ -147,8 +154,6 @@ def test_texts_end_where_the_model_looks(tmp_path, hf_directory):
     clip.TowerConfig(16, 24, 1, 2), clip.TowerConfig(24, 32, 1, 2), 12, 340, 9, 0, 8, 4
   )
   files.save(tmp_path / 'clip', config, clip.create(config), hf_directory)
-  from dsr_jax.models.janus.processor import Processor
-
   eos = Processor.from_directory(hf_directory).templates.eos_id
   ids = files.encode(
     tmp_path / 'clip',
@@ -196,13 +201,16 @@ def test_the_step_runs_under_the_clip_reward(tmp_path):
   write_model(tmp_path)
   files.read_config.cache_clear()
   method = tiny_step.method(
-    reward='clip', clip_model=str(tmp_path), task='generation', inputs_per_step=4
+    reward='clip',
+    clip_reward=config_lib.ClipReward(model=str(tmp_path)),
+    task='generation',
+    inputs_per_step=4,
   )
   ids = np.random.default_rng(0).integers(3, 57, (4, 11)).astype('i4')
   ids[:, -2:] = 58
   state, metrics, records, _ = tiny_step.run(
     method=method,
-    batches=lambda _: tiny_step.batch(('generation',), **{'generation/clip_ids': ids}),
+    batches=lambda _: tiny_step.batch(('generation',), extra={'generation': {'clip_ids': ids}}),
   )
   model = nnx.merge(*tiny_step.model())
   pixels = model.picture_from_codes(jnp.asarray(records['generation']['codes'])).pixels
@@ -210,37 +218,19 @@ def test_the_step_runs_under_the_clip_reward(tmp_path):
     files.read_config(tmp_path), files.load(tmp_path), pixels, jnp.asarray(ids[:3])
   )
   np.testing.assert_allclose(records['generation']['rewards'], expected, atol=1e-4)
-  assert -1 <= metrics['generation/reward_mean'] <= 1 and 'reward' in state['frozen']
+  assert -1 <= metrics['generation/reward_mean'] <= 1 and state.reward_params is not None
 
 
-def test_the_small_clip_of_scenes_is_trained_and_measured_by_its_command(tmp_path, capsys):
-  from absl import flags
-
-  from dsr_jax.study import clip as scenes_clip
-
-  f = flags.FlagValues()
-  for kind, name, value in [
-    ('string', 'output', str(tmp_path / 'clip')),
-    ('string', 'compare', None),
-    ('string', 'model', 'scenes'),
-    ('integer', 'steps', 3),
-    ('integer', 'batch', 4),
-    ('float', 'learning_rate', 1e-3),
-    ('integer', 'prompts_per_task', 1),
-    ('integer', 'num_samples', 2),
-    ('integer', 'seed', 0),
-  ]:
-    getattr(flags, f'DEFINE_{kind}')(name, value, '', flag_values=f)
-  f(['clip'])
-  scenes_clip.main(['clip'], f)
-  facts = json.loads(capsys.readouterr().out)
-  assert (
-    facts['steps'] == 3
-    and facts['captions'] == 12
-    and 1e6 < facts['parameters'] < 3e6
-    and np.isfinite(facts['loss'])
-  )
-  f.output, f.compare = None, str(tmp_path / 'clip')
-  scenes_clip.main(['clip'], f)
-  found = json.loads(capsys.readouterr().out)
+def test_the_small_clip_of_scenes_is_trained_and_measured_by_its_command(tmp_path):
+  facts = run(study_clip, output=tmp_path / 'clip', steps=3, batch=4)
+  assert facts['steps'] == 3 and facts['captions'] == 12
+  assert 1e6 < facts['parameters'] < 3e6 and np.isfinite(facts['loss'])
+  found = run(study_clip, compare=tmp_path / 'clip', prompts_per_task=1, num_samples=2)
   assert found['prompts'] == 6 and set(found) >= {'R_G', 'clip', 'right'}
+
+
+def test_the_commands_former_name_still_runs_it():
+  call = [sys.executable, '-m', 'dsr_jax.scenes.clip']
+  done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 2
+  assert done.stderr.startswith('error: found not exactly one of --output and --compare')

@@ -16,9 +16,10 @@ from places import ROOT
 import pytest
 
 from dsr_jax.errors import InputError
-from dsr_jax.models.common import attention, decode_kernel, decoder, lora
+from dsr_jax.models.common import attention, decode_kernel, decoder, lora, rotary
 from dsr_jax.models.janus import llama
 from dsr_jax.models.janus.config import TextConfig
+from dsr_jax.models.janus.family import JANUS
 
 R, C, N, H = 4, 3, 2, 16  # prefixes, candidates, heads, head width
 P = S = 2 * decode_kernel.BLOCK
@@ -45,7 +46,7 @@ def one_token(key: int = 0):
 def plain(qkv, turn, prefix, length, cache, index):
   """`decode_attention` by its parts."""
   q, k, v = (jnp.moveaxis(qkv[:, :, i], 2, 1)[:, :, :, None] for i in range(3))  # (R, N, C, 1, h)
-  q, k = (llama.rope(x, llama.Rotation(*turn)) for x in (q, k))
+  q, k = (rotary.rotate(x, rotary.Rotary(*turn)) for x in (q, k))
   cache = [c.at[:, :, :, index].set(x[:, :, :, 0]) for c, x in zip(cache, (k, v))]
   seen = (jnp.arange(P) < length[:, None])[:, None, None, None]
   out = attention.attend(q, [(*prefix, seen), (*cache, jnp.arange(S) <= index)])
@@ -86,7 +87,8 @@ with jax.set_mesh(sharding.make_mesh(config.Mesh(1, 2, 2))):
   *given, cache = test_decoder.one_token()
   split = [jax.jit(sharding.split_heads)(x) for x in cache]
   assert len({str(s.index) for s in split[0].addressable_shards}) == 4
-  found, kept = jax.jit(lambda *x: decode_kernel.decode_attention(*x, interpret=True))(*given, split, 17)
+  decode = jax.jit(lambda *x: decode_kernel.decode_attention(*x, interpret=True))
+  found, kept = decode(*given, split, 17)
   assert len({str(s.index) for s in kept[0].addressable_shards}) == 4
   out, cache = test_decoder.plain(*given, cache, 17)
   for a, b in zip((found, *kept), (out, *cache)):
@@ -159,9 +161,8 @@ def test_only_half_precision_on_a_recent_gpu_is_the_kernels(monkeypatch):
     ('7.5', False),
     ('gfx942', False),
   ):
-    monkeypatch.setattr(
-      jax, 'local_devices', lambda: [SimpleNamespace(compute_capability=capability)]
-    )
+    devices = [SimpleNamespace(compute_capability=capability)]
+    monkeypatch.setattr(jax, 'local_devices', lambda devices=devices: devices)
     assert decode_kernel.serves(jnp.bfloat16, 128) == attention.kernels_run(jnp.bfloat16) == wanted
   monkeypatch.setattr(jax, 'local_devices', lambda: [SimpleNamespace(compute_capability='9.0')])
   assert (
@@ -203,12 +204,12 @@ def test_decoding_gives_the_states_of_teacher_forcing(kind, adapters):
   model = nnx.Dict(language_model=llama.LanguageModel(CONFIG, rngs=nnx.Rngs(0)))
   lm = model.language_model
   if adapters:
-    made = lora.init(nnx.to_pure_dict(nnx.state(model)), 4, 0)
+    made = lora.init(nnx.to_pure_dict(nnx.state(model)), JANUS.lora_targets, 4, 0)
     made = {
       name: {**x, 'b': 0.1 * jax.random.normal(jax.random.key(i), x['b'].shape)}
       for i, (name, x) in enumerate(made.items())
     }
-    lora.attach(model, made)
+    lora.attach(model, JANUS.lora_targets, made)
   embeds = jax.random.normal(jax.random.key(1), (R, C, tokens, CONFIG.hidden_size))
   prefix = lm.prefill(
     jax.random.normal(jax.random.key(2), (R, 7, CONFIG.hidden_size)), jnp.array([7, 4, 1, 5])
@@ -291,8 +292,10 @@ mesh = sharding.make_mesh(config.Mesh(1, 1, 4))
 with jax.set_mesh(mesh):
   linear = lambda k: SimpleNamespace(kernel=k)
   run = lambda x, a, b: sharding.split_vocabulary(layers.LinearsInOne(linear(a), linear(b))(x))
-  shape = lambda s, *spec: jax.ShapeDtypeStruct(s, jnp.float32, sharding=NamedSharding(mesh, P(*spec)))
-  text = jax.jit(run).lower(shape((8, 16)), shape((16, 32), None, 'tp'), shape((16, 32), None, 'tp')).compile().as_text()
+  def shape(s, *spec):
+    return jax.ShapeDtypeStruct(s, jnp.float32, sharding=NamedSharding(mesh, P(*spec)))
+  split = shape((16, 32), None, 'tp')
+  text = jax.jit(run).lower(shape((8, 16)), split, split).compile().as_text()
 assert not re.search('all-gather|all-to-all|collective-permute', text), text
 """
   env = {**os.environ, 'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}

@@ -4,26 +4,38 @@ import flax.nnx as nnx
 import jax
 import jax.numpy as jnp
 import micro_model
+from micro_model import MICRO
 import numpy as np
+from peft import PeftModel
 import pytest
 import tiny_step
+import torch
+from transformers import JanusForConditionalGeneration
 
+from dsr_jax import config as config_lib
 from dsr_jax import state as state_lib
+from dsr_jax.convert import __main__ as command
 from dsr_jax.convert import adapter
+from dsr_jax.convert import locate as model_source
 from dsr_jax.errors import InputError
 from dsr_jax.models.common import lora
 from dsr_jax.models.janus import model as janus
-from dsr_jax.models.unified import Picture, Scoring, Text
+from dsr_jax.models.janus.config import JanusConfig
+from dsr_jax.models.janus.family import JANUS
+from dsr_jax.models.unified import Picture, Sampling, Scoring, Text
 
-METHOD = tiny_step.method(trainable='lora', lora_rank=3)
+RANK = config_lib.Lora(rank=3)
+METHOD = tiny_step.method(trainable='lora', lora=RANK)
+TARGETS = MICRO.lora_targets
+TINY = JanusConfig.tiny(vocab_size=40)
 
 
-def random_adapters(params, rank=3, seed=0):
+def random_adapters(params, targets=TARGETS, rank=3, seed=0):
   """Adapters whose B is not zero."""
-  keys = iter(jax.random.split(jax.random.key(seed), 2 * len(lora.PROJECTIONS)))
+  keys = iter(jax.random.split(jax.random.key(seed), 2 * len(targets)))
   return {
     name: dict(a=pair['a'], b=0.3 * jax.random.normal(next(keys), pair['b'].shape))
-    for name, pair in lora.init(params, rank, seed).items()
+    for name, pair in lora.init(params, targets, rank, seed).items()
   }
 
 
@@ -44,8 +56,9 @@ def likelihoods(model, seed=0):
 def test_a_new_adapter_changes_nothing_and_a_used_one_everything():
   graphdef, params = tiny_step.model()
   plain = likelihoods(nnx.merge(graphdef, params))
-  fresh = likelihoods(lora.attach(nnx.merge(graphdef, params), lora.init(params, 3, 0)))
-  used = likelihoods(lora.attach(nnx.merge(graphdef, params), random_adapters(params)))
+  new = lora.init(params, TARGETS, 3, 0)
+  fresh = likelihoods(lora.attach(nnx.merge(graphdef, params), TARGETS, new))
+  used = likelihoods(lora.attach(nnx.merge(graphdef, params), TARGETS, random_adapters(params)))
   for a, b, c in zip(plain, fresh, used):
     np.testing.assert_array_equal(a, b)
     assert np.abs(np.asarray(a) - np.asarray(c)).max() > 0.1
@@ -54,8 +67,8 @@ def test_a_new_adapter_changes_nothing_and_a_used_one_everything():
 def test_merged_weights_compute_what_adapters_beside_them_do():
   graphdef, params = tiny_step.model()
   adapters = random_adapters(params)
-  beside = likelihoods(lora.attach(nnx.merge(graphdef, params), adapters))
-  merged = likelihoods(nnx.merge(graphdef, lora.merged(params, adapters)))
+  beside = likelihoods(lora.attach(nnx.merge(graphdef, params), TARGETS, adapters))
+  merged = likelihoods(nnx.merge(graphdef, lora.merged(params, TARGETS, adapters)))
   for a, b in zip(beside, merged):
     np.testing.assert_allclose(a, b, atol=1e-5)
 
@@ -64,38 +77,32 @@ def test_sampling_reads_the_adapters():
   graphdef, params = tiny_step.model()
   prompt = Text(jnp.array([[9, 10, 11]]), jnp.ones((1, 3), bool))
   keys = jax.random.split(jax.random.key(0), 8).reshape(1, 8)
-  from dsr_jax.models.unified import Sampling
 
   def draw(model):
     return model.sample_pictures(prompt, keys, Sampling())
 
-  codes, logp = draw(lora.attach(nnx.merge(graphdef, params), random_adapters(params)))
-  scored = (
-    lora.attach(nnx.merge(graphdef, params), random_adapters(params))
-    .picture_logps(Text(prompt.ids[:, None], prompt.mask[:, None]), codes, None, Scoring())
-    .logp
-  )
+  adapted = lora.attach(nnx.merge(graphdef, params), TARGETS, random_adapters(params))
+  codes, logp = draw(adapted)
+  shared = Text(prompt.ids[:, None], prompt.mask[:, None])
+  scored = adapted.picture_logps(shared, codes, None, Scoring()).logp
   np.testing.assert_allclose(logp, scored, atol=1e-4)
   assert not np.array_equal(codes, draw(nnx.merge(graphdef, params))[0])
 
 
 def test_only_the_adapters_have_masters_moments_and_gradients():
   state = tiny_step.start(METHOD)
-  adapters = sum(x.size for x in jax.tree.leaves(state['params']))
-  shapes = [x.shape for pair in state['params']['lora'].values() for x in pair.values()]
-  assert (
-    set(state['params']) == {'lora'}
-    and set(state['params']['lora']) == set(lora.PROJECTIONS)
-    and all(3 in shape for shape in shapes)
-  )
-  moments = sum(x.size for x in jax.tree.leaves(state['opt_state']))
+  adapters = sum(x.size for x in jax.tree.leaves(state.params))
+  shapes = [x.shape for pair in state.params['lora'].values() for x in pair.values()]
+  assert set(state.params) == {'lora'} and set(state.params['lora']) == set(TARGETS)
+  assert all(3 in shape for shape in shapes)
+  moments = sum(x.size for x in jax.tree.leaves(state.opt_state))
   assert 2 * adapters <= moments <= 2 * adapters + 4
   after, metrics, _, step = tiny_step.run(method=METHOD, steps=3)
   assert step._cache_size() == 1 and metrics['update_norm'] > 0
   for part, tree in tiny_step.model()[1].items():
-    for a, b in zip(jax.tree.leaves(after['frozen'][part]), jax.tree.leaves(tree)):
+    for a, b in zip(jax.tree.leaves(after.fixed_params[part]), jax.tree.leaves(tree)):
       np.testing.assert_array_equal(a, b)
-  assert all(np.abs(pair['b']).max() > 0 for pair in after['params']['lora'].values())
+  assert all(np.abs(pair['b']).max() > 0 for pair in after.params['lora'].values())
 
 
 def test_the_first_step_of_an_adapter_sees_the_same_rewards_as_any_other():
@@ -110,18 +117,18 @@ def test_the_first_step_of_an_adapter_sees_the_same_rewards_as_any_other():
 
 
 def test_the_initial_model_under_adapters_is_the_base_without_a_copy_of_it():
-  method = tiny_step.method(trainable='lora', lora_rank=3, objective='grpo')
+  method = tiny_step.method(trainable='lora', lora=RANK, objective='grpo')
   state = tiny_step.start(method)
-  assert set(state['frozen']['initial']) == {'lora'}
+  assert set(state.ref_params) == {'lora'}
   _, metrics, _, _ = tiny_step.run(method=method)
   np.testing.assert_allclose(metrics['generation/kl'], 0.0, atol=1e-6)
 
 
 def test_policy_params_are_merged():
   state, _, _, _ = tiny_step.run(method=METHOD, steps=3)
-  params = state_lib.policy_params(state)
+  params = state_lib.policy_params(state, MICRO)
   assert jax.tree.structure(params) == jax.tree.structure(tiny_step.model()[1])
-  expected = lora.merged(tiny_step.model()[1], state['params']['lora'])
+  expected = lora.merged(tiny_step.model()[1], TARGETS, state.params['lora'])
   for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(expected)):
     np.testing.assert_array_equal(a, b)
 
@@ -129,11 +136,16 @@ def test_policy_params_are_merged():
 # Out of the house.
 
 
+def janus_adapters(seed=0):
+  """Of the family whose directories are written."""
+  shapes = janus.abstract_params(TINY)
+  return jax.device_get(random_adapters(shapes, JANUS.lora_targets, seed=seed))
+
+
 def test_an_adapter_directory_comes_back_as_it_was(tmp_path):
-  params = tiny_step.model()[1]
-  adapters = jax.device_get(random_adapters(params))
+  adapters = janus_adapters()
   adapter.save(tmp_path / 'adapter', adapters, 'some/base')
-  again = adapter.load(tmp_path / 'adapter', 1)
+  again = adapter.load(tmp_path / 'adapter', TINY.text.num_hidden_layers)
   for a, b in zip(jax.tree.leaves(adapters), jax.tree.leaves(again), strict=True):
     np.testing.assert_array_equal(a, b)
   with pytest.raises(InputError, match='not empty.*--overwrite'):
@@ -142,11 +154,7 @@ def test_an_adapter_directory_comes_back_as_it_was(tmp_path):
 
 def test_peft_loads_the_adapter_and_computes_what_merged_weights_do(tmp_path, hf_directory, bundle):
   """transformers' Janus with the adapter under peft, against ours merged: text logits."""
-  from peft import PeftModel
-  import torch
-  from transformers import JanusForConditionalGeneration
-
-  adapters = jax.device_get(random_adapters(bundle.params, rank=4))
+  adapters = jax.device_get(random_adapters(bundle.params, JANUS.lora_targets, rank=4))
   adapter.save(tmp_path / 'adapter', adapters, str(hf_directory))
   torch.set_num_threads(1)
   base = JanusForConditionalGeneration.from_pretrained(hf_directory, dtype=torch.float32).eval()
@@ -166,8 +174,8 @@ def test_peft_loads_the_adapter_and_computes_what_merged_weights_do(tmp_path, hf
     prefix = model.language_model.prefill(embeds[:, :1], jnp.ones(1, jnp.int32))
     return model.lm_head(model.language_model.extend(prefix, embeds[:, None, 1:]))[0, 0]
 
-  merged = logits(nnx.merge(graphdef, lora.merged(params, adapters)))
-  beside = logits(lora.attach(nnx.merge(graphdef, params), adapters))
+  merged = logits(nnx.merge(graphdef, lora.merged(params, JANUS.lora_targets, adapters)))
+  beside = logits(lora.attach(nnx.merge(graphdef, params), JANUS.lora_targets, adapters))
   np.testing.assert_allclose(merged, beside, atol=1e-5)
   np.testing.assert_allclose(merged, theirs[0, 1:], atol=1e-4)
   assert np.std(theirs) > 1
@@ -177,7 +185,7 @@ def test_peft_loads_the_adapter_and_computes_what_merged_weights_do(tmp_path, hf
   'changes, words',
   [
     (dict(method__trainable='adapter'), ['lora', 'all_but_vq']),
-    (dict(method__lora_rank=0), ['lora_rank', 'at least 1']),
+    (dict(method__lora__rank=0), ['lora.rank', 'at least 1']),
   ],
 )
 def test_impossible_adapters_are_refused_in_one_sentence(changes, words):
@@ -189,16 +197,13 @@ def test_impossible_adapters_are_refused_in_one_sentence(changes, words):
 def test_the_convert_command_writes_a_runs_adapter_and_says_where_there_is_none(
   tmp_path, monkeypatch
 ):
-  from dsr_jax.convert import __main__ as command
-  from dsr_jax.convert import locate as model_source
-
   def found(trained):
     return model_source.Located(
       'runs/a', 'base', 'runs/a', 3, trained, {'model': {'name': 'some/base'}}
     )
 
   for seed, overwrite in ((0, False), (1, True)):
-    adapters = jax.device_get(random_adapters(tiny_step.model()[1], seed=seed))
+    adapters = janus_adapters(seed)
     monkeypatch.setattr(
       model_source, 'locate', lambda name, trained={'lora': adapters}: found(trained)
     )
@@ -207,7 +212,8 @@ def test_the_convert_command_writes_a_runs_adapter_and_says_where_there_is_none(
       == 'peft'
     )
     np.testing.assert_array_equal(
-      adapter.load(tmp_path / 'out', 1)['q_proj']['b'], adapters['q_proj']['b']
+      adapter.load(tmp_path / 'out', TINY.text.num_hidden_layers)['q_proj']['b'],
+      adapters['q_proj']['b'],
     )
   monkeypatch.setattr(model_source, 'locate', lambda name: found({'lm_head': {}}))
   with pytest.raises(InputError, match='no adapters in runs/a.*trainable=lora'):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from transformers import AutoProcessor, AutoTokenizer, JanusForConditionalGeneration
 
 from dsr_jax import convert
 from dsr_jax.models.janus.processor import ASSISTANT, BOI, USER
@@ -231,8 +232,6 @@ def test_greedy_guided_codes(model, hf_model, bundle):
 def test_an_exported_directory_gives_transformers_the_same_model(
   tmp_path, bundle, hf_directory, hf_model
 ):
-  from transformers import AutoProcessor, AutoTokenizer, JanusForConditionalGeneration
-
   target = tmp_path / 'exported'
   convert.save(target, bundle.config, jax.tree.map(jnp.asarray, bundle.params), hf_directory)
   again, info = JanusForConditionalGeneration.from_pretrained(

@@ -4,13 +4,14 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 import pytest
 import torch
+from transformers import AutoProcessor, JanusForConditionalGeneration
 
-from dsr_jax import convert
+from dsr_jax import convert, images
 from dsr_jax.convert import locate as model_source
 from dsr_jax.models.janus import model as janus
-from dsr_jax.models.janus import processor
 from dsr_jax.models.janus.processor import ASSISTANT, BOI, IMAGE, USER
 from dsr_jax.models.unified import Sampling, Text
 from dsr_jax.scenes import grammar
@@ -28,8 +29,6 @@ def ours():
 
 @pytest.fixture(scope='module')
 def theirs():
-  from transformers import AutoProcessor, JanusForConditionalGeneration
-
   torch.set_num_threads(1)
   model, info = JanusForConditionalGeneration.from_pretrained(
     model_source.EMBEDDED, dtype=torch.float32, output_loading_info=True
@@ -73,9 +72,9 @@ def test_text_logits_about_a_picture_are_those_of_transformers(ours, theirs):
   batch = hf_processor(text=text, images=[picture], return_tensors='pt')
   content = bundle.processor.encode_answer(answer)[:-1]
   want = hf(**batch).logits[0, -len(content) - 1 :].detach().numpy()
-  pixels = jnp.asarray(
-    processor.to_float(processor.preprocess(processor.load_image(_pil(picture)), 32))
-  )[None]
+  pixels = jnp.asarray(images.to_float(images.preprocess(images.load_image(_pil(picture)), 32)))[
+    None
+  ]
   asked = bundle.processor.pad([bundle.processor.encode_question(question)])
 
   @jax.jit
@@ -109,6 +108,4 @@ def test_codes_of_a_picture_are_those_of_transformers_with_a_unit_norm_codebook(
 
 
 def _pil(picture):
-  from PIL import Image
-
   return Image.fromarray(picture)

@@ -287,8 +287,6 @@ def test_sampled_texts_carry_their_teacher_forced_log_probability(
 
 def often_ending(model, bundle):
   """The same model with a text head that likes the end of sentence."""
-  from flax import nnx
-
   graphdef, params = nnx.split(model)
   params = jax.tree.map(lambda x: x, nnx.to_pure_dict(params))
   kernel = params['lm_head']['kernel'] * 0.2
@@ -320,8 +318,6 @@ def test_texts_end_at_their_end_of_sentence(model, bundle, pixels, questions):
 
 
 def test_after_the_last_text_has_ended_segments_are_padding(model, bundle, pixels, questions):
-  from flax import nnx
-
   graphdef, params = nnx.split(model)
   params = nnx.to_pure_dict(params)
   t = bundle.config.templates

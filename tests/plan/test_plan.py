@@ -19,18 +19,19 @@ from places import ROOT
 import pytest
 
 from dsr_jax import config as config_lib
-from dsr_jax import sharding
+from dsr_jax import config_loading, sharding
 from dsr_jax import state as state_lib
 from dsr_jax.configs import slices
 from dsr_jax.errors import InputError
 from dsr_jax.models.janus import model as janus
 from dsr_jax.models.janus.config import JanusConfig
+from dsr_jax.models.janus.family import JANUS
 from dsr_jax.models.unified import Picture, Scoring, Text
-from dsr_jax.plan import __main__ as plan
 from dsr_jax.plan import costs as plan_costs
 from dsr_jax.plan import hlo as plan_hlo
 from dsr_jax.plan import memory as plan_memory
 from dsr_jax.plan import program as plan_program
+from dsr_jax.plan import report as plan
 from dsr_jax.plan import sizes as plan_sizes
 
 COMMON = os.path.join(ROOT, 'configs', 'common.py')
@@ -38,7 +39,7 @@ COMMON = os.path.join(ROOT, 'configs', 'common.py')
 
 def full(size, **changes):
   """The paper's run of a published model."""
-  return config_lib.load(COMMON, model=f'deepseek-ai/Janus-Pro-{size}', **changes)
+  return config_loading.load(COMMON, model=f'deepseek-ai/Janus-Pro-{size}', **changes)
 
 
 # Topologies.
@@ -96,10 +97,10 @@ def test_the_estimate_of_the_state_is_what_the_state_takes():
   m = mesh_run
   mesh = sharding.make_mesh(config_lib.Mesh(1, 1, 1), jax.devices()[:1])
   with jax.set_mesh(mesh):
-    state = state_lib.init_state(m.params(), m.METHOD, m.SYSTEM, mesh)
+    state = state_lib.init_state(m.params(), JANUS, m.METHOD, m.SYSTEM, mesh)
   config = config_lib.Config(method=m.METHOD, system=m.SYSTEM)
   found = plan_memory.estimate(m.MODEL, config, dict(mesh.shape))
-  assert found.of('always') == sum(x.nbytes for x in jax.tree.leaves(state)) - state['step'].nbytes
+  assert found.of('always') == sum(x.nbytes for x in jax.tree.leaves(state)) - state.step.nbytes
 
 
 def test_a_mesh_divides_what_it_splits():
@@ -283,7 +284,7 @@ ENTRY %main (x: f32[3,5,46]) -> f32[] {
   %while.2 = (s32[]) while(%init2), condition=%cond, body=%other, metadata={op_name="jit(step)/generation/update/while"}
   ROOT %out = f32[] add(%a, %b)
 }
-"""
+"""  # noqa: E501
 
 
 def test_moves_in_decode_loops_are_found_in_called_computations_and_started_pairs():
@@ -316,7 +317,7 @@ def test_loops_are_found_by_their_scope_in_a_real_program():
 
 def small():
   """The smallest real run there is."""
-  return config_lib.load(
+  return config_loading.load(
     os.path.join(ROOT, 'configs', 'scenes_tiny.py'),
     method__task='generation',
     method__inputs_per_step=2,
@@ -344,7 +345,7 @@ def test_the_compiled_half_says_what_the_compiler_says(monkeypatch, capsys):
     and not found['moves_in_decode']
   )
   assert found['logits_held_at_once']['text'] > 0
-  table = plan._table(report, estimate)
+  table = plan.table(report, estimate)
   assert 'compiled in' in table and 'generation: draw' in table and 'a step' in table
 
 
@@ -447,7 +448,7 @@ def test_bad_input_is_one_sentence(args, message):
   'size, name', [(size, name) for size, names in slices.SLICES.items() for name in names]
 )
 def test_each_slice_of_the_full_size_configs_fits_as_counted(size, name):
-  config = config_lib.load(os.path.join(ROOT, 'configs', f'janus_pro_{size}.py:{name}'))
+  config = config_loading.load(os.path.join(ROOT, 'configs', f'janus_pro_{size}.py:{name}'))
   report, _ = plan.plan(config, name, compiling=False)
   assert report['fits'], report['needed_bytes'] / report['memory_bytes']
   assert (config.method.steps, config.method.inputs_per_step, config.method.group_size) == (
@@ -461,4 +462,4 @@ def test_a_slice_that_a_config_does_not_know_is_refused():
   with pytest.raises(
     InputError, match="found the slice 'v5e:1x1' after the config; expected one of v5p:4x4x4"
   ):
-    config_lib.load(os.path.join(ROOT, 'configs', 'janus_pro_7b.py:v5e:1x1'))
+    config_loading.load(os.path.join(ROOT, 'configs', 'janus_pro_7b.py:v5e:1x1'))

@@ -7,7 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from dsr_jax.convert import locate as model_source
+from dsr_jax.convert import locate
+from dsr_jax.evaluate import ranking, stats
 from dsr_jax.models.janus.processor import Processor
 from dsr_jax.probe import measures, words
 from dsr_jax.probe import scenes as probe_scenes
@@ -21,7 +22,7 @@ def values(seed=0, groups=12, size=5):
 
 def test_best_mean_and_worst_are_of_the_candidates_that_the_reward_picks():
   rewards, scores = values()
-  found = measures.best_mean_worst(rewards, scores)
+  found = ranking.best_mean_worst(rewards, scores)
   assert found['best'].value == pytest.approx(
     np.mean([s[np.argmax(r)] for r, s in zip(rewards, scores)])
   )
@@ -36,7 +37,7 @@ def test_best_mean_and_worst_are_of_the_candidates_that_the_reward_picks():
 
 def test_best_of_n_is_the_mean_over_all_choices_of_n():
   rewards, scores = values()
-  curve = measures.best_of_curve(rewards, scores)
+  curve = ranking.best_of_curve(rewards, scores)
   for n in range(1, 6):
     expected = []
     for r, s in zip(rewards, scores):
@@ -47,7 +48,7 @@ def test_best_of_n_is_the_mean_over_all_choices_of_n():
       n not in (1, 5) or curve[n - 1] == pytest.approx(np.mean(expected))
     )  # ties: exact at both ends
   unique = np.random.default_rng(1).random((6, 5))
-  for n, value in enumerate(measures.best_of_curve(unique, scores[:6]), 1):
+  for n, value in enumerate(ranking.best_of_curve(unique, scores[:6]), 1):
     assert value == pytest.approx(
       np.mean(
         [
@@ -61,17 +62,17 @@ def test_best_of_n_is_the_mean_over_all_choices_of_n():
 
 def test_pairwise_accuracy_counts_pairs_that_differ_and_halves_ties():
   rewards, scores = np.array([[1.0, 2.0, 2.0]]), np.array([[0.0, 1.0, 0.0]])
-  found = measures.pairwise_accuracy(
+  found = ranking.pairwise_accuracy(
     rewards, scores
   )  # (0, 1) right, (1, 2) a tie, (0, 2) told apart by nothing
   assert found['pairs'] == 2 and found['accuracy'].value == pytest.approx(0.75)
-  assert measures.pairwise_accuracy(rewards, np.zeros((1, 3))) == {'accuracy': None, 'pairs': 0}
+  assert ranking.pairwise_accuracy(rewards, np.zeros((1, 3))) == {'accuracy': None, 'pairs': 0}
 
 
 def test_ties_and_spread():
   rewards = np.array([[1.0, 1.0, 1.0], [0.0, 1.0, 1.0]])
-  assert measures.ties(rewards) == {'groups': 0.5, 'pairs': pytest.approx(4 / 6)}
-  assert measures.spread(rewards) == {
+  assert ranking.ties(rewards) == {'groups': 0.5, 'pairs': pytest.approx(4 / 6)}
+  assert ranking.spread(rewards) == {
     'within': pytest.approx(np.std([0, 1, 1]) / 2),
     'between': pytest.approx(1 / 6),
     'range': 0.5,
@@ -80,7 +81,7 @@ def test_ties_and_spread():
 
 def test_what_the_reward_is_blind_to_is_named():
   def estimate(value, low, high):
-    return measures.Estimate(value, low, high)
+    return stats.Estimate(value, low, high)
 
   numbers = {
     'swaps': {
@@ -106,21 +107,21 @@ def test_auc_is_the_share_of_ordered_pairs():
   rng = np.random.default_rng(0)
   scores, labels = rng.integers(0, 6, 60), rng.random(60) < 0.3
   pairs = [(a > b) + (a == b) / 2 for a in scores[labels] for b in scores[~labels]]
-  found = measures.auc_interval(scores, labels, np.arange(60) // 4)
+  found = ranking.auc_interval(scores, labels, np.arange(60) // 4)
   assert found['auc'].value == pytest.approx(np.mean(pairs))
   assert (
     found['auc'].low < found['auc'].value < found['auc'].high and found['positive'] == labels.sum()
   )
-  assert measures.auc_interval([1.0], [True], [0])['auc'] is None
-  assert measures.auc_interval([], [], [])['auc'] is None
+  assert ranking.auc_interval([1.0], [True], [0])['auc'] is None
+  assert ranking.auc_interval([], [], [])['auc'] is None
 
 
 def test_slope_is_least_squares_within_groups():
   rng = np.random.default_rng(0)
   x = rng.random((7, 4))
   rewards = 3 * x + rng.random((7, 1)) * 100  # what differs between groups does not count
-  assert measures.slope(rewards, x) == {'slope': pytest.approx(3), 'correlation': pytest.approx(1)}
-  assert measures.slope(rewards, np.ones((7, 4))) is None
+  assert ranking.slope(rewards, x) == {'slope': pytest.approx(3), 'correlation': pytest.approx(1)}
+  assert ranking.slope(rewards, np.ones((7, 4))) is None
 
 
 def test_rank_correlation_is_spearmans():
@@ -128,10 +129,8 @@ def test_rank_correlation_is_spearmans():
     np.array([[1.0, 2.0, 3.0], [5.0, 5.0, 5.0]]),
     np.array([[10.0, 30.0, 20.0], [1.0, 2.0, 3.0]]),
   )
-  assert measures.rank_correlation(a, b) == pytest.approx(
-    0.5
-  )  # the group without order is left out
-  assert measures.rank_correlation(a[1:], b[1:]) is None
+  assert ranking.rank_correlation(a, b) == pytest.approx(0.5)  # the group without order is left out
+  assert ranking.rank_correlation(a[1:], b[1:]) is None
 
 
 def test_lowest_word_is_compared_with_chance():
@@ -163,7 +162,7 @@ def test_a_gate_that_fails_is_a_no_go_and_one_that_was_not_measured_is_not():
   ]
   long = measures.decide('understanding', {**good, 'slopes': {'length': {'correlation': -0.95}}})
   assert not long['go'] and long['gates'][-1]['passed'] is False
-  judged = measures.best_mean_worst(np.arange(4.0)[None], np.array([[0.0, 0.0, 0.0, 1.0]]))
+  judged = ranking.best_mean_worst(np.arange(4.0)[None], np.array([[0.0, 0.0, 0.0, 1.0]]))
   assert (
     measures.decide('understanding', {**good, 'judged': {'f1': judged}})['gates'][0]['passed']
     is True
@@ -204,10 +203,12 @@ def test_swapped_prompts_are_not_true_of_the_picture():
     reading = judge.read(pixels)[0]
     category = {'colours': 'color_attr', 'counts': 'counting', 'relations': 'position'}[kind]
 
-    def rule(text):
-      return judge.verdict(grammar.Prompt(text, judge.parse(text), category), reading)['geneval']
-
-    assert rule(text) and not rule(words.swapped(text, kind)), text
+    other = words.swapped(text, kind)
+    right, wrong = (
+      judge.verdict(grammar.Prompt(t, judge.parse(t), category), reading)['geneval']
+      for t in (text, other)
+    )
+    assert right and not wrong, text
 
 
 def test_clauses_are_the_things_and_relations_of_a_text():
@@ -270,7 +271,7 @@ def test_words_are_wrong_where_the_picture_contradicts_them():
 
 
 def test_tokens_are_summed_into_the_words_that_they_stand_in():
-  processor = Processor.from_directory(model_source.EMBEDDED)
+  processor = Processor.from_directory(locate.EMBEDDED)
   text = 'a red polygon left of a blue hourglass'
   spans = words.token_spans(processor, text)
   assert [text[a:b].strip() for a, b in spans] == [

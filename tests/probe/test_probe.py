@@ -15,17 +15,17 @@ import numpy as np
 import pytest
 from run_command import ROOT, TINY, Page, picture_of, run
 
-from dsr_jax import config as config_lib
-from dsr_jax.convert import locate as model_source
+from dsr_jax import config_loading
+from dsr_jax.convert import locate
 from dsr_jax.errors import InputError
 from dsr_jax.models.janus.processor import Processor
 from dsr_jax.models.unified import Picture, Scoring, Text
 from dsr_jax.probe import __main__ as probe
-from dsr_jax.probe import measures
-from dsr_jax.probe import page as probe_page
-from dsr_jax.probe import scenes as probe_scenes
-from dsr_jax.probe import tasks as probe_tasks
-from dsr_jax.probe.model import Drawn, Prober
+from dsr_jax.probe import measures, tasks
+from dsr_jax.probe import page as page_lib
+from dsr_jax.probe import scenes as scenes_lib
+from dsr_jax.probe.model import ProbedPictures, Prober
+from dsr_jax.rollouts import GenerationBatch
 from dsr_jax.scenes import render, world
 
 
@@ -44,16 +44,16 @@ def own(tmp_path_factory):
   """(numbers, page, config) of the smallest model with prompts and pictures of someone's own: no
   judge.
   """
-  config = config_lib.load(
+  config = config_loading.load(
     TINY, **micro_parts.write_inputs(tmp_path_factory.mktemp('own')), method__group_size=4
   )
   numbers, shown = measure(config)
-  return numbers, Page(probe_page.page(numbers, shown)), config
+  return numbers, Page(page_lib.page(numbers, shown)), config
 
 
 def measure(config):
   model = micro_parts.load()
-  results = probe_tasks.probe(model.graphdef, model, config, 3, 42)
+  results = tasks.probe(model, config, 3, 42)
   about = dict(
     model='micro',
     prompts='prompts.txt',
@@ -172,38 +172,33 @@ def test_what_is_asked_of_the_model_is_what_plain_calls_give(own):
   _, _, config = own
   model = micro_parts.load()
   words = model.processor
-  prober = Prober(model.graphdef, model.params, words, config.method, config.system, 0)
-  text = words.pad([words.encode_prompt(t) for t in ('a red circle', 'two rings')], 6)
-  asked = Text(
-    *(np.repeat(x, 2, axis=0) for x in words.pad([words.encode_question('Describe it.')]))
-  )
-  drawn = prober.draw(*text, ['Describe it.', 'What is it?'])
+  prober = Prober(model, config.method, config.system, 0)
+  prompt = words.pad([words.encode_prompt(t) for t in ('a red circle', 'two rings')], 6)
+  asked = words.pad([words.encode_question('Describe it.')] * 2)
+  drawn = prober.draw(prompt, ['Describe it.', 'What is it?'])
   plain = nnx.merge(model.graphdef, jax.tree.map(jnp.asarray, model.params))
-  pictures, own_text = (
-    plain.picture_from_codes(drawn.codes),
-    Text(text.ids[:, None], text.mask[:, None]),
-  )
-  np.testing.assert_allclose(
-    drawn.text_logps, plain.text_logps(pictures, asked, own_text, None, Scoring()).logp, atol=1e-5
-  )
-  lengths = text.mask.sum(1)[:, None]
+  pictures = plain.picture_from_codes(drawn.codes)
+  own_text = Text(prompt.ids[:, None], prompt.mask[:, None])
+  read = plain.text_logps(pictures, asked, own_text, None, Scoring()).logp
+  np.testing.assert_allclose(drawn.text_logps, read, atol=1e-5)
+  lengths = prompt.mask.sum(1)[:, None]
   np.testing.assert_allclose(drawn.rewards[:, 0], drawn.text_logps.sum(-1) / lengths, atol=1e-5)
   assert np.abs(drawn.rewards[:, 0] - drawn.rewards[:, 1]).max() > 1e-4  # another instruction
   scores = plain.picture_logps(own_text, drawn.codes, None, Scoring())
   np.testing.assert_allclose(drawn.code_logps, scores.logp, atol=1e-5)
   np.testing.assert_allclose(drawn.code_entropy, scores.entropy, atol=1e-5)
+
   # Without a prompt every prompt is alike.
-  bare = plain.picture_logps(
-    Text(text.ids[::-1, None], text.mask[::-1, None]), drawn.codes, None, Scoring(guidance=0.0)
-  ).logp
-  np.testing.assert_allclose(drawn.bare_logps, bare, atol=1e-5)
+  other = Text(prompt.ids[::-1, None], prompt.mask[::-1, None])
+  unconditional = plain.picture_logps(other, drawn.codes, None, Scoring(guidance=0.0)).logp
+  np.testing.assert_allclose(drawn.unconditional_logps, unconditional, atol=1e-5)
+
   # Other pictures in the place of a prompt's own.
   swapped = Picture(*(x[::-1, :1] for x in pictures))
-  read = prober.read(*text, drawn.codes[::-1, :1], 'Describe it.')
-  np.testing.assert_allclose(
-    read, plain.text_logps(swapped, asked, own_text, None, Scoring()).logp, atol=1e-5
-  )
-  given_picture, given_text = prober.both(
+  read = plain.text_logps(swapped, asked, own_text, None, Scoring()).logp
+  found = prober.read_prompts(prompt, drawn.codes[::-1, :1], 'Describe it.')
+  np.testing.assert_allclose(found, read, atol=1e-5)
+  given_picture, given_text = prober.score_pairs(
     ['a red circle', 'two rings'], drawn.codes[:, 1], 'Describe it.'
   )
   np.testing.assert_allclose(given_picture, drawn.rewards[:, 0, 1], atol=1e-5)
@@ -211,73 +206,65 @@ def test_what_is_asked_of_the_model_is_what_plain_calls_give(own):
 
 
 class Seeing:
-  """In the place of a Prober: draws every prompt rightly, or bare ground, and knows which; the same
-  for texts.
-  """
+  """In the place of a Prober: draws every prompt rightly, or bare ground, and knows which."""
 
-  def __init__(self, prompts, scenes):
-    self.prompts, self.scenes, self.rng = prompts, scenes, np.random.default_rng(0)
+  def __init__(self, prompts):
+    self.prompts = prompts
+    self.rng = np.random.default_rng(0)
 
-  def draw(self, ids, mask, instructions):
-    number, group, length = len(ids), 4, ids.shape[1]
+  def draw(self, prompt, instructions):
+    (number, length), group = prompt.ids.shape, 4
     right = np.arange(group) % 2 == 0
-    pixels = np.stack(
-      [
-        [picture_of(p.atoms) if r else render.render(world.Scene(())) for r in right]
-        for p in self.prompts
-      ]
+    bare = render.render(world.Scene(()))
+    pixels = [[picture_of(p.atoms) if r else bare for r in right] for p in self.prompts]
+    worth = np.where(right, -1.0, -2.0)
+    noise = self.rng.normal(size=(number, group, 64))
+    return ProbedPictures(
+      codes=np.broadcast_to(right[None, :, None], noise.shape).astype(np.int32),
+      pixels=np.array(pixels),
+      rewards=np.broadcast_to(worth + 0.01 * np.arange(group), (number, len(instructions), group)),
+      text_logps=np.broadcast_to(worth[None, :, None], (number, group, length)),
+      code_logps=noise,
+      code_entropy=noise,
+      unconditional_logps=noise,
     )
-    rewards = np.broadcast_to(
-      np.where(right, -1.0, -2.0) + 0.01 * np.arange(group), (number, len(instructions), group)
-    )
-    logps = np.broadcast_to(np.where(right, -1.0, -2.0)[None, :, None], (number, group, length))
-    codes = np.broadcast_to(right[None, :, None], (number, group, 64)).astype(np.int32)
-    return Drawn(codes, pixels, rewards, logps, *[self.rng.normal(size=codes.shape)] * 3)
 
-  def read(self, ids, mask, codes, instruction):
-    return np.where(codes[:, :, :1] == 1, -1.0, -2.0) * np.ones(ids.shape[1])
+  def read_prompts(self, prompt, codes, instruction):
+    return np.where(codes[:, :, :1] == 1, -1.0, -2.0) * np.ones(prompt.ids.shape[1])
 
-  def tokenize(self, pixels):
+  def encode(self, pixels):
     return np.array([np.frombuffer(p.tobytes(), np.uint8)[:64] for p in pixels], np.int32)
 
-  def both(self, texts, codes, instruction):
-    self.asked = texts
+  def score_pairs(self, texts, codes, instruction):
     half = len(texts) // 2
     good = np.where(np.arange(len(texts)) < half, -1.0, -2.0)  # the true ones come first
     return good, np.repeat(good[:, None], 64, axis=1)
 
 
-def test_a_reward_that_sees_everything_is_a_go(bundle_of_scenes):
-  config = config_lib.load(TINY, method__group_size=4)
-  prompts = probe_scenes.prompts(0, 12)
-  processor = bundle_of_scenes
+def test_a_reward_that_sees_everything_is_a_go(processor):
+  config = config_loading.load(TINY, method__group_size=4)
+  prompts = scenes_lib.prompts(0, 12)
   texts = [p.text for p in prompts]
-  ids, mask = processor.pad([processor.encode_prompt(t) for t in texts])
-  n = probe_tasks.generation(
-    Seeing(prompts, None), processor, config, dict(prompt_ids=ids, prompt_mask=mask), texts, 0
-  ).numbers
-  assert (
-    n['judged']['right']['best'].value == 1
-    and n['judged']['right']['worst'].value == 0
-    and n['judged']['right']['mean'].value == 0.5
+  batch = GenerationBatch(
+    prompt=processor.pad([processor.encode_prompt(t) for t in texts]),
+    instruction=None,
+    extra={},
   )
-  assert (
-    n['pairwise']['accuracy'].value == 1
-    and n['swaps']['mean'] == 1
-    and n['verdict']['go']
-    and not n['verdict']['blind']
-  )
-  assert n['best_of']['by_reward'][-1] == 1 and sorted(n['categories']) == sorted(
-    {p.category for p in prompts}
-  )
+  n = tasks.generation(Seeing(prompts), processor, config, batch, texts=texts, seed=0).numbers
+  judged = n['judged']['right']
+  assert judged['best'].value == 1 and judged['worst'].value == 0 and judged['mean'].value == 0.5
+  assert n['pairwise']['accuracy'].value == 1 and n['swaps']['mean'] == 1
+  assert n['verdict']['go'] and not n['verdict']['blind']
+  assert n['best_of']['by_reward'][-1] == 1
+  assert sorted(n['categories']) == sorted({p.category for p in prompts})
   # A bare picture shows none of a prompt's things, so every noun is wrong there, and its words are
   # the ones that are supported least.
   assert n['words']['auc'].value == 1
 
 
 @pytest.fixture(scope='module')
-def bundle_of_scenes():
-  return Processor.from_directory(model_source.EMBEDDED)
+def processor():
+  return Processor.from_directory(locate.EMBEDDED)
 
 
 @pytest.mark.parametrize(

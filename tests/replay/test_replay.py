@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 from run_command import TINY, Page, run
 
-from dsr_jax import config as config_lib
-from dsr_jax import parts as parts_lib
-from dsr_jax import train
+from dsr_jax import config_loading, train
 from dsr_jax.errors import InputError
 from dsr_jax.replay import __main__ as replay
 
@@ -19,8 +17,9 @@ from dsr_jax.replay import __main__ as replay
 @pytest.fixture(scope='module', autouse=True)
 def small():
   """Every replay of this file finds the smallest model."""
+  builders = micro_parts.real()
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(parts_lib, 'real', micro_parts.real)
+    patch.setattr(train, 'Builders', lambda: builders)
     yield
 
 
@@ -28,7 +27,7 @@ def small():
 def workdir(tmp_path_factory, small):
   """A run of three steps with checkpoints at 2 and 3."""
   folder = tmp_path_factory.mktemp('run')
-  config = config_lib.load(
+  config = config_loading.load(
     TINY,
     model='micro',
     **micro_parts.write_inputs(folder),
@@ -79,9 +78,9 @@ def test_a_step_is_recomputed_exactly_from_a_checkpoint_and_from_the_start(workd
 
 
 METHODS = {
-  'two models': dict(strategy='separate', scorer='partner', swap_every=1),
+  'two models': dict(strategy='separate', separate__swap_every=1),
   'an adapter, two inner updates': dict(
-    objective='grpo', trainable='lora', lora_rank=2, inner_updates=2
+    objective='grpo', trainable='lora', lora__rank=2, inner_updates=2
   ),
   'all weights, a moving scorer': dict(trainable='all_but_vq', scorer='ema', reward='pmi'),
 }
@@ -89,7 +88,7 @@ METHODS = {
 
 @pytest.mark.parametrize('name', METHODS)
 def test_a_step_of_every_kind_of_state_is_recomputed_exactly(name, small, tmp_path):
-  config = config_lib.load(
+  config = config_loading.load(
     TINY,
     model='micro',
     **micro_parts.write_inputs(tmp_path),

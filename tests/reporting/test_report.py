@@ -9,6 +9,7 @@ import re
 import struct
 
 import fake_run
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 import numpy as np
 import pytest
 
@@ -28,8 +29,6 @@ def test_crc32c_has_its_published_values():  # RFC 3720, B.4, and the usual chec
 
 def event_class():
   """TensorBoard's Event message, as far as it is used, built by protobuf from a description."""
-  from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-
   file = descriptor_pb2.FileDescriptorProto(name='event.proto', package='t', syntax='proto3')
   kind = descriptor_pb2.FieldDescriptorProto
 

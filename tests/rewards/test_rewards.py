@@ -7,15 +7,19 @@ import jax
 import jax.numpy as jnp
 import micro_model
 import numpy as np
+from PIL import Image
 import pytest
 import tiny_step
 
+from dsr_jax import config as config_lib
 from dsr_jax.data import batches as batches_lib
 from dsr_jax.data import fields, swaps
 from dsr_jax.errors import InputError
+from dsr_jax.models.common import splice
 from dsr_jax.models.unified import Picture, Scoring, Text, row_keys
-from dsr_jax.rewards import base as rewards
+from dsr_jax.rewards import controls, dual, table, variants
 from dsr_jax.rewards import scenes_judge as callback
+from dsr_jax.rewards.base import RewardInputs
 from dsr_jax.scenes import grammar, judge, render, sets
 
 N = micro_model.NUM_CODES
@@ -50,18 +54,19 @@ def case(model, task, method=tiny_step.METHOD, seed=0, extra=None, group=3):
     pixels = jnp.asarray(rng.uniform(-1, 1, (2, 16, 16, 3)).astype('f4'))
     text, picture = Text(ids(2, group, 5), masks(2, group, 5)), model.picture_from_pixels(pixels)
     question = Text(ids(2, 3), jnp.ones((2, 3), bool))
-  return rewards.Case(
-    task,
-    model,
-    text,
-    picture,
-    question,
-    row_keys(jax.random.key(seed), 0, 2, group),
-    extra or {},
-    None,
-    Scoring(),
-    2,
-    method,
+  return RewardInputs(
+    task=task,
+    model=model,
+    text=text,
+    picture=picture,
+    question=question,
+    sample_keys=row_keys(jax.random.key(seed), 0, 2, group),
+    score_keys=None,
+    extra=extra or {},
+    reward_params=None,
+    scoring=Scoring(),
+    eos_id=2,
+    method=method,
   )
 
 
@@ -96,10 +101,10 @@ BOTH = pytest.mark.parametrize('task', ['generation', 'understanding'])
 def test_dual_is_the_mean_log_probability_and_probability_the_mean_probability(model, task):
   c = case(model, task)
   np.testing.assert_allclose(
-    rewards.dual(c), each(c, lambda i, j: token_logps(c, i, j).mean()), atol=2e-5
+    dual.dual(c), each(c, lambda i, j: token_logps(c, i, j).mean()), atol=2e-5
   )
   np.testing.assert_allclose(
-    rewards.probability(c), each(c, lambda i, j: np.exp(token_logps(c, i, j)).mean()), atol=2e-5
+    variants.probability(c), each(c, lambda i, j: np.exp(token_logps(c, i, j)).mean()), atol=2e-5
   )
 
 
@@ -117,7 +122,9 @@ def test_pmi_weighs_tokens_by_what_the_candidates_say_about_them(model, task):
         c.model.picture_logps(nothing, c.picture.codes[i][None, None], None, Scoring()).logp[0, 0]
       )
     weight = np.abs(logps - alone).mean(0) + 1e-6
-    np.testing.assert_allclose(rewards.pmi(c)[i], (logps * weight).sum(1) / weight.sum(), atol=1e-4)
+    np.testing.assert_allclose(
+      variants.pmi(c)[i], (logps * weight).sum(1) / weight.sum(), atol=1e-4
+    )
 
 
 @BOTH
@@ -148,7 +155,7 @@ def test_contrastive_is_the_inputs_share_among_its_negatives(model, task):
     return t[0] - max(t) - np.log(np.sum(np.exp(np.array(t) - max(t))))
 
   np.testing.assert_allclose(
-    rewards.contrastive(c), each(c, lambda i, j: share(totals(i, j))), atol=1e-3
+    variants.contrastive(c), each(c, lambda i, j: share(totals(i, j))), atol=1e-3
   )
 
 
@@ -159,7 +166,7 @@ def test_contrastive_counts_the_end_of_text_in_all_prompts_or_in_none(model):
   for eos in (False, True):
     c = case(model, 'generation', tiny_step.method(eos_in_reward=eos))
     c = c._replace(extra=dict(negative_ids=c.text.ids[:, None], negative_mask=c.text.mask[:, None]))
-    np.testing.assert_allclose(rewards.contrastive(c), np.log(0.5), atol=1e-5)
+    np.testing.assert_allclose(variants.contrastive(c), np.log(0.5), atol=1e-5)
 
 
 @BOTH
@@ -168,15 +175,15 @@ def test_shuffled_scores_another_input(model, task):
   if task == 'generation':
     other = jax.tree.map(lambda x: x[::-1], base.text)
     c = base._replace(extra=dict(other_ids=other.ids, other_mask=other.mask))
-    expected = rewards.dual(base._replace(text=other))
+    expected = dual.dual(base._replace(text=other))
   else:
     pixels = jnp.asarray(np.random.default_rng(3).integers(0, 255, (2, 16, 16, 3)).astype('u1'))
     c = base._replace(extra=dict(other_pixels=pixels))
-    expected = rewards.dual(
+    expected = dual.dual(
       base._replace(picture=model.picture_from_pixels(pixels.astype(jnp.float32) / 127.5 - 1.0))
     )
-  np.testing.assert_allclose(rewards.shuffled(c), expected, atol=1e-5)
-  assert np.abs(np.asarray(rewards.shuffled(c)) - np.asarray(rewards.dual(base))).max() > 1e-3
+  np.testing.assert_allclose(controls.shuffled(c), expected, atol=1e-5)
+  assert np.abs(np.asarray(controls.shuffled(c)) - np.asarray(dual.dual(base))).max() > 1e-3
 
 
 def test_forward_is_the_candidates_own_likelihood(model):
@@ -184,7 +191,7 @@ def test_forward_is_the_candidates_own_likelihood(model):
   own = c.model.picture_logps(
     Text(c.text.ids[:, None], c.text.mask[:, None]), c.picture.codes, None, Scoring()
   ).logp.mean(-1)
-  np.testing.assert_allclose(rewards.forward(c), own, atol=1e-5)
+  np.testing.assert_allclose(controls.forward(c), own, atol=1e-5)
   c = case(model, 'understanding')
   scores = c.model.text_logps(
     jax.tree.map(lambda x: x[:, None], c.picture), c.question, c.text, None, Scoring()
@@ -193,7 +200,7 @@ def test_forward_is_the_candidates_own_likelihood(model):
     [np.asarray(scores[i, j])[np.asarray(c.text.mask[i, j])].mean() for j in range(3)]
     for i in range(2)
   ]
-  np.testing.assert_allclose(rewards.forward(c), own, atol=1e-5)
+  np.testing.assert_allclose(controls.forward(c), own, atol=1e-5)
 
 
 @BOTH
@@ -227,24 +234,24 @@ def test_vqa_is_yes_against_no_after_the_spliced_question(model, task):
 
     return 1 / (1 + np.exp(total([13, 14]) - total([12])))
 
-  np.testing.assert_allclose(rewards.vqa(c), each(c, one), atol=1e-4)
+  np.testing.assert_allclose(variants.vqa(c), each(c, one), atol=1e-4)
 
 
 def test_splicing_leaves_no_hole_and_keeps_the_order():
-  content = Text(jnp.array([[5, 6, 7], [5, 2, 7]]), jnp.array([[1, 1, 0], [1, 0, 1]], bool))
-  out = rewards.spliced(jnp.array([1]), content, jnp.array([8, 9]))
-  assert [ids[mask].tolist() for ids, mask in zip(np.asarray(out.ids), np.asarray(out.mask))] == [
-    [1, 5, 6, 8, 9],
-    [1, 5, 7, 8, 9],
-  ]
-  np.testing.assert_array_equal(out.mask, np.sort(out.mask, axis=1)[:, ::-1])
+  content = splice.compacted(
+    jnp.array([[5, 6, 7], [5, 2, 7]]), jnp.array([[1, 1, 0], [1, 0, 1]], bool)
+  )
+  for before, after in (((1,), (8, 9)), (jnp.array([1]), jnp.array([8, 9]))):
+    ids, length = splice.spliced(before, *content, after, pad_id=0)
+    np.testing.assert_array_equal(ids, [[1, 5, 6, 8, 9, 0], [1, 5, 7, 8, 9, 0]])
+    np.testing.assert_array_equal(length, [5, 5])
 
 
 def test_random_is_uniform_by_the_candidates_key_and_not_the_samplers_bits(model):
-  c = case(model, 'generation')._replace(keys=row_keys(jax.random.key(1), 0, 200, 8))
-  drawn = np.asarray(rewards.random(c))
+  c = case(model, 'generation')._replace(sample_keys=row_keys(jax.random.key(1), 0, 200, 8))
+  drawn = np.asarray(controls.random(c))
   assert drawn.shape == (200, 8) and 0.47 < drawn.mean() < 0.53 and len(np.unique(drawn)) > 1500
-  np.testing.assert_array_equal(drawn, rewards.random(c))
+  np.testing.assert_array_equal(drawn, controls.random(c))
 
 
 @BOTH
@@ -254,7 +261,7 @@ def test_an_empty_text_gets_the_worst_of_its_group_under_every_reward(model, tas
     c = c._replace(
       text=Text(c.text.ids.at[0, 1, 0].set(2), c.text.mask.at[0, 1].set(jnp.arange(5) < 1))
     )
-    assert rewards.score(c)[0, 1] == rewards.score(c)[0].min()
+    assert table.score(c)[0, 1] == table.score(c)[0].min()
 
 
 # The judge.
@@ -296,9 +303,9 @@ def test_the_judges_verdicts_are_the_judges_own():
   texts = [p.text for p in prompts[:4]]
   captions = [grammar.caption(s, np.random.default_rng(i)) for i, s in enumerate(scenes)]
   words = Words(texts + captions)
-  table = fields.FIELDS['vocabulary'].whole(words, None)
+  vocabulary = fields.FIELDS['vocabulary'].whole(words, None)
   ids, mask = batches_lib.prompts_lib.pad([words.encode_prompt(t) for t in texts], 40, 2)
-  found = callback.verdicts_on_pictures(pixels, ids, mask, **table)
+  found = callback.verdicts_on_pictures(pixels, ids, mask, **vocabulary)
   expected = [
     [judge.graded(p.atoms, r) for r in judge.read(row)] for p, row in zip(prompts, pixels)
   ]
@@ -306,7 +313,7 @@ def test_the_judges_verdicts_are_the_judges_own():
   # A caption of each scene under every picture: true ones state only right atoms.
   ids, mask = batches_lib.prompts_lib.pad([words.encode_prompt(t) for t in captions], 60, 2)
   told = callback.verdicts_on_texts(
-    pixels[:, 0], ids.reshape(4, 3, -1), mask.reshape(4, 3, -1), **table
+    pixels[:, 0], ids.reshape(4, 3, -1), mask.reshape(4, 3, -1), **vocabulary
   )
   for i in range(4):
     for j in range(3):
@@ -320,7 +327,7 @@ def test_a_degraded_judge_is_right_as_often_as_it_says(model, monkeypatch):
   pixels = np.stack([render.render(s) for s in sets.evaluation_scenes(1, 'validation')])
   prompt = 'a photo of a red disc'
   words = Words([prompt])
-  table = {k: jnp.asarray(v) for k, v in fields.FIELDS['vocabulary'].whole(words, None).items()}
+  vocabulary = jax.tree.map(jnp.asarray, fields.FIELDS['vocabulary'].whole(words, None))
   ids = jnp.asarray([words.encode_prompt(prompt)] * 20)
   shown = jnp.broadcast_to(jnp.asarray(pixels[0], jnp.float32) / 127.5 - 1.0, (20, 8, 32, 32, 3))
   verdicts = []
@@ -330,10 +337,10 @@ def test_a_degraded_judge_is_right_as_often_as_it_says(model, monkeypatch):
     )._replace(
       text=Text(ids, jnp.ones(ids.shape, bool)),
       picture=Picture(None, shown),
-      keys=row_keys(jax.random.key(0), 0, 20, 8),
-      extra=table,
+      sample_keys=row_keys(jax.random.key(0), 0, 20, 8),
+      extra=vocabulary,
     )
-    verdicts.append(np.asarray(jax.jit(lambda: rewards.judge(c))()))
+    verdicts.append(np.asarray(jax.jit(lambda c=c: controls.judge(c))()))
   exact, degraded = verdicts
   assert len(np.unique(exact)) == 1
   kept = np.isclose(degraded, exact)
@@ -342,7 +349,7 @@ def test_a_degraded_judge_is_right_as_often_as_it_says(model, monkeypatch):
 
 def test_the_judge_refuses_pictures_that_are_none_of_scenes(model):
   with pytest.raises(InputError, match='16 x 16 pixels.*expected 32 x 32'):
-    rewards.judge(case(model, 'generation', tiny_step.method(reward='judge')))
+    controls.judge(case(model, 'generation', tiny_step.method(reward='judge')))
 
 
 # Fields.
@@ -381,8 +388,8 @@ def test_negatives_are_as_many_as_asked_and_never_the_prompt():
       ['generation/negative_ids', 'generation/negative_mask', 'understanding/negative_pixels'],
     ),
     ('shuffled', ['generation/other_ids', 'generation/other_mask', 'understanding/other_pixels']),
-    ('vqa', ['whole/answer_no', 'whole/answer_yes', 'whole/yes_after', 'whole/yes_before']),
-    ('judge', ['whole/token_bytes', 'whole/token_ends']),
+    ('vqa', ['shared/answer_no', 'shared/answer_yes', 'shared/yes_after', 'shared/yes_before']),
+    ('judge', ['shared/token_bytes', 'shared/token_ends']),
   ],
 )
 def test_batches_hold_what_the_reward_declares_and_nothing_else(tmp_path, reward, names):
@@ -395,12 +402,8 @@ def test_batches_hold_what_the_reward_declares_and_nothing_else(tmp_path, reward
   (tmp_path / 'prompts.txt').write_text('\n'.join(texts))
   folder = tmp_path / 'images'
   folder.mkdir()
-  from PIL import Image
-
   for i in range(4):
     Image.new('RGB', (20, 20), (60 * i, 100, 200)).save(folder / f'{i}.png')
-  from dsr_jax import config as config_lib
-
   data = config_lib.Data(prompts=str(tmp_path / 'prompts.txt'), images=str(folder))
   more = ' '.join(t for text in texts for t in swaps.negatives(text, 3, ''))
   words = Words([*texts, more, 'q', 'i', 'Does this image show', '? Answer yes or no .'])
@@ -413,37 +416,54 @@ def test_batches_hold_what_the_reward_declares_and_nothing_else(tmp_path, reward
   )
   made = batches_lib.make(data, method, words, 16)
   batch = made.at(3)
-  assert sorted(k for k in batch if '/' in k) == names
+  extra = {
+    'generation': batch.generation.extra,
+    'understanding': batch.understanding.extra,
+    'shared': batch.shared,
+  }
+  assert sorted(f'{where}/{name}' for where, found in extra.items() for name in found) == names
   if reward == 'shuffled':  # the next input of the run stands in for each
     again = batches_lib.make(data, method, words, 16).at(3, 0, 1)
-    assert again['generation/other_ids'].tolist() == batch['prompt_ids'][1:2].tolist()
-    np.testing.assert_array_equal(again['understanding/other_pixels'], batch['pixels'][1:2])
+    other_ids = again.generation.extra['other_ids']
+    assert other_ids.tolist() == batch.generation.prompt.ids[1:2].tolist()
+    other_pixels = again.understanding.extra['other_pixels']
+    np.testing.assert_array_equal(other_pixels, batch.understanding.pixels[1:2])
 
 
 @pytest.mark.parametrize('reward', ['pmi', 'contrastive', 'vqa', 'forward', 'random', 'shuffled'])
 def test_the_step_runs_under_the_reward(reward):
   rng = np.random.default_rng(0)
-  more = {
-    'contrastive': {
-      'generation/negative_ids': rng.integers(9, 40, (4, 2, 5)).astype('i4'),
-      'generation/negative_mask': np.ones((4, 2, 5), bool),
-      'understanding/negative_pixels': rng.integers(0, 255, (4, 1, 16, 16, 3)).astype('u1'),
-    },
-    'shuffled': {
-      'generation/other_ids': rng.integers(9, 40, (4, 6)).astype('i4'),
-      'generation/other_mask': np.ones((4, 6), bool),
-      'understanding/other_pixels': rng.integers(0, 255, (4, 16, 16, 3)).astype('u1'),
-    },
-    'vqa': {
-      'whole/yes_before': np.array([9, 10], 'i4'),
-      'whole/yes_after': np.array([11], 'i4'),
-      'whole/answer_yes': np.array([12], 'i4'),
-      'whole/answer_no': np.array([13], 'i4'),
-    },
-  }.get(reward, {})
+  extra = {
+    'contrastive': dict(
+      generation=dict(
+        negative_ids=rng.integers(9, 40, (4, 2, 5)).astype('i4'),
+        negative_mask=np.ones((4, 2, 5), bool),
+      ),
+      understanding=dict(
+        negative_pixels=rng.integers(0, 255, (4, 1, 16, 16, 3)).astype('u1'),
+      ),
+    ),
+    'shuffled': dict(
+      generation=dict(
+        other_ids=rng.integers(9, 40, (4, 6)).astype('i4'),
+        other_mask=np.ones((4, 6), bool),
+      ),
+      understanding=dict(other_pixels=rng.integers(0, 255, (4, 16, 16, 3)).astype('u1')),
+    ),
+  }.get(reward)
+  shared = {
+    'vqa': dict(
+      yes_before=np.array([9, 10], 'i4'),
+      yes_after=np.array([11], 'i4'),
+      answer_yes=np.array([12], 'i4'),
+      answer_no=np.array([13], 'i4'),
+    ),
+  }.get(reward)
   system = tiny_step.system(rollout_chunk=2)
   _, metrics, records, step = tiny_step.run(
-    method=tiny_step.method(reward=reward), system=system, batches=lambda _: tiny_step.batch(**more)
+    method=tiny_step.method(reward=reward),
+    system=system,
+    batches=lambda _: tiny_step.batch(extra=extra, shared=shared),
   )
   assert step._cache_size() == 1 and tiny_step.finite(metrics)
   assert metrics['generation/reward_spread'] > 0
@@ -460,8 +480,11 @@ def test_the_step_runs_under_the_reward(reward):
       dict(method__reward='judge', data__prompts='t2i_compbench'),
       ['judge', 't2i_compbench', 'scenes'],
     ),
-    (dict(method__reward='clip', method__clip_model='x'), ['clip', 'understanding', 'generation']),
-    (dict(method__reward='clip', method__task='generation'), ['clip_model', 'directory']),
+    (
+      dict(method__reward='clip', method__clip_reward__model='x'),
+      ['clip', 'understanding', 'generation'],
+    ),
+    (dict(method__reward='clip', method__task='generation'), ['clip_reward.model', 'directory']),
     (dict(method__judge_accuracy=1.5), ['judge_accuracy', 'at most 1']),
     (dict(method__yes_question='Is it?'), ['yes_question', '{}']),
   ],

@@ -2,6 +2,7 @@
 broken.
 """
 
+import dataclasses
 import glob
 import os
 import shutil
@@ -13,6 +14,7 @@ import pytest
 
 from dsr_jax.errors import InputError
 from dsr_jax.runtime import checkpoints
+from dsr_jax.state import TrainState
 
 ABOUT = {
   'method': {'beta': 2.0, 'seed': 0},
@@ -31,12 +33,12 @@ def make_state(seed):
     'language_model': {'layers': {'0': draw(3, 5)}, 'norm': draw(7)},
     'head': draw(2, 2).astype(jnp.bfloat16),
   }
-  return {
-    'params': params,
-    'frozen': {'vq': draw(4)},
-    'opt_state': ({'mu': draw(3)}, jnp.int32(seed), ()),
-    'step': jnp.int32(seed),
-  }
+  return TrainState(
+    step=jnp.int32(seed),
+    params=params,
+    opt_state=({'mu': draw(3)}, jnp.int32(seed), ()),
+    fixed_params={'vq': draw(4)},
+  )
 
 
 def save(workdir, *steps, about=ABOUT):
@@ -60,8 +62,7 @@ def test_what_is_saved_comes_back_exactly_and_frozen_parts_are_the_new_runs(tmp_
   assert reader.latest() == 2
   for step in (1, 2):
     back = reader.restore(now, step)
-    assert_equal({**back, 'frozen': {}}, {**make_state(step), 'frozen': {}})
-    assert_equal(back['frozen'], now['frozen'])
+    assert_equal(back, dataclasses.replace(make_state(step), fixed_params=now.fixed_params))
   reader.close()
 
 
@@ -72,7 +73,7 @@ def test_a_checkpoint_written_on_one_layout_is_read_onto_another(tmp_path):
   reader = checkpoints.Checkpoints(str(tmp_path), ABOUT)
   back = reader.restore(target)
   reader.close()
-  assert_equal(back['params'], make_state(3)['params'])
+  assert_equal(back.params, make_state(3).params)
   assert all(x.devices() == {device} for x in jax.tree.leaves(back))
 
 
@@ -80,7 +81,7 @@ def test_trained_parameters_are_found_without_the_run(tmp_path):
   save(tmp_path, 4, 8)
   params, about, step = checkpoints.load_trained(str(tmp_path))
   assert step == 8 and about == ABOUT
-  assert_equal(params, jax.tree.map(np.asarray, make_state(8)['params']))
+  assert_equal(params, jax.tree.map(np.asarray, make_state(8).params))
   assert checkpoints.load_trained(str(tmp_path), 4)[2] == 4
   with pytest.raises(InputError, match=r'found checkpoints \[4, 8\].*expected one of step 5'):
     checkpoints.load_trained(str(tmp_path), 5)
@@ -102,7 +103,7 @@ def test_a_broken_checkpoint_is_named_and_the_one_before_goes_on(tmp_path):
   reader.close()
   shutil.rmtree(tmp_path / 'checkpoints' / '2')
   reader = checkpoints.Checkpoints(str(tmp_path), ABOUT)
-  assert int(reader.restore(make_state(0))['step']) == 1
+  assert int(reader.restore(make_state(0)).step) == 1
   reader.close()
 
 
@@ -115,6 +116,17 @@ def test_a_moved_data_set_is_the_same_and_changed_data_is_not(tmp_path):
     check({**ABOUT, 'data': {'prompts': 'b', 'fingerprint': '3'}})
   with pytest.raises(InputError, match=r'method\.beta: 2\.0 -> 1\.0; method\.seed: 0 -> 4'):
     check({**ABOUT, 'method': {'beta': 1.0, 'seed': 4}})
+
+
+def test_a_run_saved_under_the_old_names_of_its_keys_goes_on():
+  def settings(**method):
+    return {**ABOUT, 'method': {**ABOUT['method'], **method}}
+
+  saved = settings(swap_every=9, lora_rank=4, scorer='partner')
+  now = settings(separate={'swap_every': 9}, lora={'rank': 4}, scorer='policy')
+  checkpoints.check_same_run(saved, now, 'here')
+  with pytest.raises(InputError, match=r'\(checkpoint -> now: method\.lora\.rank: 4 -> 5\)'):
+    checkpoints.check_same_run(saved, settings(**{**now['method'], 'lora': {'rank': 5}}), 'here')
 
 
 def test_fingerprints_see_every_bit_and_every_name():

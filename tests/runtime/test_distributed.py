@@ -78,7 +78,8 @@ def test_flags_say_more_than_the_environment():
 TEAM = """
 import sys, time, os
 from dsr_jax.runtime import distributed as processes
-process, count, port, wait, how = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], float(sys.argv[4]), sys.argv[5]
+process, count, port, wait, how = sys.argv[1:]
+process, count, wait = int(process), int(count), float(wait)
 processes.BEAT_SECONDS, processes.SILENT_SECONDS = 0.3, 4.0
 try:
   team = processes._Joined(processes.Cluster('localhost:' + port, count, process), wait)

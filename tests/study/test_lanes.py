@@ -4,7 +4,6 @@ leaves it; one that fails, fails alone.
 
 import dataclasses
 import os
-import types
 
 import fake_run
 import jax
@@ -13,27 +12,32 @@ import pytest
 from small_study import flag_values, read, states
 import tiny_step
 
+from dsr_jax import config as config_lib
 from dsr_jax import sharding
 from dsr_jax import state as state_lib
 from dsr_jax.errors import InputError
+from dsr_jax.models.unified import Text
 from dsr_jax.rewards import scenes_judge as callback
 from dsr_jax.runtime import checkpoints, metrics
 from dsr_jax.scenes import world
-from dsr_jax.study import __main__ as study
-from dsr_jax.study import cells as study_cells
+from dsr_jax.step import StepOutput
+from dsr_jax.study import bench as bench_lib
+from dsr_jax.study import cells as cells_lib
+from dsr_jax.study import design, runner
 from dsr_jax.study import lanes as study_lanes
 
 # Sums of a few hundred float32 products, in another order: some 1e-6 of numbers of size 1, found
-# 1e-5 at most. Adam divides a gradient by
-# its size: where there is next to none, rounding becomes a share of the learning rate, 1e-2; found
-# 1e-5 at most in parameters, 1e-6 in
-# moments. Between the runs of two seeds there are 2e-2.
+# 1e-5 at most. Adam divides a gradient by its size: where there is next to none, rounding becomes a
+# share of the learning rate, 1e-2; found 1e-5 at most in parameters, 1e-6 in moments. Between the
+# runs of two seeds there are 2e-2.
 METRIC, PARAMETER, MOMENT = 3e-5, 3e-5, 3e-6
 APART = 500  # so many times the tolerance, at least, is what two seeds differ by
 RATES = 1e-2, 3e-3
 CASES = {
   'unified': {},
-  'separate': dict(strategy='separate', swap_every=1, inputs_per_step=4),
+  'separate': dict(
+    strategy='separate', separate=config_lib.Separate(swap_every=1), inputs_per_step=4
+  ),
   'grpo of the judge': dict(objective='grpo', inner_updates=2, reward='judge', judge_accuracy=0.9),
 }
 
@@ -49,21 +53,19 @@ def here():
 # The program.
 
 
-def batch(method, step, seed, more):
+def batch(method, step, seed, shared):
   """Of a seed, which has a learning rate of its own, and prompts of its own length."""
-  made = tiny_step.batch(
-    method.tasks_at(step), seed=10 * seed + step, learning_rate=np.float32(RATES[seed]), **more
-  )
-  if 'prompt_ids' in made:
-    made |= {
-      name: np.pad(made[name], [(0, 0), (0, seed)]) for name in ('prompt_ids', 'prompt_mask')
-    }
-  return made
+  made = tiny_step.batch(method.tasks_at(step), seed=10 * seed + step, shared=shared)
+  half = made.generation
+  if half is not None:
+    prompt = Text(*(np.pad(x, [(0, 0), (0, seed)]) for x in half.prompt))
+    half = half._replace(prompt=prompt)
+  return made._replace(generation=half, learning_rate=np.float32(RATES[seed]))
 
 
 @pytest.mark.parametrize('case', CASES)
 def test_a_lane_is_the_run_of_its_seed_and_rate(case, monkeypatch):
-  more = {}
+  shared = {}
   if 'judge' in case:  # of pictures smaller than Scenes' own, by their colour
     monkeypatch.setattr(world, 'IMAGE_SIZE', 16)
     monkeypatch.setattr(
@@ -76,11 +78,11 @@ def test_a_lane_is_the_run_of_its_seed_and_rate(case, monkeypatch):
       'verdicts_on_texts',
       lambda pixels, ids, *_: np.asarray(ids, np.float32).mean(-1) / 40,
     )
-    more = {'whole/token_bytes': np.zeros(5, 'u1'), 'whole/token_ends': np.zeros(5, 'i4')}
+    shared = {'token_bytes': np.zeros(5, 'u1'), 'token_ends': np.zeros(5, 'i4')}
   method, system, steps = tiny_step.method(**CASES[case]), tiny_step.system(frozen_every=2), 3
 
   def at(seed):
-    return lambda step: batch(method, step, seed, more)
+    return lambda step: batch(method, step, seed, shared)
 
   alone = [tiny_step.run(method, system, steps, at(seed)) for seed in (0, 1)]
   with jax.set_mesh(sharding.make_mesh(system.mesh)):
@@ -98,9 +100,11 @@ def test_a_lane_is_the_run_of_its_seed_and_rate(case, monkeypatch):
   for lane, other in ((0, 1), (1, 0)):
     mine = jax.device_get(study_lanes.state_of(state, lane))
     for part, tolerance in (('params', PARAMETER), ('opt_state', MOMENT)):
-      assert far(mine[part], alone[lane][0][part]) < tolerance
-      assert far(mine[part], alone[other][0][part]) > APART * tolerance
-    assert mine['step'] == steps and far(mine['frozen'], alone[lane][0]['frozen']) == 0
+      assert far(getattr(mine, part), getattr(alone[lane][0], part)) < tolerance
+      assert far(getattr(mine, part), getattr(alone[other][0], part)) > APART * tolerance
+    assert mine.step == steps
+    for part in ('fixed_params', 'ref_params'):
+      assert far(getattr(mine, part), getattr(alone[lane][0], part)) == 0
     for name, value in alone[lane][1].items():
       np.testing.assert_allclose(values[name][lane], value, rtol=METRIC, atol=METRIC, err_msg=name)
     for task, record in alone[lane][2].items():
@@ -117,7 +121,7 @@ def test_a_lane_is_the_run_of_its_seed_and_rate(case, monkeypatch):
 
 @pytest.fixture(name='fake')
 def _fake(tmp_path):
-  plan = study.from_config(flag_values(**{'config.seeds': 3}).config, str(tmp_path))
+  plan = design.from_config(flag_values(**{'config.seeds': 3}).config, str(tmp_path))
   return plan, plan.cells(['unified', 'random'])
 
 
@@ -156,35 +160,39 @@ def test_how_many_there_are_by_itself_or_as_asked(monkeypatch):
 # The runner, with the fake step.
 
 
-class FakeBench(study_cells.Bench):
+class FakeBench(bench_lib.Bench):
   """Runs the fake step; nan_seed: the seed whose loss is not a number in the second step."""
 
   def __init__(self, plan, nan_seed=None):
-    super().__init__(plan, dataclasses.replace(fake_run.parts(), make_step=self._fake_step))
+    builders = dataclasses.replace(fake_run.parts(), make_train_step=self._fake_train_step)
+    super().__init__(plan, builders)
     self.nan_seed, self.programs = nan_seed, 0
 
   def model(self, name):
     return dataclasses.replace(super().model(name), config='sizes')
 
-  def _fake_step(self, model, config, mesh):
-    function = fake_run.parts().make_step(model, config, mesh).__wrapped__
+  def _fake_train_step(self, model, config, mesh, state):
+    function = fake_run.parts().make_train_step(model, config, mesh, state).__wrapped__
 
     def step(state, batch):
       self.programs += 1
       state, values, records = function(state, batch)
-      bad = (batch['seed'] == (9 if self.nan_seed is None else self.nan_seed)) & (
-        state['step'] == 2
-      )
-      return state, values | {'loss': jax.numpy.where(bad, jax.numpy.nan, values['loss'])}, records
+      bad = (batch['seed'] == (9 if self.nan_seed is None else self.nan_seed)) & (state.step == 2)
+      values = values | {'loss': jax.numpy.where(bad, jax.numpy.nan, values['loss'])}
+      return StepOutput(state, values, records)
 
-    jitted = jax.jit(step, donate_argnums=0)
-    return types.SimpleNamespace(function=step, lower=jitted.lower)
+    return jax.jit(step, donate_argnums=0)
 
-  def _evaluation(self, cell):
-    return fake_run.parts().make_evaluator(cell.config, None)
+  def _make_batches(self, config, model, mesh):
+    return self._builders.make_batches(
+      config, model, mesh
+    )  # the fake step's, which have no prompts
+
+  def _evaluate(self, cell, state, step):
+    return fake_run.parts().make_evaluator(cell.config, None)(state, step)
 
   def _untouched(self, cell):
-    study_cells.write_rows(cell, {'rows': [0]})
+    cells_lib.write_rows(cell, {'rows': [0]})
 
 
 def files(folder):
@@ -202,7 +210,7 @@ def files(folder):
 def test_lanes_leave_the_folders_and_the_checkpoint_of_runs_alone(fake, tmp_path):
   plan, cells = fake
   bench = FakeBench(plan)
-  records = study.run_cells(plan, cells, bench, lanes=8)
+  records = runner.run_cells(plan, cells, bench, most_lanes=8)
   assert states(records) == ['finished'] * 5 and [r.get('lanes') for r in records] == [
     None,
     3,
@@ -212,7 +220,7 @@ def test_lanes_leave_the_folders_and_the_checkpoint_of_runs_alone(fake, tmp_path
   ]
   other = dataclasses.replace(plan, directory=str(tmp_path / 'alone'))
   apart = other.cells(['unified', 'random'])
-  study.run_cells(other, apart, FakeBench(other))
+  runner.run_cells(other, apart, FakeBench(other))
   for mine, alone in zip(cells[1:4], apart[1:4]):
     together, single = files(mine.folder), files(alone.folder)
     assert [f for f in together if f != './.lock'] == [f for f in single if f != './.lock']
@@ -229,7 +237,7 @@ def test_lanes_leave_the_folders_and_the_checkpoint_of_runs_alone(fake, tmp_path
       assert set(read(os.path.join(mine.folder, name))) - {'lanes'} == set(
         read(os.path.join(alone.folder, name))
       )
-  assert study_cells.record_of(cells[2])['config'] == study_cells.record_of(apart[2])['config']
+  assert cells_lib.record_of(cells[2])['config'] == cells_lib.record_of(apart[2])['config']
   (mine, about, step), (single, about_single, step_single) = (
     checkpoints.load_trained(c[1].folder) for c in (cells, apart)
   )
@@ -239,19 +247,19 @@ def test_lanes_leave_the_folders_and_the_checkpoint_of_runs_alone(fake, tmp_path
 
 def test_a_run_that_fails_fails_alone_and_is_retried_alone(fake):
   plan, cells = fake
-  records = study.run_cells(plan, cells, FakeBench(plan, nan_seed=1), lanes=8)
+  records = runner.run_cells(plan, cells, FakeBench(plan, nan_seed=1), most_lanes=8)
   assert (
     states(records) == ['finished', 'finished', 'failed', 'finished', 'finished']
     and 'loss = nan at step 2' in records[2]['error']
   )
-  assert states(study.run_cells(plan, cells, FakeBench(plan), lanes=8)) == states(records)
-  records = study.run_cells(plan, cells, FakeBench(plan), retry=True, lanes=8)
+  assert states(runner.run_cells(plan, cells, FakeBench(plan), most_lanes=8)) == states(records)
+  records = runner.run_cells(plan, cells, FakeBench(plan), retry=True, most_lanes=8)
   assert states(records) == ['finished'] * 5 and 'lanes' not in records[2]
 
 
 def test_lanes_that_were_stopped_begin_again_and_finished_cells_stay(fake, monkeypatch):
   plan, cells = fake
-  study.run_cells(plan, cells[:2], FakeBench(plan))
+  runner.run_cells(plan, cells[:2], FakeBench(plan))
 
   class Stop(study_lanes.StopSignals):
     """Asked for at the first step."""
@@ -262,7 +270,7 @@ def test_lanes_that_were_stopped_begin_again_and_finished_cells_stay(fake, monke
       return self
 
   monkeypatch.setattr(study_lanes, 'StopSignals', Stop)
-  assert states(study.run_cells(plan, cells, FakeBench(plan), lanes=8)) == [
+  assert states(runner.run_cells(plan, cells, FakeBench(plan), most_lanes=8)) == [
     'finished',
     'finished',
     None,
@@ -271,7 +279,7 @@ def test_lanes_that_were_stopped_begin_again_and_finished_cells_stay(fake, monke
   ]
   assert os.path.exists(os.path.join(cells[2].folder, metrics.FILE))
   monkeypatch.undo()
-  records = study.run_cells(plan, cells, FakeBench(plan), lanes=8)
+  records = runner.run_cells(plan, cells, FakeBench(plan), most_lanes=8)
   assert states(records) == ['finished'] * 5 and [r.get('lanes') for r in records] == [
     None,
     None,
@@ -286,7 +294,8 @@ def test_tuning_tries_its_rates_in_one_program(fake):
   plan, _ = fake
   cells, bench = plan.tune_cells(['generation']), FakeBench(plan)
   assert (
-    states(study.run_cells(plan, cells, bench, lanes=8)) == ['finished'] * 2 and bench.programs == 1
+    states(runner.run_cells(plan, cells, bench, most_lanes=8)) == ['finished'] * 2
+    and bench.programs == 1
   )
   assert [
     read(os.path.join(c.folder, 'cell.json'))['config']['method']['learning_rate'] for c in cells

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 from small_study import flag_values, read
 
-from dsr_jax import convert
+from dsr_jax import convert, train
 from dsr_jax.convert import locate as model_source
 from dsr_jax.models.janus import model as janus
+from dsr_jax.runtime import metrics
 from dsr_jax.scenes import render, sets
 from dsr_jax.study import __main__ as study
+from dsr_jax.study import design
 from dsr_jax.study import gallery as study_gallery
 from dsr_jax.study import scores as study_scores
 
@@ -171,11 +173,8 @@ def test_a_cell_of_the_study_is_the_run_of_main(small, base):
   """
   folder, _ = small
   f = flag_values(**SHORT)
-  plan = study.from_config(f.config, str(folder), [f'tiny={base}'])
+  plan = design.from_config(f.config, str(folder), [f'tiny={base}'])
   cell = next(c for c in plan.cells(['separate'], (1,), ['tiny']) if c.variant == 'separate')
-  from dsr_jax import train
-  from dsr_jax.runtime import metrics
-
   config = dataclasses.replace(
     cell.config, eval=dataclasses.replace(cell.config.eval, benchmark='none')
   )
@@ -197,8 +196,6 @@ def test_seeds_side_by_side_leave_the_cells_that_they_leave_one_after_another(
     'output': 0,
     'results': 0,
   } == said | {'output': 0, 'results': 0}
-  from dsr_jax.runtime import metrics
-
   for seed in ('seed_0', 'seed_1'):
     mine, alone = (f / 'cells' / 'tiny' / 'separate' / seed for f in (other, folder))
     assert read(mine / 'cell.json')['lanes'] == 2 and 'lanes' not in read(alone / 'cell.json')

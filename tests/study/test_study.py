@@ -14,13 +14,20 @@ from places import ROOT
 import pytest
 from small_study import CONFIG, flag_values, read, states
 
-from dsr_jax import parts as parts_lib
+from dsr_jax import config_loading, families, losses
+from dsr_jax.configs import scenes_pretrain
 from dsr_jax.errors import InputError
-from dsr_jax.rewards import base as rewards
-from dsr_jax.study import __main__ as study
-from dsr_jax.study import cells as study_cells
+from dsr_jax.models.unified import Text
+from dsr_jax.rewards import table as rewards
+from dsr_jax.rollouts import Batch, GenerationBatch
+from dsr_jax.state import TrainState
+from dsr_jax.study import __main__ as command
+from dsr_jax.study import bench as bench_lib
+from dsr_jax.study import cells as cells_lib
+from dsr_jax.study import design, runner
 from dsr_jax.study import evaluate as study_evaluate
 from dsr_jax.study.variants import TRAINED, VARIANTS
+from tests.test_readme import flags_of, python_commands, source_of
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -35,7 +42,7 @@ def here():
 
 
 def test_every_variant_is_a_valid_run_and_sees_as_many_inputs_of_a_task():
-  plan = study.from_config(
+  plan = design.from_config(
     flag_values(
       **{'config.run.method.inputs_per_step': 32, 'config.run.method.group_size': 8}
     ).config,
@@ -56,9 +63,7 @@ def test_every_variant_is_a_valid_run_and_sees_as_many_inputs_of_a_task():
 
 
 def test_tokens_that_learn_are_as_many_in_grpo_of_equal_tokens():
-  from dsr_jax import losses
-
-  plan = study.from_config(
+  plan = design.from_config(
     flag_values(
       **{'config.run.method.inputs_per_step': 32, 'config.run.method.group_size': 8}
     ).config,
@@ -73,7 +78,7 @@ def test_tokens_that_learn_are_as_many_in_grpo_of_equal_tokens():
 
 
 def test_seeds_and_bases_follow_the_plan_or_the_flags():
-  plan = study.from_config(flag_values().config, 'nowhere', ['other=model'])
+  plan = design.from_config(flag_values().config, 'nowhere', ['other=model'])
 
   def where(**how):
     return [
@@ -98,69 +103,69 @@ def test_wrong_flags_are_one_sentence():
     ({'output': 'x', 'config.run.method.group_size': 1}, 'group_size=1'),
   ):
     with pytest.raises(InputError, match=words):
-      study.main(['test'], flag_values(**values))
+      command.main(['test'], flag_values(**values))
   for argv, words in (
     (['--config=none.py'], 'no config file'),
     ([f'--config={CONFIG}', '--config.run.method.stepz=3'], 'unknown key'),
   ):
     with pytest.raises(InputError, match=words):
-      study.check_flags(argv)
-  study.check_flags([f'--config={CONFIG}', '--config.run.method.steps=3', '--tune'])
+      config_loading.check_flags(argv)
+  config_loading.check_flags([f'--config={CONFIG}', '--config.run.method.steps=3', '--tune'])
 
 
 def test_a_study_folder_of_another_config_is_refused_with_the_difference(tmp_path):
-  study.check_same_study(study.from_config(flag_values().config, str(tmp_path / 'new')), {})
+  design.check_same_study(design.from_config(flag_values().config, str(tmp_path / 'new')), {})
   for key, words in (
     ('config.run.method.group_size', r'method.group_size: 4 -> 8'),
     ('config.measure.many', 'measure.many: 2 -> 8'),
   ):
     with pytest.raises(InputError, match=words):
-      study.check_same_study(
-        study.from_config(flag_values(**{key: 8}).config, str(tmp_path / 'new')), {}
+      design.check_same_study(
+        design.from_config(flag_values(**{key: 8}).config, str(tmp_path / 'new')), {}
       )
-  more = study.from_config(
+  more = design.from_config(
     flag_values(**{'config.seeds': 5, 'config.run.system.eval_every': 2}).config,
     str(tmp_path / 'new'),
   )
-  study.check_same_study(more, {})  # more of the same, computed and watched otherwise
+  design.check_same_study(more, {})  # more of the same, computed and watched otherwise
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
   (tmp_path / 'x.txt').write_text('x')
-  plan = study.from_config(flag_values().config, str(tmp_path))
+  plan = design.from_config(flag_values().config, str(tmp_path))
   with pytest.raises(InputError, match='found x.txt'):
-    study.check_same_study(plan, {})
+    design.check_same_study(plan, {})
 
 
 def test_a_base_with_other_weights_is_refused(tmp_path):
-  plan = study.from_config(flag_values().config, str(tmp_path / 'new'), ['second=somewhere'])
-  study.check_same_study(plan, {'scenes': 'a'})
-  study.check_same_study(plan, {'scenes': 'a', 'second': 'b'})
+  plan = design.from_config(flag_values().config, str(tmp_path / 'new'), ['second=somewhere'])
+  design.check_same_study(plan, {'scenes': 'a'})
+  design.check_same_study(plan, {'scenes': 'a', 'second': 'b'})
   with pytest.raises(InputError, match="bases.second: 'b' -> 'c'"):
-    study.check_same_study(plan, {'second': 'c'})
+    design.check_same_study(plan, {'second': 'c'})
 
 
 # The runner, with the fake step.
 
 
-class FakeBench(study_cells.Bench):
+class FakeBench(bench_lib.Bench):
   """Runs the fake step; fail: variants whose loss is not a number."""
 
   def __init__(self, plan, fail=()):
     super().__init__(plan, fake_run.parts())
     self.fail, self.ran = set(fail), []
 
-  def _parts_of(self, cell):
+  def _builders_of(self, cell):
     self.ran.append((cell.variant, cell.seed))
     return fake_run.parts(nan_at=1 if cell.variant in self.fail else None)
 
   def _untouched(self, cell):
-    study_cells.write_rows(cell, {'rows': [0]})
+    cells_lib.write_rows(cell, {'rows': [0]})
 
 
 @pytest.fixture(name='fake')
 def _fake(tmp_path):
-  plan = study.from_config(flag_values().config, str(tmp_path))
+  plan = design.from_config(flag_values().config, str(tmp_path))
   return plan, plan.cells(['unified', 'random'])
 
 
@@ -173,14 +178,14 @@ def test_a_failed_cell_is_kept_reported_and_run_again_only_on_request(fake):
     ('random', 0),
   ]
   bench = FakeBench(plan, fail=['unified'])
-  records = study.run_cells(plan, cells, bench)
+  records = runner.run_cells(plan, cells, bench)
   assert (
     states(records) == ['finished', 'failed', 'failed', 'finished']
     and 'loss = nan at step 1' in records[1]['error']
   )
   bench = FakeBench(plan)
-  assert states(study.run_cells(plan, cells, bench)) == states(records) and bench.ran == []
-  assert states(study.run_cells(plan, cells, bench, retry=True)) == ['finished'] * 4
+  assert states(runner.run_cells(plan, cells, bench)) == states(records) and bench.ran == []
+  assert states(runner.run_cells(plan, cells, bench, retry=True)) == ['finished'] * 4
   assert bench.ran == [('unified', 0), ('unified', 1)]
   assert 'nan' in read(os.path.join(cells[1].folder, 'earlier.json'))[0]['error']
 
@@ -188,18 +193,18 @@ def test_a_failed_cell_is_kept_reported_and_run_again_only_on_request(fake):
 def test_an_interrupted_cell_is_gone_on_with(fake, monkeypatch):
   plan, cells = fake
   bench = FakeBench(plan)
-  run = study_cells.train.run
+  run = bench_lib.train.run
 
-  def interrupted(config, workdir, parts):
+  def interrupted(config, workdir, builders):
     if config.method.seed == 1:
       raise KeyboardInterrupt
-    return run(config, workdir, parts)
+    return run(config, workdir, builders)
 
-  monkeypatch.setattr(study_cells.train, 'run', interrupted)
-  assert states(study.run_cells(plan, cells, bench)) == ['finished', 'finished', None, None]
+  monkeypatch.setattr(bench_lib.train, 'run', interrupted)
+  assert states(runner.run_cells(plan, cells, bench)) == ['finished', 'finished', None, None]
   monkeypatch.undo()
   bench.ran.clear()
-  assert states(study.run_cells(plan, cells, bench)) == ['finished'] * 4 and bench.ran == [
+  assert states(runner.run_cells(plan, cells, bench)) == ['finished'] * 4 and bench.ran == [
     ('unified', 1),
     ('random', 0),
   ]
@@ -207,7 +212,7 @@ def test_an_interrupted_cell_is_gone_on_with(fake, monkeypatch):
 
 def test_a_finished_cell_of_another_configuration_is_named(fake):
   plan, cells = fake
-  study.run_cells(plan, cells[:2], FakeBench(plan))
+  runner.run_cells(plan, cells[:2], FakeBench(plan))
   other = dataclasses.replace(
     cells[1],
     config=dataclasses.replace(
@@ -215,7 +220,7 @@ def test_a_finished_cell_of_another_configuration_is_named(fake):
     ),
   )
   with pytest.raises(InputError, match=r'method.learning_rate: 5e-05 -> 0.5'):
-    study_cells.record_of(other)
+    cells_lib.record_of(other)
 
 
 def test_tuning_tries_the_same_grid_and_its_choice_is_used(fake):
@@ -228,7 +233,7 @@ def test_tuning_tries_the_same_grid_and_its_choice_is_used(fake):
   assert not plan.tuning()
 
   class Bench(FakeBench):
-    def _parts_of(self, cell):
+    def _builders_of(self, cell):
       rows = {
         'generation': [[1, 0, cell.config.method.learning_rate > 1e-3]],
         'description': [[4, 3, 2, 6, 5, 1, 1, 0]],
@@ -238,7 +243,7 @@ def test_tuning_tries_the_same_grid_and_its_choice_is_used(fake):
         make_evaluator=lambda config, model: lambda state, step: ({'x': 0.0}, rows),
       )
 
-  study.run_cells(plan, cells, Bench(plan))
+  runner.run_cells(plan, cells, Bench(plan))
   chosen = plan.tuning()['generation']
   assert (
     chosen['scores'] == pytest.approx({'0.001': 1 / 3, '0.002': 2 / 3})
@@ -281,16 +286,14 @@ def test_some_variants_learn_at_the_rate_of_another_and_are_not_tuned(fake, monk
 
 def test_tables_are_of_all_cells_that_ended_whatever_is_asked_for(fake):
   plan, cells = fake
-  study.check_same_study(plan, {'scenes': 'a'})
-  study.run_cells(plan, cells, FakeBench(plan, fail=['random']))
+  design.check_same_study(plan, {'scenes': 'a'})
+  runner.run_cells(plan, cells, FakeBench(plan, fail=['random']))
   found = [(c.variant, c.seed) for c in plan.finished(plan.cells(['judge']))]
   assert found == [('base', 0), ('unified', 0), ('unified', 1), ('random', 0), ('judge', 0)]
 
 
 def test_commands_of_the_page_are_ones_that_the_programs_know(monkeypatch):
   monkeypatch.chdir(ROOT)
-  from test_readme import flags_of, python_commands, source_of
-
   commands = list(python_commands((ROOT / 'docs' / 'study' / 'README.md').read_text()))
   assert {module for module, _ in commands} == {'dsr_jax.study', 'dsr_jax.pretrain'}
   for module, words in commands:
@@ -298,10 +301,8 @@ def test_commands_of_the_page_are_ones_that_the_programs_know(monkeypatch):
       flags_of(source_of(module))
     )
     if module == 'dsr_jax.study':
-      study.check_flags(words)
+      config_loading.check_flags(words)
     else:
-      from dsr_jax.configs import scenes_pretrain
-
       known = config_dict_keys(scenes_pretrain.get_config().to_dict())
       assert {w[2:].partition('=')[0] for w in words if '.' in w.partition('=')[0]} <= known
 
@@ -319,7 +320,7 @@ def config_dict_keys(tree, prefix='config'):
 
 def test_only_the_first_seed_keeps_its_checkpoint(fake):
   plan, cells = fake
-  study.run_cells(plan, cells, FakeBench(plan))
+  runner.run_cells(plan, cells, FakeBench(plan))
   kept = [os.path.isdir(os.path.join(c.folder, 'checkpoints')) for c in cells[1:]]
   assert kept == [True, False, True]
 
@@ -328,12 +329,14 @@ def test_each_base_is_measured_with_its_own_tokenizer(fake, monkeypatch):
   plan, cells = fake
 
   def load(name):
-    return parts_lib.Model(
-      None,
-      None,
-      types.SimpleNamespace(vision=types.SimpleNamespace(image_size=32)),
-      f'of {name}',
-      {},
+    return families.Model(
+      graphdef=None,
+      params=None,
+      config=None,
+      processor=f'of {name}',
+      source={},
+      family=None,
+      spec=types.SimpleNamespace(image_size=32),
     )
 
   monkeypatch.setattr(study_evaluate, 'Evaluator', lambda config, processor, *rest: processor)
@@ -342,7 +345,7 @@ def test_each_base_is_measured_with_its_own_tokenizer(fake, monkeypatch):
     'Scorers',
     lambda graphdef, config, processor, *rest: types.SimpleNamespace(run=lambda *a: processor),
   )
-  bench = study_cells.Bench(plan, dataclasses.replace(fake_run.parts(), load_model=load))
+  bench = bench_lib.Bench(plan, dataclasses.replace(fake_run.parts(), load_model=load))
   for name in ('one', 'two', 'one'):
     config = dataclasses.replace(cells[0].config, model=name)
     bench._params = {name: None}
@@ -352,46 +355,66 @@ def test_each_base_is_measured_with_its_own_tokenizer(fake, monkeypatch):
 
 def test_seeds_of_a_variant_share_one_program(fake):
   plan, cells = fake
-  bench, made = study_cells.Bench(plan, fake_run.parts()), []
-  parts = fake_run.parts()
-  inner = parts.make_step
+  builders, made = fake_run.parts(), []
 
-  def make_step(model, config, mesh):
-    step = inner(model, config, mesh)
+  def make_train_step(model, config, mesh, state):
+    step = builders.make_train_step(model, config, mesh, state)
     return types.SimpleNamespace(
       lower=lambda state, batch: made.append(config.method.seed) or step.lower(state, batch)
     )
 
-  bench._parts = dataclasses.replace(parts, make_step=make_step)
+  bench = bench_lib.Bench(plan, dataclasses.replace(builders, make_train_step=make_train_step))
   model = types.SimpleNamespace(config='sizes')
+  zeros = np.zeros((fake_run.SIZE, fake_run.SIZE), 'f4')
   for cell in cells[1:]:
-    state, batch = (
-      {
-        'params': {'w': np.zeros((64, 64), 'f4')},
-        'frozen': {'w': np.zeros((64, 64), 'f4')},
-        'opt_state': {'m': np.zeros((64, 64), 'f4')},
-        'step': np.int32(0),
-      },
-      {'seed': np.uint32(cell.seed), 'x': np.zeros((8, 64), 'f4')},
+    state = TrainState(
+      step=np.int32(0), params={'w': zeros}, opt_state={'m': zeros}, fixed_params={'w': zeros}
     )
-    bench._make_step(model, cell.config, None).lower(state, batch).compile()(
-      jax.tree.map(jax.numpy.asarray, state), batch
-    )
+    batch = {'seed': np.uint32(cell.seed), 'x': np.zeros((8, fake_run.SIZE), 'f4')}
+    step = bench._make_train_step(model, cell.config, None, state)
+    step.lower(state, batch).compile()(jax.tree.map(jax.numpy.asarray, state), batch)
   assert made == [0, 0]  # one of `unified`, one of `random`
+
+
+def test_batches_of_all_seeds_have_one_shape_and_carry_the_learning_rate():
+  def text(*shape):
+    return Text(np.ones(shape, 'i4'), np.ones(shape, bool))
+
+  def at(step):
+    extra = {'clip_ids': np.ones((2, 7), 'i4')}
+    for name in ('other', 'negative'):
+      extra |= {f'{name}_ids': np.ones((2, 3, 21), 'i4'), f'{name}_mask': np.ones((2, 3, 21), bool)}
+    half = GenerationBatch(prompt=text(2, 13 + step), instruction=text(3), extra=extra)
+    return Batch(seed=np.uint32(step), generation=half if step < 9 else None)
+
+  inner = types.SimpleNamespace(at=at, fingerprint='f')
+  batches = bench_lib._SamePrograms(inner, 0.25)
+  assert batches.fingerprint == 'f'
+  for step in (0, 7):
+    batch = batches.at(step)
+    assert batch.learning_rate == np.float32(0.25) and batch.seed == step
+    half = batch.generation
+    assert half.prompt.ids.shape == half.prompt.mask.shape == (2, 20)
+    assert half.prompt.mask.sum() == 2 * (13 + step) == half.prompt.ids.sum()
+    assert half.instruction.ids.shape == (3,) and half.extra['clip_ids'].shape == (2, 7)
+    for name in ('other', 'negative'):
+      assert half.extra[f'{name}_ids'].shape == half.extra[f'{name}_mask'].shape == (2, 3, 40)
+      assert half.extra[f'{name}_mask'].sum() == 2 * 3 * 21
+  assert batches.at(9).generation is None
 
 
 # The CLIP.
 
 
 def test_the_clip_is_made_once_and_can_be_a_reward(tmp_path):
-  plan = study.from_config(flag_values().config, str(tmp_path))
-  study.make_clip(plan)
+  plan = design.from_config(flag_values().config, str(tmp_path))
+  runner.make_clip(plan)
   made = {p: p.stat().st_mtime_ns for p in (tmp_path / 'clip').iterdir()}
-  study.make_clip(plan)
+  runner.make_clip(plan)
   assert made == {p: p.stat().st_mtime_ns for p in (tmp_path / 'clip').iterdir()}
   config = next(c.config for c in plan.cells(['clip'], (0,)) if c.variant == 'clip')
   weights = rewards.REWARDS['clip'].load(config.method)
   assert (
-    config.method.clip_model == plan.clip_path
+    config.method.clip_reward.model == plan.clip_path
     and np.isfinite(weights['text_projection']['kernel']).all()
   )

@@ -4,11 +4,12 @@ they promise.
 
 import json
 import types
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-from dsr_jax.evaluate import scores as evaluation
+from dsr_jax.evaluate import scores as scores_lib
 from dsr_jax.reporting import svg as study_svg
 from dsr_jax.scenes import grammar, judge, render, sets, world
 from dsr_jax.study import claims, figures, scores
@@ -117,7 +118,7 @@ def test_the_value_is_that_of_the_evaluation_itself(results):
   assert results.score('b', 'unified', 'generation', (1,)).value == pytest.approx(
     np.mean(rows['generation'])
   )
-  expected = evaluation.DESCRIPTION['f1'](np.sum(rows['description'], 0)[None])[0]
+  expected = scores_lib.DESCRIPTION['f1'](np.sum(rows['description'], 0)[None])[0]
   assert results.score('b', 'unified', 'description/f1', (1,)).value == pytest.approx(expected)
   assert results.score('b', 'unified', 'generation/counting', (1,)).value == pytest.approx(
     np.mean(rows['generation'][40:60])
@@ -126,7 +127,7 @@ def test_the_value_is_that_of_the_evaluation_itself(results):
 
 def test_of_one_seed_the_interval_is_that_of_the_paired_bootstrap(results):
   after, before = (np.array(results.rows('b', v, 0)['generation']) for v in ('unified', 'base'))
-  other = evaluation.generation_difference(sets.evaluation_prompts(PER_TASK), after, before)
+  other = scores_lib.generation_difference(sets.evaluation_prompts(PER_TASK), after, before)
   scores_ = results.score('b', 'unified', 'generation', (0,)) - results.score(
     'b', 'base', 'generation', (0,)
   )
@@ -259,10 +260,8 @@ def test_the_slope_on_length_leaves_out_what_correctness_explains():
 
 
 def test_figures_are_svg_with_a_mark_for_each_thing(results):
-  import xml.etree.ElementTree as tree
-
   def count(text, tag):
-    return len(tree.fromstring(text).findall(f'.//{{http://www.w3.org/2000/svg}}{tag}'))
+    return len(ElementTree.fromstring(text).findall(f'.//{{http://www.w3.org/2000/svg}}{tag}'))
 
   assert count(figures.gains(results, 'b'), 'circle') == 2 * 6
   assert count(figures.evolution(results, 'b'), 'polyline') == 2 * 5
@@ -284,15 +283,12 @@ def test_figures_are_svg_with_a_mark_for_each_thing(results):
 
 
 def test_labels_of_close_points_do_not_overlap_and_stay_inside():
-  import xml.etree.ElementTree as tree
-
   panel = study_svg.Panel('', '', '', [0, 1], [0, 10])
   panel.points(
     [study_svg.Point(x, y, y, y, f'{x} {y}') for x in (0.5, 0.51, 1.0) for y in (4.9, 5, 5.1)]
   )
-  texts = [
-    t for t in tree.fromstring(f'<svg>{panel.svg()}</svg>').findall('text') if ' ' in (t.text or '')
-  ]
+  drawing = ElementTree.fromstring(f'<svg>{panel.svg()}</svg>')
+  texts = [t for t in drawing.findall('text') if ' ' in (t.text or '')]
   assert len(texts) == 9
   rows = [float(t.get('y')) for t in texts if t.text[0] == '0']
   assert min(np.diff(sorted(rows))) > 10

@@ -1,11 +1,12 @@
 """A run whose step takes a millisecond: a small random matrix trained on random vectors, through
 the real loop.
 
-As a program: `python tests/support/fake_run.py WORKDIR STEPS [DELAY] [--nan=STEP] [--port=P --process=I]`,
-  for tests that kill it; with a port, one of
-two processes.
+As a program, for tests that kill it; with a port, one of two processes:
+
+  python tests/support/fake_run.py WORKDIR STEPS [DELAY] [--nan=STEP] [--port=P --process=I]
 """
 
+import dataclasses
 import sys
 import time
 import types
@@ -16,10 +17,10 @@ import numpy as np
 from PIL import Image
 from places import CONFIGS
 
-from dsr_jax import config as config_lib
-from dsr_jax import parts as parts_lib
-from dsr_jax import sharding, train
+from dsr_jax import config_loading, errors, families, sharding, train
 from dsr_jax.runtime import distributed as processes
+from dsr_jax.state import TrainState
+from dsr_jax.step import StepOutput
 
 SIZE = 64
 TINY = str(CONFIGS / 'scenes_tiny.py')
@@ -30,7 +31,7 @@ jax.config.update(
 
 def config(steps=12, **changes):
   """A Config of the fake run; changes as in config.load."""
-  return config_lib.load(
+  return config_loading.load(
     TINY,
     **{
       'method__steps': steps,
@@ -44,33 +45,34 @@ def config(steps=12, **changes):
   )
 
 
-def parts(delay=0.0, nan_at=None, evaluations=None):
+def parts(delay=0.0, nan_at=None, evaluations=None) -> train.Builders:
   """delay: seconds a batch takes. nan_at: the step whose loss is NaN. evaluations: a list that gets
   evaluated steps.
   """
 
-  def make_step(model, config, mesh):
+  def make_train_step(model, config, mesh, state):
     def step(state, batch):
-      key = jax.random.fold_in(jax.random.key(batch['seed']), state['step'])
+      key = jax.random.fold_in(jax.random.key(batch['seed']), state.step)
       noise = jax.random.normal(key, (8, SIZE))
 
       def loss(w):
-        return jnp.mean((batch['x'] @ w + 0.1 * noise - batch['x'] @ state['frozen']['w']) ** 2)
+        error = batch['x'] @ w + 0.1 * noise - batch['x'] @ state.fixed_params['w']
+        return jnp.mean(error**2)
 
-      value, grad = jax.value_and_grad(lambda p: loss(p['w']))(state['params'])
-      momentum = 0.9 * state['opt_state']['m'] + grad['w']
-      done = state['step'] + 1
-      new = {
-        'params': {'w': state['params']['w'] - config.method.learning_rate * momentum},
-        'frozen': state['frozen'],
-        'opt_state': {'m': momentum},
-        'step': done,
-      }
-      values = {
+      value, grad = jax.value_and_grad(lambda p: loss(p['w']))(state.params)
+      momentum = 0.9 * state.opt_state['m'] + grad['w']
+      done = state.step + 1
+      new = dataclasses.replace(
+        state,
+        params={'w': state.params['w'] - config.method.learning_rate * momentum},
+        opt_state={'m': momentum},
+        step=done,
+      )
+      metrics = {
         'generation/reward_mean': -value,
         'loss': jnp.where(done == (nan_at or -1), jnp.nan, value),
       }
-      return new, values, {'w': state['params']['w'][:8, :8]}
+      return StepOutput(new, metrics, {'w': state.params['w'][:8, :8]})
 
     return jax.jit(step, donate_argnums=0)
 
@@ -89,11 +91,15 @@ def parts(delay=0.0, nan_at=None, evaluations=None):
     def run(state, step):
       if evaluations is not None:
         evaluations.append(step)
-      norm = float(jnp.linalg.norm(state['params']['w']))
-      first = float(state['params']['w'][0, 0])
-      return {'w/norm': norm, 'w/norm_low': norm - 1, 'w/norm_high': norm + 1, 'w/first': first}, {
-        'rows': [step]
+      norm = float(jnp.linalg.norm(state.params['w']))
+      first = float(state.params['w'][0, 0])
+      scores = {
+        'w/norm': norm,
+        'w/norm_low': norm - 1,
+        'w/norm_high': norm + 1,
+        'w/first': first,
       }
+      return scores, {'rows': [step]}
 
     return run
 
@@ -101,41 +107,45 @@ def parts(delay=0.0, nan_at=None, evaluations=None):
     def draw(i):
       return np.random.default_rng(i).normal(size=(SIZE, SIZE)).astype(np.float32)
 
-    return parts_lib.Model(
-      None, {'w': draw(0), 'frozen': draw(1)}, None, None, {'name': name, 'fingerprint': 'f' * 64}
+    return families.Model(
+      graphdef=None,
+      params={'w': draw(0), 'frozen': draw(1)},
+      config=None,
+      processor=None,
+      source={'name': name, 'fingerprint': 'f' * 64},
+      family=None,
+      spec=None,
     )
 
   def init(model, config, mesh):
-    state = {
-      'params': {'w': model.params['w']},
-      'frozen': {'w': model.params['frozen']},
-      'opt_state': {'m': np.zeros((SIZE, SIZE), np.float32)},
-      'step': np.int32(0),
-    }
-    placed = sharding.place(state, jax.tree.map(lambda x: sharding.whole(mesh), state))
-    return jax.jit(lambda x: jax.tree.map(jnp.copy, x))(
-      placed
-    )  # the step donates it: no views of NumPy's memory
-
-  def sheets(config, model):
-    return lambda state, records: Image.fromarray(
-      (np.abs(np.asarray(records['w'])) * 50).astype(np.uint8)
+    state = TrainState(
+      step=np.int32(0),
+      params={'w': model.params['w']},
+      opt_state={'m': np.zeros((SIZE, SIZE), np.float32)},
+      fixed_params={'w': model.params['frozen']},
     )
+    placed = sharding.place(state, jax.tree.map(lambda x: sharding.whole(mesh), state))
+    # The step donates it: no views of NumPy's memory.
+    return jax.jit(lambda x: jax.tree.map(jnp.copy, x))(placed)
 
-  return parts_lib.Parts(
+  def sheet(model):
+    def draw(state, records):
+      return Image.fromarray((np.abs(np.asarray(records['w'])) * 50).astype(np.uint8))
+
+    return draw
+
+  return train.Builders(
     load_model=load,
-    make_mesh=sharding.make_mesh,
     make_batches=batches,
     init_state=init,
-    make_step=make_step,
+    make_train_step=make_train_step,
     make_evaluator=evaluator,
-    make_sheets=sheets,
+    make_sheet=sheet,
+    estimate_memory=lambda model, config, mesh: None,
   )
 
 
 if __name__ == '__main__':
-  from dsr_jax import errors
-
   nan = next((int(a[6:]) for a in sys.argv if a.startswith('--nan=')), None)
   port, process = (
     next((a.partition('=')[2] for a in sys.argv if a.startswith(f'--{name}=')), '')

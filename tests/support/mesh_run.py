@@ -1,7 +1,7 @@
 """One real step of a tiny model on given meshes, for tests that compare meshes and processes.
 
-As a program: `python tests/support/mesh_run.py OUT MESH [MESH ...] [--steps=1] [--devices=8] [--port=P
-  --processes=M --process=I] [--resume=DIR]`; a MESH
+As a program: `python tests/support/mesh_run.py OUT MESH [MESH ...] [--steps=1] [--devices=8]
+  [--port=P --processes=M --process=I] [--resume=DIR]`; a MESH
 is DATAxFSDPxTP and takes the first devices. Leaves OUT/MESH@STEP.npz: random bits, candidates,
 gradients, parameters and metrics, whole; and a checkpoint of each step in OUT/MESH.
 """
@@ -20,15 +20,21 @@ if __name__ == '__main__':
     f'--xla_force_host_platform_device_count={DEVICES} --xla_backend_optimization_level=0{plain}'
   )
 
+import functools
+
 import jax
 import numpy as np
 
 from dsr_jax import config as config_lib
 from dsr_jax import sharding, tasks
+from dsr_jax import state as state_lib
 from dsr_jax import step as step_lib
 from dsr_jax.models.janus import model as janus
 from dsr_jax.models.janus.config import JanusConfig, Templates, TextConfig, VisionConfig, VQConfig
+from dsr_jax.models.janus.family import JANUS
+from dsr_jax.models.unified import Text
 from dsr_jax.plan import hlo as plan_hlo
+from dsr_jax.rollouts import Batch, GenerationBatch, UnderstandingBatch
 from dsr_jax.runtime import checkpoints
 from dsr_jax.runtime import distributed as processes
 
@@ -73,21 +79,32 @@ METHOD = config_lib.Method(
   warmup_steps=0,
 )
 SYSTEM = config_lib.System(compute_dtype='float32', logprob_chunk=CHUNK, remat=True, frozen_every=0)
+CONTEXT = step_lib.StepContext(
+  graphdef=JANUS.graphdef(MODEL),
+  family=JANUS,
+  spec=JANUS.spec(MODEL),
+  method=METHOD,
+  system=SYSTEM,
+)
 
 
 def batch(step):
   """A step's inputs, on the host."""
   rng = np.random.default_rng(step)
   mask = np.arange(PROMPT) < rng.integers(1, PROMPT + 1, (INPUTS, 1))
-  return dict(
-    prompt_ids=rng.integers(9, VOCABULARY, (INPUTS, PROMPT)).astype('i4') * mask,
-    prompt_mask=mask,
-    pixels=rng.integers(0, 255, (INPUTS, SIDE, SIDE, 3)).astype('u1'),
-    question_ids=rng.integers(9, VOCABULARY, (INPUTS, 3)).astype('i4'),
-    question_mask=np.ones((INPUTS, 3), bool),
-    instruction_ids=np.array([9, 10, 11], 'i4'),
-    instruction_mask=np.ones(3, bool),
+  prompt = rng.integers(9, VOCABULARY, (INPUTS, PROMPT)).astype('i4') * mask
+  pixels = rng.integers(0, 255, (INPUTS, SIDE, SIDE, 3)).astype('u1')
+  question = rng.integers(9, VOCABULARY, (INPUTS, 3)).astype('i4')
+  return Batch(
     seed=np.uint32(step),
+    generation=GenerationBatch(
+      prompt=Text(prompt, mask),
+      instruction=Text(np.array([9, 10, 11], 'i4'), np.ones(3, bool)),
+      extra={},
+    ),
+    understanding=UnderstandingBatch(
+      pixels=pixels, question=Text(question, np.ones((INPUTS, 3), bool)), extra={}
+    ),
   )
 
 
@@ -120,27 +137,28 @@ def run(name, folder, steps, resume=''):
   mesh = mesh_of(name)
   about = {'method': {}, 'data': {'fingerprint': ''}, 'model': {'fingerprint': ''}}
   with jax.set_mesh(mesh):
-    state = step_lib.init_state(params(), METHOD, SYSTEM, mesh)
+    state = state_lib.init_state(params(), JANUS, METHOD, SYSTEM, mesh)
     if resume:
       state = checkpoints.Checkpoints(resume, about).restore(state)
     saved, compiled = checkpoints.Checkpoints(folder, about, keep_last=9), None
     for _ in range(steps):
       before, placed = (
-        jax.tree.map(sharding.fetch, state['params']),
-        place(mesh, batch(int(sharding.fetch(state['step'])))),
+        jax.tree.map(sharding.fetch, state.params),
+        place(mesh, batch(int(sharding.fetch(state.step)))),
       )
       if compiled is None:
-        compiled = (
-          step_lib.make_step(janus.graphdef_of(MODEL), METHOD, SYSTEM, mesh, TEMPLATES)
-          .lower(state, placed)
-          .compile()
+        jitted = jax.jit(
+          functools.partial(step_lib.train_step, CONTEXT),
+          donate_argnums=0,
+          out_shardings=step_lib.output_shardings(CONTEXT, state, mesh),
         )
+        compiled = jitted.lower(state, placed).compile()
       state, metrics, records = compiled(state, placed)
-      step = int(sharding.fetch(state['step']))
+      step = int(sharding.fetch(state.step))
       saved.save(step, state)
       adam = next(
         x
-        for x in jax.tree.leaves(state['opt_state'], is_leaf=lambda x: hasattr(x, 'mu'))
+        for x in jax.tree.leaves(state.opt_state, is_leaf=lambda x: hasattr(x, 'mu'))
         if hasattr(x, 'mu')
       )
       yield (
@@ -151,7 +169,7 @@ def run(name, folder, steps, resume=''):
           **flat('metric', metrics),
           **flat('record', records),
           **flat('before', before),
-          **flat('after', state['params']),
+          **flat('after', state.params),
           **flat('mu', adam.mu),
         },
       )
@@ -161,9 +179,8 @@ def run(name, folder, steps, resume=''):
 def place(mesh, whole):
   """A whole batch, of which this process takes its rows."""
   first, last = sharding.rows_here(mesh, INPUTS)
-  return sharding.place_batch(
-    {k: v[first:last] if np.ndim(v) > 1 else v for k, v in whole.items()}, mesh, first, INPUTS
-  )
+  here = jax.tree.map(lambda x: x[first:last] if np.ndim(x) > 1 else x, whole)
+  return sharding.place_batch(here, mesh, first, INPUTS)
 
 
 def bits(mesh):

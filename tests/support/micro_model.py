@@ -1,9 +1,12 @@
-"""The smallest model behind the protocol: a bag of words, one layer, four-colour pictures. It
-compiles in a second where a Janus takes many.
+"""The smallest models behind the protocol: a bag of words, one layer, four-color pictures. They
+compile in a second where a Janus takes many.
 
-Its parameters carry Janus' names, so that sharding, training by parts and adapters find what they
-look for.
-Axes: B inputs, G candidates, T tokens, N codes, D width, V vocabulary, K codes in the codebook.
+They are a backbone of their own, with a family of their own (`MICRO`) and names that no other
+backbone has: what works on them depends on the protocol alone. `Micro` reads pixels and has an
+  exact
+sampler. `NoisyMicro` is like masked diffusion: it reads codes, its likelihoods take chance, and its
+sampler's log-probabilities are not its likelihoods.
+Axes: B inputs, G samples, T tokens, N codes, D width, V vocabulary, K codes in the codebook.
 """
 
 import dataclasses
@@ -12,77 +15,78 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from dsr_jax import sharding
 from dsr_jax.models.common.layers import Embedding, Linear, RMSNorm, layer_at, stack_layers
 from dsr_jax.models.common.logprobs import TokenScores, guide, log_softmax
-from dsr_jax.models.unified import Picture, Sampling, Scoring, Text, without_eos
+from dsr_jax.models.unified import Family, Picture, Sampling, Scoring, Spec, Text, without_eos
 
 WIDTH, VOCABULARY, CODES, SIDE, PATCH = 8, 40, 6, 4, 4  # SIDE x SIDE codes of PATCH x PATCH pixels
 NUM_CODES, PAD, EOS = SIDE * SIDE, 0, 2
 
 
-class _Attention(nnx.Module):
+class _Mix(nnx.Module):
   def __init__(self, rngs):
-    for name in ('q_proj', 'k_proj', 'v_proj', 'o_proj'):
+    for name in ('query', 'key', 'value', 'out'):
       setattr(self, name, Linear(WIDTH, WIDTH, rngs=rngs, bias=False))
 
 
 class _MLP(nnx.Module):
   def __init__(self, rngs):
-    for name in ('gate_proj', 'up_proj', 'down_proj'):
+    for name in ('gate', 'up', 'down'):
       setattr(self, name, Linear(WIDTH, WIDTH, rngs=rngs, bias=False))
 
 
 class _Block(nnx.Module):
   def __init__(self, rngs):
-    self.self_attn, self.mlp = _Attention(rngs), _MLP(rngs)
+    self.mix, self.mlp = _Mix(rngs), _MLP(rngs)
 
   def __call__(self, x, context):
     """No attention: the context is one vector for all tokens."""
-    a, m = self.self_attn, self.mlp
-    x = x + a.o_proj(jnp.tanh(a.q_proj(x) + a.k_proj(context) + a.v_proj(x * context)))
-    return x + m.down_proj(jax.nn.silu(m.gate_proj(x)) * m.up_proj(x))
+    a, m = self.mix, self.mlp
+    x = x + a.out(jnp.tanh(a.query(x) + a.key(context) + a.value(x * context)))
+    return x + m.down(jax.nn.silu(m.gate(x)) * m.up(x))
 
 
-class _LanguageModel(nnx.Module):
+class _Trunk(nnx.Module):
   def __init__(self, rngs):
-    self.embed_tokens = Embedding(VOCABULARY, WIDTH, rngs=rngs, scale=1.0)
-    self.layers = stack_layers(_Block, 1, rngs)
+    self.words = Embedding(VOCABULARY, WIDTH, rngs=rngs, scale=1.0)
+    self.blocks = stack_layers(_Block, 1, rngs)
     self.norm = RMSNorm(WIDTH, 1e-6)
 
   def __call__(self, x, context):
-    return self.norm(layer_at(self.layers, 0)(x, context))
+    return self.norm(layer_at(self.blocks, 0)(x, context))
 
 
-class _GenerationHead(nnx.Module):
+class _CodeHead(nnx.Module):
   def __init__(self, rngs):
-    self.proj_out = Linear(WIDTH, WIDTH, rngs=rngs)
-    self.vision_head = Linear(WIDTH, CODES, rngs=rngs)
+    self.inner = Linear(WIDTH, WIDTH, rngs=rngs)
+    self.outer = Linear(WIDTH, CODES, rngs=rngs)
 
   def __call__(self, x):
-    return self.vision_head(jnp.tanh(self.proj_out(x)))
+    return self.outer(jnp.tanh(self.inner(x)))
 
 
 class Micro(nnx.Module):
   """Satisfies `unified.UnifiedModel`."""
 
-  likelihood_is_random = False
+  spec = Spec(eos_id=EOS, num_codes=NUM_CODES, codebook_size=CODES, image_size=SIDE * PATCH)
 
   def __init__(self, rngs):
-    self.language_model = _LanguageModel(rngs)
-    self.lm_head = Linear(WIDTH, VOCABULARY, rngs=rngs, bias=False)
-    self.generation_head = _GenerationHead(rngs)
-    self.generation_embeddings = Embedding(CODES, WIDTH, rngs=rngs, scale=1.0)
-    self.vision_model = Linear(PATCH * PATCH * 3, WIDTH, rngs=rngs)
-    self.vqmodel = Embedding(CODES, 3, rngs=rngs, scale=0.5)  # a colour a code
+    self.trunk = _Trunk(rngs)
+    self.word_head = Linear(WIDTH, VOCABULARY, rngs=rngs, bias=False)
+    self.code_head = _CodeHead(rngs)
+    self.code_table = Embedding(CODES, WIDTH, rngs=rngs, scale=1.0)
+    self.eye = Linear(PATCH * PATCH * 3, WIDTH, rngs=rngs)
+    self.palette = Embedding(CODES, 3, rngs=rngs, scale=0.5)  # a color a code
 
   def picture_from_pixels(self, pixels):
     patches = self._patches(pixels).mean(-2)  # (..., N, 3)
-    distance = jnp.sum(jnp.square(patches[..., None, :] - self.vqmodel.embedding[...]), axis=-1)
+    distance = jnp.sum(jnp.square(patches[..., None, :] - self.palette.embedding[...]), axis=-1)
     return Picture(jnp.argmin(distance, axis=-1).astype(jnp.int32), pixels)
 
   def picture_from_codes(self, codes):
-    colours = jnp.clip(self.vqmodel(codes), -1, 1).reshape(*codes.shape[:-1], SIDE, SIDE, 3)
-    return Picture(codes, jnp.repeat(jnp.repeat(colours, PATCH, axis=-3), PATCH, axis=-2))
+    colors = jnp.clip(self.palette(codes), -1, 1).reshape(*codes.shape[:-1], SIDE, SIDE, 3)
+    return Picture(codes, jnp.repeat(jnp.repeat(colors, PATCH, axis=-3), PATCH, axis=-2))
 
   def _patches(self, pixels):
     x = pixels.reshape(*pixels.shape[:-3], SIDE, PATCH, SIDE, PATCH, 3)
@@ -90,7 +94,7 @@ class Micro(nnx.Module):
 
   def _bag(self, text):
     """(..., T) -> (..., D)."""
-    x = self.language_model.embed_tokens(text.ids) * text.mask[..., None]
+    x = self.trunk.words(text.ids) * text.mask[..., None]
     return jnp.sum(x, axis=-2) / jnp.maximum(jnp.sum(text.mask, axis=-1), 1)[..., None]
 
   def _told(self, prompt, guided):
@@ -100,22 +104,22 @@ class Micro(nnx.Module):
 
   def _seen(self, pixels, question):
     """pixels (..., H, W, 3), question broadcast to it -> (..., D)."""
-    patches = self._patches(pixels.astype(self.vision_model.kernel[...].dtype))
-    looks = self.vision_model(patches.reshape(*patches.shape[:-2], -1))
+    patches = self._patches(pixels.astype(self.eye.kernel[...].dtype))
+    looks = self.eye(patches.reshape(*patches.shape[:-2], -1))
     return jnp.mean(
       jnp.tanh(looks) * (1 + jnp.arange(NUM_CODES) % 3)[:, None], axis=-2
     ) + 0.1 * self._bag(question)
 
   def _code_logits(self, previous, place, told, guidance):
     """previous (...) codes, place of the next, told (..., 1 or 2, D) -> (..., K)."""
-    x = self.generation_embeddings(previous) * (place > 0)[..., None]
+    x = self.code_table(previous) * (place > 0)[..., None]
     x = jnp.broadcast_to(x[..., None, :], (*x.shape[:-1], told.shape[-2], WIDTH))
-    logits = self.generation_head(self.language_model(x, jnp.broadcast_to(told, x.shape)))
+    logits = self.code_head(self.trunk(x, jnp.broadcast_to(told, x.shape)))
     return guide(logits, guidance, axis=-2) if told.shape[-2] == 2 else logits[..., 0, :]
 
   def _text_logits(self, previous, seen):
-    x = self.language_model.embed_tokens(previous)
-    return self.lm_head(self.language_model(x, jnp.broadcast_to(seen, x.shape)))
+    x = self.trunk.words(previous)
+    return self.word_head(self.trunk(x, jnp.broadcast_to(seen, x.shape)))
 
   def sample_pictures(self, prompt: Text, keys, how: Sampling):
     told = self._told(prompt, how.guidance != 1.0)[:, None]
@@ -194,14 +198,93 @@ def _scores(logits, ids, mask, temperature):
   return TokenScores(jnp.where(mask, picked, 0.0), jnp.where(mask, entropy, 0.0))
 
 
-def create(seed: int = 0):
-  """(graphdef, params) as `models.janus.create` gives them."""
-  graphdef, state = nnx.split(Micro(nnx.Rngs(seed)))
-  return graphdef, nnx.to_pure_dict(state)
+class NoisyMicro(Micro):
+  """As a masked-diffusion model: random likelihoods, an inexact sampler, pictures read as codes."""
+
+  spec = dataclasses.replace(
+    Micro.spec, reads='codes', likelihood_is_random=True, sampler_is_exact=False
+  )
+
+  def sample_pictures(self, prompt: Text, keys, how: Sampling):
+    codes, logps = super().sample_pictures(prompt, keys, how)
+    return codes, 0.5 * logps  # not the likelihood of what was sampled
+
+  def picture_logps(self, prompt: Text, codes, keys, how: Scoring):
+    """Words of the prompt are dropped at random, the same ones for all samples of an input."""
+    assert keys.shape == codes.shape[:1], (keys.shape, codes.shape)
+    length = prompt.ids.shape[-1]
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 0.7, (length,)))(keys)
+    dropped = Text(prompt.ids, prompt.mask & keep[:, None])
+    return super().picture_logps(dropped, codes, None, how)
+
+  def text_logps(self, picture: Picture, question: Text, text: Text, keys, how: Scoring):
+    assert keys.shape == text.ids.shape[:1], (keys.shape, text.ids.shape)
+    return super().text_logps(self._shown(picture), question, text, None, how)
+
+  def sample_texts(self, picture: Picture, question: Text, keys, how: Sampling):
+    return super().sample_texts(self._shown(picture), question, keys, how)
+
+  def _shown(self, picture: Picture) -> Picture:
+    """Only the codes are looked at."""
+    return self.picture_from_codes(picture.codes)
 
 
 @dataclasses.dataclass(frozen=True)
 class Templates:
-  """All that the step asks of a model's templates."""
+  """All that the commands ask of a model's templates."""
 
   eos_id: int = EOS
+
+
+@dataclasses.dataclass(frozen=True)
+class MicroConfig:
+  """The sizes are constants of this file; noisy: `NoisyMicro`."""
+
+  noisy: bool = False
+  templates: Templates = Templates()
+  image_size: int = SIDE * PATCH
+  num_codes: int = NUM_CODES
+
+  @property
+  def module(self):
+    return NoisyMicro if self.noisy else Micro
+
+
+def create(seed: int = 0, config: MicroConfig = MicroConfig()):
+  """(graphdef, params) as `models.janus.model.create` gives them."""
+  graphdef, state = nnx.split(config.module(nnx.Rngs(seed)))
+  return graphdef, nnx.to_pure_dict(state)
+
+
+def _shapes(config):
+  return jax.eval_shape(lambda: create(0, config)[1])
+
+
+MICRO = Family(
+  name='Micro',
+  config_type=MicroConfig,
+  graphdef=lambda config: create(0, config)[0],
+  shapes=_shapes,
+  spec=lambda config: config.module.spec,
+  num_heads=lambda config: 1,
+  sharding_rules=(
+    (r'trunk/blocks/.*/(query|key|value|gate|up)/kernel$', sharding.STACKED_TP_OUT),
+    (r'trunk/blocks/.*/(out|down)/kernel$', sharding.STACKED_TP_IN),
+    (r'trunk/words/embedding$', sharding.TP_IN),
+    (r'word_head/kernel$', sharding.TP_OUT),
+    (r'code_head/inner/kernel$', sharding.TP_IN),
+    (r'code_head/outer/kernel$', sharding.TP_OUT),
+    (r'(eye|palette|code_table)/', sharding.WHOLE),
+  ),
+  trainable_parts={
+    'language_model+gen_head': ('trunk', 'word_head', 'code_head'),
+    'language_model': ('trunk', 'word_head'),
+    'all_but_vq': ('trunk', 'word_head', 'code_head', 'code_table', 'eye'),
+    'lora': (),
+  },
+  image_tokenizer='palette',
+  lora_targets={
+    **{name: ('trunk', 'blocks', 'mix', name) for name in ('query', 'key', 'value', 'out')},
+    **{name: ('trunk', 'blocks', 'mlp', name) for name in ('gate', 'up', 'down')},
+  },
+)

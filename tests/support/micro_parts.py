@@ -1,23 +1,24 @@
-"""The smallest model as the commands find one: parts of a run, a bundle, and a processor whose
-words are numbers.
+"""The smallest model as the commands find one: a loaded model, builders of a run, and a processor
+whose words are numbers.
 """
 
-import dataclasses
 import re
 import types
 
 import jax
 import micro_model
+from micro_model import MICRO, MicroConfig
 import numpy as np
 from PIL import Image
 
-from dsr_jax import parts as parts_lib
+from dsr_jax import families, train
 from dsr_jax.data import prompts as prompts_lib
 from dsr_jax.models.unified import Text
 
 SIZE = micro_model.SIDE * micro_model.PATCH  # pixels
 PROMPTS = 'a red circle left of a blue square\ntwo small green rings\na large striped diamond\n'
-_REAL = parts_lib.real()
+# As a user would add a backbone: one line in the table.
+families.FAMILIES = (*families.FAMILIES, MICRO)
 
 
 class _Tokenizer:
@@ -46,28 +47,23 @@ class Words:
     return Text(*prompts_lib.pad(rows, length or max(map(len, rows)), micro_model.PAD))
 
 
-def load(name='micro'):
-  """`parts.Model`."""
+def load(name='micro') -> families.Model:
   graphdef, params = micro_model.create(0)
-  config = types.SimpleNamespace(
-    templates=micro_model.Templates(),
-    vision=types.SimpleNamespace(image_size=SIZE),
-    image_size=SIZE,
-    text=types.SimpleNamespace(num_attention_heads=1),
-  )
-  return parts_lib.Model(
-    graphdef,
-    jax.tree.map(np.asarray, params),
-    config,
-    Words(),
-    {'name': name, 'fingerprint': 'f' * 64},
-    micro_model.NUM_CODES,
+  config = MicroConfig()
+  return families.Model(
+    graphdef=graphdef,
+    params=jax.tree.map(np.asarray, params),
+    config=config,
+    processor=Words(),
+    source={'name': name, 'fingerprint': 'f' * 64},
+    family=MICRO,
+    spec=MICRO.spec(config),
   )
 
 
-def real():
-  """The parts of a real run, but for the model."""
-  return dataclasses.replace(_REAL, load_model=load, estimate=lambda config, model, mesh: None)
+def real() -> train.Builders:
+  """The builders of a real run, but for the model."""
+  return train.Builders(load_model=load, estimate_memory=lambda model, config, mesh: None)
 
 
 def write_inputs(folder):

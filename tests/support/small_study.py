@@ -7,7 +7,7 @@ from absl import flags
 from places import ROOT
 import pytest
 
-from dsr_jax.study import __main__ as study
+from dsr_jax.study import __main__ as command
 
 CONFIG = str(ROOT / 'configs' / 'scenes_study.py')
 SMALL = {
@@ -15,7 +15,7 @@ SMALL = {
   'config.run.method.inputs_per_step': 4,
   'config.run.method.group_size': 4,
   'config.run.method.warmup_steps': 1,
-  'config.run.method.swap_every': 1,
+  'config.run.method.separate.swap_every': 1,
   'config.run.method.max_text_tokens': 12,
   'config.run.system.eval_every': 1,
   'config.run.system.save_every': 1,
@@ -41,8 +41,9 @@ SMALL = {
 
 
 def flag_values(**values):
+  """The flags of the command; values: of flags and of keys of the config."""
   f = flags.FlagValues()
-  study.define_flags(f)
+  command.define_flags(f)
   words = [
     'test',
     f'--config={CONFIG}',
@@ -56,8 +57,10 @@ def flag_values(**values):
 
 
 def read(path):
+  """JSON of a file."""
   return json.loads(pathlib.Path(path).read_text())
 
 
 def states(records):
+  """Of each cell: finished, failed or None."""
   return [r['state'] if r else None for r in records]

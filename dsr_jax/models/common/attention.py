@@ -1,7 +1,7 @@
 """Attention over a context in several parts: a prefix that candidates share, and what is their own.
 
 Axes: R prefixes (rows), C candidates of a prefix, T queries, S keys of a part, N heads, h head
-  width.
+width.
 """
 
 import functools

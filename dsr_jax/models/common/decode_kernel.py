@@ -11,7 +11,7 @@ so the prefix is read once. Of a candidate's own keys only its own row is of use
 units, which have nothing else to do, throw the others away.
 
 Axes: R prefixes (rows), N heads, C candidates of a prefix, P prefix length, S keys there is room
-  for, h head width.
+for, h head width.
 """
 
 import functools

@@ -2,8 +2,7 @@
 step of it.
 
 Axes: R prefixes (rows), C candidates of a prefix, P prefix length, S cached tokens, D width, N
-  heads, h head width, I = N h,
-F width inside an MLP, L layers.
+heads, h head width, I = N h, F width inside an MLP, L layers.
 """
 
 import copy
@@ -15,18 +14,15 @@ from dsr_jax import sharding
 from dsr_jax.models.common import decode_kernel
 from dsr_jax.models.common.attention import Int8, attend, to_int8
 from dsr_jax.models.common.layers import LinearsInOne, layer_at, scan_layers
-from dsr_jax.models.janus.llama import KV, LanguageModel, Prefix, prefix_mask, rotation
+from dsr_jax.models.common.prefix import KV, Prefix, prefix_mask
 
 
-def make(
-  lm: LanguageModel, prefix: Prefix, candidates: int, tokens: int, scan: bool, cache_dtype: str = ''
-):
+def make(lm, prefix: Prefix, candidates: int, tokens: int, scan: bool, cache_dtype: str = ''):
   """A decoder of C candidates of `tokens` tokens each after `prefix`: by the kernel where it
   serves, by plain products elsewhere.
 
   scan: one program for all layers (`Sampling.scan`). cache_dtype: '' or 'int8', which the kernel
-    does not read. Both kinds have `grow`,
-  `step`, `segment` and `first_of`.
+  does not read. Both kinds have `grow`, `step`, `segment` and `first_of`.
   """
   by_kernel = (
     not scan and not cache_dtype and decode_kernel.serves(prefix.k.dtype, prefix.k.shape[-1])
@@ -65,7 +61,7 @@ class Decoder:
 
   def __init__(
     self,
-    lm: LanguageModel,
+    lm,
     prefix: Prefix,
     candidates: int,
     tokens: int,
@@ -75,7 +71,8 @@ class Decoder:
     layers = range(prefix.k.shape[0])
     self.layers = lm.layers if scan else [layer_at(lm.layers, i) for i in layers]
     self.prefix = (prefix.k, prefix.v) if scan else [(prefix.k[i], prefix.v[i]) for i in layers]
-    self.norm, self.cfg, self.scan, self.int8 = lm.norm, lm.cfg, scan, cache_dtype == 'int8'
+    self.norm, self.rotary_at = lm.norm, lm.rotary_at
+    self.scan, self.int8 = scan, cache_dtype == 'int8'
     self.candidates, self.tokens = candidates, tokens
     self.length, self.padded = prefix.length, prefix.k.shape[3]
     self.seen = prefix_mask(prefix)
@@ -130,7 +127,7 @@ class Decoder:
     """embeds: (R, C, D), token `index` of the candidates, all below `room` -> states (R, C, D) and
     the cache with it.
     """
-    turn = rotation((self.length + index)[:, None], self.padded + self.tokens, self.cfg)
+    at = self.rotary_at((self.length + index)[:, None], self.padded + self.tokens)
     x = sharding.split_rows(embeds[:, :, None])
 
     def through(layer, x, shared, cache, write, read):
@@ -139,13 +136,13 @@ class Decoder:
       """
       new = []
 
-      def see(q, k, v):
+      def attend_fn(q, k, v):
         kept = KV(*map(to_int8, (k, v))) if self.int8 else KV(k, v)
         new.append(jax.tree.map(write, cache, kept))
         own = jax.tree.map(read, new[0])
         return attend(q, [(*shared, self.seen), (*own, jnp.arange(own.k.shape[-2]) < index + 1)])
 
-      return layer(x, turn, see), new[0]
+      return layer(x, at, attend_fn), new[0]
 
     if self.scan:
 
@@ -187,7 +184,7 @@ class KernelDecoder:
 
   def __init__(
     self,
-    lm: LanguageModel,
+    lm,
     prefix: Prefix,
     candidates: int,
     tokens: int,
@@ -211,7 +208,8 @@ class KernelDecoder:
           LinearsInOne(mlp.gate_proj, mlp.up_proj),
         )
       )
-    self.norm, self.cfg, self.length = lm.norm, lm.cfg, prefix.length
+    self.norm, self.rotary_at = lm.norm, lm.rotary_at
+    self.cfg, self.length = lm.cfg, prefix.length
     self.candidates, self.tokens, self.limit = candidates, tokens, prefix.k.shape[3] + tokens
     self.interpret = interpret
 
@@ -252,12 +250,12 @@ class KernelDecoder:
     """embeds: (R, C, D), token `index` of the candidates -> states (R, C, D) and the cache with it.
     room: not needed here.
     """
-    turn = rotation((self.length + index)[:, None], self.limit, self.cfg)
+    at = self.rotary_at((self.length + index)[:, None], self.limit)
     x, written = sharding.split_rows(embeds), []
     for (layer, qkv, gate_and_up), shared, own in zip(self.layers, self.prefix, cache):
       new = qkv(layer.input_layernorm(x)).reshape(*x.shape[:2], 3, self.cfg.num_attention_heads, -1)
       y, kept = decode_kernel.decode_attention(
-        new, turn, shared, self.length, own, index, interpret=self.interpret
+        new, at, shared, self.length, own, index, interpret=self.interpret
       )
       x = sharding.split_rows(x + layer.self_attn.o_proj(y.reshape(*x.shape[:2], -1)))
       gate, up = jnp.moveaxis(gate_and_up(layer.post_attention_layernorm(x)), -2, 0)

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from dsr_jax import sharding
 
 # Up to this many stacked layers are unrolled into the program: on a CPU the gradient of a rolled
-# loop takes twice as
-# long, and a small model compiles quickly either way.
+# loop takes twice as long, and a small model compiles quickly either way.
 UNROLL_UP_TO = 6
 
 

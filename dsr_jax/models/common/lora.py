@@ -1,10 +1,11 @@
-"""Low-rank adapters on the language model's seven projections: y = x W + (x A) B (arXiv
-2106.09685).
+"""Low-rank adapters beside a language model's projections: y = x W + (x A) B (arXiv 2106.09685).
 
-A starts as peft has it (uniform, bound 1 / sqrt(in)), B at zero, alpha is the rank, so the scale is
-1. While they learn and in rollouts they stay beside the weights, which are then never copied;
+A starts as peft has it (uniform, bound 1 / sqrt(in)), B at zero, alpha is the rank, so the scale
+is 1. While they learn and in rollouts they stay beside the weights, which are then never copied;
 `merged` folds them in for evaluation and export.
 
+targets: {adapter's name: path of the stacked linear layer in the parameters}
+  (`Family.lora_targets`).
 Axes: L layers, r rank.
 """
 
@@ -12,48 +13,52 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-PROJECTIONS = {
-  name: part
-  for part, names in (
-    ('self_attn', ('q_proj', 'k_proj', 'v_proj', 'o_proj')),
-    ('mlp', ('gate_proj', 'up_proj', 'down_proj')),
-  )
-  for name in names
-}
 
-
-def init(params, rank: int, seed: int):
-  """Adapters {projection: {'a': (L, in, r), 'b': (L, r, out)}}, float32, for a model's parameters
-  (arrays or shapes).
+def init(params, targets, rank: int, seed: int):
+  """Adapters {name: {'a': (L, in, r), 'b': (L, r, out)}}, float32, for parameters or their
+  shapes.
   """
-  keys = jax.random.split(jax.random.key(seed), len(PROJECTIONS))
+  keys = jax.random.split(jax.random.key(seed), len(targets))
   adapters = {}
-  for key, (name, part) in zip(keys, PROJECTIONS.items()):
-    layers, width_in, width = params['language_model']['layers'][part][name]['kernel'].shape
+  for key, (name, path) in zip(keys, targets.items()):
+    layers, width_in, width_out = _at(params, path)['kernel'].shape
     bound = width_in**-0.5
     adapters[name] = dict(
       a=jax.random.uniform(key, (layers, width_in, rank), minval=-bound, maxval=bound),
-      b=jnp.zeros((layers, rank, width)),
+      b=jnp.zeros((layers, rank, width_out)),
     )
   return adapters
 
 
-def attach(model, adapters):
+def attach(model, targets, adapters):
   """Puts adapters beside the weights of a module just made by `nnx.merge`, in place; returns it."""
-  for name, part in PROJECTIONS.items():
-    linear = getattr(getattr(model.language_model.layers, part), name)
-    linear.lora_a, linear.lora_b = (nnx.Param(adapters[name][x]) for x in 'ab')
+  for name, path in targets.items():
+    linear = model
+    for part in path:
+      linear = getattr(linear, part)
+    linear.lora_a = nnx.Param(adapters[name]['a'])
+    linear.lora_b = nnx.Param(adapters[name]['b'])
   return model
 
 
-def merged(params, adapters):
-  """Parameters of a model with the adapters folded into the kernels; the product is made in
-  float32.
-  """
-  layers = params['language_model']['layers']
-  folded = {part: dict(layers[part]) for part in set(PROJECTIONS.values())}
-  for name, part in PROJECTIONS.items():
-    kernel = layers[part][name]['kernel']
+def merged(params, targets, adapters):
+  """Parameters with the adapters folded into the kernels; the product is made in float32."""
+  for name, path in targets.items():
+    linear = _at(params, path)
     change = jnp.matmul(adapters[name]['a'], adapters[name]['b'], precision='highest')
-    folded[part][name] = {**layers[part][name], 'kernel': (kernel + change).astype(kernel.dtype)}
-  return {**params, 'language_model': {**params['language_model'], 'layers': {**layers, **folded}}}
+    kernel = (linear['kernel'] + change).astype(linear['kernel'].dtype)
+    params = _replaced(params, path, {**linear, 'kernel': kernel})
+  return params
+
+
+def _at(tree, path):
+  for part in path:
+    tree = tree[part]
+  return tree
+
+
+def _replaced(tree, path, value):
+  """A copy of nested dicts with another value at `path`."""
+  if not path:
+    return value
+  return {**tree, path[0]: _replaced(tree[path[0]], path[1:], value)}

@@ -58,10 +58,10 @@ class Templates:
   """Token ids around a prompt, made by `processor.py` from the tokenizer.
 
   generation:    generation_prefix, content, generation_suffix (ends with begin-of-image), image
-    codes
+  codes
   understanding: understanding_prefix (ends with begin-of-image), image embeddings,
-    understanding_infix
-                 (starts with end-of-image), question, understanding_suffix, answer, eos
+                 understanding_infix (starts with end-of-image), question, understanding_suffix,
+                 answer, eos
   """
 
   bos_id: int

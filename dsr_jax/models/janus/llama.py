@@ -6,71 +6,20 @@ serve every candidate of the group, both in teacher forcing (`extend`) and token
 is read; right padding of a candidate is never seen, by causality.
 
 Axes: R prefixes (rows), C candidates of a prefix, P prefix length, T candidate tokens, S cached
-  tokens, D width, N heads,
-h head width, L layers. Keys and values are (R, N, ..., tokens, h): batch axes first, so that
-attention is a plain batched matrix product.
+tokens, D width, N heads, h head width, L layers. Keys and values are (R, N, ..., tokens, h): batch
+axes first, so that attention is a plain batched matrix product.
 """
-
-from typing import NamedTuple
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dsr_jax import sharding
 from dsr_jax.models.common.attention import attend
 from dsr_jax.models.common.layers import Embedding, Linear, RMSNorm, scan_layers, stack_layers
+from dsr_jax.models.common.prefix import Prefix, prefix_mask
+from dsr_jax.models.common.rotary import Rotary, rotary, rotate
 from dsr_jax.models.janus.config import TextConfig
-
-
-class Prefix(NamedTuple):
-  """Keys and values of all layers, (L, R, N, P, h); length (R,) int32: the rest is padding."""
-
-  k: jax.Array
-  v: jax.Array
-  length: jax.Array
-
-
-class KV(NamedTuple):
-  """Keys and values of candidates: of one layer (R, N, C, S, h), of a stack (L, R, N, C, S, h)."""
-
-  k: jax.Array
-  v: jax.Array
-
-
-class Rotation(NamedTuple):
-  """Cosines and sines of the rotary embedding at some positions, (R, T, h/2) float32 each."""
-
-  cos: jax.Array
-  sin: jax.Array
-
-
-def rotation(positions, limit: int, cfg: TextConfig) -> Rotation:
-  """positions: (R, T) below `limit`. Looked up in a constant table: computed, XLA would do it again
-  for every head, layer and element.
-  """
-  half = cfg.head_dim // 2
-  freq = np.float32(cfg.rope_theta) ** (-np.arange(half, dtype=np.float32) / half)
-  angles = np.arange(limit, dtype=np.float32)[:, None] * freq
-  return Rotation(
-    *(
-      sharding.split_rows(jnp.asarray(table)[positions])
-      for table in (np.cos(angles), np.sin(angles))
-    )
-  )
-
-
-def rope(x, turn: Rotation):
-  """Rotary embedding, half-split layout, in float32. x: (R, N, ..., T, h)."""
-  cos, sin = (y.reshape(y.shape[0], *(1,) * (x.ndim - 3), *y.shape[1:]) for y in turn)
-  a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)  # float32 island
-  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
-
-
-def prefix_mask(prefix: Prefix):
-  """(R, 1, 1, 1, P): True on the prefix's own tokens."""
-  return (jnp.arange(prefix.k.shape[-2]) < prefix.length[:, None])[:, None, None, None, :]
 
 
 class Attention(nnx.Module):
@@ -82,7 +31,7 @@ class Attention(nnx.Module):
     self.v_proj = Linear(cfg.hidden_size, inner, rngs=rngs, bias=False)
     self.o_proj = Linear(inner, cfg.hidden_size, rngs=rngs, bias=False)
 
-  def qkv(self, x, turn: Rotation):
+  def qkv(self, x, at: Rotary):
     """x: (R, C, T, D) -> three of (R, N, C, T, h), rotated where they must be."""
     r, c, t, _ = x.shape
 
@@ -90,7 +39,7 @@ class Attention(nnx.Module):
       return jnp.moveaxis(y.reshape(r, c, t, self.heads, -1), 3, 1)
 
     q, k, v = (sharding.split_heads(split(f(x))) for f in (self.q_proj, self.k_proj, self.v_proj))
-    return rope(q, turn), rope(k, turn), v
+    return rotate(q, at), rotate(k, at), v
 
   def output(self, y):
     """y: (R, N, C, T, h) -> (R, C, T, D)."""
@@ -109,7 +58,9 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-  """One layer; `see(q, k, v)` is its attention, given the new tokens' queries, keys and values."""
+  """One layer; `attend_fn(q, k, v)` is its attention, given the new tokens' queries, keys and
+  values.
+  """
 
   def __init__(self, cfg: TextConfig, *, rngs: nnx.Rngs):
     self.input_layernorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
@@ -117,10 +68,10 @@ class Block(nnx.Module):
     self.post_attention_layernorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
     self.mlp = MLP(cfg, rngs=rngs)
 
-  def __call__(self, x, turn: Rotation, see):
+  def __call__(self, x, at: Rotary, attend_fn):
     """x: (R, C, T, D) -> the same shape."""
     x = sharding.split_rows(
-      x + self.self_attn.output(see(*self.self_attn.qkv(self.input_layernorm(x), turn)))
+      x + self.self_attn.output(attend_fn(*self.self_attn.qkv(self.input_layernorm(x), at)))
     )
     return sharding.split_rows(x + self.mlp(self.post_attention_layernorm(x)))
 
@@ -132,22 +83,26 @@ class LanguageModel(nnx.Module):
     self.layers = stack_layers(lambda r: Block(cfg, rngs=r), cfg.num_hidden_layers, rngs)
     self.norm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
 
+  def rotary_at(self, positions, limit: int) -> Rotary:
+    """The rotary embedding at positions (R, T) below `limit`."""
+    return rotary(positions, limit, width=self.cfg.head_dim, theta=self.cfg.rope_theta)
+
   def prefill(self, embeds, length, *, remat: bool = False) -> Prefix:
     """embeds: (R, P, D), right-padded to P; length: (R,). Runs the prefixes and keeps their keys
     and values.
     """
     p = embeds.shape[1]
-    turn = rotation(jnp.arange(p)[None], p, self.cfg)  # one row serves all
+    at = self.rotary_at(jnp.arange(p)[None], p)  # one row serves all
     causal = jnp.tril(jnp.ones((p, p), bool))
 
     def body(block, x, _):
       kept = []
 
-      def see(q, k, v):
+      def attend_fn(q, k, v):
         kept.append((k[:, :, 0], v[:, :, 0]))
         return attend(q, [(k, v, causal)])
 
-      return block(x, turn, see), kept[0]
+      return block(x, at, attend_fn), kept[0]
 
     _, (k, v) = scan_layers(self.layers, body, sharding.split_rows(embeds[:, None]), remat=remat)
     return Prefix(k, v, length)
@@ -158,12 +113,12 @@ class LanguageModel(nnx.Module):
     embeds: (R, C, T, D) -> final-norm states (R, C, T, D); state t predicts what follows token t.
     """
     t = embeds.shape[2]
-    turn = rotation(prefix.length[:, None] + jnp.arange(t), prefix.k.shape[-2] + t, self.cfg)
+    at = self.rotary_at(prefix.length[:, None] + jnp.arange(t), prefix.k.shape[-2] + t)
     causal = jnp.tril(jnp.ones((t, t), bool))
     seen = prefix_mask(prefix)
 
     def body(block, x, kv):
-      return block(x, turn, lambda q, k, v: attend(q, [(*kv, seen), (k, v, causal)])), None
+      return block(x, at, lambda q, k, v: attend(q, [(*kv, seen), (k, v, causal)])), None
 
     x, _ = scan_layers(
       self.layers, body, sharding.split_rows(embeds), (prefix.k, prefix.v), remat=remat

@@ -1,10 +1,9 @@
 """Janus: one LLaMA that reads pictures through SigLIP and draws them as VQ codes.
 
 Sources: deepseek-ai/Janus janus/models/modeling_vlm.py, generation_inference.py; templates as in
-  janus/utils/conversation.py.
+janus/utils/conversation.py.
 Axes: B inputs, G candidates, R prefixes, C candidates of a prefix, P prefix length, T text tokens,
-  N image codes, D width,
-V text vocabulary, K image codes in the codebook, H W pixels.
+N image codes, D width, V text vocabulary, K image codes in the codebook, H W pixels.
 
 Every prompt is split before its last token: the tokens before it are the prefix that candidates
 share, and the last one (begin-of-image, or the colon after the assistant's name) starts each
@@ -13,6 +12,7 @@ candidate. So the state at place t predicts token t.
 
 import dataclasses
 import functools
+from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
@@ -23,11 +23,20 @@ from dsr_jax import sharding
 from dsr_jax.models.common import decoder as decoder_lib
 from dsr_jax.models.common.layers import Embedding, Linear, gelu
 from dsr_jax.models.common.logprobs import TokenScores, guide, log_softmax, token_scores
+from dsr_jax.models.common.splice import spliced
 from dsr_jax.models.janus.config import JanusConfig
 from dsr_jax.models.janus.llama import LanguageModel
 from dsr_jax.models.janus.siglip import VisionModel
 from dsr_jax.models.janus.vq import VQModel
-from dsr_jax.models.unified import Picture, Sampling, Scoring, Text, guided_codes, without_eos
+from dsr_jax.models.unified import (
+  Picture,
+  Sampling,
+  Scoring,
+  Spec,
+  Text,
+  guided_codes,
+  without_eos,
+)
 
 
 class Aligner(nnx.Module):
@@ -51,8 +60,6 @@ class GenerationHead(nnx.Module):
 class Janus(nnx.Module):
   """Satisfies `unified.UnifiedModel`."""
 
-  likelihood_is_random = False
-
   def __init__(self, config: JanusConfig, *, rngs: nnx.Rngs):
     self.config = config
     width = config.text.hidden_size
@@ -67,22 +74,20 @@ class Janus(nnx.Module):
     self.generation_head = GenerationHead(width, config.vq.num_embeddings, rngs=rngs)
     self.vqmodel = VQModel(config.vq, rngs=rngs)
 
-  # Pictures.
+  @property
+  def spec(self) -> Spec:
+    return spec_of(self.config)
+
+  # Pictures: pixels <-> codes, and what the language model reads of pixels.
 
   def picture_from_pixels(self, pixels) -> Picture:
-    lead = pixels.shape[:-3]
-
-    def encode(vq, x):
-      return vq.encode(x)
-
-    codes = self._over_pictures(self.vqmodel, encode, pixels.reshape(-1, *pixels.shape[-3:]))
-    return Picture(codes.reshape(*lead, -1), pixels)
+    flat = pixels.reshape(-1, *pixels.shape[-3:])
+    codes = self._over_pictures(self.vqmodel, _encode, flat)
+    return Picture(codes.reshape(*pixels.shape[:-3], -1), pixels)
 
   def picture_from_codes(self, codes) -> Picture:
-    def decode(vq, x):
-      return vq.decode(x)
-
-    pixels = self._over_pictures(self.vqmodel, decode, codes.reshape(-1, codes.shape[-1]))
+    flat = codes.reshape(-1, codes.shape[-1])
+    pixels = self._over_pictures(self.vqmodel, _decode, flat)
     pixels = jnp.clip(pixels.astype(jnp.float32), -1.0, 1.0)
     return Picture(codes, pixels.reshape(*codes.shape[:-1], *pixels.shape[1:]))
 
@@ -120,23 +125,9 @@ class Janus(nnx.Module):
   # Prefixes.
 
   def _spliced(self, before: tuple[int, ...], content: Text, after: tuple[int, ...]):
-    """Template around left-justified content (R, T) -> ids (R, P), padded on the right, and lengths
-    (R,).
-    """
-    t = self.config.templates
-    rows, room = content.ids.shape
-    length = jnp.sum(content.mask, axis=-1).astype(jnp.int32)
-    place = jnp.arange(len(before) + room + len(after)) - len(
-      before
-    )  # 0 is the content's first token
-    tail = jnp.asarray(after + (t.pad_id,), jnp.int32)
-    after_place = jnp.clip(place - length[:, None], 0, len(after))
-    inside = jnp.take(content.ids, jnp.clip(place, 0, room - 1), axis=-1)
-    ids = jnp.where(place < length[:, None], inside, tail[after_place])
-    if before:
-      head = jnp.broadcast_to(jnp.asarray(before, jnp.int32), (rows, len(before)))
-      ids = jnp.concatenate([head, ids[:, len(before) :]], axis=-1)
-    return ids, length + len(before) + len(after)
+    """Template around content (R, T) -> ids (R, P), padded on the right, and lengths (R,)."""
+    pad_id = self.config.templates.pad_id
+    return spliced(before, content.ids, content.mask, after, pad_id=pad_id)
 
   def _generation_prefix(self, prompt: Text, guided: bool, *, blank=None, remat: bool = False):
     """prompt: (R, T) -> the prefix of R rows; guided: of 2 R rows, (cond, uncond) in pairs.
@@ -175,107 +166,114 @@ class Janus(nnx.Module):
       embeds, length + len(t.understanding_prefix) + picture.shape[1], remat=remat
     )
 
-  # Sampling.
+  # Sampling: the prefix once a group, then token by token.
 
   def sample_pictures(self, prompt: Text, keys, how: Sampling):
     inputs, group = keys.shape
-    total, guided = self.config.num_codes, guided_codes(how, self.config.num_codes)
+    total = self.config.num_codes
+    guided = guided_codes(how, total)
+
+    # The prompt runs once; with guidance it is two rows, conditional and unconditional.
     decoder = decoder_lib.make(
       self.language_model,
       self._generation_prefix(prompt, guided > 0),
-      group,
-      guided or total,
-      how.scan,
-      how.cache_dtype,
+      candidates=group,
+      tokens=guided or total,
+      scan=how.scan,
+      cache_dtype=how.cache_dtype,
     )
+    # Every code's embedding, (K, D), made once for all tokens.
+    table = self.code_embeddings(jnp.arange(self.config.vq.num_embeddings))
+    table = sharding.keep_whole(table)
 
-    table = sharding.keep_whole(
-      self.code_embeddings(jnp.arange(self.config.vq.num_embeddings))
-    )  # (K, D), once for all tokens
-
-    def embed(codes, branches):  # (B, G) -> (R, G, D): both branches read the same code
+    def embed(codes, branches):
+      """codes (B, G) -> (R, G, D): both branches read the same code."""
       x = sharding.split_rows(table[codes])
-      return jnp.broadcast_to(x[:, None], (inputs, branches, *x.shape[1:])).reshape(
-        -1, *x.shape[1:]
-      )
+      x = jnp.broadcast_to(x[:, None], (inputs, branches, *x.shape[1:]))
+      return x.reshape(-1, *x.shape[2:])
 
-    def pick(hidden, t, branches):
+    def sample(hidden, t, branches):
+      """hidden (R, G, D) -> codes (B, G) and their log-probabilities, the branches joined."""
       logits = self.generation_head(hidden).reshape(inputs, branches, group, -1)
       logits = guide(logits, how.guidance, axis=1) if branches == 2 else logits[:, 0]
       return sample_tokens(logits, keys, t, how.temperature)
 
-    start = self.language_model.embed_tokens(
-      jnp.asarray(self.config.templates.generation_suffix[-1])
+    branches = 2 if guided else 1
+    start = self._start_of_picture()
+    carry = _Drawing(
+      embeds=jnp.broadcast_to(start, (inputs * branches, group, start.shape[-1])), cache=None
     )
-    carry = jnp.broadcast_to(start, (inputs * (2 if guided else 1), group, start.shape[-1])), None
     parts = []
     for first, end in _pieces(guided, total, decoder.segment(how.segment)):
       if first and first == guided:  # what is left is drawn without guidance
-        embeds, cache = carry
-        decoder, cache = decoder.first_of(2, cache, total)
-        carry = embeds.reshape(inputs, 2, *embeds.shape[1:])[:, 0], cache
+        decoder, cache = decoder.first_of(2, carry.cache, total)
+        embeds = carry.embeds.reshape(inputs, 2, *carry.embeds.shape[1:])[:, 0]
+        carry, branches = _Drawing(embeds, cache), 1
 
-      def body(carry, t, decoder=decoder, branches=carry[0].shape[0] // inputs, room=end):
-        embeds, cache = carry
-        hidden, cache = decoder.step(embeds, cache, t, room)
-        codes, logp = pick(hidden, t, branches)
-        return (embed(codes, branches), cache), (codes, logp)
+      def body(carry, t, decoder=decoder, branches=branches, room=end):
+        hidden, cache = decoder.step(carry.embeds, carry.cache, t, room)
+        codes, logps = sample(hidden, t, branches)
+        return _Drawing(embed(codes, branches), cache), (codes, logps)
 
+      carry = carry._replace(cache=decoder.grow(carry.cache, end - first))
       with jax.named_scope('decode'):
-        carry, part = jax.lax.scan(
-          body, (carry[0], decoder.grow(carry[1], end - first)), jnp.arange(first, end)
-        )
+        carry, part = jax.lax.scan(body, carry, jnp.arange(first, end))
       parts.append(part)
-    codes, logp = (jnp.moveaxis(jnp.concatenate(p, axis=0), 0, -1) for p in zip(*parts))
-    return codes, logp
+    codes, logps = (_joined(x) for x in zip(*parts))
+    return codes, logps
 
   def sample_texts(self, picture: Picture, question: Text, keys, how: Sampling):
     t = self.config.templates
     inputs, group = keys.shape
-    prefix = self._understanding_prefix(picture.pixels, question)
-    decoder = decoder_lib.make(
-      self.language_model, prefix, group, how.max_tokens, how.scan, how.cache_dtype
-    )
     embed = self.language_model.embed_tokens
 
+    # The picture and the question run once for the whole group.
+    decoder = decoder_lib.make(
+      self.language_model,
+      self._understanding_prefix(picture.pixels, question),
+      candidates=group,
+      tokens=how.max_tokens,
+      scan=how.scan,
+      cache_dtype=how.cache_dtype,
+    )
+
     def body(carry, index, room):
-      embeds, ended, cache = carry
-      hidden, cache = decoder.step(embeds, cache, index, room)
-      ids, logp = sample_tokens(self.text_logits(hidden), keys, index, how.temperature)
-      ids = jnp.where(ended, t.pad_id, ids)
-      out = ids, jnp.where(ended, 0.0, logp), ~ended
-      return (embed(ids), ended | (ids == t.eos_id), cache), out
+      hidden, cache = decoder.step(carry.embeds, carry.cache, index, room)
+      ids, logps = sample_tokens(self.text_logits(hidden), keys, index, how.temperature)
+      ids = jnp.where(carry.ended, t.pad_id, ids)
+      written = ids, jnp.where(carry.ended, 0.0, logps), ~carry.ended
+      return _Writing(embed(ids), carry.ended | (ids == t.eos_id), cache), written
+
+    def write(carry, first, end):
+      with jax.named_scope('decode'):
+        return jax.lax.scan(functools.partial(body, room=end), carry, jnp.arange(first, end))
+
+    def skip(carry, first, end):
+      shape = (end - first, inputs, group)
+      nothing = jnp.full(shape, t.pad_id, jnp.int32), jnp.zeros(shape), jnp.zeros(shape, bool)
+      return carry, nothing
 
     start = embed(jnp.asarray(t.understanding_suffix[-1]))
-    embeds, ended, cache = (
-      jnp.broadcast_to(start, (inputs, group, start.shape[-1])),
-      jnp.zeros((inputs, group), bool),
-      None,
+    carry = _Writing(
+      embeds=jnp.broadcast_to(start, (inputs, group, start.shape[-1])),
+      ended=jnp.zeros((inputs, group), bool),
+      cache=None,
     )
     parts = []
     for first in range(0, how.max_tokens, how.segment):
       end = min(first + how.segment, how.max_tokens)
-      carry = embeds, ended, decoder.grow(cache, end - first)
-
-      def run(carry, first=first, end=end):
-        with jax.named_scope('decode'):
-          return jax.lax.scan(functools.partial(body, room=end), carry, jnp.arange(first, end))
-
-      def padding(carry, shape=(end - first, inputs, group)):
-        return (
-          carry,
-          (jnp.full(shape, t.pad_id, jnp.int32), jnp.zeros(shape), jnp.zeros(shape, bool)),
-        )
-
-      # Once every text has ended, a segment is skipped.
-      (embeds, ended, cache), part = (
-        jax.lax.cond(jnp.all(ended), padding, run, carry) if first else run(carry)
-      )
+      carry = carry._replace(cache=decoder.grow(carry.cache, end - first))
+      run = functools.partial(write, first=first, end=end)
+      if first:  # once every text has ended, a segment is skipped
+        leave = functools.partial(skip, first=first, end=end)
+        carry, part = jax.lax.cond(jnp.all(carry.ended), leave, run, carry)
+      else:
+        carry, part = run(carry)
       parts.append(part)
-    ids, logp, mask = (jnp.moveaxis(jnp.concatenate(p, axis=0), 0, -1) for p in zip(*parts))
-    return Text(ids, mask), logp
+    ids, logps, mask = (_joined(x) for x in zip(*parts))
+    return Text(ids, mask), logps
 
-  # Likelihoods.
+  # Likelihoods: the prefix once a condition, then whole samples at once (teacher forcing).
 
   def picture_logps(self, prompt: Text, codes, keys, how: Scoring, *, blank=None) -> TokenScores:
     """As the protocol has it; blank (R,) bool replaces whole prompts by the unconditional one
@@ -286,28 +284,16 @@ class Janus(nnx.Module):
     prompt, (codes,), (inputs, rows, group) = _pair_up(prompt, (codes,))
     branches = 2 if guided else 1
     prefix = self._generation_prefix(prompt, guided > 0, blank=blank, remat=how.remat)
-    start = self.language_model.embed_tokens(
-      jnp.asarray(self.config.templates.generation_suffix[-1])
-    )
+
+    # Inputs are the codes shifted by one, begin-of-image first: state t predicts code t.
+    start = self._start_of_picture()
     embeds = self.code_embeddings(codes[..., :-1])  # (R, C, N-1, D)
-    embeds = jnp.concatenate(
-      [jnp.broadcast_to(start, (*embeds.shape[:2], 1, embeds.shape[-1])), embeds], axis=2
-    )
+    start = jnp.broadcast_to(start, (*embeds.shape[:2], 1, embeds.shape[-1]))
+    embeds = jnp.concatenate([start, embeds], axis=2)
     if guided:
       embeds = jnp.repeat(embeds, 2, axis=0)
     hidden = self.language_model.extend(prefix, embeds, remat=how.remat)
     hidden = hidden.reshape(rows, branches, *hidden.shape[1:])
-
-    def scores(first, end, logits):
-      here = codes[..., first:end]
-      return token_scores(
-        hidden[..., first:end, :],
-        logits,
-        here,
-        jnp.ones(here.shape, bool),
-        temperature=how.temperature,
-        chunk=how.chunk,
-      )
 
     def mixed(hidden):
       return guide(self.generation_head(hidden), how.guidance, axis=1)
@@ -315,34 +301,75 @@ class Janus(nnx.Module):
     def plain(hidden):
       return self.generation_head(hidden)[:, 0]
 
-    ends = ((0, guided, mixed), (guided, codes.shape[-1], plain))
-    parts = [scores(first, end, logits) for first, end, logits in ends if first < end]
-    return TokenScores(
-      *(jnp.concatenate(x, axis=-1).reshape(inputs, group, -1) for x in zip(*parts))
-    )
+    # Codes up to `guided` have the guided mixture's probability, the rest the plain conditional's.
+    parts = []
+    for first, end, logits in ((0, guided, mixed), (guided, codes.shape[-1], plain)):
+      if first < end:
+        here = codes[..., first:end]
+        scores = token_scores(
+          hidden[..., first:end, :],
+          logits,
+          here,
+          jnp.ones(here.shape, bool),
+          temperature=how.temperature,
+          chunk=how.chunk,
+        )
+        parts.append(scores)
+    joined = (jnp.concatenate(x, axis=-1) for x in zip(*parts))
+    return TokenScores(*(x.reshape(inputs, group, -1) for x in joined))
 
   def text_logps(
     self, picture: Picture, question: Text, text: Text, keys, how: Scoring
   ) -> TokenScores:
     del keys  # Janus' likelihood is deterministic
     per_input = picture.pixels.shape[1]
-    pixels, (ids, mask), (inputs, rows, group) = _pair_up(picture.pixels, (text.ids, text.mask))
+    pixels, (ids, mask), (inputs, _, group) = _pair_up(picture.pixels, (text.ids, text.mask))
     question = Text(*(jnp.repeat(x, per_input, axis=0) for x in question))
     prefix = self._understanding_prefix(pixels, question, remat=how.remat)
-    inputs_ids = jnp.concatenate(
-      [
-        jnp.full((*ids.shape[:2], 1), self.config.templates.understanding_suffix[-1], ids.dtype),
-        ids[..., :-1],
-      ],
-      axis=-1,
-    )
-    hidden = self.language_model.extend(
-      prefix, self.language_model.embed_tokens(inputs_ids), remat=how.remat
-    )
+
+    # Inputs are the text shifted by one, the template's last token first.
+    start = self.config.templates.understanding_suffix[-1]
+    start = jnp.full((*ids.shape[:2], 1), start, ids.dtype)
+    shifted = jnp.concatenate([start, ids[..., :-1]], axis=-1)
+    embeds = self.language_model.embed_tokens(shifted)
+    hidden = self.language_model.extend(prefix, embeds, remat=how.remat)
     scores = token_scores(
       hidden, self.text_logits, ids, mask, temperature=how.temperature, chunk=how.chunk
     )
     return TokenScores(*(x.reshape(inputs, group, -1) for x in scores))
+
+  def _start_of_picture(self):
+    """The embedding of begin-of-image, (D,), which starts every picture."""
+    boi = self.config.templates.generation_suffix[-1]
+    return self.language_model.embed_tokens(jnp.asarray(boi))
+
+
+class _Drawing(NamedTuple):
+  """The decode loop's carry for pictures: the last codes' embeddings (R, G, D), and the cache."""
+
+  embeds: jax.Array
+  cache: Any
+
+
+class _Writing(NamedTuple):
+  """The decode loop's carry for texts; ended (B, G): whose end of text has come."""
+
+  embeds: jax.Array
+  ended: jax.Array
+  cache: Any
+
+
+def _encode(vq, pixels):
+  return vq.encode(pixels)
+
+
+def _decode(vq, codes):
+  return vq.decode(codes)
+
+
+def _joined(parts):
+  """Outputs of the decode loop, (tokens, B, G) a piece -> (B, G, all tokens)."""
+  return jnp.moveaxis(jnp.concatenate(parts, axis=0), 0, -1)
 
 
 def _pieces(guided: int, total: int, segment: int):
@@ -398,6 +425,16 @@ def _pair_up(shared, own):
       lambda x: jnp.broadcast_to(x, (inputs, g, *x.shape[2:])).reshape(rows, 1, *x.shape[2:]), own
     )
   return shared, own, (inputs, rows, max(g, h))
+
+
+def spec_of(config: JanusConfig) -> Spec:
+  """What code behind the protocol may know of a model of these sizes."""
+  return Spec(
+    eos_id=config.templates.eos_id if config.templates else -1,
+    num_codes=config.num_codes,
+    codebook_size=config.vq.num_embeddings,
+    image_size=config.image_size,
+  )
 
 
 def create(config: JanusConfig, seed: int = 0):

@@ -1,7 +1,7 @@
 """SigLIP vision tower of Janus, all layers, no pooling.
 
 Source: deepseek-ai/Janus janus/models/siglip_vit.py. Pre-norm blocks, exact GELU, biases
-  everywhere.
+everywhere.
 Axes: B pictures, N patches (row-major), W width, L layers, H heads, h head width.
 """
 

@@ -2,7 +2,7 @@
 
 Source: deepseek-ai/Janus janus/models/vq_model.py; parameter names as in the Hugging Face layout.
 Axes: B batch, H height, W width, C channels, N codes of a picture (row-major), K codebook size, E
-  code width.
+code width.
 """
 
 from flax import nnx

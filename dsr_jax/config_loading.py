@@ -1,0 +1,349 @@
+"""Config files and flags -> a checked `config.Config`; saved configurations of earlier runs too.
+
+--config takes a Python file with `get_config()`, which returns a ConfigDict, or the bare name of a
+file in `dsr_jax/configs/`. What follows a colon goes to `get_config`:
+
+  --config=scenes    --config=configs/scenes.py    --config=janus_pro_7b:v5e:8x8    --config=mine.py
+"""
+
+import dataclasses
+import difflib
+import importlib.util
+import inspect
+import operator
+import os
+import pathlib
+
+from absl import flags
+import ml_collections
+from ml_collections import config_flags
+
+from dsr_jax import config as config_lib
+from dsr_jax import saved_config
+from dsr_jax.errors import InputError
+from dsr_jax.losses import OBJECTIVES
+from dsr_jax.rewards.table import REWARDS
+
+flags.disclaim_key_flags()  # --help lists --config under the command, not under this module
+
+CONFIGS = pathlib.Path(__file__).parent / 'configs'
+# Folders whose files are found from anywhere: an installed package has no clone around it.
+SHIPPED_FOLDERS = (pathlib.Path('.'), pathlib.Path('configs'), pathlib.Path('dsr_jax/configs'))
+NO_CONFIGS = ('__init__', 'slices')
+
+# Files and flags.
+
+
+def shipped():
+  """Names of the config files in the package, as --config takes them."""
+  names = {path.stem for path in CONFIGS.glob('*.py')}
+  return sorted(names - set(NO_CONFIGS))
+
+
+def find(name):
+  """'scenes:v5e:8x8' -> the path of the config file, and the argument ('' without a colon).
+
+  A file on disk goes before a shipped one of the same path, so a clone reads its own configs/.
+  """
+  text, _, argument = str(name).partition(':')
+  if text in shipped():
+    return CONFIGS / f'{text}.py', argument
+  path = pathlib.Path(os.path.expanduser(os.path.expandvars(text)))
+  if path.suffix == '.py' and path.is_file():
+    return path, argument
+  if path.suffix == '.py' and path.parent in SHIPPED_FOLDERS and path.stem in shipped():
+    return CONFIGS / path.name, argument
+  raise InputError(
+    f'found no config file at {text}; expected a Python file with get_config(), or one of '
+    f'{", ".join(shipped())}'
+  )
+
+
+def read(name):
+  """Runs a config file and returns its locked ConfigDict; the one way in for every command."""
+  path, argument = find(name)
+  spec = importlib.util.spec_from_file_location('_dsr_jax_config', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  get_config = getattr(module, 'get_config', None)
+  if get_config is None:
+    raise InputError(f'found no get_config() in {path}; expected one that returns a ConfigDict')
+  if argument and not inspect.signature(get_config).parameters:
+    raise InputError(f'found {argument!r} after {path}; expected nothing, it takes no argument')
+  config = get_config(argument) if argument else get_config()
+  if not isinstance(config, ml_collections.ConfigDict):
+    raise InputError(
+      f'found a {type(config).__name__} from get_config() of {path}; expected a ConfigDict'
+    )
+  return config.lock()
+
+
+def load(name, **overrides):
+  """The `Config` of --config=NAME; method__steps=3 stands for --config.method.steps=3."""
+  config = read(name)
+  for key, value in overrides.items():
+    *parents, last = key.split('__')
+    node = config
+    for parent in parents:
+      node = node[parent]
+    node[last] = value
+  return from_config_dict(config)
+
+
+class _FileParser(flags.ArgumentParser):
+  """The value of a --config flag -> its ConfigDict."""
+
+  def parse(self, argument):
+    return read(argument)
+
+  def flag_type(self):
+    return 'config object'
+
+
+def define_config_flag(name, help, f=flags.FLAGS, default=None):
+  """Defines --NAME=FILE with its overrides --NAME.key=value; returns the flag's holder."""
+  holder = config_flags.DEFINE_config_file(name, help_string=help, flag_values=f)
+  # ml_collections opens paths only, from the working directory only.
+  f[name].parser = _FileParser()
+  if default:
+    f.set_default(name, default)
+  return holder
+
+
+def check_flags(argv, default=None):
+  """InputError for what absl would answer with a traceback: no --config, no such file, an override
+  of an unknown key.
+
+  argv: the command's arguments without its name. default: that of --config.
+  """
+  pairs = [a.lstrip('-').partition('=') for a in argv if a.startswith('-')]
+  if {'help', 'helpshort', 'helpfull', 'helpxml'} & {name for name, _, _ in pairs}:
+    return
+  given = [value for name, _, value in pairs if name == 'config']
+  given += [argv[i + 1] for i, a in enumerate(argv[:-1]) if a in ('--config', '-config')]
+  path = next((p for p in reversed(given) if p), default)
+  if path is None:
+    raise InputError('found no --config; expected a config file, as --config=configs/scenes.py')
+  known = saved_config.flat(read(path).to_dict())
+  for name, _, _ in pairs:
+    key = name.removeprefix('config.')
+    if key == name or key in known:
+      continue
+    saved_config.refuse_renamed(key)
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f'did you mean config.{near[0]}' if near else 'see dsr_jax/config.py for all of them'
+    raise InputError(f'found the unknown key {name}; expected a key of {path}; {hint}')
+
+
+# Between ConfigDict, dataclasses and JSON.
+
+
+def from_config_dict(config):
+  """ConfigDict or nested dict -> `Config`; InputError for unknown, missing or impossible values."""
+  if isinstance(config, ml_collections.ConfigDict):
+    config = config.to_dict()
+  result = saved_config.build(config_lib.Config, config, 'config')
+  _check_values(result)
+  _check_method(result.method)
+  _check_chunks(result.system, result.method)
+  _check_data(result)
+  return result
+
+
+# Values of single keys.
+
+_CHOICES = {
+  'method.objective': OBJECTIVES,
+  'method.reward': REWARDS,
+  'method.task': config_lib.TASKS,
+  'method.strategy': config_lib.STRATEGIES,
+  'method.scorer': config_lib.SCORERS,
+  'method.kl_estimator': config_lib.KL_ESTIMATORS,
+  'method.trainable': config_lib.TRAINABLE,
+  'method.crop': config_lib.CROPS,
+  'system.compute_dtype': config_lib.DTYPES,
+  'system.cache_dtype': config_lib.CACHE_DTYPES,
+  'eval.benchmark': config_lib.BENCHMARKS,
+}
+_AT_LEAST = {  # least value -> keys
+  2: ('method.group_size',),
+  1: (
+    'method.steps',
+    'method.inputs_per_step',
+    'method.accumulate',
+    'method.max_text_tokens',
+    'method.inner_updates',
+    'method.guidance',
+    'method.lora.rank',
+    'method.separate.swap_every',
+    'system.log_every',
+    'system.save_every',
+    'system.keep_last',
+    'system.decode_segment',
+    'data.max_prompt_tokens',
+    'eval.prompts_per_task',
+    'eval.images_per_prompt',
+    'eval.pictures',
+    'eval.quick_prompts_per_task',
+    'eval.quick_pictures',
+    'eval.chunk',
+  ),
+  0: (
+    'method.warmup_steps',
+    'method.gamma',
+    'method.min_margin',
+    'method.weight_decay',
+    'method.seed',
+    'method.adam_b1',
+    'method.adam_b2',
+    'method.ema_decay',
+    'method.kl',
+    'method.cfg_interval',
+    'method.judge_accuracy',
+    'method.grpo.ratio_low',
+    'method.grpo.ratio_high',
+    'method.gspo.ratio_low',
+    'method.gspo.ratio_high',
+    'system.rollout_chunk',
+    'system.update_chunk',
+    'system.logprob_chunk',
+    'system.frozen_every',
+    'system.probe_every',
+    'system.samples_every',
+    'system.eval_every',
+    'system.keep_every',
+    'eval.seed',
+  ),
+}
+_ABOVE_ZERO = (
+  'method.beta',
+  'method.temperature',
+  'method.learning_rate',
+  'method.clip',
+  'method.dpo.beta',
+  'method.cispo.ratio_max',
+)
+_BELOW = {  # bound, itself excluded -> keys
+  1: ('method.adam_b1', 'method.adam_b2', 'method.ema_decay'),
+  2**32: ('method.seed',),
+}
+_NOT_EMPTY = {
+  'method.question': 'a sentence',
+  'method.instruction': 'a sentence',
+  'model': 'a name or a path',
+  'data.prompts': 'a name or a path',
+  'data.images': 'a name or a path',
+}
+_WHY = {
+  'method.group_size': ' (a pair is chosen from every group)',
+  'method.guidance': ' (1 is off)',
+}
+
+
+def _check_values(config):
+  for key, table in _CHOICES.items():
+    value = _get(config, key)
+    if value in saved_config.RENAMED_VALUES.get(key, ()):
+      raise InputError(f'{key}={value} is now {key}={saved_config.RENAMED_VALUES[key][value]}')
+    if value not in table:
+      raise InputError(f'found config.{key}={value!r}; expected one of {", ".join(table)}')
+  for low, keys in _AT_LEAST.items():
+    for key in keys:
+      if _get(config, key) < low:
+        raise InputError(
+          f'found config.{key}={_get(config, key)}; expected at least {low}{_WHY.get(key, "")}'
+        )
+  for key in _ABOVE_ZERO:
+    if _get(config, key) <= 0:
+      raise InputError(f'found config.{key}={_get(config, key)}; expected more than 0')
+  for bound, keys in _BELOW.items():
+    for key in keys:
+      if _get(config, key) >= bound:
+        raise InputError(f'found config.{key}={_get(config, key)}; expected less than {bound}')
+  if config.method.judge_accuracy > 1:
+    raise InputError(
+      f'found config.method.judge_accuracy={config.method.judge_accuracy}; expected at most 1'
+    )
+  for key, what in _NOT_EMPTY.items():
+    if not _get(config, key).strip():
+      raise InputError(f'found an empty config.{key}; expected {what}')
+  axes = dataclasses.asdict(config.system.mesh)
+  sizes = list(axes.values())
+  if any(n < 1 and n != -1 for n in sizes) or sizes.count(-1) > 1:
+    raise InputError(
+      f'found config.system.mesh={axes}; expected positive numbers and at most one -1'
+    )
+
+
+def _get(config, key):
+  return operator.attrgetter(key)(config)
+
+
+# Values that do not go together.
+
+
+def _check_method(method):
+  if method.warmup_steps > method.steps:
+    raise InputError(
+      f'found config.method.warmup_steps={method.warmup_steps} of {method.steps} steps; expected '
+      'at most as many'
+    )
+  tasks = len(method.tasks_at(0))
+  parts = tasks * method.accumulate
+  if method.inputs_per_step % parts:
+    raise InputError(
+      f'found config.method.inputs_per_step={method.inputs_per_step}; expected a multiple of '
+      f'{parts} ({tasks} tasks x {method.accumulate} accumulated parts)'
+    )
+  if method.strategy == 'separate' and method.task != 'unified':
+    raise InputError(
+      f'found config.method.task={method.task} with strategy=separate, whose two models learn one '
+      'task each; expected task=unified'
+    )
+  if method.inner_updates > 1 and not OBJECTIVES[method.objective].off_policy_ok:
+    able = ', '.join(name for name, objective in OBJECTIVES.items() if objective.off_policy_ok)
+    raise InputError(
+      f'found config.method.inner_updates={method.inner_updates} with '
+      f'objective={method.objective}, which has no ratio to the policy that sampled; expected '
+      f'inner_updates=1, or one of {able}'
+    )
+  if method.reward == 'clip' and not method.clip_reward.model:
+    raise InputError(
+      'found config.method.reward=clip and no config.method.clip_reward.model; expected a '
+      'directory of a CLIPModel in the Hugging Face layout'
+    )
+  before, *after = method.yes_question.split('{}')
+  if len(after) != 1 or not before.strip() or not after[0].strip():
+    raise InputError(
+      f'found config.method.yes_question={method.yes_question!r}; expected a question with one '
+      '{} inside, where the text goes'
+    )
+  able = REWARDS[method.reward].tasks
+  unable = [task for task in method.tasks if task not in able]
+  if unable:
+    raise InputError(
+      f'found config.method.reward={method.reward} with the task {unable[0]}; expected method.task '
+      f'to be {" or ".join(able)}'
+    )
+
+
+def _check_chunks(system, method):
+  part = method.inputs_per_task // method.accumulate
+  for key in ('rollout_chunk', 'update_chunk'):
+    chunk = getattr(system, key)
+    if chunk and part % chunk:
+      raise InputError(
+        f'found config.system.{key}={chunk}; expected a divisor of {part}, the inputs of a task in '
+        'a part of the step, or 0 for all at once'
+      )
+
+
+def _check_data(config):
+  read_from = {'generation': config.data.prompts, 'understanding': config.data.images}
+  strange = {read_from[task] for task in config.method.tasks} - {'scenes'}
+  if config.method.reward == 'judge' and strange:
+    raise InputError(
+      f'found config.method.reward=judge with data of {", ".join(sorted(strange))}; expected '
+      'scenes, the only world that the judge can read; set data.prompts and data.images to scenes, '
+      'or choose another reward'
+    )

@@ -1,0 +1,109 @@
+"""Estimates with 95 % intervals: percentile bootstraps that resample clusters.
+
+A cluster is what was drawn together: all pictures of prompts with the same words, or all questions
+and texts about one picture. A statistic is a function of sums over clusters, so a resample is one
+sum of rows. The resampling is seeded, hence common to all models on one list, and differences are
+paired.
+
+Axes: C clusters, M sums, R resamples.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from dsr_jax.errors import InputError
+
+RESAMPLES = 2000
+BLOCK = 100  # resamples at once, so that a long list needs little memory
+
+
+class Estimate(NamedTuple):
+  """A number and its 95 % interval."""
+
+  value: float
+  low: float
+  high: float
+
+
+Statistic = Callable[[np.ndarray], np.ndarray]  # (R, M) sums -> (R,)
+
+
+def interval(draws) -> tuple[float, float]:
+  """The 95 % percentile interval of draws (R,)."""
+  low, high = np.percentile(draws, (2.5, 97.5))
+  return float(low), float(high)
+
+
+def estimates(
+  sums: np.ndarray,
+  statistics: dict[str, Statistic],
+  strata: np.ndarray | None = None,
+  seed: int = 0,
+) -> dict[str, Estimate]:
+  """Each statistic of all clusters, and its interval under resampling of clusters within strata.
+
+  sums: (C, M), the contribution of each cluster. strata: (C,) ints, one stratum by default.
+  """
+  sums = np.asarray(sums, float)
+  resampled = _resampled(sums, strata, seed)
+  total = sums.sum(axis=0)[None]
+  out = {}
+  for name, statistic in statistics.items():
+    low, high = interval(statistic(resampled))
+    out[name] = Estimate(float(statistic(total)[0]), low, high)
+  return out
+
+
+def estimate(
+  sums: np.ndarray, statistic: Statistic, strata: np.ndarray | None = None, seed: int = 0
+) -> Estimate:
+  """`estimates` of one statistic."""
+  return estimates(sums, {'value': statistic}, strata, seed)['value']
+
+
+def difference(
+  after: np.ndarray, before: np.ndarray, statistic: Statistic, strata: np.ndarray | None = None
+) -> Estimate:
+  """The paired difference of a statistic: both (C, M), the same clusters of the same list."""
+  if np.shape(after) != np.shape(before):
+    raise InputError(
+      f'found scores of shapes {np.shape(after)} and {np.shape(before)}; a paired difference '
+      'expects the same list; evaluate both models on one list'
+    )
+  return estimate(np.concatenate([after, before], axis=1), paired(statistic), strata)
+
+
+def paired(statistic: Statistic) -> Statistic:
+  """Of sums (R, 2 M), after and before side by side: the difference of their statistic."""
+
+  def minus(sums):
+    after, before = np.split(sums, 2, axis=1)
+    return statistic(after) - statistic(before)
+
+  return minus
+
+
+def share(hits) -> Estimate:
+  """The share of true ones among independent cases (C,)."""
+  hits = np.asarray(hits, float)
+  return estimate(np.stack([hits, np.ones(len(hits))], axis=1), lambda s: s[:, 0] / s[:, 1])
+
+
+def ratio(a, b):
+  """a / b, and 0 where there is nothing to divide by."""
+  return np.where(b > 0, a / np.maximum(b, 1e-9), 0.0)
+
+
+def _resampled(sums, strata, seed) -> np.ndarray:
+  """(R, M): sums of as many clusters of each stratum as it has, drawn with replacement."""
+  strata = np.zeros(len(sums), int) if strata is None else np.asarray(strata)
+  rng = np.random.default_rng(seed)
+  resampled = np.zeros((RESAMPLES, sums.shape[1]))
+  for stratum in np.unique(strata):
+    members = sums[strata == stratum]
+    for start in range(0, RESAMPLES, BLOCK):
+      chosen = members[rng.integers(len(members), size=(BLOCK, len(members)))]
+      resampled[start : start + BLOCK] += chosen.sum(axis=1)
+  return resampled

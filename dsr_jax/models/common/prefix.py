@@ -1,0 +1,30 @@
+"""Keys and values: of a prefix that the samples of a group share, and of the samples themselves.
+
+Axes: L layers, R prefixes (rows), C samples of a prefix, P prefix length, S cached tokens, N heads,
+h head width.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Prefix(NamedTuple):
+  """Keys and values of all layers, (L, R, N, P, h); length (R,) int32: the rest is padding."""
+
+  k: jax.Array
+  v: jax.Array
+  length: jax.Array
+
+
+class KV(NamedTuple):
+  """Keys and values of samples: of one layer (R, N, C, S, h), of a stack (L, R, N, C, S, h)."""
+
+  k: jax.Array
+  v: jax.Array
+
+
+def prefix_mask(prefix: Prefix):
+  """(R, 1, 1, 1, P): True on the prefix's own tokens."""
+  return (jnp.arange(prefix.k.shape[-2]) < prefix.length[:, None])[:, None, None, None, :]

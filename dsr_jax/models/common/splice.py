@@ -1,0 +1,36 @@
+"""Token ids around content whose length is known on the device only.
+
+Axes: R rows, T content tokens, P tokens in all.
+"""
+
+import jax.numpy as jnp
+
+
+def spliced(before, ids, mask, after, *, pad_id: int):
+  """Ids `before` and `after` left-justified content (R, T), without a gap.
+
+  before, after: tuples of ints, or ids (n,). Returns ids (R, P), padded on the right, and lengths
+  (R,).
+  """
+  rows, room = ids.shape
+  length = jnp.sum(mask, axis=-1).astype(jnp.int32)
+  # Place 0 is the content's first token; what comes after it moves with each row's length.
+  place = jnp.arange(len(before) + room + len(after)) - len(before)
+  tail = jnp.asarray(_with_pad(after, pad_id), jnp.int32)
+  place_in_tail = jnp.clip(place - length[:, None], 0, len(after))
+  inside = jnp.take(ids, jnp.clip(place, 0, room - 1), axis=-1)
+  out = jnp.where(place < length[:, None], inside, tail[place_in_tail])
+  if len(before):
+    head = jnp.broadcast_to(jnp.asarray(before, jnp.int32), (rows, len(before)))
+    out = jnp.concatenate([head, out[:, len(before) :]], axis=-1)
+  return out, length + len(before) + len(after)
+
+
+def compacted(ids, mask):
+  """Content (R, T) with holes where mask is False -> left-justified."""
+  order = jnp.argsort(~mask, axis=-1, stable=True)
+  return jnp.take_along_axis(ids, order, axis=-1), jnp.take_along_axis(mask, order, axis=-1)
+
+
+def _with_pad(after, pad_id):
+  return (*after, pad_id) if isinstance(after, tuple) else jnp.append(after, pad_id)

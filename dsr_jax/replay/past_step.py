@@ -1,0 +1,193 @@
+"""A step of a run executed again, from the nearest checkpoint; and the same step under another
+method. The run's folder is only read.
+"""
+
+import dataclasses
+import json
+import math
+import os
+from typing import Any
+
+import jax
+import numpy as np
+
+from dsr_jax import cli, config_loading, saved_config
+from dsr_jax.errors import InputError
+from dsr_jax.evaluate import ranking
+from dsr_jax.runtime import checkpoints as checkpoints_lib
+from dsr_jax.runtime import metrics as metrics_lib
+from dsr_jax.runtime import workdir as workdir_lib
+from dsr_jax.state import TrainState
+
+# Parts of a state that a step under another method takes from the run: what learning has made.
+LEARNED = {'step': 'step', 'params': 'params', 'opt_state': 'opt_state', 'ema_params': 'ema'}
+
+
+@dataclasses.dataclass
+class PastStep:
+  """A step that ran again.
+
+  Attributes:
+    before, after: the states around it.
+    batch: its inputs.
+    metrics: its numbers, as they are logged.
+    start: the checkpoint it was reached from (0: none).
+  """
+
+  before: TrainState
+  after: TrainState
+  batch: Any
+  metrics: dict[str, float]
+  start: int = 0
+
+
+# The run.
+
+
+def read_run(workdir: str):
+  """A run's `config.Config`, and its logged lines of metrics {step: line}, without time and memory.
+
+  InputError where there is no run.
+  """
+  path = os.path.join(workdir, 'config.json')
+  if not os.path.isfile(path):
+    raise InputError(f'found no {path}; expected the workdir of a run; name it in --workdir')
+  with open(path, encoding='utf-8') as f:
+    config = config_loading.from_config_dict(saved_config.completed(json.load(f)['config']))
+  lines = []
+  if os.path.isfile(os.path.join(workdir, metrics_lib.FILE)):
+    lines = metrics_lib.repeatable(workdir)
+  return config, {line.pop('step'): line for line in lines if 'loss' in line}
+
+
+def check_step(step: int, lines: dict, workdir: str):
+  """InputError for a step that has not been run, saying which have."""
+  if step not in lines:
+    have = f'{min(lines)} to {max(lines)}' if lines else 'no step yet'
+    raise InputError(
+      f'found --step={step} of the run {workdir}, which has run {have}; expected one of them; '
+      'change --step'
+    )
+
+
+def changed(config, changes: dict[str, str]):
+  """The configuration with other values of `method`; InputError where they do not exist or do not
+  go together.
+  """
+  settings = saved_config.to_json(config)
+  settings['method'] |= changes
+  return config_loading.from_config_dict(settings)
+
+
+# Its steps.
+
+
+def replay(builders, config, workdir: str, step: int, mesh, model) -> PastStep:
+  """Executes the run's steps from the nearest checkpoint before `step` until it is done.
+
+  builders: `train.Builders`.
+  """
+  batches = builders.make_batches(config, model, mesh)
+  state = builders.init_state(model, config, mesh)
+  about = workdir_lib.about(config, model.source, batches.fingerprint)
+  state, start = _nearest_checkpoint(state, about, config, workdir, step)
+  origin = f'the checkpoint of step {start}' if start else 'the initial model'
+  cli.log(f'from         {origin}; {step - start} to run')
+
+  train_step = builders.make_train_step(model, config, mesh, state)
+  for now in range(start + 1, step + 1):
+    batch = batches.at(now - 1)
+    before = _copied(state) if now == step else None  # the step donates its state
+    state, metrics, _ = train_step(state, batch)
+    cli.log(f'step {now}')
+  return PastStep(before, state, batch, _as_logged(metrics), start)
+
+
+def _nearest_checkpoint(state, about, config, workdir, step):
+  """(state, its step): that of the last checkpoint before `step`; as given, and 0, without one."""
+  start = 0
+  if os.path.isdir(os.path.join(workdir, 'checkpoints')):
+    kept = checkpoints_lib.Checkpoints(config.system.bucket or workdir, about, read_only=True)
+    try:
+      start = max((s for s in kept.steps() if s < step), default=0)
+      if start:
+        state = kept.restore(state, start)
+    finally:
+      kept.close()
+  return state, start
+
+
+def what_if(builders, config, past: PastStep, mesh, model) -> PastStep:
+  """The same step under another method, from the same parameters."""
+  state = builders.init_state(model, config, mesh)
+  learned = {}
+  for part, name in LEARNED.items():
+    if getattr(state, part) is None:
+      continue
+    if getattr(past.before, part) is None:
+      raise InputError(
+        f'found scorer={config.method.scorer} in a replay of a run that kept no {name}; expected a '
+        'scorer whose parameters the run has; choose policy or frozen'
+      )
+    learned[part] = _copied(getattr(past.before, part))
+  state = dataclasses.replace(state, **learned)
+  before = _copied(state)
+  batch = builders.make_batches(config, model, mesh).at(int(past.before.step))
+  train_step = builders.make_train_step(model, config, mesh, state)
+  after, metrics, _ = train_step(state, batch)
+  return PastStep(before, after, batch, _as_logged(metrics))
+
+
+def _copied(tree):
+  return jax.tree.map(lambda x: x.copy(), tree)
+
+
+def _as_logged(metrics) -> dict[str, float]:
+  """Floats by name, without those that this step did not measure (NaN)."""
+  found = {name: float(value) for name, value in sorted(jax.device_get(metrics).items())}
+  return {name: value for name, value in found.items() if not math.isnan(value)}
+
+
+# Comparing.
+
+
+def differences(logged: dict, metrics: dict) -> dict:
+  """{name: [logged, recomputed]} of what is not the very same number; None stands for a missing
+  one.
+  """
+  return {
+    name: [logged.get(name), metrics.get(name)]
+    for name in sorted(logged.keys() | metrics.keys())
+    if logged.get(name) != metrics.get(name)
+  }
+
+
+def compare(past: PastStep, other: PastStep, seen: dict, other_seen: dict) -> dict:
+  """How another update would have differed: {'cosine', 'norm_ratio'} of the two updates, and
+  'tasks', their choices.
+
+  seen, other_seen: `look.Seen` by task, of the run's method and of the other one.
+  """
+  a, b = _update(past), _update(other)
+  length, other_length = float(np.linalg.norm(a)), float(np.linalg.norm(b))
+  tasks = {}
+  for task in seen:
+    old, new = seen[task].rewards, other_seen[task].rewards
+    tasks[task] = {
+      'same_best': float(np.mean(old.argmax(1) == new.argmax(1))),
+      'same_worst': float(np.mean(old.argmin(1) == new.argmin(1))),
+      'rank_correlation': ranking.rank_correlation(old, new),
+    }
+  return {
+    'cosine': float(a @ b) / max(length * other_length, 1e-300),
+    'norm_ratio': other_length / max(length, 1e-300),
+    'tasks': tasks,
+  }
+
+
+def _update(step: PastStep) -> np.ndarray:
+  """What a step added to the parameters, one long vector."""
+  pairs = zip(jax.tree.leaves(step.after.params), jax.tree.leaves(step.before.params))
+  return np.concatenate([np.ravel(np.asarray(new) - np.asarray(old)) for new, old in pairs]).astype(
+    np.float64
+  )

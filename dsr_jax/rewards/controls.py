@@ -1,0 +1,76 @@
+"""Controls: rewards that a gain must be compared with.
+
+Axes: B inputs, G samples, N image codes, H W pixels.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from dsr_jax.errors import InputError
+from dsr_jax.losses import mean_logp
+from dsr_jax.models.unified import Picture, Text, without_eos
+from dsr_jax.rewards import scenes_judge
+from dsr_jax.rewards.base import RewardInputs, codes_of
+from dsr_jax.rewards.dual import code_logps, dual
+from dsr_jax.scenes import world
+
+
+def random(x: RewardInputs):
+  """A number in [0, 1) by the sample's key."""
+
+  def draw(key):
+    return jax.random.uniform(jax.random.fold_in(key, 2**31 - 1))  # sampling folds in token indices
+
+  return jax.vmap(jax.vmap(draw))(x.sample_keys)
+
+
+def forward(x: RewardInputs):
+  """How likely the sample itself is, given its input, a token: is the reward mere confidence?"""
+  if x.task == 'generation':
+    prompt = Text(x.text.ids[:, None], x.text.mask[:, None])
+    return mean_logp(*code_logps(x.model, x.picture.codes, prompt, x.scoring, keys=x.score_keys))
+  picture = Picture(*(y[:, None] for y in x.picture))
+  scores = x.model.text_logps(picture, x.question, x.text, x.score_keys, x.scoring)
+  return mean_logp(scores.logp, x.text.mask)
+
+
+def shuffled(x: RewardInputs):
+  """R_G and R_U of another input than the one that was asked for: is only a look rewarded?"""
+  if x.task == 'generation':
+    x = x._replace(text=Text(x.extra['other_ids'], x.extra['other_mask']))
+  else:
+    x = x._replace(picture=Picture(codes_of(x.model, x.extra['other_pixels']), None))
+  return dual(x)
+
+
+def judge(x: RewardInputs):
+  """The exact judge of Scenes: the share of a prompt's atoms that are drawn, or F1 of a text's.
+
+  The one exception to the rule that nothing leaves the device inside a step: the judge is NumPy
+  code on the host. With `method.judge_accuracy` below 1 that share of the verdicts v is right, and
+  the others are turned around to 1 - v, by the sample's key.
+  """
+  inputs, group = x.sample_keys.shape
+  side = x.picture.pixels.shape[-2]
+  if side != world.IMAGE_SIZE:
+    raise InputError(
+      f'found a model of {side} x {side} pixels and method.reward=judge, which reads pictures of '
+      f'Scenes; expected {world.IMAGE_SIZE} x {world.IMAGE_SIZE}; choose another reward'
+    )
+  pixels = jnp.clip((x.picture.pixels * 0.5 + 0.5) * 255.0, 0, 255).astype(jnp.uint8)
+  if x.task == 'generation':
+    text, verdicts = x.text, scenes_judge.verdicts_on_pictures
+  else:
+    text, verdicts = without_eos(x.text, x.eos_id), scenes_judge.verdicts_on_texts
+  verdict = jax.pure_callback(
+    verdicts,
+    jax.ShapeDtypeStruct((inputs, group), jnp.float32),
+    pixels,
+    text.ids,
+    text.mask,
+    x.extra['token_bytes'],
+    x.extra['token_ends'],
+    vmap_method='sequential',
+  )
+  wrong = random(x) >= x.method.judge_accuracy
+  return jnp.where(wrong, 1.0 - verdict, verdict)

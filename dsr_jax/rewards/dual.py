@@ -1,0 +1,130 @@
+"""The dual self-rewards (arXiv 2506.07963, eq. 3): how likely is the original input, given a
+sampled output? Means over tokens of plain conditional log-probabilities in nats: no guidance,
+temperature 1.
+
+  R_G  a drawn picture is worth log p(prompt | picture) / |prompt|
+  R_U  a written text is worth log p(picture's codes | text) / N
+
+Axes: B inputs, G samples, T text tokens, N image codes.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from dsr_jax.losses import mean_logp
+from dsr_jax.models.unified import Picture, Scoring, Text, UnifiedModel
+from dsr_jax.rewards.base import RewardInputs
+
+
+def generation(
+  model: UnifiedModel,
+  pictures: Picture,
+  prompt: Text,
+  instruction: Text,
+  how: Scoring,
+  *,
+  eos_id: int | None = None,
+  keys=None,
+):
+  """R_G: mean log-probability of the prompt's tokens, read off each sampled picture.
+
+  Args:
+    pictures: (B, G, ...), as the image tokenizer decodes the sampled codes.
+    prompt: (B, Tp), the original prompt's content.
+    instruction: (Ti,), what the model is asked about the picture.
+    how: `Scoring`.
+    eos_id: counts the end-of-text token too, if given.
+    keys: (B,), or None for a model whose likelihoods need none.
+
+  Returns:
+    Rewards (B, G) and per-token log-probabilities (B, G, Tp or Tp + 1), float32.
+  """
+  logps, mask = prompt_logps(model, pictures, prompt, instruction, how, eos_id=eos_id, keys=keys)
+  return jax.lax.stop_gradient((mean_logp(logps, mask), logps))
+
+
+def understanding(model: UnifiedModel, codes, texts: Text, how: Scoring, *, eos_id: int, keys=None):
+  """R_U: mean log-probability of the original picture's codes, drawn from each sampled text.
+
+  Args:
+    codes: (B, N), the original picture's.
+    texts: (B, G, T), sampled; their end-of-text token is no part of the prompt.
+    how: `Scoring`.
+    eos_id: ends a text.
+    keys: (B,), or None for a model whose likelihoods need none.
+
+  Returns:
+    Rewards (B, G), where an empty text has the worst of its group, and per-token log-probabilities
+    (B, G, N), float32.
+  """
+  logps, mask = code_logps(model, codes[:, None], texts, how, keys=keys)
+  rewards = worst_where_empty(mean_logp(logps, mask), texts, eos_id)
+  return jax.lax.stop_gradient((rewards, logps))
+
+
+def dual(x: RewardInputs):
+  """R_G or R_U, eq. 3."""
+  return mean_logp(*reversed_logps(x))
+
+
+# The two reversed likelihoods, which the other self-rewards are made of too.
+
+
+def reversed_logps(x: RewardInputs):
+  """Log-probabilities (B, G, T or N) of the original input given each sample, and their mask."""
+  if x.task == 'generation':
+    return prompt_given_samples(x, x.text)
+  return code_logps(x.model, x.picture.codes[:, None], x.text, x.scoring, keys=x.score_keys)
+
+
+def prompt_given_samples(x: RewardInputs, prompt: Text):
+  """Log-probabilities (B, G, T) of a prompt an input, (B, T), given each drawn picture; and
+  mask.
+  """
+  return prompt_logps(
+    x.model,
+    x.picture,
+    prompt,
+    x.question,
+    x.scoring,
+    eos_id=counted_eos(x),
+    keys=x.score_keys,
+  )
+
+
+def prompt_logps(model, pictures: Picture, prompt: Text, instruction: Text, how, *, eos_id, keys):
+  """Log-probabilities (B, G, T) of a prompt an input, (B, T), read off each picture (B, G, ...),
+  and their mask (B, 1, T).
+  """
+  if eos_id is not None:
+    prompt = with_eos(prompt, eos_id)
+  rows = prompt.ids.shape[0]
+  answer = Text(prompt.ids[:, None], prompt.mask[:, None])
+  question = Text(*(jnp.broadcast_to(x, (rows, *x.shape)) for x in instruction))
+  return model.text_logps(pictures, question, answer, keys, how).logp, answer.mask
+
+
+def code_logps(model, codes, text: Text, how: Scoring, *, keys):
+  """Log-probabilities (B, G, N) of codes (B, h, N) drawn from texts (B, g, T), and their mask."""
+  logps = model.picture_logps(text, codes, keys, how).logp
+  return logps, jnp.ones(logps.shape, bool)
+
+
+def counted_eos(x: RewardInputs) -> int | None:
+  """The end-of-text id where it counts in R_G (`method.eos_in_reward`)."""
+  return x.eos_id if x.method.eos_in_reward else None
+
+
+def with_eos(text: Text, eos_id: int) -> Text:
+  """Appends the end-of-text token to left-justified content: (..., T) -> (..., T + 1)."""
+  room = [(0, 0)] * (text.ids.ndim - 1) + [(0, 1)]
+  ids, mask = jnp.pad(text.ids, room), jnp.pad(text.mask, room)
+  end = jnp.arange(ids.shape[-1]) == jnp.sum(mask, axis=-1, keepdims=True)
+  return Text(jnp.where(end, eos_id, ids), mask | end)
+
+
+def worst_where_empty(rewards, texts: Text, eos_id: int):
+  """Rewards (B, G) with the worst of the group in the place of a text without content."""
+  empty = ~jnp.any(texts.mask & (texts.ids != eos_id), axis=-1)
+  worst = jnp.min(jnp.where(empty, jnp.inf, rewards), axis=-1, keepdims=True)
+  return jnp.where(empty & jnp.isfinite(worst), worst, rewards)

@@ -1,0 +1,119 @@
+"""Other self-rewards: the same two likelihoods weighted, contrasted, or asked as a question.
+
+Axes: B inputs, G samples, T text tokens, N image codes, H W pixels, M hard negatives.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from dsr_jax.losses import mean_logp
+from dsr_jax.models.common.splice import compacted, spliced
+from dsr_jax.models.unified import Picture, Text, UnifiedModel, picture_to_read, without_eos
+from dsr_jax.rewards.base import RewardInputs, codes_of
+from dsr_jax.rewards.dual import (
+  code_logps,
+  counted_eos,
+  prompt_given_samples,
+  prompt_logps,
+  reversed_logps,
+)
+
+UNCONDITIONAL = 0.0  # guidance weight 0 = the unconditional branch's logits alone
+
+
+def probability(x: RewardInputs):
+  """The mean probability of the original input's tokens: one hopeless token costs little."""
+  logps, mask = reversed_logps(x)
+  return mean_logp(jnp.exp(logps), mask)
+
+
+def pmi(x: RewardInputs):
+  """R_G and R_U with tokens weighted by how much the samples say about them.
+
+  The weight of token t is the group's mean of |log p(x_t | y) - log p(x_t | nothing)|; the weights
+  of a sequence sum to 1. Nothing is a gray picture, or the unconditional prompt of guidance.
+  """
+  logps, mask = reversed_logps(x)
+  if x.task == 'generation':
+    alone, _ = prompt_logps(
+      x.model,
+      gray_picture(x.model, x.picture.pixels),
+      x.text,
+      x.question,
+      x.scoring,
+      eos_id=counted_eos(x),
+      keys=x.score_keys,
+    )
+  else:
+    one = Text(x.text.ids[:, :1], x.text.mask[:, :1])
+    how = dataclasses.replace(x.scoring, guidance=UNCONDITIONAL)
+    alone, _ = code_logps(x.model, x.picture.codes[:, None], one, how, keys=x.score_keys)
+  gap = jnp.where(mask, jnp.abs(logps - alone), 0.0)
+  weight = jnp.mean(gap, axis=1, keepdims=True) + 1e-6
+  total = jnp.sum(jnp.where(mask, weight * logps, 0.0), axis=-1)
+  return total / jnp.sum(jnp.where(mask, weight, 0.0), axis=-1)
+
+
+def contrastive(x: RewardInputs):
+  """log of the original input's share among itself and M hard negatives, by their whole likelihoods
+  given the sample.
+
+  Negatives of a prompt: words of one kind (colors, counts, sides ...) changed places or were
+  replaced. Of a picture: other pictures.
+  """
+  logps, mask = reversed_logps(x)
+  totals = [jnp.sum(jnp.where(mask, logps, 0.0), axis=-1)]
+  if x.task == 'generation':
+    for m in range(x.extra['negative_ids'].shape[1]):
+      other = Text(x.extra['negative_ids'][:, m], x.extra['negative_mask'][:, m])
+      logps, mask = prompt_given_samples(x, other)
+      totals.append(jnp.sum(jnp.where(mask, logps, 0.0), axis=-1))
+  else:
+    for m in range(x.extra['negative_pixels'].shape[1]):
+      codes = codes_of(x.model, x.extra['negative_pixels'][:, m])
+      logps, _ = code_logps(x.model, codes[:, None], x.text, x.scoring, keys=x.score_keys)
+      totals.append(jnp.sum(logps, axis=-1))
+  return totals[0] - jax.nn.logsumexp(jnp.stack(totals), axis=0)
+
+
+def vqa(x: RewardInputs):
+  """Self-VQA: the probability of yes against no when asked whether the picture shows the text."""
+  inputs, group = x.sample_keys.shape
+  pairs = inputs * group
+
+  def flat(y):  # every pair of a text and a picture is a row
+    return jnp.broadcast_to(y, (inputs, group, *y.shape[2:])).reshape(-1, *y.shape[2:])
+
+  if x.task == 'generation':
+    picture, text = x.picture, Text(x.text.ids[:, None], x.text.mask[:, None])
+  else:
+    picture = Picture(*(y[:, None] for y in x.picture))
+    text = without_eos(x.text, x.eos_id)
+  # Ids that were dropped in the middle of a text leave no hole.
+  content = compacted(flat(text.ids), flat(text.mask))
+  ids, length = spliced(x.extra['yes_before'], *content, x.extra['yes_after'], pad_id=0)
+  question = Text(ids, jnp.arange(ids.shape[1]) < length[:, None])
+  answers = _stacked(x.extra['answer_yes'], x.extra['answer_no'])
+  answers = Text(*(jnp.broadcast_to(y, (pairs, *y.shape)) for y in answers))
+  keys = None if x.score_keys is None else jnp.repeat(x.score_keys, group)
+  rows = Picture(*(flat(y)[:, None] for y in picture))
+  logps = x.model.text_logps(rows, question, answers, keys, x.scoring).logp
+  total = jnp.sum(jnp.where(answers.mask, logps, 0.0), axis=-1).reshape(inputs, group, 2)
+  return jax.nn.sigmoid(total[..., 0] - total[..., 1])
+
+
+def gray_picture(model: UnifiedModel, pixels) -> Picture:
+  """Pixels (B, ..., H, W, 3) -> a gray picture an input, (B, 1, ...): a text is then guessed, not
+  read.
+  """
+  gray = jnp.zeros((pixels.shape[0], 1, *pixels.shape[-3:]), pixels.dtype)
+  return picture_to_read(model, gray)
+
+
+def _stacked(*rows) -> Text:
+  """Ids of several lengths, (T,) each -> one Text of that many rows."""
+  longest = max(map(len, rows))
+  ids = jnp.stack([jnp.pad(row, (0, longest - len(row))) for row in rows])
+  return Text(ids, jnp.stack([jnp.arange(longest) < len(row) for row in rows]))

@@ -1,0 +1,94 @@
+"""A run's metrics on their way from the devices to the files and the terminal."""
+
+import time
+
+import jax
+
+from dsr_jax.errors import InputError
+from dsr_jax.runtime import metrics as metrics_lib
+from dsr_jax.runtime import workdir as workdir_lib
+
+
+def due(step, every):
+  """Whether what is done every so many steps is done after this one; 0 is never."""
+  return bool(every) and step % every == 0
+
+
+class RunLog:
+  """Metrics are fetched together, and written a line a step.
+
+  writer: `metrics.Writer`. progress: `progress.Progress`. codes_per_picture: for tokens a second.
+  """
+
+  def __init__(self, config, workdir, codes_per_picture, writer, progress):
+    self._workdir = workdir
+    self._writer = writer
+    self._progress = progress
+    self._pending = []
+    self._clock = time.perf_counter()
+    self._frozen_every = config.system.frozen_every
+    self._probe_every = config.system.probe_every
+    self._codes = codes_per_picture
+    self._samples_per_task = config.method.inputs_per_task * config.method.group_size
+
+  def add(self, step, values):
+    """Keeps a step's metrics, still on the devices."""
+    self._pending.append((step, values))
+
+  def flush(self):
+    """Fetches and writes what is pending. Raises as `write`."""
+    fetched = jax.device_get(self._pending)
+    seconds = (time.perf_counter() - self._clock) / max(len(fetched), 1)
+    for step, values in fetched:
+      self.write(step, values, seconds)
+    self._pending.clear()
+
+  def write(self, step, values, seconds):
+    """A step's line; values: its metrics, on the host.
+
+    Raises:
+      InputError: at the first number that is not finite.
+    """
+    values = {
+      name: float(value) for name, value in sorted(values.items()) if self._measured(step, name)
+    }
+    bad = metrics_lib.first_not_finite(values)
+    if bad:
+      raise InputError(
+        f'found {bad} = {values[bad]} at step {step}; expected a finite number; lower '
+        'method.learning_rate, or look at the metrics before that step; the last good checkpoint '
+        'is kept'
+      )
+    codes = self._codes * ('generation/loss' in values)
+    tokens = self._samples_per_task * (codes + values.get('understanding/text_length', 0.0))
+    values['time/step_seconds'] = seconds
+    values['time/tokens_per_second'] = tokens / seconds  # sampled ones
+    self._writer.write(step, values | metrics_lib.memory())
+    self._progress.step(step, values)
+
+  def _measured(self, step, name):
+    """The initial model scores now and then, and so do the probes; between, their numbers leave the
+    step as NaN.
+    """
+    if '/probe_' in name:
+      return due(step - 1, self._probe_every)
+    return not name.endswith('/reward_frozen') or due(step - 1, self._frozen_every)
+
+  def evaluation(self, step, scores, rows):
+    """Writes one evaluation: the rows for paired comparisons, then its line, which says that it is
+    complete.
+    """
+    if jax.process_index() == 0:
+      workdir_lib.write_evaluation(self._workdir, step, rows)
+    values = {f'eval/{name}': float(value) for name, value in scores.items()}
+    self._writer.write(step, values)
+    self._progress.evaluation(step, values)
+
+  def restart_clock(self):
+    """Leaves out of the next step's time what was not the step."""
+    if not self._pending:
+      self._clock = time.perf_counter()
+
+  def close(self):
+    """Ends the bar on the terminal."""
+    self._progress.close()

@@ -1,0 +1,141 @@
+"""A configuration as JSON: written, read back from earlier versions' runs, compared.
+
+It needs nothing of the package but `config`, so checkpoints and model files can use it.
+"""
+
+import copy
+import dataclasses
+import difflib
+import json
+import math
+
+from dsr_jax import config as config_lib
+from dsr_jax.errors import InputError
+
+# Keys of earlier versions, as they stand in saved runs -> today's.
+RENAMED = {
+  'method.ratio_low': 'method.grpo.ratio_low',
+  'method.ratio_high': 'method.grpo.ratio_high',
+  'method.sequence_low': 'method.gspo.ratio_low',
+  'method.sequence_high': 'method.gspo.ratio_high',
+  'method.cispo_max': 'method.cispo.ratio_max',
+  'method.dpo_beta': 'method.dpo.beta',
+  'method.lora_rank': 'method.lora.rank',
+  'method.swap_every': 'method.separate.swap_every',
+  'method.clip_model': 'method.clip_reward.model',
+}
+# Values of earlier versions that did what today's do: 'policy' is the partner where there is one.
+RENAMED_VALUES = {'method.scorer': {'partner': 'policy'}}
+
+
+def to_json(config):
+  """`Config` -> a nested dict of JSON values."""
+  return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def flat(tree, prefix=''):
+  """Nested dict -> {'method.grpo.ratio_low': value}."""
+  out = {}
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      out |= flat(value, f'{prefix}{key}.')
+    else:
+      out[f'{prefix}{key}'] = value
+  return out
+
+
+def completed(saved):
+  """A saved configuration, or some of its parts, as it would be saved today.
+
+  Renamed keys and values get today's names. Keys newer than the run get their defaults, which are
+  what was done before.
+  """
+  saved = _with_new_names(saved)
+  defaults = to_json(config_lib.Config())
+  return {part: _over(defaults.get(part), values) for part, values in saved.items()}
+
+
+def saved_method(values):
+  """The part `method` of a saved configuration -> `Method`."""
+  values = completed({'method': values})['method']
+  return build(config_lib.Method, values, 'config.method')
+
+
+def differences(old, new, prefix=''):
+  """Lines `key: old -> new` for two nested dicts of JSON values; an absent key counts."""
+  lines = []
+  for key in sorted(old.keys() | new.keys()):
+    a = old.get(key, '(absent)')
+    b = new.get(key, '(absent)')
+    if isinstance(a, dict) and isinstance(b, dict):
+      lines += differences(a, b, f'{prefix}{key}.')
+    elif a != b:
+      lines.append(f'{prefix}{key}: {a!r} -> {b!r}')
+  return lines
+
+
+def _over(defaults, values):
+  """`values`, and `defaults` where they say nothing, at every depth."""
+  if not isinstance(defaults, dict) or not isinstance(values, dict):
+    return values
+  return defaults | {key: _over(defaults.get(key), value) for key, value in values.items()}
+
+
+def _with_new_names(saved):
+  tree = copy.deepcopy(saved)
+  for old, new in RENAMED.items():
+    _, name = old.split('.')
+    group = tree.get('method', {})
+    if name in group:
+      _, inner, leaf = new.split('.')
+      group.setdefault(inner, {})[leaf] = group.pop(name)
+  for key, values in RENAMED_VALUES.items():
+    part, name = key.split('.')
+    group = tree.get(part, {})
+    if name in group:
+      group[name] = values.get(group[name], group[name])
+  return tree
+
+
+def refuse_renamed(key):
+  """One sentence for a key of an earlier version; `key` may stand in a group (`run.method...`)."""
+  for old, new in RENAMED.items():
+    if key == old or key.endswith(f'.{old}'):
+      raise InputError(f'{old} is now {new}')
+
+
+def build(cls, values, where):
+  """Consumes every key of `values` into the dataclass `cls`."""
+  if not isinstance(values, dict):
+    raise InputError(f'found {where}={values!r}; expected a group of keys, as {where}.KEY=VALUE')
+  fields = {f.name: f for f in dataclasses.fields(cls)}
+  for key in values:
+    if key in fields:
+      continue
+    refuse_renamed(f'{where}.{key}')
+    near = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
+    hint = f'; did you mean {where}.{near[0]}' if near else ''
+    raise InputError(
+      f'found the unknown key {where}.{key}; expected one of {", ".join(fields)}{hint}'
+    )
+  missing = [key for key in fields if key not in values]
+  if missing:
+    raise InputError(
+      f'found no {where}.{missing[0]}; expected every key; start from dsr_jax.config.defaults()'
+    )
+  return cls(
+    **{key: _value(field.type, values[key], f'{where}.{key}') for key, field in fields.items()}
+  )
+
+
+def _value(kind, value, name):
+  """One value of the field's type; an int is fine where a float is due."""
+  if dataclasses.is_dataclass(kind):
+    return build(kind, value, name)
+  if kind is float and type(value) is int:
+    value = float(value)
+  if type(value) is not kind:
+    raise InputError(f'found {name}={value!r}; expected a value of type {kind.__name__}')
+  if kind is float and not math.isfinite(value):
+    raise InputError(f'found {name}={value}; expected a finite number')
+  return value
