@@ -9,7 +9,12 @@ from dsr_jax import cli
 from dsr_jax.errors import InputError
 
 MODULES = sorted((ROOT / 'dsr_jax').rglob('*.py'))
-COMMANDS = [path for path in MODULES if "if __name__ == '__main__':" in path.read_text()]
+COMMANDS = [
+  path
+  for path in MODULES
+  if "if __name__ == '__main__':" in path.read_text()
+  and 'runpy.run_module(' not in path.read_text()  # a command's former name
+]
 
 
 def name(path):

@@ -173,7 +173,8 @@ def test_install_brings_the_checkout_to_all_hosts_and_nothing_that_is_not_needed
     './dsr_jax/main.py',
     './requirements-tpu.txt',
     './tpu/on_host.sh',
-    './configs/common.py',
+    './dsr_jax/configs/common.py',
+    './configs',  # the link to them
   } <= set(names)
   assert not [
     n for n in names if '__pycache__' in n or n.startswith(('./.git/', './runs/', './.venv'))
