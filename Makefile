@@ -1,5 +1,5 @@
 # make run   trains on the small world and writes runs/scenes/report.html
-# make test  runs the whole test suite
+# make test  runs the test suite but for what is marked slow; make test-all runs all of it
 # make lint  checks style (ruff) and the types of the core files (mypy); make format mends what can be mended
 # Each makes .venv first if need be. The stamps in .venv carry the requirements' checksum:
 # a changed file installs again, an unchanged one costs nothing, an interrupted install is taken up again.
@@ -13,13 +13,16 @@ VENV := .venv
 RUN_STAMP := $(VENV)/installed-run-$(shell cat requirements.txt | cksum | tr -d ' ')
 TEST_STAMP := $(VENV)/installed-test-$(shell cat requirements.txt requirements-test.txt | cksum | tr -d ' ')
 
-.PHONY: run test lint format clean
+.PHONY: run test test-all lint format clean
 .DELETE_ON_ERROR:
 
 run: $(RUN_STAMP)
 	$(VENV)/bin/python -m dsr_jax.main --config=$(CONFIG) --workdir=$(WORKDIR)
 
 test: $(TEST_STAMP)
+	$(VENV)/bin/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-all: $(TEST_STAMP)
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
 
 lint: $(TEST_STAMP)

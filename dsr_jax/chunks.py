@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 
 def size(wanted: int, method) -> int:
-  """Rows of a chunk: `wanted`, or all of an accumulated part where it is 0 or more."""
+  """Rows of a chunk: `wanted`, or all of an accumulated part where that is 0 or exceeds it."""
   part = method.inputs_per_task // method.accumulate
   return min(wanted or part, part)
 

@@ -1,5 +1,5 @@
-"""The backbones by the type of their configuration: a new one is a folder in models/, a line
-here.
+"""The backbones by the type of their configuration. A new one is a folder in models/, a reader
+of its directories in convert/, and a line here (docs/extending.md).
 """
 
 import dataclasses

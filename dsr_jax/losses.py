@@ -1,4 +1,4 @@
-"""Objectives: arrays in, one loss a group out; sums over groups are divided once, in the step.
+"""Objectives: arrays in, one loss per group out; sums over groups are divided once, in the step.
 
 Sources: SimPO and GRPO arXiv 2506.07963, eq. 5 and 6-9; Dr.GRPO 2503.20783; RLOO 2402.14740; GSPO
 2507.18071; CISPO 2506.13585; online DPO 2402.04792; estimators of the KL
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-STD_FLOOR = 1e-4  # added to a group's standard deviation
+STD_EPS = 1e-4  # added to a group's standard deviation
 
 
 class LossInputs(NamedTuple):
@@ -124,7 +124,7 @@ def _best_of_n(x: LossInputs, method):
 
 def normalized(rewards):
   """(R - mean) / (std + 1e-4) within the group; the standard deviation is the population's."""
-  return centered(rewards) / (jnp.std(rewards, axis=-1, keepdims=True) + STD_FLOOR)
+  return centered(rewards) / (jnp.std(rewards, axis=-1, keepdims=True) + STD_EPS)
 
 
 def centered(rewards):
@@ -235,7 +235,8 @@ def weighted(per_group, weight):
   return jnp.sum(jnp.where(weight > 0, per_group, 0.0) * weight)
 
 
-def _choose_all(rewards, method):
+def choose_all(rewards, method):
+  """Every sample of a group learns, in its own place."""
   del method
   return jnp.broadcast_to(jnp.arange(rewards.shape[1]), rewards.shape), jnp.ones(rewards.shape[0])
 
@@ -247,7 +248,7 @@ def _group_objective(*, surrogate, reduce, log_ratio, advantages, bounds) -> Obj
     surrogate: (LossInputs, method) -> losses (B,).
     reduce: how token values of the KL become one number a group.
     log_ratio: (logps - old_logps, mask) -> that of a token (B, C, T) or of a sequence (B, C).
-    advantages: of rewards, whose sign says which bound can clip (CISPO's upper one always can).
+    advantages: of rewards, whose sign says which bound can clip.
     bounds: method -> the ratio's.
   """
 
@@ -275,7 +276,7 @@ def _group_objective(*, surrogate, reduce, log_ratio, advantages, bounds) -> Obj
 
   return Objective(
     loss=loss,
-    choose=_choose_all,
+    choose=choose_all,
     measure=measure,
     off_policy_ok=True,
     needs_reference=lambda method: method.kl > 0,
@@ -344,7 +345,7 @@ OBJECTIVES = {
     surrogate=_cispo,
     reduce=mean_over_tokens,
     log_ratio=_token_log_ratio,
-    advantages=jnp.ones_like,
+    advantages=jnp.ones_like,  # the upper bound can clip whatever the sign
     bounds=_cispo_bounds,
   ),
   'online_dpo': Objective(

@@ -103,8 +103,9 @@ class LearnerScores(NamedTuple):
 class Half(NamedTuple):
   """One task's half of a step, between sampling and learning.
 
-  learners (B, C): which samples learn. weight (B,): 0 where the group gives no gradient. pair
-  (B, 2), pair_weight (B,): best and worst, and whether their rewards differ, for the log.
+  learners (B, C): indices of the samples that are learned from. weight (B,): 0 where the group
+  gives no gradient. pair (B, 2), pair_weight (B,): best and worst, and whether their rewards
+  differ, for the log.
   ref_logps (B, C, T): None where the objective has no KL.
   """
 

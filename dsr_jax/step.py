@@ -102,11 +102,11 @@ def train_step(ctx: StepContext, state: TrainState, batch: Batch) -> StepOutput:
   return update(ctx, state, batch, halves)
 
 
-# Phase A: sample, score, choose.
+# Rollout: sample, score, choose.
 
 
 def rollout(ctx: StepContext, state: TrainState, batch: Batch) -> dict[str, Half]:
-  """The halves of the step, by task: samples, rewards, and who learns from them."""
+  """The halves of the step, by task: samples, rewards, and which samples are learned from."""
   role = role_of(ctx.method, batch)
   params, _ = state.of_role(role)
   policy = rollout_policy(ctx, state, params)
@@ -195,7 +195,7 @@ def reference_logps(
   return chunks.mapped(score, (inputs, samples, learners), ctx.rollout_chunk)
 
 
-# Phase B: learn.
+# Update: learn.
 
 
 def update(
@@ -261,6 +261,7 @@ def inner_updates(ctx, state, halves, rate, params, opt_state):
     return (params, opt_state, old_logps), (aux, norms)
 
   number = ctx.method.inner_updates
+  # Only objectives of whole groups take several updates, so C = G here.
   nothing_yet = {name: jnp.zeros_like(half.rollout.sample_logps) for name, half in halves.items()}
   carry = (params, opt_state, nothing_yet)
   (params, opt_state, _), (aux, norms) = jax.lax.scan(body, carry, jnp.arange(number))
@@ -271,8 +272,8 @@ def inner_updates(ctx, state, halves, rate, params, opt_state):
 def task_gradient(ctx, state, task: Task, half: Half, params, old_logps=None, is_first=None):
   """A task's gradient and `UpdateAux`, summed over chunks.
 
-  The number of groups that count is known from phase A, so every chunk divides by it, and chunks
-  and accumulation change nothing but rounding.
+  The number of groups that count is known from the rollout, so every chunk divides by it, and
+  chunks and accumulation change nothing but rounding.
   """
   weight_sum = jnp.maximum(jnp.sum(half.weight), 1.0)
 
@@ -285,9 +286,8 @@ def task_gradient(ctx, state, task: Task, half: Half, params, old_logps=None, is
     (loss, aux), grad = jax.value_and_grad(loss_fn, has_aux=True)(params)
     return (sharding.split_params(grad, ctx.family.sharding_rules), loss), aux
 
-  (grad, loss), aux = chunks.summed(
-    chunk_gradient, (half._replace(pair=None), old_logps), ctx.update_chunk
-  )
+  learned_from = half._replace(pair=None, pair_weight=None)  # those two are for the log alone
+  (grad, loss), aux = chunks.summed(chunk_gradient, (learned_from, old_logps), ctx.update_chunk)
   return grad, aux._replace(loss=loss)
 
 
@@ -302,7 +302,8 @@ def group_loss(ctx, state, task: Task, half: Half, params, weight_sum, old_logps
     old_logps = own
   else:
     old_logps = jnp.where(is_first, own, old_logps)
-  whole_groups = half.learners.shape[1] == half.rollout.rewards.shape[1]
+  # Rewards (B, G) stand beside log-probabilities (B, C, T) where all G learn in their own places.
+  whole_groups = ctx.objective.choose is losses.choose_all
   per_group = ctx.objective.loss(
     losses.LossInputs(
       logps=scores.logps,

@@ -8,6 +8,7 @@ text tokens, N image codes, H W pixels.
 """
 
 import abc
+import dataclasses
 from typing import Any
 
 import jax
@@ -55,6 +56,7 @@ class Task(abc.ABC):
     self.system = system
     self.spec = spec
     self.objective = losses.OBJECTIVES[method.objective]
+    # Guidance is for pictures; texts are sampled without it.
     self.sampling = Sampling(
       temperature=method.temperature,
       guidance=method.guidance,
@@ -84,7 +86,7 @@ class Task(abc.ABC):
 
   @abc.abstractmethod
   def learner_scores(self, model: UnifiedModel, inputs, rollout: Rollout, index) -> LearnerScores:
-    """The policy's log-probabilities of samples `index` (b, C) of each input."""
+    """`model`'s log-probabilities of samples `index` (b, C), as the loss sees them."""
 
   def sample_keys(self, task_key, place):
     """place (b,): the inputs' global places -> one key a sample, (b, G)."""
@@ -195,7 +197,7 @@ class Generation(Task):
     watched = diagnostics.of_codes(codes, rewards)
     if self.spec.sampler_is_exact:
       watched['sampler_gap'] = diagnostics.sampler_gap(
-        policy, prompt, codes, logps, _without_remat(self.guided_scoring)
+        policy, prompt, codes, logps, dataclasses.replace(self.guided_scoring, remat=False)
       )
     if self.system.probe_every:
       watched |= diagnostics.hack_probes(
@@ -220,7 +222,7 @@ class Generation(Task):
   def learner_scores(
     self, model: UnifiedModel, inputs: GenerationInputs, rollout: Rollout, index
   ) -> LearnerScores:
-    """The policy's log-probabilities of samples `index` (b, C) of each input."""
+    """`model`'s log-probabilities of samples `index` (b, C), as the loss sees them."""
     codes = take(rollout.samples, index)
     prompt = Text(inputs.prompt.ids[:, None], inputs.prompt.mask[:, None])
     scores = model.picture_logps(prompt, codes, rollout.score_keys, self.policy_scoring)
@@ -300,7 +302,7 @@ class Understanding(Task):
   def learner_scores(
     self, model: UnifiedModel, inputs: UnderstandingInputs, rollout: Rollout, index
   ) -> LearnerScores:
-    """The policy's log-probabilities of samples `index` (b, C) of each input."""
+    """`model`'s log-probabilities of samples `index` (b, C), as the loss sees them."""
     texts = Text(*(take(x, index) for x in rollout.samples))
     pixels = images.to_float(inputs.pixels)[:, None]
     assert rollout.target_codes is not None
@@ -344,14 +346,4 @@ def _loss_inputs(aux: UpdateAux, half: Half) -> losses.LossInputs:
     ref_logps=aux.ref_logps,
     mask=aux.mask,
     rewards=half.rollout.rewards,
-  )
-
-
-def _without_remat(how: Scoring) -> Scoring:
-  """A likelihood that is not differentiated need not recompute anything."""
-  return Scoring(
-    temperature=how.temperature,
-    guidance=how.guidance,
-    chunk=how.chunk,
-    cfg_interval=how.cfg_interval,
   )

@@ -131,7 +131,7 @@ class _Run:
 
 
 def run(config, workdir, builders: Builders | None = None, team=None) -> str:
-  """Trains to the end, or until SIGTERM, which finishes the step and saves.
+  """Trains to the end, or until SIGTERM or Ctrl-C, which finish the step and save.
 
   Args:
     config: `config.Config`.
@@ -226,9 +226,8 @@ def _loop(this: _Run, state, start: int):
   """Steps start + 1 to the last; returns (state, the last step done)."""
   system, last, log, team = this.config.system, this.config.method.steps, this.log, this.team
 
-  # Before the first step: what a stop before this one left to do. The evaluation of the initial
-  # model waits, where the state keeps a copy of it, until the first step is done: so a start shows
-  # within a minute or two whether it works.
+  # Before the first step: what an earlier stop left to do. If the state has a copy of the initial
+  # model, that is evaluated after the first step, so that a start that fails shows it early.
   initial_due = _evaluation_due(this, 0) and not _is_evaluated(this, 0)
   if initial_due and (start or state.ref_params is None):
     _evaluate(this, _initial(state), 0)
@@ -239,6 +238,7 @@ def _loop(this: _Run, state, start: int):
     return state, start
 
   # Compile.
+  # Batches count steps from 0: this is the one of step start + 1.
   batch = this.batches.at(start)
   this.train_step.compile(state, batch)
   log.restart_clock()

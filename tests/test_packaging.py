@@ -14,6 +14,8 @@ from places import ROOT
 import pytest
 import yaml
 
+pytestmark = pytest.mark.slow
+
 FILES = (
   'requirements.txt',
   'requirements-test.txt',

@@ -26,7 +26,8 @@ def generation(
   eos_id: int | None = None,
   keys=None,
 ):
-  """R_G: mean log-probability of the prompt's tokens, read off each sampled picture.
+  """R_G, for code outside the step: mean log-probability of the prompt's tokens, read off each
+  sampled picture. In the step `dual` computes the same.
 
   Args:
     pictures: (B, G, ...), as the image tokenizer decodes the sampled codes.
@@ -44,7 +45,8 @@ def generation(
 
 
 def understanding(model: UnifiedModel, codes, texts: Text, how: Scoring, *, eos_id: int, keys=None):
-  """R_U: mean log-probability of the original picture's codes, drawn from each sampled text.
+  """R_U, for code outside the step: mean log-probability of the original picture's codes, drawn
+  from each sampled text. In the step `dual` computes the same.
 
   Args:
     codes: (B, N), the original picture's.
@@ -63,7 +65,7 @@ def understanding(model: UnifiedModel, codes, texts: Text, how: Scoring, *, eos_
 
 
 def dual(x: RewardInputs):
-  """R_G or R_U, eq. 3."""
+  """R_G of drawn pictures or R_U of written texts, eq. 3: the reward of the step."""
   return mean_logp(*reversed_logps(x))
 
 
@@ -73,7 +75,8 @@ def dual(x: RewardInputs):
 def reversed_logps(x: RewardInputs):
   """Log-probabilities (B, G, T or N) of the original input given each sample, and their mask."""
   if x.task == 'generation':
-    return prompt_given_samples(x, x.text)
+    return prompt_given_samples(x, x.text)  # x.text are the prompts, x.picture the samples
+  # x.text are the samples, x.picture the originals.
   return code_logps(x.model, x.picture.codes[:, None], x.text, x.scoring, keys=x.score_keys)
 
 

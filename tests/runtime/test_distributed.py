@@ -78,6 +78,8 @@ def test_flags_say_more_than_the_environment():
 TEAM = """
 import sys, time, os
 from dsr_jax.runtime import distributed as processes
+
+pytestmark = pytest.mark.slow
 process, count, port, wait, how = sys.argv[1:]
 process, count, wait = int(process), int(count), float(wait)
 processes.BEAT_SECONDS, processes.SILENT_SECONDS = 0.3, 4.0
