@@ -115,10 +115,10 @@ def test_licence_and_citation_are_complete():
 def test_continuous_integration_runs_make_lint_and_make_test():
   script = ROOT / '.ci' / 'run'
   assert script.stat().st_mode & stat.S_IXUSR
-  assert 'make lint test' in script.read_text()
+  assert 'make lint test-all' in script.read_text()
   workflow = yaml.safe_load((ROOT / '.github' / 'workflows' / 'tests.yml').read_text())
   steps = [step.get('run', '') for step in workflow['jobs']['tests']['steps']]
-  assert [step.split()[:2] for step in steps if step] == [['make', 'lint'], ['make', 'test']]
+  assert [step.split()[:2] for step in steps if step] == [['make', 'lint'], ['make', 'test-all']]
 
 
 def test_each_commit_is_checked_by_what_make_lint_runs():
