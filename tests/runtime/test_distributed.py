@@ -19,6 +19,8 @@ from dsr_jax.errors import InputError
 from dsr_jax.runtime import distributed as processes
 from dsr_jax.runtime import metrics
 
+pytestmark = pytest.mark.slow
+
 
 def free_port():
   """Of two in a row that are free."""
@@ -78,8 +80,6 @@ def test_flags_say_more_than_the_environment():
 TEAM = """
 import sys, time, os
 from dsr_jax.runtime import distributed as processes
-
-pytestmark = pytest.mark.slow
 process, count, port, wait, how = sys.argv[1:]
 process, count, wait = int(process), int(count), float(wait)
 processes.BEAT_SECONDS, processes.SILENT_SECONDS = 0.3, 4.0
