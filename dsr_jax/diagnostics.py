@@ -49,14 +49,15 @@ def of_texts(texts: Text, rewards, eos_id: int) -> dict:
   )
 
 
-def sampler_gap(model: UnifiedModel, prompt: Text, codes, sample_logps, how: Scoring):
+def sampler_gap(model: UnifiedModel, prompt: Text, codes, sample_logps, how: Scoring, *, keys):
   """The largest |log p when sampled - log p when scored| of one sample of the chunk, (B,).
 
   One teacher-forced pass of the same distribution, guidance included. Only for a model whose
-  sampler is exact.
+  sampler is exact. keys: (B,), or None for a model whose likelihoods need none.
   """
   first = Text(prompt.ids[:1, None], prompt.mask[:1, None])
-  scored = model.picture_logps(first, codes[:1, :1], None, how).logp
+  first_key = None if keys is None else keys[:1]
+  scored = model.picture_logps(first, codes[:1, :1], first_key, how).logp
   gap = jnp.max(jnp.abs(scored - sample_logps[:1, :1]))
   return jnp.broadcast_to(gap, codes.shape[:1])
 

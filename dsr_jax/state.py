@@ -209,11 +209,6 @@ def policy_params(state: TrainState, family: Family, role: str = 'generator'):
   return joined(family, state.fixed_params, state.params.get(role, state.params))
 
 
-def initial_params(state: TrainState, family: Family):
-  """All parameters of the initial model; the state must carry `ref_params`."""
-  return joined(family, state.fixed_params, state.ref_params)
-
-
 def idle_bytes(state: TrainState) -> int:
   """With `separate`: bytes of the moments that lie idle in a step; 0 with one model."""
   moments = state.opt_state

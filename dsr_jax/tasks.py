@@ -93,12 +93,43 @@ class Task(abc.ABC):
     group = self.method.group_size
     return jax.vmap(lambda i: row_keys(task_key, i * group, 1, group)[0])(place)
 
-  def rewards(self, scorers: Scorers, reward_inputs):
+  def rewards(
+    self,
+    scorers: Scorers,
+    batch: Batch,
+    inputs,
+    *,
+    text: Text,
+    picture: Picture,
+    question: Text,
+    sample_keys,
+    keys_to_score,
+  ):
     """Rewards (b, G) by the scorer, and by the initial model where that is due, else nan.
 
-    reward_inputs: model -> `RewardInputs`.
+    text, picture, question: as `RewardInputs` has them; sample_keys (b, G); keys_to_score (b,) or
+    None.
     """
-    rewards = score(reward_inputs(scorers.scorer))
+
+    def score_by(model):
+      return score(
+        RewardInputs(
+          task=self.name,
+          model=model,
+          text=text,
+          picture=picture,
+          question=question,
+          sample_keys=sample_keys,
+          score_keys=keys_to_score,
+          extra={**inputs.extra, **batch.shared},
+          reward_params=scorers.reward_params,
+          scoring=self.reward_scoring,
+          eos_id=self.spec.eos_id,
+          method=self.method,
+        )
+      )
+
+    rewards = score_by(scorers.scorer)
     unknown = jnp.full_like(rewards, jnp.nan)
     if scorers.frozen is None:
       return rewards, unknown
@@ -106,7 +137,7 @@ class Task(abc.ABC):
       return rewards, rewards
     # In a branch, so that it costs nothing when it is not due.
     frozen_rewards = jax.lax.cond(
-      scorers.frozen_due, lambda: score(reward_inputs(scorers.frozen)), lambda: unknown
+      scorers.frozen_due, lambda: score_by(scorers.frozen), lambda: unknown
     )
     return rewards, frozen_rewards
 
@@ -175,29 +206,27 @@ class Generation(Task):
     pictures = policy.picture_from_codes(codes)
 
     # Reward: how well the prompt can be read off each picture.
-    def reward_inputs(model) -> RewardInputs:
-      return RewardInputs(
-        task=self.name,
-        model=model,
-        text=prompt,
-        picture=pictures,
-        question=instruction,
-        sample_keys=keys,
-        score_keys=keys_to_score,
-        extra={**inputs.extra, **batch.shared},
-        reward_params=scorers.reward_params,
-        scoring=self.reward_scoring,
-        eos_id=self.spec.eos_id,
-        method=self.method,
-      )
-
-    rewards, frozen_rewards = self.rewards(scorers, reward_inputs)
+    rewards, frozen_rewards = self.rewards(
+      scorers,
+      batch,
+      inputs,
+      text=prompt,
+      picture=pictures,
+      question=instruction,
+      sample_keys=keys,
+      keys_to_score=keys_to_score,
+    )
 
     # Monitoring.
     watched = diagnostics.of_codes(codes, rewards)
     if self.spec.sampler_is_exact:
       watched['sampler_gap'] = diagnostics.sampler_gap(
-        policy, prompt, codes, logps, dataclasses.replace(self.guided_scoring, remat=False)
+        policy,
+        prompt,
+        codes,
+        logps,
+        dataclasses.replace(self.guided_scoring, remat=False),
+        keys=keys_to_score,
       )
     if self.system.probe_every:
       watched |= diagnostics.hack_probes(
@@ -272,23 +301,16 @@ class Understanding(Task):
     texts, logps = policy.sample_texts(picture, question, keys, self.sampling)
 
     # Reward: how well the picture can be drawn from each text.
-    def reward_inputs(model) -> RewardInputs:
-      return RewardInputs(
-        task=self.name,
-        model=model,
-        text=texts,
-        picture=picture,
-        question=question,
-        sample_keys=keys,
-        score_keys=keys_to_score,
-        extra={**inputs.extra, **batch.shared},
-        reward_params=scorers.reward_params,
-        scoring=self.reward_scoring,
-        eos_id=self.spec.eos_id,
-        method=self.method,
-      )
-
-    rewards, frozen_rewards = self.rewards(scorers, reward_inputs)
+    rewards, frozen_rewards = self.rewards(
+      scorers,
+      batch,
+      inputs,
+      text=texts,
+      picture=picture,
+      question=question,
+      sample_keys=keys,
+      keys_to_score=keys_to_score,
+    )
     return Rollout(
       samples=texts,
       sample_logps=logps,
