@@ -83,7 +83,8 @@ class Jax:
       graphdef=JANUS.graphdef(config),
       family=JANUS,
       spec=JANUS.spec(config),
-      method=work.method,
+      # Pairs, whatever the config's objective: the torch side has SimPO alone.
+      method=dataclasses.replace(work.method, objective='simpo', inner_updates=1),
       system=dataclasses.replace(work.system, frozen_every=0),
     )
     task = ctx.tasks['generation']
@@ -96,7 +97,7 @@ class Jax:
 
     @jax.jit
     def sample(state, inputs, seed):
-      keys = task.sample_keys(jax.random.key(seed), inputs.index)
+      keys = task.sample_keys(jax.random.key(seed), inputs.place)
       return policy_of(state).sample_pictures(inputs.prompt, keys, task.sampling)[0]
 
     @jax.jit
