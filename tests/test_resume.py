@@ -54,6 +54,7 @@ def unbroken(tmp_path_factory):
   return str(workdir)
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_random_moments_equals_the_unbroken_one(unbroken, tmp_path):
   kills, rng = 0, random.Random(0)
   while True:
@@ -75,6 +76,7 @@ def test_a_run_killed_at_random_moments_equals_the_unbroken_one(unbroken, tmp_pa
   assert_same_run(tmp_path, unbroken)
 
 
+@pytest.mark.slow
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(unbroken, tmp_path):
   process = start(tmp_path, 40, '0.02')
   folder, seen = tmp_path / 'checkpoints', []
