@@ -89,7 +89,8 @@ class Method:
   # scored by the other.
   strategy: str = 'unified'
   separate: Separate = Separate()
-  reward: str = 'dual'  # eq. 3; all of them: `rewards.table.REWARDS`
+  # eq. 3; all of them: `rewards.table.REWARDS`; or a weighted sum such as 'dual+0.3*clip'
+  reward: str = 'dual'
   # Eq. 3. 'policy': the live model, in 'separate' the other one. 'frozen': the initial model.
   # 'ema': a running mean of the trained parameters.
   scorer: str = 'policy'

@@ -22,7 +22,7 @@ from dsr_jax import config as config_lib
 from dsr_jax import saved_config
 from dsr_jax.errors import InputError
 from dsr_jax.losses import OBJECTIVES
-from dsr_jax.rewards.table import REWARDS
+from dsr_jax.rewards import table as rewards
 
 flags.disclaim_key_flags()  # --help lists --config under the command, not under this module
 
@@ -154,7 +154,6 @@ def from_config_dict(config):
 
 _CHOICES = {
   'method.objective': OBJECTIVES,
-  'method.reward': REWARDS,
   'method.task': config_lib.TASKS,
   'method.strategy': config_lib.STRATEGIES,
   'method.scorer': config_lib.SCORERS,
@@ -307,10 +306,11 @@ def _check_method(method):
       f'objective={method.objective}, which has no ratio to the policy that sampled; expected '
       f'inner_updates=1, or one of {able}'
     )
-  if method.reward == 'clip' and not method.clip_reward.model:
+  names = [term.name for term in rewards.terms(method.reward)]
+  if 'clip' in names and not method.clip_reward.model:
     raise InputError(
-      'found config.method.reward=clip and no config.method.clip_reward.model; expected a '
-      'directory of a CLIPModel in the Hugging Face layout'
+      f'found config.method.reward={method.reward} and no config.method.clip_reward.model; '
+      'expected a directory of a CLIPModel in the Hugging Face layout'
     )
   before, *after = method.yes_question.split('{}')
   if len(after) != 1 or not before.strip() or not after[0].strip():
@@ -318,7 +318,7 @@ def _check_method(method):
       f'found config.method.yes_question={method.yes_question!r}; expected a question with one '
       '{} inside, where the text goes'
     )
-  able = REWARDS[method.reward].tasks
+  able = rewards.tasks(method.reward)
   unable = [task for task in method.tasks if task not in able]
   if unable:
     raise InputError(
@@ -341,9 +341,10 @@ def _check_chunks(system, method):
 def _check_data(config):
   read_from = {'generation': config.data.prompts, 'understanding': config.data.images}
   strange = {read_from[task] for task in config.method.tasks} - {'scenes'}
-  if config.method.reward == 'judge' and strange:
+  judged = 'judge' in [term.name for term in rewards.terms(config.method.reward)]
+  if judged and strange:
     raise InputError(
-      f'found config.method.reward=judge with data of {", ".join(sorted(strange))}; expected '
-      'scenes, the only world that the judge can read; set data.prompts and data.images to scenes, '
-      'or choose another reward'
+      f'found config.method.reward={config.method.reward} with data of '
+      f'{", ".join(sorted(strange))}; expected scenes, the only world that the judge can read; set '
+      'data.prompts and data.images to scenes, or choose another reward'
     )

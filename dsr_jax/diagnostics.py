@@ -49,6 +49,15 @@ def of_texts(texts: Text, rewards, eos_id: int) -> dict:
   )
 
 
+def of_terms(terms: dict) -> dict:
+  """Terms (B, G) of a sum of rewards: each one's mean and spread within groups."""
+  values = {}
+  for name, rewards in terms.items():
+    values[f'reward/{name}'] = jnp.mean(rewards, axis=1)
+    values[f'reward/{name}_spread'] = jnp.std(rewards, axis=1)
+  return values
+
+
 def sampler_gap(model: UnifiedModel, prompt: Text, codes, sample_logps, how: Scoring, *, keys):
   """The largest |log p when sampled - log p when scored| of one sample of the chunk, (B,).
 

@@ -67,10 +67,22 @@ class Scorers(NamedTuple):
   """Who rewards. The two flags are scalars: whether this step's turn for a measurement has come."""
 
   scorer: Any  # the model that `method.scorer` names
-  reward_params: Any  # weights of a reward that has its own
+  reward_params: Any  # weights of the rewards that have their own, by name
   frozen: Any  # the initial model, for the log; None if it is not kept
   frozen_due: jax.Array
   probe_due: jax.Array
+
+
+class Rewards(NamedTuple):
+  """What samples are worth, (B, G) each.
+
+  live: by the scorer, learned from. frozen: by the initial model, nan where it did not score.
+  terms {name: (B, G)}: of a sum of rewards, each alone and unweighted; else nothing.
+  """
+
+  live: jax.Array
+  frozen: jax.Array
+  terms: dict[str, jax.Array]
 
 
 class Rollout(NamedTuple):

@@ -13,7 +13,7 @@ from dsr_jax import losses, sharding
 from dsr_jax.config import ROLES
 from dsr_jax.models.common import lora
 from dsr_jax.models.unified import Family
-from dsr_jax.rewards.table import REWARDS
+from dsr_jax.rewards import table
 
 
 @jax.tree_util.register_dataclass
@@ -31,7 +31,7 @@ class TrainState:
       island.
     ref_params: a compute-dtype copy of the trainable parts as they were, where the initial model
       scores or is the reference; else None.
-    reward_params: weights of a reward that has its own; else None.
+    reward_params: weights of the rewards that have their own, by name; else None.
     ema_params: the running mean of params, float32, where it scores; else None.
   """
 
@@ -110,8 +110,7 @@ def needs_ref_params(method, system) -> bool:
 
 def init_state(params, family: Family, method, system, mesh) -> TrainState:
   """Parameters of a loaded model -> the state of a run, laid out on the mesh."""
-  load = REWARDS[method.reward].load
-  reward_params = load(method) if load else None
+  reward_params = table.load(method)
   make = functools.partial(_make, family, method, system)
   layout = sharding.shardings(
     jax.eval_shape(make, params, reward_params), mesh, family.sharding_rules

@@ -26,13 +26,14 @@ from dsr_jax.models.unified import (
   row_keys,
   score_keys,
 )
+from dsr_jax.rewards import table as reward_table
 from dsr_jax.rewards.base import RewardInputs
-from dsr_jax.rewards.table import REWARDS, score
 from dsr_jax.rollouts import (
   Batch,
   GenerationInputs,
   Half,
   LearnerScores,
+  Rewards,
   Rollout,
   Scorers,
   UnderstandingInputs,
@@ -104,15 +105,15 @@ class Task(abc.ABC):
     question: Text,
     sample_keys,
     keys_to_score,
-  ):
-    """Rewards (b, G) by the scorer, and by the initial model where that is due, else nan.
+  ) -> Rewards:
+    """What samples are worth to the scorer, and to the initial model where that is due.
 
     text, picture, question: as `RewardInputs` has them; sample_keys (b, G); keys_to_score (b,) or
     None.
     """
 
     def score_by(model):
-      return score(
+      return reward_table.score(
         RewardInputs(
           task=self.name,
           model=model,
@@ -129,17 +130,22 @@ class Task(abc.ABC):
         )
       )
 
-    rewards = score_by(scorers.scorer)
-    unknown = jnp.full_like(rewards, jnp.nan)
-    if scorers.frozen is None:
-      return rewards, unknown
-    if self.method.scorer == 'frozen' or not REWARDS[self.method.reward].self_reward:
-      return rewards, rewards
-    # In a branch, so that it costs nothing when it is not due.
-    frozen_rewards = jax.lax.cond(
-      scorers.frozen_due, lambda: score_by(scorers.frozen), lambda: unknown
+    scored = score_by(scorers.scorer)
+    live = scored.total
+    unknown = jnp.full_like(live, jnp.nan)
+    one_opinion = self.method.scorer == 'frozen' or not reward_table.is_self_reward(
+      self.method.reward, self.name
     )
-    return rewards, frozen_rewards
+    if scorers.frozen is None:
+      frozen = unknown
+    elif one_opinion:
+      frozen = live
+    else:
+      # In a branch, so that it costs nothing when it is not due.
+      frozen = jax.lax.cond(
+        scorers.frozen_due, lambda: score_by(scorers.frozen).total, lambda: unknown
+      )
+    return Rewards(live=live, frozen=frozen, terms=scored.terms)
 
   def metrics(self, half: Half, aux: list[UpdateAux]) -> dict:
     """The task's numbers. aux: of each inner update; the first and the last are looked at."""
@@ -206,7 +212,7 @@ class Generation(Task):
     pictures = policy.picture_from_codes(codes)
 
     # Reward: how well the prompt can be read off each picture.
-    rewards, frozen_rewards = self.rewards(
+    rewards = self.rewards(
       scorers,
       batch,
       inputs,
@@ -218,7 +224,7 @@ class Generation(Task):
     )
 
     # Monitoring.
-    watched = diagnostics.of_codes(codes, rewards)
+    watched = diagnostics.of_codes(codes, rewards.live) | diagnostics.of_terms(rewards.terms)
     if self.spec.sampler_is_exact:
       watched['sampler_gap'] = diagnostics.sampler_gap(
         policy,
@@ -241,8 +247,8 @@ class Generation(Task):
     return Rollout(
       samples=codes,
       sample_logps=logps,
-      rewards=rewards,
-      frozen_rewards=frozen_rewards,
+      rewards=rewards.live,
+      frozen_rewards=rewards.frozen,
       score_keys=keys_to_score,
       target_codes=None,
       diagnostics=watched,
@@ -301,7 +307,7 @@ class Understanding(Task):
     texts, logps = policy.sample_texts(picture, question, keys, self.sampling)
 
     # Reward: how well the picture can be drawn from each text.
-    rewards, frozen_rewards = self.rewards(
+    rewards = self.rewards(
       scorers,
       batch,
       inputs,
@@ -311,14 +317,16 @@ class Understanding(Task):
       sample_keys=keys,
       keys_to_score=keys_to_score,
     )
+    watched = diagnostics.of_texts(texts, rewards.live, self.spec.eos_id)
+    watched |= diagnostics.of_terms(rewards.terms)
     return Rollout(
       samples=texts,
       sample_logps=logps,
-      rewards=rewards,
-      frozen_rewards=frozen_rewards,
+      rewards=rewards.live,
+      frozen_rewards=rewards.frozen,
       score_keys=keys_to_score,
       target_codes=picture.codes,
-      diagnostics=diagnostics.of_texts(texts, rewards, self.spec.eos_id),
+      diagnostics=watched,
     )
 
   def learner_scores(

@@ -18,7 +18,7 @@ from dsr_jax.data import order, t2i_compbench
 from dsr_jax.data import prompts as prompts_lib
 from dsr_jax.errors import InputError
 from dsr_jax.models.unified import Text
-from dsr_jax.rewards.table import REWARDS
+from dsr_jax.rewards import table
 from dsr_jax.rollouts import Batch, GenerationBatch, UnderstandingBatch
 from dsr_jax.scenes import sets, world
 
@@ -43,7 +43,7 @@ def make(data, method, processor, image_size: int, fields: tuple[str, ...] = ())
     if 'understanding' in method.tasks
     else None
   )
-  declared = REWARDS[method.reward].fields
+  declared = table.fields(method.reward)
   return Batches(
     processor,
     texts,

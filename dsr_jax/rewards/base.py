@@ -26,7 +26,7 @@ class RewardInputs(NamedTuple):
     sample_keys: (B, G), the samples' own keys.
     score_keys: (B,), what likelihoods are given; None for a model that needs none.
     extra: the batch's fields that the reward declares, (B, ...) or of no input in particular.
-    reward_params: what the reward's `load` returned.
+    reward_params: what the reward's `load` returned; to `table.score`, by name for all terms.
     scoring: `Scoring` of plain likelihoods.
     eos_id: ends a text.
     method: `config.Method`.

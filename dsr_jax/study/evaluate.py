@@ -184,9 +184,8 @@ class Scorers:
 
   def __init__(self, graphdef, config, processor, image_size: int, inputs: int):
     m, system = config.method, config.system
-    reward = table.REWARDS[m.reward]
     one_model = m.strategy == 'unified' and m.reward != 'dual'
-    self._tasks = reward.tasks if one_model else tuple(TASKS)
+    self._tasks = table.tasks(m.reward) if one_model else tuple(TASKS)
     self._method = dataclasses.replace(
       m,
       task='unified' if len(self._tasks) == 2 else self._tasks[0],
@@ -212,7 +211,7 @@ class Scorers:
       functools.partial(_score, graphdef, self._method, Scoring(chunk=system.logprob_chunk)),
       static_argnames='task',
     )
-    self._reward_params = reward.load(m) if reward.load else None
+    self._reward_params = table.load(m)
     self._batches = batches_lib.make(
       config.data, self._method, processor, image_size, ('vocabulary',)
     )
@@ -309,4 +308,4 @@ def _score(graphdef, method, scoring, params, reward_params, batch, samples, fir
       eos_id=model.spec.eos_id,
       method=method,
     )
-  )
+  ).total

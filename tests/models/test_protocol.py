@@ -260,7 +260,7 @@ def inputs(task, method=tiny_step.METHOD, same=False, **fields):
 
 def test_equal_samples_of_a_group_have_equal_rewards_and_equal_groups_have_not():
   """So no pair is chosen by chance alone."""
-  rewards = np.asarray(table.score(inputs('understanding', same=True)))
+  rewards = np.asarray(table.score(inputs('understanding', same=True)).total)
   np.testing.assert_array_equal(rewards, rewards[:, :1] * np.ones(3, 'f4'))
   assert abs(rewards[0, 0] - rewards[1, 0]) > 1e-3
 

@@ -261,7 +261,7 @@ def test_an_empty_text_gets_the_worst_of_its_group_under_every_reward(model, tas
     c = c._replace(
       text=Text(c.text.ids.at[0, 1, 0].set(2), c.text.mask.at[0, 1].set(jnp.arange(5) < 1))
     )
-    assert table.score(c)[0, 1] == table.score(c)[0].min()
+    assert table.score(c).total[0, 1] == table.score(c).total[0].min()
 
 
 # The judge.
