@@ -25,9 +25,12 @@ ADVICE = (
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-  """parts: (name, bytes a device, when they live: 'always', 'rollout' or 'update')."""
+  """parts: (name, bytes a device, when they live: 'always', 'rollout' or 'update'); advice: what to
+  do where they do not fit.
+  """
 
   parts: tuple
+  advice: str = ADVICE
 
   def of(self, phase):
     """Bytes at one time."""

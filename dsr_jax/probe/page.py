@@ -75,7 +75,9 @@ def _section(task: str, n: dict) -> dict:
     f'{about["what"] if judged else "no judge for this data"}.',
     'tiles': _judged_tiles(n['judged'][about['score']]) if judged else _reward_tiles(n['reward']),
     'gates': page_lib.Table(
-      ['what', 'measured', 'asked for', '', 'because'], [_gate(g) for g in n['verdict']['gates']]
+      ['what', 'measured', 'asked for', '', 'because'],
+      [_gate(g) for g in n['verdict']['gates']],
+      sides={'passed': 'up', 'failed': 'down'},
     ),
     'blind': n['verdict']['blind'],
     'chart': _best_of(n, *about['chart']),
@@ -184,18 +186,15 @@ def _prompt(shown: dict, i: int) -> dict:
   for name, j in (('best', best), ('worst', worst)):
     values = words.by_word(shown['spans'][i], shown['heat'][i, j], where)
     parts = [
-      page_lib.Word(text.strip()[a:b], float(v), f'{v:+.1f}') for (a, b), v in zip(where, values)
+      page_lib.Word(text.strip()[a:b], float(v), page_lib.signed(v, 1))
+      for (a, b), v in zip(where, values)
     ]
     said = ', '.join(x for x in (f'R_G {rewards[j]:.2f}', judged(j)) if x)
     heats.append((f'under the {name} picture ({said})', parts))
   return {
     'text': text,
     'samples': samples,
-    'images': [
-      page_lib.picture(shown['pixels'][i, best]),
-      page_lib.patches(shown['pixels'][i, best], shown['patches'][i]),
-      page_lib.picture(shown['pixels'][i, worst]),
-    ],
+    'patches': page_lib.patches(shown['pixels'][i, best], shown['patches'][i]),
     'heats': heats,
   }
 
@@ -208,7 +207,7 @@ def _picture(shown: dict, i: int) -> dict:
     if shown['scores'] is not None:
       said.append(f'F1 {shown["scores"][i, j]:.2f}')
     clauses = [
-      page_lib.Word(text, value / 4, f'{value:+.1f}', bool(wrong))
+      page_lib.Word(text, value / 4, page_lib.signed(value, 1), bool(wrong))
       for text, value, wrong in shown['clauses'][i][j]
     ]
     sample = page_lib.Sample('', [', '.join(said)], text=shown['texts'][i][j])

@@ -134,9 +134,7 @@ def smoothed(values: list) -> list:
   A mean would draw a single spike as a plateau as wide as its window.
   """
   half = max(1, len(values) // 20)
-  return [
-    statistics.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))
-  ]
+  return [statistics.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
 
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
@@ -195,7 +193,9 @@ def _curve(one: Series, x_axis: _Axis, y_axis: _Axis) -> Curve:
 
   many = len(one.values) > LONG
   smooth = many and one.smooth and one.joined
-  dots = [] if many and one.joined else [_dot(one, i, x_axis, y_axis) for i in range(len(one.values))]
+  dots = (
+    [] if many and one.joined else [_dot(one, i, x_axis, y_axis) for i in range(len(one.values))]
+  )
   return Curve(
     label=one.label,
     role=one.role,

@@ -7,7 +7,9 @@ Axes: N image codes, H W pixels.
 """
 
 import base64
+from collections.abc import Mapping
 import math
+import types
 from typing import NamedTuple
 
 import jinja2
@@ -64,10 +66,14 @@ class Tile(NamedTuple):
 
 
 class Table(NamedTuple):
-  """rows: lists of cells as long as `head`; numbers are rounded, texts stand as they are."""
+  """rows: lists of cells as long as `head`; numbers are rounded, texts stand as they are.
+
+  sides: {text of a cell: 'up' or 'down', its color}.
+  """
 
   head: list[str]
   rows: list[list]
+  sides: Mapping[str, str] = types.MappingProxyType({})
 
 
 def render(template: str, **values) -> str:
@@ -85,6 +91,7 @@ def _environment() -> jinja2.Environment:
   )
   environment.filters['number'] = number
   environment.tests['numeric'] = _is_number
+  environment.tests['aligned'] = _is_aligned
   return environment
 
 
@@ -132,3 +139,12 @@ def signed(x: float, digits: int = 3) -> str:
 
 def _is_number(x) -> bool:
   return isinstance(x, (int, float)) and not isinstance(x, bool)
+
+
+def _is_aligned(x) -> bool:
+  """Whether a cell stands on the right: a number, or one that has been written down."""
+  try:
+    float(str(x).lstrip('±'))
+  except ValueError:
+    return False
+  return True

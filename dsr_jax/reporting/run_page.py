@@ -162,6 +162,7 @@ def _evaluation_charts(evaluation, whole) -> tuple[list[Chart], list[Chart]]:
 
 def _some(steps, values, interval, wanted, label, role, joined) -> Series:
   """A series of the steps that are wanted."""
+
   def of(row):
     return [x for x, is_wanted in zip(row, wanted) if is_wanted]
 
@@ -189,7 +190,9 @@ def _other_charts(training) -> list[Chart]:
   """A chart for every other name."""
   shown = {name for _, _, names in CURVES for name in names}
   return [
-    chart(_label(name), '', [Series(name, _role(name), *curve, smooth=not name.endswith(SCHEDULES))])
+    chart(
+      _label(name), '', [Series(name, _role(name), *curve, smooth=not name.endswith(SCHEDULES))]
+    )
     for name, curve in training.items()
     if name not in shown
   ]

@@ -7,7 +7,6 @@ import time
 import jax
 
 from dsr_jax.errors import InputError
-from dsr_jax.plan import memory as plan_memory
 from dsr_jax.runtime.progress import say
 
 
@@ -59,7 +58,7 @@ class CompiledStep:
       say(self._estimate.table())
       raise InputError(
         f'found no room for the step on a device ({str(e).splitlines()[0][:200]}); expected less '
-        f'than it has; {plan_memory.ADVICE}'
+        f'than it has; {self._estimate.advice}'
       ) from e
 
 

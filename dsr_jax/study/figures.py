@@ -32,9 +32,6 @@ LABEL_GAP = 0.052  # between two names in the margin, of a panel's height
 
 STYLE = {
   'font.size': 8.5,
-  'axes.titlesize': 10,
-  'axes.titleweight': 'bold',
-  'axes.titlelocation': 'left',
   'axes.edgecolor': FAINT,
   'axes.axisbelow': True,
   'axes.grid': True,
@@ -91,13 +88,14 @@ def gains(results, base):
     for variant, point in points.items():
       family = FAMILIES.index(variants_lib.VARIANTS[variant].group)
       _dot(panel, point._replace(x=rows.index(variant)), COLORS[family], sideways=True)
-    panel.set(title=MEASURES[measure].title, xlabel=GAINED)
+    _title(panel, MEASURES[measure].title)
+    panel.set_xlabel(GAINED)
     panel.axvline(0, color=FAINT, linewidth=1)
   titles = [variants_lib.VARIANTS[v].title for v in rows]
   panels[0].set_yticks(range(len(rows)), titles)
   panels[0].set_ylim(len(rows) - 0.5, -0.5)
   _legend(figure, list(zip(FAMILIES, COLORS)))
-  _caption(figure, f'Base {base}. Each variant minus the base, in points, on the whole lists. Bars: 95 %.')
+  _caption(figure, f'Base {base}. Each variant minus the base, on the whole lists. Bars: 95 %.')
   return figure
 
 
@@ -131,8 +129,8 @@ def law(points):
       ends = [0.45, 1.0]
       panel.plot(ends, [100 * (line['intercept'] + line['slope'] * x) for x in ends], color=FAINT)
     panel.axhline(0, color=FAINT, linewidth=1, linestyle=':')
+    _title(panel, task)
     panel.set(
-      title=task,
       xlabel='pairs of candidates that the reward orders as the judge does',
       ylabel=GAINED,
       xlim=(0.43, 1.02),
@@ -146,9 +144,10 @@ def law(points):
   _legend(figure, labels)
   _caption(
     figure,
-    'Each point is a variant on a base: how often its reward orders two candidates as the exact judge does, and what '
-    'training by it gained, with 95 % intervals. Circles are judges whose verdicts were turned around now and then, '
-    'and that differ in nothing else; the line is the least squares through them. Diamonds are all other rewards, '
+    'Each point is a variant on a base: how often its reward orders two candidates as the exact '
+    'judge does, and what training by it gained, with 95 % intervals. Circles are judges whose '
+    'verdicts were turned around now and then, and that differ in nothing else; the line is the '
+    'least squares through them. Diamonds are all other rewards, '
     f'each at the rate that suits it. Names: base {named}.',
   )
   return figure
@@ -179,16 +178,18 @@ def evolution(results, base):
         point = Point(at, 100 * whole.value, 100 * low, 100 * high)
         _dot(panel, point, color, hollow=True)
     panel.axhline(0, color=FAINT, linewidth=1, linestyle=':')
-    panel.set(title=MEASURES[measure].title, xlabel='share of the run', ylabel=GAINED)
+    _title(panel, MEASURES[measure].title)
+    panel.set(xlabel='share of the run', ylabel=GAINED)
     panel.set_xticks([0, 0.25, 0.5, 0.75, 1])
     notes.append(_lists(results, base, next(iter(found)), measure))
   titles = [variants_lib.VARIANTS[v].title for v in shown]
   _legend(figure, [(title, COLORS[CURVES.index(v)]) for title, v in zip(titles, shown)])
   _caption(
     figure,
-    f'Base {base}. Lines: at every point the short lists that all evaluations have, minus the base on the same short '
-    'lists. Hollow, right of the end: the last step minus the base on the whole lists, which are what the tables say; '
-    'where the two differ it is the short lists that are unlike the whole. '
+    f'Base {base}. Lines: at every point the short lists that all evaluations have, minus the base '
+    'on the same short lists. Hollow, right of the end: the last step minus the base on the whole '
+    'lists, which are what the tables say; where the two differ it is the short lists that are '
+    'unlike the whole. '
     f'{" ".join(notes)} Bands and bars: 95 %.',
   )
   return figure
@@ -206,12 +207,15 @@ def scorers(orders, title):
     for name, found in orders[task].items():
       points = [Point(p['step'], p['accuracy'], p['low'], p['high']) for p in found]
       _line(panel, points, COLORS[law_lib.SCORERS.index(name)])
-    panel.set(title=f'{task}: {title}', xlabel='step', ylabel='pairs ordered as the judge does')
-  _legend(figure, list(zip(law_lib.SCORERS, COLORS)))
+    _title(panel, f'{task}: {title}')
+    panel.set(xlabel='step', ylabel='pairs ordered as the judge does')
+  shown = [name for name in law_lib.SCORERS if any(name in orders[task] for task in tasks)]
+  _legend(figure, [(name, COLORS[law_lib.SCORERS.index(name)]) for name in shown])
   _caption(
     figure,
-    'How often a scorer orders two samples of the policy as the exact judge does: the policy of that step (live), the '
-    'initial model (frozen), the other of two models (partner). Bands: 95 %.',
+    'How often a scorer orders two samples of the policy as the exact judge does: the policy of '
+    'that step (live), the initial model (frozen), the other of two models (partner). '
+    'Bands: 95 %.',
   )
   return figure
 
@@ -238,7 +242,8 @@ def categories(results, base):
     return None
   panel.set_yticks(range(len(grammar.GENEVAL)), grammar.GENEVAL)
   panel.set_ylim(len(grammar.GENEVAL) - 0.5, -0.5)
-  panel.set(title='gain by task', xlabel=GAINED)
+  _title(panel, 'gain by task')
+  panel.set_xlabel(GAINED)
   panel.axvline(0, color=FAINT, linewidth=1)
   _legend(figure, shown)
   _caption(figure, f'Base {base}. Each variant minus the base, on the whole list. Bars: 95 %.', 100)
@@ -317,6 +322,10 @@ def _figure(panels: int, height: float, panel_width: float = 4.4, sharey: bool =
   return figure, axes[0]
 
 
+def _title(panel, words):
+  panel.set_title(words, loc='left', fontsize=10, fontweight='bold')
+
+
 def _dot(panel, point, color, marker='o', hollow=False, sideways=False):
   """A point with its interval; sideways: in row x of a plot whose values run to the right."""
   errors = [[point.y - point.low], [point.high - point.y]]
@@ -349,7 +358,7 @@ def _names_in_margin(panel, names):
       textcoords='axes fraction',
       fontsize=7.5,
       va='center',
-      arrowprops=dict(arrowstyle='-', color=FAINT, linewidth=0.4, shrinkA=1, shrinkB=3),
+      arrowprops=dict(arrowstyle='-', color='#c5cad1', linewidth=0.5, shrinkA=1, shrinkB=3),
       annotation_clip=False,
     )
 
