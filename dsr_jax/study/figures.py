@@ -39,8 +39,10 @@ STYLE = {
   'axes.spines.top': False,
   'axes.spines.right': False,
   'legend.frameon': False,
-  # Letters as outlines: a reader's own fonts cannot push them over one another.
-  'svg.fonttype': 'path',
+  # Text stays text. It is laid out in DejaVu Sans, wider than what else a reader may have, so
+  # that nothing is pushed over its neighbor.
+  'font.family': 'DejaVu Sans',
+  'svg.fonttype': 'none',
   'svg.hashsalt': 'dsr_jax',  # the same figure is the same file
 }
 
