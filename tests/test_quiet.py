@@ -9,7 +9,7 @@ from places import ROOT
 import pytest
 
 # What a user has: an environment of requirements.txt, without torch.
-WITHOUT_TORCH = '''
+WITHOUT_TORCH = """
 from importlib.machinery import PathFinder
 
 found = PathFinder.find_spec
@@ -19,7 +19,7 @@ def find_spec(name, path=None, target=None):
   return None if hidden else found(name, path, target)
 
 PathFinder.find_spec = find_spec
-'''
+"""
 OURS = re.compile(r'^([a-z][a-z ]{3,12} {1,9}\S.*|error: .*|)$')
 
 LIBRARIES = """
