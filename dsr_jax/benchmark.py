@@ -96,7 +96,7 @@ def benchmark(config, repeats: int, wanted=PHASES) -> dict:
       raise
     raise InputError(
       f'found no room on a device ({str(e).splitlines()[0][:200]}); expected the bytes of the '
-      f'table above; {estimate.advice()}'
+      f'table above; {estimate.advice}'
     ) from e
   device = jax.devices()[0]
   return dict(

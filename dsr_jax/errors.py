@@ -17,7 +17,8 @@ def run_main(main, check_flags=None):
   """
 
   def guarded(argv, body=main):
-    logging.set_verbosity(logging.WARNING)  # Orbax tells a dozen lines a checkpoint
+    # Orbax tells a dozen lines a checkpoint, and warns of folders that are only to be read.
+    logging.set_verbosity(logging.ERROR)
     try:
       return body(argv)
     except InputError as e:

@@ -33,7 +33,7 @@ def main(argv, f=flags.FLAGS):
   report, estimate = report_lib.plan(config, f.topology, f.compile, f.hlo)
   print(report_lib.table(report, estimate), file=sys.stderr)
   print(json.dumps(report, indent=2))
-  report_lib.check_fits(report, estimate)
+  report_lib.check_fits(report)
 
 
 def define_flags(f=flags.FLAGS):

@@ -1,13 +1,10 @@
-"""Bytes of a device by part, counted before anything is compiled; and which keys to turn where they
-do not fit.
+"""Bytes of a device by part, counted before anything is compiled.
 
 The state is exact. What phases need on their way is an estimate of the largest arrays that live at
 once; the compiler has the last word.
 """
 
-from collections.abc import Callable
 import dataclasses
-import functools
 import math
 
 import jax
@@ -19,16 +16,21 @@ from dsr_jax.plan import sizes as plan_sizes
 from dsr_jax.plan.sizes import Sizes
 
 GIB = 2**30
+# What to do where a step does not fit.
+ADVICE = (
+  'lower system.rollout_chunk or system.update_chunk, set system.remat=True, '
+  'system.cache_dtype=int8 or system.frozen_every=0, raise system.mesh.tp, or take more devices'
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-  """parts: (name, bytes a device, when they live: 'always', 'rollout' or 'update'); turns(): pairs
-  (key=value, bytes a device then).
+  """parts: (name, bytes a device, when they live: 'always', 'rollout' or 'update'); advice: what to
+  do where they do not fit.
   """
 
   parts: tuple
-  turns: Callable = tuple
+  advice: str = ADVICE
 
   def of(self, phase):
     """Bytes at one time."""
@@ -58,26 +60,12 @@ class Estimate:
       ]
     )
 
-  def advice(self, room=None):
-    """Which keys to turn; room: bytes to come below, if known."""
-    turns = [turn for turn in self.turns() if turn[1] < self.total]
-    if not turns:
-      return 'take more devices'
-    enough = [turn for turn in turns if room and turn[1] <= room]
-    shown = enough[:3] or sorted(turns, key=lambda turn: turn[1])[:3]
-    words = ', or '.join(f'{key} ({_size(size)} a device)' for key, size in shown)
-    return (
-      f'turn {words}'
-      if enough or not room
-      else f'none of these is enough alone: {words}; take more devices'
-    )
-
 
 def estimate(model, config, mesh, prompt=None) -> Estimate:
   """Of a model's sizes (`JanusConfig`), a `Config` and the sizes of the mesh's axes (a dict)."""
   s = Sizes(model, config.method, config.system, prompt or config.data.max_prompt_tokens)
   parts = _state(s, mesh) + _rollout(s, mesh) + _update(s, mesh)
-  return Estimate(tuple(parts), functools.partial(_turns, model, config, mesh, prompt))
+  return Estimate(tuple(parts))
 
 
 def bytes_a_device(tree):
@@ -202,43 +190,6 @@ def _update(s: Sizes, mesh):
     ('compute-type weights', weights, 'update'),
     ('activations of learning', max(activations), 'update'),
   ]
-
-
-def _turns(model, config, mesh, prompt):
-  """(key=value, bytes a device then) for what a user may change; each alone, gentlest first."""
-  system, ways = config.system, mesh['data'] * mesh['fsdp']
-  s = Sizes(model, config.method, system, 0)
-
-  def then(**changes):
-    changed = dataclasses.replace(config, system=dataclasses.replace(system, **changes))
-    return estimate(model, changed, mesh, prompt).total
-
-  if not system.remat:
-    yield 'system.remat=True', then(remat=True)
-  for key in ('rollout_chunk', 'update_chunk'):
-    size = s.chunk(key) // 2
-    while size >= ways and size % ways == 0:
-      yield f'system.{key}={size}', then(**{key: size})
-      size //= 2
-  both = {
-    key: ways
-    for key in ('rollout_chunk', 'update_chunk')
-    if s.chunk(key) > ways and s.chunk(key) % ways == 0
-  }
-  if len(both) == 2:
-    yield ' and '.join(f'system.{key}={size}' for key, size in both.items()), then(**both)
-  if not system.cache_dtype:
-    yield 'system.cache_dtype=int8', then(cache_dtype='int8')
-  if system.frozen_every and config.method.scorer != 'frozen':
-    yield 'system.frozen_every=0', then(frozen_every=0)
-  fsdp, tp = mesh['fsdp'], mesh['tp']
-  while fsdp % 2 == 0 and model.text.num_attention_heads % (2 * tp) == 0:
-    fsdp, tp = fsdp // 2, tp * 2
-    other = {**mesh, 'fsdp': fsdp, 'tp': tp}
-    yield (
-      f'system.mesh.fsdp={fsdp} and system.mesh.tp={tp}',
-      estimate(model, config, other, prompt).total,
-    )
 
 
 def _size(n):

@@ -1,5 +1,5 @@
 """The real step of a configuration without its weights: lowered from shapes alone, compiled, and
-what its program says.
+what the compiler says of it.
 
 `plan` compiles it for slices that are not at hand, `benchmark` runs it with random weights.
 """
@@ -13,18 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsr_jax import families, sharding
+from dsr_jax import families, files, sharding
 from dsr_jax import state as state_lib
 from dsr_jax import step as step_lib
 from dsr_jax.convert import directory
 from dsr_jax.convert import locate as model_source
 from dsr_jax.models.janus.config import JanusConfig, Templates
 from dsr_jax.models.unified import Text
-from dsr_jax.plan import hlo as plan_hlo
 from dsr_jax.plan import sizes as plan_sizes
 from dsr_jax.rollouts import Batch, GenerationBatch, UnderstandingBatch
-
-MOVED_IN_DECODE = 2**20  # bytes of a gather, permute or exchange that a decode step may have
 
 
 def sizes_of(name):
@@ -139,9 +136,10 @@ def _batch(config, model, mesh, tasks) -> Batch:
   return Batch(array((), np.uint32, whole), generation, understanding)
 
 
-def measure(lowered, config, model, axes, hlo=''):
-  """What the compiler and its program say: bytes a device, collectives, moves in decode loops,
-  positions of logits held at once.
+def measure(lowered, hlo: str = '') -> dict:
+  """What the compiler says of a program: bytes a device, and operations.
+
+  hlo: where to leave the program as text.
   """
   try:
     compiled = lowered.compile()
@@ -154,18 +152,8 @@ def measure(lowered, config, model, axes, hlo=''):
       refused=str(e).splitlines()[0][:300],
     )
   m = compiled.memory_analysis()
-  text = compiled.as_text()
   if hlo:
-    with open(hlo, 'w', encoding='utf-8') as f:
-      f.write(text)
-  program = plan_hlo.Program(text)
-  moves = program.decode_moves()
-  tp, width = axes['tp'], model.text.hidden_size
-  weights = tuple(width // n for n in (1, axes['fsdp'], tp))
-  positions = {
-    name: max(program.positions(size, weights) for size in {n, n // tp})
-    for name, n in (('text', model.text.vocab_size), ('image', model.vq.num_embeddings))
-  }
+    files.write_text(hlo, compiled.as_text())
   return dict(
     total_bytes=m.argument_size_in_bytes
     + m.output_size_in_bytes
@@ -176,13 +164,4 @@ def measure(lowered, config, model, axes, hlo=''):
     temporaries_bytes=m.temp_size_in_bytes,
     code_bytes=m.generated_code_size_in_bytes,
     operations_counted_once=(compiled.cost_analysis() or {}).get('flops'),
-    collectives=program.collectives(),
-    decode_loops=len(program.loops('decode')),
-    largest_move_in_decode_bytes=moves[0].bytes if moves else 0,
-    moves_in_decode=[
-      f'{i.opcode} {i.bytes / 2**20:.2f} MiB ({i.scope[-120:]})'
-      for i in moves
-      if i.bytes > MOVED_IN_DECODE
-    ][:10],
-    logits_held_at_once=positions,
   )

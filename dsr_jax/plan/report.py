@@ -52,25 +52,22 @@ def plan(config, topology: str, compiling: bool = True, hlo: str = ''):
     assumed_shares=plan_costs.SHARES,
   )
   if devices is not None:
-    compiled = _compile(config, model, devices, axes, hlo)
+    compiled = _compile(config, model, devices, hlo)
     report.update(compiled=compiled, needed_bytes=compiled['total_bytes'])
   report['fits'] = report['needed_bytes'] <= (1 - SPARE) * chip.memory
   return report, estimate
 
 
-def check_fits(report: dict, estimate: plan_memory.Estimate):
-  """InputError for a plan that does not fit, with what to turn."""
+def check_fits(report: dict):
+  """InputError for a plan that does not fit."""
   if report['fits']:
     return
   needed, memory = report['needed_bytes'], report['memory_bytes']
   room = (1 - SPARE) * memory
-  # The compiler's word over the estimate's: what is asked of a turn shrinks by what the estimate
-  # missed.
-  missed = needed / estimate.total
   raise InputError(
     f'found a step that needs {needed / 2**30:.2f} GiB of a device; expected at most '
     f'{room / 2**30:.2f} ({SPARE:.0%} of {memory / 2**30:.2f} kept free), '
-    f'{(needed - room) / 2**30:.2f} less; {estimate.advice(room / missed)}'
+    f'{(needed - room) / 2**30:.2f} less; {plan_memory.ADVICE}'
   )
 
 
@@ -97,14 +94,12 @@ def _devices(name: str, topology: str, chips: int):
   return list(devices)
 
 
-def _compile(config, model, devices, axes, hlo) -> dict:
-  """Compiles for each kind of batch; memory, collectives and the largest arrays of the fullest
-  program.
-  """
+def _compile(config, model, devices, hlo) -> dict:
+  """Compiles for each kind of batch; what the compiler says of the fullest program."""
   mesh = sharding.make_mesh(config.system.mesh, devices)
   began, worst = time.perf_counter(), None
   for kind, lowered in plan_program.lower_step(config, model, mesh).items():
-    found = plan_program.measure(lowered, config, model, axes, hlo)
+    found = plan_program.measure(lowered, hlo)
     print(f'compiled     {kind}: {found["total_bytes"] / 2**30:.2f} GiB a device', file=sys.stderr)
     if worst is None or found['total_bytes'] > worst['total_bytes']:
       worst = found
@@ -145,18 +140,10 @@ def _compiled_lines(compiled: dict | None) -> list[str]:
     return []
   if 'refused' in compiled:
     return [compiled['refused']]
-  collectives = ', '.join(
-    f'{number} {kind} (largest {size / 2**20:.1f} MiB)'
-    for kind, (number, size) in compiled['collectives'].items()
-  )
-  largest = compiled['largest_move_in_decode_bytes'] / 2**20
   return [
     f'compiled in {compiled["compile_seconds"]:.0f} s: {_gib(compiled["total_bytes"])} a device '
     f'({_gib(compiled["arguments_bytes"])} of state and inputs, '
     f'{_gib(compiled["temporaries_bytes"])} of temporaries)',
-    f'collectives, each loop counted once: {collectives}',
-    f'{compiled["decode_loops"]} decode loops; the largest move in them has {largest:.3f} MiB',
-    *compiled['moves_in_decode'],
   ]
 
 

@@ -5,22 +5,13 @@ Axes: G samples of an input, C samples that learn, T tokens, N image codes, H W 
 """
 
 import dataclasses
-import html
 from typing import Any
 
 import numpy as np
 
-from dsr_jax import images
 from dsr_jax import state as state_lib
 from dsr_jax.inference import Sampler
 from dsr_jax.reporting import html as page_lib
-from dsr_jax.reporting import sheets
-
-NOTE_ON_PICTURES = (
-  'The first two that learn, with the log-probability of each code above (green) or below the mean '
-  'of the group.'
-)
-NOTE_ON_TEXTS = 'Log-probability of each token of the first two that learn.'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,113 +83,107 @@ def _token_texts(model, ids) -> list[str]:
 
 def page(result: dict, shown: dict) -> str:
   """result: replay.json. shown: of `prepare`."""
-  exact = '<span class="verdict go">the very same numbers</span>'
-  if not result['exact']:
-    exact = f'<span class="verdict nogo">{len(result["differences"])} numbers differ</span>'
-  start = 'the initial model'
-  if result['from_checkpoint']:
-    start = f'the checkpoint of step {result["from_checkpoint"]}'
-  body = [
-    f'<h1>Step {result["step"]} again</h1><p class="lead">{html.escape(result["workdir"])}, from '
-    f'{start}: {exact}</p>',
-    _metrics(result),
-    _shares(result),
-  ]
-  sections = {
-    'generation': ('Pictures of prompts', _picture_input),
-    'understanding': ('Texts about pictures', _text_input),
-  }
-  for task, inputs in shown.items():
-    title, section = sections[task]
-    body.append(f'<h2>{title}</h2>' + ''.join(section(one) for one in inputs))
-  return page_lib.whole(f'Step {result["step"]} of {result["workdir"]}', ''.join(body))
+  other = result.get('what_if')
+  return page_lib.render(
+    'replay.html.j2',
+    title=f'Step {result["step"]} of {result["workdir"]}',
+    result=result,
+    differences=_differences(result),
+    all_numbers=_all_numbers(result),
+    what_if=_what_if(result, other) if other else None,
+    shares=_shares(result),
+    prompts=[_prompt(one) for one in shown.get('generation', ())],
+    pictures=[_picture(one) for one in shown.get('understanding', ())],
+  )
 
 
 # The step's numbers.
 
 
-def _metrics(result) -> str:
-  other = result.get('what_if')
-  names = result['metrics'].keys() | result['differences'].keys()
-  if other:
-    names |= other['metrics'].keys()
+def _differences(result) -> page_lib.Table | None:
+  """What came out otherwise than it was logged."""
   rows = []
-  for name in sorted(names):
+  for name, (logged, _) in sorted(result['differences'].items()):
+    rows.append([name, _shown(logged), _shown(result['metrics'].get(name))])
+  return page_lib.Table(['', 'logged', 'recomputed'], rows) if rows else None
+
+
+def _all_numbers(result) -> page_lib.Table:
+  rows = []
+  for name in sorted(result['metrics'].keys() | result['differences'].keys()):
     now = result['metrics'].get(name)
     logged = result['differences'][name][0] if name in result['differences'] else now
-    row = [name, _shown(logged), _shown(now)]
-    if other:
-      row.append(_shown(other['metrics'].get(name)))
-    rows.append(row)
-  head = ['', 'logged', 'recomputed']
-  note = ''
-  if other:
-    head.append(' '.join(f'{k}={v}' for k, v in other['changes'].items()))
-    note = _what_if_note(other)
-  return note + page_lib.table('Metrics', head, rows)
+    rows.append([name, _shown(logged), _shown(now)])
+  return page_lib.Table(['', 'logged', 'recomputed'], rows)
+
+
+def _what_if(result, other) -> dict:
+  """The other update in words, and the numbers that it changes."""
+  changes = ' '.join(f'{name}={value}' for name, value in other['changes'].items())
+  tasks = '; '.join(
+    f'{task}: the same best in {100 * found["same_best"]:.0f} %, the same worst in '
+    f'{100 * found["same_worst"]:.0f} % of groups'
+    for task, found in other['tasks'].items()
+  )
+  rows = []
+  for name in sorted(result['metrics'].keys() | other['metrics'].keys()):
+    values = [_shown(numbers.get(name)) for numbers in (result['metrics'], other['metrics'])]
+    if values[0] != values[1]:
+      rows.append([name, *values])
+  return {
+    'changes': changes,
+    'words': f'The other update has cosine {other["cosine"]:.3f} with the one that was made and '
+    f'{other["norm_ratio"]:.3f} times its length. {tasks}.',
+    'numbers': page_lib.Table(['', 'recomputed', changes], rows),
+  }
 
 
 def _shown(x) -> str:
   return '' if x is None else f'{x:.6g}'
 
 
-def _what_if_note(other) -> str:
-  tasks = '; '.join(
-    f'{task}: the same best in {100 * found["same_best"]:.0f} %, the same worst in '
-    f'{100 * found["same_worst"]:.0f} % of groups'
-    for task, found in other['tasks'].items()
-  )
-  return (
-    f'<p class="lead">The other update has cosine {other["cosine"]:.3f} with the one that was made '
-    f'and {other["norm_ratio"]:.3f} times its length. {tasks}.</p>'
-  )
-
-
-def _shares(result) -> str:
-  """Bars: the share of the step's gradient by input and by part of the model."""
-  out = [
-    '<h2>Whose gradient</h2><p class="lead">Shares of the whole gradient along itself; they add up '
-    'to 1, and one below 0 works against the others.</p>'
-  ]
+def _shares(result) -> list[tuple[str, list]]:
+  """(title, rows of the macro `shares`): the step's gradient by input and by part of the model."""
+  found = []
   for task in ('generation', 'understanding'):
     if task in result:
       shares = enumerate(result[task]['gradient_shares'])
-      out.append(_bars(task, [(f'input {i}', share) for i, share in shares]))
+      found.append((task, _bars([(f'input {i}', share) for i, share in shares], task)))
   parts = list(result['gradient_by_part'].items())
-  return ''.join(out) + _bars('parts of the model, squared norm', parts)
+  return [*found, ('parts of the model, squared norm', _bars(parts, 'other'))]
 
 
-def _bars(title, values) -> str:
-  most = max((abs(v) for _, v in values), default=0) or 1
-  rows = ''.join(
-    f'<tr><td>{html.escape(name)}</td><td class="n">{v:+.3f}</td><td style="width:70%">'
-    f'{_bar(v, most)}</td></tr>'
-    for name, v in values
-  )
-  return f'<details open><summary>{html.escape(title)}</summary><table>{rows}</table></details>'
-
-
-def _bar(value, most) -> str:
-  color = 'up' if value >= 0 else 'down'
-  width = 100 * abs(value) / most
-  style = f'height:12px;border-radius:3px;width:{width:.1f}%;background:var(--{color})'
-  return f'<div style="{style}"></div>'
+def _bars(values, role: str) -> list[tuple]:
+  """One below 0 has no role: it is drawn in red."""
+  most = max((abs(value) for _, value in values), default=0) or 1
+  return [
+    (name, page_lib.signed(value), f'{100 * abs(value) / most:.1f}', role if value >= 0 else '')
+    for name, value in values
+  ]
 
 
 # Inputs.
 
 
-def _verdicts(one: ShownInput):
-  """Indices of the first and last that learn where a pair does, for the sheets' frames; none where
-  the whole group or nobody does.
+def _marks(one: ShownInput) -> dict[int, str]:
+  """The first and the last that learn, where a pair does; none where the whole group or nobody
+  does.
   """
   learners = one.seen['learners']
   if len(learners) == 2 and one.seen['weight'] > 0:
-    return [learners[0]], [learners[1]]
-  return [-1], [-1]
+    return {int(learners[1]): 'down', int(learners[0]): 'up'}
+  return {}
 
 
-def _table(one: ShownInput) -> str:
+def _facts(one: ShownInput, words: str) -> dict:
+  """What the page says of an input of either task."""
+  title = f'Input {one.index}: {page_lib.signed(float(one.seen["share"]))} of the gradient'
+  if one.seen['weight'] <= 0:
+    title += ', dropped (equal rewards)'
+  return {'title': title, 'words': words, 'numbers': _table(one)}
+
+
+def _table(one: ShownInput) -> page_lib.Table:
   """The samples: reward, mean log-probability, push, and the other reward."""
   seen, other = one.seen, one.other_rewards
   push = dict(zip(seen['learners'].tolist(), seen['push'].tolist()))
@@ -209,7 +194,7 @@ def _table(one: ShownInput) -> str:
       f'candidate {j}',
       float(seen['rewards'][j]),
       float(logps.mean()) if logps.size else 0.0,
-      f'{push[j]:+.4f}' if j in push else '',
+      page_lib.signed(push[j], 4) if j in push else '',
     ]
     if other is not None:
       row.append(float(other[j]))
@@ -217,38 +202,35 @@ def _table(one: ShownInput) -> str:
   head = ['', 'reward', 'mean log p', 'push']
   if other is not None:
     head.append('other reward')
-  title = f'Input {one.index}: {seen["share"]:+.3f} of the gradient'
-  if seen['weight'] <= 0:
-    title += ', dropped (equal rewards)'
-  return page_lib.table(title, head, rows)
+  return page_lib.Table(head, rows)
 
 
-def _picture_input(one: ShownInput) -> str:
-  seen = one.seen
-  chosen, rejected = _verdicts(one)
-  sheet = sheets.candidates([one.prompt], one.pixels[None], seen['rewards'][None], chosen, rejected)
+def _prompt(one: ShownInput) -> dict:
+  """A prompt: its samples, and the first two that learn under a heat of log-probabilities."""
+  seen, marks = one.seen, _marks(one)
+  samples = [
+    page_lib.Sample(marks.get(j, ''), [f'{j}: {reward:.2f}'], src=page_lib.picture(one.pixels[j]))
+    for j, reward in enumerate(seen['rewards'])
+  ]
   mean = seen['logps'].mean()
-  heats = ''.join(
-    page_lib.picture(page_lib.patches(one.pixels[j], seen['logps'][j] - mean))
-    for j in seen['learners'][:2]
-  )
-  figure = page_lib.figure(images.png(sheet), one.prompt)
-  note = f'<p class="lead">{NOTE_ON_PICTURES}</p>'
-  return f'{_table(one)}{figure}{note}<div class="row">{heats}</div>'
+  heats = [page_lib.patches(one.pixels[j], seen['logps'][j] - mean) for j in seen['learners'][:2]]
+  return _facts(one, one.prompt) | {'samples': samples, 'heats': heats}
 
 
-def _text_input(one: ShownInput) -> str:
-  seen = one.seen
-  chosen, rejected = _verdicts(one)
-  sheet = sheets.captions(
-    one.pixels[None], [list(one.texts)], seen['rewards'][None], chosen, rejected
-  )
-  words = ''
+def _picture(one: ShownInput) -> dict:
+  """A picture: its texts, and the first two that learn token by token."""
+  seen, marks = one.seen, _marks(one)
+  texts = [
+    page_lib.Sample(marks.get(j, ''), [f'{j}: {reward:.2f}'], text=one.texts[j])
+    for j, reward in enumerate(seen['rewards'])
+  ]
+  heats = []
   for j in seen['learners'][:2]:
     logps = seen['logps'][j][seen['mask'][j]]
     parts = [
-      (token, float(logp) / 2, False, f'{logp:.1f}') for token, logp in zip(one.tokens[j], logps)
+      page_lib.Word(token, float(logp) / 2, f'{logp:.1f}')
+      for token, logp in zip(one.tokens[j], logps)
     ]
-    words += f'<p class="lead">candidate {j}</p>' + page_lib.heat(parts)
-  figure = page_lib.figure(images.png(sheet), f'Picture {one.index}')
-  return f'{_table(one)}{figure}<p class="lead">{NOTE_ON_TEXTS}</p>{words}'
+    heats.append((f'candidate {j}', parts))
+  src = page_lib.picture(one.pixels)
+  return _facts(one, '') | {'src': src, 'texts': texts, 'heats': heats}

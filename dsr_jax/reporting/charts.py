@@ -1,78 +1,143 @@
-"""Small line charts as SVG inside HTML: round numbers on the axes, smoothed curves, a legend. The
-page styles them.
+"""Small line charts: where everything stands. `templates/parts.html.j2` draws it as SVG, and the
+stylesheet colors it.
+
+Coordinates are pixels of a WIDTH x HEIGHT drawing, y downwards.
 """
 
-import html
+import dataclasses
 import math
+import statistics
+from typing import NamedTuple
 
-COLORS = ('var(--a)', 'var(--b)', 'var(--c)', 'var(--d)')
-WIDTH, HEIGHT = 360, 200
-LEFT, RIGHT, TOP, BOTTOM = 46, 8, 8, 22
-LONG = 30  # more points than this are drawn as a smoothed line over the faint raw one
+WIDTH, HEIGHT = 360, 216
+RIGHT, TOP, BOTTOM = 10, 8, 38
+DIGIT = 6.8  # pixels of a digit on an axis
+LONG = 30  # more points than this are drawn as a running median over the faint raw line
+RESOLUTION = 1e-6  # of the largest value: what differs by less is drawn as a constant
+
+# What a series is about, and so its color (style.css): one color has one meaning on all pages.
+# Green and red are no series: they are better and worse, chosen and rejected.
+ROLES = ('generation', 'understanding', 'initial', 'judge', 'other', 'second')
 
 
-def chart(title, unit, series, band=None):
-  """One chart as HTML.
+class Series(NamedTuple):
+  """A curve.
 
-  series: list of (label, steps, values), at most four. band: lower and upper values around the
-  first of them.
+  Attributes:
+    label: in the legend.
+    role: one of ROLES.
+    steps, values: equally many.
+    low, high: the interval of each value, if there are any.
+    joined: whether a line joins the points; else they stand alone, hollow.
+    smooth: whether a long curve may be smoothed: not if it is a schedule, and not noise.
   """
-  xs = [x for _, steps, _ in series for x in steps]
-  ys = [y for values in [*(v for _, _, v in series), *(band or ())] for y in values]
-  x0, x1 = min(xs), max(max(xs), min(xs) + 1)
-  y_ticks = ticks(min(ys), max(ys))
-  y0, y1 = min(y_ticks[0], min(ys)), max(y_ticks[-1], max(ys))
 
-  def px(x):
-    return LEFT + (x - x0) / (x1 - x0) * (WIDTH - LEFT - RIGHT)
+  label: str
+  role: str
+  steps: list
+  values: list
+  low: list | None = None
+  high: list | None = None
+  joined: bool = True
+  smooth: bool = True
 
-  def py(y):
-    return HEIGHT - BOTTOM - (y - y0) / (y1 - y0) * (HEIGHT - TOP - BOTTOM)
 
-  def points(steps, values):
-    return ' '.join(f'{px(x):.1f},{py(y):.1f}' for x, y in zip(steps, values))
+class Tick(NamedTuple):
+  """at: pixels along its axis. anchor: of the text, as SVG names it."""
 
-  out = [_grid_line(py(y), _number(y, y_ticks[1] - y_ticks[0])) for y in y_ticks]
-  out += [_step_label(px(x), x) for x in ticks(x0, x1, 5) if x0 <= x <= x1 and x == int(x)]
-  if band:
-    steps = series[0][1]
-    around = f'{points(steps, band[0])} {points(steps[::-1], band[1][::-1])}'
-    out.append(f'<polygon fill="{COLORS[0]}" opacity=".14" points="{around}"/>')
-  for color, (label, steps, values) in zip(COLORS, series):
-    if len(values) > LONG:
-      out.append(_line(points(steps, values), color, 'stroke-width="1" opacity=".28"'))
-      out.append(_line(points(steps, smoothed(values)), color, 'stroke-width="2"'))
-    else:
-      out.append(_line(points(steps, values), color, 'stroke-width="2"'))
-      out += [
-        f'<circle cx="{px(x):.1f}" cy="{py(y):.1f}" r="2.6" fill="{color}">'
-        f'<title>{html.escape(label)}, step {x}: {y:.5g}</title></circle>'
-        for x, y in zip(steps, values)
-      ]
+  at: float
+  label: str
+  anchor: str = 'end'
 
-  labels = [label for label, _, _ in series] if len(series) > 1 else []
-  legend = ''.join(
-    f'<span><i style="background:{color}"></i>{html.escape(label)}</span>'
-    for color, label in zip(COLORS, labels)
+
+class Dot(NamedTuple):
+  """A point with its interval (`low` and `high` are pixels, or None) and words about it."""
+
+  x: float
+  y: float
+  low: float | None
+  high: float | None
+  words: str
+
+
+class Curve(NamedTuple):
+  """raw: the points of a faint line, '' if there is none; line: of the thick one."""
+
+  label: str
+  role: str
+  joined: bool
+  raw: str
+  line: str
+  dots: list[Dot]
+
+
+@dataclasses.dataclass(frozen=True)
+class Chart:
+  """What the template draws."""
+
+  title: str
+  unit: str
+  x_title: str
+  left: float  # of the plotting area
+  x_ticks: list[Tick]
+  y_ticks: list[Tick]
+  curves: list[Curve]
+  width: int = WIDTH
+  height: int = HEIGHT
+  right: int = WIDTH - RIGHT
+  bottom: int = HEIGHT - BOTTOM
+
+
+class _Axis(NamedTuple):
+  """Maps [low, high] to the pixels from `start` to `end`."""
+
+  low: float
+  high: float
+  start: float
+  end: float
+
+  def at(self, value: float) -> float:
+    return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+
+
+def chart(title: str, unit: str, series: list[Series], x_title: str = 'step') -> Chart:
+  """Lays a chart out. series: at least one, each with at least one point, all finite."""
+  x_values = [x for one in series for x in one.steps]
+  y_values = [y for one in series for y in (*one.values, *(one.low or ()), *(one.high or ()))]
+
+  y_marks = _y_marks(min(y_values), max(y_values))
+  y_labels, exponent = tick_labels(y_marks)
+  left = 10 + DIGIT * max(len(label) for label in y_labels)
+  y_axis = _Axis(
+    low=min(y_marks[0], min(y_values)),
+    high=max(y_marks[-1], max(y_values)),
+    start=HEIGHT - BOTTOM,
+    end=TOP,
   )
-  unit = f' <span class="unit">{html.escape(unit)}</span>' if unit else ''
-  title = html.escape(title)
-  return (
-    f'<figure class="chart"><figcaption>{title}{unit}</figcaption><div '
-    f'class="legend">{legend}</div>'
-    f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-    f'aria-label="{title}">{"".join(out)}</svg></figure>'
+  x_axis = _Axis(
+    low=min(x_values), high=max(*x_values, min(x_values) + 1), start=left, end=WIDTH - RIGHT
+  )
+  return Chart(
+    title=title,
+    unit=' '.join(part for part in (unit, _power(exponent)) if part),
+    x_title=x_title,
+    left=left,
+    x_ticks=_x_ticks(x_axis),
+    y_ticks=[Tick(y_axis.at(y), label) for y, label in zip(y_marks, y_labels)],
+    curves=[_curve(one, x_axis, y_axis) for one in series],
   )
 
 
-def smoothed(values):
-  """Running means over a tenth of the curve, of what there is of it at its ends."""
+def smoothed(values: list) -> list:
+  """Running medians over a tenth of the curve, of what there is of it at its ends.
+
+  A mean would draw a single spike as a plateau as wide as its window.
+  """
   half = max(1, len(values) // 20)
-  windows = (values[max(0, i - half) : i + half + 1] for i in range(len(values)))
-  return [sum(w) / len(w) for w in windows]
+  return [statistics.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
 
 
-def ticks(low, high, count=4):
+def ticks(low: float, high: float, count: int = 4) -> list[float]:
   """Round numbers that enclose [low, high], about `count` steps of them."""
   span = (high - low) or abs(high) or 1.0
   step = 10.0 ** math.floor(math.log10(span / count))
@@ -82,27 +147,75 @@ def ticks(low, high, count=4):
   return [i * step for i in range(first, last + 1)]
 
 
-def _line(points, color, style):
-  return (
-    f'<polyline fill="none" stroke="{color}" stroke-linejoin="round" stroke-linecap="round" '
-    f'{style} '
-    f'points="{points}"/>'
+def tick_labels(values: list[float]) -> tuple[list[str], int]:
+  """(labels of evenly spaced ticks, the power of ten they are all to be taken times).
+
+  No two labels are alike: they have the digits that their distance asks for.
+  """
+  largest = max(abs(value) for value in values)
+  exponent = 0
+  if largest >= 1e5 or largest < 1e-2:
+    exponent = math.floor(math.log10(largest))
+  distance = (values[1] - values[0]) / 10.0**exponent
+  decimals = max(0, -math.floor(math.log10(distance) + 1e-9))
+  labels = [f'{value / 10.0**exponent:.{decimals}f}' for value in values]
+  # A zero that rounding left a hair below itself has no sign.
+  return [label.lstrip('-') if float(label) == 0 else label for label in labels], exponent
+
+
+def _y_marks(low: float, high: float) -> list[float]:
+  """Ticks of the y axis: around a constant, and within [0, 1] where all values are: a share has
+  no room beyond.
+  """
+  share = low >= 0 and high <= 1
+  if high - low <= RESOLUTION * max(abs(low), abs(high)):
+    room = abs(high) / 2 or 1.0
+    low, high = low - room, high + room
+  marks = ticks(low, high)
+  return [y for y in marks if -1e-9 <= y <= 1 + 1e-9] if share else marks
+
+
+def _x_ticks(axis: _Axis) -> list[Tick]:
+  """Whole numbers within the axis; the last label ends where the drawing does."""
+  found = []
+  count = 5 if axis.high < 1e5 else 3
+  for x in ticks(axis.low, axis.high, count):
+    if axis.low <= x <= axis.high and abs(x - round(x)) < 1e-9:
+      label, at = str(round(x)), axis.at(x)
+      beyond = at + DIGIT * len(label) / 2 > WIDTH
+      found.append(Tick(WIDTH if beyond else at, label, 'end' if beyond else 'middle'))
+  return found
+
+
+def _curve(one: Series, x_axis: _Axis, y_axis: _Axis) -> Curve:
+  def line(values):
+    return ' '.join(f'{x_axis.at(x):.1f},{y_axis.at(y):.1f}' for x, y in zip(one.steps, values))
+
+  many = len(one.values) > LONG
+  smooth = many and one.smooth and one.joined
+  dots = (
+    [] if many and one.joined else [_dot(one, i, x_axis, y_axis) for i in range(len(one.values))]
+  )
+  return Curve(
+    label=one.label,
+    role=one.role,
+    joined=one.joined,
+    raw=line(one.values) if smooth else '',
+    line=line(smoothed(one.values) if smooth else one.values) if one.joined else '',
+    dots=dots,
   )
 
 
-def _grid_line(y, label):
-  return (
-    f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-    f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{label}</text>'
-  )
+def _dot(one: Series, i: int, x_axis: _Axis, y_axis: _Axis) -> Dot:
+  words = f'{one.label}, {one.steps[i]}: {one.values[i]:.5g}'
+  low = high = None
+  if one.low and one.high:
+    words += f' ({one.low[i]:.5g} to {one.high[i]:.5g})'
+    low, high = y_axis.at(one.low[i]), y_axis.at(one.high[i])
+  return Dot(x_axis.at(one.steps[i]), y_axis.at(one.values[i]), low, high, words)
 
 
-def _step_label(x, step):
-  anchor = 'end' if x > WIDTH - 20 else 'middle'
-  return f'<text x="{x:.1f}" y="{HEIGHT - 5}" text-anchor="{anchor}">{int(step)}</text>'
-
-
-def _number(value, step):
-  if value and (abs(value) >= 1e5 or step < 1e-4):
-    return f'{value:.1g}'.replace('e-0', 'e-').replace('e+0', 'e')
-  return f'{value:.{max(0, -math.floor(math.log10(step) + 1e-9))}f}'
+def _power(exponent: int) -> str:
+  if not exponent:
+    return ''
+  return '× 10' + str(exponent).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))

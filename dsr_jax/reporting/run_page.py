@@ -3,13 +3,12 @@ workdir alone.
 """
 
 import glob
-import html
 import json
 import os
 
 from dsr_jax import files
 from dsr_jax.reporting import html as page
-from dsr_jax.reporting.charts import chart
+from dsr_jax.reporting.charts import Chart, Series, chart
 from dsr_jax.runtime import metrics as metrics_lib
 
 # Curves that belong together: (title, unit, names). Names that a run does not have are left out;
@@ -58,6 +57,7 @@ CURVES = (
   ('Time of a step', 's', ('time/step_seconds',)),
 )
 LOWER_IS_BETTER = ('hallucination', 'unparsable')
+SCHEDULES = ('learning_rate',)  # ends of names of curves without noise
 MAX_TILES = 8
 MAX_SHEETS = 6  # the first, the last and some between
 
@@ -68,23 +68,28 @@ def write(workdir):
   evaluation = {key[5:]: curve for key, curve in curves.items() if key.startswith('eval/')}
   training = {key: curve for key, curve in curves.items() if not key.startswith('eval/')}
   config = files.read_json_or_none(os.path.join(workdir, 'config.json'))
-  name = html.escape(os.path.basename(os.path.abspath(workdir)))
-  body = [
-    _head(name, training, config),
-    _tiles(evaluation),
-    _evaluation_charts(evaluation),
-    _chief_charts(training),
-    _sheets(workdir),
-    _other_charts(training),
-    _evaluation_table(evaluation),
-    _settings(config),
-  ]
-  title = f'{os.path.basename(os.path.abspath(workdir))}: dual self-rewards'
-  return files.write_text(os.path.join(workdir, 'report.html'), page.whole(title, ''.join(body)))
+  name = os.path.basename(os.path.abspath(workdir))
+  whole = _whole_steps(evaluation, config)
+  chief, others = _evaluation_charts(evaluation, whole)
+  text = page.render(
+    'run.html.j2',
+    title=f'{name}: dual self-rewards',
+    name=name,
+    facts=_facts(training, config),
+    tiles=_tiles(evaluation, whole),
+    evaluations=chief,
+    other_evaluations=others,
+    chief_charts=_chief_charts(training),
+    sheets=_sheets(workdir),
+    other_charts=_other_charts(training),
+    evaluation_table=_evaluation_table(evaluation),
+    settings=json.dumps(config, indent=2, sort_keys=True) if config else '',
+  )
+  return files.write_text(os.path.join(workdir, 'report.html'), text)
 
 
-def _head(name, training, config):
-  """Title and the facts of the run; config: what config.json holds, or None."""
+def _facts(training, config) -> list[tuple]:
+  """What the run is; config: what config.json holds, or None."""
   facts = []
   done = max((steps[-1] for steps, _ in training.values()), default=0)
   if config:
@@ -101,134 +106,128 @@ def _head(name, training, config):
     ]
   if 'time/step_seconds' in training:
     facts.append(('Training', _duration(sum(training['time/step_seconds'][1]))))
-  rows = ''.join(f'<span>{key} <b>{html.escape(str(value))}</b></span>' for key, value in facts)
-  return (
-    f'<h1>{name}</h1><p class="lead">A model that draws and describes, learning from its own '
-    'reversed '
-    f'likelihoods.</p><div class="facts">{rows}</div>'
-  )
+  return facts
 
 
-def _tiles(evaluation):
+def _whole_steps(evaluation, config) -> tuple[int, int]:
+  """Steps that were measured on the whole lists; the others were on their beginnings."""
+  if config:
+    return 0, config['config']['method']['steps']
+  return 0, max((steps[-1] for steps, _ in evaluation.values()), default=0)
+
+
+def _tiles(evaluation, whole) -> list[page.Tile]:
   """The chief scores (those with an interval; the first ones if none has): now, and how they
-  changed.
+  changed where both were measured on the same lists.
   """
   chief = [key for key in evaluation if key + '_low' in evaluation] or list(evaluation)[:MAX_TILES]
   tiles = []
   for key in chief:
     steps, values = evaluation[key]
-    below = []
+    lines, change, side = [], '', ''
     if key + '_low' in evaluation:
       low, high = (evaluation[key + end][1][-1] for end in ('_low', '_high'))
-      below.append(f'95 %: {low:.3f} to {high:.3f}')
-    if steps[0] == 0 and len(values) > 1:
-      change = values[-1] - values[0]
-      better = (change >= 0) != any(word in key for word in LOWER_IS_BETTER)
-      below.append(
-        f'{values[0]:.3f} before, <span class="{"up" if better else "down"}">{change:+.3f}</span>'
-      )
-    below = ''.join(f'<div class="was">{line}</div>' for line in below)
-    tiles.append(
-      f'<div class="tile"><div class="name">{html.escape(_label(key))}</div>'
-      f'<div class="value">{values[-1]:.3f}</div>{below}</div>'
-    )
-  return f'<div class="tiles">{"".join(tiles)}</div>' if tiles else ''
+      lines.append(f'95 %: {low:.3f} to {high:.3f}')
+    if steps[-1] not in whole:
+      lines.append(f'so far: step {steps[-1]}, the beginning of the list')
+    elif steps[0] == 0 and len(values) > 1:
+      lines.append(f'{values[0]:.3f} before')
+      difference = values[-1] - values[0]
+      change = page.signed(difference)
+      if not change.startswith('±'):
+        better = (difference > 0) != any(word in key for word in LOWER_IS_BETTER)
+        side = 'up' if better else 'down'
+    tiles.append(page.Tile(_label(key), f'{values[-1]:.3f}', lines, change, side))
+  return tiles
 
 
-def _evaluation_charts(evaluation):
-  """The chief scores with their intervals as bands; all others folded away."""
+def _evaluation_charts(evaluation, whole) -> tuple[list[Chart], list[Chart]]:
+  """Scores with intervals, and all others."""
   chief, others = [], []
   for key, (steps, values) in evaluation.items():
-    if not key.endswith(('_low', '_high')) and len(steps) > 1:
-      band = (
-        [evaluation[key + end][1] for end in ('_low', '_high')]
-        if key + '_low' in evaluation
-        else None
-      )
-      (chief if band else others).append(
-        chart(_label(key), '', [(_label(key), steps, values)], band)
-      )
-  note = (
-    'The first and the last point are of the whole lists, those between of their beginnings; '
-    'bands: 95 %.'
-  )
-  folded = (
-    '<details><summary>Every other score</summary><div '
-    f'class="charts">{"".join(others)}</div></details>'
-  )
-  return _section('Both tasks, measured', note, chief or others) + (
-    folded if chief and others else ''
-  )
+    if key.endswith(('_low', '_high')) or len(steps) < 2:
+      continue
+    interval = None
+    if key + '_low' in evaluation:
+      interval = [evaluation[key + end][1] for end in ('_low', '_high')]
+    role = 'generation' if key.startswith('generation') else 'understanding'
+    series = [
+      _some(steps, values, interval, [s in whole for s in steps], 'whole list', role, True),
+      _some(steps, values, interval, [s not in whole for s in steps], 'its beginning', role, False),
+    ]
+    found = chart(_label(key), '', [one for one in series if one.steps])
+    (chief if interval else others).append(found)
+  return chief, others
 
 
-def _chief_charts(training):
+def _some(steps, values, interval, wanted, label, role, joined) -> Series:
+  """A series of the steps that are wanted."""
+
+  def of(row):
+    return [x for x, is_wanted in zip(row, wanted) if is_wanted]
+
+  low, high = [of(row) for row in interval] if interval else (None, None)
+  return Series(label, role, of(steps), of(values), low, high, joined)
+
+
+def _chief_charts(training) -> list[Chart]:
   """The curves of CURVES."""
   charts = []
   for title, unit, names in CURVES:
-    found = [n for n in names if n in training]
+    found = [name for name in names if name in training]
     if found:
-      charts.append(chart(title, unit, [(_series_label(n, found), *training[n]) for n in found]))
-  return _section('Training', '', charts)
+      series = []
+      for name in found:
+        role = _role(name)
+        if role in [one.role for one in series]:
+          role = 'second'
+        series.append(Series(_series_label(name, found), role, *training[name]))
+      charts.append(chart(title, unit, series))
+  return charts
 
 
-def _other_charts(training):
+def _other_charts(training) -> list[Chart]:
   """A chart for every other name."""
   shown = {name for _, _, names in CURVES for name in names}
-  charts = [chart(_label(n), '', [(n, *curve)]) for n, curve in training.items() if n not in shown]
-  return _section('Everything else that was logged', '', charts)
+  return [
+    chart(
+      _label(name), '', [Series(name, _role(name), *curve, smooth=not name.endswith(SCHEDULES))]
+    )
+    for name, curve in training.items()
+    if name not in shown
+  ]
 
 
-def _section(title, note, charts):
-  note = f'<p class="lead">{note}</p>' if note else ''
-  return f'<h2>{title}</h2>{note}<div class="charts">{"".join(charts)}</div>' if charts else ''
+def _role(name) -> str:
+  """What a curve is about: the initial model's opinion, or a task, or neither."""
+  task = name.partition('/')[0]
+  if name.endswith('_frozen'):
+    return 'initial'
+  return task if task in ('generation', 'understanding') else 'other'
 
 
-def _sheets(workdir):
-  """The first, the last and some sheets between, as figures with the PNG inside."""
+def _sheets(workdir) -> list[tuple[int, str]]:
+  """(step, data URL) of the first, the last and some sheets between."""
   paths = sorted(glob.glob(os.path.join(workdir, 'samples', '*.png')))
   if len(paths) > MAX_SHEETS:
     paths = [paths[round(i * (len(paths) - 1) / (MAX_SHEETS - 1))] for i in range(MAX_SHEETS)]
-  figures = []
+  sheets = []
   for path in paths:
     with open(path, 'rb') as f:
-      figures.append(
-        page.figure(f.read(), f'Step {int(os.path.splitext(os.path.basename(path))[0])}')
-      )
-  note = (
-    'Some inputs of a step with their candidates and self-rewards, in nats a token: '
-    '<span class="up">chosen</span> is the best of a group, <span class="down">rejected</span> the '
-    'worst.'
-  )
-  return f'<h2>Candidates</h2><p class="lead">{note}</p>{"".join(figures)}' if figures else ''
+      step = int(os.path.splitext(os.path.basename(path))[0])
+      sheets.append((step, page.data_uri(f.read())))
+  return sheets
 
 
-def _evaluation_table(evaluation):
+def _evaluation_table(evaluation) -> page.Table | None:
   if not evaluation:
-    return ''
+    return None
   steps = sorted({step for at, _ in evaluation.values() for step in at})
   rows = []
   for key, (at, values) in evaluation.items():
-    cells = dict(zip(at, values))
-    rows.append(
-      f'<tr><td>{html.escape(_label(key))}</td>'
-      + ''.join(f'<td class="n">{cells[s]:.4f}</td>' if s in cells else '<td></td>' for s in steps)
-      + '</tr>'
-    )
-  head = ''.join(f'<th class="n">step {s}</th>' for s in steps)
-  return (
-    '<h2>All evaluations</h2><div '
-    f'class="scroll"><table><tr><th></th>{head}</tr>{"".join(rows)}</table></div>'
-  )
-
-
-def _settings(config):
-  if not config:
-    return ''
-  text = html.escape(json.dumps(config, indent=2, sort_keys=True))
-  return (
-    '<h2>Settings</h2><details><summary>Every key, the data and the '
-    f'versions</summary><pre>{text}</pre></details>'
-  )
+    by_step = dict(zip(at, values))
+    rows.append([_label(key), *(by_step.get(step, '') for step in steps)])
+  return page.Table(['', *(f'step {step}' for step in steps)], rows)
 
 
 def _label(name):

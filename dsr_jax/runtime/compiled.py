@@ -58,7 +58,7 @@ class CompiledStep:
       say(self._estimate.table())
       raise InputError(
         f'found no room for the step on a device ({str(e).splitlines()[0][:200]}); expected less '
-        f'than it has; {self._estimate.advice()}'
+        f'than it has; {self._estimate.advice}'
       ) from e
 
 

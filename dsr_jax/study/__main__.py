@@ -19,7 +19,7 @@ from absl import flags
 from dsr_jax import cli, config_loading
 from dsr_jax.errors import run_main
 from dsr_jax.runtime import workdir
-from dsr_jax.study import design, lanes, runner
+from dsr_jax.study import design, figures, lanes, runner
 from dsr_jax.study.bench import Bench
 from dsr_jax.study.cells import record_of
 from dsr_jax.study.variants import VARIANTS
@@ -29,6 +29,7 @@ def main(argv, f=flags.FLAGS):
   """Prints what there is, as JSON."""
   cli.no_arguments(argv)
   cli.require(config=f.config, output=f.output)
+  figures.check_matplotlib()
   variants = design.chosen_variants(f.variants)
   seeds = design.chosen_seeds(f.seeds)
   study = design.from_config(f.config, f.output, f.bases, _command())

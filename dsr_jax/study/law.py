@@ -123,3 +123,23 @@ def law(study, results: Results) -> list[dict]:
           }
         )
   return points
+
+
+def is_degraded_judge(point: dict) -> bool:
+  """Whether a point of the law is of the judge, right always or so often: these differ in accuracy
+  alone.
+  """
+  return variants_lib.VARIANTS[point['variant']].changes.get('method.reward') == 'judge'
+
+
+def line(points: list[dict], task: str) -> dict | None:
+  """The least-squares line of gain by accuracy through a task's degraded judges on all bases, and
+  the accuracy at which it crosses 0; None of fewer than three.
+  """
+  judges = [p for p in points if p['task'] == task and is_degraded_judge(p)]
+  x = np.array([p['accuracy']['accuracy'] for p in judges])
+  if len(judges) < 3 or not np.ptp(x):
+    return None
+  slope, intercept = np.polyfit(x, [p['gain']['value'] for p in judges], 1)
+  found = {'slope': float(slope), 'intercept': float(intercept), 'points': len(judges)}
+  return found | {'no_gain_at': float(-intercept / slope)} if slope else found

@@ -48,9 +48,8 @@ def write(study, cells, records) -> str:
   say(f'writing      {target}')
   with files.whole_directory(target) as aside:
     files.write_json(os.path.join(aside, 'results.json'), tree, indent=1, allow_nan=False)
-    for name, text in drawn.items():
-      with open(os.path.join(aside, name), 'w', encoding='utf-8') as f:
-        f.write(text)
+    for name, figure in drawn.items():
+      files.write_text(os.path.join(aside, name), figures.svg(figure))
     for path in study.demonstrations():
       shutil.copyfile(path, os.path.join(aside, os.path.basename(path)))
     with open(os.path.join(aside, 'README.md'), 'w', encoding='utf-8') as f:
@@ -59,7 +58,7 @@ def write(study, cells, records) -> str:
 
 
 def collect(study, results: Results, cells, records):
-  """(everything as JSON values, {file name: SVG})."""
+  """(everything as JSON values, {file name: figure})."""
   tree = {
     'command': study.command,
     'settings': study.settings,
@@ -69,6 +68,7 @@ def collect(study, results: Results, cells, records):
   }
   points = law_lib.law(study, results)
   tree['law'] = points
+  tree['law_line'] = {task: law_lib.line(points, task) for task in law_lib.TASKS}
   drawn = {'law.svg': figures.law(points)} if points else {}
   for base in results.bases:
     if not results.seeds(base, 'base'):
@@ -96,7 +96,7 @@ def collect(study, results: Results, cells, records):
       for v in ('unified', 'separate')
       if v in orders
     }
-  return tree, {name: text for name, text in drawn.items() if text}
+  return tree, {name: figure for name, figure in drawn.items() if figure}
 
 
 def _states(cells, records):

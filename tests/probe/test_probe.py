@@ -118,7 +118,7 @@ def test_the_page_stands_alone_and_shows_pictures_words_and_a_verdict(scenes):
     'Go or no-go',
     'Best of n',
     'By sort of prompt',
-    'Where the reward comes from',
+    'where the reward comes from',
     'support of their clauses',
   ):
     assert word in words, word

@@ -15,7 +15,6 @@ import pytest
 
 from dsr_jax import train
 from dsr_jax.errors import InputError
-from dsr_jax.reporting import charts
 from dsr_jax.reporting import sheets as pictures
 from dsr_jax.runtime import events, metrics
 
@@ -169,18 +168,3 @@ def test_the_page_is_well_formed_self_contained_and_has_curves_and_pictures(tmp_
     and 'nan' not in re.findall(r'points="([^"]*)"', text)
   )
   assert 'step 12' in text and 'R_G' in text and 'before' in text
-
-
-@pytest.mark.parametrize('values', [[1.0], [0.0, 0.0], [1e-9, 2e-9], [1e7, -1e7], [3.0] * 50])
-def test_a_chart_can_be_drawn_of_any_finite_curve(values):
-  points = re.findall(
-    r'points="([^"]*)"', charts.chart('t', 'u', [('a', list(range(len(values))), values)])
-  )
-  numbers = [float(x) for p in points for x in re.split('[ ,]', p)]
-  assert numbers and all(-1 <= x <= 361 for x in numbers)
-
-
-def test_smoothing_keeps_constants_and_straight_lines():
-  assert charts.smoothed([1.5] * 40) == [1.5] * 40
-  line = [2.0 * i for i in range(100)]
-  assert np.allclose(charts.smoothed(line)[5:-5], line[5:-5])

@@ -6,11 +6,12 @@ import json
 import types
 from xml.etree import ElementTree
 
+from matplotlib.text import Text
 import numpy as np
 import pytest
 
+from dsr_jax.errors import InputError
 from dsr_jax.evaluate import scores as scores_lib
-from dsr_jax.reporting import svg as study_svg
 from dsr_jax.scenes import grammar, judge, render, sets, world
 from dsr_jax.study import claims, figures, scores
 from dsr_jax.study import evaluate as study_evaluate
@@ -259,44 +260,110 @@ def test_the_slope_on_length_leaves_out_what_correctness_explains():
   assert study_law.slope_at_equal_truth(truth, truth, truth) is None
 
 
-def test_figures_are_svg_with_a_mark_for_each_thing(results):
-  def count(text, tag):
-    return len(ElementTree.fromstring(text).findall(f'.//{{http://www.w3.org/2000/svg}}{tag}'))
+def marks(figure):
+  """Points with intervals in all panels."""
+  return sum(len(panel.containers) for panel in figure.axes)
 
-  assert count(figures.gains(results, 'b'), 'circle') == 2 * 6
-  assert count(figures.evolution(results, 'b'), 'polyline') == 2 * 5
-  assert count(figures.categories(results, 'b'), 'circle') == 6 * 3
-  point = {
-    'base': 'b',
-    'variant': 'x',
-    'task': 'generation',
-    'accuracy': {'accuracy': 0.7},
-    'skill': 0.4,
-    'gain': {'value': 0.1, 'low': 0.05, 'high': 0.12},
+
+def lines(figure):
+  """Joined lines of several points in all panels."""
+  return [
+    line
+    for panel in figure.axes
+    for line in panel.lines
+    if line.get_label().startswith('_child')
+    and line.get_linestyle() == '-'
+    and len(line.get_xdata()) > 2
+  ]
+
+
+def law_point(variant, accuracy, gain, base='b', task='generation'):
+  return {
+    'base': base,
+    'variant': variant,
+    'task': task,
+    'accuracy': {'accuracy': accuracy},
+    'skill': 0.4 if base == 'b' else 0.3,
+    'gain': {'value': gain, 'low': gain - 0.05, 'high': gain + 0.02},
   }
-  assert count(figures.law([point, point | {'variant': 'y'}]), 'circle') == 2
-  crowded = figures.law(
-    [point, point | {'variant': 'y'}, point | {'base': 'c', 'variant': 'z', 'skill': 0.3}]
-  )
-  assert count(crowded, 'circle') == 3 and '>y</text>' in crowded and '>z</text>' not in crowded
+
+
+def crowd():
+  """A law with many variants at nearly one place, and five judges on a line."""
+  names = [v for v in variants_lib.VARIANTS if not v.startswith(('judge', 'base'))]
+  points = [law_point(v, 0.79 + 0.001 * i, 0.002 * i) for i, v in enumerate(names)]
+  for i, judge_name in enumerate(('judge', 'judge_90', 'judge_80', 'judge_70', 'judge_60')):
+    points += [law_point(judge_name, 1 - 0.1 * i, 0.5 - 0.1 * i, base) for base in ('b', 'c')]
+  return points
+
+
+def test_figures_have_a_mark_for_each_thing_and_are_svg_the_same_each_time(results):
+  assert marks(figures.gains(results, 'b')) == 2 * 6
+  assert marks(figures.categories(results, 'b')) == 6 * 3
+  evolution = figures.evolution(results, 'b')
+  assert len(lines(evolution)) == 2 * 5 and marks(evolution) == 2 * 5
+  assert marks(figures.law(crowd())) == len(crowd())
+  text = figures.svg(figures.law(crowd()))
+  assert ElementTree.fromstring(text.encode()).tag.endswith('svg')
+  assert text == figures.svg(figures.law(crowd()))
   assert figures.gains(scores.Results([]), 'b') is None and figures.law([]) is None
 
 
-def test_labels_of_close_points_do_not_overlap_and_stay_inside():
-  panel = study_svg.Panel('', '', '', [0, 1], [0, 10])
-  panel.points(
-    [study_svg.Point(x, y, y, y, f'{x} {y}') for x in (0.5, 0.51, 1.0) for y in (4.9, 5, 5.1)]
-  )
-  drawing = ElementTree.fromstring(f'<svg>{panel.svg()}</svg>')
-  texts = [t for t in drawing.findall('text') if ' ' in (t.text or '')]
-  assert len(texts) == 9
-  rows = [float(t.get('y')) for t in texts if t.text[0] == '0']
-  assert min(np.diff(sorted(rows))) > 10
-  assert all(
-    t.get('text-anchor') == 'end' and float(t.get('x')) < panel.x(1.0)
-    for t in texts
-    if t.text[0] == '1'
-  )
+def test_every_panel_names_its_axes_and_every_figure_says_what_it_shows(results):
+  drawn = [figures.law(crowd()), figures.evolution(results, 'b'), figures.gains(results, 'b')]
+  for figure in drawn:
+    assert all(panel.get_xlabel() and panel.get_title(loc='left') for panel in figure.axes)
+    assert len(figure.get_supxlabel()) > 60
+
+
+def test_the_line_of_the_law_goes_through_the_judges_and_is_drawn():
+  points = crowd()
+  line = study_law.line(points, 'generation')
+  assert line['slope'] == pytest.approx(1.0) and line['intercept'] == pytest.approx(-0.5)
+  assert line['no_gain_at'] == pytest.approx(0.5) and line['points'] == 10
+  (panel,) = figures.law(points).axes
+  drawn = [y for y in (np.array(found.get_ydata(), float) for found in panel.lines) if len(y) == 2]
+  assert any(np.allclose(y, [-5, 50]) for y in drawn)
+  assert study_law.line(points, 'understanding') is None
+
+
+def test_names_of_crowded_points_do_not_overlap_and_nothing_leaves_the_frame():
+  figure = figures.law(crowd())
+  figure.set_dpi(100)
+  figure.draw_without_rendering()
+  (panel,) = figure.axes
+  boxes = [Text.get_window_extent(name) for name in panel.texts]  # without the lines to them
+  assert len(boxes) == len([p for p in crowd() if p['base'] == 'b'])
+  assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
+  frame, whole = panel.get_window_extent(), figure.bbox
+  assert all(box.x0 > frame.x1 and box.x1 <= whole.x1 for box in boxes)
+  low, high = panel.get_ylim()
+  left, right = panel.get_xlim()
+  for p in crowd():
+    assert low < 100 * p['gain']['low'] and 100 * p['gain']['high'] < high
+    assert left < p['accuracy']['accuracy'] < right
+
+
+@pytest.mark.parametrize('places', [[0.5] * 8, [0.0, 0.99, 1.0, 1.0], [-3.0, 5.0], [0.1, 0.9], []])
+def test_places_are_moved_apart_and_stay_within(places):
+  moved = figures.apart(places, 0.05)
+  assert all(np.diff(moved) >= 0.05 - 1e-9) and all(0 <= place <= 1 for place in moved)
+  if places == [0.1, 0.9]:
+    assert moved == places
+
+
+def test_the_end_of_the_evolution_is_also_shown_on_the_whole_lists(results):
+  figure = figures.evolution(results, 'b')
+  whole = results.difference('b', 'unified', 'base', 'generation')
+  first = figure.axes[0].containers[0]
+  assert first.lines[0].get_ydata()[0] == pytest.approx(100 * whole.value)
+  assert f'{6 * QUICK} and {6 * PER_TASK} prompts' in figure.get_supxlabel().replace('\n', ' ')
+
+
+def test_without_matplotlib_one_sentence_says_what_to_install(monkeypatch):
+  monkeypatch.setattr(figures, 'matplotlib', None)
+  with pytest.raises(InputError, match='found no matplotlib; .*pip install'):
+    figures.check_matplotlib()
 
 
 def test_claims_of_several_bases_stand_side_by_side(results):

@@ -22,6 +22,7 @@ if __name__ == '__main__':
 
 import functools
 
+import hlo as plan_hlo
 import jax
 import numpy as np
 
@@ -33,7 +34,6 @@ from dsr_jax.models.janus import model as janus
 from dsr_jax.models.janus.config import JanusConfig, Templates, TextConfig, VisionConfig, VQConfig
 from dsr_jax.models.janus.family import JANUS
 from dsr_jax.models.unified import Text
-from dsr_jax.plan import hlo as plan_hlo
 from dsr_jax.rollouts import Batch, GenerationBatch, UnderstandingBatch
 from dsr_jax.runtime import checkpoints
 from dsr_jax.runtime import distributed as processes

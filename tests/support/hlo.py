@@ -1,12 +1,16 @@
 """What a compiled program says of itself: which collectives stand in which loops, and the largest
 arrays over a vocabulary.
 
-Read from the optimised HLO's text, the same for CPU, GPU and TPU.
+Read from the optimised HLO's text, the same for CPU, GPU and TPU. Of what `dsr_jax.plan --hlo=FILE`
+left, this prints what docs/plan.md says of loops and moves:
+
+  python tests/support/hlo.py FILE
 """
 
 import functools
 import math
 import re
+import sys
 from typing import NamedTuple
 
 MOVES = (
@@ -155,3 +159,18 @@ def _instruction(name, rest):
     (t, tuple(int(n) for n in dims.split(',') if n)) for t, dims in _ARRAY.findall(kind)
   )
   return Instruction(name, opcode, arrays, called, scope[1] if scope else '')
+
+
+def main(path):
+  """Prints a program's collectives, and the largest moves in its decode loops."""
+  with open(path, encoding='utf-8') as f:
+    program = Program(f.read())
+  for kind, (number, size) in program.collectives().items():
+    print(f'{number} {kind}, the largest {size / 2**20:.3f} MiB')
+  print(f'{len(program.loops("decode"))} decode loops; moves in them, largest first:')
+  for move in program.decode_moves()[:10]:
+    print(f'{move.opcode} {move.bytes / 2**20:.3f} MiB ({move.scope[-120:]})')
+
+
+if __name__ == '__main__':
+  main(sys.argv[1])
