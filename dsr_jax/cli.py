@@ -53,8 +53,9 @@ def log(message: str):
 
 
 def print_json(value):
-  """The result, for machines: stdout."""
-  print(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False), flush=True)
+  r"""The result, for machines: stdout. Bytes of a path that are not UTF-8 become JSON's \udcXX."""
+  text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False)
+  print(text.encode('utf-8', 'backslashreplace').decode('utf-8'), flush=True)
 
 
 def rounded(values) -> list[float]:

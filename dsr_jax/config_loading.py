@@ -19,7 +19,7 @@ import ml_collections
 from ml_collections import config_flags
 
 from dsr_jax import config as config_lib
-from dsr_jax import saved_config
+from dsr_jax import inputs, saved_config
 from dsr_jax.errors import InputError
 from dsr_jax.losses import OBJECTIVES
 from dsr_jax.rewards import table as rewards
@@ -233,6 +233,7 @@ _NOT_EMPTY = {
   'data.prompts': 'a name or a path',
   'data.images': 'a name or a path',
 }
+_TEXTS = ('method.question', 'method.instruction', 'method.yes_question')  # the model reads them
 _WHY = {
   'method.group_size': ' (a pair is chosen from every group)',
   'method.guidance': ' (1 is off)',
@@ -266,6 +267,8 @@ def _check_values(config):
   for key, what in _NOT_EMPTY.items():
     if not _get(config, key).strip():
       raise InputError(f'found an empty config.{key}; expected {what}')
+  for key in _TEXTS:
+    inputs.check_text(**{f'config.{key}': _get(config, key)})
   axes = dataclasses.asdict(config.system.mesh)
   sizes = list(axes.values())
   if any(n < 1 and n != -1 for n in sizes) or sizes.count(-1) > 1:

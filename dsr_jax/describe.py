@@ -8,7 +8,7 @@ model speaks with the same seeds, under the key `compare`.
 
 from absl import flags
 
-from dsr_jax import cli
+from dsr_jax import cli, inputs
 from dsr_jax.convert import locate
 from dsr_jax.errors import InputError, run_main
 from dsr_jax.inference import Inference
@@ -64,6 +64,7 @@ def describe(
 def main(argv, f=flags.FLAGS):
   cli.no_arguments(argv)
   cli.require(model=f.model, image=f.image)
+  inputs.check_text(question=f.question)
   cli.check_sampling(f.num_samples, f.temperature, f.seed)
   if f.max_tokens is not None and f.max_tokens < 1:
     raise InputError(f'found --max_tokens={f.max_tokens}; expected at least 1; raise it')
@@ -72,7 +73,7 @@ def main(argv, f=flags.FLAGS):
     cli.log(f'loading {name}')
     model = Inference(locate.resolve(name))
     question = f.question or result.get('question') or model.source.method.question
-    cli.log(f'describing {f.image}: {question}')
+    cli.log(f'describing {inputs.shown(f.image)}: {question}')
     samples = describe(
       model,
       f.image,

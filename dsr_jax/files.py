@@ -67,8 +67,12 @@ def write_text(path, text: str):
 
 
 def write_json(path, tree, **style):
-  """`write_bytes` of a JSON value and a line break. style: arguments of `json.dumps`."""
-  return write_text(path, json.dumps(tree, **style) + '\n')
+  r"""`write_bytes` of a JSON value and a line break. style: arguments of `json.dumps`.
+
+  Bytes of a path that are not UTF-8 are written as JSON's \udcXX.
+  """
+  text = json.dumps(tree, **style) + '\n'
+  return write_bytes(path, text.encode('utf-8', 'backslashreplace'))
 
 
 # A whole folder.

@@ -16,7 +16,7 @@ from absl import flags
 import numpy as np
 from PIL import Image, ImageDraw
 
-from dsr_jax import cli, files, images
+from dsr_jax import cli, files, images, inputs
 from dsr_jax.convert import locate
 from dsr_jax.errors import run_main
 from dsr_jax.inference import Inference
@@ -130,6 +130,7 @@ def _ours(name):
 def main(argv, f=flags.FLAGS):
   cli.no_arguments(argv)
   cli.require(model=f.model, prompt=f.prompt, output=f.output)
+  inputs.check_text(prompt=f.prompt, instruction=f.instruction)
   cli.check_sampling(f.num_samples, f.temperature, f.seed, f.cfg_weight)
   files.check_output(f.output, _ours)
 

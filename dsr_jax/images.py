@@ -4,35 +4,213 @@ Axes: H W pixels.
 """
 
 import io
+import os
+import re
+import threading
+import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, UnidentifiedImageError
 
+from dsr_jax import inputs
 from dsr_jax.errors import InputError
 
 MIN_SIDE = 14  # Janus never lets the short side of a padded image fall below this
 GREY = (127, 127, 127)  # int(0.5 * 255), Janus' padding color
 
+# Formats that Pillow recognizes by a signature and decodes by itself: EPS and WMF would run another
+# program on the file, TGA and a few old ones have no signature, so that anything might be one.
+FORMATS = (
+  'AVIF', 'BLP', 'BMP', 'CUR', 'DCX', 'DDS', 'DIB', 'GIF', 'ICNS', 'ICO', 'JPEG', 'JPEG2000', 'MSP',
+  'PCX', 'PNG', 'PPM', 'PSD', 'QOI', 'SGI', 'SUN', 'TIFF', 'WEBP', 'XBM', 'XPM',
+)  # fmt: skip
+MAX_PIXELS = 178_956_970  # where Pillow stops decoding
+MAX_PIXELS_VARIABLE = 'DSR_JAX_MAX_PIXELS'
 
-def load_image(source):
+# Tag 0x0112 of EXIF 2.32, section 4.6.4: how the stored rows and columns are to be turned.
+_TURNS = {
+  2: Image.Transpose.FLIP_LEFT_RIGHT,
+  3: Image.Transpose.ROTATE_180,
+  4: Image.Transpose.FLIP_TOP_BOTTOM,
+  5: Image.Transpose.TRANSPOSE,
+  6: Image.Transpose.ROTATE_270,
+  7: Image.Transpose.TRANSVERSE,
+  8: Image.Transpose.ROTATE_90,
+}
+# The item that holds EXIF in an AVIF file (ISO/IEC 23008-12, annex A), by its entry in the list.
+_EXIF_ITEM = re.compile(rb'(infe.{8,10}?)Exif', re.DOTALL)
+_UNLIMITED = threading.Lock()  # held while Pillow's limit is away
+
+# Pillow warns of odd metadata and of half its limit: what matters is an error here.
+warnings.filterwarnings('ignore', module=r'PIL\.')
+
+
+def load_image(source, name: str = ''):
   """An RGB PIL image from a path, an open file or a PIL image of any mode.
 
-  16-bit grey is scaled to 8 bits, transparency is laid over white, the EXIF rotation is applied.
-  Raises InputError for what does not decode.
+  Transparency is laid over white, the EXIF orientation is applied, and deep pictures get 8 bits:
+  whole numbers by their bit depth, floating-point numbers by their range [0, 1].
+
+  Args:
+    source: a path, a binary file or a PIL image.
+    name: what errors call it; by default its path.
+
+  Raises:
+    InputError: for what is no picture of FORMATS, does not decode, is larger than `max_pixels()`,
+      or has values outside of its range.
+  """
+  if isinstance(source, Image.Image):
+    return _decode(source, name or 'a picture in memory')
+  if hasattr(source, 'read'):
+    return _decode(source, name or 'a picture in memory')
+  name = name or inputs.shown(source)
+  with inputs.open_plain(source, 'a picture file') as file:
+    return _decode(file, name)
+
+
+def max_pixels() -> int:
+  """Pixels of the largest picture that is decoded: Pillow's own limit, or MAX_PIXELS_VARIABLE's.
+
+  Pillow has one limit for a process, and doubles it.
+  """
+  text = os.environ.get(MAX_PIXELS_VARIABLE)
+  if text is None:
+    return MAX_PIXELS
+  try:
+    limit = int(text)
+  except ValueError:
+    limit = 0
+  if not 0 < limit < 2**31:  # what Pillow can address
+    raise InputError(
+      f'found {MAX_PIXELS_VARIABLE}={text!r}; expected a whole number of pixels from 1 to '
+      f'{2**31 - 1}; set it to one'
+    )
+  if limit > MAX_PIXELS:
+    Image.MAX_IMAGE_PIXELS = limit
+  return limit
+
+
+def header(file, name: str):
+  """(format, (width, height)) of a picture in an open binary file, without its pixels.
+
+  Raises InputError as `load_image`.
+  """
+  limit = max_pixels()
+  try:
+    image = _open(file)
+  except InputError:
+    raise
+  except Exception as e:
+    raise _refusal(file, name, limit, e) from e
+  _check_size(image.size, name, limit)
+  return image.format, image.size
+
+
+def _decode(source, name):
+  limit = max_pixels()
+  try:
+    image = source if isinstance(source, Image.Image) else _open(source)
+    _check_size(image.size, name, limit)
+    image.load()  # open() reads the header only; a truncated file fails here
+    return _to_rgb(_upright(image), name)
+  except InputError:
+    raise
+  # A damaged file makes Pillow's readers fail in any way there is, of memory and recursion too: a
+  # list of types would never be complete.
+  except Exception as e:
+    raise _refusal(source, name, limit, e) from e
+
+
+def _open(file):
+  beginning = file.read(12)
+  file.seek(0)
+  if beginning[4:11] == b'ftypavi':
+    # Pillow turns an AVIF file by its transformations alone, and yet fails on a broken EXIF item.
+    file = io.BytesIO(_EXIF_ITEM.sub(rb'\1free', file.read()))
+  image = Image.open(file, formats=FORMATS)
+  if image.format == 'TIFF':
+    # Pillow would turn it here, and write its metadata again for that, which fails on broken ones.
+    image.load_end = lambda: None
+  return image
+
+
+def _check_size(size, name, limit):
+  width, height = size
+  if width * height > limit:
+    raise InputError(
+      f'found {name} to have {width} x {height} pixels, {width * height} in all; expected at most '
+      f'{limit}; make it smaller, or set {MAX_PIXELS_VARIABLE} to a larger number of pixels'
+    )
+
+
+def _refusal(source, name, limit, error):
+  """The InputError for a picture at which Pillow raised `error`."""
+  if isinstance(error, Image.DecompressionBombError):
+    size = _claimed_size(source)
+    if size is not None and size[0] * size[1] > limit:
+      try:
+        _check_size(size, name, limit)
+      except InputError as e:
+        return e
+    return InputError(
+      f'found {name} to hold a picture of more pixels than the {limit} that are decoded; expected '
+      f'fewer; make it smaller, or set {MAX_PIXELS_VARIABLE} to a larger number of pixels'
+    )
+  if _is_empty(source):
+    return InputError(f'found the empty file {name}; expected a picture; fetch it again')
+  reason = ' '.join(str(error).split())[:200]
+  if isinstance(error, UnidentifiedImageError):
+    reason = 'no format that is known'
+  elif not isinstance(error, (OSError, ValueError, SyntaxError)) or not reason:
+    reason = f'{type(error).__name__} {reason}'.strip()
+  return InputError(
+    f'found {name} unreadable as a picture ({reason}); expected a PNG, JPEG, WebP, TIFF, AVIF, GIF '
+    'or BMP file, or another of images.FORMATS; check the path or save the picture again'
+  )
+
+
+def _claimed_size(file):
+  """(width, height) in the header of a file that Pillow refuses to open for its size; or None."""
+  with _UNLIMITED:
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+      file.seek(0)
+      return Image.open(file, formats=FORMATS).size
+    except Exception:
+      return None
+    finally:
+      Image.MAX_IMAGE_PIXELS = limit
+
+
+def _is_empty(source):
+  try:
+    return source.seek(0, os.SEEK_END) == 0
+  except Exception:
+    return False
+
+
+def _upright(image):
+  """Turns a picture as its EXIF orientation says. All other metadata stay unread, and an
+  orientation that cannot be read is none.
   """
   try:
-    image = source if isinstance(source, Image.Image) else Image.open(source)
-    image.load()  # open() reads the header only; a truncated file fails here
-    image = ImageOps.exif_transpose(image)
-  except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
-    raise InputError(
-      f'found {source} unreadable as a picture ({e}); expected a PNG or JPEG file; '
-      'check the path or save the picture again'
-    ) from e
+    if hasattr(image, 'tag_v2'):  # TIFF
+      orientation = _tag(image, 'Orientation')
+    else:
+      orientation = image.getexif().get(ExifTags.Base.Orientation)
+    turn = _TURNS.get(orientation)
+  except Exception:  # broken metadata say nothing about the pixels
+    return image
+  return image if turn is None else image.transpose(turn)
+
+
+def _to_rgb(image, name):
   if image.mode in ('I', 'F') or image.mode.startswith('I;16'):
-    return _from_deep(image).convert('RGB')
+    return _from_deep(image, name)
+  if image.mode == 'La':  # alpha multiplied in; Pillow converts it to LA only
+    image = image.convert('LA')
   if image.has_transparency_data:
     image = image.convert('RGBA')
     ground = Image.new('RGBA', image.size, 'white')
@@ -40,16 +218,50 @@ def load_image(source):
   return image.convert('RGB')
 
 
-def _from_deep(image):
-  """An 8-bit grey image from a 16-bit one (PIL's own conversion clips everything above 255 to
-  white).
+def _from_deep(image, name):
+  """An RGB image from grey values of more than 8 bits (Pillow's own conversion clips everything
+  above 255 to white).
   """
-  values = np.asarray(image).astype(np.float64)
-  if image.mode != 'F':
-    values /= 257  # 65535 -> 255
-  elif values.size and values.max() <= 1:
-    values *= 255
-  return Image.fromarray(np.clip(np.round(values), 0, 255).astype(np.uint8))
+  values = np.asarray(image)
+  if image.mode == 'F':
+    low, high, most = 0.0, 1.0, 1.0
+  else:
+    values, low, high, most = _whole_numbers(image, values)
+  least, largest = values.min(initial=high), values.max(initial=low)
+  if not (low <= least and largest <= high):  # a NaN is in no range
+    raise InputError(
+      f'found values from {least:g} to {largest:g} in {name}; expected {low:g} to {high:g} in a '
+      f'picture of mode {image.mode}; save it with 8 bits a channel'
+    )
+  grey = values / most
+  if _tag(image, 'PhotometricInterpretation') == 0:  # white is zero
+    grey = 1 - grey
+  eight = np.round(grey * 255).astype(np.uint8)
+  hidden = image.info.get('transparency')
+  if isinstance(hidden, int):
+    eight = np.where(values == hidden, np.uint8(255), eight)
+  return Image.fromarray(eight).convert('RGB')
+
+
+def _whole_numbers(image, values):
+  """(values, least, largest allowed, the one that is white) of a picture of whole numbers."""
+  bits = _tag(image, 'BitsPerSample')
+  signed = _tag(image, 'SampleFormat') == 2
+  if bits is None:
+    # Pillow reads 16-bit PGM files into its 32-bit mode, with 65535 as white.
+    bits = 16 if image.mode != 'I' or image.format == 'PPM' else 32
+    signed = bits == 32
+  if bits == 32 and not signed:
+    values = values.view(np.uint32)
+  most = 2 ** (bits - signed) - 1
+  return values, 0, most, most
+
+
+def _tag(image, name):
+  """The first value of a TIFF tag, None elsewhere."""
+  tags = getattr(image, 'tag_v2', None)
+  value = None if tags is None else tags.get(getattr(ExifTags.Base, name))
+  return value[0] if isinstance(value, tuple) else value
 
 
 def preprocess(image, size, mode='crop', rounding='int'):

@@ -14,7 +14,7 @@ import json
 from absl import flags
 import numpy as np
 
-from dsr_jax import cli
+from dsr_jax import cli, inputs
 from dsr_jax.convert import locate
 from dsr_jax.errors import InputError, run_main
 from dsr_jax.inference import Inference
@@ -84,6 +84,7 @@ def read_codes(path: str, number: int, codebook: int) -> np.ndarray:
 def main(argv, f=flags.FLAGS):
   cli.no_arguments(argv)
   cli.require(model=f.model, text=f.text)
+  inputs.check_text(text=f.text, instruction=f.instruction)
   if bool(f.image) == bool(f.image_codes):
     raise InputError(
       f'found {"both" if f.image else "neither"} of --image and --image_codes; expected one of '

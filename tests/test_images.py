@@ -1,11 +1,14 @@
 """Images at the border against transformers and PIL."""
 
 import io
+import struct
+import zlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngImageFile
 import pytest
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
@@ -56,7 +59,7 @@ def test_half_transparent_black_is_mid_grey():
 
 
 @pytest.mark.parametrize(
-  'content', [b'', b'no picture', through_png(Image.fromarray(noise(64, 64))).getvalue()[:500]]
+  'content', [b'no picture', b'P6', through_png(Image.fromarray(noise(64, 64))).getvalue()[:500]]
 )
 def test_what_does_not_decode_is_refused(tmp_path, content):
   path = tmp_path / 'x.png'
@@ -66,8 +69,260 @@ def test_what_does_not_decode_is_refused(tmp_path, content):
 
 
 def test_a_missing_picture_is_refused(tmp_path):
-  with pytest.raises(InputError, match='unreadable as a picture'):
+  with pytest.raises(InputError, match='cannot read .*none.png .No such file'):
     images.load_image(tmp_path / 'none.png')
+
+
+def test_an_empty_file_is_called_so(tmp_path):
+  (tmp_path / 'x.png').write_bytes(b'')
+  with pytest.raises(InputError, match=r'found the empty file .*x\.png'):
+    images.load_image(tmp_path / 'x.png')
+
+
+@pytest.mark.parametrize(
+  'error',
+  [
+    struct.error('odd'),
+    TypeError('odd'),
+    RuntimeError('odd'),
+    SyntaxError('odd'),
+    KeyError('odd'),
+    AssertionError('odd'),
+    MemoryError(),
+    RecursionError('odd'),
+    OverflowError('odd\nand long'),
+  ],
+)
+@pytest.mark.parametrize('where', ['open', 'load'])
+def test_whatever_pillow_raises_is_one_sentence(tmp_path, monkeypatch, error, where):
+  def fail(*args, **options):
+    raise error
+
+  Image.new('RGB', (3, 3)).save(tmp_path / 'x.png')
+  owner = Image if where == 'open' else PngImageFile
+  monkeypatch.setattr(owner, where, fail)
+  with pytest.raises(InputError, match=r'x\.png unreadable as a picture \(.+\); expected') as e:
+    images.load_image(tmp_path / 'x.png')
+  assert '\n' not in str(e.value)
+
+
+# Metadata.
+
+
+def tiff_block(*entries):
+  """An EXIF block of (tag, type, count, four bytes of value) entries, big-endian."""
+  body = b''.join(struct.pack('>HHI', *entry[:3]) + entry[3] for entry in entries)
+  return b'Exif\0\0MM\0*\0\0\0\x08' + struct.pack('>H', len(entries)) + body + bytes(16)
+
+
+SHORT, LONG, ASCII, SRATIONAL = 3, 4, 2, 10
+UPRIGHT = (0x0112, SHORT, 1, b'\0\x06\0\0')
+
+
+@pytest.mark.parametrize(
+  'block, turned',
+  [
+    (tiff_block(UPRIGHT), True),
+    # Pillow cannot write a negative denominator or a zero back
+    (tiff_block(UPRIGHT, (0x011A, SRATIONAL, 1, b'\0\0\0\x22')) + b'\xff' * 4 + bytes(4), True),
+    (tiff_block(UPRIGHT, (0x8769, LONG, 1, b'\xff\xff\xff\xff')), True),
+    (tiff_block((0x0112, ASCII, 2, b'6\0\0\0')), False),
+    (tiff_block((0x0112, LONG, 1, b'\0\0\0\x63')), False),
+    (tiff_block((0x0112, SHORT, 9, b'\0\0\0\x01')), False),
+    (tiff_block((0x0112, 77, 1, b'\0\x06\0\0')), False),
+    (b'Exif\0\0MM\0*\xff\xff\xff\xff', False),
+    (b'Exif\0\0XX', False),
+    (b'Exif\0\0', False),
+  ],
+)
+@pytest.mark.parametrize('name', ['JPEG', 'PNG', 'WEBP'])
+def test_of_metadata_the_orientation_is_read_and_what_is_broken_ignored(block, turned, name):
+  if name == 'PNG':
+    block = block.removeprefix(b'Exif\0\0') or b'X'
+  image = Image.fromarray(noise(6, 9))
+  plain, marked = io.BytesIO(), io.BytesIO()
+  image.save(plain, name)
+  whole = tiff_block(UPRIGHT, (0x010F, ASCII, 4, b'abc\0')) + bytes(64)
+  whole = whole if name == 'JPEG' else whole.removeprefix(b'Exif\0\0')
+  image.save(marked, name, exif=whole)
+  block = (block + bytes(len(whole)))[: max(len(whole), len(block))]
+  block = block[: len(whole)]
+  data = marked.getvalue()
+  start = data.index(whole)
+  end = data[start + len(whole) :]
+  if name == 'PNG':
+    end = struct.pack('>I', zlib.crc32(b'eXIf' + block)) + end[4:]
+  want = Image.open(plain).convert('RGB')
+  if turned:
+    want = want.transpose(Image.Transpose.ROTATE_270)
+  got = images.load_image(io.BytesIO(data[:start] + block + end))
+  np.testing.assert_array_equal(np.asarray(got), np.asarray(want))
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+@pytest.mark.parametrize(
+  'name, options', [('PNG', {}), ('TIFF', {}), ('TIFF', {'compression': 'tiff_lzw'})]
+)
+def test_every_orientation_is_turned_as_pillow_turns_it(orientation, name, options):
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  file = io.BytesIO()
+  image = Image.fromarray(noise(5, 8))
+  image.save(file, name, exif=exif, **options)
+  stand_in = Image.fromarray(noise(5, 8))
+  stand_in.getexif()[0x0112] = orientation
+  want = np.asarray(ImageOps.exif_transpose(stand_in))
+  np.testing.assert_array_equal(np.asarray(images.load_image(file)), want)
+
+
+def test_a_tiff_whose_other_tags_are_broken_is_read():
+  file = io.BytesIO()
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  exif[0x010E] = 'abcdefgh'
+  Image.fromarray(noise(5, 8)).save(file, 'TIFF', exif=exif)
+  data = bytearray(file.getvalue())
+  at = data.index(struct.pack('<HHI', 0x010E, ASCII, 9))
+  data[at + 2 : at + 12] = struct.pack('<HII', SRATIONAL, 1, len(data))  # where the file ends
+  got = images.load_image(io.BytesIO(bytes(data) + struct.pack('<ii', -1, 0)))
+  np.testing.assert_array_equal(np.asarray(got), np.rot90(noise(5, 8), -1))
+
+
+# Size.
+
+
+def test_a_picture_above_the_limit_is_told_its_size_and_what_raises_it(tmp_path, monkeypatch):
+  Image.new('1', (20000, 10000)).save(tmp_path / 'x.png')
+  monkeypatch.delenv(images.MAX_PIXELS_VARIABLE, raising=False)
+  with pytest.raises(InputError) as e:
+    images.load_image(tmp_path / 'x.png')
+  said = str(e.value)
+  assert '20000 x 10000' in said and str(images.MAX_PIXELS) in said
+  assert images.MAX_PIXELS_VARIABLE in said and 'attack' not in said.lower()
+
+
+def test_the_limit_on_pixels_is_raised_and_lowered_by_the_environment(tmp_path, monkeypatch):
+  Image.new('1', (20000, 10000)).save(tmp_path / 'x.png')
+  monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', Image.MAX_IMAGE_PIXELS)  # put back at the end
+  monkeypatch.setenv(images.MAX_PIXELS_VARIABLE, '200000000')
+  with open(tmp_path / 'x.png', 'rb') as file:
+    assert images.header(file, 'x') == ('PNG', (20000, 10000))
+  monkeypatch.setenv(images.MAX_PIXELS_VARIABLE, '8')
+  with pytest.raises(InputError, match='3 x 3 pixels, 9 in all; expected at most 8'):
+    images.load_image(Image.new('L', (3, 3)))
+  for wrong in ('', 'many', '0', '1e9', '2147483648'):
+    monkeypatch.setenv(images.MAX_PIXELS_VARIABLE, wrong)
+    with pytest.raises(InputError, match='expected a whole number of pixels'):
+      images.load_image(Image.new('L', (3, 3)))
+
+
+def test_no_other_program_is_run_on_a_file():
+  assert not {'EPS', 'WMF', 'FPX', 'MIC'} & set(images.FORMATS)
+  with pytest.raises(InputError, match='no format that is known'):
+    images.load_image(
+      io.BytesIO(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n')
+    )
+
+
+# Values of more than 8 bits.
+
+
+def grey_of(image):
+  return np.asarray(images.load_image(image))[..., 0].tolist()
+
+
+@pytest.mark.parametrize(
+  'values, want',
+  [
+    # whole numbers by their bit depth, however dark or bright the picture is
+    (np.array([[0, 255, 257, 65535]], np.uint16), [[0, 1, 1, 255]]),
+    (np.array([[0, 255, 257]], np.uint16), [[0, 1, 1]]),
+    (np.array([[0, 255, 2**24, 2**31 - 1]], np.int32), [[0, 0, 2, 255]]),
+    (np.array([[0, 1]], np.int32), [[0, 0]]),
+    (np.array([[0, 1, 255]], np.uint8), [[0, 1, 255]]),
+    # floating-point numbers by their range, not by the largest there is
+    (np.array([[0, 0.5, 1]], np.float32), [[0, 128, 255]]),
+    (np.array([[0.001, 0.002]], np.float32), [[0, 1]]),
+  ],
+)
+def test_values_are_scaled_by_their_type(values, want):
+  assert grey_of(Image.fromarray(values)) == want
+
+
+@pytest.mark.parametrize(
+  'values', [[0, 255], [0, 1.001], [-0.001, 1], [0, np.nan], [0, np.inf], [-np.inf, 0]]
+)
+def test_floats_of_another_range_are_refused(values):
+  with pytest.raises(InputError, match='found values from .* to .*; expected 0 to 1'):
+    images.load_image(Image.fromarray(np.array([values], np.float32)))
+
+
+def test_negative_whole_numbers_are_refused():
+  with pytest.raises(InputError, match='found values from -1 to 5 in .*; expected 0 to'):
+    images.load_image(Image.fromarray(np.array([[-1, 5]], np.int32)))
+
+
+def deep_tiff(values, bits, form, photometric=1):
+  """A TIFF file of one row of whole numbers. form: 1 unsigned, 2 signed."""
+  width = len(values)
+  kind = {(16, 1): 'H', (16, 2): 'h', (32, 1): 'I', (32, 2): 'i'}[bits, form]
+  pixels = struct.pack(f'<{width}{kind}', *values)
+  tags = [
+    (256, LONG, width), (257, LONG, 1), (258, SHORT, bits), (259, SHORT, 1),
+    (262, SHORT, photometric), (273, LONG, 8), (277, SHORT, 1), (278, LONG, 1),
+    (279, LONG, len(pixels)), (339, SHORT, form),
+  ]  # fmt: skip
+  pixels += bytes(len(pixels) % 2)
+  directory = struct.pack('<H', len(tags))
+  directory += b''.join(struct.pack('<HHII', tag, kind, 1, value) for tag, kind, value in tags)
+  return io.BytesIO(b'II*\0' + struct.pack('<I', 8 + len(pixels)) + pixels + directory + bytes(4))
+
+
+@pytest.mark.parametrize(
+  'file, want',
+  [
+    (deep_tiff([0, 257, 65535], 16, 1), [[0, 1, 255]]),
+    (deep_tiff([0, 257, 65535], 16, 1, photometric=0), [[255, 254, 0]]),
+    (deep_tiff([0, 32767], 16, 2), [[0, 255]]),
+    (deep_tiff([0, 2**31, 2**32 - 1], 32, 1), [[0, 128, 255]]),
+    (deep_tiff([0, 2**31 - 1], 32, 2), [[0, 255]]),
+    (io.BytesIO(b'P5 3 1 65535\n\0\0\1\1\xff\xff'), [[0, 1, 255]]),
+    (io.BytesIO(b'P5 2 1 1023\n\0\0\3\xff'), [[0, 255]]),
+    (io.BytesIO(b'P2 2 1 1023\n0 1023\n'), [[0, 255]]),
+    (io.BytesIO(b'P5 2 1 15\n\0\x0f'), [[0, 255]]),
+  ],
+)
+def test_files_are_scaled_by_the_depth_they_state(file, want):
+  assert grey_of(file) == want
+
+
+def test_a_transparent_value_of_16_bits_shows_white():
+  file = io.BytesIO()
+  values = np.array([[0, 300, 65535]], np.uint16)
+  Image.fromarray(values).save(file, 'PNG', transparency=300)
+  assert grey_of(file) == [[0, 255, 255]]
+
+
+# Modes.
+
+
+@pytest.mark.parametrize('mode', ['YCbCr', 'LAB', 'HSV', 'CMYK', 'RGBX', 'RGBA', 'RGBa', 'RGB'])
+def test_a_colour_survives_every_mode(mode):
+  colour = (200, 40, 90)
+  image = Image.new('RGB', (4, 4), colour).convert('RGBA' if mode == 'RGBa' else 'RGB')
+  got = np.asarray(images.load_image(image.convert(mode))).astype(int)
+  assert np.abs(got - colour).max() <= 3
+
+
+@pytest.mark.parametrize('mode', ['LA', 'La', 'PA', 'RGBA', 'RGBa'])
+def test_a_mode_with_transparency_shows_white(mode):
+  image = Image.new('RGBA', (2, 1), (0, 0, 0, 255))
+  image.putpixel((1, 0), (0, 0, 0, 0))
+  steps = {'La': ('LA', 'La'), 'PA': ('PA',)}.get(mode, (mode,))
+  for step in steps:
+    image = image.convert(step)
+  got = np.asarray(images.load_image(image))
+  assert got[0, 0].max() == 0 and got[0, 1].min() == 255
 
 
 @pytest.mark.parametrize('height, width', [(32, 32), (50, 33), (33, 50), (64, 97), (40, 31)])

@@ -12,6 +12,7 @@ import os
 
 import numpy as np
 
+from dsr_jax import inputs
 from dsr_jax.data import fields as fields_lib
 from dsr_jax.data import images as images_lib
 from dsr_jax.data import order, t2i_compbench
@@ -85,11 +86,10 @@ NAMED_PICTURES = {'scenes': _scenes_pictures}  # seed, side in pixels -> Picture
 def _prompts(name, seed):
   if name in NAMED_PROMPTS:
     return NAMED_PROMPTS[name](seed)
-  if not os.path.isfile(name):
+  if not os.path.lexists(name):
     raise InputError(
-      f'found no prompts {name}; expected one of {", ".join(NAMED_PROMPTS)}, or a text file with a '
-      'line '
-      'a prompt; change data.prompts'
+      f'found no prompts {inputs.shown(name)}; expected one of {", ".join(NAMED_PROMPTS)}, '
+      'or a text file with a line a prompt; change data.prompts'
     )
   return prompts_lib.Prompts.from_file(name)
 
@@ -99,9 +99,8 @@ def _pictures(name, seed, size, crop):
     return NAMED_PICTURES[name](seed, size)
   if not os.path.isdir(name):
     raise InputError(
-      f'found no pictures {name}; expected one of {", ".join(NAMED_PICTURES)}, or a folder of '
-      'images; '
-      'change data.images'
+      f'found no pictures {inputs.shown(name)}; expected one of {", ".join(NAMED_PICTURES)}, '
+      'or a folder of images; change data.images'
     )
   return images_lib.Pictures.from_folder(name, size, crop)
 

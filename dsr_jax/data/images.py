@@ -75,4 +75,5 @@ class Pictures:
 
   def fingerprint(self) -> str:
     """SHA-256 of what identifies the pictures (names, or the world's own name) and their number."""
-    return hashlib.sha256(f'{self._number}\n{self._identity}'.encode()).hexdigest()
+    identity = f'{self._number}\n{self._identity}'
+    return hashlib.sha256(identity.encode('utf-8', 'surrogateescape')).hexdigest()

@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 
+from dsr_jax import inputs
 from dsr_jax.errors import InputError
 
 
@@ -16,23 +17,26 @@ def read_lines(path: str) -> list[tuple[int, str]]:
   A byte order mark and any of the three line ends are understood. Errors: InputError names the
   file.
   """
+  name = inputs.shown(path)
+  with inputs.open_plain(path, 'a text file with a line a prompt') as f:
+    try:
+      content = f.read()
+    except OSError as e:
+      raise InputError(
+        f'cannot read {name} ({e.strerror}); expected a text file with a line a prompt; '
+        'name another file'
+      ) from e
   try:
-    with open(path, 'rb') as f:
-      text = f.read().decode('utf-8-sig')
-  except OSError as e:
-    raise InputError(
-      f'cannot read the prompts {path} ({e.strerror}); expected a text file with a line a prompt; '
-      'name another file'
-    ) from e
+    text = content.decode('utf-8-sig')
   except UnicodeDecodeError as e:
     raise InputError(
-      f'{path} is not UTF-8 text (byte {e.start}); expected a line a prompt; save it as UTF-8'
+      f'{name} is not UTF-8 text (byte {e.start}); expected a line a prompt; save it as UTF-8'
     ) from e
   # Not splitlines(): it would cut at characters that may stand inside a prompt (form feed, U+2028).
   lines = text.replace('\r\n', '\n').replace('\r', '\n').split('\n')
   found = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
   if not found:
-    raise InputError(f'found no prompt in {path}; expected a line a prompt; write at least one')
+    raise InputError(f'found no prompt in {name}; expected a line a prompt; write at least one')
   return found
 
 
@@ -49,7 +53,7 @@ class Prompts:
   @classmethod
   def from_file(cls, path: str) -> 'Prompts':
     numbered = read_lines(path)
-    name = os.path.basename(path)
+    name = inputs.shown(os.path.basename(path))
     return cls([text for _, text in numbered], lambda i: f'line {numbered[i][0]} of {name}')
 
   def __len__(self) -> int:

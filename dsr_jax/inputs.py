@@ -1,0 +1,79 @@
+"""What comes from outside: files that must be plain ones, and bytes that may be no text."""
+
+import os
+import stat
+
+from dsr_jax.errors import InputError
+
+_KINDS = (
+  (stat.S_ISDIR, 'a folder'),
+  (stat.S_ISFIFO, 'a pipe'),
+  (stat.S_ISSOCK, 'a socket'),
+  (stat.S_ISCHR, 'a device'),
+  (stat.S_ISBLK, 'a device'),
+)
+
+
+def open_plain(path, expected: str):
+  """A plain file, open for reading bytes; links are followed.
+
+  A pipe would be waited for without end, and a device may give bytes without end: both are refused
+  at once.
+
+  Args:
+    path: str, bytes or os.PathLike.
+    expected: what should be there, for the error: 'a text file with a line a prompt'.
+
+  Raises:
+    InputError: where there is no file, no leave to read it, or no plain file.
+  """
+  try:
+    # Looked at before and after it is opened: opening some devices does something, and what the
+    # name stands for may change between the two.
+    _check_plain(os.stat(path), path, expected)
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+  except (OSError, ValueError) as e:  # ValueError: a NUL in the name
+    reason = getattr(e, 'strerror', None) or e
+    raise InputError(
+      f'cannot read {shown(path)} ({reason}); expected {expected}; check the path'
+    ) from e
+  try:
+    _check_plain(os.fstat(file), path, expected)
+    return open(file, 'rb')
+  except BaseException:
+    os.close(file)
+    raise
+
+
+def _check_plain(status, path, expected):
+  if stat.S_ISREG(status.st_mode):
+    return
+  kind = next((name for is_kind, name in _KINDS if is_kind(status.st_mode)), 'no plain file')
+  raise InputError(f'found {kind} at {shown(path)}; expected {expected}; name a file')
+
+
+def shown(path) -> str:
+  r"""A path for people and for JSON: bytes that are not UTF-8 are written as \xe9."""
+  return os.fsencode(path).decode('utf-8', 'backslashreplace')
+
+
+def check_text(**values):
+  """InputError for the first of the named flags whose value holds bytes that are not UTF-8.
+
+  Python hides them in a text as lone surrogates, at which every tokenizer fails.
+  """
+  for name, value in values.items():
+    if value is not None and not is_text(value):
+      raise InputError(
+        f'found bytes that are not UTF-8 in --{name}={shown(value)}; expected UTF-8 text; '
+        'write it again, or set the terminal to UTF-8'
+      )
+
+
+def is_text(value: str) -> bool:
+  """Whether a str can be written as UTF-8."""
+  try:
+    value.encode('utf-8')
+  except UnicodeEncodeError:
+    return False
+  return True
