@@ -107,8 +107,9 @@ def _differences(after: Scores, before: Scores) -> dict[str, stats.Estimate]:
     only = sorted(set(after.clusters) ^ set(before.clusters))
     what = f', as {only[0]!r}' if only else ''
     raise InputError(
-      f'found {len(after.clusters)} and {len(before.clusters)} clusters of prompts or pictures that '
-      f'are not the same{what}; a paired difference expects one list; evaluate both models on it'
+      f'found {len(after.clusters)} and {len(before.clusters)} clusters of prompts or pictures '
+      f'that are not the same{what}; a paired difference expects one list; evaluate both models '
+      'on it'
     )
   order = [before.clusters.index(name) for name in after.clusters]
   sums = np.concatenate([after.sums, before.sums[order]], axis=1)

@@ -68,6 +68,9 @@ class Settings(NamedTuple):
   position_threshold: float = 0.1
 
 
+OFFICIAL = Settings()
+
+
 class Detection(NamedTuple):
   """One object: box (4,) float32, its score, and the pixels that belong to it, (H, W) bool."""
 
@@ -101,7 +104,7 @@ def judge(
   metadata: Mapping[str, Any],
   detections: Mapping[str, Sequence[Detection]],
   classify: Classify,
-  settings: Settings = Settings(),
+  settings: Settings = OFFICIAL,
 ) -> Verdict:
   """A picture's verdict.
 
@@ -127,7 +130,7 @@ def judge(
 
 
 def keep(
-  detections: Mapping[str, Sequence[Detection]], tag: str, settings: Settings = Settings()
+  detections: Mapping[str, Sequence[Detection]], tag: str, settings: Settings = OFFICIAL
 ) -> dict[str, list[Detection]]:
   """The detections that count, best first; classes without one are left out."""
   threshold = settings.counting_threshold if tag == 'counting' else settings.threshold
@@ -349,9 +352,7 @@ class GenEval:
     names = [f'{rows[n]["tag"]}: {rows[n]["prompt"]}' for n in numbers]
     clusters, sums, of_cluster = protocol.gathered(values, names, strata)
     statistics = {'overall': _mean_of_tasks}
-    statistics |= {
-      task: protocol.share_of(2 * t, 2 * t + 1) for t, task in enumerate(tasks)
-    }
+    statistics |= {task: protocol.share_of(2 * t, 2 * t + 1) for t, task in enumerate(tasks)}
     last = 2 * len(tasks)
     statistics['any sample'] = protocol.share_of(last, last + 1)
     return protocol.Scores(

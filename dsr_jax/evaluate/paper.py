@@ -51,9 +51,7 @@ def numbers() -> tuple[Number, ...]:
   """All of them, in the paper's order."""
   with open(PATH, encoding='utf-8', newline='') as f:
     rows = csv.DictReader(line for line in f if not line.startswith('#'))
-    return tuple(
-      Number(int(r['table']), r['row'], r['metric'], float(r['value'])) for r in rows
-    )
+    return tuple(Number(int(r['table']), r['row'], r['metric'], float(r['value'])) for r in rows)
 
 
 def rows_of(benchmark: str, statistic: str) -> dict[str, float]:

@@ -38,9 +38,7 @@ def read(path: str) -> Image.Image:
     with Image.open(path) as picture:
       return ImageOps.exif_transpose(picture).convert('RGB')
   except (UnidentifiedImageError, OSError) as e:
-    raise InputError(
-      f'cannot read the picture {path} ({e}); expected a PNG; draw it again'
-    ) from e
+    raise InputError(f'cannot read the picture {path} ({e}); expected a PNG; draw it again') from e
 
 
 def judge_geneval(

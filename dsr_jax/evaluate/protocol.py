@@ -28,7 +28,7 @@ from dsr_jax.errors import InputError
 from dsr_jax.evaluate.stats import Statistic
 
 
-class Label(str, enum.Enum):
+class Label(enum.StrEnum):
   """How near a number is to the paper's. Only the first two may stand in a column beside it."""
 
   OFFICIAL = 'official rules, official model'

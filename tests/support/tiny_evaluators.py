@@ -70,9 +70,9 @@ def mask2former(directory, classes=5):
   config = transformers.Mask2FormerConfig(
     backbone_config=backbone,
     num_labels=classes,
-    hidden_dim=16,
-    feature_size=16,
-    mask_feature_size=16,
+    hidden_dim=32,
+    feature_size=32,  # its norms have 32 groups
+    mask_feature_size=32,
     encoder_layers=1,
     decoder_layers=2,
     num_attention_heads=2,
@@ -86,7 +86,15 @@ def mask2former(directory, classes=5):
 def blip(directory):
   directory.mkdir()
   words = [f'[unused{i}]' for i in range(30524)]
-  named = {0: '[PAD]', 100: '[UNK]', 101: '[CLS]', 102: '[SEP]', 1037: 'a', 2417: 'red', 3899: 'dog'}
+  named = {
+    0: '[PAD]',
+    100: '[UNK]',
+    101: '[CLS]',
+    102: '[SEP]',
+    1037: 'a',
+    2417: 'red',
+    3899: 'dog',
+  }
   named |= {2748: 'yes', 2053: 'no', 1029: '?', 30522: '[DEC]', 30523: '[ENC]'}
   for place, word in named.items():
     words[place] = word

@@ -65,9 +65,13 @@ class BlipVqa:
     tokens['input_ids'][:, 0] = binding.ENCODER_START
     return tokens['input_ids'].to(self._device), tokens['attention_mask'].to(self._device)
 
-  @torch.no_grad()
   def __call__(self, picture: Image.Image, questions: Sequence[str]) -> list[str]:
     """The answers to `binding.questions` of one picture, four decimals each."""
+    return [binding.answer(yes, no) for yes, no in self.chances(picture, questions)]
+
+  @torch.no_grad()
+  def chances(self, picture: Image.Image, questions: Sequence[str]) -> list[tuple[float, float]]:
+    """The probabilities of yes and of no, a pair a question."""
     if not questions:
       return []
     ids, mask = self.tokens([binding.model_text(question) for question in questions])
@@ -82,9 +86,18 @@ class BlipVqa:
       encoder_hidden_states=seen,
       encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long, device=self._device),
     )[0]
-    start = torch.full((len(questions), 1), binding.DECODER_START, device=self._device)
-    logits = self._model.text_decoder(
-      input_ids=start, encoder_hidden_states=asked, encoder_attention_mask=mask
-    ).logits[:, 0]
-    chances = logits.float().softmax(-1)[:, [binding.YES, binding.NO]].tolist()
-    return [binding.answer(yes, no) for yes, no in chances]
+    return [
+      self._first_word(states[None, :length])
+      for states, length in zip(asked, mask.sum(-1).tolist())
+    ]
+
+  def _first_word(self, states: torch.Tensor) -> tuple[float, float]:
+    """states (1, T, D) of a question -> the probabilities of yes and of no.
+
+    One question at a time, without padding: the cross-attention of BLIP in transformers 5.23 drops
+    its mask, so that padding would be attended.
+    """
+    start = torch.full((1, 1), binding.DECODER_START, device=self._device)
+    logits = self._model.text_decoder(input_ids=start, encoder_hidden_states=states).logits[0, 0]
+    yes, no = logits.float().softmax(-1)[[binding.YES, binding.NO]].tolist()
+    return yes, no

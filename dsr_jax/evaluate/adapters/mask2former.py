@@ -1,10 +1,10 @@
 """GenEval's detector: Mask2Former, with GenEval's own way in and out.
 
 The official scorer runs mmdet's training of the same architecture on the same pictures; weights of
-transformers come from another training, so scores differ a little. What is exact is the way: mmdet's
-test pipeline (short side 800, long side at most 1333, the ratio kept; padded with grey to multiples
-of 32; normalized) and its instance post-processing. The checkpoint's own processor squashes to
-384 x 384 and gives other masks and scores.
+transformers come from another training, so scores differ a little. What is exact is the way:
+mmdet's test pipeline (short side 800, long side at most 1333, the ratio kept; padded with grey to
+multiples of 32; normalized) and its instance post-processing. The checkpoint's own processor
+squashes to 384 x 384 and gives other masks and scores.
 
 Axes: Q queries, K classes, N detections, H W pixels.
 """
@@ -71,8 +71,8 @@ def instances(
     size: (height, width) of the picture itself.
 
   Returns:
-    (class, detection) of up to 100 pairs; one query may give several classes. A score is the class's
-    probability times the mean probability inside the mask; a box holds the mask, its far corner one
+    (class, detection) of up to 100 pairs; one query may give several classes. A score is that of
+    the class times the mean probability inside the mask; a box holds the mask, its far corner one
     beyond.
   """
   padded = tuple(ready.pixels.shape[-2:])
@@ -114,7 +114,7 @@ class Mask2Former:
     names: Sequence[str] | None = None,
     sides: tuple[int, int] = (SHORT_SIDE, LONG_SIDE),
   ):
-    """names: of the classes in the model's order, GenEval's 80 by default. sides: short and long."""
+    """names: of the classes in the model's order, by default GenEval's. sides: short and long."""
     directory = loading.find(name, ARCHITECTURES)
     self.names = tuple(names or geneval.object_names())
     self.about = loading.about(name, directory, {'sides': sides, 'padding': GREY})
@@ -123,8 +123,8 @@ class Mask2Former:
     self._model = loading.load(Mask2FormerForUniversalSegmentation, directory, self._device)
     if self._model.config.num_labels != len(self.names):
       raise InputError(
-        f'found {self._model.config.num_labels} classes in {name}; expected {len(self.names)}, those '
-        'of COCO; name a detector that was trained on its instances'
+        f'found {self._model.config.num_labels} classes in {name}; expected {len(self.names)}, '
+        'those of COCO; name a detector that was trained on its instances'
       )
 
   @torch.no_grad()

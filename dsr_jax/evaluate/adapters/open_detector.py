@@ -26,9 +26,7 @@ LONGEST = 480  # of the picture whose pixels the rules count
 class OpenDetector:
   """Finds named things in pictures."""
 
-  def __init__(
-    self, name: str = DEFAULT, device: str | None = None, threshold: float = THRESHOLD
-  ):
+  def __init__(self, name: str = DEFAULT, device: str | None = None, threshold: float = THRESHOLD):
     directory = loading.find(name, ARCHITECTURES)
     self.about = loading.about(name, directory, {'threshold': threshold})
     self._device = device or loading.best_device()

@@ -53,15 +53,17 @@ def check(found: Sequence[Found], detector: str) -> list[str]:
 
   Errors: InputError if no object is found in any photo.
   """
+  names = ', a '.join(item.name for item in found)
   if all(item.score <= NOTHING for item in found):
     best = max(found, key=_score)
     raise InputError(
       f'found no object above {NOTHING} in the photos of the self-test with {detector} (best: '
-      f'{best.name}, {best.score:.2f}); expected a {", a ".join(item.name for item in found)}; check '
-      'its weights, or try another device'
+      f'{best.name}, {best.score:.2f}); expected a {names}; check its weights, or try another '
+      'device'
     )
   return [
-    f'self-test: {detector} sees the {item.name} of {item.photo} at {item.score:.2f}, below {CERTAIN}'
+    f'self-test: {detector} sees the {item.name} of {item.photo} at {item.score:.2f}, below '
+    f'{CERTAIN}'
     for item in found
     if item.score < CERTAIN
   ]

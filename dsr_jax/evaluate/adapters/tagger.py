@@ -17,7 +17,11 @@ class SpacyTagger:
     for name in NAMES:
       if spacy.util.is_package(name):
         self._model = spacy.load(name)
-        self.about = {'name': name, 'version': self._model.meta['version'], 'spacy': spacy.__version__}
+        self.about = {
+          'name': name,
+          'version': self._model.meta['version'],
+          'spacy': spacy.__version__,
+        }
         break
     if self._model is None:
       raise InputError(

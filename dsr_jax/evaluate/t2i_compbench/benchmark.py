@@ -14,7 +14,6 @@ license that forbids commercial use, so its pictures are left to the official sc
 
 from collections.abc import Mapping, Sequence
 import functools
-import json
 import os
 from typing import Any
 
@@ -131,9 +130,7 @@ class T2ICompBench:
     paths = sorted(records, key=_place)
     values = {path: self.value(path, records[path]) for path in paths}
     scored = [path for path in paths if values[path] is not None]
-    present = [
-      name for name in PARTS if name in {path.split('/')[0] for path in scored}
-    ]
+    present = [name for name in PARTS if name in {path.split('/')[0] for path in scored}]
     rows, strata, clusters = [], [], []
     for path in scored:
       place = present.index(path.split('/')[0])

@@ -1,5 +1,5 @@
-"""A language model that judges answers: any callable, an address that talks like OpenAI's, or a file
-of reviews that were made elsewhere.
+"""A language model that judges answers: any callable, an address that talks like OpenAI's, or a
+file of reviews that were made elsewhere.
 
 An answer of the judge is kept as soon as it comes, in a file of one JSON object a line, so that no
 request is paid for twice; what failed is not kept there, and asked again in the next run.

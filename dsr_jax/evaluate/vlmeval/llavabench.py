@@ -1,9 +1,9 @@
 """LLaVABench: 60 open questions about 24 pictures; a language model compares each answer with a
 reference answer and gives both a number from 1 to 10.
 
-The score is relative: mean of the model's numbers over mean of the reference's, in percent. A review
-that cannot be read counts as -1 for both and stays in the means, as VLMEvalKit has it. The texts of
-the judge's rules are the benchmark's own and are read from a file.
+The score is relative: mean of the model's numbers over mean of the reference's, in percent. A
+review that cannot be read counts as -1 for both and stays in the means, as VLMEvalKit has it. The
+texts of the judge's rules are the benchmark's own and are read from a file.
 """
 
 from collections.abc import Mapping, Sequence
@@ -78,8 +78,8 @@ def read_rules(path: str) -> dict[str, tuple[str, str]]:
       rules[category] = 'Assistant', rule
     if not isinstance(rules[category][1], str):
       raise InputError(
-        f'found no rule for {category} in {path}; expected llava_bench_conv, llava_bench_detail and '
-        'llava_bench_complex, each with a prompt; take the rule.json of LLaVA'
+        f'found no rule for {category} in {path}; expected llava_bench_conv, llava_bench_detail '
+        'and llava_bench_complex, each with a prompt; take the rule.json of LLaVA'
       )
   return rules
 

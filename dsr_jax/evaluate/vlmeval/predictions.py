@@ -26,9 +26,7 @@ NO_DATE = b'2000-01-01T00:00:00Z'
 def path_of(folder: str, model: str, dataset: str, form: str = 'xlsx') -> str:
   """Where VLMEvalKit looks for the predictions of a model on one of its datasets."""
   if form not in FORMATS:
-    raise InputError(
-      f'found the format {form!r}; expected one of {", ".join(FORMATS)}; correct it'
-    )
+    raise InputError(f'found the format {form!r}; expected one of {", ".join(FORMATS)}; correct it')
   return os.path.join(folder, f'{model}_{dataset}.{form}')
 
 

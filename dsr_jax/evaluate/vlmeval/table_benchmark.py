@@ -65,8 +65,8 @@ class TableBenchmark:
     unknown = [index for index in answers if index not in self._by_index]
     if unknown:
       raise InputError(
-        f'found an answer to question {unknown[0]}, which {self.table.path} does not hold; expected '
-        'answers to its own questions; answer this table again'
+        f'found an answer to question {unknown[0]}, which {self.table.path} does not hold; '
+        'expected answers to its own questions; answer this table again'
       )
     for row in self.table.rows:
       if row['index'] in answers:

@@ -4,8 +4,8 @@ Files have up to hundreds of megabytes, nearly all of it pictures. A table keeps
 rows, and of pictures only where in the file their row begins; a picture is read when it is asked
 for. So memory grows with the texts alone.
 
-Cells are read as VLMEvalKit reads them, through pandas: a cell that pandas takes for missing (empty,
-`NA`, `None`, `null`, ...) is missing, also where it is the text of an option.
+Cells are read as VLMEvalKit reads them, through pandas: a cell that pandas takes for missing
+(empty, `NA`, `None`, `null`, ...) is missing, also where it is the text of an option.
 """
 
 import ast
@@ -61,9 +61,7 @@ class Source:
 SOURCES = {
   'pope': Source('POPE.tsv', 'VLMEval', 'c12f5acb142f2ef1f85a26ba2fbe41d5'),
   'hallusionbench': Source('HallusionBench.tsv', 'VLMEval', '0c23ac0dc9ef46832d7a24504f2a0c7c'),
-  'mmbench': Source(
-    'MMBench_DEV_EN.tsv', 'benchmarks/MMBench', 'b6caf1133a01c6bb705cf753bb527ed8'
-  ),
+  'mmbench': Source('MMBench_DEV_EN.tsv', 'benchmarks/MMBench', 'b6caf1133a01c6bb705cf753bb527ed8'),
   'mmbench_v11': Source(
     'MMBench_DEV_EN_V11.tsv', 'benchmarks/MMBench', '30c05be8f2f347a50be25aa067248184'
   ),
@@ -246,8 +244,8 @@ class Table:
         _, line = self._places[index]
         raise InputError(
           f'found that the picture of row {index} (line {line}) of {self.path} is that of row '
-          f'{owner}, which holds none; expected the index of a row with a picture, or base64; fetch '
-          'the file again'
+          f'{owner}, which holds none; expected the index of a row with a picture, or base64; '
+          'fetch the file again'
         )
 
   def _records(self) -> Iterator[tuple[int, int, list[str]]]:

@@ -235,8 +235,8 @@ def test_pope_files_counted_two_ways():
     pairs = Counter((row['label'], said[row['image'], row['text']]) for row in asked)
     total += pairs
     hits = pairs['yes', 'Yes'] + pairs['no', 'No']
-    f1 = 2 * pairs['yes', 'Yes'] / (
-      2 * pairs['yes', 'Yes'] + pairs['no', 'Yes'] + pairs['yes', 'No']
+    f1 = (
+      2 * pairs['yes', 'Yes'] / (2 * pairs['yes', 'Yes'] + pairs['no', 'Yes'] + pairs['yes', 'No'])
     )
     assert table[track]['acc'] == pytest.approx(100 * hits / 3000)
     assert table[track]['Overall'] == pytest.approx(100 * f1)

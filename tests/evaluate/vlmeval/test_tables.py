@@ -181,7 +181,7 @@ ANSWERS = {'0': 'Yes, I think', '1': '=1+1', '2': 'no \x07bell'}
 
 
 def test_prediction_files(pope_table, tmp_path):
-  """What VLMEvalKit reads: everything but the pictures, and the prediction, the same bytes twice."""
+  """What VLMEvalKit reads: all but the pictures, and the prediction; the same bytes twice."""
   benchmark = pope.Pope(pope_table)
   path = benchmark.write_predictions(ANSWERS, str(tmp_path), 'mine')
   assert path == str(tmp_path / 'mine_POPE.xlsx')
