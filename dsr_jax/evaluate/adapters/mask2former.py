@@ -1,0 +1,144 @@
+"""GenEval's detector: Mask2Former, with GenEval's own way in and out.
+
+The official scorer runs mmdet's training of the same architecture on the same pictures; weights of
+transformers come from another training, so scores differ a little. What is exact is the way:
+mmdet's test pipeline (short side 800, long side at most 1333, the ratio kept; padded with grey to
+multiples of 32; normalized) and its instance post-processing. The checkpoint's own processor
+squashes to 384 x 384 and gives other masks and scores.
+
+Axes: Q queries, K classes, N detections, H W pixels.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+import torch
+import torch.nn.functional as F
+from transformers import Mask2FormerForUniversalSegmentation
+
+from dsr_jax.errors import InputError
+from dsr_jax.evaluate import geneval
+from dsr_jax.evaluate.adapters import loading
+from dsr_jax.evaluate.protocol import Label
+
+ARCHITECTURES = ('Mask2FormerForUniversalSegmentation',)
+DEFAULT = 'facebook/mask2former-swin-small-coco-instance'
+LABEL = Label.OTHER_MODEL
+
+SHORT_SIDE, LONG_SIDE, DIVISOR = 800, 1333, 32
+GREY = 128
+MEAN = (123.675, 116.28, 103.53)
+STD = (58.395, 57.12, 57.375)
+MOST = 100  # (query, class) pairs a picture
+
+
+class Ready(NamedTuple):
+  """A picture as the model gets it: pixels (1, 3, H, W), padded, and its size without padding."""
+
+  pixels: torch.Tensor
+  height: int
+  width: int
+
+
+def prepare(picture: Image.Image, short: int = SHORT_SIDE, long: int = LONG_SIDE) -> Ready:
+  """mmdet's test pipeline. Bilinear without smoothing, to whole steps of 1/255, as OpenCV does."""
+  width, height = picture.size
+  scale = min(long / max(width, height), short / min(width, height))
+  size = int(height * scale + 0.5), int(width * scale + 0.5)
+  values = np.array(picture.convert('RGB'), np.float32)  # (H, W, 3)
+  pixels = torch.from_numpy(values).permute(2, 0, 1)[None]
+  pixels = F.interpolate(pixels, size=size, mode='bilinear', align_corners=False).round()
+  below, beside = -size[0] % DIVISOR, -size[1] % DIVISOR
+  pixels = F.pad(pixels, (0, beside, 0, below), value=GREY)
+  mean, std = (torch.tensor(x)[:, None, None] for x in (MEAN, STD))
+  return Ready((pixels - mean) / std, *size)
+
+
+def instances(
+  class_logits: torch.Tensor,
+  mask_logits: torch.Tensor,
+  ready: Ready,
+  size: tuple[int, int],
+) -> list[tuple[int, geneval.Detection]]:
+  """mmdet's instance post-processing of one picture.
+
+  Args:
+    class_logits: (Q, K + 1), the last being "no object".
+    mask_logits: (Q, h, w), of the padded picture.
+    ready: the picture as it went in.
+    size: (height, width) of the picture itself.
+
+  Returns:
+    (class, detection) of up to 100 pairs; one query may give several classes. A score is that of
+    the class times the mean probability inside the mask; a box holds the mask, its far corner one
+    beyond.
+  """
+  padded = tuple(ready.pixels.shape[-2:])
+  masks = F.interpolate(mask_logits[None], size=padded, mode='bilinear', align_corners=False)
+  masks = masks[:, :, : ready.height, : ready.width]
+  masks = F.interpolate(masks, size=size, mode='bilinear', align_corners=False)[0]
+  probabilities = class_logits.softmax(-1)[:, :-1]
+  classes = probabilities.shape[-1]
+  scores, places = probabilities.flatten().topk(min(MOST, probabilities.numel()))
+  found = []
+  for score, place in zip(scores, places):
+    logits = masks[place // classes]
+    inside = logits > 0
+    certainty = (logits.sigmoid() * inside).sum() / (inside.sum() + 1e-6)
+    detection = geneval.Detection(
+      box=_box(inside),
+      score=np.float32((score * certainty).item()),
+      mask=inside.cpu().numpy(),
+    )
+    found.append((int(place % classes), detection))
+  return found
+
+
+def _box(mask: torch.Tensor) -> np.ndarray:
+  """(4,) float32; zeros where the mask is empty."""
+  rows, columns = (torch.where(mask.any(dim=axis))[0] for axis in (1, 0))
+  if not len(rows):
+    return np.zeros(4, np.float32)
+  return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)
+
+
+class Mask2Former:
+  """Finds objects in pictures."""
+
+  def __init__(
+    self,
+    name: str = DEFAULT,
+    device: str | None = None,
+    names: Sequence[str] | None = None,
+    sides: tuple[int, int] = (SHORT_SIDE, LONG_SIDE),
+  ):
+    """names: of the classes in the model's order, by default GenEval's. sides: short and long."""
+    directory = loading.find(name, ARCHITECTURES)
+    self.names = tuple(names or geneval.object_names())
+    self.about = loading.about(name, directory, {'sides': sides, 'padding': GREY})
+    self._device = device or loading.best_device()
+    self._sides = sides
+    self._model = loading.load(Mask2FormerForUniversalSegmentation, directory, self._device)
+    if self._model.config.num_labels != len(self.names):
+      raise InputError(
+        f'found {self._model.config.num_labels} classes in {name}; expected {len(self.names)}, '
+        'those of COCO; name a detector that was trained on its instances'
+      )
+
+  @torch.no_grad()
+  def __call__(self, picture: Image.Image) -> dict[str, list[geneval.Detection]]:
+    """{class: detections}, before any threshold."""
+    ready = prepare(picture, *self._sides)
+    out = self._model(pixel_values=ready.pixels.to(self._device))
+    pairs = instances(
+      out.class_queries_logits[0].float(),
+      out.masks_queries_logits[0].float(),
+      ready,
+      (picture.height, picture.width),
+    )
+    found = {}
+    for place, detection in pairs:
+      found.setdefault(self.names[place], []).append(detection)
+    return found

@@ -1,0 +1,78 @@
+"""A detector of any words in UniDet's place, for T2I-CompBench's spatial and numeracy scores.
+
+UniDet is not in transformers, and its wrapper's license forbids porting it. Another detector finds
+other boxes with other confidences, so these numbers are not comparable with published ones, only
+with each other: before and after, by the same detector.
+"""
+
+from collections.abc import Sequence
+
+from PIL import Image
+import torch
+from transformers import AutoProcessor, Owlv2ForObjectDetection
+
+from dsr_jax.evaluate.adapters import loading
+from dsr_jax.evaluate.protocol import Label
+from dsr_jax.evaluate.t2i_compbench import spatial
+
+ARCHITECTURES = ('Owlv2ForObjectDetection',)
+DEFAULT = 'google/owlv2-base-patch16-ensemble'
+LABEL = Label.NOT_COMPARABLE
+# UniDet's .5 would leave little of an open vocabulary's lower confidences.
+THRESHOLD = 0.3
+LONGEST = 480  # of the picture whose pixels the rules count
+
+
+class OpenDetector:
+  """Finds named things in pictures."""
+
+  def __init__(self, name: str = DEFAULT, device: str | None = None, threshold: float = THRESHOLD):
+    directory = loading.find(name, ARCHITECTURES)
+    self.about = loading.about(name, directory, {'threshold': threshold})
+    self._device = device or loading.best_device()
+    self._threshold = threshold
+    self._model = loading.load(Owlv2ForObjectDetection, directory, self._device)
+    self._processor = AutoProcessor.from_pretrained(directory)
+
+  @torch.no_grad()
+  def __call__(self, picture: Image.Image, labels: Sequence[str]) -> list[spatial.Detection]:
+    """The boxes of the labels, the most certain first, in pixels of the rules' size."""
+    labels = list(dict.fromkeys(labels))
+    if not labels:
+      return []
+    inputs = self._processor(
+      text=[[f'a photo of a {label}' for label in labels]],
+      images=picture.convert('RGB'),
+      return_tensors='pt',
+    ).to(self._device)
+    out = self._model(**inputs)
+    width, height = rules_size(picture.size)
+    return detections(out.logits[0], out.pred_boxes[0], labels, (width, height), self._threshold)
+
+
+def rules_size(size: tuple[int, int]) -> tuple[int, int]:
+  """(width, height) with a short side of 479, but no side beyond 480."""
+  scale = min(spatial.RESIZED / min(size), LONGEST / max(size))
+  return int(size[0] * scale + 0.5), int(size[1] * scale + 0.5)
+
+
+def detections(logits, boxes, labels, size, threshold) -> list[spatial.Detection]:
+  """Each box with its likeliest label, the most certain first.
+
+  Args:
+    logits: (N, labels).
+    boxes: (N, 4), center and sides, as shares of a square around the picture's longer side.
+    labels: texts.
+    size: (width, height) that boxes are given in.
+    threshold: a confidence must exceed it.
+  """
+  scores, places = logits.float().sigmoid().max(-1)
+  side = max(size)
+  found = []
+  for row in scores.argsort(descending=True).tolist():
+    if scores[row] <= threshold:
+      break
+    x, y, width, height = (side * value for value in boxes[row].tolist())
+    box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+    found.append(spatial.Detection(labels[int(places[row])], box, float(scores[row])))
+  return found

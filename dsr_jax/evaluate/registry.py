@@ -1,0 +1,67 @@
+"""The benchmarks by name."""
+
+from collections.abc import Sequence
+
+from dsr_jax.errors import InputError
+from dsr_jax.evaluate import geneval, protocol
+from dsr_jax.evaluate.t2i_compbench import benchmark as t2i_compbench
+from dsr_jax.evaluate.vlmeval import choice, hallusionbench, judge, llavabench, pope, tsv
+
+DRAWINGS = {geneval.NAME: geneval.GenEval, t2i_compbench.NAME: t2i_compbench.T2ICompBench}
+TABLES = {
+  'pope': pope.Pope,
+  'hallusionbench': hallusionbench.HallusionBench,
+  'mmbench': choice.MMBench,
+  'seedbench': choice.SEEDBench,
+  'mmmu': choice.MMMU,
+  'llavabench': llavabench.LLaVABench,
+}
+NAMES = (*DRAWINGS, *TABLES)
+
+
+def check_names(names: Sequence[str]) -> None:
+  """InputError for a name that is no benchmark's."""
+  for name in names:
+    if name not in NAMES:
+      raise InputError(
+        f'found the benchmark {name!r}; expected some of {", ".join(NAMES)}, or scenes/NAME; '
+        'correct it'
+      )
+
+
+def open_drawing(name: str) -> protocol.Drawing:
+  """A benchmark of pictures."""
+  return DRAWINGS[name]()
+
+
+def open_asking(
+  name: str,
+  data_dir: str,
+  source: str | None = None,
+  *,
+  any_version: bool = False,
+  judge_rules: str | None = None,
+  ask_judge: judge.Judge | None = None,
+  judge_cache: str | None = None,
+) -> protocol.Asking:
+  """A benchmark of questions.
+
+  Args:
+    name: a key of TABLES.
+    data_dir: where tables are kept that had to be downloaded.
+    source: the table, or a folder that holds it; by default `data_dir`, then the network.
+    any_version: take a table whatever its md5.
+    judge_rules: LLaVABench: the file of the judge's rules.
+    ask_judge: LLaVABench: the judge.
+    judge_cache: LLaVABench: where its reviews are kept.
+  """
+  path = tsv.locate(name, source, data_dir, any_version=any_version)
+  if name != llavabench.LLaVABench.about.name:
+    return TABLES[name](path)
+  rules = llavabench.read_rules(judge_rules) if judge_rules else None
+  return llavabench.LLaVABench(path, rules, ask_judge, judge_cache)
+
+
+def abouts() -> list[protocol.About]:
+  """What is said of every benchmark."""
+  return [benchmark.about for benchmark in (*DRAWINGS.values(), *TABLES.values())]

@@ -1,0 +1,101 @@
+"""What VLMEvalKit's benchmarks have in common: a table, prompts, and prediction files."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+from dsr_jax.errors import InputError
+from dsr_jax.evaluate import protocol
+from dsr_jax.evaluate.vlmeval import predictions, tsv
+
+SOURCE = 'open-compass/VLMEvalKit e8e78f0'
+
+
+class TableBenchmark:
+  """The parts of `protocol.Asking` that follow from a table; subclasses add prompt and score.
+
+  Attributes:
+    about: what the documents say of it.
+    dataset: its name in VLMEvalKit.
+    required: columns it needs besides index, question and a picture's.
+  """
+
+  about: ClassVar[protocol.About]
+  dataset: ClassVar[str]
+  required: ClassVar[tuple[str, ...]] = ()
+
+  def __init__(self, path: str):
+    """path: the table; see `tsv.locate`."""
+    self.table = tsv.Table(path, self.required)
+    self._by_index = {row['index']: row for row in self.table.rows}
+    if not self._by_index:
+      raise InputError(
+        f'found no question with a picture in {path}; expected at least one; fetch the table again'
+      )
+
+  def prompt(self, row: tsv.Row) -> str:
+    """The text that follows the pictures."""
+    raise NotImplementedError
+
+  def group(self, row: tsv.Row) -> str:
+    """What is kept whole when questions are left out."""
+    return str(row['index'])
+
+  def category(self, row: tsv.Row) -> str:
+    """What `--limit` counts by."""
+    return row.get('category') or ''
+
+  def questions(self) -> tuple[protocol.Question, ...]:
+    """In the table's order."""
+    return tuple(
+      protocol.Question(
+        id=row['index'],
+        text=self.prompt(row),
+        pictures=self.table.pictures(row),
+        group=self.group(row),
+        category=self.category(row),
+      )
+      for row in self.table.rows
+    )
+
+  def picture(self, key: protocol.PictureKey):
+    return self.table.picture(key)
+
+  def answered(self, answers: Mapping[str, str]) -> Iterator[tuple[tsv.Row, str]]:
+    """The rows that have an answer, with it, in the table's order."""
+    unknown = [index for index in answers if index not in self._by_index]
+    if unknown:
+      raise InputError(
+        f'found an answer to question {unknown[0]}, which {self.table.path} does not hold; '
+        'expected answers to its own questions; answer this table again'
+      )
+    for row in self.table.rows:
+      if row['index'] in answers:
+        yield row, answers[row['index']]
+
+  def picture_of(self, row: tsv.Row) -> str:
+    """A name that questions about the same picture share."""
+    keys = self.table.pictures(row)
+    return keys[0].row if keys else str(row['index'])
+
+  def counts(self, answers: Mapping[str, str], **more: int) -> dict[str, int]:
+    return {
+      'questions': len(self.table),
+      'answered': len(answers),
+      'not answered': len(self.table) - len(answers),
+      **more,
+    }
+
+  def write_predictions(
+    self, answers: Mapping[str, str], folder: str, model: str, form: str = 'xlsx'
+  ) -> str:
+    """VLMEvalKit's own prediction file; returns its path."""
+    path = predictions.path_of(folder, model, self.dataset, form)
+    return predictions.write(path, self.table.columns, self.table.rows, dict(answers))
+
+  def score(self, answers: Mapping[str, str]) -> protocol.Scores:
+    raise NotImplementedError
+
+
+def item(row: tsv.Row, answer: str, **more: Any) -> dict[str, Any]:
+  """A question's record: what was asked, answered and made of it."""
+  return {'id': row['index'], 'question': row['question'], 'answer': answer, **more}

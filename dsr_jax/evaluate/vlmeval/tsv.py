@@ -1,0 +1,359 @@
+"""VLMEvalKit's tables: one TSV file a benchmark, a line a question, pictures in base64.
+
+Files have up to hundreds of megabytes, nearly all of it pictures. A table keeps the texts of its
+rows, and of pictures only where in the file their row begins; a picture is read when it is asked
+for. So memory grows with the texts alone.
+
+Cells are read as VLMEvalKit reads them, through pandas: a cell that pandas takes for missing
+(empty, `NA`, `None`, `null`, ...) is missing, also where it is the text of an option.
+"""
+
+import ast
+import base64
+import binascii
+from collections.abc import Iterator, Sequence
+import csv
+import dataclasses
+import functools
+import hashlib
+import io
+import os
+import shutil
+import urllib.error
+import urllib.request
+
+from PIL import Image, UnidentifiedImageError
+
+from dsr_jax.errors import InputError
+from dsr_jax.evaluate.protocol import PictureKey
+
+SITE = 'https://opencompass.openxlab.space/utils'
+# What `pandas.read_csv` takes for a missing value.
+MISSING = frozenset(
+  ['', '#N/A', '#N/A N/A', '#NA', '-1.#IND', '-1.#QNAN', '-NaN', '-nan', '1.#IND', '1.#QNAN']
+  + ['<NA>', 'N/A', 'NA', 'NULL', 'NaN', 'None', 'n/a', 'nan', 'null']
+)
+# A picture cell of at most so many characters is the index of the row that holds the picture.
+LONGEST_INDEX = 64
+LONGEST_CELL = 2**31 - 1  # csv's own limit is 128 kB
+PICTURE_COLUMNS = ('image', 'image_path')
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """A file that is known by its content.
+
+  Attributes:
+    file: its name.
+    folder: below `SITE`.
+    md5: of the version that the rules here were checked with.
+  """
+
+  file: str
+  folder: str
+  md5: str
+
+  @property
+  def url(self) -> str:
+    return f'{SITE}/{self.folder}/{self.file}'
+
+
+SOURCES = {
+  'pope': Source('POPE.tsv', 'VLMEval', 'c12f5acb142f2ef1f85a26ba2fbe41d5'),
+  'hallusionbench': Source('HallusionBench.tsv', 'VLMEval', '0c23ac0dc9ef46832d7a24504f2a0c7c'),
+  'mmbench': Source('MMBench_DEV_EN.tsv', 'benchmarks/MMBench', 'b6caf1133a01c6bb705cf753bb527ed8'),
+  'mmbench_v11': Source(
+    'MMBench_DEV_EN_V11.tsv', 'benchmarks/MMBench', '30c05be8f2f347a50be25aa067248184'
+  ),
+  'seedbench': Source(
+    'SEEDBench_IMG.tsv', 'benchmarks/SEEDBench', '68017231464752261a2526d6ca3a10c0'
+  ),
+  'mmmu': Source('MMMU_DEV_VAL.tsv', 'VLMEval', '585e8ad75e73f75dcad265dfd0417d64'),
+  'llavabench': Source('LLaVABench.tsv', 'VLMEval', 'd382a093f749a697820d3dadd61c8428'),
+}
+
+
+# Finding a file.
+
+
+def locate(name: str, source: str | None, data_dir: str, *, any_version: bool = False) -> str:
+  """The path of a benchmark's table, its content checked.
+
+  Args:
+    name: a key of SOURCES.
+    source: a file, or a folder that holds it, or None: then it is looked for in `data_dir`, and
+      downloaded to it.
+    data_dir: where downloads are kept.
+    any_version: accept another content; a table of one's own.
+
+  Errors: InputError if it cannot be had, or has another md5.
+  """
+  known = SOURCES[name]
+  path = os.path.join(data_dir, known.file) if source is None else source
+  if os.path.isdir(path):
+    path = os.path.join(path, known.file)
+  if source is None and not os.path.isfile(path):
+    _download(known, path)
+  if not os.path.isfile(path):
+    raise InputError(
+      f'found no file {path}; expected the table {known.file}; fetch {known.url} or name another '
+      'path'
+    )
+  if not any_version:
+    found = md5_of(path)
+    if found != known.md5:
+      raise InputError(
+        f'found md5 {found} of {path}; expected {known.md5}, the version of {known.file} that '
+        'published numbers were made with; fetch it again, or say that any version will do'
+      )
+  return path
+
+
+def md5_of(path: str) -> str:
+  """The hexadecimal md5 of a file."""
+  with open(path, 'rb') as f:
+    return hashlib.file_digest(f, 'md5').hexdigest()
+
+
+def _download(known, path):
+  os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+  aside = f'{path}.new'
+  try:
+    with urllib.request.urlopen(known.url, timeout=60) as response, open(aside, 'wb') as f:
+      shutil.copyfileobj(response, f)
+  except (urllib.error.URLError, OSError) as e:
+    raise InputError(
+      f'cannot fetch {known.url} ({e}); expected a network; fetch {known.file} elsewhere and name '
+      'its path'
+    ) from e
+  os.replace(aside, path)
+
+
+# Reading it.
+
+
+Row = dict[str, str | None]
+
+
+class Table:
+  """A TSV file of questions.
+
+  Attributes:
+    path: the file.
+    rows: its rows in order, {column: text or None}, without the picture cells; those that have no
+      picture at all are left out, as VLMEvalKit does where there is a column `image`.
+    columns: all columns of the file, lower case but for the options.
+  """
+
+  def __init__(self, path: str, required: Sequence[str] = ()):
+    """Reads everything but the pictures.
+
+    Args:
+      path: the file.
+      required: columns that the benchmark needs besides index, question and a picture's.
+
+    Errors: InputError names what is missing or broken, and the line.
+    """
+    self.path = path
+    self.columns = self._header()
+    wanted = ('index', 'question', *required)
+    missing = [column for column in wanted if column not in self.columns]
+    if missing or not set(PICTURE_COLUMNS) & set(self.columns):
+      lacks = ', '.join(missing) or 'image or image_path'
+      raise InputError(
+        f'found no column {lacks} in {path}; expected {", ".join(wanted)} and image or image_path; '
+        'name a table of VLMEvalKit'
+      )
+    self.rows: list[Row] = []
+    self._places = {}  # of each row: where its line begins, which one it is
+    self._points_to = {}  # rows whose picture another row holds
+    self._read_rows()
+    self._check_pointers()
+
+  def __len__(self) -> int:
+    return len(self.rows)
+
+  def pictures(self, row: Row) -> tuple[PictureKey, ...]:
+    """The keys of a row's pictures; rows that share one have equal keys."""
+    index = str(row['index'])
+    owner = self._points_to.get(index, index)
+    return tuple(PictureKey(owner, place) for place in range(self._counts[owner]))
+
+  def picture(self, key: PictureKey) -> Image.Image:
+    """A picture, RGB.
+
+    Errors: InputError if its base64 is broken, its file is missing, or it does not decode.
+    """
+    offset, line = self._places[key.row]
+    record = self._record_at(offset)
+    cells = dict(zip(self.columns, record))
+    place = f'row {key.row} (line {line}) of {self.path}'
+    data = _missing_to_none(cells.get('image'))
+    if data is not None:
+      return _decoded(_bytes_of(as_list(data)[key.place], place), place)
+    path = as_list(cells['image_path'])[key.place]
+    path = os.path.join(os.path.dirname(os.path.abspath(self.path)), path)
+    try:
+      with open(path, 'rb') as f:
+        return _decoded(f.read(), place)
+    except OSError as e:
+      raise InputError(
+        f'cannot read the picture {path} of {place} ({e.strerror}); expected a file; fetch the '
+        'pictures too'
+      ) from e
+
+  def _header(self):
+    for _, _, record in self._records():
+      return tuple(name if name in OPTIONS else name.lower() for name in record)
+    raise InputError(f'found nothing in {self.path}; expected a table; fetch it again')
+
+  def _read_rows(self):
+    self._counts = {}
+    for offset, line, record in self._records():
+      if line == 1:
+        continue
+      if len(record) != len(self.columns):
+        raise InputError(
+          f'found {len(record)} cells in line {line} of {self.path}; expected {len(self.columns)}; '
+          'fetch the file again'
+        )
+      cells = {name: _missing_to_none(cell) for name, cell in zip(self.columns, record)}
+      index = cells['index']
+      if index is None or index in self._places:
+        what = 'no index' if index is None else f'the index {index} a second time'
+        raise InputError(
+          f'found {what} in line {line} of {self.path}; expected one of its own in each row; mend '
+          'the table'
+        )
+      picture = cells.pop('image', None)
+      if 'image' in self.columns:
+        if picture is None:
+          continue
+        if len(picture) <= LONGEST_INDEX:
+          self._points_to[index] = picture
+        self._counts[index] = len(as_list(picture))
+      else:
+        self._counts[index] = len(as_list(cells['image_path'] or ''))
+      self._places[index] = offset, line
+      self.rows.append(cells)
+
+  def _check_pointers(self):
+    """A row may point to a row that holds a picture, and to no other."""
+    for index, owner in self._points_to.items():
+      if owner not in self._places or owner in self._points_to:
+        _, line = self._places[index]
+        raise InputError(
+          f'found that the picture of row {index} (line {line}) of {self.path} is that of row '
+          f'{owner}, which holds none; expected the index of a row with a picture, or base64; '
+          'fetch the file again'
+        )
+
+  def _records(self) -> Iterator[tuple[int, int, list[str]]]:
+    """(place in the file, number from 1 of its first line, cells) of every record."""
+    try:
+      with open(self.path, 'rb') as f:
+        lines = _Lines(f)
+        reader = _reader(lines)
+        while True:
+          offset, line = lines.offset, lines.number + 1
+          try:
+            record = next(reader)
+          except StopIteration:
+            return
+          if record:
+            yield offset, line, record
+    except (OSError, UnicodeDecodeError, csv.Error) as e:
+      raise InputError(
+        f'cannot read {self.path} ({e}); expected a TSV file in UTF-8; fetch it again'
+      ) from e
+
+  def _record_at(self, offset):
+    with open(self.path, 'rb') as f:
+      f.seek(offset)
+      return next(_reader(_Lines(f)))
+
+
+OPTIONS = tuple('ABCDEFGHIJKLMNOPQRSTUVWXYZ')
+
+
+class _Lines:
+  """The lines of a binary file as texts, and how far it has been read."""
+
+  def __init__(self, file: io.BufferedReader):
+    self._file = file
+    self.offset = 0
+    self.number = 0
+
+  def __iter__(self):
+    return self
+
+  def __next__(self) -> str:
+    line = self._file.readline()
+    if not line:
+      raise StopIteration
+    encoding = 'utf-8-sig' if not self.offset else 'utf-8'
+    self.offset += len(line)
+    self.number += 1
+    return line.decode(encoding)
+
+
+def _reader(lines):
+  csv.field_size_limit(LONGEST_CELL)
+  return csv.reader(lines, delimiter='\t')
+
+
+def _missing_to_none(cell):
+  return None if cell is None or cell in MISSING else cell
+
+
+def as_list(cell: str) -> list[str]:
+  """A cell that is the text of a Python list of texts, or one text, as a list."""
+  if cell.startswith('[') and cell.endswith(']'):
+    try:
+      values = ast.literal_eval(cell)
+    except (ValueError, SyntaxError):
+      return [cell]
+    return [str(value) for value in values]
+  return [cell]
+
+
+def options(row: Row) -> dict[str, str]:
+  """{letter: text} of the options that a row has."""
+  return {letter: row[letter] for letter in OPTIONS if row.get(letter) is not None}
+
+
+def _bytes_of(text, place):
+  try:
+    return base64.b64decode(text, validate=True)
+  except (binascii.Error, ValueError) as e:
+    raise InputError(
+      f'found broken base64 in {place} ({e}); expected a picture; fetch the file again'
+    ) from e
+
+
+def _decoded(data, place):
+  try:
+    picture = Image.open(io.BytesIO(data))
+    picture.load()
+  except (UnidentifiedImageError, OSError, SyntaxError) as e:
+    raise InputError(
+      f'cannot decode the picture of {place} ({e}); expected JPEG or PNG; fetch the file again'
+    ) from e
+  return picture.convert('RGB')
+
+
+def by_index(rows: Sequence[Row]) -> list[Row]:
+  """Rows in the order of their index: as numbers if all of them are, else as texts."""
+  return sorted(rows, key=functools.partial(_index_key, all(is_int(r['index']) for r in rows)))
+
+
+def _index_key(numbers, row):
+  return int(row['index']) if numbers else row['index']
+
+
+def is_int(text):
+  try:
+    int(text)
+  except ValueError:
+    return False
+  return True
