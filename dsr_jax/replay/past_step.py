@@ -105,15 +105,10 @@ def replay(builders, config, workdir: str, step: int, mesh, model) -> PastStep:
 
 def _nearest_checkpoint(state, about, config, workdir, step):
   """(state, its step): that of the last checkpoint before `step`; as given, and 0, without one."""
-  start = 0
-  if os.path.isdir(os.path.join(workdir, 'checkpoints')):
-    kept = checkpoints_lib.Checkpoints(config.system.bucket or workdir, about, read_only=True)
-    try:
-      start = max((s for s in kept.steps() if s < step), default=0)
-      if start:
-        state = kept.restore(state, start)
-    finally:
-      kept.close()
+  folder = config.system.bucket or workdir
+  start = max((s for s in checkpoints_lib.steps_in(folder) if s < step), default=0)
+  if start:
+    state = checkpoints_lib.restore(folder, start, state, about)
   return state, start
 
 
