@@ -178,7 +178,7 @@ def run(config, workdir, builders: Builders | None = None, team=None) -> str:
     checkpoints = checkpoints_lib.Checkpoints(
       system.bucket or workdir, about, system.keep_last, system.keep_every
     )
-    closing.callback(checkpoints.close)
+    closing.enter_context(_closed_at_the_end(checkpoints))
     start = checkpoints.latest()
     if team.any(start != team.shared(start)):
       raise InputError(
@@ -192,7 +192,7 @@ def run(config, workdir, builders: Builders | None = None, team=None) -> str:
     if team.lead:
       workdir_lib.write_config(workdir, config, about)
     writer = metrics_lib.Writer(workdir, start) if team.lead else metrics_lib.Nowhere()
-    closing.callback(writer.close)
+    closing.enter_context(_closed_at_the_end(writer))
 
     # Train.
     progress = Progress(start or 0, last)
@@ -332,6 +332,18 @@ def _hold_folders(workdir: str, bucket: str, holding: contextlib.ExitStack) -> C
     remote.check()
 
   return check
+
+
+@contextlib.contextmanager
+def _closed_at_the_end(opened):
+  """Closes what was opened; of two errors the first one is told."""
+  try:
+    yield
+  except BaseException:
+    with contextlib.suppress(InputError):
+      opened.close()
+    raise
+  opened.close()
 
 
 def _nothing_to_check():
