@@ -339,7 +339,8 @@ class _Checked(ocp.path.atomicity.AtomicRenameTemporaryPath):
   async def finalize(self):
     """As Orbax' own, with checksums before the rename."""
     _finish_metadata(self._store, self.get())
-    checksums.write(self.get())
+    if _is_whole(self.get_final()):
+      checksums.write(self.get())
     self.get().rename(self.get_final())
 
 
@@ -356,8 +357,14 @@ class _CheckedInBucket(ocp.path.atomicity.CommitFileTemporaryPath):
     """As Orbax' own, with checksums before the last file."""
     _finish_metadata(self._store, self.get())
     name = ocp.path.atomicity.COMMIT_SUCCESS_FILE
-    checksums.write(self.get(), later={name: COMMITTED})
+    if _is_whole(self.get_final()):
+      checksums.write(self.get(), later={name: COMMITTED})
     (self.get() / name).write_bytes(COMMITTED)
+
+
+def _is_whole(path) -> bool:
+  """Whether this is a checkpoint, `checkpoints/<step>`: its parts get their names likewise."""
+  return path.name.isdecimal()
 
 
 def _finish_metadata(store, folder):

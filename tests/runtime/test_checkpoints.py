@@ -151,6 +151,9 @@ def test_harm_to_any_file_of_a_checkpoint_is_found_by_every_reader(harm, tmp_pat
   save(tmp_path, 1, 2)
   newest = tmp_path / 'checkpoints' / '2'
   assert len(files_of(newest)) > 10
+  assert [p for p in files_of(newest) if p.name == checksums.CHECKSUMS] == [
+    newest / checksums.CHECKSUMS
+  ]
   for path in files_of(newest):
     good = path.read_bytes()
     harm(path, rng)
