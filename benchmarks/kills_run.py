@@ -83,7 +83,7 @@ class Run:
 
 
 def aim(run: Run, target: str, number: int, rng):
-  """Waits for the moment of a kill."""
+  """Waits for the moment of a kill; in the end the process may have ended by itself."""
   if target == 'compiling' and number % 3 == 0:
     for name in run.entries():
       os.unlink(os.path.join(run.cache, name))
@@ -91,10 +91,18 @@ def aim(run: Run, target: str, number: int, rng):
     had = run.entries()
     run.wait_for(lambda: run.entries() - had or run.phase() not in ('starting', 'compiling'))
     return
+  longest = {'compiling': 4.0, 'steps_at': 1.0, 'saving': 0.02, 'evaluating': 0.15}[target]
+  lead = rng.uniform(0.0, longest)
+  while run.process.poll() is None and not is_reached(run, target, lead):
+    lead /= 2
+
+
+def is_reached(run: Run, target: str, lead: float) -> bool:
+  """Waits for a phase, and so many seconds more; whether it lasts that long."""
   run.wait_for(lambda: run.phase() == target)
-  longest = {'compiling': 4.0, 'steps_at': 1.0, 'saving': 0.02, 'evaluating': 0.3}[target]
-  end = time.time() + rng.uniform(0.0, longest)
+  end = time.time() + lead
   run.wait_for(lambda: time.time() > end or run.phase() != target)
+  return run.phase() == target
 
 
 def broken_run(workdir, cache, steps, targets, rng) -> list[dict]:
