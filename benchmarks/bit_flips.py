@@ -53,9 +53,9 @@ def commands(run, folder):
     'describe --compare': (describe, {'model': 'scenes', 'compare': run, 'image': image,
                                       'num_samples': 1, 'max_tokens': 2}),
     'score': (score, {'model': run, 'text': 'a red circle', 'image': image}),
-    'probe': (probe, {'model': run, 'output': output}),
+    'probe': (probe, {'model': run, 'config': TINY, 'output': output}),
     'evaluate': (evaluate, {'model': run, 'config': TINY, 'output': output}),
-    'convert': (convert, {'source': run, 'target': output}),
+    'convert': (convert, {'source': run, 'target': output, 'format': 'hf'}),
     'replay': (replay, {'workdir': run, 'step': NEWEST + 1, 'output': output}),
   }  # fmt: skip
 
