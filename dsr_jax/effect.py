@@ -18,6 +18,7 @@ from dsr_jax import cli, files
 from dsr_jax.errors import InputError, run_main
 from dsr_jax.evaluate import scores as scores_lib
 from dsr_jax.evaluate import stats
+from dsr_jax.runtime import writing
 from dsr_jax.scenes import grammar, sets
 
 
@@ -31,33 +32,69 @@ class Effect(NamedTuple):
   by_seed: list[float]
 
 
+# The tables of an evaluation on Scenes, and how many numbers a row has: pictures, or sums.
+ROWS = {'generation': None, 'description': 8, 'description_greedy': 8, 'yesno': 6}
+
+
 def rows_of(workdir: str, step: int) -> dict[str, np.ndarray]:
   """The rows of the evaluation of a step: {name: (P, S) or (C, M)}."""
   path = os.path.join(workdir, 'evaluations', f'{step:06d}.json')
-  rows = files.read_json_or_none(path)
-  if rows is None:
+  content = writing.read_json(
+    path, 'expected a finished run that was evaluated; run dsr_jax.main there to its end'
+  )
+  rows = {}
+  for name, values in content.items():
+    try:
+      rows[name] = np.array(values, float)
+    except (TypeError, ValueError) as e:
+      raise writing.damaged(path, f'{name} is no table of numbers') from e
+  missing = [name for name in ROWS if name not in rows]
+  if missing:
     raise InputError(
-      f'found no {path}; expected a finished run that was evaluated; run dsr_jax.main there to its '
-      'end'
+      f'found no rows {missing[0]} in {path}; expected an evaluation with eval.benchmark=scenes; '
+      'name other runs'
     )
-  return {name: np.array(values, float) for name, values in rows.items()}
+  for name, values in rows.items():
+    columns = ROWS.get(name)
+    if values.ndim != 2 or not values.size or not np.isfinite(values).all():
+      raise writing.damaged(path, f'{name} is no table of numbers')
+    if columns and values.shape[1] != columns:
+      raise writing.damaged(path, f'{name} has rows of {values.shape[1]} numbers, not {columns}')
+  if len(rows['generation']) % len(grammar.GENEVAL):
+    raise writing.damaged(path, f'generation has {len(rows["generation"])} rows')
+  return rows
 
 
 def last_step(workdir: str) -> int:
   """The last step of a finished run."""
   path = os.path.join(workdir, 'summary.json')
-  summary = files.read_json_or_none(path)
-  if summary is None:
-    raise InputError(
-      f'found no {path}; expected the workdir of a finished run; run dsr_jax.main there to its end'
-    )
-  return summary['step']
+  summary = writing.read_json(
+    path, 'expected the workdir of a finished run; run dsr_jax.main there to its end'
+  )
+  step = summary.get('step')
+  if type(step) is not int or step < 0:
+    raise writing.damaged(path, f'its step is {step!r}')
+  return step
+
+
+def check_comparable(workdirs, first, last):
+  """InputError unless all evaluations have rows of the same shapes."""
+  for workdir, before, after in zip(workdirs, first, last):
+    for name in ROWS:
+      shapes = [rows[name].shape for rows in (first[0], before, after)]
+      if len(set(shapes)) > 1:
+        raise InputError(
+          f'found evaluations of other sizes in {workdir} ({name}: {shapes[1]} before, {shapes[2]} '
+          f'after; {shapes[0]} in the first run); expected the same prompts and pictures '
+          'everywhere; compare runs of one configuration'
+        )
 
 
 def effects(workdirs) -> list[Effect]:
   """Every score's effect over the runs of all seeds."""
   first = [rows_of(workdir, 0) for workdir in workdirs]
   last = [rows_of(workdir, last_step(workdir)) for workdir in workdirs]
+  check_comparable(workdirs, first, last)
   prompts = sets.evaluation_prompts(len(first[0]['generation']) // len(grammar.GENEVAL))
   out = [_generation('generation, mean of six tasks', prompts, first, last)]
   for task in scores_lib.tasks_of(prompts):

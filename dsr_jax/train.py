@@ -28,7 +28,7 @@ from dsr_jax.plan import memory as plan_memory
 from dsr_jax.reporting import run_page
 from dsr_jax.reporting.step_sheet import StepSheet
 from dsr_jax.runtime import checkpoints as checkpoints_lib
-from dsr_jax.runtime import distributed
+from dsr_jax.runtime import distributed, writing
 from dsr_jax.runtime import metrics as metrics_lib
 from dsr_jax.runtime import workdir as workdir_lib
 from dsr_jax.runtime.compiled import CompiledStep
@@ -128,6 +128,7 @@ class _Run:
   log: RunLog
   mirror: workdir_lib.Mirror
   stop: StopSignals
+  check_ours: Callable[[], None]  # InputError if the run's folders are no longer its own
 
 
 def run(config, workdir, builders: Builders | None = None, team=None) -> str:
@@ -155,8 +156,13 @@ def run(config, workdir, builders: Builders | None = None, team=None) -> str:
     workdir_lib.use_compile_cache(system.compile_cache)
 
   mesh = builders.make_mesh(system.mesh)
-  lock = workdir_lib.locked(workdir) if team.lead else contextlib.nullcontext()
-  with jax.set_mesh(mesh), lock, StopSignals() as stop, contextlib.ExitStack() as closing:
+  with (
+    jax.set_mesh(mesh),
+    StopSignals() as stop,
+    contextlib.ExitStack() as holding,
+    contextlib.ExitStack() as closing,
+  ):
+    check_ours = _hold_folders(workdir, system.bucket, holding) if team.lead else _nothing_to_check
     # Model, data, state.
     model = builders.load_model(config.model)
     batches = builders.make_batches(config, model, mesh)
@@ -172,7 +178,7 @@ def run(config, workdir, builders: Builders | None = None, team=None) -> str:
     checkpoints = checkpoints_lib.Checkpoints(
       system.bucket or workdir, about, system.keep_last, system.keep_every
     )
-    closing.callback(checkpoints.close)
+    closing.enter_context(_closed_at_the_end(checkpoints))
     start = checkpoints.latest()
     if team.any(start != team.shared(start)):
       raise InputError(
@@ -182,12 +188,11 @@ def run(config, workdir, builders: Builders | None = None, team=None) -> str:
     if start is None:
       checkpoints.check_room(state)
     else:
-      state = checkpoints.restore(state)
-      say(f'going on     from the checkpoint of step {start}')
+      checkpoints.verify(start)
     if team.lead:
       workdir_lib.write_config(workdir, config, about)
     writer = metrics_lib.Writer(workdir, start) if team.lead else metrics_lib.Nowhere()
-    closing.callback(writer.close)
+    closing.enter_context(_closed_at_the_end(writer))
 
     # Train.
     progress = Progress(start or 0, last)
@@ -204,7 +209,14 @@ def run(config, workdir, builders: Builders | None = None, team=None) -> str:
       log=RunLog(config, workdir, codes_per_picture, writer, progress),
       mirror=mirror,
       stop=stop,
+      check_ours=check_ours,
     )
+    if start is not None:
+      # The state is the initial model's until the checkpoint is read: now it can be measured.
+      if _is_due_and_missing(this, 0):
+        _evaluate(this, _initial(state), 0)
+      state = checkpoints.restore(state, start, verified=True)
+      say(f'going on     from the checkpoint of step {start}')
     state, step = _loop(this, state, start or 0)
     closing.close()
 
@@ -212,8 +224,9 @@ def run(config, workdir, builders: Builders | None = None, team=None) -> str:
     parameters = checkpoints_lib.fingerprint(state.params)
     if not team.lead:
       return ''
+    check_ours()
     summary = workdir_lib.write_summary(workdir, step, last, parameters)
-    run_page.write(workdir)
+    _write_page(workdir)
     mirror.push()
     if step < last:
       say(f'stopped      after step {step} of {last}; the same command goes on')
@@ -227,14 +240,15 @@ def _loop(this: _Run, state, start: int):
   system, last, log, team = this.config.system, this.config.method.steps, this.log, this.team
 
   # Before the first step: what an earlier stop left to do. If the state has a copy of the initial
-  # model, that is evaluated after the first step, so that a start that fails shows it early.
-  initial_due = _evaluation_due(this, 0) and not _is_evaluated(this, 0)
-  if initial_due and (start or state.ref_params is None):
-    _evaluate(this, _initial(state), 0)
+  # model, that is evaluated after the first step, so that a start that fails shows it early. A run
+  # that goes on has measured it before its parameters were read.
+  initial_due = not start and _is_due_and_missing(this, 0)
+  if initial_due and state.ref_params is None:
+    _evaluate(this, state, 0)
     initial_due = False
-  if start and _evaluation_due(this, start) and not _is_evaluated(this, start):
+  if start and _is_due_and_missing(this, start):
     _evaluate(this, state, start)
-  if start == last or team.any(this.stop.requested):
+  if start >= last or team.any(this.stop.requested):
     return state, start
 
   # Compile.
@@ -256,6 +270,7 @@ def _loop(this: _Run, state, start: int):
     drawing = due(step, system.samples_every) and not stopping
     evaluating = _evaluation_due(this, step) and not stopping
     if due(step, system.log_every) or saving or drawing or evaluating or initial_due:
+      this.check_ours()
       log.flush()
 
     # Pictures and evaluation.
@@ -269,11 +284,12 @@ def _loop(this: _Run, state, start: int):
     if evaluating:
       _evaluate(this, state, step)
     if (drawing or evaluating) and step < last and team.lead:
-      run_page.write(this.workdir)
+      _write_page(this.workdir)
 
     # Checkpoint.
     if saving:
       check_finite(state, step, this.workdir)
+      this.check_ours()
       this.mirror.push()
       this.checkpoints.save(step, state)
     log.restart_clock()
@@ -297,8 +313,46 @@ def _evaluate(this: _Run, state, step: int):
   this.log.evaluation(step, scores, rows)
 
 
-def _is_evaluated(this: _Run, step: int) -> bool:
-  return this.team.shared(metrics_lib.has_evaluation(this.workdir, step))
+def _is_due_and_missing(this: _Run, step: int) -> bool:
+  """Whether the parameters after this step are to be evaluated and have not been."""
+  if not _evaluation_due(this, step):
+    return False
+  return not this.team.shared(metrics_lib.has_evaluation(this.workdir, step))
+
+
+def _hold_folders(workdir: str, bucket: str, holding: contextlib.ExitStack) -> Callable[[], None]:
+  """Takes the run's folders for this process until `holding` ends; returns a function that raises
+  InputError if they are no longer its own.
+  """
+  folder = holding.enter_context(workdir_lib.locked(workdir))
+  remote = holding.enter_context(workdir_lib.BucketLock(bucket, workdir))
+
+  def check():
+    folder.check()
+    remote.check()
+
+  return check
+
+
+@contextlib.contextmanager
+def _closed_at_the_end(opened):
+  """Closes what was opened; of two errors the first one is told."""
+  try:
+    yield
+  except BaseException:
+    with contextlib.suppress(InputError):
+      opened.close()
+    raise
+  opened.close()
+
+
+def _nothing_to_check():
+  """Of several processes the first looks."""
+
+
+def _write_page(workdir: str):
+  with writing.at(workdir):
+    run_page.write(workdir)
 
 
 def _initial(state):

@@ -152,7 +152,7 @@ def test_too_small_a_disk_is_found_before_the_first_step(tmp_path, monkeypatch):
   )
   with pytest.raises(InputError, match=r'found 1 MiB free at .*; expected 64 MiB for a checkpoint'):
     run(tmp_path)
-  assert not (tmp_path / 'metrics.jsonl').exists() and steps_kept(tmp_path) == []
+  assert os.listdir(tmp_path) == []
 
 
 def test_a_disk_that_fills_up_stops_the_run_with_the_last_good_checkpoint(tmp_path, monkeypatch):

@@ -3,7 +3,6 @@ method. The run's folder is only read.
 """
 
 import dataclasses
-import json
 import math
 import os
 from typing import Any
@@ -17,6 +16,7 @@ from dsr_jax.evaluate import ranking
 from dsr_jax.runtime import checkpoints as checkpoints_lib
 from dsr_jax.runtime import metrics as metrics_lib
 from dsr_jax.runtime import workdir as workdir_lib
+from dsr_jax.runtime import writing
 from dsr_jax.state import TrainState
 
 # Parts of a state that a step under another method takes from the run: what learning has made.
@@ -50,13 +50,19 @@ def read_run(workdir: str):
   InputError where there is no run.
   """
   path = os.path.join(workdir, 'config.json')
-  if not os.path.isfile(path):
-    raise InputError(f'found no {path}; expected the workdir of a run; name it in --workdir')
-  with open(path, encoding='utf-8') as f:
-    config = config_loading.from_config_dict(saved_config.completed(json.load(f)['config']))
+  content = writing.read_json(path, 'expected the workdir of a run; name it in --workdir')
+  if not isinstance(content.get('config'), dict):
+    raise writing.damaged(path, 'it has no group config')
+  try:
+    config = config_loading.from_config_dict(saved_config.completed(content['config']))
+  # Groups that are none: the words for keys of the right form are InputErrors already.
+  except (TypeError, AttributeError, KeyError, ValueError) as e:
+    raise writing.damaged(path, f'its group config: {e}') from e
   lines = []
   if os.path.isfile(os.path.join(workdir, metrics_lib.FILE)):
     lines = metrics_lib.repeatable(workdir)
+  else:
+    cli.log(f'note         found no {metrics_lib.FILE} in {workdir}')
   return config, {line.pop('step'): line for line in lines if 'loss' in line}
 
 
@@ -105,15 +111,10 @@ def replay(builders, config, workdir: str, step: int, mesh, model) -> PastStep:
 
 def _nearest_checkpoint(state, about, config, workdir, step):
   """(state, its step): that of the last checkpoint before `step`; as given, and 0, without one."""
-  start = 0
-  if os.path.isdir(os.path.join(workdir, 'checkpoints')):
-    kept = checkpoints_lib.Checkpoints(config.system.bucket or workdir, about, read_only=True)
-    try:
-      start = max((s for s in kept.steps() if s < step), default=0)
-      if start:
-        state = kept.restore(state, start)
-    finally:
-      kept.close()
+  folder = config.system.bucket or workdir
+  start = max((s for s in checkpoints_lib.steps_in(folder) if s < step), default=0)
+  if start:
+    state = checkpoints_lib.restore(folder, start, state, about)
   return state, start
 
 

@@ -2,30 +2,44 @@
 mesh.
 
 A checkpoint at step s holds the trainable parameters, the optimizer's state and the step, and a
-description of the
-run: the configuration that must match, the source model's name and hash. Random keys and the place
-in the data are functions of (seed, step), so they are not in it; frozen parameters come from the
-source model. A directory `checkpoints/<step>` appears by a rename once all of it is on disk, so a
-kill leaves none behind that is half-written.
+description of the run: the configuration that must match, the source model's name and hash. Random
+keys and the place in the data are functions of (seed, step), so they are not in it; frozen
+parameters come from the source model. A directory `checkpoints/<step>` appears by a rename once all
+of it is on disk, so a kill leaves none behind that is half-written.
+
+The last thing that is written before that rename are checksums of all files. Whoever reads a
+checkpoint compares them first, so damage is a sentence that offers the checkpoint before it.
 """
 
+import contextlib
 import dataclasses
+import errno
 import hashlib
+import json
 import os
 import shutil
+import time
 
 from etils import epath
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from dsr_jax import saved_config, sharding
+from dsr_jax import cli, saved_config, sharding
 from dsr_jax.errors import InputError
+from dsr_jax.runtime import checksums
 
 SPARE_BYTES = 64 << 20  # left to the rest of the run: metrics, pictures, the page
 # Names in a checkpoint -> attributes of `TrainState`. All else comes from the source model.
 SAVED = {'params': 'params', 'opt_state': 'opt_state', 'step': 'step', 'ema': 'ema_params'}
+# What a bucket's checkpoint has once it is complete; there is no rename there.
+COMMITTED = b'complete\n'
+# Said in the metadata that Orbax keeps: this checkpoint has checksums, so it is damaged without.
+CHECKED = {'checksums': checksums.CHECKSUMS}
+# Reading fails for a reason outside of the checkpoint.
+NOT_ITS_FAULT = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE)
 
 
 class Checkpoints:
@@ -35,78 +49,63 @@ class Checkpoints:
   'model': {..., 'fingerprint'}}.
   """
 
-  def __init__(self, workdir, about, keep_last=2, keep_every=0, read_only=False):
+  def __init__(self, workdir, about, keep_last=2, keep_every=0):
     self._directory = _directory(workdir)
     self._about = about
+    in_bucket = self._directory.startswith('gs://')
     options = ocp.CheckpointManagerOptions(
       max_to_keep=keep_last,
       keep_period=keep_every or None,
       cleanup_tmp_directories=True,
       enable_async_checkpointing=True,
+      temporary_path_class=_CheckedInBucket if in_bucket else _Checked,
+      lightweight_initialize=True,  # what is there is looked at when it is read
     )
-    if read_only:  # beside a run that may be at work there
-      options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
-    self._manager = ocp.CheckpointManager(
-      self._directory, options=options, item_names=('state', 'about')
-    )
+    with _writing(self._directory):
+      self._manager = ocp.CheckpointManager(
+        self._directory, options=options, item_names=('state', 'about')
+      )
 
   def latest(self):
     """The newest complete step, or None."""
     return self._manager.latest_step()
 
-  def steps(self):
-    """All complete steps, in order."""
-    return sorted(self._manager.all_steps())
-
   def save(self, step, state):
     """Starts writing `state`; returns once the arrays are the writer's own, so that the caller may
     donate them.
 
-    Errors: InputError if the disk has no room, before anything is written.
+    Errors: InputError if the disk has no room, before anything is written, or if the checkpoint
+    before this one could not be written.
     """
     if self.latest() == step:
       return
     kept = saved_part(state)
     self.check_room(state)
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(_owned(kept)), about=ocp.args.JsonSave(self._about)
-      ),
-    )
+    with _writing(self._directory):
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(_owned(kept)), about=ocp.args.JsonSave(self._about)
+        ),
+        custom_metadata=CHECKED,
+      )
 
-  def restore(self, state, step=None):
+  def verify(self, step):
+    """InputError unless checkpoint `step` is whole and was written by this very run (the
+    differences are named).
+    """
+    with _reading(self._directory, step):
+      _check_whole(self._directory, step)
+      check_same_run(_about(self._directory, step), self._about, self._directory)
+
+  def restore(self, state, step=None, verified=False):
     """Returns `state` with its saved parts from checkpoint `step` (the newest), placed as `state`'s
-    own arrays are.
-
-    Errors: InputError if the run that wrote it was configured differently (the differences are
-    named), or if it cannot be read.
+    own arrays are. Errors: as `verify`, which comes first unless it was called before.
     """
     step = self.latest() if step is None else step
-    check_same_run(self.about(step), self._about, self._directory)
-    kept = saved_part(state)
-    target = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), kept
-    )
-    try:
-      restored = self._manager.restore(
-        step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
-      )['state']
-    except (ValueError, OSError, KeyError) as e:
-      raise InputError(
-        f'cannot read the checkpoint {self._directory}/{step} ({_first_line(e)}); expected one '
-        'written by this run; remove that folder to go on from the one before it'
-      ) from e
-    # Orbax' buffers may be views of file memory; the step donates its state, so it gets buffers of
-    # the runtime.
-    restored = jax.tree.map(jnp.copy, restored)
-    return dataclasses.replace(state, **{SAVED[name]: part for name, part in restored.items()})
-
-  def about(self, step):
-    """What the run that wrote checkpoint `step` said of itself."""
-    return self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))[
-      'about'
-    ]
+    if not verified:
+      self.verify(step)
+    return read_state(self._directory, step, state)
 
   def check_room(self, state):
     """InputError if the disk has no room for one more checkpoint of `state`. Buckets (`gs://`) have
@@ -114,7 +113,8 @@ class Checkpoints:
     """
     if '://' in self._directory:
       return
-    free = shutil.disk_usage(self._directory).free
+    with _writing(self._directory):
+      free = shutil.disk_usage(self._directory).free
     need = num_bytes(saved_part(state)) + SPARE_BYTES
     if free < need:
       raise InputError(
@@ -124,12 +124,53 @@ class Checkpoints:
       )
 
   def wait(self):
-    """Waits until what was started is on disk."""
-    self._manager.wait_until_finished()
+    """Waits until what was started is on disk. InputError if it could not be written."""
+    with _writing(self._directory):
+      self._manager.wait_until_finished()
 
   def close(self):
-    """Waits, and ends the writer's threads."""
-    self._manager.close()
+    """As `wait`, and ends the writer's threads."""
+    with _writing(self._directory):
+      self._manager.close()
+
+
+# Reading.
+
+
+def steps_in(workdir) -> list[int]:
+  """The complete checkpoints of a workdir or bucket, in order; none where there is no such folder.
+
+  One that was emptied counts: whoever reads it says that it is damaged.
+  """
+  return _steps(_directory(workdir))
+
+
+def restore(workdir, step, state, about):
+  """`Checkpoints.restore` for who only reads, beside a run that may be at work there."""
+  directory = _directory(workdir)
+  with _reading(directory, step):
+    _check_whole(directory, step)
+    check_same_run(_about(directory, step), about, directory)
+  return read_state(directory, step, state)
+
+
+def read_state(directory, step, state):
+  """`state` with its saved parts from a checkpoint that has been verified."""
+  target = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), saved_part(state)
+  )
+  with _reading(directory, step):
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+      restored = reader.restore(
+        epath.Path(directory) / str(step) / 'state', args=ocp.args.StandardRestore(target)
+      )
+    # Orbax' buffers may be views of file memory; the step donates its state, so it gets buffers of
+    # the runtime.
+    restored = jax.tree.map(jnp.copy, restored)
+    held = int(sharding.fetch(restored['step']))
+    if held != step:
+      raise ValueError(f'it holds step {held}')
+  return dataclasses.replace(state, **{SAVED[name]: part for name, part in restored.items()})
 
 
 def load_trained(workdir, step=None):
@@ -138,34 +179,207 @@ def load_trained(workdir, step=None):
 
   parameters: nested dict of NumPy arrays, as `TrainState.params` has them. Errors:
     InputError where there is no
-  such checkpoint.
+  such checkpoint, or it is damaged.
   """
   directory = _directory(workdir)
   if not epath.Path(directory).is_dir():
     raise InputError(f'found no {directory}; expected the workdir of a run; name another')
-  # metadata is read before anything else names the handlers
-  handlers = {'state': ocp.PyTreeCheckpointHandler(), 'about': ocp.JsonCheckpointHandler()}
-  options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
-  with ocp.CheckpointManager(directory, options=options, item_handlers=handlers) as manager:
-    steps = sorted(manager.all_steps())
-    chosen = steps[-1] if step is None and steps else step
-    if chosen not in steps:
-      raise InputError(
-        f'found checkpoints {steps} in {directory}; expected one of step '
-        f'{"any" if step is None else step}; name one of them'
-      )
-    # The optimizer's moments, twice as large, stay on disk.
-    params = dict(manager.item_metadata(chosen)['state'].tree)['params']
+  steps = _steps(directory)
+  chosen = steps[-1] if step is None and steps else step
+  if chosen not in steps:
+    raise InputError(
+      f'found checkpoints {steps} in {directory}; expected one of step '
+      f'{"any" if step is None else step}; name one of them'
+    )
+  with _reading(directory, chosen):
+    _check_whole(directory, chosen)
+    about = _about(directory, chosen)
+    return _read_params(epath.Path(directory) / str(chosen) / 'state'), about, chosen
+
+
+def _read_params(folder):
+  """The parameters alone; the optimizer's moments, twice as large, stay on disk."""
+  handler = ocp.PyTreeCheckpointHandler()
+  try:
+    params = dict(handler.metadata(folder).tree)['params']
     target = {'params': jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), params)}
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
-    found = manager.restore(
-      chosen,
-      args=ocp.args.Composite(
-        state=ocp.args.PyTreeRestore(item=target, restore_args=as_numpy, partial_restore=True),
-        about=ocp.args.JsonRestore(),
-      ),
+    args = ocp.args.PyTreeRestore(item=target, restore_args=as_numpy, partial_restore=True)
+    return handler.restore(folder, args=args)['params']
+  finally:
+    handler.close()
+
+
+def _about(directory, step):
+  """What the run that wrote a checkpoint said of itself."""
+  path = epath.Path(directory) / str(step) / 'about' / 'metadata'
+  found = json.loads(path.read_bytes())
+  if not isinstance(found, dict):
+    raise ValueError('its description of the run is none')
+  for part in ('method', 'data', 'model'):
+    if not isinstance(found.get(part), dict):
+      raise ValueError(f'its description of the run lacks {part!r}')
+  return found
+
+
+def _steps(directory) -> list[int]:
+  folder = epath.Path(directory)
+  return sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
+
+
+def _check_whole(directory, step):
+  """ValueError unless the files of a checkpoint are what was written, as far as its checksums say.
+
+  Of several processes each looks at its part of the bytes; all get the same answer.
+  """
+  fault, processes = '', jax.process_count()
+  try:
+    fault = _damage(directory, step, jax.process_index(), processes)
+  except Exception as e:
+    if processes == 1:
+      raise
+    fault = _first_line(e)  # the others wait for this one's word
+  if processes > 1 and multihost_utils.process_allgather(np.array(bool(fault))).any():
+    fault = fault or 'another process found it damaged'
+  if fault:
+    raise ValueError(fault)
+
+
+def _damage(directory, step, part=0, parts=1) -> str:
+  """`checksums.damage` of a checkpoint; says so where it has none."""
+  folder = epath.Path(directory) / str(step)
+  if checksums.exist(folder):
+    return checksums.damage(folder, part, parts)
+  if not any(folder.iterdir()):
+    return 'it is empty'
+  if _is_promised_checksums(folder):
+    return f'{checksums.CHECKSUMS} is missing'
+  if not part:
+    cli.log(
+      f'note         {folder} has no checksums (an earlier version wrote it): damage in it may go '
+      'unnoticed'
     )
-  return found['state']['params'], found['about'], chosen
+  return ''
+
+
+def _is_promised_checksums(folder) -> bool:
+  """Whether what Orbax wrote of a checkpoint says that it has checksums."""
+  try:
+    said = json.loads((folder / '_CHECKPOINT_METADATA').read_bytes())
+    return checksums.CHECKSUMS in said['custom_metadata'].values()
+  except (OSError, ValueError, LookupError, AttributeError, TypeError):
+    return False  # one of an earlier version may have lost it and be whole
+
+
+@contextlib.contextmanager
+def _reading(directory, step):
+  """Whatever goes wrong inside is the one sentence about a checkpoint that cannot be read."""
+  try:
+    yield
+  except (InputError, MemoryError):
+    raise
+  # Damage makes Orbax and its libraries stumble anywhere, over any type of error.
+  except Exception as e:
+    if 'RESOURCE_EXHAUSTED: Out of memory' in str(e):
+      raise
+    if isinstance(e, OSError) and e.errno in NOT_ITS_FAULT:
+      raise InputError(
+        f'cannot read the checkpoint {directory}/{step} ({e.strerror}: {e.filename}); expected '
+        'leave to read it; mend that, nothing in it is lost'
+      ) from e
+    raise InputError(
+      f'cannot read the checkpoint {directory}/{step} ({_first_line(e)}); expected one as a run '
+      f'wrote it; {_way_out(directory, step)}'
+    ) from e
+
+
+def _way_out(directory, step):
+  """What to do about a damaged checkpoint: the newest whole one before it."""
+  for before in reversed([s for s in _steps(directory) if s < step]):
+    with contextlib.suppress(OSError):
+      if not _damage(directory, before):
+        workdir = os.path.dirname(directory)
+        return (
+          f'remove that folder to go on from the one before it, of step {before}, or name it, as '
+          f'{workdir}@{before}'
+        )
+  return (
+    'there is no whole one before it: bring that folder back from a copy, or remove it to begin '
+    'anew'
+  )
+
+
+# Writing.
+
+
+@contextlib.contextmanager
+def _writing(directory):
+  """Whatever goes wrong inside, or went wrong since in the writer's thread, is one sentence."""
+  try:
+    yield
+  except (InputError, MemoryError):
+    raise
+  # A full disk, no leave, no more open files: each layer below has a type of its own for them.
+  except Exception as e:
+    raise InputError(
+      f'cannot write a checkpoint to {directory} ({_first_line(e)}); expected room and leave to '
+      'write there; mend that, and the same command goes on from the last complete checkpoint'
+    ) from e
+
+
+class _Checked(ocp.path.atomicity.AtomicRenameTemporaryPath):
+  """A checkpoint in the making: checksums are its last file, then it takes its name."""
+
+  def __init__(self, temporary_path, final_path, *, checkpoint_metadata_store=None, **options):
+    super().__init__(
+      temporary_path, final_path, checkpoint_metadata_store=checkpoint_metadata_store, **options
+    )
+    self._store = checkpoint_metadata_store
+
+  async def finalize(self):
+    """As Orbax' own, with checksums before the rename."""
+    _finish_metadata(self._store, self.get())
+    if _is_whole(self.get_final()):
+      checksums.write(self.get())
+    self.get().rename(self.get_final())
+
+
+class _CheckedInBucket(ocp.path.atomicity.CommitFileTemporaryPath):
+  """As `_Checked`, where a last small file says that a checkpoint is complete."""
+
+  def __init__(self, temporary_path, final_path, *, checkpoint_metadata_store=None, **options):
+    super().__init__(
+      temporary_path, final_path, checkpoint_metadata_store=checkpoint_metadata_store, **options
+    )
+    self._store = checkpoint_metadata_store
+
+  async def finalize(self):
+    """As Orbax' own, with checksums before the last file."""
+    _finish_metadata(self._store, self.get())
+    name = ocp.path.atomicity.COMMIT_SUCCESS_FILE
+    if _is_whole(self.get_final()):
+      checksums.write(self.get(), later={name: COMMITTED})
+    (self.get() / name).write_bytes(COMMITTED)
+
+
+def _is_whole(path) -> bool:
+  """Whether this is a checkpoint, `checkpoints/<step>`: its parts get their names likewise."""
+  return path.name.isdecimal()
+
+
+def _finish_metadata(store, folder):
+  """Orbax' last change of a checkpoint: when it was complete."""
+  if store is None:
+    return
+  store.wait_until_finished()
+  store.update(
+    file_path=folder / '_CHECKPOINT_METADATA',
+    commit_timestamp_nsecs=time.time_ns(),
+  )
+  store.wait_until_finished()
+
+
+# Comparing.
 
 
 def check_same_run(saved, now, directory):
@@ -227,4 +441,6 @@ def _mib(n):
 
 
 def _first_line(error):
+  while isinstance(error, BaseExceptionGroup):
+    error = error.exceptions[0]
   return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

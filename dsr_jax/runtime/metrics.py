@@ -3,18 +3,25 @@
 Names are `group/name`. `time/...` and `memory/...` differ between two runs of the same command;
 everything else is the same bit for bit. Evaluations have lines of their own (`eval/...`), at the
 step whose parameters they measured; step 0 is the model before training.
+
+A line that is none (a disk's damage, an editor's) costs nothing but itself: it is named and left
+out, and steps that have no line are named too.
 """
 
 import json
 import math
 import os
 import resource
+import time
+from typing import NamedTuple
 
 import jax
+from tensorboardX import event_file_writer
+from tensorboardX.proto import event_pb2, summary_pb2
 
-from dsr_jax import files
+from dsr_jax import cli, files
 from dsr_jax.errors import InputError
-from dsr_jax.runtime import events
+from dsr_jax.runtime import writing
 
 FILE = 'metrics.jsonl'
 UNREPEATABLE = ('time/', 'memory/')
@@ -27,11 +34,11 @@ class Writer:
 
   def __init__(self, workdir, resume_step=None):
     self._path = os.path.join(workdir, FILE)
-    cut(self._path, resume_step)
-    self._file = open(self._path, 'a', encoding='utf-8')
-    self._events = events.EventWriter(
-      os.path.join(workdir, 'events'), 0 if resume_step is None else resume_step + 1
-    )
+    with writing.at(self._path):
+      cut(self._path, resume_step)
+      self._file = open(self._path, 'a', encoding='utf-8')
+      first_step = 0 if resume_step is None else resume_step + 1
+      self._events = _events(os.path.join(workdir, 'events'), first_step)
 
   def write(self, step, values):
     """One line. `values`: flat dict of finite floats. It is out of this process before the call
@@ -40,14 +47,40 @@ class Writer:
     line = json.dumps(
       {'step': step, **{name: _number(value) for name, value in values.items()}}, allow_nan=False
     )
-    self._file.write(line + '\n')
-    self._file.flush()
-    self._events.scalars(step, values)
+    with writing.at(self._path):
+      self._file.write(line + '\n')
+      self._file.flush()
+      self._events.write_event(_event(step, values))
+      self._events.flush()
 
   def close(self):
     """Ends both files."""
-    self._file.close()
-    self._events.close()
+    with writing.at(self._path):
+      self._file.close()
+      self._events.close()
+
+
+def _events(folder, first_step):
+  """A new file of TensorBoard events; TensorBoard drops what an earlier, killed process logged from
+  `first_step` on.
+
+  tensorboardX' SummaryWriter hands events to a thread, whose queue is lost in a kill also after
+  `flush`; its writer of one file does not.
+  """
+  os.makedirs(folder, exist_ok=True)
+  suffix = f'.{time.time_ns()}.{os.getpid()}'  # the name has only the second
+  events = event_file_writer.EventsWriter(os.path.join(folder, 'events'), suffix)
+  start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+  events.write_event(event_pb2.Event(wall_time=time.time(), step=first_step, session_log=start))
+  return events
+
+
+def _event(step, values):
+  """One TensorBoard event with all of a line's numbers."""
+  summary = summary_pb2.Summary(
+    value=[summary_pb2.Summary.Value(tag=name, simple_value=x) for name, x in values.items()]
+  )
+  return event_pb2.Event(wall_time=time.time(), step=step, summary=summary)
 
 
 class Nowhere:
@@ -60,27 +93,46 @@ class Nowhere:
     """Nothing."""
 
 
+class _Lines(NamedTuple):
+  """A metrics file. good: [(text, its JSON object)]; bad: what to say of each other line."""
+
+  good: list[tuple[str, dict]]
+  bad: list[str]
+
+
 def cut(path, last_step):
   """Drops lines after `last_step`, and a line that a kill left half-written; all of them if it is
-  None.
+  None. Says which lines could not be read, and which steps up to there have none.
   """
   if not os.path.exists(path):
+    if last_step:
+      cli.log(f'note         found no {path}: the metrics of steps 1 to {last_step} are lost')
     return
-  kept = [] if last_step is None else [line for line, step in _lines(path) if step <= last_step]
-  files.write_text(path, ''.join(line + '\n' for line in kept))
+  if last_step is None:
+    files.write_text(path, '')
+    return
+  lines = _read(path)
+  _say_bad(path, lines)
+  kept = [(text, line) for text, line in lines.good if line['step'] <= last_step]
+  missing = set(range(1, last_step + 1)) - {line['step'] for _, line in kept if not _is_eval(line)}
+  if missing:
+    cli.log(f'note         {path} has no line of {_spans(missing)}; they are not made again')
+  files.write_text(path, ''.join(text + '\n' for text, _ in kept))
 
 
 def read(workdir):
-  """A run's metrics as {name: (steps, values)}, both lists, in the order of the file."""
+  """A run's metrics as {name: (steps, values)}, both lists, by step; what was measured twice at a
+  step stays in the order of the file.
+  """
   curves = {}
   path = os.path.join(workdir, FILE)
   if not os.path.exists(path):
     raise InputError(f'found no {path}; expected the workdir of a run; name another')
-  for line, step in _lines(path):
-    for name, value in json.loads(line).items():
+  for line in sorted(_good_lines(path), key=_step_of):
+    for name, value in line.items():
       if name != 'step':
         steps, values = curves.setdefault(name, ([], []))
-        steps.append(step)
+        steps.append(line['step'])
         values.append(value)
   return curves
 
@@ -88,10 +140,9 @@ def read(workdir):
 def has_evaluation(workdir, step):
   """Whether the parameters of `step` have been evaluated."""
   path = os.path.join(workdir, FILE)
-  return os.path.exists(path) and any(
-    at == step and any(name.startswith('eval/') for name in json.loads(line))
-    for line, at in _lines(path)
-  )
+  if not os.path.exists(path):
+    return False
+  return any(line['step'] == step and _is_eval(line) for _, line in _read(path).good)
 
 
 def memory():
@@ -106,10 +157,9 @@ def repeatable(workdir):
   """The lines of a run without time and memory: a list of dicts, equal for two runs of the same
   command.
   """
-  lines = [json.loads(line) for line, _ in _lines(os.path.join(workdir, FILE))]
   return [
     {name: value for name, value in line.items() if not name.startswith(UNREPEATABLE)}
-    for line in lines
+    for line in _good_lines(os.path.join(workdir, FILE))
   ]
 
 
@@ -118,14 +168,63 @@ def first_not_finite(values):
   return next((name for name, value in values.items() if not math.isfinite(value)), None)
 
 
-def _lines(path):
-  """Whole lines of a metrics file with their steps."""
-  with open(path, encoding='utf-8', errors='replace') as f:
-    for line in f:
-      try:
-        yield line.rstrip('\n'), json.loads(line)['step']
-      except ValueError:  # the last line of a killed run
-        return
+def _good_lines(path) -> list[dict]:
+  lines = _read(path)
+  _say_bad(path, lines)
+  return [line for _, line in lines.good]
+
+
+def _read(path) -> _Lines:
+  """All lines of a metrics file but a last one that a kill left without its end."""
+  with writing.reading(path), open(path, 'rb') as f:
+    whole, _, _ = f.read().rpartition(b'\n')
+  good, bad = [], []
+  for number, data in enumerate(whole.split(b'\n') if whole else [], start=1):
+    try:
+      text = data.decode('utf-8')
+      good.append((text, _checked(json.loads(text))))
+    except (ValueError, RecursionError):
+      bad.append(f'line {number} ({data[:40]!r})')
+  return _Lines(good, bad)
+
+
+def _checked(line) -> dict:
+  """A line's object; ValueError where it is not what `Writer` writes."""
+  if not isinstance(line, dict) or type(line.get('step')) is not int or line['step'] < 0:
+    raise ValueError
+  for value in line.values():
+    if type(value) not in (int, float) or not math.isfinite(value):
+      raise ValueError
+  return line
+
+
+def _say_bad(path, lines: _Lines):
+  if lines.bad:
+    shown = ', '.join(lines.bad[:5]) + (', ...' if len(lines.bad) > 5 else '')
+    cli.log(
+      f'note         {path}: {len(lines.bad)} of {len(lines.bad) + len(lines.good)} lines are no '
+      f'metrics and left out: {shown}'
+    )
+
+
+def _is_eval(line) -> bool:
+  return any(name.startswith('eval/') for name in line)
+
+
+def _step_of(line) -> int:
+  return line['step']
+
+
+def _spans(steps) -> str:
+  """{1, 2, 3, 7} -> 'steps 1 to 3, 7'."""
+  spans = []
+  for step in sorted(steps):
+    if spans and spans[-1][1] == step - 1:
+      spans[-1][1] = step
+    else:
+      spans.append([step, step])
+  shown = [f'{a} to {b}' if b > a else str(a) for a, b in spans]
+  return 'steps ' + ', '.join(shown[:8]) + (', ...' if len(shown) > 8 else '')
 
 
 def _number(value):

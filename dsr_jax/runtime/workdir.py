@@ -8,14 +8,19 @@ import glob
 import importlib.metadata
 import json
 import os
+import socket
 import tempfile
+import threading
+import time
+import uuid
 
 from etils import epath
 import jax
 
-from dsr_jax import files, images, saved_config
+from dsr_jax import cli, files, images, saved_config
 from dsr_jax.errors import InputError
 from dsr_jax.runtime import metrics as metrics_lib
+from dsr_jax.runtime import writing
 
 ACCELERATORS = ('/dev/nvidia[0-9]*', '/dev/accel[0-9]*', '/dev/vfio/[0-9]*')
 MIRRORED = (
@@ -27,6 +32,12 @@ MIRRORED = (
   'samples',
   'evaluations',
 )
+LOCK = '.lock'
+BUCKET_LOCK = 'run.lock'
+# A bucket's lock: its owner writes it anew every so often, and one that was not written for the
+# second time is a dead run's.
+BEAT_SECONDS = 10.0
+DEAD_SECONDS = 30.0
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
@@ -76,29 +87,182 @@ def use_compile_cache(folder):
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
 
 
+class Held:
+  """A workdir that is this process's; see `locked`."""
+
+  def __init__(self, workdir, lock):
+    self._workdir, self._lock = workdir, lock
+
+  def check(self):
+    """InputError if the folder was removed, or another took its place, since the run began."""
+    try:
+      there = os.stat(os.path.join(self._workdir, LOCK))
+    except OSError:
+      there = None
+    if there is None or not os.path.samestat(there, os.fstat(self._lock.fileno())):
+      raise InputError(
+        f'found that the folder {self._workdir} was removed or replaced while the run was at work '
+        'in it; expected it to stay; bring it back from a copy if there is one: the same command '
+        'goes on from what it finds there'
+      )
+
+
 @contextlib.contextmanager
 def locked(workdir):
-  """Makes the folder and holds it for this process. The lock goes with the process, however it
-  ends.
+  """Makes the folder and holds it for this process; yields `Held`. The lock goes with the process,
+  however it ends. A block that fails before it has written anything leaves nothing behind.
   """
+  made = _make_folders(workdir)
+  try:
+    with _lock_file(workdir) as lock:
+      try:
+        yield Held(workdir, lock)
+      except BaseException:
+        # Still held, so nobody else is in it.
+        _remove_if_unused(workdir)
+        raise
+  finally:
+    for folder in made:
+      with contextlib.suppress(OSError):  # there is something in it by now
+        os.rmdir(folder)
+
+
+def _make_folders(workdir) -> list[str]:
+  """Makes a folder and those above it; returns the new ones, the innermost first."""
+  new, folder = [], os.path.abspath(workdir)
+  while not os.path.lexists(folder):
+    new.append(folder)
+    folder = os.path.dirname(folder)
   try:
     os.makedirs(workdir, exist_ok=True)
-    lock = open(os.path.join(workdir, '.lock'), 'a')
   except OSError as e:
-    raise InputError(
-      f'found that {workdir} cannot be written ({e.strerror}); expected a folder to leave the run '
-      'in; '
-      'choose another --workdir'
-    ) from e
-  with lock:
+    raise _not_writable(workdir, e) from e
+  return new
+
+
+def _lock_file(workdir):
+  """The open lock file of a folder, held. InputError where another process holds it."""
+  path = os.path.join(workdir, LOCK)
+  while True:
+    try:
+      lock = open(path, 'a')
+    except OSError as e:
+      raise _not_writable(workdir, e) from e
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      # A start that was refused may have removed the file between these two lines.
+      if os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(lock.fileno())):
+        return lock
+      lock.close()
     except BlockingIOError as e:
+      lock.close()
       raise InputError(
         f'found another run at work in {workdir}; expected none; stop it, or choose another '
         '--workdir'
       ) from e
-    yield
+
+
+def _remove_if_unused(workdir):
+  """Removes the lock, and an empty folder for checkpoints, where there is nothing else."""
+  with contextlib.suppress(OSError):
+    os.rmdir(os.path.join(workdir, 'checkpoints'))
+  with contextlib.suppress(OSError):
+    if os.listdir(workdir) == [LOCK]:
+      os.unlink(os.path.join(workdir, LOCK))
+
+
+def _not_writable(workdir, error) -> InputError:
+  return InputError(
+    f'found that {workdir} cannot be written ({error.strerror}); expected a folder to leave the '
+    'run in; '
+    'choose another --workdir'
+  )
+
+
+class BucketLock:
+  """Holds a bucket for this run while it is entered: two would overwrite each other's checkpoints.
+
+  Buckets have no locks that go with a process, so there is an object that says whose it is and that
+  its owner writes anew every BEAT_SECONDS. One that stays as it is for DEAD_SECONDS was left by a
+  run that was killed; one of this very workdir needs no waiting, since the workdir's own lock is
+  held. Two that start within the same second may both miss each other; the next beat finds it.
+  """
+
+  def __init__(self, bucket, workdir):
+    self._path = epath.Path(bucket) / BUCKET_LOCK if bucket else None
+    self._place = f'{socket.gethostname()}:{os.path.realpath(workdir)}'
+    self._token = uuid.uuid4().hex
+    self._done = threading.Event()
+    self._taken_by = ''
+
+  def __enter__(self):
+    if self._path is None:
+      return self
+    with writing.at(self._path):
+      owner = self._read()
+      if owner and owner['place'] != self._place:
+        self._wait_for_sign_of_life(owner)
+      self._path.parent.mkdir(parents=True, exist_ok=True)
+      self._write(0)
+    threading.Thread(target=self._beat, daemon=True).start()
+    return self
+
+  def check(self):
+    """InputError if another run took the bucket since."""
+    if self._taken_by:
+      raise self._refusal(self._taken_by)
+
+  def __exit__(self, *_):
+    if self._path is None:
+      return
+    self._done.set()
+    with contextlib.suppress(OSError):
+      if (self._read() or {}).get('token') == self._token:
+        self._path.unlink()
+
+  def _wait_for_sign_of_life(self, owner):
+    end = time.monotonic() + DEAD_SECONDS
+    cli.log(
+      f'waiting      {DEAD_SECONDS:g} s at most: whether the run of {owner["place"]} is still at '
+      f'work on {self._path.parent}'
+    )
+    while time.monotonic() < end:
+      now = self._read()
+      if now is None:  # it has ended
+        return
+      if now != owner:
+        raise self._refusal(now['place'])
+      time.sleep(BEAT_SECONDS / 10)
+
+  def _beat(self):
+    beats = 0
+    while not self._done.wait(BEAT_SECONDS):
+      beats += 1
+      with contextlib.suppress(OSError):  # the next beat may get through
+        now = self._read()
+        if now and now['token'] != self._token:
+          self._taken_by = now['place']
+          return
+        self._write(beats)
+
+  def _read(self) -> dict | None:
+    try:
+      found = json.loads(self._path.read_text())
+      return {name: str(found[name]) for name in ('place', 'token', 'beats')}
+    except FileNotFoundError:
+      return None
+    except (ValueError, TypeError, LookupError):
+      return {'place': 'unknown', 'token': '', 'beats': ''}
+
+  def _write(self, beats):
+    content = {'place': self._place, 'token': self._token, 'beats': beats}
+    self._path.write_text(json.dumps(content))
+
+  def _refusal(self, place) -> InputError:
+    return InputError(
+      f'found another run at work on {self._path.parent} (of {place}); expected none; stop it, or '
+      'choose another system.bucket'
+    )
 
 
 def about(config, source, data_fingerprint):
@@ -117,19 +281,25 @@ def write_config(workdir, config, about):
     'versions': versions,
     'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
   }
-  files.write_json(os.path.join(workdir, 'config.json'), content, indent=2, sort_keys=True)
+  path = os.path.join(workdir, 'config.json')
+  with writing.at(path):
+    files.write_json(path, content, indent=2, sort_keys=True)
 
 
 def write_samples(workdir, step, image):
   """samples/STEP.png."""
-  files.write_bytes(os.path.join(workdir, 'samples', f'{step:06d}.png'), images.png(image))
+  path = os.path.join(workdir, 'samples', f'{step:06d}.png')
+  with writing.at(path):
+    files.write_bytes(path, images.png(image))
 
 
 def write_evaluation(workdir, step, details):
   """evaluations/STEP.json: {name: rows of sums, a row a prompt or picture}, for
   `dsr_jax.effect`.
   """
-  files.write_json(os.path.join(workdir, 'evaluations', f'{step:06d}.json'), details)
+  path = os.path.join(workdir, 'evaluations', f'{step:06d}.json')
+  with writing.at(path):
+    files.write_json(path, details)
 
 
 class Mirror:
@@ -138,43 +308,44 @@ class Mirror:
   """
 
   def __init__(self, workdir, bucket):
-    self._local, self._bucket, self._seen = (
-      epath.Path(workdir),
-      epath.Path(bucket) if bucket else None,
-      {},
-    )
+    self._local = epath.Path(workdir)
+    self._bucket = epath.Path(bucket) if bucket else None
+    self._pushed = {}  # path: the file's status then
 
   def fetch(self):
     """Brings the files of an earlier start here, where this folder has none of its own."""
-    if (
-      self._bucket is None or not self._bucket.is_dir() or (self._local / metrics_lib.FILE).exists()
-    ):
+    if self._bucket is None or (self._local / metrics_lib.FILE).exists():
       return
-    for path in self._files(self._bucket):
-      files.write_bytes(self._local / path, (self._bucket / path).read_bytes())
+    with writing.at(self._local):
+      for path in _mirrored(self._bucket):
+        target = self._local / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = (self._bucket / path).copy(f'{target}.new', overwrite=True)
+        aside.replace(target)
 
   def push(self):
     """Copies what is new or has changed since the last time."""
     if self._bucket is None:
       return
-    for path in self._files(self._local):
-      stat = os.stat(self._local / path)
-      if self._seen.get(path) != (stat.st_size, stat.st_mtime_ns):
-        self._seen[path] = stat.st_size, stat.st_mtime_ns
-        (self._bucket / path).parent.mkdir(parents=True, exist_ok=True)
-        (self._bucket / path).write_bytes((self._local / path).read_bytes())
+    with writing.at(self._bucket):
+      for path in _mirrored(self._local):
+        status = os.stat(self._local / path)
+        now = status.st_size, status.st_mtime_ns
+        if self._pushed.get(path) != now:
+          (self._bucket / path).parent.mkdir(parents=True, exist_ok=True)
+          (self._local / path).copy(self._bucket / path, overwrite=True)
+          self._pushed[path] = now
 
-  @staticmethod
-  def _files(folder):
-    for child in folder.iterdir():
-      if child.name in MIRRORED and child.is_dir():
-        yield from (
-          f'{child.name}/{inner.name}'
-          for inner in child.iterdir()
-          if not inner.name.endswith('.new')
-        )
-      elif child.name in MIRRORED:
-        yield child.name
+
+def _mirrored(folder) -> list[str]:
+  """The files of a workdir, or of its bucket, that are copied: paths inside of it."""
+  found = []
+  for name in MIRRORED:
+    inner = sorted((folder / name).glob('*')) if (folder / name).is_dir() else []
+    found += [f'{name}/{path.name}' for path in inner if not path.name.endswith('.new')]
+    if (folder / name).is_file():
+      found.append(name)
+  return found
 
 
 def write_summary(workdir, step, steps, parameters_sha256):
@@ -201,7 +372,8 @@ def write_summary(workdir, step, steps, parameters_sha256):
     'report': os.path.join(os.path.abspath(workdir), 'report.html'),
   }
   path = os.path.join(workdir, 'summary.json')
-  return files.write_json(path, content, indent=2, sort_keys=True)
+  with writing.at(path):
+    return files.write_json(path, content, indent=2, sort_keys=True)
 
 
 def table(workdir):

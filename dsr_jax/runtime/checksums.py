@@ -1,0 +1,119 @@
+"""Checksums of a folder of files: written once it is complete, compared when it is read.
+
+CHECKSUMS holds, of every file, its size and the CRC-32 of each of its blocks: {'state/d/ab12':
+[size, crc, crc, ...]}. One changed bit anywhere is always found; a CRC guards against damage, not
+against somebody who forges. Blocks are read by several threads, and of several processes each can
+read a part of them.
+"""
+
+from concurrent import futures
+import json
+import os
+import zlib
+
+CHECKSUMS = 'checksums.json'
+BLOCK_BYTES = 64 << 20
+READ_BYTES = 1 << 20  # at once: it is still in the processor's cache when its checksum is taken
+THREADS = min(8, os.cpu_count() or 1)
+
+
+def write(folder, later: dict[str, bytes] | None = None):
+  """Writes `folder`/CHECKSUMS over every file that is there.
+
+  Args:
+    folder: `epath.Path`, of a disk or a bucket.
+    later: {name: content} of files that will be there once the folder is in its place.
+  """
+  sizes = {path: _size(folder / path) for path in _files(folder)}
+  blocks = [(path, block) for path, size in sizes.items() for block in _blocks(size)]
+  found = _crcs(folder, blocks)
+  content = {path: [size] for path, size in sizes.items()}
+  for (path, _), crc in zip(blocks, found):
+    content[path].append(crc)
+  for name, data in (later or {}).items():
+    content[name] = [len(data), *(zlib.crc32(data) for _ in _blocks(len(data)))]
+  (folder / CHECKSUMS).write_text(json.dumps(content, indent=0, sort_keys=True) + '\n')
+
+
+def exist(folder) -> bool:
+  """Whether the folder has checksums."""
+  return (folder / CHECKSUMS).exists()
+
+
+def damage(folder, part: int = 0, parts: int = 1) -> str:
+  """The first fault of a folder's files in words, or '' where all are as they were written.
+
+  part, parts: looks at every `parts`-th block alone, from the `part`-th.
+
+  Raises:
+    OSError: a file is there and cannot be read.
+  """
+  try:
+    content = _checked(json.loads((folder / CHECKSUMS).read_bytes()))
+  except (ValueError, RecursionError):
+    return f'{CHECKSUMS} is no list of checksums'
+  for path, (size, *_) in content.items():
+    if not (folder / path).exists():
+      return f'{path} is missing'
+    if _size(folder / path) != size:
+      return f'{path} has {_size(folder / path):,} bytes of {size:,}'
+  blocks = [(path, block) for path, (size, *_) in content.items() for block in _blocks(size)]
+  expected = [crc for _, (_, *crcs) in content.items() for crc in crcs]
+  mine = slice(part, None, parts)
+  for (path, _), crc, found in zip(
+    blocks[mine], expected[mine], _crcs(folder, blocks[mine]), strict=True
+  ):
+    if crc != found:
+      return f'{path} is not as it was written'
+  return ''
+
+
+def _checked(content):
+  """The content of CHECKSUMS; ValueError where it has another form."""
+  if not isinstance(content, dict) or not content:
+    raise ValueError
+  for entry in content.values():
+    if not isinstance(entry, list) or not all(type(number) is int for number in entry):
+      raise ValueError
+    if not entry or entry[0] < 0 or len(entry) != 1 + len(_blocks(entry[0])):
+      raise ValueError
+  return content
+
+
+def _files(folder, inside='') -> list[str]:
+  """Every file below a folder, by its path in it, in order."""
+  found = []
+  for child in sorted(folder.iterdir(), key=str):
+    path = inside + child.name
+    if child.is_dir():
+      found += _files(child, f'{path}/')
+    elif path != CHECKSUMS:
+      found.append(path)
+  return found
+
+
+def _size(path) -> int:
+  return path.stat().length
+
+
+def _blocks(size) -> range:
+  """Where the blocks of a file of `size` bytes begin; an empty file has none."""
+  return range(0, size, BLOCK_BYTES)
+
+
+def _crcs(folder, blocks) -> list[int]:
+  """The CRC-32 of each block (path, beginning), in their order."""
+
+  def crc_of(block):
+    path, start = block
+    crc = 0
+    left = BLOCK_BYTES
+    with (folder / path).open('rb') as f:
+      f.seek(start)
+      while left and (data := f.read(min(READ_BYTES, left))):
+        crc = zlib.crc32(data, crc)
+        left -= len(data)
+    return crc
+
+  with futures.ThreadPoolExecutor(THREADS) as pool:
+    return list(pool.map(crc_of, blocks))

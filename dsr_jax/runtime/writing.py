@@ -1,0 +1,66 @@
+"""What the file system refuses while a run is at work, and what is damaged in a run's folder, as
+one sentence each.
+"""
+
+import contextlib
+import errno
+import json
+import os
+
+from dsr_jax.errors import InputError
+
+
+@contextlib.contextmanager
+def at(path):
+  """An OSError inside is an InputError about `path`: no room, no leave, no open files, gone."""
+  try:
+    yield
+  except OSError as e:
+    where = e.filename or path
+    if e.errno in (errno.ENOENT, errno.ESTALE):
+      raise InputError(
+        f'found {where} gone while the run was at work; expected its folder to stay as it is; '
+        'bring it back, or start again with another --workdir'
+      ) from e
+    raise InputError(
+      f'cannot write {where} ({e.strerror or e}); expected room and leave to write there; mend '
+      'that, and the same command goes on from the last complete checkpoint'
+    ) from e
+
+
+@contextlib.contextmanager
+def reading(path):
+  """An OSError inside is an InputError about a file of a run that is there."""
+  try:
+    yield
+  except OSError as e:
+    raise InputError(
+      f'cannot read {path} ({e.strerror or e}); expected a file of a run; mend its permissions or '
+      'name another run'
+    ) from e
+
+
+def read_json(path, missing: str) -> dict:
+  """The JSON object in a file that a run wrote.
+
+  missing: the sentence's end where there is no such file. Errors: InputError, also where the file
+  is damaged.
+  """
+  if not os.path.isfile(path):
+    raise InputError(f'found no {path}; {missing}')
+  try:
+    with reading(path), open(path, 'rb') as f:
+      content = json.loads(f.read())
+  except (ValueError, RecursionError) as e:
+    raise damaged(path, 'it is no JSON') from e
+  if not isinstance(content, dict):
+    raise damaged(path, f'it holds a {type(content).__name__}, no object')
+  return content
+
+
+def damaged(path, what) -> InputError:
+  """The sentence about a file of a run that holds something else than the run wrote."""
+  return InputError(
+    f'cannot read {path} ({what}); expected what the run wrote there; bring it back from a copy, '
+    'or name another run'
+  )

@@ -1,0 +1,59 @@
+"""A run's folder that has suffered, read for a replay: one sentence, or what is left of it."""
+
+import json
+
+import fake_run
+import pytest
+
+from dsr_jax import saved_config
+from dsr_jax.errors import InputError
+from dsr_jax.replay import past_step
+
+
+@pytest.fixture
+def workdir(tmp_path):
+  content = {'config': saved_config.to_json(fake_run.config(3))}
+  (tmp_path / 'config.json').write_text(json.dumps(content))
+  lines = [json.dumps({'step': step, 'loss': 1.0}) for step in (1, 2, 3)]
+  (tmp_path / 'metrics.jsonl').write_text('\n'.join(lines) + '\n')
+  return tmp_path
+
+
+def test_a_whole_run_is_read(workdir):
+  config, lines = past_step.read_run(str(workdir))
+  assert config == fake_run.config(3) and sorted(lines) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+  'harm',
+  [
+    b'',
+    b'{',
+    b'[1]',
+    b'7',
+    b'{}',
+    b'\xff',
+    b'[' * 100_000,
+    b'{"config": 3}',
+    b'{"config": {"method": 3}}',
+    b'{"config": {"method": {}, "system": []}}',
+    b'{"config": {"model": "scenes"}}',
+    b'{"config": {"method": {"grpo": 4, "ratio_low": 1.0}}}',
+  ],
+)
+def test_a_damaged_configuration_is_one_sentence(harm, workdir):
+  (workdir / 'config.json').write_bytes(harm)
+  with pytest.raises(InputError):
+    past_step.read_run(str(workdir))
+
+
+def test_lines_of_metrics_that_are_none_are_left_out(workdir, capsys):
+  text = (workdir / 'metrics.jsonl').read_text().replace('{"step": 2', '{"st')
+  (workdir / 'metrics.jsonl').write_text(text)
+  _, lines = past_step.read_run(str(workdir))
+  assert sorted(lines) == [1, 3] and 'line 2 (' in capsys.readouterr().err
+  (workdir / 'metrics.jsonl').unlink()
+  _, lines = past_step.read_run(str(workdir))
+  assert not lines and 'found no metrics.jsonl' in capsys.readouterr().err
+  with pytest.raises(InputError, match='which has run no step yet'):
+    past_step.check_step(1, lines, str(workdir))
