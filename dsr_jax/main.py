@@ -2,10 +2,9 @@
 
   python -m dsr_jax.main --config=configs/scenes.py --workdir=DIR [--config.key=value]
 
-On several hosts: the same command on each, which on a TPU slice (with `tpu/`) or under Slurm find
-  one
-another; elsewhere with --coordinator=HOST:PORT --processes=M --process=0 (1, 2, ... on the others;
-PORT and PORT + 1 of HOST must be open).
+On several hosts: the same command on each, which on a TPU slice (with `tpu/`), under Slurm or Open
+MPI find one another; elsewhere with --coordinator=HOST:PORT --processes=M --process=0 (1, 2, ... on
+the others; PORT of HOST must be open).
 """
 
 from absl import flags
@@ -41,14 +40,14 @@ def define_flags(f=flags.FLAGS):
     flag_values=f,
   )
   flags.DEFINE_string(
-    'coordinator', '', 'Several processes: HOST:PORT of the first.', flag_values=f
+    'coordinator', None, 'Several processes: HOST:PORT of the first.', flag_values=f
   )
-  flags.DEFINE_integer('processes', 0, 'Several processes: how many.', flag_values=f)
+  flags.DEFINE_integer('processes', None, 'Several processes: how many.', flag_values=f)
   flags.DEFINE_integer(
-    'process', -1, 'Several processes: which one this is, from 0.', flag_values=f
+    'process', None, 'Several processes: which one this is, from 0.', flag_values=f
   )
   flags.DEFINE_float(
-    'wait_seconds', 300, 'How long to wait for the other processes.', flag_values=f
+    'wait_seconds', 120, 'How long to wait for the other processes.', flag_values=f
   )
 
 

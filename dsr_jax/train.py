@@ -146,10 +146,11 @@ def run(config, workdir, builders: Builders | None = None, team=None) -> str:
   Raises:
     InputError: for everything a user can mend; the workdir then holds its last good checkpoint.
   """
+  team = team or distributed.Team()
+  team.agree(**distributed.facts(config, workdir))
   workdir_lib.check_writable(workdir)
   workdir_lib.check_accelerator()
   builders = builders or Builders()
-  team = team or distributed.Team()
   system = config.system
   last = config.method.steps
   if system.compile_cache:
@@ -158,7 +159,7 @@ def run(config, workdir, builders: Builders | None = None, team=None) -> str:
   mesh = builders.make_mesh(system.mesh)
   with (
     jax.set_mesh(mesh),
-    StopSignals() as stop,
+    StopSignals(team.processes) as stop,
     contextlib.ExitStack() as holding,
     contextlib.ExitStack() as closing,
   ):
@@ -166,6 +167,7 @@ def run(config, workdir, builders: Builders | None = None, team=None) -> str:
     # Model, data, state.
     model = builders.load_model(config.model)
     batches = builders.make_batches(config, model, mesh)
+    team.agree(data=batches.fingerprint, model=model.source['fingerprint'])
     state = builders.init_state(model, config, mesh)
     train_step = builders.make_train_step(model, config, mesh, state)
     about = workdir_lib.about(config, model.source, batches.fingerprint)
@@ -248,7 +250,7 @@ def _loop(this: _Run, state, start: int):
     initial_due = False
   if start and _is_due_and_missing(this, start):
     _evaluate(this, state, start)
-  if start >= last or team.any(this.stop.requested):
+  if team.stops(start, this.stop.requested) or start >= last:
     return state, start
 
   # Compile.
@@ -265,7 +267,7 @@ def _loop(this: _Run, state, start: int):
     log.add(step, metrics)
 
     # Metrics. Whatever is due below needs them on disk first.
-    stopping = team.any(this.stop.requested)
+    stopping = team.stops(step, this.stop.requested)
     saving = due(step, system.save_every) or step == last or stopping
     drawing = due(step, system.samples_every) and not stopping
     evaluating = _evaluation_due(this, step) and not stopping

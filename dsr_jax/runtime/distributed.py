@@ -1,110 +1,232 @@
-"""Several processes as one run: they wait for one another, agree when to stop, and none is left
-alone.
+"""Several processes as one run, by JAX's coordination service: they join, agree, stop at the same
+step, and none is left alone.
 
-Process 0 listens on the port after the coordinator's; every other process holds one connection to
-it. Lines of JSON go over it: who has come, a value that process 0 shares, votes, and a beat every
-few seconds. A process that dies closes its connection, one that hangs falls silent; either way
-process 0 tells all others why and everybody stops. The devices' own traffic is JAX's affair.
+`jax.distributed` finds the processes of a cluster, beats for each and ends all when one is gone;
+its preemption point makes SIGTERM on one a stop of all after the same step. Small values go through
+its store, on the hosts' network, so they need no devices and can name who differs. What we add: the
+input is checked before JAX, which answers it by an abort, gets to see it; processes that would not
+do the same are refused; and one that meets an error tells the others why.
 """
 
 import contextlib
 import dataclasses
+import hashlib
+import importlib.metadata
 import json
 import os
-import queue
+import pathlib
 import socket
+import subprocess
 import sys
 import threading
 import time
+import traceback
 
+from jax._src import clusters  # no public name says what was detected
+from jax._src import distributed as service  # nor reads and writes the store; Orbax does the same
+
+import dsr_jax
+from dsr_jax import saved_config
 from dsr_jax.errors import InputError
+from dsr_jax.runtime import coordination_log, workdir
 
 PORT = 8476
-BEAT_SECONDS = 3.0
-SILENT_SECONDS = 40.0
+SILENT_SECONDS = 40
 DIED = 3  # exit status of a process that stops because another did
+_FOR_EVER = 10**9  # milliseconds, 11 days
+_FAILED = 'dsr_jax/failed'  # in the store: why the run ends
+# Variables of the clusters that JAX detects; of two or more processes, that is.
+_COUNTS = ('JAX_NUM_PROCESSES', 'SLURM_NTASKS', 'OMPI_COMM_WORLD_SIZE')
+_NUMBERS = (
+  *('JAX_PROCESS_ID', 'JAX_COORDINATOR_PORT', 'SLURM_PROCID', 'SLURM_LOCALID', 'SLURM_JOB_ID'),
+  *('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_LOCAL_RANK', 'TPU_WORKER_ID'),
+)
+
+
+class SharedError(InputError):
+  """Bad input that every process finds and says."""
+
+
+# Who takes part.
 
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-  """Where process 0 is ('HOST:PORT', the coordinator's), how many processes there are, and which
-  one this is.
+  """Where process 0 is ('HOST:PORT'), how many processes there are, which one this is, and which
+  of its host's devices are its own (None: all).
   """
 
   coordinator: str
   processes: int
   process: int
+  devices: tuple[int, ...] | None = None
 
 
-def find(
-  coordinator: str = '', processes: int = 0, process: int = -1, environ=os.environ
-) -> Cluster | None:
+def find(coordinator=None, processes=None, process=None) -> Cluster | None:
   """The cluster that is named (flags, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES,
-  JAX_PROCESS_ID) or detected (TPU hosts, Slurm).
+  JAX_PROCESS_ID), or that JAX detects (Slurm, Open MPI, TPU slices).
 
-  None where this process is alone. Errors: InputError where it is named by halves.
+  None where this process is alone. Errors: InputError where it is named by halves or out of range.
   """
-  if not (coordinator or processes or process >= 0):
-    coordinator = environ.get('JAX_COORDINATOR_ADDRESS', '')
-    processes, process = (
-      int(environ.get('JAX_NUM_PROCESSES', 0)),
-      int(environ.get('JAX_PROCESS_ID', -1)),
-    )
-  if coordinator or processes or process >= 0:
-    if not (coordinator and processes > 0 and 0 <= process < processes):
+  environ = os.environ
+  for name in (*_COUNTS, *_NUMBERS):
+    value = environ.get(name, '1')
+    if not _is_number(value) or int(value) < (name in _COUNTS):
       raise InputError(
-        f'found --coordinator={coordinator!r}, --processes={processes} and --process={process}; '
-        'expected HOST:PORT, a '
-        'number of processes, and which one this is, from 0; give all three'
+        f'found {name}={value!r} in the environment; expected a number of processes, or which one '
+        'this is; unset or mend it'
       )
-    return _cluster(coordinator, processes, process)
-  hosts = [h for h in environ.get('TPU_WORKER_HOSTNAMES', '').split(',') if h]
-  if len(hosts) > 1:
-    return _cluster(hosts[0], len(hosts), int(environ['TPU_WORKER_ID']))
-  if int(environ.get('SLURM_NTASKS', 1)) > 1 and 'SLURM_STEP_NODELIST' in environ:
-    # 'node[003-007,12],other' begins with node003
-    name, _, rest = environ['SLURM_STEP_NODELIST'].split(',')[0].partition('[')
-    first = name + rest.rstrip(']').split('-')[0]
-    return _cluster(first, int(environ['SLURM_NTASKS']), int(environ['SLURM_PROCID']))
-  return None
+  named = (coordinator, processes, process)
+  if named == (None, None, None):
+    coordinator = environ.get('JAX_COORDINATOR_ADDRESS')
+    count, index = environ.get('JAX_NUM_PROCESSES'), environ.get('JAX_PROCESS_ID')
+    named = (coordinator, count and int(count), index and int(index))
+  if named != (None, None, None):
+    return _checked(*named)
+  hosts = environ.get('TPU_WORKER_HOSTNAMES', '').split(',')
+  tasks = environ.get('SLURM_NTASKS', '1') if 'SLURM_STEP_NODELIST' in environ else '1'
+  if max(len(hosts), int(tasks), int(environ.get('OMPI_COMM_WORLD_SIZE', '1'))) == 1:
+    return None  # else JAX would take one device only of a Slurm task that is alone
+  return _detected()
 
 
-def _cluster(address, processes, process):
-  if ':' not in address:
-    address = f'{address}:{PORT}'
-  if not address.rpartition(':')[2].isdigit():
+def _is_number(text):
+  return text.isascii() and text.isdigit() and len(text) < 12
+
+
+def _detected():
+  """The cluster that JAX finds in the environment."""
+  try:
+    detect = clusters.ClusterEnv.auto_detect_unset_distributed_params
+    coordinator, processes, process, devices = detect(None, None, None, None, None, 5)
+  except Exception as e:
     raise InputError(
-      f'found the coordinator {address!r}; expected HOST:PORT, of process 0; mend --coordinator'
+      f'found a cluster in the environment that JAX cannot read ({type(e).__name__}: {e}); '
+      'expected the variables of one (SLURM_*, OMPI_*, TPU_*); mend them, or name it by '
+      '--coordinator, --processes and --process'
+    ) from e
+  cluster = _checked(coordinator, processes, process)
+  return cluster and dataclasses.replace(cluster, devices=devices and tuple(devices))
+
+
+def _checked(coordinator, processes, process):
+  """The cluster; None where it is one process. Errors: InputError where no one could join it."""
+  if not coordinator or None in (processes, process) or not 0 <= process < processes:
+    raise InputError(
+      f'found --coordinator={coordinator}, --processes={processes} and --process={process}; '
+      'expected HOST:PORT, a number of processes, and which one this is, from 0; give all three'
     )
-  return Cluster(address, processes, process) if processes > 1 else None
+  if ':' not in coordinator:
+    coordinator = f'{coordinator}:{PORT}'
+  host, _, port = coordinator.rpartition(':')
+  if not host or not _is_number(port) or not 0 < int(port) < 2**16:
+    raise InputError(
+      f'found the coordinator {coordinator!r}; expected HOST:PORT of process 0, a port from 1 to '
+      '65535; mend --coordinator'
+    )
+  if processes == 1:
+    return None
+  try:
+    socket.getaddrinfo(host.strip('[]'), int(port))
+  except (OSError, UnicodeError) as e:
+    raise InputError(
+      f'found no host {host!r} ({e}); expected HOST:PORT of process 0; mend --coordinator'
+    ) from e
+  return Cluster(coordinator, processes, process)
+
+
+# Together.
 
 
 @contextlib.contextmanager
-def together(cluster: Cluster | None, wait_seconds: float):
+def together(cluster: Cluster | None, wait_seconds: float, silent_seconds: int = SILENT_SECONDS):
   """Joins the cluster for as long as it is entered; yields a `Team`. None: a team of one.
 
-  Errors: InputError if not all processes come within `wait_seconds`.
+  One that meets an error tells the others, who end with status 3. Where JAX finds that one never
+  comes, within `wait_seconds`, or is gone or silent for `silent_seconds`, it aborts the others;
+  `coordination_log` says why.
   """
+  if not 1 <= wait_seconds <= 86400:
+    raise InputError(
+      f'found --wait_seconds={wait_seconds:g}; expected 1 to 86400 seconds; change it'
+    )
   if cluster is None:
     yield Team()
     return
-  team = _Joined(cluster, wait_seconds)
+  team = _join(cluster, int(wait_seconds), silent_seconds)
+  listener = threading.Thread(target=team.listen, daemon=True)
+  try:
+    listener.start()
+    yield team
+    team.gather(None)  # everybody is here: who comes to the end first leaves no one behind
+  except SharedError:
+    pass_on = sys.exc_info()[1]
+  except BaseException as e:
+    team.leave(e)
+  else:
+    pass_on = None
+  team.ending = True
+  service.shutdown()
+  if listener.is_alive():
+    listener.join(10)
+  if pass_on is not None:
+    raise pass_on
+
+
+def _join(cluster, wait_seconds, silent_seconds):
   import jax  # noqa: PLC0415  (one process needs no JAX to find that it is alone)
 
+  port = int(cluster.coordinator.rpartition(':')[2])
+  if cluster.process == 0:
+    _check_free(port)
+  limits = (f'{wait_seconds}', f'{silent_seconds}')
+  _read_log(f'{cluster.processes}', cluster.coordinator, *limits)
+  print(
+    f'waiting      for all {cluster.processes} processes at {cluster.coordinator} ({wait_seconds} '
+    's at most)',
+    file=sys.stderr,
+    flush=True,
+  )
+  jax.config.update('jax_enable_preemption_service', True)
   jax.distributed.initialize(
     cluster.coordinator,
     cluster.processes,
     cluster.process,
-    initialization_timeout=int(wait_seconds) + 60,
+    local_device_ids=cluster.devices,
+    cluster_detection_method='deactivate',
+    initialization_timeout=wait_seconds,
+    heartbeat_timeout_seconds=silent_seconds,
   )
+  return _Joined(cluster)
+
+
+def _check_free(port):
+  """InputError if process 0 cannot listen on its port: JAX would end by a segmentation fault."""
+  ipv6 = socket.has_dualstack_ipv6()
+  family = socket.AF_INET6 if ipv6 else socket.AF_INET
   try:
-    yield team
-  except BaseException as e:
-    team.failed(f'{e}' or type(e).__name__)
-    raise
-  team.any(False)  # everybody is here
-  team.close()
-  jax.distributed.shutdown()
+    socket.create_server(('', port), family=family, dualstack_ipv6=ipv6).close()
+  except OSError as e:
+    raise InputError(
+      f'found that process 0 cannot listen on port {port} ({e.strerror}); expected a free port; '
+      'stop what is at work there, or name another port in --coordinator of every process'
+    ) from e
+
+
+def _read_log(*about):
+  """From here on what C++ writes to stderr goes through `coordination_log`; Python's is direct."""
+  direct = os.dup(2)
+  reader = subprocess.Popen(
+    [sys.executable, '-I', '-S', coordination_log.__file__, *about],
+    stdin=subprocess.PIPE,
+    stderr=direct,
+    start_new_session=True,  # Ctrl-C is not for it
+  )
+  sys.stderr.flush()
+  sys.stderr = open(direct, 'w', buffering=1, encoding='utf-8', errors='backslashreplace')
+  assert reader.stdin is not None
+  os.dup2(reader.stdin.fileno(), 2)
+  reader.stdin.close()
 
 
 class Team:
@@ -117,216 +239,158 @@ class Team:
     """Whether this process writes files and speaks."""
     return self.process == 0
 
+  def gather(self, value) -> list:
+    """The value of every process, JSON values, in order. All must ask, equally often."""
+    return [value]
+
   def any(self, flag: bool) -> bool:
     """Whether any process says so. All must ask, equally often."""
-    return flag
+    return any(self.gather(bool(flag)))
 
   def shared(self, value):
     """Process 0's value, a JSON value, in every process. All must ask, equally often."""
-    return value
+    return self.gather(value)[0]
+
+  def stops(self, step: int, requested: bool) -> bool:
+    """Whether the run stops after this step: it was requested here or, of several processes, one
+    got SIGTERM. All must ask after every step.
+    """
+    return requested
+
+  def agree(self, **facts):
+    """SharedError, in every process, that names each fact which is not the same in all of them."""
+    found = self.gather(saved_config.flat(facts))
+    names = sorted({name for one in found for name in one})
+    different = []
+    for name in names:
+      values = [one.get(name, '(absent)') for one in found]
+      if any(value != values[0] for value in values):
+        different.append(f'{name}: {_by_process(values)}')
+    if not different:
+      return
+    raise SharedError(
+      f'found processes that do not agree ({"; ".join(different)}); expected the same command, '
+      'data and versions in all; mend those that differ, and start all again'
+    )
+
+
+def _by_process(values):
+  """[40, 50, 40] -> '40 in process 0, 2; 50 in process 1'."""
+  groups: dict[str, list[str]] = {}
+  for process, value in enumerate(values):
+    groups.setdefault(f'{value!r}'[:200], []).append(f'{process}')
+  return ', '.join(f'{value} in process {" ".join(who)}' for value, who in groups.items())
 
 
 class _Joined(Team):
-  """See the module."""
+  """One of several."""
 
-  def __init__(self, cluster, wait_seconds):
+  def __init__(self, cluster):
     self.processes, self.process = cluster.processes, cluster.process
-    self._peers, self._inbox, self._ending = {}, queue.Queue(), False
-    self._writing, self._heard = threading.Lock(), {}
-    host, _, port = cluster.coordinator.rpartition(':')
-    address, deadline = (host, int(port) + 1), time.monotonic() + wait_seconds
-    if self.process == 0:
-      self._gather(address[1], deadline, wait_seconds)
-    else:
-      self._knock(address, deadline, wait_seconds)
-    for peer in self._peers:
-      self._heard[peer] = time.monotonic()
-      threading.Thread(target=self._listen, args=(peer,), daemon=True).start()
-    threading.Thread(target=self._beat, daemon=True).start()
+    self.ending, self._rounds = False, 0
+    self._store = service.global_state.client
 
-  # Coming together.
-
-  def _gather(self, port, deadline, wait_seconds):
-    """Process 0: waits for all others and tells those who are here how many are missing."""
-    with socket.create_server(('', port)) as server:
-      self._tell_missing(wait_seconds)
-      while len(self._peers) < self.processes - 1:
-        server.settimeout(max(deadline - time.monotonic(), 0.01))
-        try:
-          connection, _ = server.accept()
-          connection.settimeout(10)
-          lines = connection.makefile('rw', encoding='utf-8', newline='\n')
-          hello = json.loads(lines.readline() or '{}')
-        except TimeoutError:
-          if time.monotonic() >= deadline:
-            self._give_up(wait_seconds)
-          continue
-        except (OSError, ValueError):
-          continue
-        peer = hello.get('process')
-        if (
-          hello.get('of') != self.processes
-          or peer in self._peers
-          or not 0 < (peer or 0) < self.processes
-        ):
-          self._send_to(
-            lines,
-            {
-              'stop': f'found process {peer} of {hello.get("of")} where process 0 has '
-              f'{self.processes}, each once; '
-              'expected the same numbers everywhere; mend --processes and --process'
-            },
-          )
-          continue
-        connection.settimeout(None)
-        self._peers[peer] = lines
-        self._tell_missing(wait_seconds)
-    self._broadcast({'go': True})
-
-  def _tell_missing(self, wait_seconds):
-    missing = self.processes - 1 - len(self._peers)
-    if missing:
-      text = (
-        f'waiting      for {missing} of {self.processes} processes ({wait_seconds:g} s at most)'
-      )
-      print(text, file=sys.stderr, flush=True)
-      self._broadcast({'say': text})
-
-  def _give_up(self, wait_seconds):
-    missing = sorted(set(range(1, self.processes)) - set(self._peers))
-    text = (
-      f'found {len(self._peers) + 1} of {self.processes} processes after {wait_seconds:g} s; '
-      'expected process '
-      f'{", ".join(map(str, missing))} too; start them, or raise --wait_seconds'
-    )
-    self._broadcast({'stop': text})
-    raise InputError(text)
-
-  def _knock(self, address, deadline, wait_seconds):
-    """Another process: finds process 0 and waits until all are there."""
-    where, told = f'{address[0]}:{address[1]}', False
-    while True:
-      try:
-        connection = socket.create_connection(address, timeout=5)
-        break
-      except OSError as e:
-        if not told:
-          print(
-            f'waiting      for process 0 of {self.processes} at {where} ({wait_seconds:g} s at '
-            'most)',
-            file=sys.stderr,
-            flush=True,
-          )
-          told = True
-        if time.monotonic() >= deadline:
-          raise InputError(
-            f'found no process 0 at {where} after {wait_seconds:g} s ({e}); expected it there; '
-            'start it, or mend '
-            '--coordinator'
-          ) from e
-        time.sleep(0.3)
-    connection.settimeout(max(deadline - time.monotonic(), 0) + 10)
-    lines = connection.makefile('rw', encoding='utf-8', newline='\n')
-    self._send_to(lines, {'process': self.process, 'of': self.processes})
-    while True:
-      try:
-        message = json.loads(
-          lines.readline()
-          or '{"stop": "found process 0 gone; expected it at work; start all processes again"}'
+  def gather(self, value):
+    self._rounds += 1
+    name = f'dsr_jax/{self._rounds}'
+    self._store.key_value_set(f'{name}/{self.process}', json.dumps([self.processes, value]))
+    values = []
+    for other in range(self.processes):
+      count, said = json.loads(self._store.blocking_key_value_get(f'{name}/{other}', _FOR_EVER))
+      if count != self.processes:
+        raise SharedError(
+          f'found --processes={self.processes} in process {self.process} and --processes={count} '
+          f'in process {other}; expected the same number in all; mend --processes'
         )
-      except (OSError, ValueError):
-        message = {
-          'stop': f'found process 0 at {where} silent for {wait_seconds:g} s; expected it at work; '
-          'start all processes again'
-        }
-      if 'stop' in message:
-        raise InputError(message['stop'])
-      if 'go' in message:
-        break
-      print(message['say'], file=sys.stderr, flush=True)
-    connection.settimeout(None)
-    self._peers[0] = lines
+      values.append(said)
+    return values
 
-  # At work.
+  def stops(self, step, requested):
+    from jax.experimental import multihost_utils  # noqa: PLC0415  (as above)
 
-  def any(self, flag):
-    if self.process:
-      self._send_to(self._peers[0], {'vote': bool(flag)})
-      return self._inbox.get()
-    votes = [self._inbox.get() for _ in self._peers]
-    verdict = bool(flag) or any(votes)
-    self._broadcast({'verdict': verdict})
-    return verdict
+    stop = multihost_utils.reached_preemption_sync_point(step)
+    if stop:
+      _say(f'stopping     on SIGTERM of one of {self.processes} processes, after this step')
+    return stop
 
-  def shared(self, value):
-    if self.process:
-      return self._inbox.get()
-    self._broadcast({'verdict': value})
-    return value
+  # The end of one is the end of all.
 
-  def failed(self, reason):
-    """Tells the others that this process stops, and why."""
-    self._ending = True
-    self._broadcast(
-      {
-        'dead': f'process {self.process} of {self.processes} stopped: '
-        f'{reason.splitlines()[0][:300]}'
-      }
-    )
+  def listen(self):
+    """Ends this process when another says that it met an error.
 
-  def close(self):
-    """The end of a whole run."""
-    self._ending = True
-    self._broadcast({'bye': True})
-
-  def _listen(self, peer):
-    lost = f'process {peer} of {self.processes} died'
-    while True:
-      try:
-        line = self._peers[peer].readline()
-        message = json.loads(line) if line else {'dead': lost}
-      except (OSError, ValueError):
-        message = {'dead': lost}
-      self._heard[peer] = time.monotonic()
-      if 'bye' in message:
-        del self._heard[peer]
-        return
-      if 'dead' in message:
-        return self._end(message['dead'])
-      if 'vote' in message or 'verdict' in message:
-        self._inbox.put(message.get('vote', message.get('verdict')))
-
-  def _beat(self):
-    while not self._ending:
-      time.sleep(BEAT_SECONDS)
-      self._broadcast({'beat': True})
-      for peer, when in list(self._heard.items()):
-        if time.monotonic() - when > SILENT_SECONDS and not self._ending:
-          self._end(f'process {peer} of {self.processes} has been silent for {SILENT_SECONDS:g} s')
-
-  def _end(self, what):
-    """Another process is gone: the devices wait for it for ever, so this one ends at once."""
-    if self._ending:
+    Only the end of the process ends the wait for devices that will never answer, and Python's main
+    thread is in it: so this ends it from a thread, as JAX does.
+    """
+    try:
+      why = self._store.blocking_key_value_get(_FAILED, _FOR_EVER)
+    except Exception:
+      return  # the run has ended, or JAX ends it
+    if self.ending:
       return
-    self._ending = True
-    self._broadcast({'dead': what})
-    print(
-      f'error: found that {what}; expected all of them at work to the end; start all again: the '
-      'run goes on from its last '
-      'checkpoint',
-      file=sys.stderr,
-      flush=True,
+    self.ending = True
+    _say(
+      f'error: found that {why}; expected all of them at work to the end; start all again: the run '
+      'goes on from its last checkpoint'
     )
+    self._all_know()
     os._exit(DIED)
 
-  def _broadcast(self, message):
-    for lines in list(self._peers.values()):
-      self._send_to(lines, message)
+  def leave(self, error):
+    """Says what this process met, tells the others, and ends it: the usual end would wait for
+    them.
+    """
+    if 'Gloo' in f'{error}' or 'NCCL' in f'{error}':
+      time.sleep(1)  # the one that met the error, or JAX, can say more
+      error = InputError(
+        f'found that a connection to another process broke ({_first_line(error)}); expected all of '
+        'them at work to the end; start all again: the run goes on from its last checkpoint'
+      )
+      status = DIED
+    else:
+      status = 2 if isinstance(error, InputError) else 1
+    if self.ending:
+      time.sleep(10)  # the listener is about to end this process
+    self.ending = True
+    with contextlib.suppress(Exception):
+      why = f'process {self.process} of {self.processes} stopped: {_first_line(error)}'
+      self._store.key_value_set(_FAILED, why)
+    if isinstance(error, InputError):
+      _say(f'error: {error}')
+    else:
+      _say(''.join(traceback.format_exception(error)).rstrip())
+    self._all_know()
+    os._exit(status)
 
-  def _send_to(self, lines, message):
-    with (
-      self._writing,
-      contextlib.suppress(OSError, ValueError),
-    ):  # whoever is gone is noticed by who listens to it
-      lines.write(json.dumps(message) + '\n')
-      lines.flush()
+  def _all_know(self):
+    """Waits until all have heard of the end, 5 s at most; the store goes with process 0."""
+    with contextlib.suppress(Exception):
+      self._store.wait_at_barrier('dsr_jax/told', 5000)
+    if self.lead:
+      time.sleep(0.5)
+
+
+def _say(text):
+  print(text, file=sys.stderr, flush=True)
+
+
+def _first_line(error):
+  return (f'{error}'.strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+# What all must have in common.
+
+
+def facts(config, folder) -> dict:
+  """What must be the same in all processes before any work: every key, where checkpoints go, the
+  versions of the libraries, and the source.
+  """
+  root = pathlib.Path(dsr_jax.__file__).parent
+  source = hashlib.sha256()
+  for path in sorted(root.rglob('*.py')):
+    source.update(f'{path.relative_to(root)}\n'.encode() + path.read_bytes())
+  return {
+    'config': saved_config.to_json(config),
+    'checkpoints in': config.system.bucket or os.path.abspath(folder),
+    'version': {name: importlib.metadata.version(name) for name in workdir.PACKAGES},
+    'source of dsr_jax (sha256)': source.hexdigest()[:12],
+  }

@@ -2,6 +2,7 @@
 signals that end it.
 """
 
+import os
 import signal
 import statistics
 import sys
@@ -22,13 +23,16 @@ def say(text):
 
 class StopSignals:
   """While it is entered, SIGTERM and the first Ctrl-C only set `requested`; the loop looks there
-  after each step.
+  after each step. Of several processes, JAX takes SIGTERM, for all of them, and Ctrl-C becomes one.
   """
+
+  def __init__(self, processes=1):
+    self._several = processes > 1
 
   def __enter__(self):
     self.requested = False
     self._old = {}
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGINT,) if self._several else (signal.SIGTERM, signal.SIGINT):
       self._old[number] = signal.signal(number, self._request)
     return self
 
@@ -40,6 +44,8 @@ class StopSignals:
         file=sys.stderr,
         flush=True,
       )
+      if self._several:
+        os.kill(os.getpid(), signal.SIGTERM)
     elif number == signal.SIGINT:
       raise KeyboardInterrupt
     self.requested = True

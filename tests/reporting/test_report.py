@@ -5,7 +5,6 @@ import re
 
 import fake_run
 import numpy as np
-import pytest
 
 from dsr_jax import train
 from dsr_jax.reporting import sheets as pictures

@@ -1,0 +1,79 @@
+"""What JAX's coordination service writes before it ends a process, said in a sentence.
+
+When another process is gone, or never comes, the service aborts this one from C++, with a screen of
+log and stack trace, while Python waits for devices and can say nothing. So this file runs as a
+process of its own behind the stderr of the one that may be aborted (`distributed.together`): it
+passes everything on except the service's lines, and at the end says what these meant. It needs
+Python alone, and starts in a few hundredths of a second.
+"""
+
+import re
+import signal
+import sys
+
+# As in `F1129 05:00:20.313508     825 client.h:80] Terminating process because ...`.
+_HEAD = re.compile(r'[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ ([\w.]+):\d+\]')
+# Files of the service, and of Orbax, which meets the same error or preemption.
+_SERVICE = re.compile(
+  r'coordination_service|preemption_|client\.h|add_port|multihost\.py|async_checkpointer\.py'
+)
+_ABORT = 'Terminating process because the JAX distributed service'
+_SILENT = re.compile(r'stopped sending heartbeats\):\s+((?:[\d,]+\s+)+)')
+
+
+def sentence(text: str, processes: str, where: str, wait: str, silent: str) -> str | None:
+  """The service's log -> the sentence to print; None where it did not abort the process.
+
+  processes: how many there are; where: HOST:PORT of process 0; wait, silent: the limits in seconds.
+  """
+  if _ABORT not in text:
+    return None
+  again = 'start all again: the run goes on from its last checkpoint'
+  if 'ALREADY_EXISTS' in text:
+    return 'found two processes of the same number; expected each of 0, 1, ... once; mend --process'
+  if 'RegisterTask' in text and 'DEADLINE_EXCEEDED' in text:
+    return (
+      f'found that not all of {processes} processes came to {where} within {wait} s; expected all, '
+      'process 0 there; start those that are missing, mend --coordinator, or raise --wait_seconds'
+    )
+  if 'RegisterTask' in text:
+    return (
+      f'found that process 0 at {where} refuses this process ({_reason(text)}); expected the same '
+      f'--processes everywhere, and {processes} in all; mend --processes and --process'
+    )
+  gone = '0'
+  if found := _SILENT.search(text):
+    gone = ', '.join(re.findall(r'\d+', found[1]))
+  elif 'CoordinationService/Heartbeat' not in text and 'Failed to send RPC' not in text:
+    return f'found that JAX ended the run of {processes} processes ({_reason(text)}); {again}'
+  return (
+    f'found that process {gone} of {processes} died or has been silent for {silent} s; expected '
+    f'all of them at work to the end; {again}'
+  )
+
+
+def _reason(text):
+  return text.rpartition('absl::Status: ')[2].partition('\n')[0][:200]
+
+
+def main(processes, where, wait, silent):
+  """Passes stdin on to stderr, line by line, but for the service's."""
+  for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN)  # it ends when the process before it has ended
+  service, aborted, withheld = False, False, []
+  for line in sys.stdin:
+    if head := _HEAD.match(line):
+      service = bool(_SERVICE.match(head[1]))
+      aborted = aborted or _ABORT in line  # nothing but stack traces follows
+    if service or aborted:
+      withheld.append(line)
+    else:
+      sys.stderr.write(line)
+      sys.stderr.flush()
+  if said := sentence(''.join(withheld), processes, where, wait, silent):
+    sys.stderr.write(f'error: {said}\n')
+
+
+if __name__ == '__main__':
+  sys.stdin.reconfigure(errors='replace')  # type: ignore[union-attr]
+  main(*sys.argv[1:])
