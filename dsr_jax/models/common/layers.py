@@ -36,6 +36,40 @@ class Linear(nnx.Module):
     return y + self.bias[...].astype(x.dtype) if hasattr(self, 'bias') else y
 
 
+class Head(Linear):
+  """The last linear map before a softmax: x (..., in) -> float32 (..., out), whatever x's dtype.
+
+  Operands stay as they are. What accumulates in float32 is returned in float32: rounded to
+  bfloat16, a logit of 20 would move by up to 1/16, and guidance of 5 would multiply that by 9.
+  """
+
+  def __call__(self, x):
+    rows = x.reshape(-1, x.shape[-1])
+    y = product_in_float32(rows, self.kernel[...].astype(x.dtype))
+    y = y.reshape(*x.shape[:-1], -1)
+    return y + self.bias[...].astype(jnp.float32) if hasattr(self, 'bias') else y
+
+
+@jax.custom_vjp
+def product_in_float32(x, kernel):
+  """x (rows, in) @ kernel (in, out) -> float32 (rows, out), accumulated in float32."""
+  return jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+
+
+def _product_forward(x, kernel):
+  return product_in_float32(x, kernel), (x, kernel)
+
+
+def _product_backward(operands, gradient):
+  # In the operands' dtype, as behind every other layer: a float32 gradient times a bfloat16 matrix
+  # would be a float32 product, many times as slow on an accelerator.
+  _, pull_back = jax.vjp(jnp.matmul, *operands)
+  return pull_back(gradient.astype(operands[0].dtype))
+
+
+product_in_float32.defvjp(_product_forward, _product_backward)
+
+
 class LinearsInOne:
   """Several linear maps of the same x, without biases, as one product: x (..., in) -> (..., K,
   out), K of them.

@@ -21,7 +21,7 @@ import numpy as np
 
 from dsr_jax import sharding
 from dsr_jax.models.common import decoder as decoder_lib
-from dsr_jax.models.common.layers import Embedding, Linear, gelu
+from dsr_jax.models.common.layers import Embedding, Head, Linear, gelu
 from dsr_jax.models.common.logprobs import TokenScores, guide, log_softmax, token_scores
 from dsr_jax.models.common.splice import spliced
 from dsr_jax.models.janus.config import JanusConfig
@@ -51,9 +51,10 @@ class Aligner(nnx.Module):
 class GenerationHead(nnx.Module):
   def __init__(self, width: int, codes: int, *, rngs: nnx.Rngs):
     self.proj_out = Linear(width, width, rngs=rngs)
-    self.vision_head = Linear(width, codes, rngs=rngs)
+    self.vision_head = Head(width, codes, rngs=rngs)
 
   def __call__(self, x):
+    """x: (..., D) -> float32 logits (..., K)."""
     return self.vision_head(gelu(self.proj_out(x)))
 
 
@@ -64,7 +65,7 @@ class Janus(nnx.Module):
     self.config = config
     width = config.text.hidden_size
     self.language_model = LanguageModel(config.text, rngs=rngs)
-    self.lm_head = Linear(width, config.text.vocab_size, rngs=rngs, bias=False)
+    self.lm_head = Head(width, config.text.vocab_size, rngs=rngs, bias=False)
     self.vision_model = VisionModel(config.vision, rngs=rngs)
     self.aligner = Aligner(config.vision.hidden_size, width, rngs=rngs)
     self.generation_embeddings = Embedding(
@@ -115,7 +116,7 @@ class Janus(nnx.Module):
     """hidden: (..., D) -> float32 (..., V), special tokens excluded: one policy when sampled and
     when scored.
     """
-    logits = self.lm_head(hidden).astype(jnp.float32)
+    logits = self.lm_head(hidden)
     if not self.config.templates.forbidden_text_ids:
       return logits
     forbidden = np.zeros(logits.shape[-1], bool)
