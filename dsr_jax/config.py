@@ -126,7 +126,8 @@ class Method:
   max_text_tokens: int = 256
   eos_in_reward: bool = False  # whether R_G counts the end-of-text token of the prompt
   question: str = 'Describe this image in detail.'  # asked for the sampled texts
-  instruction: str = 'Describe this image in detail.'  # stands before the prompt in R_G
+  # stands before the prompt in R_G; '' is none
+  instruction: str = 'Describe this image in detail.'
   # of pictures: the centre square, or 'pad' to a square; for the vision tower and the VQ encoder
   crop: str = 'crop'
   # 'lora': adapters on the seven projections of the language model

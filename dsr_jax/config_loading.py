@@ -228,7 +228,6 @@ _BELOW = {  # bound, itself excluded -> keys
 }
 _NOT_EMPTY = {
   'method.question': 'a sentence',
-  'method.instruction': 'a sentence',
   'model': 'a name or a path',
   'data.prompts': 'a name or a path',
   'data.images': 'a name or a path',

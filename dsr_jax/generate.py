@@ -52,7 +52,9 @@ def generate(
   """
   weight = model.source.guidance if cfg_weight is None else cfg_weight
   text = model.encode(prompt, 'prompt')
-  asked = model.encode(instruction or model.source.method.instruction, 'question')
+  if instruction is None:
+    instruction = model.source.method.instruction
+  asked = model.encode(instruction, 'question')
   codes, logps = model.draw(text, num_samples, temperature=temperature, guidance=weight, seed=seed)
   samples, pictures = [], []
   for candidate in range(num_samples):

@@ -30,7 +30,9 @@ def score(
 ) -> dict:
   """Scores a text with an image file, or with codes (N,)."""
   ids = model.encode(text, 'text')
-  asked = model.encode(instruction or model.source.method.instruction, 'question')
+  if instruction is None:
+    instruction = model.source.method.instruction
+  asked = model.encode(instruction, 'question')
   if codes is None:
     pixels = model.read_image(image)
     codes = model.tokenize(pixels)

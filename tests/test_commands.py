@@ -176,6 +176,18 @@ def test_scores_in_another_process_are_the_same(drawn, hf_directory):
   assert found['image_logps'] == summary['samples'][0]['image_logps']
 
 
+def test_an_empty_instruction_asks_nothing_before_the_text(
+  picture, hf_directory, bundle, read, reward
+):
+  found = run(score, model=hf_directory, text=PROMPT, image=picture, instruction='')
+  nothing = Text(jnp.zeros(8, jnp.int32), jnp.zeros(8, bool))
+  pictures = Picture(read.codes[:, None], read.pixels[:, None])
+  expected, _ = reward.generation(pictures, content(bundle, PROMPT), nothing)
+  np.testing.assert_allclose(found['reward_generation'], expected[0, 0], atol=1e-4)
+  usual = run(score, model=hf_directory, text=PROMPT, image=picture)
+  assert abs(found['reward_generation'] - usual['reward_generation']) > 1e-4
+
+
 def test_scores_of_an_image_file_are_those_of_its_pixels_and_codes(
   picture, hf_directory, bundle, read, reward
 ):

@@ -124,7 +124,7 @@ class Batches:
       # The longest prompt there is: fixed over the run, and no step pays for tokens that no prompt
       # has.
       self._prompt_length = max(map(len, self._rows))
-      self._instruction = _one_row(method.instruction, processor.encode_question, 'instruction')
+      self._instruction = list(processor.encode_question(method.instruction))
     if pictures is not None:
       self._question = _one_row(method.question, processor.encode_question, 'question')
     parts = [part.fingerprint() for part in (prompts, pictures) if part is not None]

@@ -18,7 +18,10 @@ def spliced(before, ids, mask, after, *, pad_id: int):
   place = jnp.arange(len(before) + room + len(after)) - len(before)
   tail = jnp.asarray(_with_pad(after, pad_id), jnp.int32)
   place_in_tail = jnp.clip(place - length[:, None], 0, len(after))
-  inside = jnp.take(ids, jnp.clip(place, 0, room - 1), axis=-1)
+  if room == 0:  # no content at all, as of an empty instruction
+    inside = jnp.full((rows, len(place)), pad_id, jnp.int32)
+  else:
+    inside = jnp.take(ids, jnp.clip(place, 0, room - 1), axis=-1)
   out = jnp.where(place < length[:, None], inside, tail[place_in_tail])
   if len(before):
     head = jnp.broadcast_to(jnp.asarray(before, jnp.int32), (rows, len(before)))

@@ -106,7 +106,12 @@ class Processor:
     return self._content(' ' + text.strip(), 'prompt', max_tokens)
 
   def encode_question(self, text, max_tokens=None):
-    """Ids of a question's content (it follows a line break, so no leading space)."""
+    """Ids of a question's content (it follows a line break, so no leading space).
+
+    An empty one, as an instruction may be, has none.
+    """
+    if not text.strip():
+      return []
     return self._content(text.strip(), 'question', max_tokens)
 
   def encode_answer(self, text, max_tokens=None):
