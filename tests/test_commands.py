@@ -403,7 +403,7 @@ def test_bad_input_to_generate_is_one_sentence_and_leaves_nothing(
 @pytest.mark.parametrize(
   'values, said',
   [
-    (dict(image='nowhere.png'), 'nowhere.png unreadable'),
+    (dict(image='nowhere.png'), 'cannot read nowhere.png'),
     (dict(question='<|User|>'), 'special token'),
     (dict(image=''), 'found no --image'),
     (dict(max_tokens=0), 'found --max_tokens=0'),

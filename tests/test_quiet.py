@@ -33,7 +33,7 @@ def main(argv):
   assert 'torch' not in sys.modules
   processor = Processor.from_directory(locate.EMBEDDED)
   assert processor.decode(processor.encode_prompt('a red disc'))
-  checkpoints.Checkpoints(sys.argv[1], {}, read_only=True)
+  assert checkpoints.steps_in(sys.argv[1]) == []
 
 errors.run_main(main)
 """
