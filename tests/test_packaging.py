@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import itertools
 import os
 import shutil
 import stat
@@ -18,6 +19,7 @@ pytestmark = pytest.mark.slow
 
 FILES = (
   'requirements.txt',
+  'requirements-eval.txt',
   'requirements-test.txt',
   'requirements-tpu.txt',
   'requirements-gpu.txt',
@@ -29,6 +31,7 @@ MODULES = {
   'orbax': 'orbax-checkpoint',
   'ml_collections': 'ml-collections',
   'tensorflow_datasets': 'tensorflow-datasets',
+  'tensorboardX': 'tensorboardx',
 }
 COME_ALONG = {
   'tokenizers': 'transformers',
@@ -36,6 +39,15 @@ COME_ALONG = {
   'etils': 'orbax-checkpoint',
   'ml_dtypes': 'jax',
   'jaxlib': 'jax',
+}
+
+
+# What is asked for where it is used, and stays out of a plain installation: file -> packages.
+ON_REQUEST = {
+  'convert/weights.py': {'torch'},  # reads .bin files, and is imported where one is met
+  'study/figures.py': {'matplotlib'},
+  'evaluate/vlmeval/predictions.py': {'openpyxl'},
+  'evaluate/adapters/*.py': {'torch', 'spacy'},
 }
 
 
@@ -71,7 +83,8 @@ def test_each_python_gets_one_jax_and_the_flax_that_fits_it(version, jax, flax):
 
 
 def test_what_is_installed_here_is_what_is_pinned():
-  for requirement in requirements('requirements.txt') + requirements('requirements-test.txt'):
+  files = 'requirements.txt', 'requirements-eval.txt', 'requirements-test.txt'
+  for requirement in itertools.chain(*map(requirements, files)):
     if not requirement.marker or requirement.marker.evaluate():
       assert requirement.specifier.contains(importlib.metadata.version(requirement.name)), (
         requirement
@@ -80,18 +93,20 @@ def test_what_is_installed_here_is_what_is_pinned():
 
 def test_only_the_tests_and_an_extra_need_torch():
   assert not names('requirements.txt') & {'torch', 'tensorflow', 'pytest'}
-  assert {'torch', 'pytest'} <= names('requirements-test.txt')
+  assert 'torch' in names('requirements-eval.txt') and 'pytest' in names('requirements-test.txt')
+  assert '-r requirements-eval.txt' in (ROOT / 'requirements-test.txt').read_text().splitlines()
   extras = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['optional-dependencies']
   assert extras == {
-    'torch': [str(r) for r in requirements('requirements-test.txt') if r.name == 'torch']
+    'torch': [str(r) for r in requirements('requirements-eval.txt') if r.name == 'torch'],
+    'study': [str(r) for r in requirements('requirements-test.txt') if r.name == 'matplotlib'],
   }
 
 
 def test_the_package_imports_only_what_it_requires():
   required = names('requirements.txt') | set(sys.stdlib_module_names) | {'dsr_jax', 'configs'}
   for path in [*(ROOT / 'dsr_jax').rglob('*.py'), *(ROOT / 'configs').glob('*.py')]:
-    # torch is an extra of its own: it reads .bin files, and is imported where one is met
-    allowed = required | ({'torch'} if path.match('convert/weights.py') else set())
+    on_request = [packages for file, packages in ON_REQUEST.items() if path.match(file)]
+    allowed = required.union(*on_request)
     for node in ast.walk(ast.parse(path.read_text())):
       if isinstance(node, ast.Import):
         found = [alias.name for alias in node.names]
