@@ -27,7 +27,7 @@ from dsr_jax import cli, config_loading, errors, families, sharding
 from dsr_jax import state as state_lib
 from dsr_jax import step as step_lib
 from dsr_jax.config import ROLES
-from dsr_jax.errors import InputError
+from dsr_jax.errors import InputError, first_line
 from dsr_jax.models.unified import Picture, Sampling, Scoring, Text, row_keys
 from dsr_jax.plan import memory as plan_memory
 from dsr_jax.plan import program as plan_program
@@ -95,7 +95,7 @@ def benchmark(config, repeats: int, wanted=PHASES) -> dict:
     if 'RESOURCE_EXHAUSTED' not in str(e):
       raise
     raise InputError(
-      f'found no room on a device ({str(e).splitlines()[0][:200]}); expected the bytes of the '
+      f'found no room on a device ({first_line(e)}); expected the bytes of the '
       f'table above; {estimate.advice}'
     ) from e
   device = jax.devices()[0]

@@ -5,14 +5,9 @@ Every command module has `define_flags(f)`, which adds its flags to an absl `Fla
 """
 
 import json
-import os
 import sys
 
 from dsr_jax.errors import InputError
-
-# The tokenizer's library would say at every start that it found no PyTorch, which nothing here
-# needs.
-os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
 
 
 def no_arguments(argv):

@@ -65,6 +65,8 @@ def main(argv, f=flags.FLAGS):
   cli.no_arguments(argv)
   cli.require(model=f.model, image=f.image)
   inputs.check_text(question=f.question)
+  if f.question and not f.question.strip():
+    raise InputError('found an empty question; expected a text; write one, or leave --question out')
   cli.check_sampling(f.num_samples, f.temperature, f.seed)
   if f.max_tokens is not None and f.max_tokens < 1:
     raise InputError(f'found --max_tokens={f.max_tokens}; expected at least 1; raise it')

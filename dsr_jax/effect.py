@@ -18,7 +18,7 @@ from dsr_jax import cli, files
 from dsr_jax.errors import InputError, run_main
 from dsr_jax.evaluate import scores as scores_lib
 from dsr_jax.evaluate import stats
-from dsr_jax.runtime import writing
+from dsr_jax.runtime import run_files
 from dsr_jax.scenes import grammar, sets
 
 
@@ -39,7 +39,7 @@ ROWS = {'generation': None, 'description': 8, 'description_greedy': 8, 'yesno': 
 def rows_of(workdir: str, step: int) -> dict[str, np.ndarray]:
   """The rows of the evaluation of a step: {name: (P, S) or (C, M)}."""
   path = os.path.join(workdir, 'evaluations', f'{step:06d}.json')
-  content = writing.read_json(
+  content = run_files.read_json(
     path, 'expected a finished run that was evaluated; run dsr_jax.main there to its end'
   )
   rows = {}
@@ -47,7 +47,7 @@ def rows_of(workdir: str, step: int) -> dict[str, np.ndarray]:
     try:
       rows[name] = np.array(values, float)
     except (TypeError, ValueError) as e:
-      raise writing.damaged(path, f'{name} is no table of numbers') from e
+      raise run_files.damaged(path, f'{name} is no table of numbers') from e
   missing = [name for name in ROWS if name not in rows]
   if missing:
     raise InputError(
@@ -57,23 +57,23 @@ def rows_of(workdir: str, step: int) -> dict[str, np.ndarray]:
   for name, values in rows.items():
     columns = ROWS.get(name)
     if values.ndim != 2 or not values.size or not np.isfinite(values).all():
-      raise writing.damaged(path, f'{name} is no table of numbers')
+      raise run_files.damaged(path, f'{name} is no table of numbers')
     if columns and values.shape[1] != columns:
-      raise writing.damaged(path, f'{name} has rows of {values.shape[1]} numbers, not {columns}')
+      raise run_files.damaged(path, f'{name} has rows of {values.shape[1]} numbers, not {columns}')
   if len(rows['generation']) % len(grammar.GENEVAL):
-    raise writing.damaged(path, f'generation has {len(rows["generation"])} rows')
+    raise run_files.damaged(path, f'generation has {len(rows["generation"])} rows')
   return rows
 
 
 def last_step(workdir: str) -> int:
   """The last step of a finished run."""
   path = os.path.join(workdir, 'summary.json')
-  summary = writing.read_json(
+  summary = run_files.read_json(
     path, 'expected the workdir of a finished run; run dsr_jax.main there to its end'
   )
   step = summary.get('step')
   if type(step) is not int or step < 0:
-    raise writing.damaged(path, f'its step is {step!r}')
+    raise run_files.damaged(path, f'its step is {step!r}')
   return step
 
 

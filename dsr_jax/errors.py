@@ -9,6 +9,13 @@ class InputError(Exception):
   """Bad input. The message says what was found, what was expected and what to do."""
 
 
+def first_line(error: BaseException) -> str:
+  """What an error says first, for a sentence about it; of a group, the first error."""
+  while isinstance(error, BaseExceptionGroup):
+    error = error.exceptions[0]
+  return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 def run_main(main, check_flags=None):
   """Runs `main(argv)` under absl; an InputError becomes one line on stderr and exit status 2.
 

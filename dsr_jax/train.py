@@ -28,7 +28,7 @@ from dsr_jax.plan import memory as plan_memory
 from dsr_jax.reporting import run_page
 from dsr_jax.reporting.step_sheet import StepSheet
 from dsr_jax.runtime import checkpoints as checkpoints_lib
-from dsr_jax.runtime import distributed, writing
+from dsr_jax.runtime import distributed, run_files
 from dsr_jax.runtime import metrics as metrics_lib
 from dsr_jax.runtime import workdir as workdir_lib
 from dsr_jax.runtime.compiled import CompiledStep
@@ -147,7 +147,8 @@ def run(config, workdir, builders: Builders | None = None, team=None) -> str:
     InputError: for everything a user can mend; the workdir then holds its last good checkpoint.
   """
   team = team or distributed.Team()
-  team.agree(**distributed.facts(config, workdir))
+  if team.processes > 1:
+    team.agree(**distributed.facts(config, workdir))
   workdir_lib.check_writable(workdir)
   workdir_lib.check_accelerator()
   builders = builders or Builders()
@@ -353,7 +354,7 @@ def _nothing_to_check():
 
 
 def _write_page(workdir: str):
-  with writing.at(workdir):
+  with run_files.writing(workdir):
     run_page.write(workdir)
 
 

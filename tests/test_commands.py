@@ -405,6 +405,7 @@ def test_bad_input_to_generate_is_one_sentence_and_leaves_nothing(
   [
     (dict(image='nowhere.png'), 'cannot read nowhere.png'),
     (dict(question='<|User|>'), 'special token'),
+    (dict(question='  '), 'found an empty question'),
     (dict(image=''), 'found no --image'),
     (dict(max_tokens=0), 'found --max_tokens=0'),
     (dict(num_samples=-3), 'found --num_samples=-3'),

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from dsr_jax import files
 from dsr_jax.convert import weights
-from dsr_jax.errors import InputError
+from dsr_jax.errors import InputError, first_line
 from dsr_jax.models import clip
 
 # Our module path -> theirs; the first pattern that matches the whole path wins. {layer} is the
@@ -170,7 +170,7 @@ def _tokenizer(directory):
     return AutoTokenizer.from_pretrained(directory)
   except (OSError, ValueError) as e:
     raise InputError(
-      f'found no tokenizer in {directory} ({str(e).splitlines()[0][:120]}); expected the files of '
+      f'found no tokenizer in {directory} ({first_line(e)}); expected the files of '
       'a CLIPModel; fetch them'
     ) from e
 

@@ -13,7 +13,7 @@ import jax
 from dsr_jax import config as config_lib
 from dsr_jax import families, files, saved_config
 from dsr_jax.convert import directory as directory_lib
-from dsr_jax.errors import InputError
+from dsr_jax.errors import InputError, first_line
 from dsr_jax.models.common import lora
 from dsr_jax.runtime import checkpoints
 from dsr_jax.scenes import grammar
@@ -223,7 +223,7 @@ def _download(hub_id):
     return directory
   # its own errors, those of two HTTP libraries, and OSError: all mean that there is no model
   except Exception as e:
-    reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:160]
+    reason = first_line(e)
     raise InputError(
       f'found no directory {hub_id} and could not fetch it from the Hub ({reason}); expected '
       f'{EXPECTED}; check the name, or connect to the network once so that the model is kept'

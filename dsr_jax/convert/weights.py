@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from dsr_jax import files
-from dsr_jax.errors import InputError
+from dsr_jax.errors import InputError, first_line
 
 # (single file, index of shards); the first form that a directory has is read.
 FORMS = (
@@ -165,13 +165,13 @@ def _read_bin(path):
     content = torch.load(path, map_location='cpu', mmap=True, weights_only=True)
   except pickle.UnpicklingError as e:
     raise InputError(
-      f'found more than tensors in {path}, or a damaged file ({_first_line(e)}); expected a state '
+      f'found more than tensors in {path}, or a damaged file ({first_line(e)}); expected a state '
       'dict; '
       'nothing in it was run: fetch the checkpoint from its source again, or as safetensors'
     ) from e
   except (RuntimeError, OSError, EOFError, ValueError, KeyError) as e:
     raise InputError(
-      f'found {path} truncated, damaged or of a torch before 1.6 ({_first_line(e)}); expected a '
+      f'found {path} truncated, damaged or of a torch before 1.6 ({first_line(e)}); expected a '
       'file of '
       'torch.save; fetch it again'
     ) from e
@@ -197,7 +197,3 @@ def _from_torch(tensor):
   else:
     value = tensor.numpy()
   return (tuple(value.shape), DTYPE_NAMES.get(value.dtype, str(value.dtype))), value
-
-
-def _first_line(error):
-  return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

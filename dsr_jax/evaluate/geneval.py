@@ -329,7 +329,7 @@ class GenEval:
   def picture_path(self, prompt: protocol.Prompt, sample: int) -> str:
     return f'{prompt.id}/samples/{sample:04d}.png'
 
-  def side_files(self, samples: int | None = None) -> dict[str, str]:
+  def side_files(self) -> dict[str, str]:
     return {f'{i:05d}/metadata.jsonl': json.dumps(row) for i, row in enumerate(metadata())}
 
   def score(self, records: Mapping[str, Mapping[str, Any]]) -> protocol.Scores:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 import os
 from typing import Any, NamedTuple
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from dsr_jax.errors import InputError
+from dsr_jax import images
 from dsr_jax.evaluate import geneval
 from dsr_jax.evaluate.t2i_compbench import benchmark, binding, mixed, numeracy, spatial
 from dsr_jax.evaluate.t2i_compbench.words import Tagger
@@ -32,15 +32,6 @@ class CompBenchEvaluators(NamedTuple):
   cosine: Callable[[Sequence[Image.Image], Sequence[str]], Sequence[float]]
 
 
-def read(path: str) -> Image.Image:
-  """A picture, RGB, turned as its file says. Errors: InputError if it does not decode."""
-  try:
-    with Image.open(path) as picture:
-      return ImageOps.exif_transpose(picture).convert('RGB')
-  except (UnidentifiedImageError, OSError) as e:
-    raise InputError(f'cannot read the picture {path} ({e}); expected a PNG; draw it again') from e
-
-
 def judge_geneval(
   folder: str,
   path: str,
@@ -57,7 +48,7 @@ def judge_geneval(
     detector: picture -> {class: detections}.
     colors: (picture, objects, class) -> a color each.
   """
-  picture = read(os.path.join(folder, path))
+  picture = images.load_image(os.path.join(folder, path))
 
   def classify(objects, name):
     return colors(picture, objects, name)
@@ -72,7 +63,7 @@ def measure_compbench(folder: str, path: str, by: CompBenchEvaluators) -> dict[s
   A prompt without a noun chunk has no question, and so the binding score 1, as in the original.
   """
   category = path.split('/')[0]
-  picture = read(os.path.join(folder, path))
+  picture = images.load_image(os.path.join(folder, path))
   prompt = benchmark.prompt_of(path)
   parsed = by.tagger(prompt)
   complex_prompt = category == 'complex'

@@ -152,7 +152,7 @@ class Drawing(Protocol):
     """Where the official scorer expects sample 0, 1, ... of a prompt."""
     ...
 
-  def side_files(self, samples: int | None = None) -> dict[str, str]:
+  def side_files(self) -> dict[str, str]:
     """{path: text} of what the official scorer reads beside the pictures."""
     ...
 

@@ -24,8 +24,7 @@ def check_names(names: Sequence[str]) -> None:
   for name in names:
     if name not in NAMES:
       raise InputError(
-        f'found the benchmark {name!r}; expected some of {", ".join(NAMES)}, or scenes/NAME; '
-        'correct it'
+        f'found the benchmark {name!r}; expected some of {", ".join(NAMES)}; correct it'
       )
 
 

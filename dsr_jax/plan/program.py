@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsr_jax import families, files, sharding
+from dsr_jax import errors, families, files, sharding
 from dsr_jax import state as state_lib
 from dsr_jax import step as step_lib
 from dsr_jax.convert import directory
@@ -149,7 +149,7 @@ def measure(lowered, hlo: str = '') -> dict:
       raise
     return dict(
       total_bytes=float(used[1]) * (2**30 if used[2] == 'G' else 2**20),
-      refused=str(e).splitlines()[0][:300],
+      refused=errors.first_line(e),
     )
   m = compiled.memory_analysis()
   if hlo:

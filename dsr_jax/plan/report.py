@@ -9,7 +9,7 @@ import time
 from jax.experimental import topologies
 
 from dsr_jax import families, sharding
-from dsr_jax.errors import InputError
+from dsr_jax.errors import InputError, first_line
 from dsr_jax.plan import costs as plan_costs
 from dsr_jax.plan import memory as plan_memory
 from dsr_jax.plan import program as plan_program
@@ -80,7 +80,7 @@ def _devices(name: str, topology: str, chips: int):
         platform='tpu', topology_name=topology, chip_config_name='megacore'
       ).devices
   except Exception as e:  # JAX tells a missing compiler and a wrong name apart only in words
-    text = str(e).splitlines()[0][:200]
+    text = first_line(e)
     if 'nvalid' in text or 'divisible' in text:
       known = ', '.join(f'{name}:{shape}' for shape in plan_costs.TOPOLOGIES[name])
       raise InputError(

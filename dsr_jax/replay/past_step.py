@@ -15,8 +15,8 @@ from dsr_jax.errors import InputError
 from dsr_jax.evaluate import ranking
 from dsr_jax.runtime import checkpoints as checkpoints_lib
 from dsr_jax.runtime import metrics as metrics_lib
+from dsr_jax.runtime import run_files
 from dsr_jax.runtime import workdir as workdir_lib
-from dsr_jax.runtime import writing
 from dsr_jax.state import TrainState
 
 # Parts of a state that a step under another method takes from the run: what learning has made.
@@ -50,14 +50,14 @@ def read_run(workdir: str):
   InputError where there is no run.
   """
   path = os.path.join(workdir, 'config.json')
-  content = writing.read_json(path, 'expected the workdir of a run; name it in --workdir')
+  content = run_files.read_json(path, 'expected the workdir of a run; name it in --workdir')
   if not isinstance(content.get('config'), dict):
-    raise writing.damaged(path, 'it has no group config')
+    raise run_files.damaged(path, 'it has no group config')
   try:
     config = config_loading.from_config_dict(saved_config.completed(content['config']))
   # Groups that are none: the words for keys of the right form are InputErrors already.
   except (TypeError, AttributeError, KeyError, ValueError) as e:
-    raise writing.damaged(path, f'its group config: {e}') from e
+    raise run_files.damaged(path, f'its group config: {e}') from e
   lines = []
   if os.path.isfile(os.path.join(workdir, metrics_lib.FILE)):
     lines = metrics_lib.repeatable(workdir)

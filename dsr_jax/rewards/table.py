@@ -56,7 +56,6 @@ class Scored(NamedTuple):
   terms: dict[str, Any]
 
 
-@functools.cache
 def terms(text: str) -> tuple[Term, ...]:
   """The terms of `method.reward`.
 

@@ -28,7 +28,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from dsr_jax import cli, saved_config, sharding
-from dsr_jax.errors import InputError
+from dsr_jax.errors import InputError, first_line
 from dsr_jax.runtime import checksums
 
 SPARE_BYTES = 64 << 20  # left to the rest of the run: metrics, pictures, the page
@@ -238,7 +238,7 @@ def _check_whole(directory, step):
   except Exception as e:
     if processes == 1:
       raise
-    fault = _first_line(e)  # the others wait for this one's word
+    fault = first_line(e)  # the others wait for this one's word
   if processes > 1 and multihost_utils.process_allgather(np.array(bool(fault))).any():
     fault = fault or 'another process found it damaged'
   if fault:
@@ -288,7 +288,7 @@ def _reading(directory, step):
         'leave to read it; mend that, nothing in it is lost'
       ) from e
     raise InputError(
-      f'cannot read the checkpoint {directory}/{step} ({_first_line(e)}); expected one as a run '
+      f'cannot read the checkpoint {directory}/{step} ({first_line(e)}); expected one as a run '
       f'wrote it; {_way_out(directory, step)}'
     ) from e
 
@@ -322,13 +322,13 @@ def _writing(directory):
   # A full disk, no leave, no more open files: each layer below has a type of its own for them.
   except Exception as e:
     raise InputError(
-      f'cannot write a checkpoint to {directory} ({_first_line(e)}); expected room and leave to '
+      f'cannot write a checkpoint to {directory} ({first_line(e)}); expected room and leave to '
       'write there; mend that, and the same command goes on from the last complete checkpoint'
     ) from e
 
 
-class _Checked(ocp.path.atomicity.AtomicRenameTemporaryPath):
-  """A checkpoint in the making: checksums are its last file, then it takes its name."""
+class _Finishing:
+  """What both kinds of a checkpoint in the making need at their end."""
 
   def __init__(self, temporary_path, final_path, *, checkpoint_metadata_store=None, **options):
     super().__init__(
@@ -336,26 +336,35 @@ class _Checked(ocp.path.atomicity.AtomicRenameTemporaryPath):
     )
     self._store = checkpoint_metadata_store
 
+  def _finish_metadata(self):
+    """Orbax' last change of a checkpoint: when it was complete."""
+    if self._store is None:
+      return
+    self._store.wait_until_finished()
+    self._store.update(
+      file_path=self.get() / '_CHECKPOINT_METADATA',
+      commit_timestamp_nsecs=time.time_ns(),
+    )
+    self._store.wait_until_finished()
+
+
+class _Checked(_Finishing, ocp.path.atomicity.AtomicRenameTemporaryPath):
+  """A checkpoint in the making: checksums are its last file, then it takes its name."""
+
   async def finalize(self):
     """As Orbax' own, with checksums before the rename."""
-    _finish_metadata(self._store, self.get())
+    self._finish_metadata()
     if _is_whole(self.get_final()):
       checksums.write(self.get())
     self.get().rename(self.get_final())
 
 
-class _CheckedInBucket(ocp.path.atomicity.CommitFileTemporaryPath):
+class _CheckedInBucket(_Finishing, ocp.path.atomicity.CommitFileTemporaryPath):
   """As `_Checked`, where a last small file says that a checkpoint is complete."""
-
-  def __init__(self, temporary_path, final_path, *, checkpoint_metadata_store=None, **options):
-    super().__init__(
-      temporary_path, final_path, checkpoint_metadata_store=checkpoint_metadata_store, **options
-    )
-    self._store = checkpoint_metadata_store
 
   async def finalize(self):
     """As Orbax' own, with checksums before the last file."""
-    _finish_metadata(self._store, self.get())
+    self._finish_metadata()
     name = ocp.path.atomicity.COMMIT_SUCCESS_FILE
     if _is_whole(self.get_final()):
       checksums.write(self.get(), later={name: COMMITTED})
@@ -365,18 +374,6 @@ class _CheckedInBucket(ocp.path.atomicity.CommitFileTemporaryPath):
 def _is_whole(path) -> bool:
   """Whether this is a checkpoint, `checkpoints/<step>`: its parts get their names likewise."""
   return path.name.isdecimal()
-
-
-def _finish_metadata(store, folder):
-  """Orbax' last change of a checkpoint: when it was complete."""
-  if store is None:
-    return
-  store.wait_until_finished()
-  store.update(
-    file_path=folder / '_CHECKPOINT_METADATA',
-    commit_timestamp_nsecs=time.time_ns(),
-  )
-  store.wait_until_finished()
 
 
 # Comparing.
@@ -438,9 +435,3 @@ def _owned(tree):
 
 def _mib(n):
   return f'{n / 2**20:,.0f}'
-
-
-def _first_line(error):
-  while isinstance(error, BaseExceptionGroup):
-    error = error.exceptions[0]
-  return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -6,7 +6,7 @@ import time
 
 import jax
 
-from dsr_jax.errors import InputError
+from dsr_jax.errors import InputError, first_line
 from dsr_jax.runtime.progress import say
 
 
@@ -57,7 +57,7 @@ class CompiledStep:
         raise
       say(self._estimate.table())
       raise InputError(
-        f'found no room for the step on a device ({str(e).splitlines()[0][:200]}); expected less '
+        f'found no room for the step on a device ({first_line(e)}); expected less '
         f'than it has; {self._estimate.advice}'
       ) from e
 

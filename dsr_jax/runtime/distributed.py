@@ -22,12 +22,14 @@ import threading
 import time
 import traceback
 
+import jax
 from jax._src import clusters  # no public name says what was detected
 from jax._src import distributed as service  # nor reads and writes the store; Orbax does the same
+from jax.experimental import multihost_utils
 
 import dsr_jax
 from dsr_jax import saved_config
-from dsr_jax.errors import InputError
+from dsr_jax.errors import InputError, first_line
 from dsr_jax.runtime import coordination_log, workdir
 
 PORT = 8476
@@ -154,28 +156,18 @@ def together(cluster: Cluster | None, wait_seconds: float, silent_seconds: int =
     yield Team()
     return
   team = _join(cluster, int(wait_seconds), silent_seconds)
-  listener = threading.Thread(target=team.listen, daemon=True)
   try:
-    listener.start()
     yield team
     team.gather(None)  # everybody is here: who comes to the end first leaves no one behind
-  except SharedError:
-    pass_on = sys.exc_info()[1]
+  except SharedError:  # nobody has to be told
+    team.close()
+    raise
   except BaseException as e:
     team.leave(e)
-  else:
-    pass_on = None
-  team.ending = True
-  service.shutdown()
-  if listener.is_alive():
-    listener.join(10)
-  if pass_on is not None:
-    raise pass_on
+  team.close()
 
 
 def _join(cluster, wait_seconds, silent_seconds):
-  import jax  # noqa: PLC0415  (one process needs no JAX to find that it is alone)
-
   port = int(cluster.coordinator.rpartition(':')[2])
   if cluster.process == 0:
     _check_free(port)
@@ -287,8 +279,10 @@ class _Joined(Team):
 
   def __init__(self, cluster):
     self.processes, self.process = cluster.processes, cluster.process
-    self.ending, self._rounds = False, 0
+    self._ending, self._rounds = False, 0
     self._store = service.global_state.client
+    self._listener = threading.Thread(target=self._listen, daemon=True)
+    self._listener.start()
 
   def gather(self, value):
     self._rounds += 1
@@ -306,16 +300,20 @@ class _Joined(Team):
     return values
 
   def stops(self, step, requested):
-    from jax.experimental import multihost_utils  # noqa: PLC0415  (as above)
-
     stop = multihost_utils.reached_preemption_sync_point(step)
     if stop:
       _say(f'stopping     on SIGTERM of one of {self.processes} processes, after this step')
     return stop
 
+  def close(self):
+    """Leaves when all are done."""
+    self._ending = True
+    service.shutdown()
+    self._listener.join(10)
+
   # The end of one is the end of all.
 
-  def listen(self):
+  def _listen(self):
     """Ends this process when another says that it met an error.
 
     Only the end of the process ends the wait for devices that will never answer, and Python's main
@@ -325,9 +323,9 @@ class _Joined(Team):
       why = self._store.blocking_key_value_get(_FAILED, _FOR_EVER)
     except Exception:
       return  # the run has ended, or JAX ends it
-    if self.ending:
+    if self._ending:
       return
-    self.ending = True
+    self._ending = True
     _say(
       f'error: found that {why}; expected all of them at work to the end; start all again: the run '
       'goes on from its last checkpoint'
@@ -342,17 +340,17 @@ class _Joined(Team):
     if 'Gloo' in f'{error}' or 'NCCL' in f'{error}':
       time.sleep(1)  # the one that met the error, or JAX, can say more
       error = InputError(
-        f'found that a connection to another process broke ({_first_line(error)}); expected all of '
+        f'found that a connection to another process broke ({first_line(error)}); expected all of '
         'them at work to the end; start all again: the run goes on from its last checkpoint'
       )
       status = DIED
     else:
       status = 2 if isinstance(error, InputError) else 1
-    if self.ending:
+    if self._ending:
       time.sleep(10)  # the listener is about to end this process
-    self.ending = True
+    self._ending = True
     with contextlib.suppress(Exception):
-      why = f'process {self.process} of {self.processes} stopped: {_first_line(error)}'
+      why = f'process {self.process} of {self.processes} stopped: {first_line(error)}'
       self._store.key_value_set(_FAILED, why)
     if isinstance(error, InputError):
       _say(f'error: {error}')
@@ -371,10 +369,6 @@ class _Joined(Team):
 
 def _say(text):
   print(text, file=sys.stderr, flush=True)
-
-
-def _first_line(error):
-  return (f'{error}'.strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 # What all must have in common.

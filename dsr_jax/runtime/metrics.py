@@ -21,7 +21,7 @@ from tensorboardX.proto import event_pb2, summary_pb2
 
 from dsr_jax import cli, files
 from dsr_jax.errors import InputError
-from dsr_jax.runtime import writing
+from dsr_jax.runtime import run_files
 
 FILE = 'metrics.jsonl'
 UNREPEATABLE = ('time/', 'memory/')
@@ -34,7 +34,7 @@ class Writer:
 
   def __init__(self, workdir, resume_step=None):
     self._path = os.path.join(workdir, FILE)
-    with writing.at(self._path):
+    with run_files.writing(self._path):
       cut(self._path, resume_step)
       self._file = open(self._path, 'a', encoding='utf-8')
       first_step = 0 if resume_step is None else resume_step + 1
@@ -47,7 +47,7 @@ class Writer:
     line = json.dumps(
       {'step': step, **{name: _number(value) for name, value in values.items()}}, allow_nan=False
     )
-    with writing.at(self._path):
+    with run_files.writing(self._path):
       self._file.write(line + '\n')
       self._file.flush()
       self._events.write_event(_event(step, values))
@@ -55,7 +55,7 @@ class Writer:
 
   def close(self):
     """Ends both files."""
-    with writing.at(self._path):
+    with run_files.writing(self._path):
       self._file.close()
       self._events.close()
 
@@ -176,7 +176,7 @@ def _good_lines(path) -> list[dict]:
 
 def _read(path) -> _Lines:
   """All lines of a metrics file but a last one that a kill left without its end."""
-  with writing.reading(path), open(path, 'rb') as f:
+  with run_files.reading(path), open(path, 'rb') as f:
     whole, _, _ = f.read().rpartition(b'\n')
   good, bad = [], []
   for number, data in enumerate(whole.split(b'\n') if whole else [], start=1):

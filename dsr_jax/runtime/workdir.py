@@ -20,7 +20,7 @@ import jax
 from dsr_jax import cli, files, images, saved_config
 from dsr_jax.errors import InputError
 from dsr_jax.runtime import metrics as metrics_lib
-from dsr_jax.runtime import writing
+from dsr_jax.runtime import run_files
 
 ACCELERATORS = ('/dev/nvidia[0-9]*', '/dev/accel[0-9]*', '/dev/vfio/[0-9]*')
 MIRRORED = (
@@ -198,7 +198,7 @@ class BucketLock:
   def __enter__(self):
     if self._path is None:
       return self
-    with writing.at(self._path):
+    with run_files.writing(self._path):
       owner = self._read()
       if owner and owner['place'] != self._place:
         self._wait_for_sign_of_life(owner)
@@ -282,14 +282,14 @@ def write_config(workdir, config, about):
     'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
   }
   path = os.path.join(workdir, 'config.json')
-  with writing.at(path):
+  with run_files.writing(path):
     files.write_json(path, content, indent=2, sort_keys=True)
 
 
 def write_samples(workdir, step, image):
   """samples/STEP.png."""
   path = os.path.join(workdir, 'samples', f'{step:06d}.png')
-  with writing.at(path):
+  with run_files.writing(path):
     files.write_bytes(path, images.png(image))
 
 
@@ -298,7 +298,7 @@ def write_evaluation(workdir, step, details):
   `dsr_jax.effect`.
   """
   path = os.path.join(workdir, 'evaluations', f'{step:06d}.json')
-  with writing.at(path):
+  with run_files.writing(path):
     files.write_json(path, details)
 
 
@@ -316,7 +316,7 @@ class Mirror:
     """Brings the files of an earlier start here, where this folder has none of its own."""
     if self._bucket is None or (self._local / metrics_lib.FILE).exists():
       return
-    with writing.at(self._local):
+    with run_files.writing(self._local):
       for path in _mirrored(self._bucket):
         target = self._local / path
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -327,7 +327,7 @@ class Mirror:
     """Copies what is new or has changed since the last time."""
     if self._bucket is None:
       return
-    with writing.at(self._bucket):
+    with run_files.writing(self._bucket):
       for path in _mirrored(self._local):
         status = os.stat(self._local / path)
         now = status.st_size, status.st_mtime_ns
@@ -372,7 +372,7 @@ def write_summary(workdir, step, steps, parameters_sha256):
     'report': os.path.join(os.path.abspath(workdir), 'report.html'),
   }
   path = os.path.join(workdir, 'summary.json')
-  with writing.at(path):
+  with run_files.writing(path):
     return files.write_json(path, content, indent=2, sort_keys=True)
 
 

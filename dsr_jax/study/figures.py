@@ -27,7 +27,7 @@ CATEGORY_CURVES = ('unified', 'generation', 'grpo', 'judge')
 COLORS = ('#1f6fb2', '#d1612a', '#2b8a57', '#8a4fb0', '#b0902b', '#5b6670', '#c23b6b', '#3aa3a3')
 FAINT = '#7e8690'
 GAINED = 'points gained over the base'
-CAPTION_WIDTH = 148  # characters of a line below a figure of two panels
+CAPTION_DENSITY = 16.8  # characters of a line of a caption, an inch
 LABEL_GAP = 0.052  # between two names in the margin, of a panel's height
 
 STYLE = {
@@ -248,7 +248,7 @@ def categories(results, base):
   panel.set_xlabel(GAINED)
   panel.axvline(0, color=FAINT, linewidth=1)
   _legend(figure, shown)
-  _caption(figure, f'Base {base}. Each variant minus the base, on the whole list. Bars: 95 %.', 100)
+  _caption(figure, f'Base {base}. Each variant minus the base, on the whole list. Bars: 95 %.')
   return figure
 
 
@@ -386,7 +386,7 @@ def _legend(figure, entries):
     figure.legend(handles=handles, loc='outside upper left', ncols=3, fontsize=8)
 
 
-def _caption(figure, words, width=CAPTION_WIDTH):
+def _caption(figure, words):
   """Words below, so that the figure stands alone."""
-  width = round(width * figure.get_figwidth() / 8.8) if width == CAPTION_WIDTH else width
+  width = round(CAPTION_DENSITY * figure.get_figwidth())
   figure.supxlabel('\n'.join(textwrap.wrap(words, width)), x=0.01, ha='left', fontsize=7.5)

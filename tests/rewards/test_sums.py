@@ -51,7 +51,6 @@ def test_a_term_is_left_out_of_the_task_that_it_does_not_cover(monkeypatch):
     return x.picture.pixels[..., 0].mean((-2, -1))
 
   monkeypatch.setitem(table.REWARDS, 'red', Reward(red, tasks=('generation',), self_reward=False))
-  table.terms.cache_clear()
   _, metrics, records, _ = run('dual+2*red')
   _, _, dual, _ = run('dual')
   np.testing.assert_allclose(
@@ -73,7 +72,6 @@ def test_every_term_brings_its_fields_and_its_own_weights(monkeypatch):
 
   monkeypatch.setitem(table.REWARDS, 'one', weighted('one'))
   monkeypatch.setitem(table.REWARDS, 'three', weighted('three'))
-  table.terms.cache_clear()
   method = tiny_step.method(reward='one+10*three+dual')
   assert table.load(method) == {'one': 3.0, 'three': 5.0}
   assert table.load(tiny_step.method()) is None

@@ -122,7 +122,7 @@ class T2ICompBench:
     number = prompt.number * self.samples + sample
     return f'{prompt.group}/samples/{prompt.text}_{number:06d}.png'
 
-  def side_files(self, samples: int | None = None) -> dict[str, str]:
+  def side_files(self) -> dict[str, str]:
     return {}  # the official scorers read everything from the pictures' names
 
   def score(self, records: Mapping[str, Mapping[str, Any]]) -> protocol.Scores:

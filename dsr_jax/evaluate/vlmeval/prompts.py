@@ -4,6 +4,8 @@ The turn is stripped as a whole, so a line break that leads stays behind the pic
 that trail are gone. Source: open-compass/VLMEvalKit, commit e8e78f0, vlmeval/vlm/janus.py; other
 families are asked the same, so that their numbers stand beside each other.
 
+Published baselines of Janus were made with plain role names, `User` and `Assistant`.
+
     <|User|>: <image_placeholder>\\nIs there a dog?\\nAnswer the question ...\\n\\n<|Assistant|>:
 """
 
@@ -13,7 +15,6 @@ SHORT_ANSWER = '\nAnswer the question using a single word or phrase.'
 LETTER_ANSWER = "\nAnswer with the option's letter from the given choices directly."
 OPEN_ANSWER = 'Answer the question directly. '
 POPE_TAIL = ' Please answer yes or no.'
-# Published baselines of Janus were made with plain role names: `method.template=plain`.
 MAX_NEW_TOKENS = 2048
 
 

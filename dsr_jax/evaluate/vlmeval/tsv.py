@@ -14,7 +14,6 @@ import binascii
 from collections.abc import Iterator, Sequence
 import csv
 import dataclasses
-import functools
 import hashlib
 import io
 import os
@@ -22,9 +21,9 @@ import shutil
 import urllib.error
 import urllib.request
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from dsr_jax.errors import InputError
+from dsr_jax.errors import InputError, first_line
 from dsr_jax.evaluate.protocol import PictureKey
 
 SITE = 'https://opencompass.openxlab.space/utils'
@@ -333,22 +332,14 @@ def _bytes_of(text, place):
 
 def _decoded(data, place):
   try:
-    picture = Image.open(io.BytesIO(data))
-    picture.load()
-  except (UnidentifiedImageError, OSError, SyntaxError) as e:
+    # As VLMEvalKit: what is transparent is not laid over white.
+    return Image.open(io.BytesIO(data)).convert('RGB')
+  # A damaged picture makes Pillow's readers fail in any way there is.
+  except Exception as e:
     raise InputError(
-      f'cannot decode the picture of {place} ({e}); expected JPEG or PNG; fetch the file again'
+      f'cannot decode the picture of {place} ({first_line(e)}); expected JPEG or PNG; fetch the '
+      'file again'
     ) from e
-  return picture.convert('RGB')
-
-
-def by_index(rows: Sequence[Row]) -> list[Row]:
-  """Rows in the order of their index: as numbers if all of them are, else as texts."""
-  return sorted(rows, key=functools.partial(_index_key, all(is_int(r['index']) for r in rows)))
-
-
-def _index_key(numbers, row):
-  return int(row['index']) if numbers else row['index']
 
 
 def is_int(text):

@@ -376,5 +376,5 @@ def test_records_of_pictures(spacy_tagger, tmp_path, picture):
   record = pictures.judge_geneval(str(tmp_path), path, row, finds, None)
   assert record['correct'] and json.loads(record['details'])[name][0][:4] == [0, 0, 9, 9]
   (tmp_path / path).write_bytes(b'no picture')
-  with pytest.raises(InputError, match='cannot read the picture'):
+  with pytest.raises(InputError, match='unreadable as a picture'):
     pictures.judge_geneval(str(tmp_path), path, row, finds, None)

@@ -1,5 +1,5 @@
-"""What the file system refuses while a run is at work, and what is damaged in a run's folder, as
-one sentence each.
+"""The files of a run at the border: what the file system refuses, and what is damaged, as one
+sentence each.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ from dsr_jax.errors import InputError
 
 
 @contextlib.contextmanager
-def at(path):
+def writing(path):
   """An OSError inside is an InputError about `path`: no room, no leave, no open files, gone."""
   try:
     yield
