@@ -55,7 +55,7 @@ def commands(run, folder):
     'score': (score, {'model': run, 'text': 'a red circle', 'image': image}),
     'probe': (probe, {'model': run, 'config': TINY, 'output': output}),
     'evaluate': (evaluate, {'model': run, 'config': TINY, 'output': output}),
-    'convert': (convert, {'source': run, 'target': output, 'format': 'hf'}),
+    'convert': (convert, {'source': run, 'target': str(folder / 'exported'), 'format': 'hf'}),
     'replay': (replay, {'workdir': run, 'step': NEWEST + 1, 'output': output}),
   }  # fmt: skip
 
