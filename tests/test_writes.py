@@ -157,7 +157,8 @@ def test_a_workdir_that_goes_away_is_said_so(step, again, tmp_path):
   def remove():
     os.rename(tmp_path / 'run', tmp_path / 'gone')
     if again:
-      (tmp_path / 'run').mkdir()
+      # The writer of a checkpoint may have made it in between: another folder too.
+      (tmp_path / 'run').mkdir(exist_ok=True)
 
   with pytest.raises(InputError, match=r'/run was removed or replaced while the run was at work'):
     run(tmp_path / 'run', interrupted_at(step, remove))
@@ -256,6 +257,23 @@ def test_two_runs_on_one_bucket_are_refused(tmp_path, monkeypatch):
   assert os.listdir(bucket) == []
   run(tmp_path / 'two', system__bucket=str(bucket))
   assert workdir_lib.BUCKET_LOCK not in os.listdir(bucket)
+
+
+def test_a_beat_under_way_does_not_bring_a_left_bucket_s_lock_back(tmp_path, monkeypatch):
+  monkeypatch.setattr(workdir_lib, 'BEAT_SECONDS', 0.01)
+  begun, write = threading.Event(), workdir_lib.BucketLock._write
+
+  def slow(self, beats):
+    if beats:
+      begun.set()
+      time.sleep(0.2)
+    write(self, beats)
+
+  monkeypatch.setattr(workdir_lib.BucketLock, '_write', slow)
+  with workdir_lib.BucketLock(str(tmp_path), str(tmp_path / 'run')):
+    assert begun.wait(10)
+  time.sleep(0.3)
+  assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize('content', ['', '[1]', '{"place": "elsewhere:/x", "token": "t"}'])

@@ -193,6 +193,7 @@ class BucketLock:
     self._place = f'{socket.gethostname()}:{os.path.realpath(workdir)}'
     self._token = uuid.uuid4().hex
     self._done = threading.Event()
+    self._beating = threading.Thread(target=self._beat, daemon=True)
     self._taken_by = ''
 
   def __enter__(self):
@@ -204,7 +205,7 @@ class BucketLock:
         self._wait_for_sign_of_life(owner)
       self._path.parent.mkdir(parents=True, exist_ok=True)
       self._write(0)
-    threading.Thread(target=self._beat, daemon=True).start()
+    self._beating.start()
     return self
 
   def check(self):
@@ -216,6 +217,7 @@ class BucketLock:
     if self._path is None:
       return
     self._done.set()
+    self._beating.join()  # else a beat under way would write the object again after it is gone
     with contextlib.suppress(OSError):
       if (self._read() or {}).get('token') == self._token:
         self._path.unlink()
