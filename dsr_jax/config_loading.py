@@ -19,7 +19,7 @@ import ml_collections
 from ml_collections import config_flags
 
 from dsr_jax import config as config_lib
-from dsr_jax import inputs, saved_config
+from dsr_jax import families, inputs, saved_config
 from dsr_jax.errors import InputError
 from dsr_jax.losses import OBJECTIVES
 from dsr_jax.rewards import table as rewards
@@ -87,6 +87,9 @@ def load(name, **overrides):
     for parent in parents:
       node = node[parent]
     node[last] = value
+  values = saved_config.flat(config.to_dict())
+  for key in overrides:
+    _refuse_rate_of_others(key.replace('__', '.'), values)
   return from_config_dict(config)
 
 
@@ -116,16 +119,18 @@ def check_flags(argv, default=None):
 
   argv: the command's arguments without its name. default: that of --config.
   """
-  pairs = [a.lstrip('-').partition('=') for a in argv if a.startswith('-')]
-  if {'help', 'helpshort', 'helpfull', 'helpxml'} & {name for name, _, _ in pairs}:
+  pairs = _pairs(argv)
+  if {'help', 'helpshort', 'helpfull', 'helpxml'} & {name for name, _ in pairs}:
     return
-  given = [value for name, _, value in pairs if name == 'config']
-  given += [argv[i + 1] for i, a in enumerate(argv[:-1]) if a in ('--config', '-config')]
+  given = [value for name, value in pairs if name == 'config']
   path = next((p for p in reversed(given) if p), default)
   if path is None:
     raise InputError('found no --config; expected a config file, as --config=configs/scenes.py')
   known = saved_config.flat(read(path).to_dict())
-  for name, _, _ in pairs:
+  typed = {name.removeprefix('config.'): value for name, value in pairs if '.' in name}
+  for key in typed:
+    _refuse_rate_of_others(key, {**known, **typed})
+  for name, _ in pairs:
     key = name.removeprefix('config.')
     if key == name or key in known:
       continue
@@ -133,6 +138,30 @@ def check_flags(argv, default=None):
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     hint = f'did you mean config.{near[0]}' if near else 'see dsr_jax/config.py for all of them'
     raise InputError(f'found the unknown key {name}; expected a key of {path}; {hint}')
+
+
+def _pairs(argv) -> list[tuple[str, str]]:
+  """Flags and their values, which stand after a '=' or in the next word."""
+  pairs = []
+  for word, following in zip(argv, [*argv[1:], '']):
+    name, equals, value = word.lstrip('-').partition('=')
+    if word.startswith('-'):
+      pairs.append((name, value if equals or following.startswith('-') else following))
+  return pairs
+
+
+def _refuse_rate_of_others(key, values):
+  """InputError where `key`, which was typed, is the rate of weights that are not trained.
+
+  values: of all keys, {'method.trainable': 'lora'}; they may stand in a group, as `run.method...`.
+  """
+  group = key.removesuffix('method.learning_rate')
+  if group != key and values.get(f'{group}method.trainable') == 'lora':
+    raise InputError(
+      f'found {key}={values[key]} with {group}method.trainable=lora, whose weights stay as they '
+      f'are; expected the rate of the adapters, {group}method.lora.learning_rate (it is '
+      f'{values.get(f"{group}method.lora.learning_rate")}); set that'
+    )
 
 
 # Between ConfigDict, dataclasses and JSON.
@@ -218,6 +247,7 @@ _ABOVE_ZERO = (
   'method.beta',
   'method.temperature',
   'method.learning_rate',
+  'method.lora.learning_rate',
   'method.clip',
   'method.dpo.beta',
   'method.cispo.ratio_max',
@@ -268,6 +298,13 @@ def _check_values(config):
       raise InputError(f'found an empty config.{key}; expected {what}')
   for key in _TEXTS:
     inputs.check_text(**{f'config.{key}': _get(config, key)})
+  templates = {name: family for family in families.FAMILIES for name in family.templates}
+  if config.method.template not in ('', *templates):
+    known = ', '.join(f'{name} ({family.name})' for name, family in templates.items())
+    raise InputError(
+      f'found config.method.template={config.method.template!r}; expected one of {known}, or '
+      "'' for the model's own"
+    )
   axes = dataclasses.asdict(config.system.mesh)
   sizes = list(axes.values())
   if any(n < 1 and n != -1 for n in sizes) or sizes.count(-1) > 1:

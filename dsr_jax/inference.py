@@ -393,15 +393,35 @@ class Inference:
       )
     return ids
 
-  def read_image(self, path: str) -> np.ndarray:
-    """A file as the square picture that the model reads: (H, W, 3) float32 in [-1, 1]."""
+  def read_image(self, path: str, crop: str = '') -> np.ndarray:
+    """A file as the square picture that the model reads: (H, W, 3) float32 in [-1, 1].
+
+    crop: 'crop' or 'pad'; by default as the model reads.
+    """
     image = images.load_image(path)
-    square = images.preprocess(image, self.spec.image_size, mode=self.source.method.crop)
+    square = images.preprocess(image, self.spec.image_size, mode=crop or self.source.method.crop)
     return images.to_float(square)
 
-  def draw(self, prompt: list[int], number: int, *, temperature: float, guidance: float, seed: int):
-    """Samples pictures: codes (number, N) int32 and their log-probabilities (number, N)."""
-    how = Sampling(temperature=temperature, guidance=guidance, segment=64)
+  def draw(
+    self,
+    prompt: list[int],
+    number: int,
+    *,
+    temperature: float,
+    guidance: float,
+    seed: int,
+    cfg_interval: int | None = None,
+  ):
+    """Samples pictures: codes (number, N) int32 and their log-probabilities (number, N).
+
+    cfg_interval: as `method.cfg_interval`; by default the model's.
+    """
+    how = Sampling(
+      temperature=temperature,
+      guidance=guidance,
+      segment=64,
+      cfg_interval=self.source.method.cfg_interval if cfg_interval is None else cfg_interval,
+    )
     codes, logps = [], []
     for first in range(0, number, CHUNK):
       drawn = _sample_pictures(

@@ -15,7 +15,7 @@ import pathlib
 
 from absl import flags
 
-from dsr_jax import cli
+from dsr_jax import cli, saved_config
 from dsr_jax import convert as convert_lib
 from dsr_jax.convert import adapter, card, locate, overlay, table
 from dsr_jax.errors import InputError, run_main
@@ -24,13 +24,21 @@ FORMATS = ('hf', 'deepseek', 'peft')
 
 
 def convert(
-  source: str, target: str, layout: str, *, dtype: str | None = None, overwrite: bool = False
+  source: str,
+  target: str,
+  layout: str,
+  *,
+  dtype: str | None = None,
+  overwrite: bool = False,
+  base: str = '',
 ):
   """Converts; returns what the command prints. Errors: InputError for everything a user can
   mend.
+
+  base: see `locate.locate`.
   """
   convert_lib.check_target(target, overwrite)
-  located = locate.locate(source)
+  located = locate.locate(source, base)
   for path in filter(None, (located.directory, located.workdir)):
     # --overwrite would take the source away.
     if pathlib.Path(path).resolve().is_relative_to(pathlib.Path(target).resolve()):
@@ -41,8 +49,9 @@ def convert(
   if layout == 'peft':
     return _adapter(source, target, located, overwrite)
   stored = convert_lib.Stored(located.directory)
-  read = stored.atom
+  read, processor = stored.atom, stored.processor
   if located.workdir:
+    processor = processor.with_template(saved_config.of_run(located.about['method'])['template'])
     locate.check_base(located, stored.checkpoint.digest())
     read = overlay.reader(stored, located.trained)
   lacking = layout == 'deepseek' and [
@@ -52,7 +61,7 @@ def convert(
     target,
     layout,
     stored.config,
-    stored.processor,
+    processor,
     read,
     stored.directory,
     kept_aside=stored.kept_aside,
@@ -96,11 +105,14 @@ def main(argv, f=flags.FLAGS):
       f'found --dtype={f.dtype}; expected float32 or bfloat16; choose one, or leave it out'
     )
   cli.log(f'converting {f.source} to {f.target}')
-  cli.print_json(convert(f.source, f.target, f.format, dtype=f.dtype, overwrite=f.overwrite))
+  cli.print_json(
+    convert(f.source, f.target, f.format, dtype=f.dtype, overwrite=f.overwrite, base=f.base)
+  )
 
 
 def define_flags(f=flags.FLAGS):
   flags.DEFINE_string('source', None, f'The model: {locate.EXPECTED}.', flag_values=f)
+  locate.define_base_flag(f)
   flags.DEFINE_string(
     'target', None, 'The directory to write; it appears whole or not at all.', flag_values=f
   )

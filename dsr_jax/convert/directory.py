@@ -269,6 +269,8 @@ def export(
     content = configs_deepseek.to_json(config, widest.name, processor.system_prompt)
   else:
     content = configs.to_json(config, widest.name)
+  if processor.template != 'tokens':  # whoever reads the directory asks in the same words
+    content.setdefault(configs_deepseek.OURS, {})['template'] = processor.template
   extra, zeros = _unused(config, layout, kept_aside, kind, widest)
   with files.whole_directory(directory, NOT_WRITABLE) as aside:
     aside = pathlib.Path(aside)

@@ -36,7 +36,8 @@ def main(argv, f=flags.FLAGS):
   config = config_loading.from_config_dict(f.config)
   files.check_output(f.output, lambda name: name in OUTPUTS)
 
-  model = families.model_of(locate.resolve(f.model).bundle, f.model)
+  source = locate.resolve(f.model, template=f.template or config.method.template, base=f.base)
+  model = families.model_of(source.bundle, f.model)
   began = time.time()
   results = tasks.probe(model, config, f.num_inputs, f.seed)
   verdicts = {task: result.numbers['verdict'] for task, result in results.items()}
@@ -48,6 +49,7 @@ def main(argv, f=flags.FLAGS):
     'candidates': config.method.group_size,
     'temperature': config.method.temperature,
     'guidance': config.method.guidance,
+    'template': model.template,
     'seed': f.seed,
     'data_seed': config.method.seed,
     'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
@@ -85,6 +87,7 @@ def define_flags(f=flags.FLAGS):
     'config', 'The run that is thought of: a config file, keys set by --config.key=value.', f
   )
   flags.DEFINE_string('model', None, f'The model: {locate.EXPECTED}.', flag_values=f)
+  locate.define_flags(f)
   flags.DEFINE_string(
     'output',
     None,

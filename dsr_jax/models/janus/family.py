@@ -2,7 +2,7 @@
 
 from dsr_jax import sharding
 from dsr_jax.models.janus import model
-from dsr_jax.models.janus.config import JanusConfig
+from dsr_jax.models.janus.config import ROLES, JanusConfig
 from dsr_jax.models.unified import Family
 
 _ATTENTION = ('q_proj', 'k_proj', 'v_proj', 'o_proj')
@@ -57,4 +57,5 @@ JANUS = Family(
     **{name: (*_LAYERS, 'self_attn', name) for name in _ATTENTION},
     **{name: (*_LAYERS, 'mlp', name) for name in _MLP},
   },
+  templates=tuple(ROLES),
 )
