@@ -6,6 +6,7 @@ file in `dsr_jax/configs/`. What follows a colon goes to `get_config`:
   --config=scenes    --config=configs/scenes.py    --config=janus_pro_7b:v5e:8x8    --config=mine.py
 """
 
+import contextlib
 import dataclasses
 import difflib
 import importlib.util
@@ -13,6 +14,7 @@ import inspect
 import operator
 import os
 import pathlib
+import traceback
 
 from absl import flags
 import ml_collections
@@ -20,7 +22,7 @@ from ml_collections import config_flags
 
 from dsr_jax import config as config_lib
 from dsr_jax import families, inputs, saved_config
-from dsr_jax.errors import InputError
+from dsr_jax.errors import InputError, first_line
 from dsr_jax.losses import OBJECTIVES
 from dsr_jax.rewards import table as rewards
 
@@ -64,18 +66,42 @@ def read(name):
   path, argument = find(name)
   spec = importlib.util.spec_from_file_location('_dsr_jax_config', path)
   module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
+  with _running(path):
+    spec.loader.exec_module(module)
   get_config = getattr(module, 'get_config', None)
   if get_config is None:
     raise InputError(f'found no get_config() in {path}; expected one that returns a ConfigDict')
+  if not callable(get_config):
+    raise InputError(f'found get_config={get_config!r} in {path}; expected a function')
   if argument and not inspect.signature(get_config).parameters:
     raise InputError(f'found {argument!r} after {path}; expected nothing, it takes no argument')
-  config = get_config(argument) if argument else get_config()
+  with _running(path):
+    config = get_config(argument) if argument else get_config()
   if not isinstance(config, ml_collections.ConfigDict):
     raise InputError(
       f'found a {type(config).__name__} from get_config() of {path}; expected a ConfigDict'
     )
   return config.lock()
+
+
+@contextlib.contextmanager
+def _running(path):
+  """What goes wrong in a config file is one sentence, with the line of that file."""
+  try:
+    yield
+  except InputError:
+    raise
+  except (Exception, SystemExit) as e:  # a file may fail in any way there is
+    lines = [
+      frame.lineno for frame in traceback.extract_tb(e.__traceback__) if frame.filename == str(path)
+    ]
+    if isinstance(e, SyntaxError):
+      lines = [e.lineno]
+    where = f' in line {lines[-1]}' if lines and lines[-1] else ''
+    raise InputError(
+      f'found {path} failing{where} ({type(e).__name__}: {first_line(e)}); expected a Python file '
+      'with get_config(); mend it'
+    ) from e
 
 
 def load(name, **overrides):

@@ -1,8 +1,11 @@
 """Errors a user can mend, and the border where they become one sentence on stderr."""
 
 import sys
+import textwrap
 
 from absl import app, logging
+
+MOST = 400  # characters of another program's words in a sentence of ours
 
 
 class InputError(Exception):
@@ -13,7 +16,9 @@ def first_line(error: BaseException) -> str:
   """What an error says first, for a sentence about it; of a group, the first error."""
   while isinstance(error, BaseExceptionGroup):
     error = error.exceptions[0]
-  return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+  line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+  # What is longer ends after a whole word; a single word of that length is no reason.
+  return line if len(line) <= MOST else textwrap.shorten(line, MOST, placeholder=' ...')
 
 
 def run_main(main, check_flags=None):

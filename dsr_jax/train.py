@@ -52,6 +52,27 @@ def framed(model, config):
   return model, dataclasses.replace(config, method=method)
 
 
+def check_room(model, config):
+  """InputError for texts longer than the model's sequences, before anything is compiled."""
+  if model.family is None or model.family.room is None:
+    return
+  room = model.family.room(model.config)
+  method, data = config.method, config.data
+  asked = {}  # key -> (the question, the key of how long its answer may be, how long)
+  if 'understanding' in method.tasks:
+    asked['question'] = method.question, 'method.max_text_tokens', method.max_text_tokens
+  if 'generation' in method.tasks:
+    asked['instruction'] = method.instruction, 'data.max_prompt_tokens', data.max_prompt_tokens
+  for key, (text, limit, most) in asked.items():
+    tokens = len(model.processor.encode_question(text))
+    if tokens + most > room:
+      raise InputError(
+        f'found method.{key} of {tokens} tokens with {limit}={most}; expected at most {room} '
+        f'together, which {config.model} has room for beside a picture; shorten the one or lower '
+        'the other'
+      )
+
+
 def init_state(model, config, mesh) -> state_lib.TrainState:
   """The state of a run that begins, laid out on the mesh."""
   ctx = step_context(model, config)
@@ -176,6 +197,7 @@ def run(config, workdir, builders: Builders | None = None, team=None) -> str:
     check_ours = _hold_folders(workdir, system.bucket, holding) if team.lead else _nothing_to_check
     # Model, data, state.
     model, config = framed(builders.load_model(config.model), config)
+    check_room(model, config)
     batches = builders.make_batches(config, model, mesh)
     team.agree(data=batches.fingerprint, model=model.source['fingerprint'])
     state = builders.init_state(model, config, mesh)

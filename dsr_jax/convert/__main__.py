@@ -49,6 +49,7 @@ def convert(
   if layout == 'peft':
     return _adapter(source, target, located, overwrite)
   stored = convert_lib.Stored(located.directory)
+  stored.check_finite()
   read, processor = stored.atom, stored.processor
   if located.workdir:
     processor = processor.with_template(saved_config.of_run(located.about['method'])['template'])

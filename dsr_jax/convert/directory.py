@@ -59,7 +59,7 @@ class Stored:
     self._tied = (
       content.get('tie_word_embeddings', True)
       if self.layout == 'hf'
-      else bool((content.get('language_config') or {}).get('tie_word_embeddings', False))
+      else configs.object_in(content, 'language_config').get('tie_word_embeddings', False)
     )
     if self.layout == 'hf':
       self.config, self.processor = _with_templates(
@@ -97,8 +97,15 @@ class Stored:
     return entry.split(self.read(entry.name))[place]
 
   def source(self):
-    """dict(name, hash); reads all the weights once."""
-    return dict(name=str(self.directory), hash=self.checkpoint.digest())
+    """dict(name, hash); reads all the weights, and InputError if a number is not finite."""
+    digest = self.checkpoint.digest()
+    self.check_finite()
+    return dict(name=str(self.directory), hash=digest)
+
+  def check_finite(self):
+    """InputError naming the tensors that hold numbers which are not finite."""
+    here = self.checkpoint.found
+    self.checkpoint.check_finite(entry.name for entry in self.entries if entry.name in here)
 
   def _check(self):
     want = {entry.name: entry.shape for entry in self.entries}

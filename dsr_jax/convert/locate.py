@@ -3,6 +3,7 @@ a run, or a Hub id.
 """
 
 import dataclasses
+import glob
 import os
 import re
 from typing import Any
@@ -11,9 +12,10 @@ from absl import flags
 import huggingface_hub
 import jax
 
+from dsr_jax import cli, families, files, saved_config
 from dsr_jax import config as config_lib
-from dsr_jax import families, files, saved_config
 from dsr_jax.convert import directory as directory_lib
+from dsr_jax.convert import weights
 from dsr_jax.errors import InputError, first_line
 from dsr_jax.models.common import lora
 from dsr_jax.runtime import checkpoints
@@ -29,6 +31,7 @@ EXPECTED = (
 )
 EXPECTED_SOURCE = "a model directory, 'scenes' for the embedded model, or a Hub id (OWNER/NAME)"
 ROLES = ('generator', 'understander')  # of a run of two models
+_CACHED = re.compile(r'models--(.+?)--(.+)')  # the Hub's folder of OWNER/NAME
 _HUB_ID = re.compile(r'[\w-][\w.-]*/[\w-][\w.-]*')
 _FILES = ('*.json', '*.jinja', '*.safetensors', 'LICENSE*', 'README.md')
 
@@ -182,6 +185,7 @@ def directory_of(name: str) -> str:
       f'found the workdir of a run, {name}; expected {EXPECTED_SOURCE}; convert the run to a model '
       'directory first'
     )
+  _refuse_near_miss(name)
   if os.path.isdir(name):
     return name
   if _HUB_ID.fullmatch(name):
@@ -210,6 +214,30 @@ def base_of(model: dict, workdir: str, base: str = '') -> str:
       f'found no model {name}, which the run {workdir} began with ({e}); expected it where it was; '
       'say where it lies now, as --base=DIR'
     ) from e
+
+
+def _refuse_near_miss(name: str):
+  """InputError for a folder beside the one that was meant."""
+  path = os.path.abspath(name)
+  above = os.path.dirname(path)
+  if os.path.basename(above) == 'checkpoints' and os.path.basename(path).isdecimal():
+    run = os.path.dirname(above)
+    raise InputError(
+      f'found the checkpoint {name}; expected the run it belongs to, and its step; write '
+      f'{run}@{os.path.basename(path)}'
+    )
+  if os.path.basename(path) == 'checkpoints' and os.path.isdir(path):
+    raise InputError(
+      f'found the checkpoints {name}; expected the run they belong to; write {above}'
+    )
+  cached = _CACHED.fullmatch(os.path.basename(path))
+  snapshots = sorted(glob.glob(os.path.join(glob.escape(path), 'snapshots', '*')))
+  if cached and not os.path.exists(os.path.join(path, 'config.json')) and os.path.isdir(path):
+    hub_id = '/'.join(cached.groups())
+    raise InputError(
+      f'found a folder of the Hub cache, {name}; expected a model inside of it; write '
+      f'{" or ".join([*snapshots, hub_id])}'
+    )
 
 
 def names_run(name: str) -> bool:
@@ -319,7 +347,27 @@ def _download(hub_id):
   # its own errors, those of two HTTP libraries, and OSError: all mean that there is no model
   except Exception as e:
     reason = first_line(e)
+    kept = _kept(hub_id)
+    if kept:
+      # Of an earlier download, or of another program's: a card and a licence may be lacking.
+      cli.log(f'note         could not ask the Hub ({reason}): {hub_id} is read from {kept}')
+      return kept
     raise InputError(
       f'found no directory {hub_id} and could not fetch it from the Hub ({reason}); expected '
       f'{EXPECTED}; check the name, or connect to the network once so that the model is kept'
     ) from e
+
+
+def _kept(hub_id) -> str:
+  """The snapshot of a Hub id in the cache, if it has all that a model needs; else ''."""
+  cache = huggingface_hub.constants.HF_HUB_CACHE
+  needed = ('config.json', 'tokenizer.json')
+  paths = [huggingface_hub.try_to_load_from_cache(hub_id, name, cache) for name in needed]
+  if not all(isinstance(path, str) for path in paths):
+    return ''
+  directory = os.path.dirname(paths[0])
+  try:
+    weights.Checkpoint(directory)
+  except InputError:
+    return ''
+  return directory

@@ -217,6 +217,7 @@ def _load_tokenizer(path):
       f'found no {path.name} in {path.parent}; expected a model directory with its tokenizer; '
       'check the path'
     )
+  files.check_no_pointer(path)
   try:
     tokenizer = Tokenizer.from_file(str(path))
   except Exception as e:  # the Rust side raises bare Exception
