@@ -69,9 +69,11 @@ def read_run(workdir: str):
 
 def base_of(workdir: str, config, base: str = '') -> str:
   """Where the model lies that a run began with; see `locate.base_of`."""
-  about = run_files.read_json(os.path.join(workdir, 'config.json'), '').get('about') or {}
+  about = run_files.read_json(os.path.join(workdir, 'config.json'), '').get('about')
   model = about.get('model') if isinstance(about, dict) else None
-  return locate.base_of(model if isinstance(model, dict) else {'name': config.model}, workdir, base)
+  if base or (isinstance(model, dict) and 'directory' in model):
+    return locate.base_of(model or {'name': config.model}, workdir, base)
+  return config.model
 
 
 def check_step(step: int, lines: dict, workdir: str):
