@@ -16,7 +16,7 @@ from absl import flags, logging
 from dsr_jax import environment
 from dsr_jax.errors import InputError
 
-_HELP = ('help', 'helpshort', 'helpfull', '?')
+_HELP = ('help', 'h', 'helpshort', 'helpfull', '?')
 _MOST_SAMPLES = 4096
 # What absl calls the values of a flag -> what a person does.
 _KINDS = {'int': 'a whole number', 'float': 'a number', 'bool': 'true or false'}
@@ -79,13 +79,14 @@ def parse(f, argv) -> list[str]:
   Errors: InputError for a flag that does not exist, one without its value or with one of another
   type, and what a flag's own parser finds.
   """
-  _check_names(f, argv[1:])
-  for name in f:
-    # A config's own keys are flags once it is read: it comes first, and may have a default.
-    if hasattr(f[name].parser, 'arrange'):
-      argv = [argv[0], *f[name].parser.arrange(argv[1:])]
-  sys.argv = argv  # where a config's keys are read from
   try:
+    argv = f.read_flags_from_files(argv)
+    _check_names(f, argv[1:])
+    for name in f:
+      # A config's own keys are flags once it is read: it comes first, and may have a default.
+      if hasattr(f[name].parser, 'arrange'):
+        argv = [argv[0], *f[name].parser.arrange(argv[1:])]
+    sys.argv = argv  # where a config's keys are read from
     return f(argv)
   except flags.Error as e:
     raise InputError(_of_flag_error(f, str(e))) from e
@@ -209,6 +210,7 @@ def print_json(value, kept: str = ''):
   does what the terminal has no letters for.
   """
   text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False)
+  text = text.encode('utf-8', 'backslashreplace').decode('utf-8')
   try:
     text.encode(sys.stdout.encoding or 'utf-8')
   except UnicodeEncodeError:

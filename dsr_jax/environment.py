@@ -40,12 +40,32 @@ def prepare(arguments):
     raise InputError(
       f'found no current folder ({e.strerror}); expected one that exists; change to another'
     ) from e
+  sys.stderr = _Progress(sys.stderr)
   encoding = sys.getfilesystemencoding()
   if encoding != 'utf-8' and not all(argument.isascii() for argument in arguments):
     raise InputError(
       f'found the encoding {encoding} for the command line, which has letters beyond ASCII; '
       'expected UTF-8; set LC_ALL=C.UTF-8 or PYTHONUTF8=1'
     )
+
+
+class _Progress:
+  """stderr. That it has no room is no reason to stop; that its reader has left is one."""
+
+  def __init__(self, stream):
+    self._stream = stream
+
+  def write(self, text):
+    try:
+      return self._stream.write(text)
+    except BrokenPipeError:
+      raise
+    except OSError:
+      drop(self._stream)
+      return len(text)
+
+  def __getattr__(self, name):
+    return getattr(self._stream, name)
 
 
 # What is raised later.
