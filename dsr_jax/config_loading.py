@@ -12,7 +12,6 @@ import difflib
 import importlib.util
 import inspect
 import operator
-import os
 import pathlib
 import traceback
 
@@ -21,7 +20,7 @@ import ml_collections
 from ml_collections import config_flags
 
 from dsr_jax import config as config_lib
-from dsr_jax import families, inputs, saved_config
+from dsr_jax import config_help, families, inputs, saved_config
 from dsr_jax.errors import InputError, first_line
 from dsr_jax.losses import OBJECTIVES
 from dsr_jax.rewards import table as rewards
@@ -50,7 +49,7 @@ def find(name):
   text, _, argument = str(name).partition(':')
   if text in shipped():
     return CONFIGS / f'{text}.py', argument
-  path = pathlib.Path(os.path.expanduser(os.path.expandvars(text)))
+  path = pathlib.Path(inputs.expanded(text, '--config'))
   if path.suffix == '.py' and path.is_file():
     return path, argument
   if path.suffix == '.py' and path.parent in SHIPPED_FOLDERS and path.stem in shipped():
@@ -122,57 +121,85 @@ def load(name, **overrides):
 class _FileParser(flags.ArgumentParser):
   """The value of a --config flag -> its ConfigDict."""
 
+  def __init__(self, default, prefix):
+    self._default = default
+    self._prefix = prefix
+
   def parse(self, argument):
     return read(argument)
 
   def flag_type(self):
-    return 'config object'
+    return 'config file'
+
+  def arrange(self, arguments):
+    """The arguments, --config before its keys; see `check_flags`."""
+    path = check_flags(arguments, self._default)
+    rest, words = [], iter(arguments)
+    for word in words:
+      if word in ('--config', '-config'):
+        next(words, None)
+      elif not word.startswith(('--config=', '-config=')):
+        rest.append(word)
+    return [f'--config={path}', *rest]
+
+  def help(self):
+    """Of its keys."""
+    return config_help.text(self._prefix) if self._default is None else ''
 
 
-def define_config_flag(name, help, f=flags.FLAGS, default=None):
-  """Defines --NAME=FILE with its overrides --NAME.key=value; returns the flag's holder."""
+def define_config_flag(name, help, f=flags.FLAGS, default=None, prefix=''):
+  """Defines --NAME=FILE with its overrides --NAME.key=value; returns the flag's holder.
+
+  default: the config where none is named; `cli.parse` puts it in.
+  prefix: of the group in which a run's keys stand, for --help.
+  """
   holder = config_flags.DEFINE_config_file(name, help_string=help, flag_values=f)
   # ml_collections opens paths only, from the working directory only.
-  f[name].parser = _FileParser()
-  if default:
-    f.set_default(name, default)
+  f[name].parser = _FileParser(default, prefix)
   return holder
 
 
-def check_flags(argv, default=None):
-  """InputError for what absl would answer with a traceback: no --config, no such file, an override
-  of an unknown key.
+def check_flags(argv, default=None) -> str:
+  """The config that is named. InputError for what absl would answer with a traceback: no --config,
+  no such file, an override of an unknown key.
 
   argv: the command's arguments without its name. default: that of --config.
   """
   pairs = _pairs(argv)
-  if {'help', 'helpshort', 'helpfull', 'helpxml'} & {name for name, _ in pairs}:
-    return
-  given = [value for name, value in pairs if name == 'config']
+  given = [value for name, _, value in pairs if name == 'config']
   path = next((p for p in reversed(given) if p), default)
   if path is None:
     raise InputError('found no --config; expected a config file, as --config=configs/scenes.py')
   known = saved_config.flat(read(path).to_dict())
-  typed = {name.removeprefix('config.'): value for name, value in pairs if '.' in name}
+  typed = {name.removeprefix('config.'): value for name, _, value in pairs if '.' in name}
   for key in typed:
     _refuse_rate_of_others(key, {**known, **typed})
-  for name, _ in pairs:
-    key = name.removeprefix('config.')
-    if key == name or key in known:
+  for name, equals, _ in pairs:
+    key = name.removeprefix('config.').removeprefix('noconfig.')
+    if key == name:
       continue
+    if key in known:
+      if not equals and not isinstance(known[key], bool):
+        raise InputError(f'found --{name} without a value; expected one; write --{name}=...')
+      continue
+    if any(other.startswith(f'{key}.') for other in known):
+      raise InputError(
+        f'found --{name}, a group of keys; expected one of them; write --{name}.KEY=VALUE'
+      )
     saved_config.refuse_renamed(key)
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    hint = f'did you mean config.{near[0]}' if near else 'see dsr_jax/config.py for all of them'
+    hint = f'did you mean config.{near[0]}' if near else 'see --help for all of them'
     raise InputError(f'found the unknown key {name}; expected a key of {path}; {hint}')
+  return path
 
 
-def _pairs(argv) -> list[tuple[str, str]]:
-  """Flags and their values, which stand after a '=' or in the next word."""
+def _pairs(argv) -> list[tuple[str, str, str]]:
+  """(flag, '=', value) of each flag; ('', value in the next word) where there is no '='."""
   pairs = []
   for word, following in zip(argv, [*argv[1:], '']):
-    name, equals, value = word.lstrip('-').partition('=')
     if word.startswith('-'):
-      pairs.append((name, value if equals or following.startswith('-') else following))
+      name, equals, value = word.lstrip('-').partition('=')
+      pairs.append((name, equals, value if equals or following.startswith('-') else following))
   return pairs
 
 
@@ -198,11 +225,37 @@ def from_config_dict(config):
   if isinstance(config, ml_collections.ConfigDict):
     config = config.to_dict()
   result = saved_config.build(config_lib.Config, config, 'config')
+  result = _with_paths_expanded(result)
   _check_values(result)
   _check_method(result.method)
   _check_chunks(result.system, result.method)
   _check_data(result)
   return result
+
+
+# Paths, as a shell's user means them.
+
+_PATHS = (
+  'model',
+  'data.prompts',
+  'data.images',
+  'method.clip_reward.model',
+  'system.bucket',
+  'system.compile_cache',
+)
+
+
+def _with_paths_expanded(config):
+  for key in _PATHS:
+    config = _replaced(config, key, inputs.expanded(_get(config, key), f'config.{key}'))
+  return config
+
+
+def _replaced(config, key, value):
+  """A copy with another value of a key."""
+  name, _, rest = key.partition('.')
+  inner = _replaced(getattr(config, name), rest, value) if rest else value
+  return dataclasses.replace(config, **{name: inner})
 
 
 # Values of single keys.

@@ -12,7 +12,7 @@ from absl import flags
 import huggingface_hub
 import jax
 
-from dsr_jax import cli, families, files, saved_config
+from dsr_jax import cli, families, files, flag_types, saved_config
 from dsr_jax import config as config_lib
 from dsr_jax.convert import directory as directory_lib
 from dsr_jax.convert import weights
@@ -94,11 +94,11 @@ def define_crop_flag(f=flags.FLAGS):
 
 def define_base_flag(f=flags.FLAGS):
   """--base alone."""
-  flags.DEFINE_string(
+  flag_types.define_path(
     'base',
     '',
     'Of a run: the model that it began with, if that no longer lies where it did.',
-    flag_values=f,
+    f,
   )
 
 
