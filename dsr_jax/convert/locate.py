@@ -18,7 +18,7 @@ from dsr_jax.convert import directory as directory_lib
 from dsr_jax.convert import weights
 from dsr_jax.errors import InputError, first_line
 from dsr_jax.models.common import lora
-from dsr_jax.runtime import checkpoints
+from dsr_jax.runtime import checkpoints, room
 from dsr_jax.scenes import grammar
 
 flags.disclaim_key_flags()  # --help lists what `define_flags` defines under the command
@@ -125,7 +125,7 @@ def locate(name: str, base: str = '') -> Located:
   return Located(name, directory_of(name))
 
 
-def resolve(name: str, *, template: str = '', base: str = '') -> Source:
+def resolve(name: str, *, template: str = '', base: str = '', config=None) -> Source:
   """Finds and loads a model.
 
   Args:
@@ -133,24 +133,64 @@ def resolve(name: str, *, template: str = '', base: str = '') -> Source:
     template: what frames its prompts, a value of `method.template`; by default the run's, else the
       model's own.
     base: see `locate`.
+    config: of a command that uses the model as a `config.Config` says: its template then goes
+      before the model's, and where it was written for another model that is said.
 
   Raises:
     InputError: if there is no such model, its files are not sound, or its family has no such
       template.
   """
   located = locate(name, base)
-  if located.workdir:
-    method = saved_config.saved_method(located.about['method'])
-  else:
-    method = _method_of(located.directory)
-  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  bundle = directory_lib.load(located.directory, lambda leaf: leaf.placed(here))
-  bundle = families.with_template(bundle, template or method.template)
+  method = method_of(located)
+  if config:
+    note_other_settings(config, located)
+  bundle = directory_lib.load(located.directory, lambda leaf: leaf)
+  of_config = config.method.template if config else ''
+  bundle = families.with_template(bundle, template or of_config or method.template)
   if located.workdir:
     check_base(located, bundle.source['hash'])
+  room.check_weights(sum(leaf.nbytes for leaf in jax.tree.leaves(bundle.params)), name)
+  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  params = jax.tree.map(lambda leaf: leaf.placed(here), bundle.params)
+  bundle = dataclasses.replace(bundle, params=params)
+  if located.workdir:
     bundle = dataclasses.replace(bundle, params=_trained_params(bundle, located.trained))
   method = dataclasses.replace(method, template=families.template_of(bundle))
   return Source(name, bundle, method)
+
+
+# What a configuration says of sampling and asking, which fits the model that it was written for.
+_OF_A_MODEL = (
+  'temperature',
+  'guidance',
+  'cfg_interval',
+  'question',
+  'instruction',
+  'max_text_tokens',
+)
+
+
+def note_other_settings(config, located: Located):
+  """Says what a model is asked with by a configuration that was written for another one."""
+  began_with = located.about['model']['name'] if located.workdir else located.name
+  if _same(config.model, str(began_with)):
+    return
+  own = method_of(located)
+  used = [
+    f'{key} {getattr(config.method, key)!r} (its own: {getattr(own, key)!r})'
+    for key in _OF_A_MODEL
+    if getattr(config.method, key) != getattr(own, key)
+  ]
+  if used:
+    cli.log(
+      f'note         the settings of {config.model} are used for {located.name}: {", ".join(used)}'
+    )
+
+
+def _same(one: str, other: str) -> bool:
+  """Whether two names are of one model; asks no Hub."""
+  places = [os.path.realpath(EMBEDDED if name == 'scenes' else name) for name in (one, other)]
+  return one == other or (places[0] == places[1] and os.path.isdir(places[0]))
 
 
 def _trained_params(bundle, trained):
@@ -278,6 +318,13 @@ def _guidance(directory):
       'without guidance); mend it'
     )
   return float(guidance)
+
+
+def method_of(located: Located) -> config_lib.Method:
+  """The `Source.method` of a model that was found, before anything of it is read."""
+  if located.workdir:
+    return saved_config.saved_method(located.about['method'])
+  return _method_of(located.directory)
 
 
 def _method_of(directory):
