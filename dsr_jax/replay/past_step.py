@@ -59,12 +59,27 @@ def read_run(workdir: str):
   # Groups that are none: the words for keys of the right form are InputErrors already.
   except (TypeError, AttributeError, KeyError, ValueError) as e:
     raise run_files.damaged(path, f'its group config: {e}') from e
+  config = _with_inputs_found(config, content.get('folder'))
   lines = []
   if os.path.isfile(os.path.join(workdir, metrics_lib.FILE)):
     lines = metrics_lib.repeatable(workdir)
   else:
     cli.log(f'note         found no {metrics_lib.FILE} in {workdir}')
   return config, {line.pop('step'): line for line in lines if 'loss' in line}
+
+
+def _with_inputs_found(config, folder):
+  """The configuration with its prompts and pictures where they were, if they are not here. folder:
+  where the run was started; None of an old one.
+  """
+  data = config.data
+  if not isinstance(folder, str):
+    return config
+  for key in ('prompts', 'images'):
+    there = os.path.join(folder, getattr(data, key))
+    if not os.path.lexists(getattr(data, key)) and os.path.lexists(there):
+      data = dataclasses.replace(data, **{key: there})
+  return dataclasses.replace(config, data=data)
 
 
 def base_of(workdir: str, config, base: str = '') -> str:
