@@ -12,6 +12,7 @@ import numpy as np
 
 from dsr_jax import cli, config_loading, saved_config
 from dsr_jax.convert import locate
+from dsr_jax.data.batches import NAMED_PICTURES, NAMED_PROMPTS
 from dsr_jax.errors import InputError
 from dsr_jax.evaluate import ranking
 from dsr_jax.runtime import checkpoints as checkpoints_lib
@@ -72,12 +73,13 @@ def _with_inputs_found(config, folder):
   """The configuration with its prompts and pictures where they were, if they are not here. folder:
   where the run was started; None of an old one.
   """
-  data = config.data
   if not isinstance(folder, str):
     return config
-  for key in ('prompts', 'images'):
-    there = os.path.join(folder, getattr(data, key))
-    if not os.path.lexists(getattr(data, key)) and os.path.lexists(there):
+  data = config.data
+  for key, named in (('prompts', NAMED_PROMPTS), ('images', NAMED_PICTURES)):
+    name = getattr(data, key)
+    there = os.path.join(folder, name)
+    if name not in named and not os.path.lexists(name) and os.path.lexists(there):
       data = dataclasses.replace(data, **{key: there})
   return dataclasses.replace(config, data=data)
 

@@ -308,8 +308,8 @@ def about(config, source, data_fingerprint):
 
 
 def write_config(workdir, config, about):
-  """config.json: every key as resolved, the folder that its paths are relative to, the model and data
-  by fingerprint, the versions at work.
+  """config.json: every key as resolved, the folder that its paths are relative to, the model and
+  data by fingerprint, the versions at work.
   """
   versions = {name: importlib.metadata.version(name) for name in PACKAGES}
   content = {
