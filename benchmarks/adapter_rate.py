@@ -8,8 +8,6 @@ that adapters stand beside, as the norm of what was added over the norm of the k
 docs/robustness_numbers.md has the result.
 """
 
-import dataclasses
-
 from absl import app, flags
 import jax
 import numpy as np
@@ -24,11 +22,15 @@ RUNS = {'lora': (3e-6, 1e-4), 'language_model': (3e-6,)}
 
 def config_of(trainable: str, steps: int):
   """The paper's SimPO on Scenes, without warm-up."""
-  config = config_loading.load('scenes', method__objective='simpo', method__steps=steps)
-  method = dataclasses.replace(
-    config.method, trainable=trainable, warmup_steps=0, inputs_per_step=4, group_size=4
+  return config_loading.load(
+    'scenes',
+    method__objective='simpo',
+    method__trainable=trainable,
+    method__steps=steps,
+    method__warmup_steps=0,
+    method__inputs_per_step=4,
+    method__group_size=4,
   )
-  return dataclasses.replace(config, method=method)
 
 
 def movements(config, rates):
