@@ -52,7 +52,16 @@ ODD = (
   [[]],
 )
 ODD += ([1, 2], {'a': 1}, ['x'], {'type': 'linear'}, 'é\u2581', 'y' * 5000, 1e300, 1e-300)
-RAW = ('1e999', '-1e999', 'NaN', 'Infinity', '[' * 10_000 + ']' * 10_000, '1' * 5000, '"\\ud800"')
+RAW = (
+  '1e999',
+  '1' * 400,
+  '-1e999',
+  'NaN',
+  'Infinity',
+  '[' * 10_000 + ']' * 10_000,
+  '1' * 5000,
+  '"\\ud800"',
+)
 LFS = b'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n'
 PLACE = '"<here>"'  # where raw JSON comes in
 
