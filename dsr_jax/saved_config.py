@@ -12,7 +12,7 @@ import math
 from dsr_jax import config as config_lib
 from dsr_jax.errors import InputError
 
-MOST = 2**32 - 1  # of any whole number
+MOST = 2**32  # of any whole number
 
 # Keys of earlier versions, as they stand in saved runs -> today's.
 RENAMED = {

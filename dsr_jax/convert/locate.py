@@ -272,7 +272,7 @@ def _refuse_near_miss(name: str):
       f'found the checkpoints {name}; expected the run they belong to; write {above}'
     )
   cached = _CACHED.fullmatch(os.path.basename(path))
-  snapshots = sorted(glob.glob(os.path.join(glob.escape(path), 'snapshots', '*')))
+  snapshots = sorted(glob.glob(os.path.join(glob.escape(name), 'snapshots', '*')))
   if cached and not os.path.exists(os.path.join(path, 'config.json')) and os.path.isdir(path):
     hub_id = '/'.join(cached.groups())
     raise InputError(
