@@ -40,7 +40,7 @@ from dsr_jax.config import Config
 from dsr_jax.convert import locate
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-CPU_SECONDS, WALL_SECONDS = 10, 60  # the machine may be shared
+CPU_SECONDS, WALL_SECONDS = 10, 240  # the machine may be shared
 TINY = str(ROOT / 'dsr_jax' / 'configs' / 'scenes_tiny.py')
 COMMANDS = {
   'main': 'dsr_jax.main',
