@@ -15,6 +15,7 @@ case again. Prints one JSON object; exits with 1 if a case fails.
 
 from collections import Counter
 from collections.abc import Callable
+import functools
 import hashlib
 import importlib
 import json
@@ -144,12 +145,12 @@ VALUES = [
   ('generate', 'temperature', ('-1', 'nan', 'inf', 'hot')),
   ('generate', 'cfg_weight', ('-1', 'nan', 'inf', '')),
   ('generate', 'seed', ('-1', '4294967296', '')),
-  ('generate', 'prompt', (' ', 'a <|User|> b', 'word ' * 3000, b'a red \xff disc')),
+  ('generate', 'prompt', (' ', 'a <|User|> b', 'word ' * 30000, b'a red \xff disc')),
   ('generate', 'model', ('nowhere', 'IN', 'IN/picture.png', '', '/dev/zero', 'a/b/c')),
   ('describe', 'image', ('nowhere.png', 'IN', '/dev/zero', 'IN/pipe', 'IN/empty', '', b'caf\xe9')),
-  ('describe', 'question', (' ', '<|Assistant|>', 'why ' * 3000, b'\xff')),
+  ('describe', 'question', (' ', '<|Assistant|>', 'why ' * 30000, b'\xff')),
   ('describe', 'max_tokens', ('0', '-3', 'many', '99999999999')),
-  ('score', 'text', ('', ' ', '<|User|>', 'word ' * 3000)),
+  ('score', 'text', ('', ' ', '<|User|>', 'word ' * 30000)),
   ('score', 'image', ('IN/text.txt', '/proc/self/mem', 'IN/pipe', '~nobody_at_all/x.png')),
   ('probe', 'num_inputs', ('1', '0', '-5', 'x', '1000000000000')),
   ('probe', 'seed', ('-1', '4294967296')),
@@ -358,9 +359,14 @@ def run_folder(rng):
   return case('replay', f'run: {name} {way}', {'step': '77'}, make=make)
 
 
+@functools.cache
+def _originals():
+  return fuzz_pictures.originals()
+
+
 def picture(rng):
   """A damaged picture; whole ones have a size that no picture of Scenes has."""
-  files = fuzz_pictures.originals()
+  files = _originals()
   name, data, kind = fuzz_pictures.case(files, rng.randrange(2**32), rng.randrange(2**32))
 
   def make(folder):
