@@ -174,12 +174,12 @@ def check_flags(argv, default=None) -> str:
   typed = {name.removeprefix('config.'): value for name, _, value in pairs if '.' in name}
   for key in typed:
     _refuse_rate_of_others(key, {**known, **typed})
-  for name, equals, _ in pairs:
+  for name, equals, value in pairs:
     key = name.removeprefix('config.').removeprefix('noconfig.')
     if key == name:
       continue
     if key in known:
-      if not equals and not isinstance(known[key], bool):
+      if not equals and not value and not isinstance(known[key], bool):
         raise InputError(f'found --{name} without a value; expected one; write --{name}=...')
       continue
     if any(other.startswith(f'{key}.') for other in known):

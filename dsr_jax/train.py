@@ -58,7 +58,8 @@ def check_room(model, config):
     return
   room = model.family.room(model.config)
   method, data = config.method, config.data
-  asked = {}  # key -> (the question, the key of how long its answer may be, how long)
+  # key -> (the question, the key of how long its answer may be, how long)
+  asked: dict[str, tuple[str, str, int]] = {}
   if 'understanding' in method.tasks:
     asked['question'] = method.question, 'method.max_text_tokens', method.max_text_tokens
   if 'generation' in method.tasks:
@@ -280,10 +281,13 @@ def _with_rate_it_began_with(config, workdir: str):
   if method.trainable != 'lora':
     return config
   saved = checkpoints_lib.newest_method(config.system.bucket or workdir)
-  rate = saved and saved['learning_rate']
-  if rate is None or saved['trainable'] != 'lora' or saved['lora']['learning_rate'] != rate:
+  if saved is None or saved['trainable'] != 'lora':
     return config
-  changes = {'learning_rate': rate}  # read by nobody, but it stands in the checkpoints
+  rate = saved['learning_rate']
+  if saved['lora']['learning_rate'] != rate:
+    return config
+  # The key is read by nobody now, but it stands in the checkpoints.
+  changes: dict[str, Any] = {'learning_rate': rate}
   if method.lora.learning_rate == config_lib.Lora().learning_rate:
     changes['lora'] = dataclasses.replace(method.lora, learning_rate=rate)
   return dataclasses.replace(config, method=dataclasses.replace(method, **changes))

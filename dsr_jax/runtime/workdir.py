@@ -308,10 +308,13 @@ def about(config, source, data_fingerprint):
 
 
 def write_config(workdir, config, about):
-  """config.json: every key as resolved, the model and data by fingerprint, the versions at work."""
+  """config.json: every key as resolved, the folder that its paths are relative to, the model and
+  data by fingerprint, the versions at work.
+  """
   versions = {name: importlib.metadata.version(name) for name in PACKAGES}
   content = {
     'config': saved_config.to_json(config),
+    'folder': os.getcwd(),  # where its relative paths began
     'about': about,
     'versions': versions,
     'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
