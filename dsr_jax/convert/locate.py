@@ -85,17 +85,24 @@ def resolve(name: str) -> Source:
   located = locate(name)
   here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   bundle = directory_lib.load(located.directory, lambda leaf: leaf.placed(here))
-  guidance = _guidance(located.directory)
+  method, guidance = method_of(located)
   if not located.workdir:
-    return Source(name, bundle, _method_of(located.directory), guidance)
+    return Source(name, bundle, method, guidance)
   check_base(located, bundle.source['hash'])
-  method = saved_config.saved_method(located.about['method'])
   if 'lora' in located.trained:
     targets = families.family_of(bundle.config).lora_targets
     params = lora.merged(bundle.params, targets, located.trained['lora'])
   else:
     params = merged(bundle.params, located.trained)
-  return Source(name, dataclasses.replace(bundle, params=params), method, method.guidance)
+  return Source(name, dataclasses.replace(bundle, params=params), method, guidance)
+
+
+def method_of(located: Located) -> tuple[config_lib.Method, float]:
+  """What a run was configured with, or the defaults; and the guidance to draw with."""
+  if not located.workdir:
+    return _method_of(located.directory), _guidance(located.directory)
+  method = saved_config.saved_method(located.about['method'])
+  return method, method.guidance
 
 
 def check_base(located: Located, fingerprint: str):

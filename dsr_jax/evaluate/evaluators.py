@@ -1,0 +1,307 @@
+"""The models that look at drawn pictures, in a process of their own: torch and transformers, which
+nothing that answers a benchmark imports.
+
+  python -m dsr_jax.evaluate.evaluators --benchmark=geneval --folder=OUTPUT/MODEL/geneval
+  [--evaluator.mask2former=DIR --evaluator.clip_colors=DIR]
+
+Any folder in the official layout will do, whoever drew it. Leaves in it
+
+    records/          {picture: what was found}, a file a batch; nothing is looked at twice
+    evaluators.json   every evaluator with its version and hash, and the labels of its numbers
+    results.jsonl     GenEval's own results file; or T2I-CompBench's vqa_result.json
+"""
+
+from collections.abc import Callable, Sequence
+import json
+import os
+from typing import Any, NamedTuple
+import zlib
+
+from absl import flags
+
+from dsr_jax import cli, files
+from dsr_jax.errors import InputError, run_main
+from dsr_jax.evaluate import geneval, pictures, protocol
+from dsr_jax.evaluate.answering import folders
+from dsr_jax.evaluate.t2i_compbench import benchmark as t2i_compbench
+
+RECORDS, ABOUT, RESULTS = 'records', 'evaluators.json', 'results.jsonl'
+BATCH = 16  # pictures between two writes
+
+
+class Kind(NamedTuple):
+  """An evaluator that the user may choose.
+
+  Attributes:
+    architecture: the class of transformers.
+    default: the Hub id.
+    what: in the flag's help.
+  """
+
+  architecture: str
+  default: str
+  what: str
+
+
+KINDS = {
+  'mask2former': Kind(
+    'Mask2FormerForUniversalSegmentation',
+    'facebook/mask2former-swin-small-coco-instance',
+    "GenEval's detector",
+  ),
+  'clip_colors': Kind('CLIPModel', 'openai/clip-vit-large-patch14', "GenEval's colors"),
+  'blip': Kind(
+    'BlipForQuestionAnswering',
+    'Salesforce/blip-vqa-capfilt-large',
+    'T2I-CompBench: color, shape, texture, complex',
+  ),
+  'clip': Kind('CLIPModel', 'openai/clip-vit-base-patch32', 'T2I-CompBench: non_spatial, complex'),
+  'owlv2': Kind(
+    'Owlv2ForObjectDetection',
+    'google/owlv2-base-patch16-ensemble',
+    'T2I-CompBench: spatial, numeracy, complex',
+  ),
+}
+
+
+def check_directories(chosen: dict[str, str]) -> None:
+  """InputError for an evaluator's directory of another architecture; needs no torch."""
+  for name, place in chosen.items():
+    if not os.path.isdir(place):
+      continue
+    config = files.read_json(os.path.join(place, 'config.json'))
+    found = (config.get('architectures') or ['none'])[0]
+    if found != KINDS[name].architecture:
+      raise InputError(
+        f'found a {found} in --evaluator.{name}={place}; expected a {KINDS[name].architecture}; '
+        'name an evaluator of that kind'
+      )
+
+
+class Watcher(NamedTuple):
+  """The evaluators of a benchmark.
+
+  Attributes:
+    look: (folder, path of a picture below it) -> its record.
+    about: of the evaluators, JSON values.
+  """
+
+  look: Callable[[str, str], dict[str, Any]]
+  about: dict[str, Any]
+
+
+def evaluate(benchmark: str, folder: str, chosen: dict[str, str], blip_size: int = 0) -> str:
+  """Looks at every picture of a folder that has no record yet.
+
+  Args:
+    benchmark: geneval or t2i_compbench.
+    folder: in the official layout.
+    chosen: {kind: directory or Hub id}, of those that differ from the defaults.
+    blip_size: of BLIP's pictures; 0: its checkpoint's own.
+
+  Returns:
+    The path of `evaluators.json`.
+  """
+  paths = find_pictures(benchmark, folder)
+  names = {name: chosen.get(name) or kind.default for name, kind in KINDS.items()}
+  parts = sorted({path.split('/')[0] for path in paths})
+  build = _geneval if benchmark == geneval.NAME else _t2i_compbench
+  watcher = build(folder, names, parts, blip_size)
+  _claim(folder, watcher.about)
+  done = set(folders.read_all(os.path.join(folder, RECORDS)))
+  batches = [paths[i : i + BATCH] for i in range(0, len(paths), BATCH)]
+  for number, batch in enumerate(batches, 1):
+    if done.issuperset(batch):
+      continue
+    records = {path: watcher.look(folder, path) for path in batch}
+    name = f'{zlib.crc32(chr(10).join(batch).encode()):08x}.json'
+    files.write_json(os.path.join(folder, RECORDS, name), records, indent=1)
+    cli.log(f'looked at    {min(number * BATCH, len(paths))} of {len(paths)} pictures')
+  records = folders.read_all(os.path.join(folder, RECORDS))
+  records = {path: records[path] for path in paths}
+  if benchmark == geneval.NAME:
+    lines = ''.join(json.dumps(record) + '\n' for record in records.values())
+    files.write_text(os.path.join(folder, RESULTS), lines)
+  else:
+    t2i_compbench.T2ICompBench().write_results(records, folder)
+  return os.path.join(folder, ABOUT)
+
+
+def find_pictures(benchmark: str, folder: str) -> list[str]:
+  """Paths of all pictures below a folder in the official layout."""
+  if benchmark == geneval.NAME:
+    return [path for path, _ in geneval.find_pictures(folder)]
+  return t2i_compbench.find_pictures(folder)
+
+
+def _claim(folder, about):
+  """InputError if the folder's records are of other evaluators."""
+  path = os.path.join(folder, ABOUT)
+  found = files.read_json_or_none(path)
+  if found is not None and os.path.isdir(os.path.join(folder, RECORDS)):
+    for name in sorted({*found['evaluators'], *about['evaluators']}):
+      old, new = (x['evaluators'].get(name) for x in (found, about))
+      different = [k for k in new or {} if k != 'name' and (old or {}).get(k) != new[k]]
+      if (old is None) != (new is None) or different:
+        what = different[0] if different else 'presence'
+        raise InputError(
+          f'found records in {folder} that another {name} made ({what}: '
+          f'{(old or {}).get(what)} there, {(new or {}).get(what)} now); expected the same; remove '
+          f'its folder {RECORDS} to look again'
+        )
+  files.write_json(path, about, indent=1)
+
+
+# torch is an extra: it is imported where an evaluator is made, and whoever lacks it is told so.
+
+
+def _geneval(folder, names, parts, blip_size) -> Watcher:
+  del parts, blip_size
+  adapters = _adapters()
+  detector = adapters.mask2former.Mask2Former(names['mask2former'])
+  warnings = _self_test(adapters, detector, names['mask2former'])
+  colors = adapters.clip.Clip(names['clip_colors'])
+  classifier = adapters.clip.ColorClassifier(colors)
+  rows = dict(geneval.find_pictures(folder))
+
+  def look(folder, path):
+    return pictures.judge_geneval(folder, path, rows[path], detector, classifier)
+
+  label = protocol.worst(adapters.mask2former.LABEL, colors.label(adapters.clip.COLOR_SHAPE))
+  about = {
+    'evaluators': {
+      'mask2former': detector.about._asdict(),
+      'clip_colors': colors.about._asdict(),
+    },
+    'labels': {'geneval': label.value},
+    'warnings': warnings,
+  }
+  return Watcher(look, _plain(about))
+
+
+def _t2i_compbench(folder, names, parts, blip_size) -> Watcher:
+  """Only the evaluators of the categories that are there are loaded."""
+  del folder
+  adapters = _adapters()
+  needed = {part for category in parts for part in t2i_compbench.PARTS.get(category, ())}
+  abouts, labels = {}, {}
+  vqa = detector = clip = None
+  tagger = adapters.tagger.SpacyTagger()
+  abouts['tagger'] = tagger.about
+  if t2i_compbench.BINDING in needed:
+    vqa = adapters.blip_vqa.BlipVqa(names['blip'], size=blip_size or None)
+    abouts['blip'] = vqa.about._asdict()
+    labels[t2i_compbench.BINDING] = adapters.blip_vqa.LABEL
+  if needed & {t2i_compbench.SPATIAL, t2i_compbench.NUMERACY}:
+    detector = adapters.open_detector.OpenDetector(names['owlv2'])
+    # That it sees anything; its confidences are lower throughout, so .9 says nothing about it.
+    _self_test(adapters, _as_geneval(detector), names['owlv2'])
+    abouts['owlv2'] = detector.about._asdict()
+    labels[t2i_compbench.SPATIAL] = adapters.open_detector.LABEL
+    labels[t2i_compbench.NUMERACY] = adapters.open_detector.LABEL
+  if t2i_compbench.CLIP in needed:
+    clip = adapters.clip.Clip(names['clip'])
+    abouts['clip'] = clip.about._asdict()
+    labels[t2i_compbench.CLIP] = clip.label(adapters.clip.SCORE_SHAPE)
+  by = pictures.CompBenchEvaluators(tagger, vqa, detector, clip and clip.cosines)
+
+  def look(folder, path):
+    return pictures.measure_compbench(folder, path, by)
+
+  about = {'evaluators': abouts, 'labels': labels, 'warnings': []}
+  return Watcher(look, _plain(about))
+
+
+def _plain(about):
+  """JSON values, as they are read back."""
+  return json.loads(json.dumps(about))
+
+
+def _self_test(adapters, detector, name) -> list[str]:
+  return adapters.self_test.check(adapters.self_test.look(detector), name)
+
+
+def _as_geneval(detector):
+  """A detector of named things as one of the classes of the self-test's photos."""
+
+  def look(picture):
+    found = {}
+    for thing in detector(picture, ['person', 'cat', 'cup']):
+      found.setdefault(thing.label, []).append(geneval.Detection.of([*thing.box, thing.score]))
+    return found
+
+  return look
+
+
+def _adapters():
+  try:
+    from dsr_jax.evaluate import adapters  # noqa: PLC0415
+    from dsr_jax.evaluate.adapters import (  # noqa: F401, PLC0415
+      blip_vqa,
+      clip,
+      mask2former,
+      open_detector,
+      self_test,
+      tagger,
+    )
+  except ImportError as e:
+    raise InputError(
+      f'found no {e.name}, which the evaluators need; expected it installed; pip install -r '
+      'requirements-eval.txt'
+    ) from e
+  return adapters
+
+
+# The command.
+
+
+def main(argv, f=flags.FLAGS):
+  cli.no_arguments(argv)
+  cli.require(benchmark=f.benchmark, folder=f.folder)
+  if f.benchmark not in (geneval.NAME, t2i_compbench.NAME):
+    raise InputError(
+      f'found --benchmark={f.benchmark}; expected {geneval.NAME} or {t2i_compbench.NAME}; '
+      'correct it'
+    )
+  chosen = chosen_of(f)
+  check_directories(chosen)
+  path = evaluate(f.benchmark, f.folder, chosen, f.blip_size)
+  cli.print_json({'evaluators': path})
+
+
+def chosen_of(f) -> dict[str, str]:
+  """The evaluators that flags name."""
+  return {name: f[f'evaluator.{name}'].value for name in KINDS if f[f'evaluator.{name}'].value}
+
+
+def as_flags(chosen: dict[str, str], blip_size: int) -> Sequence[str]:
+  """The flags that `chosen_of` reads."""
+  return [*(f'--evaluator.{n}={x}' for n, x in chosen.items()), f'--blip_size={blip_size}']
+
+
+def define_evaluator_flags(f=flags.FLAGS):
+  for name, kind in KINDS.items():
+    flags.DEFINE_string(
+      f'evaluator.{name}',
+      '',
+      f'{kind.what}: a directory or a Hub id of a {kind.architecture}; by default {kind.default}.',
+      flag_values=f,
+    )
+  flags.DEFINE_integer(
+    'blip_size',
+    0,
+    "Side of BLIP's pictures: 0 is the checkpoint's own, 384; 480, the official scorer's, is "
+    'interpolated.',
+    flag_values=f,
+  )
+
+
+def define_flags(f=flags.FLAGS):
+  flags.DEFINE_string('benchmark', None, 'geneval or t2i_compbench.', flag_values=f)
+  flags.DEFINE_string('folder', None, 'Its pictures, in the official layout.', flag_values=f)
+  define_evaluator_flags(f)
+
+
+if __name__ == '__main__':
+  define_flags()
+  run_main(main)
