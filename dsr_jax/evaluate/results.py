@@ -1,4 +1,4 @@
-"""What the command leaves: tables of all benchmarks as JSON, Markdown, LaTeX, and curves of a run."""
+"""What the command leaves: tables of all benchmarks as JSON, Markdown, LaTeX; curves of a run."""
 
 import dataclasses
 from typing import Any

@@ -16,8 +16,8 @@ import pytest
 from run_command import Page, run
 import tiny_benchmarks
 
-from dsr_jax import sharding
 from dsr_jax import config as config_lib
+from dsr_jax import sharding
 from dsr_jax.errors import InputError
 from dsr_jax.evaluate import __main__ as evaluate
 from dsr_jax.evaluate import evaluators, geneval, registry, scoring
@@ -57,7 +57,10 @@ def load(name, wishes, mesh, work=None):
   made = subject.Subject(name, model, how, identity, 16, mesh)
   if work is not None:
     draw, answer = made.draw, made.answer
-    made.draw = lambda prompt, words, group: (work.drawn.append(tuple(words)), draw(prompt, words, group))[1]
+    made.draw = lambda prompt, words, group: (
+      work.drawn.append(tuple(words)),
+      draw(prompt, words, group),
+    )[1]
     made.answer = lambda *x: (work.answered.append(x[3].tobytes()), answer(*x))[1]
   return made
 
@@ -161,7 +164,7 @@ def test_stopped_at_each_kind_of_write_it_ends_with_the_same_files(
 ):
   """No picture or answer that was kept is made again."""
   said, wanted = unbroken
-  drawn, answered = list(work.drawn), list(work.answered)
+  drawn = list(work.drawn)
   assert len(set(drawn)) == len(drawn) / 2  # two models
   work.drawn.clear()
   work.answered.clear()
@@ -201,3 +204,223 @@ def test_stopped_at_each_kind_of_write_it_ends_with_the_same_files(
   run(evaluate, **flags(tables, output))
   assert (len(work.drawn), len(work.answered)) == calls
   assert contents(output) == found
+
+
+# What the whole command leaves.
+
+
+def test_layouts_tables_and_the_page(unbroken, tmp_path, tables):
+  said, files = unbroken
+  folder = tmp_path / 'unbroken'
+  assert said['output'] == str(folder) and set(said) == {'output', *EIGHT}
+  # The official scorers' own layouts.
+  assert len(geneval.find_pictures(folder / 'two' / 'geneval')) == 6 * 4
+  assert len(t2i_compbench.find_pictures(folder / 'two' / 't2i_compbench')) == 6 * 10
+  assert 'two/geneval/results.jsonl' in files
+  assert 'two/t2i_compbench/complex/annotation_3_in_1/vqa_result.json' in files
+  assert 'two/mmmu/two_MMMU_DEV_VAL.xlsx' in files
+  found = json.loads(files['results.json'])
+  assert found['before'] == 'one' and found['model'] == 'two' and found['limit'] == 1
+  for name in EIGHT:
+    table = found['benchmarks'][name]
+    assert any('--limit=1' in note for note in table['notes'])
+    for line in table['statistics'].values():
+      assert line['paper'] == {}  # a part is no number of the paper's
+      assert set(line['difference']) == {'value', 'low', 'high'}
+  assert b'\\begin{tabular}' in files['results.tex']
+  for section in ('GenEval', 'MMBench', 'LLaVABench', 'a quick look'):
+    assert section in files['results.md'].decode()
+  page = Page(files['page.html'].decode())
+  words = ' '.join(page.words)
+  for text in ('one', 'two', 'Candidates and their rewards', 'nats', 'Is there a thing', 'GenEval'):
+    assert text in words, text
+  # Six prompts of two benchmarks by two models, four samples each; candidates; questions' pictures.
+  assert len(page.images) > 2 * 6 * 2 * 4
+  assert all(src.startswith('data:image/') for src in page.images)
+
+
+def test_the_same_model_twice_differs_by_nothing_and_is_asked_once(work, tables, tmp_path):
+  output = tmp_path / 'out'
+  asked = flags(tables, output, model='one', before='one', benchmarks='geneval,mmbench')
+  run(evaluate, **asked)
+  assert sorted(os.listdir(output)) == [
+    'one',
+    'page.html',
+    'results.json',
+    'results.md',
+    'results.tex',
+  ]
+  assert len(work.drawn) == len(set(work.drawn))
+  found = json.loads((output / 'results.json').read_text())['benchmarks']
+  for table in found.values():
+    for line in table['statistics'].values():
+      assert line['difference'] == {'value': 0, 'low': 0, 'high': 0}
+  # Another model, or other settings, in its folder is refused, and the difference named.
+  with pytest.raises(InputError, match='settings.limit: 1 there, 2 now'):
+    run(evaluate, **{**asked, 'limit': 2})
+  (output / 'one' / 'geneval' / 'manifest.json').write_text(
+    (output / 'one' / 'geneval' / 'manifest.json')
+    .read_text()
+    .replace('"weights": "', '"weights": "x')
+  )
+  with pytest.raises(InputError, match='answers of another model .*model.weights: x'):
+    run(evaluate, **asked)
+
+
+def test_stages_apart_leave_what_both_together_leave(work, tables, tmp_path):
+  names = 'geneval,pope'
+  run(evaluate, **flags(tables, tmp_path / 'both', benchmarks=names))
+  said = run(evaluate, **flags(tables, tmp_path / 'apart', benchmarks=names, stage='answer'))
+  assert said == {'output': str(tmp_path / 'apart')}
+  assert not (tmp_path / 'apart' / 'results.json').exists()
+  calls = len(work.drawn), len(work.answered)
+  run(evaluate, **flags(tables, tmp_path / 'apart', benchmarks=names, stage='score'))
+  assert (len(work.drawn), len(work.answered)) == calls
+  assert contents(tmp_path / 'apart') == contents(tmp_path / 'both')
+
+
+def test_what_is_missing_is_one_sentence_and_the_others_get_their_scores(
+  work, tables, tmp_path, monkeypatch
+):
+  def no_torch(benchmark, folder, looking):
+    raise InputError('found no torch, which the evaluators need; expected it; install it')
+
+  monkeypatch.setattr(scoring, 'look', no_torch)
+  output = tmp_path / 'out'
+  asked = flags(tables, output, model='one', benchmarks='geneval,pope,llavabench', judge_url=None,
+                judge_model=None)  # fmt: skip
+  said = run(evaluate, **asked)
+  assert 'F1' in said['pope'] and set(said['not_scored']) == {'geneval', 'llavabench'}
+  assert 'found no torch' in said['not_scored']['geneval']
+  requests = output / 'one' / 'llavabench' / scoring.REQUESTS
+  assert str(requests) in said['not_scored']['llavabench']
+  assert 'Not scored: found no torch' in (output / 'results.md').read_text()
+  # Judged elsewhere, the file scores it.
+  reviews = tmp_path / 'reviews.jsonl'
+  lines = [json.loads(line) for line in requests.read_text().splitlines()]
+  reviews.write_text('\n'.join(json.dumps({**line, 'review': '8 4'}) for line in lines))
+  said = run(evaluate, **{**asked, 'judge_reviews': reviews})
+  assert said['llavabench']['relative score'] == 50
+
+
+def test_checkpoints_of_a_run_become_curves(work, tables, tmp_path, monkeypatch):
+  names = ('base', 'run@4', 'run@8')
+  monkeypatch.setattr(
+    evaluate, 'models_of', lambda model, before: evaluate.Models(names, (0, 4, 8))
+  )
+  asked = flags(tables, tmp_path / 'out', model='run@all', benchmarks='geneval,pope')
+  run(evaluate, **asked)
+  found = json.loads((tmp_path / 'out' / 'results.json').read_text())
+  assert found['before'] == 'base' and found['model'] == 'run@8'
+  for name in ('geneval', 'pope'):
+    assert found['curves'][name]['steps'] == [0, 4, 8]
+    values = [found['overview'][model] for model in names]
+    assert len(values) == 3
+  assert 'Over the run' in (tmp_path / 'out' / 'page.html').read_text()
+
+
+def test_the_best_of_several_by_its_own_reward(work, tables, tmp_path):
+  asked = flags(tables, tmp_path / 'out', model='one', benchmarks='geneval,llavabench', best_of=3)
+  run(evaluate, **asked)
+  folder = tmp_path / 'out' / 'one'
+  records = drawing.rewards_of(str(folder / 'geneval'))
+  assert len(records) == 24
+  for record in records.values():
+    assert len(record['rewards']) == 3
+    assert record['chosen'] == int(np.argmax(record['rewards']))
+  prompt = drawing.prompts_of(registry.open_drawing('geneval'), 1)[0]
+  first = registry.open_drawing('geneval').picture_path(prompt, 0)
+  kept = drawing.candidate_paths(prompt, 3)[records[first]['chosen']]
+  assert (folder / 'geneval' / kept).read_bytes() == (folder / 'geneval' / first).read_bytes()
+  for record in asking.records_of(str(folder / 'llavabench')).values():
+    best = int(np.argmax(record['rewards']))
+    assert record['answer'] == record['candidates'][best] and len(record['candidates']) == 3
+
+
+def test_a_picture_depends_on_its_prompt_and_sample_alone(tmp_path):
+  """Not on what else is drawn, nor on how much at once."""
+  mesh = sharding.make_mesh(config_lib.Mesh())
+  wishes = subject.Wishes(max_tokens=4)
+  benchmark = registry.open_drawing('geneval')
+  team = evaluate.distributed.Team()
+  found = []
+  for limit, chunk in ((1, 8), (2, 24)):
+    made = load('one', wishes, mesh)
+    made.chunk = chunk
+    folder = str(tmp_path / f'{limit}')
+    drawing.draw('geneval', made, benchmark, folder, limit, team)
+    found.append({k: v for k, v in contents(folder).items() if k.endswith('.png')})
+  few, more = found
+  assert 0 < len(few) < len(more)
+  assert all(more[path] == few[path] for path in few)
+  assert len(set(more.values())) > len(more) / 2
+
+
+def test_an_answer_that_does_not_end_is_asked_again_with_more_room(tables, tmp_path):
+  mesh = sharding.make_mesh(config_lib.Mesh())
+  benchmark = registry.open_asking('pope', '', str(tables / 'POPE.tsv'), any_version=True)
+  team = evaluate.distributed.Team()
+  long = load('one', subject.Wishes(max_tokens=300), mesh)
+  asking.ask('pope', long, benchmark, str(tmp_path / 'long'), 0, team)
+  short = load('one', subject.Wishes(max_tokens=3), mesh)
+  asking.ask('pope', short, benchmark, str(tmp_path / 'short'), 0, team)
+  rooms = {name[:5] for name in os.listdir(tmp_path / 'long' / 'answers')}
+  assert '00016' in rooms
+  records = asking.records_of(str(tmp_path / 'long'))
+  assert len(records) == 6
+  for identity, record in asking.records_of(str(tmp_path / 'short')).items():
+    assert records[identity]['answer'].startswith(record['answer'])
+    assert len(record['answer'].split()) <= 3
+
+
+# Bad input.
+
+
+def damaged(tables, folder, change):
+  """A copy of the tables in which POPE's text is changed."""
+  folder.mkdir()
+  for path in tables.iterdir():
+    (folder / path.name).write_bytes(path.read_bytes())
+  (folder / 'POPE.tsv').write_text(change((folder / 'POPE.tsv').read_text()))
+  return folder
+
+
+@pytest.mark.parametrize(
+  'change, changes, said',
+  [
+    (lambda text: text, {'any_version': False}, 'found md5 .* expected c12f5acb'),
+    (lambda text: text.replace('answer', 'reply', 1), {}, 'found no column answer in'),
+    (
+      lambda text: text.replace('\t0\t', '\t9\t', 1),
+      {},
+      'the picture of row 1 .* which holds none',
+    ),
+    (lambda text: text.replace('iVBOR', 'i!BOR', 1), {}, 'found broken base64 in row 0'),
+    (
+      lambda text: text,
+      {'benchmarks': 'geneval', 'evaluator.clip': True},
+      'found a none in --evaluator.clip',
+    ),
+  ],
+)
+def test_bad_input_is_one_sentence(change, changes, said, work, tables, tmp_path):
+  asked = flags(damaged(tables, tmp_path / 'data', change), tmp_path / 'out', benchmarks='pope')
+  if 'evaluator.clip' in changes:
+    (tmp_path / 'data' / 'config.json').write_text('{}')
+    changes = {**changes, 'evaluator.clip': tmp_path / 'data'}
+  with pytest.raises(InputError, match=said) as e:
+    run(evaluate, **{**asked, **changes})
+  assert '\n' not in str(e.value)
+  assert not (tmp_path / 'out').exists() or 'base64' in said
+
+
+def test_a_limit_takes_the_same_of_each_category_and_keeps_groups_whole(tables):
+  mmbench = registry.open_asking(
+    'mmbench', '', str(tables / 'MMBench_DEV_EN.tsv'), any_version=True
+  )
+  [one, other] = asking.questions_of(mmbench, 1)
+  assert one.group == other.group and int(other.id) == int(one.id) + 1_000_000
+  prompts = drawing.prompts_of(registry.open_drawing('geneval'), 3)
+  assert len(prompts) == 18 and len({p.group for p in prompts}) == 6
+  assert prompts == sorted(prompts, key=lambda p: p.number)
+  assert folders.short_name('runs/a b@20') == 'a-b@20'

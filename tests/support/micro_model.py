@@ -69,7 +69,9 @@ class _CodeHead(nnx.Module):
 class Micro(nnx.Module):
   """Satisfies `unified.UnifiedModel`."""
 
-  spec = Spec(eos_id=EOS, num_codes=NUM_CODES, codebook_size=CODES, image_size=SIDE * PATCH, max_pictures=0)
+  spec = Spec(
+    eos_id=EOS, num_codes=NUM_CODES, codebook_size=CODES, image_size=SIDE * PATCH, max_pictures=0
+  )
 
   def __init__(self, rngs):
     self.trunk = _Trunk(rngs)

@@ -28,7 +28,8 @@ from dsr_jax.runtime import checkpoints
 
 CHUNK = 32  # candidates or answers at once, where no configuration says otherwise
 MAX_TOKENS = 2048  # of an answer, as VLMEvalKit has it
-SEGMENT = 64  # tokens between two growths of the cache
+SEGMENT = 64  # tokens between two growths of the cache, and two looks whether all have ended
+SHORT_SEGMENT = 4  # the same where answers are a word
 CROP = 'pad'  # as Janus saw the pictures that it learned to describe, and as VLMEvalKit shows them
 
 
@@ -148,7 +149,8 @@ class Subject:
 
     pixels (B, P, H, W, 3) uint8, shown (B, P) bool, question (B, Q, Tq), words (B, Q) uint32.
     """
-    how = Sampling(temperature=0.0, max_tokens=max_tokens, segment=min(SEGMENT, max_tokens))
+    segment = SHORT_SEGMENT if max_tokens < SEGMENT else SEGMENT
+    how = Sampling(temperature=0.0, max_tokens=max_tokens, segment=segment)
     fixed = self.model.graphdef, self.model.family.sharding_rules, self.model.params
     return _answer(*fixed, pixels, shown, question, words, np.uint32(self.how.seed), how=how)
 
