@@ -6,8 +6,8 @@ every file, byte for byte.
 Draws prompts of GenEval and answers tables as POPE's and MMBench's about pictures of Scenes, then
 scores the answers. Every kill is SIGKILL shortly after so many files are there, a number drawn from
 all of them, then the same command again on what the kill left. Pictures, rewards, answers and
-manifests that were complete at a kill must be untouched in the end: nothing is made twice. Prints one
-JSON object; exits with 1 where anything differs.
+manifests that were complete at a kill must be untouched in the end: nothing is made twice. Prints
+one JSON object; exits with 1 where anything differs.
 """
 
 import base64

@@ -145,7 +145,7 @@ KINDS = [
   ('one/geneval/rewards/', 1),
   ('one/t2i_compbench/pending.zip', 1),
   ('one/pope/answers/', 1),
-  ('one/mmmu/answers/', 2),
+  ('one/mmmu/answers/', 1),
   ('one/mmbench/one_MMBench_DEV_EN.xlsx', 1),
   ('two/geneval/pending.zip', 1),
   ('one/geneval/evaluators.json', 1),
