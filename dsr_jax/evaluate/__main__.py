@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 from absl import flags
 import jax
 
-from dsr_jax import cli, config_loading, families, files, images
+from dsr_jax import cli, config_loading, families, files, flag_types, images
 from dsr_jax.convert import locate
-from dsr_jax.errors import InputError, run_main
+from dsr_jax.errors import InputError
 from dsr_jax.evaluate import (
   benchmarks,
   evaluators,
@@ -141,12 +141,7 @@ def main(argv, f=flags.FLAGS):
   asked = check_benchmarks(f.benchmarks)
   _check_numbers(f)
   config = config_loading.from_config_dict(f.config)
-  given = not f['config'].using_default_value
-  if asked.official and not given and f.config.to_dict() != _default_config():
-    raise InputError(
-      'found --config.KEY and no --config; expected the configuration that it changes; name one, '
-      'as --config=janus_pro_7b'
-    )
+  given = f.config.to_dict() != config_loading.read(DEFAULT_CONFIG).to_dict()
   cluster = distributed.find(f.coordinator, f.processes, f.process)
   if cluster and asked.scenes:
     raise InputError(
@@ -172,7 +167,7 @@ def main(argv, f=flags.FLAGS):
     if asked.scenes and f.stage != 'answer':
       parts.append(_measure_scenes(models, asked.scenes, config, f.best_of))
     found = _write(f.output, parts)
-  cli.print_json({'output': f.output, **_flat(found)})
+  cli.print_json({'output': f.output, **_flat(found)}, kept=f.output)
 
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
@@ -205,13 +200,9 @@ def _check_numbers(f):
     )
 
 
-def _default_config():
-  return config_loading.read(DEFAULT_CONFIG).to_dict()
-
-
 def check_output(output: str) -> None:
   """InputError unless `output` is new, empty, or an earlier output of this command."""
-  files.check_output(output, lambda name: True)
+  files.check_place(output)
   if not os.path.isdir(output):
     return
   for name in sorted(os.listdir(output)):
@@ -299,7 +290,6 @@ def _sources(values) -> dict[str, str]:
         f'found --data={value}; expected a folder, or NAME=FILE with one of '
         f'{", ".join(registry.TABLES)}; correct it'
       )
-    path = os.path.expanduser(os.path.expandvars(path))
     if not os.path.exists(path):
       raise InputError(f'found no {path}; expected a folder of tables, or a table; correct --data')
     found[name] = path
@@ -465,32 +455,33 @@ def define_flags(f=flags.FLAGS):
     'config',
     'How to sample and compute: a config file (its method.temperature, method.guidance, '
     'method.cfg_interval, eval and system), keys set by --config.key=value. By default the lists '
-    f"of Scenes take {DEFAULT_CONFIG}; all others the model's own settings, float32 on a CPU, "
+    f"of Scenes take {DEFAULT_CONFIG}; where nothing of it is changed, all others take the model's "
+    'own settings, float32 on a CPU, '
     'bfloat16 elsewhere.',
     f,
     default=DEFAULT_CONFIG,
   )
-  flags.DEFINE_string(
+  flag_types.define_path(
     'model',
     None,
     f'The model: {locate.EXPECTED}. BEFORE,AFTER compares the second with the first; '
     f'RUN{ALL_STEPS} are all checkpoints of a run.',
-    flag_values=f,
+    f,
   )
-  flags.DEFINE_string(
+  flag_types.define_path(
     'before',
     '',
     'A model to compare with: measured with the same seeds, differences are paired.',
-    flag_values=f,
+    f,
   )
   flags.DEFINE_list(
     'benchmarks', [], f'Some of {", ".join(known_names())}; by default {SCENES}.', flag_values=f
   )
-  flags.DEFINE_string(
+  flag_types.define_path(
     'output',
     None,
     'Folder to write: new, empty, or an earlier output of this command, which is gone on with.',
-    flag_values=f,
+    f,
   )
   flags.DEFINE_string(
     'stage',
@@ -516,12 +507,12 @@ def define_flags(f=flags.FLAGS):
   flags.DEFINE_string(
     'template', '', "Role strings: those of the model's run or family by default.", flag_values=f
   )
-  flags.DEFINE_list(
+  flag_types.define_paths(
     'data',
     [],
     'Where the tables of questions are: a folder, or NAME=FILE; by default they are downloaded to '
     f'{DATA_DIR}.',
-    flag_values=f,
+    f,
   )
   flags.DEFINE_bool(
     'any_version', False, 'Take tables of questions whatever their md5.', flag_values=f
@@ -533,12 +524,8 @@ def define_flags(f=flags.FLAGS):
     flag_values=f,
   )
   flags.DEFINE_string('judge_model', '', "LLaVABench: the judge's name there.", flag_values=f)
-  flags.DEFINE_string(
-    'judge_rules', '', "LLaVABench: the rules' texts, LLaVA's rule.json.", flag_values=f
-  )
-  flags.DEFINE_string(
-    'judge_reviews', '', 'LLaVABench: a file of reviews made elsewhere.', flag_values=f
-  )
+  flag_types.define_path('judge_rules', '', "LLaVABench: the rules' texts, LLaVA's rule.json.", f)
+  flag_types.define_path('judge_reviews', '', 'LLaVABench: a file of reviews made elsewhere.', f)
   evaluators.define_evaluator_flags(f)
   flags.DEFINE_string(
     'coordinator', None, 'Several processes: HOST:PORT of the first.', flag_values=f
@@ -552,11 +539,5 @@ def define_flags(f=flags.FLAGS):
   )
 
 
-def check_flags(argv):
-  """What absl would answer with a traceback."""
-  config_loading.check_flags(argv, default=DEFAULT_CONFIG)
-
-
 if __name__ == '__main__':
-  define_flags()
-  run_main(main, check_flags)
+  cli.run_main(main, define_flags)

@@ -19,8 +19,8 @@ import zlib
 
 from absl import flags
 
-from dsr_jax import cli, files
-from dsr_jax.errors import InputError, run_main
+from dsr_jax import cli, files, flag_types
+from dsr_jax.errors import InputError
 from dsr_jax.evaluate import geneval, pictures, protocol
 from dsr_jax.evaluate.answering import folders
 from dsr_jax.evaluate.t2i_compbench import benchmark as t2i_compbench
@@ -281,11 +281,11 @@ def as_flags(chosen: dict[str, str], blip_size: int) -> Sequence[str]:
 
 def define_evaluator_flags(f=flags.FLAGS):
   for name, kind in KINDS.items():
-    flags.DEFINE_string(
+    flag_types.define_path(
       f'evaluator.{name}',
       '',
       f'{kind.what}: a directory or a Hub id of a {kind.architecture}; by default {kind.default}.',
-      flag_values=f,
+      f,
     )
   flags.DEFINE_integer(
     'blip_size',
@@ -298,10 +298,9 @@ def define_evaluator_flags(f=flags.FLAGS):
 
 def define_flags(f=flags.FLAGS):
   flags.DEFINE_string('benchmark', None, 'geneval or t2i_compbench.', flag_values=f)
-  flags.DEFINE_string('folder', None, 'Its pictures, in the official layout.', flag_values=f)
+  flag_types.define_path('folder', None, 'Its pictures, in the official layout.', f)
   define_evaluator_flags(f)
 
 
 if __name__ == '__main__':
-  define_flags()
-  run_main(main)
+  cli.run_main(main, define_flags)
