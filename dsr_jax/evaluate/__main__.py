@@ -14,6 +14,7 @@ Several processes draw and answer together: the same command in each, with --coo
 """
 
 import contextlib
+import dataclasses
 import errno
 import os
 from typing import Any, NamedTuple
@@ -140,8 +141,10 @@ def main(argv, f=flags.FLAGS):
   cli.require(model=f.model, output=f.output)
   asked = check_benchmarks(f.benchmarks)
   _check_numbers(f)
-  config = config_loading.from_config_dict(f.config)
-  given = f.config.to_dict() != config_loading.read(DEFAULT_CONFIG).to_dict()
+  plain = config_loading.read(DEFAULT_CONFIG)
+  named = f.config or plain
+  config = config_loading.from_config_dict(named)
+  given = named.to_dict() != plain.to_dict()
   cluster = distributed.find(f.coordinator, f.processes, f.process)
   if cluster and asked.scenes:
     raise InputError(
@@ -303,6 +306,7 @@ def _answer(models, official, places, wishes, limit, team):
     cli.log(f'loading      {name}')
     with jax.set_mesh(mesh):
       loaded = subject.load(name, wishes, mesh)
+      team.agree(model=loaded.identity, how=dataclasses.asdict(loaded.how), limit=limit)
       for one in official:
         folder = os.path.join(places[name], one.name)
         if one.asking is None:
