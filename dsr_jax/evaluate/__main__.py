@@ -27,7 +27,7 @@ from dsr_jax.convert import locate
 from dsr_jax.errors import InputError
 from dsr_jax.evaluate import (
   benchmarks,
-  evaluators,
+  evaluator_choice,
   page,
   protocol,
   registry,
@@ -154,7 +154,7 @@ def main(argv, f=flags.FLAGS):
   models = models_of(f.model, f.before)
   check_output(f.output)
   official = open_benchmarks(asked.official, f)
-  evaluators.check_directories(evaluators.chosen_of(f))
+  evaluator_choice.check_directories(evaluator_choice.chosen_of(f))
   wishes = subject.Wishes(config if given else None, f.best_of, f.max_tokens, f.template)
   places = folders_of(f.output, models.names)
 
@@ -318,7 +318,7 @@ def _answer(models, official, places, wishes, limit, team):
 
 def _score(models, official, places, f) -> 'Part':
   """The second stage, and the tables."""
-  looking = scoring.Looking(evaluators.chosen_of(f), f.blip_size)
+  looking = scoring.Looking(evaluator_choice.chosen_of(f), f.blip_size)
   scored = {}
   for one in official:
     by_model = {}
@@ -530,7 +530,7 @@ def define_flags(f=flags.FLAGS):
   flags.DEFINE_string('judge_model', '', "LLaVABench: the judge's name there.", flag_values=f)
   flag_types.define_path('judge_rules', '', "LLaVABench: the rules' texts, LLaVA's rule.json.", f)
   flag_types.define_path('judge_reviews', '', 'LLaVABench: a file of reviews made elsewhere.', f)
-  evaluators.define_evaluator_flags(f)
+  evaluator_choice.define_evaluator_flags(f)
   flags.DEFINE_string(
     'coordinator', None, 'Several processes: HOST:PORT of the first.', flag_values=f
   )

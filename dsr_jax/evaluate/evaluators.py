@@ -11,7 +11,7 @@ Any folder in the official layout will do, whoever drew it. Leaves in it
     results.jsonl     GenEval's own results file; or T2I-CompBench's vqa_result.json
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import json
 import os
 from typing import Any, NamedTuple
@@ -23,59 +23,32 @@ from dsr_jax import cli, files, flag_types
 from dsr_jax.errors import InputError
 from dsr_jax.evaluate import geneval, pictures, protocol
 from dsr_jax.evaluate.answering import folders
+from dsr_jax.evaluate.evaluator_choice import (
+  ABOUT,
+  KINDS,
+  RECORDS,
+  RESULTS,
+  check_directories,
+  chosen_of,
+  define_evaluator_flags,
+)
 from dsr_jax.evaluate.t2i_compbench import benchmark as t2i_compbench
 
-RECORDS, ABOUT, RESULTS = 'records', 'evaluators.json', 'results.jsonl'
+try:
+  from dsr_jax.evaluate.adapters import (
+    blip_vqa,
+    clip,
+    mask2former,
+    open_detector,
+    self_test,
+    tagger,
+  )
+except ImportError as e:  # torch and spaCy are extras: whoever lacks them is told so
+  MISSING = e.name or str(e)
+else:
+  MISSING = ''
+
 BATCH = 16  # pictures between two writes
-
-
-class Kind(NamedTuple):
-  """An evaluator that the user may choose.
-
-  Attributes:
-    architecture: the class of transformers.
-    default: the Hub id.
-    what: in the flag's help.
-  """
-
-  architecture: str
-  default: str
-  what: str
-
-
-KINDS = {
-  'mask2former': Kind(
-    'Mask2FormerForUniversalSegmentation',
-    'facebook/mask2former-swin-small-coco-instance',
-    "GenEval's detector",
-  ),
-  'clip_colors': Kind('CLIPModel', 'openai/clip-vit-large-patch14', "GenEval's colors"),
-  'blip': Kind(
-    'BlipForQuestionAnswering',
-    'Salesforce/blip-vqa-capfilt-large',
-    'T2I-CompBench: color, shape, texture, complex',
-  ),
-  'clip': Kind('CLIPModel', 'openai/clip-vit-base-patch32', 'T2I-CompBench: non_spatial, complex'),
-  'owlv2': Kind(
-    'Owlv2ForObjectDetection',
-    'google/owlv2-base-patch16-ensemble',
-    'T2I-CompBench: spatial, numeracy, complex',
-  ),
-}
-
-
-def check_directories(chosen: dict[str, str]) -> None:
-  """InputError for an evaluator's directory of another architecture; needs no torch."""
-  for name, place in chosen.items():
-    if not os.path.isdir(place):
-      continue
-    config = files.read_json(os.path.join(place, 'config.json'))
-    found = (config.get('architectures') or ['none'])[0]
-    if found != KINDS[name].architecture:
-      raise InputError(
-        f'found a {found} in --evaluator.{name}={place}; expected a {KINDS[name].architecture}; '
-        'name an evaluator of that kind'
-      )
 
 
 class Watcher(NamedTuple):
@@ -102,6 +75,11 @@ def evaluate(benchmark: str, folder: str, chosen: dict[str, str], blip_size: int
   Returns:
     The path of `evaluators.json`.
   """
+  if MISSING:
+    raise InputError(
+      f'found no {MISSING}, which the evaluators need; expected it installed; pip install -r '
+      'requirements-eval.txt'
+    )
   paths = find_pictures(benchmark, folder)
   names = {name: chosen.get(name) or kind.default for name, kind in KINDS.items()}
   parts = sorted({path.split('/')[0] for path in paths})
@@ -152,22 +130,18 @@ def _claim(folder, about):
   files.write_json(path, about, indent=1)
 
 
-# torch is an extra: it is imported where an evaluator is made, and whoever lacks it is told so.
-
-
 def _geneval(folder, names, parts, blip_size) -> Watcher:
   del parts, blip_size
-  adapters = _adapters()
-  detector = adapters.mask2former.Mask2Former(names['mask2former'])
-  warnings = _self_test(adapters, detector, names['mask2former'])
-  colors = adapters.clip.Clip(names['clip_colors'])
-  classifier = adapters.clip.ColorClassifier(colors)
+  detector = mask2former.Mask2Former(names['mask2former'])
+  warnings = _self_test(detector, names['mask2former'])
+  colors = clip.Clip(names['clip_colors'])
+  classifier = clip.ColorClassifier(colors)
   rows = dict(geneval.find_pictures(folder))
 
   def look(folder, path):
     return pictures.judge_geneval(folder, path, rows[path], detector, classifier)
 
-  label = protocol.worst(adapters.mask2former.LABEL, colors.label(adapters.clip.COLOR_SHAPE))
+  label = protocol.worst(mask2former.LABEL, colors.label(clip.COLOR_SHAPE))
   about = {
     'evaluators': {
       'mask2former': detector.about._asdict(),
@@ -182,28 +156,28 @@ def _geneval(folder, names, parts, blip_size) -> Watcher:
 def _t2i_compbench(folder, names, parts, blip_size) -> Watcher:
   """Only the evaluators of the categories that are there are loaded."""
   del folder
-  adapters = _adapters()
   needed = {part for category in parts for part in t2i_compbench.PARTS.get(category, ())}
   abouts, labels = {}, {}
-  vqa = detector = clip = None
-  tagger = adapters.tagger.SpacyTagger()
-  abouts['tagger'] = tagger.about
+  vqa = detector = cosine = None
+  reads = tagger.SpacyTagger()
+  abouts['tagger'] = reads.about
   if t2i_compbench.BINDING in needed:
-    vqa = adapters.blip_vqa.BlipVqa(names['blip'], size=blip_size or None)
+    vqa = blip_vqa.BlipVqa(names['blip'], size=blip_size or None)
     abouts['blip'] = vqa.about._asdict()
-    labels[t2i_compbench.BINDING] = adapters.blip_vqa.LABEL
+    labels[t2i_compbench.BINDING] = blip_vqa.LABEL
   if needed & {t2i_compbench.SPATIAL, t2i_compbench.NUMERACY}:
-    detector = adapters.open_detector.OpenDetector(names['owlv2'])
+    detector = open_detector.OpenDetector(names['owlv2'])
     # That it sees anything; its confidences are lower throughout, so .9 says nothing about it.
-    _self_test(adapters, _as_geneval(detector), names['owlv2'])
+    _self_test(_as_geneval(detector), names['owlv2'])
     abouts['owlv2'] = detector.about._asdict()
-    labels[t2i_compbench.SPATIAL] = adapters.open_detector.LABEL
-    labels[t2i_compbench.NUMERACY] = adapters.open_detector.LABEL
+    labels[t2i_compbench.SPATIAL] = open_detector.LABEL
+    labels[t2i_compbench.NUMERACY] = open_detector.LABEL
   if t2i_compbench.CLIP in needed:
-    clip = adapters.clip.Clip(names['clip'])
-    abouts['clip'] = clip.about._asdict()
-    labels[t2i_compbench.CLIP] = clip.label(adapters.clip.SCORE_SHAPE)
-  by = pictures.CompBenchEvaluators(tagger, vqa, detector, clip and clip.cosines)
+    scorer = clip.Clip(names['clip'])
+    cosine = scorer.cosines
+    abouts['clip'] = scorer.about._asdict()
+    labels[t2i_compbench.CLIP] = scorer.label(clip.SCORE_SHAPE)
+  by = pictures.CompBenchEvaluators(reads, vqa, detector, cosine)
 
   def look(folder, path):
     return pictures.measure_compbench(folder, path, by)
@@ -217,8 +191,8 @@ def _plain(about):
   return json.loads(json.dumps(about))
 
 
-def _self_test(adapters, detector, name) -> list[str]:
-  return adapters.self_test.check(adapters.self_test.look(detector), name)
+def _self_test(detector, name) -> list[str]:
+  return self_test.check(self_test.look(detector), name)
 
 
 def _as_geneval(detector):
@@ -231,25 +205,6 @@ def _as_geneval(detector):
     return found
 
   return look
-
-
-def _adapters():
-  try:
-    from dsr_jax.evaluate import adapters  # noqa: PLC0415
-    from dsr_jax.evaluate.adapters import (  # noqa: F401, PLC0415
-      blip_vqa,
-      clip,
-      mask2former,
-      open_detector,
-      self_test,
-      tagger,
-    )
-  except ImportError as e:
-    raise InputError(
-      f'found no {e.name}, which the evaluators need; expected it installed; pip install -r '
-      'requirements-eval.txt'
-    ) from e
-  return adapters
 
 
 # The command.
@@ -267,33 +222,6 @@ def main(argv, f=flags.FLAGS):
   check_directories(chosen)
   path = evaluate(f.benchmark, f.folder, chosen, f.blip_size)
   cli.print_json({'evaluators': path})
-
-
-def chosen_of(f) -> dict[str, str]:
-  """The evaluators that flags name."""
-  return {name: f[f'evaluator.{name}'].value for name in KINDS if f[f'evaluator.{name}'].value}
-
-
-def as_flags(chosen: dict[str, str], blip_size: int) -> Sequence[str]:
-  """The flags that `chosen_of` reads."""
-  return [*(f'--evaluator.{n}={x}' for n, x in chosen.items()), f'--blip_size={blip_size}']
-
-
-def define_evaluator_flags(f=flags.FLAGS):
-  for name, kind in KINDS.items():
-    flag_types.define_path(
-      f'evaluator.{name}',
-      '',
-      f'{kind.what}: a directory or a Hub id of a {kind.architecture}; by default {kind.default}.',
-      f,
-    )
-  flags.DEFINE_integer(
-    'blip_size',
-    0,
-    "Side of BLIP's pictures: 0 is the checkpoint's own, 384; 480, the official scorer's, is "
-    'interpolated.',
-    flag_values=f,
-  )
 
 
 def define_flags(f=flags.FLAGS):

@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 import dsr_jax
 from dsr_jax import cli, files
 from dsr_jax.errors import InputError
-from dsr_jax.evaluate import evaluators, protocol, registry
+from dsr_jax.evaluate import evaluator_choice, protocol, registry
 from dsr_jax.evaluate.answering import asking, drawing, folders
 from dsr_jax.evaluate.t2i_compbench import benchmark as t2i_compbench
 from dsr_jax.evaluate.vlmeval import llavabench
 
 REQUESTS = 'requests.jsonl'
+EVALUATORS = 'dsr_jax.evaluate.evaluators'  # never imported here: it brings torch
 
 
 class Scored(NamedTuple):
@@ -47,9 +48,9 @@ def score_drawing(name: str, folder: str, looking: Looking) -> Scored:
     paths = _drawn(name, benchmark, folder)
     family = t2i_compbench.NAME if name.startswith(t2i_compbench.NAME) else name
     look(family, folder, looking)
-    about = files.read_json(os.path.join(folder, evaluators.ABOUT))
+    about = files.read_json(os.path.join(folder, evaluator_choice.ABOUT))
     labels = {part: protocol.Label(label) for part, label in about['labels'].items()}
-    found = folders.read_all(os.path.join(folder, evaluators.RECORDS))
+    found = folders.read_all(os.path.join(folder, evaluator_choice.RECORDS))
     scores = registry.open_drawing(name, labels).score({path: found[path] for path in paths})
   except InputError as e:
     return Scored(None, str(e))
@@ -58,8 +59,8 @@ def score_drawing(name: str, folder: str, looking: Looking) -> Scored:
 
 def look(benchmark: str, folder: str, looking: Looking) -> None:
   """Runs the evaluators on a folder, in their own process. Errors: InputError with its sentence."""
-  command = [sys.executable, '-m', evaluators.__name__, f'--benchmark={benchmark}']
-  command += [f'--folder={folder}', *evaluators.as_flags(*looking)]
+  command = [sys.executable, '-m', EVALUATORS, f'--benchmark={benchmark}']
+  command += [f'--folder={folder}', *evaluator_choice.as_flags(*looking)]
   root = str(pathlib.Path(dsr_jax.__file__).parent.parent)
   paths = os.pathsep.join(filter(None, (root, os.environ.get('PYTHONPATH'))))
   process = subprocess.Popen(

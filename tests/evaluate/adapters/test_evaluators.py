@@ -14,8 +14,8 @@ import tiny_evaluators
 import torch
 
 from dsr_jax.errors import InputError
-from dsr_jax.evaluate import evaluators, geneval, pictures, registry, scoring
-from dsr_jax.evaluate.adapters import clip, mask2former, self_test, tagger
+from dsr_jax.evaluate import evaluator_choice, evaluators, geneval, pictures, registry, scoring
+from dsr_jax.evaluate.adapters import blip_vqa, clip, mask2former, open_detector, self_test
 from dsr_jax.evaluate.answering import folders
 
 
@@ -61,7 +61,7 @@ def draw(folder, name, wanted):
 
 
 def records_of(folder):
-  return folders.read_all(os.path.join(folder, evaluators.RECORDS))
+  return folders.read_all(os.path.join(folder, evaluator_choice.RECORDS))
 
 
 def test_geneval(tmp_path, chosen, sound):
@@ -75,9 +75,9 @@ def test_geneval(tmp_path, chosen, sound):
   for path in paths:
     wanted = pictures.judge_geneval(str(tmp_path), path, rows[path], detector, colors)
     assert records[path] == json.loads(json.dumps(wanted))
-  lines = (tmp_path / evaluators.RESULTS).read_text().splitlines()
+  lines = (tmp_path / evaluator_choice.RESULTS).read_text().splitlines()
   assert [json.loads(line)['filename'] for line in lines] == paths
-  about = json.loads((tmp_path / evaluators.ABOUT).read_text())
+  about = json.loads((tmp_path / evaluator_choice.ABOUT).read_text())
   assert about['labels'] == {'geneval': 'official rules, other model'}
   assert len(about['evaluators']['mask2former']['sha256']) == 64
   assert len(about['warnings']) == 3 and 'below 0.9' in about['warnings'][0]
@@ -92,7 +92,7 @@ def test_t2i_compbench(tmp_path, chosen, sound):
   evaluators.evaluate('t2i_compbench', str(tmp_path), chosen, blip_size=40)
   records = records_of(tmp_path)
   assert sorted(records) == sorted(paths)
-  about = json.loads((tmp_path / evaluators.ABOUT).read_text())
+  about = json.loads((tmp_path / evaluator_choice.ABOUT).read_text())
   assert about['labels'] == {
     'binding': 'official rules, other model',
     'spatial': 'not comparable',
@@ -134,25 +134,22 @@ def test_only_what_a_folder_needs_is_loaded(tmp_path, chosen, sound):
   draw(tmp_path, 't2i_compbench', ('non_spatial/000',))
   only = {'clip': chosen['clip'], 'blip': '/nowhere', 'owlv2': '/nowhere'}
   evaluators.evaluate('t2i_compbench', str(tmp_path), only)
-  about = json.loads((tmp_path / evaluators.ABOUT).read_text())
+  about = json.loads((tmp_path / evaluator_choice.ABOUT).read_text())
   assert set(about['evaluators']) == {'clip', 'tagger'}
 
 
 def test_another_architecture_is_found_without_torch(chosen):
   with pytest.raises(InputError, match='found a CLIPModel in --evaluator.blip=.*expected a Blip'):
-    evaluators.check_directories({'blip': chosen['clip']})
-  evaluators.check_directories(chosen)
+    evaluator_choice.check_directories({'blip': chosen['clip']})
+  evaluator_choice.check_directories(chosen)
 
 
 def test_kinds_are_those_of_the_adapters():
-  from dsr_jax.evaluate.adapters import blip_vqa, open_detector  # noqa: PLC0415
-
   for name, adapter in (('mask2former', mask2former), ('blip', blip_vqa), ('owlv2', open_detector)):
-    assert evaluators.KINDS[name].architecture == adapter.ARCHITECTURES[0]
-    assert evaluators.KINDS[name].default == adapter.DEFAULT
-  assert evaluators.KINDS['clip'].default == clip.SCORE_DEFAULT
-  assert evaluators.KINDS['clip_colors'].default == clip.COLOR_DEFAULT
-  assert tagger.NAMES
+    assert evaluator_choice.KINDS[name].architecture == adapter.ARCHITECTURES[0]
+    assert evaluator_choice.KINDS[name].default == adapter.DEFAULT
+  assert evaluator_choice.KINDS['clip'].default == clip.SCORE_DEFAULT
+  assert evaluator_choice.KINDS['clip_colors'].default == clip.COLOR_DEFAULT
 
 
 def test_a_broken_detector_stops_its_benchmark_with_a_sentence(tmp_path, chosen):
@@ -160,7 +157,7 @@ def test_a_broken_detector_stops_its_benchmark_with_a_sentence(tmp_path, chosen)
   draw(tmp_path, 'geneval', ('00000',))
   with pytest.raises(InputError, match='found no object above 0.3 in the photos of the self-test'):
     scoring.look('geneval', str(tmp_path), scoring.Looking(chosen))
-  assert not (tmp_path / evaluators.RECORDS).exists()
+  assert not (tmp_path / evaluator_choice.RECORDS).exists()
 
 
 def test_without_torch_there_is_a_sentence(tmp_path, monkeypatch):
@@ -173,8 +170,5 @@ def test_without_torch_there_is_a_sentence(tmp_path, monkeypatch):
 
 
 def test_the_first_stage_imports_no_torch():
-  code = (
-    'import sys; import dsr_jax.evaluate.__main__, dsr_jax.evaluate.evaluators; '
-    "sys.exit('torch' in sys.modules)"
-  )
+  code = "import sys; import dsr_jax.evaluate.__main__; sys.exit('torch' in sys.modules)"
   subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
