@@ -94,7 +94,7 @@ class Models(NamedTuple):
   steps: tuple[int, ...] | None
 
 
-def models_of(model: str, before: str) -> Models:
+def models_of(model: str, before: str, base: str = '') -> Models:
   """--model and --before -> names. RUN@all are the run's source model and all its checkpoints.
 
   Errors: InputError for a model that does not exist.
@@ -118,7 +118,10 @@ def models_of(model: str, before: str) -> Models:
       'its workdir'
     )
   _, about, _ = checkpoints.load_trained(run, steps[-1])
-  names = [about['model']['name'], *(f'{run}@{step}{role}' for step in steps)]
+  began_with = about['model']
+  if began_with['name'] != SCENES:
+    began_with = {'name': locate.base_of(began_with, run, base)}
+  names = [began_with['name'], *(f'{run}@{step}{role}' for step in steps)]
   return Models(tuple(names), (0, *steps))
 
 
@@ -151,11 +154,11 @@ def main(argv, f=flags.FLAGS):
       'found several processes and lists of Scenes; expected one process for those; ask them by a '
       'command of their own'
     )
-  models = models_of(f.model, f.before)
+  models = models_of(f.model, f.before, f.base)
   check_output(f.output)
   official = open_benchmarks(asked.official, f)
   evaluator_choice.check_directories(evaluator_choice.chosen_of(f))
-  wishes = subject.Wishes(config if given else None, f.best_of, f.max_tokens, f.template)
+  wishes = subject.Wishes(config if given else None, f.best_of, f.max_tokens, f.template, f.base)
   places = folders_of(f.output, models.names)
 
   with _room_to_write(f.output):
@@ -168,7 +171,7 @@ def main(argv, f=flags.FLAGS):
     if asked.official and f.stage != 'answer':
       parts.append(_score(models, official, places, f))
     if asked.scenes and f.stage != 'answer':
-      parts.append(_measure_scenes(models, asked.scenes, config, f.best_of))
+      parts.append(_measure_scenes(models, asked.scenes, config, wishes))
     found = _write(f.output, parts)
   cli.print_json({'output': f.output, **_flat(found)}, kept=f.output)
 
@@ -393,10 +396,13 @@ def _flat(found) -> dict[str, Any]:
 # The lists of Scenes.
 
 
-def load(name: str, config, best_of: int = 1) -> benchmarks.Subject:
-  """A model to be measured. It samples as the configuration says, whatever it was trained with."""
+def load(name: str, config, best_of: int = 1, **how) -> benchmarks.Subject:
+  """A model to be measured. It samples as the configuration says, whatever it was trained with.
+
+  how: template and base of `locate.resolve`.
+  """
   cli.log(f'loading      {name}')
-  model = families.model_of(locate.resolve(name).bundle, name)
+  model = families.model_of(locate.resolve(name, config=config, **how).bundle, name)
   size = model.spec.image_size
   if size != world.IMAGE_SIZE:
     raise InputError(
@@ -421,10 +427,15 @@ def load(name: str, config, best_of: int = 1) -> benchmarks.Subject:
   )
 
 
-def _measure_scenes(models, names, config, best_of) -> Part:
+def _measure_scenes(models, names, config, wishes) -> Part:
   """Measures the last model, and the first beside it."""
-  after = load(models.names[-1], config, best_of)
-  before = load(models.names[0], config, best_of) if len(models.names) > 1 else None
+
+  def loaded(name):
+    base = wishes.base if locate.names_run(name) else ''
+    return load(name, config, wishes.best_of, template=wishes.template, base=base)
+
+  after = loaded(models.names[-1])
+  before = loaded(models.names[0]) if len(models.names) > 1 else None
   measured = {f'{SCENES}/{name}': benchmarks.measure(name, after, before) for name in names}
   about = {
     'model': after.name,
@@ -433,7 +444,7 @@ def _measure_scenes(models, names, config, best_of) -> Part:
       'temperature': config.method.temperature,
       'guidance': config.method.guidance,
       'cfg_interval': config.method.cfg_interval,
-      'best_of': best_of,
+      'best_of': wishes.best_of,
       'seed': config.eval.seed,
       'prompts_per_task': config.eval.prompts_per_task,
       'images_per_prompt': config.eval.images_per_prompt,
@@ -508,9 +519,7 @@ def define_flags(f=flags.FLAGS):
   flags.DEFINE_integer(
     'max_tokens', subject.MAX_TOKENS, 'The longest answer, in tokens.', flag_values=f
   )
-  flags.DEFINE_string(
-    'template', '', "Role strings: those of the model's run or family by default.", flag_values=f
-  )
+  locate.define_flags(f)
   flag_types.define_paths(
     'data',
     [],

@@ -306,7 +306,7 @@ def test_what_is_missing_is_one_sentence_and_the_others_get_their_scores(
 def test_checkpoints_of_a_run_become_curves(work, tables, tmp_path, monkeypatch):
   names = ('base', 'run@4', 'run@8')
   monkeypatch.setattr(
-    evaluate, 'models_of', lambda model, before: evaluate.Models(names, (0, 4, 8))
+    evaluate, 'models_of', lambda model, before, base: evaluate.Models(names, (0, 4, 8))
   )
   asked = flags(tables, tmp_path / 'out', model='run@all', benchmarks='geneval,pope')
   run(evaluate, **asked)

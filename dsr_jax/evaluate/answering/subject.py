@@ -20,7 +20,6 @@ import numpy as np
 from dsr_jax import config as config_lib
 from dsr_jax import convert, families, images, sharding
 from dsr_jax.convert import locate
-from dsr_jax.errors import InputError
 from dsr_jax.models.common import lora
 from dsr_jax.models.unified import Sampling, Scoring, Text, picture_to_read, score_keys
 from dsr_jax.rewards import dual
@@ -239,13 +238,14 @@ class Wishes(NamedTuple):
 
   config: `config.Config`, whose method and system count, or None: the model's own method, float32
     on a CPU and bfloat16 elsewhere. best_of, max_tokens: see `How`. template: '' is the model's
-    own.
+    own. base: of runs, where the model that they began with lies now.
   """
 
   config: config_lib.Config | None = None
   best_of: int = 1
   max_tokens: int = MAX_TOKENS
   template: str = ''
+  base: str = ''
 
 
 def mesh_of(wishes: Wishes):
@@ -259,48 +259,42 @@ def load(name: str, wishes: Wishes, mesh) -> Subject:
 
   Errors: InputError if there is no such model, or its files are not sound.
   """
-  located = locate.locate(name)
-  method, guidance = locate.method_of(located)
+  located = locate.locate(name, wishes.base if locate.names_run(name) else '')
+  method = locate.method_of(located)
+  if wishes.config:
+    locate.note_other_settings(wishes.config, located)
   bundle = convert.load(located.directory, lambda leaf: leaf)
+  of_config = wishes.config.method.template if wishes.config else ''
+  bundle = families.with_template(bundle, wishes.template or of_config or method.template)
   identity = {'name': name, 'weights': bundle.source['hash'], 'trained': ''}
   if located.workdir:
     locate.check_base(located, bundle.source['hash'])
     identity['trained'] = checkpoints.fingerprint(located.trained)
   model = families.model_of(bundle, name)
   sharding.check_fits(mesh.shape, model.family.num_heads(model.config), {})
-  how = _how(model, method, guidance, wishes)
+  how = _how(model, method, wishes)
   model.params = _placed(model, located.trained, how.precision, mesh)
   chunk = wishes.config.eval.chunk if wishes.config else CHUNK
   return Subject(name, model, how, identity, chunk, mesh)
 
 
-def _how(model, method, guidance, wishes) -> How:
+def _how(model, method, wishes) -> How:
   config = wishes.config
   seed, precision = 0, 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
   if config:
-    method, guidance = config.method, config.method.guidance
+    method = config.method
     seed, precision = config.eval.seed, config.system.compute_dtype
   return How(
     temperature=method.temperature,
-    guidance=guidance,
+    guidance=method.guidance,
     cfg_interval=method.cfg_interval,
     seed=seed,
     best_of=wishes.best_of,
     max_tokens=wishes.max_tokens,
     instruction=method.instruction,
-    template=_template(model, wishes.template),
+    template=model.template,
     precision=precision,
   )
-
-
-def _template(model, wanted: str) -> str:
-  """The name of the role strings that the model is asked in."""
-  if wanted not in ('', 'tokens'):
-    raise InputError(
-      f'found --template={wanted}; expected tokens, the role strings of {model.family.name}; '
-      'correct it'
-    )
-  return 'tokens'
 
 
 def _placed(model, trained, precision, mesh):
