@@ -93,6 +93,7 @@ class Results:
       points = [
         (step, _estimate(s.scores)) for step, s in zip(self.steps, scored) if s.scores is not None
       ]
+      points = [(step, e) for step, e in points if np.all(np.isfinite(e))]
       if len(points) > 1:
         found[name] = {
           'statistic': about_of(name).headline,

@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import pathlib
+from typing import NamedTuple
 
 import jax
 import micro_parts
@@ -87,21 +88,30 @@ def tables(tmp_path_factory):
   return tiny_benchmarks.write_all(tmp_path_factory.mktemp('tables'))
 
 
-@pytest.fixture
-def work(monkeypatch):
+@pytest.fixture(scope='module')
+def command():
   """The command with the micro model, stub evaluators in this process, and a judge."""
   made = Work()
-  monkeypatch.setattr(subject, 'load', functools.partial(load, work=made))
-  monkeypatch.setattr(evaluate, '_check_exists', lambda name: None)
-  monkeypatch.setattr(evaluators, '_geneval', stub_watcher)
-  monkeypatch.setattr(evaluators, '_t2i_compbench', stub_watcher)
 
   def look(benchmark, folder, looking):
     evaluators.evaluate(benchmark, folder, looking.chosen)
 
-  monkeypatch.setattr(scoring, 'look', look)
-  monkeypatch.setattr(judge.OpenAIJudge, '__call__', lambda self, request: f'7 {len(request.id)}')
-  return made
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(subject, 'load', functools.partial(load, work=made))
+    patch.setattr(evaluate, '_check_exists', lambda name: None)
+    patch.setattr(evaluators, '_geneval', stub_watcher)
+    patch.setattr(evaluators, '_t2i_compbench', stub_watcher)
+    patch.setattr(scoring, 'look', look)
+    patch.setattr(judge.OpenAIJudge, '__call__', lambda self, request: f'7 {len(request.id)}')
+    yield made
+
+
+@pytest.fixture
+def work(command):
+  """What the model is made to do in a test."""
+  command.drawn.clear()
+  command.answered.clear()
+  return command
 
 
 def flags(tables, output, **changes):
@@ -130,10 +140,21 @@ def contents(folder):
   }
 
 
-@pytest.fixture
-def unbroken(work, tables, tmp_path):
-  said = run(evaluate, **flags(tables, tmp_path / 'unbroken'))
-  return said, contents(tmp_path / 'unbroken')
+class Unbroken(NamedTuple):
+  """What was said, {path: bytes}, the folder, and the chunks that were drawn."""
+
+  said: dict
+  files: dict
+  folder: pathlib.Path
+  drawn: list
+
+
+@pytest.fixture(scope='module')
+def unbroken(command, tables, tmp_path_factory):
+  folder = tmp_path_factory.mktemp('out') / 'unbroken'
+  command.drawn.clear()
+  said = run(evaluate, **flags(tables, folder))
+  return Unbroken(said, contents(folder), folder, list(command.drawn))
 
 
 # Each kind of write, in the order of the command: (part of the path that is renamed to, which one).
@@ -163,11 +184,8 @@ def test_stopped_at_each_kind_of_write_it_ends_with_the_same_files(
   work, tables, tmp_path, unbroken, monkeypatch
 ):
   """No picture or answer that was kept is made again."""
-  said, wanted = unbroken
-  drawn = list(work.drawn)
+  said, wanted, _, drawn = unbroken
   assert len(set(drawn)) == len(drawn) / 2  # two models
-  work.drawn.clear()
-  work.answered.clear()
   output = tmp_path / 'broken'
   real = os.replace
   for part, number in KINDS:
@@ -209,9 +227,8 @@ def test_stopped_at_each_kind_of_write_it_ends_with_the_same_files(
 # What the whole command leaves.
 
 
-def test_layouts_tables_and_the_page(unbroken, tmp_path, tables):
-  said, files = unbroken
-  folder = tmp_path / 'unbroken'
+def test_layouts_tables_and_the_page(unbroken):
+  said, files, folder, _ = unbroken
   assert said['output'] == str(folder) and set(said) == {'output', *EIGHT}
   # The official scorers' own layouts.
   assert len(geneval.find_pictures(folder / 'two' / 'geneval')) == 6 * 4
