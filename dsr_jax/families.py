@@ -6,9 +6,10 @@ import dataclasses
 from typing import Any
 
 from dsr_jax.models.janus.family import JANUS
+from dsr_jax.models.showo.family import SHOWO
 from dsr_jax.models.unified import Family, Spec
 
-FAMILIES = (JANUS,)
+FAMILIES = (JANUS, SHOWO)
 
 
 @dataclasses.dataclass

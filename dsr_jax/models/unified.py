@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dsr_jax.models.common.logprobs import TokenScores
 
@@ -25,6 +26,8 @@ __all__ = [
   'Text',
   'TokenScores',
   'UnifiedModel',
+  'as_answer',
+  'as_prompt',
   'guided_codes',
   'picture_to_read',
   'row_keys',
@@ -67,8 +70,13 @@ class Spec:
     image_size: side of a square picture in pixels.
     reads: 'pixels' or 'codes', what its likelihood of a text is conditioned on.
     likelihood_is_random: whether its likelihoods need keys (masked diffusion); else they get None.
-    sampler_is_exact: whether the sampler's log-probabilities are the likelihoods of what it
-      sampled. Where they are not, nobody compares the two.
+    sampler_is_exact: whether the log-probabilities of sampled pictures are their likelihoods. Where
+      they are not, nobody compares the two.
+    text_sampler_is_exact: the same of texts.
+    as_prompt, as_answer: where a word has other ids at the beginning of a prompt than at that of an
+      answer: tables of ids (V,), int32 bytes. Empty where a text has the same ids in both places.
+    prompt_drop, sampling_steps, sampling_noise: what `method` leaves to the model (its keys of
+      those names at -1).
   """
 
   eos_id: int
@@ -78,6 +86,12 @@ class Spec:
   reads: str = 'pixels'
   likelihood_is_random: bool = False
   sampler_is_exact: bool = True
+  text_sampler_is_exact: bool = True
+  as_prompt: bytes = b''
+  as_answer: bytes = b''
+  prompt_drop: float = 0.0
+  sampling_steps: int = 0
+  sampling_noise: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -122,6 +136,8 @@ class Sampling:
     scan: whether a token is scanned through the stacked layers; else their loop is unrolled.
     cfg_interval: codes of a picture, from its first, that are guided; 0: all.
     cache_dtype: of keys and values: '' the model's own, or 'int8'.
+    steps, noise, chunk: of a sampler that unmasks: how many steps, the noise by which codes are
+      kept (both -1: the model's own), and places whose logits are held at a time (0: all).
   """
 
   temperature: float = 1.0
@@ -131,6 +147,9 @@ class Sampling:
   scan: bool = False
   cfg_interval: int = 0
   cache_dtype: str = ''
+  steps: int = -1
+  noise: float = -1.0
+  chunk: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +162,9 @@ class Scoring:
     chunk: tokens whose logits are held at a time; 0: all.
     remat: recompute each layer in the backward pass.
     cfg_interval: as sampled.
+    picture_likelihood, prompt_drop, prompt_drop_way, elbo_draws: of a model whose likelihood of a
+      picture is an estimate: which one, the share of the prompt's words that is dropped at random,
+      how, and of how many draws a bound is the mean. Rewards keep the defaults.
   """
 
   temperature: float = 1.0
@@ -150,6 +172,10 @@ class Scoring:
   chunk: int = 0
   remat: bool = False
   cfg_interval: int = 0
+  picture_likelihood: str = 'one_step'
+  prompt_drop: float = 0.0
+  prompt_drop_way: str = 'delete'
+  elbo_draws: int = 1
 
 
 class UnifiedModel(Protocol):
@@ -222,3 +248,24 @@ def score_keys(model_or_spec, keys):
 def without_eos(text: Text, eos_id: int) -> Text:
   """The content alone: what a sampled text is as a prompt."""
   return Text(text.ids, text.mask & (text.ids != eos_id))
+
+
+def as_prompt(model_or_spec, text: Text) -> Text:
+  """A sampled answer (..., T) as a prompt: its first word in the form that begins a prompt."""
+  return _with_first(text, getattr(model_or_spec, 'spec', model_or_spec).as_prompt)
+
+
+def as_answer(model_or_spec, text: Text) -> Text:
+  """A prompt (..., T) as an answer: its first word in the form that begins an answer."""
+  return _with_first(text, getattr(model_or_spec, 'spec', model_or_spec).as_answer)
+
+
+def _with_first(text: Text, table: bytes) -> Text:
+  if not table or not text.ids.shape[-1]:
+    return text
+  forms = np.frombuffer(table, np.int32)
+  first = text.ids[..., :1]
+  known = text.mask[..., :1] & (first >= 0) & (first < len(forms))
+  other = jnp.asarray(forms)[jnp.clip(first, 0, len(forms) - 1)]
+  first = jnp.where(known, other, first)
+  return text._replace(ids=jnp.concatenate([first, text.ids[..., 1:]], axis=-1))
