@@ -3,8 +3,10 @@ of its directories in convert/, and a line here (docs/extending.md).
 """
 
 import dataclasses
+import operator
 from typing import Any
 
+from dsr_jax.errors import InputError
 from dsr_jax.models.janus.family import JANUS
 from dsr_jax.models.showo.family import SHOWO
 from dsr_jax.models.unified import Family, Spec
@@ -54,3 +56,68 @@ def model_of(bundle, name: str) -> Model:
     family=family,
     spec=family.spec(bundle.config),
   )
+
+
+# What a run leaves to its model.
+
+
+def settled(model: Model, config):
+  """(model, config) with what `config` leaves to the model named in it, and in the model what the
+  configuration decides of its sampler.
+
+  Raises:
+    InputError: for values that make no sense for the model's family.
+  """
+  if model.spec is None:
+    return model, config
+  check(model.family, model.spec, config)
+  method = config.method
+  if model.spec.sampling_steps:
+    method = named(model.spec, method)
+    model = drawn_as(model, method)
+  return model, dataclasses.replace(config, method=method)
+
+
+def check(family: Family, spec: Spec, config):
+  """InputError for values of a run's configuration that make no sense for a family."""
+  for key, (values, why) in family.only.items():
+    value = operator.attrgetter(key)(config)
+    if value not in values:
+      expected = values[0] if values[0] != '' else "''"
+      raise InputError(
+        f'found {key}={value} with {config.model}, a {family.name}, which {why}; expected '
+        f'{expected}; leave {key} out'
+      )
+  if spec.prompt_tokens and config.data.max_prompt_tokens > spec.prompt_tokens:
+    raise InputError(
+      f'found data.max_prompt_tokens={config.data.max_prompt_tokens} with {config.model}, a '
+      f'{family.name}, whose prompts have at most {spec.prompt_tokens}; expected no more'
+    )
+
+
+def named(spec: Spec, method):
+  """`config.Method` with the model's own values in the place of -1."""
+  return dataclasses.replace(
+    method,
+    prompt_drop=_or_own(method.prompt_drop, spec.prompt_drop),
+    sampling_steps=_or_own(method.sampling_steps, spec.sampling_steps),
+    sampling_noise=_or_own(method.sampling_noise, spec.sampling_noise),
+  )
+
+
+def drawn_as(model: Model, method) -> Model:
+  """The model, whose sampler takes the steps and the noise of a `config.Method`."""
+  if not model.spec.sampling_steps:
+    return model
+  method = named(model.spec, method)
+  config = model.family.drawn_as(model.config, method.sampling_steps, method.sampling_noise)
+  return dataclasses.replace(
+    model,
+    config=config,
+    graphdef=model.family.graphdef(config),
+    spec=model.family.spec(config),
+  )
+
+
+def _or_own(value, own):
+  return own if value < 0 else value

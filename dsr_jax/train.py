@@ -166,7 +166,7 @@ def run(config, workdir, builders: Builders | None = None, team=None) -> str:
   ):
     check_ours = _hold_folders(workdir, system.bucket, holding) if team.lead else _nothing_to_check
     # Model, data, state.
-    model = builders.load_model(config.model)
+    model, config = families.settled(builders.load_model(config.model), config)
     batches = builders.make_batches(config, model, mesh)
     team.agree(data=batches.fingerprint, model=model.source['fingerprint'])
     state = builders.init_state(model, config, mesh)

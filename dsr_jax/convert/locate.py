@@ -13,6 +13,7 @@ import jax
 from dsr_jax import config as config_lib
 from dsr_jax import families, files, saved_config
 from dsr_jax.convert import directory as directory_lib
+from dsr_jax.convert.showo import parts as showo_parts
 from dsr_jax.errors import InputError, first_line
 from dsr_jax.models.common import lora
 from dsr_jax.runtime import checkpoints
@@ -85,7 +86,7 @@ def resolve(name: str) -> Source:
   located = locate(name)
   here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   bundle = directory_lib.load(located.directory, lambda leaf: leaf.placed(here))
-  guidance = _guidance(located.directory)
+  guidance = _guidance(located.directory, bundle.config)
   if not located.workdir:
     return Source(name, bundle, _method_of(located.directory), guidance)
   check_base(located, bundle.source['hash'])
@@ -150,11 +151,12 @@ def _split(name):
   return path, None, role
 
 
-def _guidance(directory):
+def _guidance(directory, config):
   settings = files.read_json(os.path.join(directory, 'generation_config.json'), default={})
   guidance = settings.get('guidance_scale')
-  # Janus-Pro's own samples were drawn at 5; a model that says nothing is drawn with that.
-  return float(guidance) if isinstance(guidance, (int, float)) else 5.0
+  # A model that says nothing is drawn as others of its family were.
+  own = families.family_of(config).guidance(config)
+  return float(guidance) if isinstance(guidance, (int, float)) else own
 
 
 def _method_of(directory):
@@ -220,7 +222,9 @@ def _download(hub_id):
       name.endswith('.safetensors') for name in os.listdir(directory)
     ):  # only then torch's files, as large
       directory = huggingface_hub.snapshot_download(hub_id, allow_patterns=(*_FILES, '*.bin'))
-    return directory
+    return showo_parts.fetched(hub_id, directory)
+  except InputError:
+    raise
   # its own errors, those of two HTTP libraries, and OSError: all mean that there is no model
   except Exception as e:
     reason = first_line(e)

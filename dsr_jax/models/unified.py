@@ -75,6 +75,7 @@ class Spec:
     text_sampler_is_exact: the same of texts.
     as_prompt, as_answer: where a word has other ids at the beginning of a prompt than at that of an
       answer: tables of ids (V,), int32 bytes. Empty where a text has the same ids in both places.
+    prompt_tokens: of a prompt, at most; 0: as many as there is room for.
     prompt_drop, sampling_steps, sampling_noise: what `method` leaves to the model (its keys of
       those names at -1).
   """
@@ -89,6 +90,7 @@ class Spec:
   text_sampler_is_exact: bool = True
   as_prompt: bytes = b''
   as_answer: bytes = b''
+  prompt_tokens: int = 0
   prompt_drop: float = 0.0
   sampling_steps: int = 0
   sampling_noise: float = 0.0
@@ -109,6 +111,12 @@ class Family:
     trainable_parts: value of `method.trainable` -> the top-level parts that are trained.
     image_tokenizer: the part between pixels and codes: never trained, always float32.
     lora_targets: name of an adapter -> path of the stacked linear layer that it adapts.
+    only: key of a run's configuration -> (the values that make sense for this family, what of it
+      forbids the others, as the end of a sentence).
+    guidance: config -> the weight of guidance that models of the family are drawn with, where
+      nobody says another.
+    drawn_as: (config, steps, noise) -> a configuration whose own sampler takes so many steps with
+      so much noise, for a family that has such a sampler.
   """
 
   name: str
@@ -121,6 +129,9 @@ class Family:
   trainable_parts: Mapping[str, tuple[str, ...]]
   image_tokenizer: str
   lora_targets: Mapping[str, tuple[str, ...]]
+  only: Mapping[str, tuple[tuple[Any, ...], str]] = dataclasses.field(default_factory=dict)
+  guidance: Callable[[Any], float] = lambda config: 5.0
+  drawn_as: Callable[[Any, int, float], Any] = lambda config, steps, noise: config
 
 
 @dataclasses.dataclass(frozen=True)

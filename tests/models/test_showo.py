@@ -55,19 +55,50 @@ def model():
   return micro_showo.model()
 
 
-@functools.partial(jax.jit, static_argnames='how')
-def code_scores(prompt, codes, keys, how=Scoring()):
-  return micro_showo.model().picture_logps(prompt, codes, keys, how)
+PLAIN = Scoring()
 
 
-@functools.partial(jax.jit, static_argnames='how')
-def text_scores(codes, question, answer, how=Scoring()):
-  return micro_showo.model().text_logps(Picture(codes, None), question, answer, None, how)
+def compiled(fn):
+  """fn(model, *arrays, how), compiled once for all: the weights are an argument."""
+  run = jax.jit(
+    lambda params, *args, how: fn(nnx.merge(GRAPHDEF, params), *args, how), static_argnames='how'
+  )
+
+  def call(*args, how=PLAIN):
+    return run(micro_showo.params(), *args, how=how)
+
+  return call
 
 
-@functools.partial(jax.jit, static_argnames='how')
+GRAPHDEF = showo.graphdef_of(CONFIG)
+_code_scores = compiled(lambda model, *args: model.picture_logps(*args))
+_text_scores = compiled(
+  lambda model, codes, question, answer, how: model.text_logps(
+    Picture(codes, None), question, answer, None, how
+  )
+)
+_drawn = compiled(lambda model, *args: model.sample_pictures(*args))
+_blocks = compiled(
+  lambda model, prompt, inputs, how: model.code_logits(
+    model._block(model._generation_prefix(prompt, False), inputs)
+  )
+)
+
+
+def code_scores(prompt, codes, keys, how=PLAIN):
+  return _code_scores(prompt, codes, keys, how=how)
+
+
+def text_scores(codes, question, answer):
+  return _text_scores(codes, question, answer)
+
+
 def drawn(prompt, keys, how):
-  return micro_showo.model().sample_pictures(prompt, keys, how)
+  return _drawn(prompt, keys, how=how)
+
+
+def block_logits(prompt, inputs):
+  return _blocks(prompt, inputs)
 
 
 def keys_of(inputs, group=1, seed=0):
@@ -134,10 +165,7 @@ def test_codes_after_a_prompt_are_those_of_phi_with_the_mask_of_drawing(model, p
     # Two blocks after one prefix, padded on the right.
     prompt = text(content, length=7)
     blocks = jnp.asarray(np.stack([codes, np.full(16, MASK)]))[None]
-    hidden = jax.jit(lambda p, b: model._block(model._generation_prefix(p, False), b))(
-      prompt, blocks
-    )
-    close(model.code_logits(hidden)[0, 0], theirs)
+    close(block_logits(prompt, blocks)[0, 0], theirs)
 
 
 def test_answers_about_a_picture_are_those_of_phi_with_the_mask_of_reading(model, phi):
@@ -418,12 +446,6 @@ def test_the_bound_of_one_code_of_each_number_is_the_mean_over_orders():
     logps = jax.nn.log_softmax(logits[0, 0])[jnp.arange(16), CODES[0, 0]]
     total.append(16 / int(count) * np.where(masked, logps, 0.0))
   close(ours.logp[0, 0], np.mean(total, axis=0), 2e-5)
-
-
-@jax.jit
-def block_logits(prompt, inputs):
-  model = micro_showo.model()
-  return model.code_logits(model._block(model._generation_prefix(prompt, False), inputs))
 
 
 def test_counts_of_the_bound_are_all_as_likely():

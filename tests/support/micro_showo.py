@@ -101,5 +101,17 @@ def run(method, system, batches, steps=1, devices=None):
   return jax.device_get(state), jax.device_get(metrics), jax.device_get(records), step
 
 
-def with_config(**changes):
-  return dataclasses.replace(CONFIG, **changes)
+def sized(vocabulary: int, codes: int) -> ShowoConfig:
+  """Another vocabulary, Show-o's own words behind it, and another picture."""
+  templates = dataclasses.replace(
+    CONFIG.templates,
+    pad_id=vocabulary,
+    soi_id=vocabulary + 1,
+    eoi_id=vocabulary + 2,
+    generation_prefix=(vocabulary + 5, EOS),
+    generation_suffix=(EOS, vocabulary + 1),
+    understanding_prefix=(vocabulary + 6, vocabulary + 1),
+    understanding_infix=(vocabulary + 2, EOS, 7, 8),
+  )
+  text = dataclasses.replace(CONFIG.text, vocab_size=vocabulary)
+  return dataclasses.replace(CONFIG, text=text, num_codes=codes, templates=templates)

@@ -8,6 +8,7 @@ from dsr_jax.models.unified import Family
 _ATTENTION = ('q_proj', 'k_proj', 'v_proj', 'o_proj')
 _MLP = ('gate_proj', 'up_proj', 'down_proj')
 _LAYERS = ('language_model', 'layers')
+_IS_EXACT = 'draws code by code, and has an exact likelihood of a picture'
 
 
 def _num_heads(config: JanusConfig) -> int:
@@ -56,5 +57,13 @@ JANUS = Family(
   lora_targets={
     **{name: (*_LAYERS, 'self_attn', name) for name in _ATTENTION},
     **{name: (*_LAYERS, 'mlp', name) for name in _MLP},
+  },
+  only={
+    'method.picture_likelihood': (('one_step',), _IS_EXACT),
+    'method.elbo_draws': ((1,), _IS_EXACT),
+    'method.prompt_drop': ((-1.0, 0.0), _IS_EXACT),
+    'method.prompt_drop_way': (('delete',), _IS_EXACT),
+    'method.sampling_steps': ((-1,), _IS_EXACT),
+    'method.sampling_noise': ((-1.0,), _IS_EXACT),
   },
 )

@@ -1,5 +1,7 @@
 """What the rest of the project needs to know of Show-o besides its module."""
 
+import dataclasses
+
 from dsr_jax import sharding
 from dsr_jax.models.showo import model
 from dsr_jax.models.showo.config import ShowoConfig
@@ -13,6 +15,17 @@ _WHOLE_MODEL = ('language_model', 'lm_head')  # one head for words and codes
 
 def _num_heads(config: ShowoConfig) -> int:
   return config.text.num_attention_heads
+
+
+def _guidance(config: ShowoConfig) -> float:
+  """Of the original's settings, whose weights count from the conditional: 5 at 512 pixels, 1.75 at
+  256.
+  """
+  return 6.0 if config.num_codes > 256 else 2.75
+
+
+def _drawn_as(config: ShowoConfig, steps: int, noise: float) -> ShowoConfig:
+  return dataclasses.replace(config, sampling_steps=steps, sampling_noise=noise)
 
 
 SHOWO = Family(
@@ -42,4 +55,11 @@ SHOWO = Family(
     **{name: (*_LAYERS, 'self_attn', name) for name in _ATTENTION},
     **{name: (*_LAYERS, 'mlp', name) for name in _MLP},
   },
+  only={
+    'method.cfg_interval': ((0,), 'draws a picture in steps, not code by code'),
+    'method.policy_guidance': ((False,), 'has no likelihood of what its guided sampler draws'),
+    'system.cache_dtype': (('',), 'keeps no cache while it draws'),
+  },
+  guidance=_guidance,
+  drawn_as=_drawn_as,
 )

@@ -422,6 +422,7 @@ def spec_of(config: ShowoConfig) -> Spec:
     reads='codes',
     likelihood_is_random=True,
     sampler_is_exact=False,
+    prompt_tokens=config.prompt_tokens,
     prompt_drop=PROMPT_DROP,
     sampling_steps=config.sampling_steps,
     sampling_noise=config.sampling_noise,

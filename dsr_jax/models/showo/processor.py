@@ -14,7 +14,6 @@ import pathlib
 import numpy as np
 from tokenizers import Tokenizer
 
-from dsr_jax import files
 from dsr_jax.errors import InputError
 from dsr_jax.models.common.border import TextBorder
 from dsr_jax.models.showo.config import NEW_WORDS, Templates
@@ -70,17 +69,10 @@ class Processor(TextBorder):
     return len(np.frombuffer(self.templates.as_prompt, np.int32))
 
   @classmethod
-  def from_directory(cls, directory, prompt_tokens: int = PROMPT_TOKENS):
-    """Reads tokenizer.json, and the template from the section `dsr_jax` of config.json, if any."""
-    directory = pathlib.Path(directory)
-    ours = files.read_json(directory / 'config.json', default={}).get('dsr_jax') or {}
-    template = ours.get('template', 'demo') if isinstance(ours, dict) else None
-    if template not in TEMPLATES:
-      raise InputError(
-        f'found the template {str(template)[:60]!r} in {directory}/config.json; expected '
-        f'{" or ".join(TEMPLATES)}; convert the model again'
-      )
-    return cls(load_tokenizer(directory / 'tokenizer.json'), template, prompt_tokens)
+  def from_directory(cls, directory, template='demo', prompt_tokens: int = PROMPT_TOKENS):
+    """Reads tokenizer.json."""
+    tokenizer = load_tokenizer(pathlib.Path(directory) / 'tokenizer.json')
+    return cls(tokenizer, template, prompt_tokens)
 
   def with_template(self, template: str):
     """The same tokenizer with another template, of `TEMPLATES`."""
