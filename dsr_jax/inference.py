@@ -27,6 +27,7 @@ from dsr_jax.models.unified import (
   Scoring,
   Text,
   TokenScores,
+  as_answer,
   picture_to_read,
   row_keys,
   score_keys,
@@ -161,7 +162,8 @@ def _score_pair(graphdef, params, text, picture, instruction):
   model = nnx.merge(graphdef, params)
   keys = score_keys(model, jax.random.key(0)[None, None])
   text = Text(text.ids[:, None], text.mask[:, None])
-  text_scores = model.text_logps(picture, instruction, text, keys, Scoring())
+  answer = as_answer(model, text)
+  text_scores = model.text_logps(picture, instruction, answer, keys, Scoring())
   image_scores = model.picture_logps(text, picture.codes, keys, Scoring())
   return text_scores.logp[0, 0], image_scores.logp[0, 0]
 
@@ -369,11 +371,12 @@ class Inference:
 
   def __init__(self, source: Source):
     self.source = source
-    model = families.model_of(source.bundle, source.name)
+    model = families.drawn_as(families.model_of(source.bundle, source.name), source.method)
     self.config = model.config
     self.spec = model.spec
     self.processor = model.processor
     self._graphdef = model.graphdef
+    self._reading_tokens = model.family.counts(model.config).reading_tokens
     self._params = jax.device_put(source.bundle.params)
 
   def encode(self, text: str, what: str) -> list[int]:
@@ -382,8 +385,9 @@ class Inference:
     """
     t = self.config.templates
     frame = len(t.understanding_prefix + t.understanding_infix + t.understanding_suffix)
-    room = self.config.text.max_position_embeddings - frame - self.config.num_codes
-    room -= self.config.vision.num_patches
+    # A text stands beside a picture that is drawn, or beside one that is read.
+    seen = self._reading_tokens
+    room = self.config.text.max_position_embeddings - frame - max(self.config.num_codes, seen)
     encode = self.processor.encode_question if what == 'question' else self.processor.encode_prompt
     ids = encode(text)
     if len(ids) > room:

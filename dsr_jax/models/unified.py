@@ -18,6 +18,7 @@ import numpy as np
 from dsr_jax.models.common.logprobs import TokenScores
 
 __all__ = [
+  'Counts',
   'Family',
   'Picture',
   'Sampling',
@@ -96,6 +97,32 @@ class Spec:
   sampling_noise: float = 0.0
 
 
+@dataclasses.dataclass(frozen=True)
+class Counts:
+  """What plans count with: weights, tokens and operations of a model of given sizes.
+
+  Attributes:
+    layer: weights of a layer's matrices.
+    adapted: inputs and outputs of a layer's matrices that adapters go beside, summed.
+    image_head, text_head: weights behind the states of codes and of words.
+    tables: weights of heads and word embedding together.
+    reading_tokens: places that a picture takes where it is read.
+    eye_operations: of what turns a picture's pixels into what is read, besides the image tokenizer.
+    steps: passes over a whole picture in which it is drawn; 0: code by code.
+    block: places that such a pass has.
+  """
+
+  layer: int
+  adapted: int
+  image_head: int
+  text_head: int
+  tables: int
+  reading_tokens: int
+  eye_operations: int = 0
+  steps: int = 0
+  block: int = 0
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Family:
   """What a backbone brings besides its module. One folder in models/, one line in `families`.
@@ -111,6 +138,9 @@ class Family:
     trainable_parts: value of `method.trainable` -> the top-level parts that are trained.
     image_tokenizer: the part between pixels and codes: never trained, always float32.
     lora_targets: name of an adapter -> path of the stacked linear layer that it adapts.
+    counts: config -> `Counts`, for plans.
+    stand_in: config -> templates as long as real ones, for plans and benchmarks without a
+      tokenizer.
     only: key of a run's configuration -> (the values that make sense for this family, what of it
       forbids the others, as the end of a sentence).
     guidance: config -> the weight of guidance that models of the family are drawn with, where
@@ -129,6 +159,8 @@ class Family:
   trainable_parts: Mapping[str, tuple[str, ...]]
   image_tokenizer: str
   lora_targets: Mapping[str, tuple[str, ...]]
+  counts: Callable[[Any], Counts] | None = None
+  stand_in: Callable[[Any], Any] | None = None
   only: Mapping[str, tuple[tuple[Any, ...], str]] = dataclasses.field(default_factory=dict)
   guidance: Callable[[Any], float] = lambda config: 5.0
   drawn_as: Callable[[Any, int, float], Any] = lambda config, steps, noise: config

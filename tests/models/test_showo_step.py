@@ -25,7 +25,7 @@ def method(**changes):
 
 def batches(which, **changes):
   def at(step):
-    batch = tiny_step.batch(which.tasks_at(step), seed=step, rows=2)
+    batch = tiny_step.batch(which.tasks_at(step), seed=step, rows=which.inputs_per_task)
     return batch._replace(**changes)
 
   return at

@@ -4,8 +4,8 @@ import dataclasses
 
 from dsr_jax import sharding
 from dsr_jax.models.showo import model
-from dsr_jax.models.showo.config import ShowoConfig
-from dsr_jax.models.unified import Family
+from dsr_jax.models.showo.config import ShowoConfig, Templates
+from dsr_jax.models.unified import Counts, Family
 
 _ATTENTION = ('q_proj', 'k_proj', 'v_proj', 'dense')
 _MLP = ('fc1', 'fc2')
@@ -26,6 +26,36 @@ def _guidance(config: ShowoConfig) -> float:
 
 def _drawn_as(config: ShowoConfig, steps: int, noise: float) -> ShowoConfig:
   return dataclasses.replace(config, sampling_steps=steps, sampling_noise=noise)
+
+
+def _counts(config: ShowoConfig) -> Counts:
+  width, inner = config.text.hidden_size, config.text.intermediate_size
+  return Counts(
+    layer=4 * width**2 + 2 * width * inner,
+    adapted=8 * width + 2 * (width + inner),
+    image_head=width * config.vq.num_embeddings,
+    text_head=width * config.text.vocab_size,
+    tables=2 * width * config.rows,
+    reading_tokens=config.reading_tokens,
+    steps=config.sampling_steps,
+    block=config.num_codes + 2,
+  )
+
+
+def _stand_in(config: ShowoConfig) -> Templates:
+  first = config.text.vocab_size  # Show-o's own words: padding, soi, eoi, ...
+  soi, eoi, t2i, mmu = first + 1, first + 2, first + 5, first + 6
+  return Templates(
+    eos_id=2,
+    pad_id=first,
+    soi_id=soi,
+    eoi_id=eoi,
+    generation_prefix=(t2i, 2),
+    generation_suffix=(2, soi),
+    understanding_prefix=(mmu, soi),
+    understanding_infix=(eoi, 2, 3, 4, 5, 6),
+    understanding_suffix=(7, 8, 9, 10),
+  )
 
 
 SHOWO = Family(
@@ -55,6 +85,8 @@ SHOWO = Family(
     **{name: (*_LAYERS, 'self_attn', name) for name in _ATTENTION},
     **{name: (*_LAYERS, 'mlp', name) for name in _MLP},
   },
+  counts=_counts,
+  stand_in=_stand_in,
   only={
     'method.cfg_interval': ((0,), 'draws a picture in steps, not code by code'),
     'method.policy_guidance': ((False,), 'has no likelihood of what its guided sampler draws'),
