@@ -11,7 +11,6 @@ import difflib
 import importlib.util
 import inspect
 import operator
-import os
 import pathlib
 
 from absl import flags
@@ -19,7 +18,7 @@ import ml_collections
 from ml_collections import config_flags
 
 from dsr_jax import config as config_lib
-from dsr_jax import inputs, saved_config
+from dsr_jax import config_help, inputs, saved_config
 from dsr_jax.errors import InputError
 from dsr_jax.losses import OBJECTIVES
 from dsr_jax.rewards import table as rewards
@@ -48,7 +47,7 @@ def find(name):
   text, _, argument = str(name).partition(':')
   if text in shipped():
     return CONFIGS / f'{text}.py', argument
-  path = pathlib.Path(os.path.expanduser(os.path.expandvars(text)))
+  path = pathlib.Path(inputs.expanded(text, '--config'))
   if path.suffix == '.py' and path.is_file():
     return path, argument
   if path.suffix == '.py' and path.parent in SHIPPED_FOLDERS and path.stem in shipped():
@@ -93,46 +92,74 @@ def load(name, **overrides):
 class _FileParser(flags.ArgumentParser):
   """The value of a --config flag -> its ConfigDict."""
 
+  def __init__(self, default, prefix):
+    self._default = default
+    self._prefix = prefix
+
   def parse(self, argument):
     return read(argument)
 
   def flag_type(self):
-    return 'config object'
+    return 'config file'
+
+  def arrange(self, arguments):
+    """The arguments, --config before its keys; see `check_flags`."""
+    path = check_flags(arguments, self._default)
+    rest, words = [], iter(arguments)
+    for word in words:
+      if word in ('--config', '-config'):
+        next(words, None)
+      elif not word.startswith(('--config=', '-config=')):
+        rest.append(word)
+    return [f'--config={path}', *rest]
+
+  def help(self):
+    """Of its keys."""
+    return config_help.text(self._prefix) if self._default is None else ''
 
 
-def define_config_flag(name, help, f=flags.FLAGS, default=None):
-  """Defines --NAME=FILE with its overrides --NAME.key=value; returns the flag's holder."""
+def define_config_flag(name, help, f=flags.FLAGS, default=None, prefix=''):
+  """Defines --NAME=FILE with its overrides --NAME.key=value; returns the flag's holder.
+
+  default: the config where none is named; `cli.parse` puts it in.
+  prefix: of the group in which a run's keys stand, for --help.
+  """
   holder = config_flags.DEFINE_config_file(name, help_string=help, flag_values=f)
   # ml_collections opens paths only, from the working directory only.
-  f[name].parser = _FileParser()
-  if default:
-    f.set_default(name, default)
+  f[name].parser = _FileParser(default, prefix)
   return holder
 
 
-def check_flags(argv, default=None):
-  """InputError for what absl would answer with a traceback: no --config, no such file, an override
-  of an unknown key.
+def check_flags(argv, default=None) -> str:
+  """The config that is named. InputError for what absl would answer with a traceback: no --config,
+  no such file, an override of an unknown key.
 
   argv: the command's arguments without its name. default: that of --config.
   """
   pairs = [a.lstrip('-').partition('=') for a in argv if a.startswith('-')]
-  if {'help', 'helpshort', 'helpfull', 'helpxml'} & {name for name, _, _ in pairs}:
-    return
   given = [value for name, _, value in pairs if name == 'config']
   given += [argv[i + 1] for i, a in enumerate(argv[:-1]) if a in ('--config', '-config')]
   path = next((p for p in reversed(given) if p), default)
   if path is None:
     raise InputError('found no --config; expected a config file, as --config=configs/scenes.py')
   known = saved_config.flat(read(path).to_dict())
-  for name, _, _ in pairs:
-    key = name.removeprefix('config.')
-    if key == name or key in known:
+  for name, equals, _ in pairs:
+    key = name.removeprefix('config.').removeprefix('noconfig.')
+    if key == name:
       continue
+    if key in known:
+      if not equals and not isinstance(known[key], bool):
+        raise InputError(f'found --{name} without a value; expected one; write --{name}=...')
+      continue
+    if any(other.startswith(f'{key}.') for other in known):
+      raise InputError(
+        f'found --{name}, a group of keys; expected one of them; write --{name}.KEY=VALUE'
+      )
     saved_config.refuse_renamed(key)
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    hint = f'did you mean config.{near[0]}' if near else 'see dsr_jax/config.py for all of them'
+    hint = f'did you mean config.{near[0]}' if near else 'see --help for all of them'
     raise InputError(f'found the unknown key {name}; expected a key of {path}; {hint}')
+  return path
 
 
 # Between ConfigDict, dataclasses and JSON.
@@ -143,11 +170,37 @@ def from_config_dict(config):
   if isinstance(config, ml_collections.ConfigDict):
     config = config.to_dict()
   result = saved_config.build(config_lib.Config, config, 'config')
+  result = _with_paths_expanded(result)
   _check_values(result)
   _check_method(result.method)
   _check_chunks(result.system, result.method)
   _check_data(result)
   return result
+
+
+# Paths, as a shell's user means them.
+
+_PATHS = (
+  'model',
+  'data.prompts',
+  'data.images',
+  'method.clip_reward.model',
+  'system.bucket',
+  'system.compile_cache',
+)
+
+
+def _with_paths_expanded(config):
+  for key in _PATHS:
+    config = _replaced(config, key, inputs.expanded(_get(config, key), f'config.{key}'))
+  return config
+
+
+def _replaced(config, key, value):
+  """A copy with another value of a key."""
+  name, _, rest = key.partition('.')
+  inner = _replaced(getattr(config, name), rest, value) if rest else value
+  return dataclasses.replace(config, **{name: inner})
 
 
 # Values of single keys.

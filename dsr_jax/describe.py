@@ -8,9 +8,9 @@ model speaks with the same seeds, under the key `compare`.
 
 from absl import flags
 
-from dsr_jax import cli, inputs
+from dsr_jax import cli, flag_types, inputs
 from dsr_jax.convert import locate
-from dsr_jax.errors import InputError, run_main
+from dsr_jax.errors import InputError
 from dsr_jax.inference import Inference
 
 
@@ -68,8 +68,8 @@ def main(argv, f=flags.FLAGS):
   if f.question and not f.question.strip():
     raise InputError('found an empty question; expected a text; write one, or leave --question out')
   cli.check_sampling(f.num_samples, f.temperature, f.seed)
-  if f.max_tokens is not None and f.max_tokens < 1:
-    raise InputError(f'found --max_tokens={f.max_tokens}; expected at least 1; raise it')
+  if f.max_tokens is not None:
+    cli.check_range(1, 100_000, max_tokens=f.max_tokens)
   result = {'image': f.image, 'temperature': f.temperature, 'seed': f.seed}
   for name in (f.model, *([f.compare] if f.compare else [])):
     cli.log(f'loading {name}')
@@ -94,8 +94,8 @@ def main(argv, f=flags.FLAGS):
 
 
 def define_flags(f=flags.FLAGS):
-  flags.DEFINE_string('model', None, f'The model: {locate.EXPECTED}.', flag_values=f)
-  flags.DEFINE_string('image', None, 'A picture file.', flag_values=f)
+  flag_types.define_path('model', None, f'The model: {locate.EXPECTED}.', f)
+  flag_types.define_path('image', None, 'A picture file.', f)
   flags.DEFINE_string(
     'question',
     None,
@@ -113,11 +113,8 @@ def define_flags(f=flags.FLAGS):
   flags.DEFINE_integer(
     'seed', 42, 'Text i of every model is sampled with (seed, i).', flag_values=f
   )
-  flags.DEFINE_string(
-    'compare', None, 'A second model, which speaks with the same seeds.', flag_values=f
-  )
+  flag_types.define_path('compare', None, 'A second model, which speaks with the same seeds.', f)
 
 
 if __name__ == '__main__':
-  define_flags()
-  run_main(main)
+  cli.run_main(main, define_flags)

@@ -16,9 +16,8 @@ from absl import flags
 import numpy as np
 from PIL import Image, ImageDraw
 
-from dsr_jax import cli, files, images, inputs
+from dsr_jax import cli, files, flag_types, images, inputs
 from dsr_jax.convert import locate
-from dsr_jax.errors import run_main
 from dsr_jax.inference import Inference
 
 _TILE = 160  # pixels of a picture in the grid, at least
@@ -157,7 +156,8 @@ def main(argv, f=flags.FLAGS):
 
   best = results[0].samples[0]
   keys = ('candidate', 'reward_generation', 'reward_understanding')
-  cli.print_json({'output': f.output, 'best': {key: best[key] for key in keys}})
+  summary = {'output': f.output, 'best': {key: best[key] for key in keys}}
+  cli.print_json(summary, kept=f.output)
 
 
 def define_flags(f=flags.FLAGS):
@@ -168,14 +168,14 @@ def define_flags(f=flags.FLAGS):
     'the model was reinforced with.',
     flag_values=f,
   )
-  flags.DEFINE_string('model', None, f'The model: {locate.EXPECTED}.', flag_values=f)
+  flag_types.define_path('model', None, f'The model: {locate.EXPECTED}.', f)
   flags.DEFINE_string('prompt', None, 'What to draw.', flag_values=f)
   flags.DEFINE_integer('num_samples', 8, 'How many pictures.', flag_values=f)
-  flags.DEFINE_string(
+  flag_types.define_path(
     'output',
     None,
     'Folder to write: new, empty, or an earlier output of this command.',
-    flag_values=f,
+    f,
   )
   flags.DEFINE_float(
     'cfg_weight',
@@ -187,11 +187,10 @@ def define_flags(f=flags.FLAGS):
   flags.DEFINE_integer(
     'seed', 42, 'Candidate i of every model draws with (seed, i).', flag_values=f
   )
-  flags.DEFINE_string(
-    'compare', None, 'A second model, drawn with the same seeds, side by side.', flag_values=f
+  flag_types.define_path(
+    'compare', None, 'A second model, drawn with the same seeds, side by side.', f
   )
 
 
 if __name__ == '__main__':
-  define_flags()
-  run_main(main)
+  cli.run_main(main, define_flags)

@@ -14,9 +14,9 @@ import json
 from absl import flags
 import numpy as np
 
-from dsr_jax import cli, inputs
+from dsr_jax import cli, flag_types, inputs
 from dsr_jax.convert import locate
-from dsr_jax.errors import InputError, run_main
+from dsr_jax.errors import InputError
 from dsr_jax.inference import Inference
 
 
@@ -107,18 +107,17 @@ def define_flags(f=flags.FLAGS):
     'the model was reinforced with.',
     flag_values=f,
   )
-  flags.DEFINE_string('model', None, f'The model: {locate.EXPECTED}.', flag_values=f)
+  flag_types.define_path('model', None, f'The model: {locate.EXPECTED}.', f)
   flags.DEFINE_string('text', None, 'The text.', flag_values=f)
-  flags.DEFINE_string('image', None, 'A picture file; or', flag_values=f)
-  flags.DEFINE_string(
+  flag_types.define_path('image', None, 'A picture file; or', f)
+  flag_types.define_path(
     'image_codes',
     None,
     'A JSON file of image codes: a list, or what this command or '
     'dsr_jax.generate wrote (of several samples the first).',
-    flag_values=f,
+    f,
   )
 
 
 if __name__ == '__main__':
-  define_flags()
-  run_main(main)
+  cli.run_main(main, define_flags)

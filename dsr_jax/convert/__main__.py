@@ -15,10 +15,10 @@ import pathlib
 
 from absl import flags
 
-from dsr_jax import cli, families
+from dsr_jax import cli, families, flag_types
 from dsr_jax import convert as convert_lib
 from dsr_jax.convert import adapter, card, locate, overlay, table
-from dsr_jax.errors import InputError, run_main
+from dsr_jax.errors import InputError
 
 FORMATS = ('hf', 'deepseek', 'showo', 'peft')
 
@@ -106,13 +106,14 @@ def main(argv, f=flags.FLAGS):
       f'found --dtype={f.dtype}; expected float32 or bfloat16; choose one, or leave it out'
     )
   cli.log(f'converting {f.source} to {f.target}')
-  cli.print_json(convert(f.source, f.target, f.format, dtype=f.dtype, overwrite=f.overwrite))
+  done = convert(f.source, f.target, f.format, dtype=f.dtype, overwrite=f.overwrite)
+  cli.print_json(done, kept=f.target)
 
 
 def define_flags(f=flags.FLAGS):
-  flags.DEFINE_string('source', None, f'The model: {locate.EXPECTED}.', flag_values=f)
-  flags.DEFINE_string(
-    'target', None, 'The directory to write; it appears whole or not at all.', flag_values=f
+  flag_types.define_path('source', None, f'The model: {locate.EXPECTED}.', f)
+  flag_types.define_path(
+    'target', None, 'The directory to write; it appears whole or not at all.', f
   )
   flags.DEFINE_string(
     'format',
@@ -131,5 +132,4 @@ def define_flags(f=flags.FLAGS):
 
 
 if __name__ == '__main__':
-  define_flags()
-  run_main(main)
+  cli.run_main(main, define_flags)

@@ -251,7 +251,8 @@ def export(
   """Writes a complete model directory, a piece of a tensor at a time: weights, config, tokenizer,
   processor, card.
 
-  It is written aside and renamed at the end, so that `directory` either is whole or does not exist.
+  It is written aside and takes its place at the end: at every moment `directory` is the old one or
+  the new one, each whole. Files of other names stay (`writing.is_export`).
 
   Args:
     directory: the target; refused if it exists and is not empty, unless `overwrite`.
@@ -294,9 +295,9 @@ def export(
   else:
     content = configs.to_json(config, widest.name)
   extra, zeros = _unused(config, layout, kept_aside, kind, widest)
-  with files.whole_directory(directory, NOT_WRITABLE) as aside:
+  writing.check_room(directory, tensors + extra)
+  with files.whole_directory(directory, NOT_WRITABLE, ours=writing.is_export) as aside:
     aside = pathlib.Path(aside)
-    writing.check_room(aside, tensors + extra)
     if layout == 'deepseek':
       tensors += extra
     elif extra:
@@ -310,9 +311,13 @@ def export(
 
 
 def check_target(directory, overwrite):
-  """InputError if the target exists and is not an empty directory, unless it may be overwritten."""
+  """InputError if the target cannot be written, or is not empty and may not be overwritten.
+
+  Of one that is overwritten only what an export makes is replaced.
+  """
+  files.check_place(directory, '--target')
   directory = pathlib.Path(directory)
-  if not overwrite and directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+  if not overwrite and directory.exists() and any(directory.iterdir()):
     raise InputError(
       f'found {directory} not empty; expected a new directory; choose another, or add --overwrite'
     )
