@@ -1,10 +1,21 @@
-"""The protocol between the training step and a model: texts, pictures, and six methods.
+"""The protocol between the training step and a model: texts, pictures, and six methods; and two more
+for benchmarks of questions, `read` and `answer`.
 
-Any backbone that implements it can be reinforced: `step`, `tasks`, `rewards` and `losses` call
+Any backbone that implements the six can be reinforced: `step`, `tasks`, `rewards` and `losses` call
 nothing else. docs/extending.md shows how to add one.
 
-Axes: B inputs, G samples of an input, T text tokens, N image codes, H W pixels. Of the two leading
-axes written g and h each is 1 or G, and they broadcast.
+The prefix of a question is in two parts, so that questions about the same pictures share the first:
+
+  reading = model.read(pictures, mask)            # Picture (B, P, ...), mask (B, P)
+  text, logps = model.answer(reading, question, keys, how)
+                             # Text (B, Q, Tq), keys (B, Q) -> Text (B, Q, T), logps (B, Q, T)
+
+The content of such a question is all that follows the pictures in the user's turn, a leading line
+break included: `processor.encode_turn(text)` gives its ids.
+
+Axes: B inputs, G samples of an input, P pictures of an input, Q questions about them, T text
+tokens, N image codes, H W pixels. Of the two leading axes written g and h each is 1 or G, and they
+broadcast.
 """
 
 from collections.abc import Callable, Mapping
@@ -71,6 +82,7 @@ class Spec:
     image_size: side of a square picture in pixels.
     reads: 'pixels' or 'codes', what its likelihood of a text is conditioned on.
     likelihood_is_random: whether its likelihoods need keys (masked diffusion); else they get None.
+    max_pictures: that one question can be about (P of `read`); 0: any number.
     sampler_is_exact: whether the log-probabilities of sampled pictures are their likelihoods. Where
       they are not, nobody compares the two.
     text_sampler_is_exact: the same of texts.
@@ -88,6 +100,7 @@ class Spec:
   reads: str = 'pixels'
   likelihood_is_random: bool = False
   sampler_is_exact: bool = True
+  max_pictures: int = 1
   text_sampler_is_exact: bool = True
   as_prompt: bytes = b''
   as_answer: bytes = b''
@@ -253,6 +266,31 @@ class UnifiedModel(Protocol):
   ) -> TokenScores:
     """picture (B, g, ...), question (B, Tq), text (B, h, T), keys (B,) or None -> TokenScores
     (B, G, T).
+    """
+
+  def read(self, pictures: Picture, mask) -> Any:
+    """The part of a prefix that comes before any question, run once for all questions about it.
+
+    Args:
+      pictures: (B, P, ...), those of a row in the order in which they are shown.
+      mask: (B, P) bool, left-justified: the row's own pictures, at least one; the rest is padding.
+
+    Returns:
+      A pytree of arrays whose leading axes are the model's own business; goes to `answer`.
+    """
+
+  def answer(self, reading, question: Text, keys, how: Sampling):
+    """One answer to each question.
+
+    Args:
+      reading: of `read`, B rows.
+      question: (B, Q, Tq): what follows the pictures in the user's turn (`encode_turn`); rows with
+        fewer questions are filled up with any.
+      keys: (B, Q), of the answers' chance; unused at temperature 0, which is greedy.
+      how: `guidance` and `cfg_interval` are of pictures, and unused.
+
+    Returns:
+      Text (B, Q, T), T = how.max_tokens, and log-probabilities (B, Q, T) float32.
     """
 
 

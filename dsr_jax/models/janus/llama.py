@@ -10,6 +10,8 @@ tokens, D width, N heads, h head width, L layers. Keys and values are (R, N, ...
 axes first, so that attention is a plain batched matrix product.
 """
 
+import functools
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -106,6 +108,45 @@ class LanguageModel(nnx.Module):
 
     _, (k, v) = scan_layers(self.layers, body, sharding.split_rows(embeds[:, None]), remat=remat)
     return Prefix(k, v, length)
+
+  def prefill_on(self, prefix: Prefix, embeds, length) -> Prefix:
+    """Goes on from R prefixes in C ways each, and keeps the keys and values of all of it.
+
+    embeds: (R, C, T, D), right-padded to T; length: (R, C). Returns a prefix of R C rows and P + T
+    places. What is shared is computed once, and copied: each row decodes by itself.
+    """
+    rows, ways, t, _ = embeds.shape
+    room = prefix.k.shape[-2] + t
+    at = self.rotary_at(prefix.length[:, None] + jnp.arange(t), room)
+    causal = jnp.tril(jnp.ones((t, t), bool))
+    seen = prefix_mask(prefix)
+
+    def body(block, x, kv):
+      kept = []
+
+      def attend_fn(q, k, v):
+        kept.append((k, v))
+        return attend(q, [(*kv, seen), (k, v, causal)])
+
+      return block(x, at, attend_fn), kept[0]
+
+    _, own = scan_layers(self.layers, body, sharding.split_rows(embeds), (prefix.k, prefix.v))
+
+    def joined(shared, own):
+      """shared (L, R, N, P, h), own (L, R, N, C, T, h) -> (L, R C, N, P + T, h), without a gap."""
+      shared = jnp.pad(shared, ((0, 0), (0, 0), (0, 0), (0, t), (0, 0)))
+      shared = jnp.broadcast_to(shared[:, :, None], (*shared.shape[:2], ways, *shared.shape[2:]))
+      put = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=-2)
+      out = jax.vmap(put, in_axes=(1, 1, 0), out_axes=1)(
+        shared, jnp.moveaxis(own, 3, 2), prefix.length
+      )
+      return sharding.split_heads(
+        out.reshape(out.shape[0], rows * ways, *out.shape[3:]), stacked=True
+      )
+
+    return Prefix(
+      joined(prefix.k, own[0]), joined(prefix.v, own[1]), (prefix.length[:, None] + length).ravel()
+    )
 
   def extend(self, prefix: Prefix, embeds, *, remat: bool = False):
     """Teacher forcing of candidates after a shared prefix.

@@ -25,6 +25,7 @@ from dsr_jax.models.common import texts
 from dsr_jax.models.common.candidates import pair_up
 from dsr_jax.models.common.layers import Embedding, Head, Linear, gelu
 from dsr_jax.models.common.logprobs import TokenScores, guide, token_scores
+from dsr_jax.models.common.prefix import Prefix
 from dsr_jax.models.common.sampling import sample_tokens
 from dsr_jax.models.common.splice import spliced
 from dsr_jax.models.janus.config import JanusConfig
@@ -227,12 +228,15 @@ class Janus(nnx.Module):
     return codes, logps
 
   def sample_texts(self, picture: Picture, question: Text, keys, how: Sampling):
-    t = self.config.templates
-
     # The picture and the question run once for the whole group.
+    return self._write(self._understanding_prefix(picture.pixels, question), keys, how)
+
+  def _write(self, prefix: Prefix, keys, how: Sampling):
+    """Texts after R prefixes: keys (R, G) -> Text (R, G, T), logps (R, G, T)."""
+    t = self.config.templates
     decoder = decoder_lib.make(
       self.language_model,
-      self._understanding_prefix(picture.pixels, question),
+      prefix,
       candidates=keys.shape[1],
       tokens=how.max_tokens,
       scan=how.scan,
@@ -249,6 +253,43 @@ class Janus(nnx.Module):
       pad_id=t.pad_id,
     )
     return Text(ids, mask), logps
+
+  # Questions about pictures: the pictures once, then each question after them.
+
+  def read(self, pictures: Picture, mask) -> Prefix:
+    """As the protocol has it. A turn begins with its pictures, each between its two marks."""
+    t = self.config.templates
+    pixels = pictures.pixels
+    rows, most = pixels.shape[:2]
+    embed = self.language_model.embed_tokens
+
+    def fixed(ids, *shape):
+      """The embeddings of ids (n,), for each of `shape`: (*shape, n, D)."""
+      x = embed(jnp.asarray(ids, jnp.int32))
+      return jnp.broadcast_to(x, (*shape, *x.shape))
+
+    seen = self.image_features(pixels.reshape(-1, *pixels.shape[2:]))
+    seen = seen.reshape(rows, most, *seen.shape[1:])
+    marked = [fixed((t.boi_id,), rows, most), seen, fixed((t.eoi_id,), rows, most)]
+    marked = jnp.concatenate(marked, axis=2)  # (B, P, N + 2, D)
+    before = t.understanding_prefix[:-1]  # the last one is the first picture's own mark
+    embeds = jnp.concatenate([fixed(before, rows), marked.reshape(rows, -1, seen.shape[-1])], axis=1)
+    length = len(before) + jnp.sum(mask, axis=1, dtype=jnp.int32) * marked.shape[2]
+    return self.language_model.prefill(embeds, length)
+
+  def answer(self, reading: Prefix, question: Text, keys, how: Sampling):
+    inputs, questions = keys.shape
+    flat = Text(*(x.reshape(inputs * questions, -1) for x in question))
+    suffix = self.config.templates.understanding_suffix[:-1]
+    ids, length = self._spliced((), flat, suffix)
+    embeds = self.language_model.embed_tokens(ids).reshape(inputs, questions, ids.shape[1], -1)
+    prefix = self.language_model.prefill_on(reading, embeds, length.reshape(inputs, questions))
+    text, logps = self._write(prefix, keys.reshape(-1, 1), how)
+
+    def by_input(x):
+      return x.reshape(inputs, questions, -1)
+
+    return Text(by_input(text.ids), by_input(text.mask)), by_input(logps)
 
   # Likelihoods: the prefix once a condition, then whole samples at once (teacher forcing).
 
@@ -352,6 +393,7 @@ def spec_of(config: JanusConfig) -> Spec:
     num_codes=config.num_codes,
     codebook_size=config.vq.num_embeddings,
     image_size=config.image_size,
+    max_pictures=0,
   )
 
 

@@ -114,6 +114,12 @@ class Processor:
       return []
     return self._content(text.strip(), 'question', max_tokens)
 
+  def encode_turn(self, text):
+    """Ids of all that follows the pictures in a user's turn: as it stands, but for blanks at its
+    end, so a line break that leads is part of it.
+    """
+    return self._content(text.rstrip(), 'question', None)
+
   def encode_answer(self, text, max_tokens=None):
     """Ids of an answer with its leading space, and the end-of-sentence token."""
     return self._content(' ' + text.strip(), 'answer', max_tokens and max_tokens - 1) + [
