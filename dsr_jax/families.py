@@ -44,10 +44,13 @@ def family_of(config) -> Family:
   raise TypeError(f'no family for {type(config).__name__}: add one to families.FAMILIES')
 
 
-def model_of(bundle, name: str) -> Model:
-  """What `convert.load` gives -> a `Model`."""
+def model_of(bundle, name: str, method=None) -> Model:
+  """What `convert.load` gives -> a `Model`.
+
+  method: of a `locate.Source` or a run, whose steps a sampler takes that draws in steps.
+  """
   family = family_of(bundle.config)
-  return Model(
+  model = Model(
     graphdef=family.graphdef(bundle.config),
     params=bundle.params,
     config=bundle.config,
@@ -56,6 +59,7 @@ def model_of(bundle, name: str) -> Model:
     family=family,
     spec=family.spec(bundle.config),
   )
+  return model if method is None else drawn_as(model, method)
 
 
 # What a run leaves to its model.

@@ -371,7 +371,7 @@ class Inference:
 
   def __init__(self, source: Source):
     self.source = source
-    model = families.drawn_as(families.model_of(source.bundle, source.name), source.method)
+    model = families.model_of(source.bundle, source.name, source.method)
     self.config = model.config
     self.spec = model.spec
     self.processor = model.processor

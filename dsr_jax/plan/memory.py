@@ -62,7 +62,7 @@ class Estimate:
 
 
 def estimate(model, config, mesh, prompt=None) -> Estimate:
-  """Of a model's sizes (its configuration), a `Config` and the sizes of the mesh's axes (a dict)."""
+  """Of a model's configuration, a `Config` and the sizes of the mesh's axes (a dict)."""
   s = Sizes(model, config.method, config.system, prompt or config.data.max_prompt_tokens)
   parts = _state(s, mesh) + _rollout(s, mesh) + _update(s, mesh)
   return Estimate(tuple(parts))

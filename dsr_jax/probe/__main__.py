@@ -31,7 +31,7 @@ def main(argv, f=flags.FLAGS):
   config = config_loading.from_config_dict(f.config)
   files.check_output(f.output, lambda name: name in OUTPUTS)
 
-  model = families.model_of(locate.resolve(f.model).bundle, f.model)
+  model = families.model_of(locate.resolve(f.model).bundle, f.model, config.method)
   began = time.time()
   results = tasks.probe(model, config, f.num_inputs, f.seed)
   verdicts = {task: result.numbers['verdict'] for task, result in results.items()}

@@ -518,3 +518,22 @@ def test_parameters_of_the_published_models():
   assert count(shapes['vqmodel']['encoder']) == 55_439_171
   assert count(shapes['vqmodel']['decoder']) == 39_947_833
   assert count(showo.abstract_params(showo.ShowoConfig.showo_256())) == count(shapes)
+
+
+def test_questions_after_one_reading_are_answered_as_alone(model):
+  question = text([14, 15], [16, 17, 18, 19], [20], length=6)
+  codes = CODES[:2, :1]
+  how = Sampling(temperature=0.0, max_tokens=5, segment=3)
+
+  def ask(model, codes, question, how):
+    reading = model.read(Picture(codes, None), jnp.ones((2, 1), bool))
+    asked = Text(*(jnp.stack([x, x[::-1]]) for x in question))
+    return model.answer(reading, asked, keys_of(2, 3), how)
+
+  answers, logps = compiled(ask)(codes, question, how=how)
+  assert answers.ids.shape == (2, 3, 5)
+  for b in range(2):
+    for q in range(3):
+      asked = jax.tree.map(lambda x, b=b, q=q: x[2 - q if b else q][None], question)
+      written = Text(answers.ids[b, q][None, None], answers.mask[b, q][None, None])
+      close(text_scores(codes[b : b + 1], asked, written).logp[0, 0], logps[b, q])

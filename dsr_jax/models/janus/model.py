@@ -273,7 +273,9 @@ class Janus(nnx.Module):
     marked = [fixed((t.boi_id,), rows, most), seen, fixed((t.eoi_id,), rows, most)]
     marked = jnp.concatenate(marked, axis=2)  # (B, P, N + 2, D)
     before = t.understanding_prefix[:-1]  # the last one is the first picture's own mark
-    embeds = jnp.concatenate([fixed(before, rows), marked.reshape(rows, -1, seen.shape[-1])], axis=1)
+    embeds = jnp.concatenate(
+      [fixed(before, rows), marked.reshape(rows, -1, seen.shape[-1])], axis=1
+    )
     length = len(before) + jnp.sum(mask, axis=1, dtype=jnp.int32) * marked.shape[2]
     return self.language_model.prefill(embeds, length)
 

@@ -27,6 +27,7 @@ from dsr_jax.models.common import decoder as decoder_lib
 from dsr_jax.models.common import texts
 from dsr_jax.models.common.candidates import pair_up
 from dsr_jax.models.common.logprobs import TokenScores, guide, token_scores
+from dsr_jax.models.common.prefix import Prefix
 from dsr_jax.models.common.sampling import sample_tokens
 from dsr_jax.models.common.splice import compacted, spliced
 from dsr_jax.models.showo import maskgit
@@ -138,10 +139,7 @@ class Showo(nnx.Module):
     other.
     """
     t = self.config.templates
-    rows = codes.shape[0]
-    before = jnp.broadcast_to(
-      jnp.asarray(t.understanding_prefix, jnp.int32), (rows, len(t.understanding_prefix))
-    )
+    before = self._fixed(t.understanding_prefix, codes.shape[0])
     tail, length = spliced(
       t.understanding_infix,
       question.ids,
@@ -243,12 +241,16 @@ class Showo(nnx.Module):
     )
 
   def sample_texts(self, picture: Picture, question: Text, keys, how: Sampling):
+    # The picture and the question run once for the whole group.
+    return self._write(self._understanding_prefix(self._codes(picture), question), keys, how)
+
+  def _write(self, prefix: Prefix, keys, how: Sampling):
+    """Texts after R prefixes: keys (R, G) -> Text (R, G, T), logps (R, G, T)."""
     t = self.config.templates
-    # The picture and the question run once for the whole group. The kernel of `decoder.make` is
-    # made for blocks of another kind.
+    # The kernel of `decoder.make` is made for blocks of another kind.
     decoder = decoder_lib.Decoder(
       self.language_model,
-      self._understanding_prefix(self._codes(picture), question),
+      prefix,
       candidates=keys.shape[1],
       tokens=how.max_tokens,
       scan=how.scan,
@@ -264,6 +266,49 @@ class Showo(nnx.Module):
       pad_id=t.pad_id,
     )
     return Text(ids, mask), logps
+
+  # Questions about pictures: the picture once, then each question after it.
+
+  def read(self, pictures: Picture, mask) -> Prefix:
+    """As the protocol has it, for one picture a row."""
+    codes = self._codes(pictures)
+    assert codes.shape[1] == 1, codes.shape
+    del mask  # the one picture is always there
+    t = self.config.templates
+    ids = jnp.concatenate(
+      [
+        self._fixed(t.understanding_prefix, codes.shape[0]),
+        codes[:, 0] + self.config.first_code,
+        self._fixed(t.understanding_infix[:1], codes.shape[0]),
+      ],
+      axis=1,
+    )
+    length = jnp.full(ids.shape[0], ids.shape[1], jnp.int32)
+    embeds = self.language_model.embed_tokens(ids)
+    return self.language_model.prefill(embeds, length, full=ids.shape[1])
+
+  def answer(self, reading: Prefix, question: Text, keys, how: Sampling):
+    inputs, questions = keys.shape
+    t = self.config.templates
+    ids, length = spliced(
+      t.understanding_infix[1:],
+      question.ids.reshape(inputs * questions, -1),
+      question.mask.reshape(inputs * questions, -1),
+      t.understanding_suffix[:-1],
+      pad_id=t.pad_id,
+    )
+    embeds = self.language_model.embed_tokens(ids).reshape(inputs, questions, ids.shape[1], -1)
+    prefix = self.language_model.prefill_on(reading, embeds, length.reshape(inputs, questions))
+    text, logps = self._write(prefix, keys.reshape(-1, 1), how)
+
+    def by_input(x):
+      return x.reshape(inputs, questions, -1)
+
+    return Text(by_input(text.ids), by_input(text.mask)), by_input(logps)
+
+  def _fixed(self, ids, rows: int):
+    """The same ids in every row, (rows, n)."""
+    return jnp.broadcast_to(jnp.asarray(ids, jnp.int32), (rows, len(ids)))
 
   # Likelihoods.
 
@@ -295,6 +340,29 @@ class Showo(nnx.Module):
     scores = estimate(prefix, codes, keys, how, branches)
     return TokenScores(*(x.reshape(inputs, group, -1) for x in scores))
 
+  def masked_logps(self, prompt: Text, codes, masked, how: Scoring, *, blank=None) -> TokenScores:
+    """Log-probabilities of pictures half masked, for pretraining: prompt (B, T), codes and masked
+    (B, N) -> TokenScores (B, N), 0 where a code was shown.
+
+    blank (B,) bool replaces whole prompts by the unconditional one.
+    """
+    prefix = self._generation_prefix(prompt, False, blank=blank, remat=how.remat)
+    scores = self._masked(prefix, codes[:, None], masked[:, None], how, 1)
+    return TokenScores(*(x[:, 0] for x in scores))
+
+  def _masked(self, prefix, codes, masked, how: Scoring, branches: int) -> TokenScores:
+    """codes and masked (R, C, N): what is masked, given the rest -> (R, C, N)."""
+    inputs = jnp.where(masked, self.config.mask_id, codes + self.config.first_code)
+    hidden = self._block(prefix, jnp.repeat(inputs, branches, axis=0), remat=how.remat)
+    return token_scores(
+      hidden.reshape(codes.shape[0], branches, *hidden.shape[1:]),
+      self._mixed(how.guidance),
+      codes,
+      masked,
+      temperature=how.temperature,
+      chunk=how.chunk,
+    )
+
   def _one_step(self, prefix, codes, keys, how: Scoring, branches: int) -> TokenScores:
     """codes (R, C, N) -> (R, C, N). All places are masked, so one row serves all candidates."""
     del keys
@@ -313,24 +381,14 @@ class Showo(nnx.Module):
 
   def _bound(self, prefix, codes, keys, how: Scoring, branches: int) -> TokenScores:
     """codes (R, C, N) -> (R, C, N). A draw's places are the same for all candidates of a row."""
-    rows, _, total = codes.shape
+    total = codes.shape[-1]
 
     def draw(_, index):
       masked, count = jax.vmap(functools.partial(masked_places, total=total))(
         _folded(keys, DRAWS + index)
       )
       masked = jnp.broadcast_to(masked[:, None], codes.shape)
-      inputs = jnp.where(masked, self.config.mask_id, codes + self.config.first_code)
-      hidden = self._block(prefix, jnp.repeat(inputs, branches, axis=0), remat=how.remat)
-      hidden = hidden.reshape(rows, branches, *hidden.shape[1:])
-      scores = token_scores(
-        hidden,
-        self._mixed(how.guidance),
-        codes,
-        masked,
-        temperature=how.temperature,
-        chunk=how.chunk,
-      )
+      scores = self._masked(prefix, codes, masked, how, branches)
       weight = (total / count)[:, None, None]
       return None, TokenScores(*(weight * x for x in scores))
 

@@ -14,18 +14,16 @@ import jax
 import jax.numpy as jnp
 
 from dsr_jax import sharding
-from dsr_jax.models.common.attention import attend
 from dsr_jax.models.common.layers import (
   Embedding,
   Head,
   LayerNorm,
   Linear,
   product_in_float32,
-  scan_layers,
   stack_layers,
 )
-from dsr_jax.models.common.prefix import Prefix, prefix_mask
 from dsr_jax.models.common.rotary import Rotary, rotary, rotate
+from dsr_jax.models.common.trunk import Trunk
 from dsr_jax.models.showo.config import PhiConfig
 
 
@@ -87,7 +85,7 @@ class Block(nnx.Module):
     return sharding.split_rows(x + attended + self.mlp(y))
 
 
-class LanguageModel(nnx.Module):
+class LanguageModel(Trunk):
   """rows: of the embedding, those of image codes included."""
 
   def __init__(self, cfg: PhiConfig, rows: int, *, rngs: nnx.Rngs):
@@ -99,50 +97,6 @@ class LanguageModel(nnx.Module):
   def rotary_at(self, positions, limit: int) -> Rotary:
     """The rotary embedding at positions (R, T) below `limit`."""
     return rotary(positions, limit, width=self.cfg.rotary_dim, theta=self.cfg.rope_theta)
-
-  def prefill(self, embeds, length, *, full: int = 0, shown=None, remat: bool = False) -> Prefix:
-    """Runs prefixes and keeps their keys and values.
-
-    embeds: (R, P, D), right-padded to P. length: (R,). full: so many tokens, from the first, see
-    each other; the rest is causal. shown: (R, P) bool, False on tokens that no other one sees;
-    None: all are seen.
-    """
-    p = embeds.shape[1]
-    at = self.rotary_at(jnp.arange(p)[None], p)  # one row serves all
-    place = jnp.arange(p)
-    visible = (place[:, None] >= place) | (place < full)
-    if shown is not None:
-      visible = visible & (shown[:, None, None, None, :] | jnp.eye(p, dtype=bool))
-
-    def body(block, x, _):
-      kept = []
-
-      def attend_fn(q, k, v):
-        kept.append((k[:, :, 0], v[:, :, 0]))
-        return attend(q, [(k, v, visible)])
-
-      return block(x, at, attend_fn), kept[0]
-
-    _, (k, v) = scan_layers(self.layers, body, sharding.split_rows(embeds[:, None]), remat=remat)
-    return Prefix(k, v, length, shown)
-
-  def extend(self, prefix: Prefix, embeds, *, causal: bool = True, remat: bool = False):
-    """Runs candidates after a shared prefix: texts (causal), or blocks whose tokens see each other.
-
-    embeds: (R, C, T, D) -> final-norm states (R, C, T, D).
-    """
-    t = embeds.shape[2]
-    at = self.rotary_at(prefix.length[:, None] + jnp.arange(t), prefix.k.shape[-2] + t)
-    own = jnp.tril(jnp.ones((t, t), bool)) if causal else None
-    seen = prefix_mask(prefix)
-
-    def body(block, x, kv):
-      return block(x, at, lambda q, k, v: attend(q, [(*kv, seen), (k, v, own)])), None
-
-    x, _ = scan_layers(
-      self.layers, body, sharding.split_rows(embeds), (prefix.k, prefix.v), remat=remat
-    )
-    return self.norm(x)
 
 
 class SharedHead(Head):

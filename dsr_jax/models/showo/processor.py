@@ -122,6 +122,11 @@ def load_tokenizer(path):
     raise InputError(
       f'found {path} unreadable ({e}); expected a tokenizer.json; fetch the file again'
     ) from e
+  if tokenizer.token_to_id(EOS) is None:
+    raise InputError(
+      f'found a tokenizer without {EOS} in {path.parent}; expected that of microsoft/phi-1_5; use '
+      'the one that belongs to the checkpoint'
+    )
   return PreTrainedTokenizerFast(
     tokenizer_object=tokenizer,
     bos_token=EOS,
@@ -135,11 +140,6 @@ def load_tokenizer(path):
 def _with_words(tokenizer):
   """Adds Show-o's words where they lack; word -> id, of the end of text too."""
   known = {token.content: i for i, token in tokenizer.added_tokens_decoder.items()}
-  if EOS not in known:
-    raise InputError(
-      f'found a tokenizer without {EOS}; expected that of microsoft/phi-1_5; use the one that '
-      'belongs to the checkpoint'
-    )
   if not any(word in known for word in WORDS):
     first = len(tokenizer)
     tokenizer.add_special_tokens({'pad_token': PAD})
@@ -153,7 +153,7 @@ def _with_words(tokenizer):
       f"found a tokenizer whose last words are not {', '.join(WORDS)}; expected Show-o's ten, in "
       'that order; use the tokenizer of microsoft/phi-1_5'
     )
-  return ids | {EOS: known[EOS]}
+  return ids | {EOS: tokenizer.convert_tokens_to_ids(EOS)}
 
 
 def _first_words(tokenizer, size, special):
