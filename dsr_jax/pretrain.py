@@ -45,7 +45,7 @@ from dsr_jax.pretrain_parts import (
   tokenizer_batch,
 )
 from dsr_jax.runtime import workdir as workdir_lib
-from dsr_jax.scenes import grammar, render, sets, world
+from dsr_jax.scenes import render, sets, world
 
 DEFAULT_CONFIG = 'scenes_pretrain'
 CODEBOOK_DECAY = 0.98

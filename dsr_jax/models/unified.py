@@ -1,5 +1,5 @@
-"""The protocol between the training step and a model: texts, pictures, and six methods; two more for
-benchmarks of questions, `read` and `answer`.
+"""The protocol between the training step and a model: texts, pictures, and six methods; two more
+for benchmarks of questions, `read` and `answer`.
 
 Any backbone that implements the six can be reinforced: `step`, `tasks`, `rewards` and `losses` call
 nothing else. docs/extending.md shows how to add one.
