@@ -34,6 +34,8 @@ _CANNOT_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 
 # Reading.
 
+_LFS = b'version https://git-lfs.github.com/spec/'
+
 
 def read_json(path, default=None):
   """The JSON object in a file that came from elsewhere, as those of a model directory.
@@ -54,13 +56,28 @@ def read_json(path, default=None):
     )
   try:
     content = json.loads(path.read_text(encoding='utf-8'))
-  except (ValueError, OSError) as e:
+  except (ValueError, OSError, RecursionError) as e:
+    check_no_pointer(path)
     raise InputError(f'found {path} unreadable ({e}); expected JSON; fetch the file again') from e
   if not isinstance(content, dict):
     raise InputError(
       f'found a {type(content).__name__} in {path}; expected a JSON object; fetch the file again'
     )
   return content
+
+
+def check_no_pointer(path):
+  """InputError where a file of Git LFS stands for another one."""
+  try:
+    with open(path, 'rb') as f:
+      beginning = f.read(len(_LFS))
+  except OSError:
+    return
+  if beginning == _LFS:
+    raise InputError(
+      f'found a Git LFS pointer in the place of {path}; expected the file that it points to; run '
+      'git lfs pull there, or fetch the model by: hf download OWNER/NAME --local-dir DIR'
+    )
 
 
 def read_json_or_none(path):

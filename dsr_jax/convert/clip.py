@@ -139,6 +139,7 @@ def load(directory):
     value, target = checkpoint.read(name), leaves[leaf]
     value = value.transpose(_FROM_TORCH[value.ndim]) if kernels[leaf] else value
     target[... if layer is None else layer] = value
+  checkpoint.check_finite(name for name, _, _, _ in wanted)
   return jax.tree.unflatten(tree, leaves)
 
 

@@ -67,7 +67,7 @@ class Stored:
     self._tied = (
       content.get('tie_word_embeddings', True)
       if self.layout == 'hf'
-      else bool((content.get('language_config') or {}).get('tie_word_embeddings', False))
+      else configs.object_in(content, 'language_config').get('tie_word_embeddings', False)
     )
     if self.layout == 'hf':
       self.config, self.processor = _with_templates(
@@ -105,8 +105,15 @@ class Stored:
     return entry.split(self.read(entry.name))[place]
 
   def source(self):
-    """dict(name, hash); reads all the weights once."""
-    return dict(name=str(self.directory), hash=self.checkpoint.digest())
+    """dict(name, hash); reads all the weights, and InputError if a number is not finite."""
+    digest = self.checkpoint.digest()
+    self.check_finite()
+    return dict(name=str(self.directory), hash=digest)
+
+  def check_finite(self):
+    """InputError naming the tensors that hold numbers which are not finite."""
+    here = self.checkpoint.found
+    self.checkpoint.check_finite(entry.name for entry in self.entries if entry.name in here)
 
   def _check(self):
     want = {entry.name: entry.shape for entry in self.entries}
@@ -294,6 +301,8 @@ def export(
     content = configs_deepseek.to_json(config, widest.name, processor.system_prompt)
   else:
     content = configs.to_json(config, widest.name)
+  if processor.template != 'tokens':  # whoever reads the directory asks in the same words
+    content.setdefault(configs_deepseek.OURS, {})['template'] = processor.template
   extra, zeros = _unused(config, layout, kept_aside, kind, widest)
   writing.check_room(directory, tensors + extra)
   with files.whole_directory(directory, NOT_WRITABLE, ours=writing.is_export) as aside:

@@ -31,7 +31,8 @@ def main(argv, f=flags.FLAGS):
   config = config_loading.from_config_dict(f.config)
   files.check_output(f.output, lambda name: name in OUTPUTS)
 
-  model = families.model_of(locate.resolve(f.model).bundle, f.model, config.method)
+  source = locate.resolve(f.model, template=f.template or config.method.template, base=f.base)
+  model = families.model_of(source.bundle, f.model, config.method)
   began = time.time()
   results = tasks.probe(model, config, f.num_inputs, f.seed)
   verdicts = {task: result.numbers['verdict'] for task, result in results.items()}
@@ -43,6 +44,7 @@ def main(argv, f=flags.FLAGS):
     'candidates': config.method.group_size,
     'temperature': config.method.temperature,
     'guidance': config.method.guidance,
+    'template': model.template,
     'seed': f.seed,
     'data_seed': config.method.seed,
     'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
@@ -81,6 +83,7 @@ def define_flags(f=flags.FLAGS):
     'config', 'The run that is thought of: a config file, keys set by --config.key=value.', f
   )
   flag_types.define_path('model', None, f'The model: {locate.EXPECTED}.', f)
+  locate.define_flags(f)
   flag_types.define_path(
     'output',
     None,

@@ -17,6 +17,7 @@ from absl import flags
 import jax
 
 from dsr_jax import cli, files, flag_types, train
+from dsr_jax.convert import locate
 from dsr_jax.errors import InputError
 from dsr_jax.replay import look as look_lib
 from dsr_jax.replay import page, past_step
@@ -46,7 +47,8 @@ def main(argv, f=flags.FLAGS):
   builders = train.Builders()
   mesh = builders.make_mesh(config.system.mesh)
   with jax.set_mesh(mesh):
-    model = builders.load_model(config.model)
+    began_with = past_step.base_of(f.workdir, config, f.base)
+    model, config = train.framed(builders.load_model(began_with), config)
 
     # The step again.
     past = past_step.replay(builders, config, f.workdir, f.step, mesh, model)
@@ -111,6 +113,7 @@ def _in_short(result: dict, output: str) -> dict:
 
 def define_flags(f=flags.FLAGS):
   flag_types.define_path('workdir', None, 'The folder of a run; only read.', f)
+  locate.define_base_flag(f)
   flags.DEFINE_integer('step', None, 'The step to run again, from 1.', flag_values=f)
   flags.DEFINE_integer(
     'input',

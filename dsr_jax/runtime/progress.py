@@ -158,6 +158,10 @@ def describe_run(config, mesh, model, state, idle_bytes: int = 0):
       f'likelihood is an estimate, {m.picture_likelihood}; prompts lose {m.prompt_drop:.0%} of '
       f'their words in it ({m.prompt_drop_way})'
     )
+  rate = f'{m.peak_learning_rate:g} at most ({m.learning_rate_key})'
+  say(f'learning     {m.trainable}, at a rate of {rate}')
+  if m.template:
+    say(f'template     {m.template} (method.template)')
 
 
 def _bytes_a_device(tree):

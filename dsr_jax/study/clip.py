@@ -133,7 +133,7 @@ def compare(clip_dir: str, source, *, per_task: int, samples: int, seed: int) ->
   """Of pictures that the model draws of validation prompts: how often each reward orders two as the
   judge does.
 
-  source: `locate.Source`, the model that draws and scores, with its guidance and instruction.
+  source: `locate.Source`, the model that draws and scores, with its method.
   """
   config, weights = clip_files.read_config(clip_dir), clip_files.load(clip_dir)
   prompts = sets.evaluation_prompts(per_task, 'validation')
@@ -146,7 +146,9 @@ def compare(clip_dir: str, source, *, per_task: int, samples: int, seed: int) ->
     params,
     sampler.prompts(texts),
     group=samples,
-    how=Sampling(temperature=method.temperature, guidance=source.guidance),
+    how=Sampling(
+      temperature=method.temperature, guidance=method.guidance, cfg_interval=method.cfg_interval
+    ),
     instructions=sampler.questions([method.instruction]),
   )
   self_rewards = drawn.rewards[:, 0]

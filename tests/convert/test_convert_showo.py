@@ -154,7 +154,9 @@ def test_adapters_are_folded_in_or_written_alone(hub, tmp_path):
   base = hub[0] / 'show-o'
   params = convert.load(base).params
   adapters = jax.tree.map(lambda x: x + 0.1, lora.init(params, SHOWO.lora_targets, 3, 0))
-  run = make_run(tmp_path / 'run', base, {'lora': adapters}, trainable='lora', guidance=2.5)
+  run = make_run(
+    tmp_path / 'run', base, {'lora': adapters}, trainable='lora', guidance=2.5, template='demo'
+  )
   command.convert(str(run), str(tmp_path / 'merged'), 'showo')
   want = lora.merged(params, SHOWO.lora_targets, adapters)
   got = convert.load(tmp_path / 'merged').params
@@ -252,7 +254,8 @@ def test_a_prompt_longer_than_the_models_room_is_refused(hub):
 
 def test_a_model_is_found_and_asked_with_the_guidance_of_its_family(hub):
   source = locate.resolve(str(hub[0] / 'show-o'))
-  assert source.guidance == 2.75
+  assert source.method.guidance == 2.75 and source.method.crop == 'crop'
+  assert source.method.template == 'demo'
   assert source.bundle.params['lm_head']['bias'].shape == (source.bundle.config.rows,)
 
 

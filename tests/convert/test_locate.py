@@ -86,6 +86,6 @@ def test_commands_take_either_layout(hf_directory, hf_model, tmp_path):
   original_layout.write(tmp_path / 'o', hf_directory, hf_model, dtype=torch.float32)
   one, other = model_source.resolve(str(hf_directory)), model_source.resolve(str(tmp_path / 'o'))
   jax.tree.map(np.testing.assert_array_equal, one.bundle.params, other.bundle.params)
-  assert one.guidance == other.guidance == 5.0
+  assert one.method.guidance == other.method.guidance == 5.0
   assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(one.bundle.params))
   jax.tree.map(np.testing.assert_array_equal, one.bundle.params, convert.load(hf_directory).params)

@@ -13,7 +13,8 @@ from dsr_jax.convert.showo import configs, parts
 from dsr_jax.errors import InputError
 from dsr_jax.models.showo import magvit
 from dsr_jax.models.showo import model as showo
-from dsr_jax.models.showo.processor import EOS, PAD, TEMPLATES, Processor
+from dsr_jax.models.showo.config import TEMPLATES
+from dsr_jax.models.showo.processor import EOS, PAD, Processor
 
 # The original's loader reads these two names, and one file.
 FORMS = (
@@ -37,6 +38,11 @@ class _Both:
 
   def read(self, name):
     return next(c for c in self._checkpoints if name in c.found).read(name)
+
+  def check_finite(self, names):
+    """InputError naming the tensors that hold a NaN or an infinity, of those named; reads them."""
+    for checkpoint in self._checkpoints:
+      checkpoint.check_finite(name for name in names if name in checkpoint.found)
 
   def digest(self):
     """sha256 over the digests of both."""
@@ -91,8 +97,14 @@ class Stored:
     return placing.leaves(self.abstract, self.entries, self.read)
 
   def source(self):
-    """dict(name, hash); reads all the weights once."""
-    return dict(name=str(self.directory), hash=self.checkpoint.digest())
+    """dict(name, hash); reads all the weights, and InputError if a number is not finite."""
+    digest = self.checkpoint.digest()
+    self.check_finite()
+    return dict(name=str(self.directory), hash=digest)
+
+  def check_finite(self):
+    """InputError naming the tensors that hold numbers which are not finite."""
+    self.checkpoint.check_finite([entry.name for entry in self.entries])
 
   def _check(self):
     want = {entry.name: entry.shape for entry in self.entries}

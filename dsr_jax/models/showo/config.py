@@ -5,6 +5,8 @@ import dataclasses
 # Rows of the vocabulary between the tokenizer's own words and the image codes: the padding token
 # and nine words such as <|soi|>.
 NEW_WORDS = 10
+# How a question is framed: as the original's demonstration asks it, or as its models were tuned.
+TEMPLATES = ('demo', 'tuned')
 
 
 @dataclasses.dataclass(frozen=True)

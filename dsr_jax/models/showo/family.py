@@ -4,7 +4,7 @@ import dataclasses
 
 from dsr_jax import sharding
 from dsr_jax.models.showo import model
-from dsr_jax.models.showo.config import ShowoConfig, Templates
+from dsr_jax.models.showo.config import TEMPLATES, ShowoConfig, Templates
 from dsr_jax.models.unified import Counts, Family
 
 _ATTENTION = ('q_proj', 'k_proj', 'v_proj', 'dense')
@@ -15,6 +15,13 @@ _WHOLE_MODEL = ('language_model', 'lm_head')  # one head for words and codes
 
 def _num_heads(config: ShowoConfig) -> int:
   return config.text.num_attention_heads
+
+
+def _room(config: ShowoConfig) -> int:
+  """A picture takes more places where it is read than where it is drawn."""
+  t = config.templates
+  frame = len(t.understanding_infix) + len(t.understanding_suffix)
+  return config.text.max_position_embeddings - config.reading_tokens - frame
 
 
 def _guidance(config: ShowoConfig) -> float:
@@ -87,6 +94,9 @@ SHOWO = Family(
   },
   counts=_counts,
   stand_in=_stand_in,
+  room=_room,
+  templates=TEMPLATES,
+  crop='crop',
   only={
     'method.cfg_interval': ((0,), 'draws a picture in steps, not code by code'),
     'method.policy_guidance': ((False,), 'has no likelihood of what its guided sampler draws'),

@@ -22,9 +22,6 @@ EOS, PAD, SOI, EOI, T2I, MMU = '<|endoftext|>', '[PAD]', '<|soi|>', '<|eoi|>', '
 # In this order behind the tokenizer's own, the first of them at the padding token's place.
 WORDS = (PAD, SOI, EOI, '<|sov|>', '<|eov|>', T2I, MMU, '<|t2v|>', '<|v2v|>', '<|lvg|>')
 PROMPT_TOKENS = 126  # a published model's text room of 128, less its two ends
-
-# How a question is framed: as the original's demonstration asks it, or as its models were tuned.
-TEMPLATES = ('demo', 'tuned')
 _SPACE = '\u0120'  # how byte-level vocabularies write a space
 
 
