@@ -22,7 +22,7 @@ AS_PROMPT = np.where((FORMS > 9) & (FORMS % 2 == 1), FORMS - 1, FORMS).astype(np
 AS_ANSWER = np.where((FORMS > 9) & (FORMS % 2 == 0), FORMS + 1, FORMS).astype(np.int32)
 
 CONFIG = ShowoConfig(
-  text=PhiConfig(VOCABULARY, 16, 24, 2, 2, max_position_embeddings=256),
+  text=PhiConfig(VOCABULARY, 16, 24, 1, 2, max_position_embeddings=256),
   vq=MagvitConfig(4, 32, (1, 1, 1), (1, 1, 1), (1, 1, 1), (1, 1, 1)),
   num_codes=16,
   prompt_tokens=12,

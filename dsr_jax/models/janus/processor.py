@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from dsr_jax import files
 from dsr_jax.errors import InputError
-from dsr_jax.models.common.border import TextBorder
+from dsr_jax.models.border import TextBorder
 from dsr_jax.models.janus.config import ROLES, Templates
 
 # Bars and blocks of the first three are U+FF5C and U+2581, not ASCII.

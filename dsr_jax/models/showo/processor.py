@@ -15,7 +15,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from dsr_jax.errors import InputError
-from dsr_jax.models.common.border import TextBorder
+from dsr_jax.models.border import TextBorder
 from dsr_jax.models.showo.config import NEW_WORDS, Templates
 
 EOS, PAD, SOI, EOI, T2I, MMU = '<|endoftext|>', '[PAD]', '<|soi|>', '<|eoi|>', '<|t2i|>', '<|mmu|>'
