@@ -72,6 +72,7 @@ def benchmark(config, repeats: int, wanted=PHASES) -> dict:
   model = dataclasses.replace(
     model, templates=model.templates or plan_program.stand_in_templates(model)
   )
+  families.check(model, config)
   mesh = sharding.make_mesh(config.system.mesh)
   sizes = plan_sizes.Sizes(model, config.method, config.system, config.data.max_prompt_tokens)
   chunks = {f'system.{key}': sizes.chunk(key) for key in ('rollout_chunk', 'update_chunk')}

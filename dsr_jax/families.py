@@ -108,7 +108,7 @@ def settled(model: Model, config):
   """
   if model.spec is None:
     return model, config
-  check(model.family, model.spec, config)
+  check(model.config, config)
   method = config.method
   if model.spec.sampling_steps:
     method = named(model.spec, method)
@@ -116,8 +116,10 @@ def settled(model: Model, config):
   return model, dataclasses.replace(config, method=method)
 
 
-def check(family: Family, spec: Spec, config):
-  """InputError for values of a run's configuration that make no sense for a family."""
+def check(model_config, config):
+  """InputError for values of a run's configuration that make no sense for a model's family."""
+  family = family_of(model_config)
+  spec = family.spec(model_config)
   for key, (values, why) in family.only.items():
     value = operator.attrgetter(key)(config)
     if value not in values:

@@ -42,6 +42,7 @@ def load(name: str, config, best_of: int = 1) -> benchmarks.Subject:
   """A model to be measured. It samples as the configuration says, whatever it was trained with."""
   cli.log(f'loading      {name}')
   model = families.model_of(locate.resolve(name).bundle, name, config.method)
+  families.check(model.config, config)
   size = model.spec.image_size
   if size != world.IMAGE_SIZE:
     raise InputError(

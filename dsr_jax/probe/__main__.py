@@ -33,6 +33,7 @@ def main(argv, f=flags.FLAGS):
 
   source = locate.resolve(f.model, template=f.template or config.method.template, base=f.base)
   model = families.model_of(source.bundle, f.model, config.method)
+  families.check(model.config, config)
   began = time.time()
   results = tasks.probe(model, config, f.num_inputs, f.seed)
   verdicts = {task: result.numbers['verdict'] for task, result in results.items()}
