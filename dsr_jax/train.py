@@ -29,7 +29,7 @@ from dsr_jax.plan import memory as plan_memory
 from dsr_jax.reporting import run_page
 from dsr_jax.reporting.step_sheet import StepSheet
 from dsr_jax.runtime import checkpoints as checkpoints_lib
-from dsr_jax.runtime import distributed, run_files
+from dsr_jax.runtime import distributed, room, run_files
 from dsr_jax.runtime import metrics as metrics_lib
 from dsr_jax.runtime import workdir as workdir_lib
 from dsr_jax.runtime.compiled import CompiledStep
@@ -181,6 +181,7 @@ def run(config, workdir, builders: Builders | None = None, team=None) -> str:
   if team.processes > 1:
     team.agree(**distributed.facts(config, workdir))
   workdir_lib.check_writable(workdir)
+  workdir_lib.check_bucket(config.system.bucket)
   workdir_lib.check_accelerator()
   config = _with_rate_it_began_with(config, workdir)
   builders = builders or Builders()
@@ -202,6 +203,8 @@ def run(config, workdir, builders: Builders | None = None, team=None) -> str:
     check_room(model, config)
     batches = builders.make_batches(config, model, mesh)
     team.agree(data=batches.fingerprint, model=model.source['fingerprint'])
+    estimate = builders.estimate_memory(model, config, mesh)
+    room.check_step(estimate)
     state = builders.init_state(model, config, mesh)
     train_step = builders.make_train_step(model, config, mesh, state)
     about = workdir_lib.about(config, model.source, batches.fingerprint)
@@ -238,7 +241,7 @@ def run(config, workdir, builders: Builders | None = None, team=None) -> str:
       workdir=workdir,
       team=team,
       batches=batches,
-      train_step=CompiledStep(train_step, builders.estimate_memory(model, config, mesh)),
+      train_step=CompiledStep(train_step, estimate),
       evaluate=builders.make_evaluator(config, model),
       sheet=builders.make_sheet(model),
       checkpoints=checkpoints,

@@ -105,6 +105,12 @@ def test_an_own_file_builds_on_the_shipped_ones(tmp_path, monkeypatch):
   [
     ('x = 1', 'found no get_config()'),
     ('def get_config(): return {}', 'found a dict from get_config()'),
+    ('get_config = 3', 'expected a function'),
+    ('def get_config(:', 'failing in line 1 (SyntaxError'),
+    ('import nothing_of_that_name', 'failing in line 1 (ModuleNotFoundError'),
+    ('def get_config():\n  return {}[1]', 'failing in line 2 (KeyError'),
+    ('import sys\nsys.exit(3)', 'failing in line 2 (SystemExit'),
+    ('x = "\0"', 'failing'),
   ],
 )
 def test_a_file_that_is_no_config_is_refused(text, words, tmp_path):

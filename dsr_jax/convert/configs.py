@@ -204,7 +204,7 @@ def whole(value, key, where):
   if type(value) is not int or not 1 <= value <= MOST[key]:
     raise InputError(
       f'found {where}.{key} {shown(value)} in config.json; expected a whole number from 1 to '
-      f'{MOST[key]:,}; use the config.json of a Janus-Pro'
+      f'{MOST[key]:,}; fetch the file again'
     )
   return value
 
@@ -213,8 +213,8 @@ def above_zero(value, key, where):
   """A number that must be positive and finite as float32."""
   if type(value) not in (int, float) or not 1e-30 <= value <= 1e30:
     raise InputError(
-      f'found {where}.{key} {shown(value)} in config.json; expected a number above 0; use the '
-      'config.json of a Janus-Pro'
+      f'found {where}.{key} {shown(value)} in config.json; expected a number above 0; fetch '
+      'the file again'
     )
   return float(value)
 
@@ -225,7 +225,7 @@ def multiples(value, where):
   if not fine or not all(type(m) is int and 1 <= m <= MOST_MULTIPLE for m in value):
     raise InputError(
       f'found {where}.channel_multiplier {shown(value)} in config.json; expected 1 to '
-      f'{MOST_LEVELS} whole numbers from 1 to {MOST_MULTIPLE}; use the config.json of a Janus-Pro'
+      f'{MOST_LEVELS} whole numbers from 1 to {MOST_MULTIPLE}; fetch the file again'
     )
   return tuple(value)
 
@@ -263,7 +263,12 @@ def _vision(section):
   values = {key: section.get(key, default) for key, default in _VISION.items()}
   for key in ('image_size', 'patch_size'):  # transformers allows a pair; ours are square
     pair = values[key]
-    if isinstance(pair, list) and len(pair) == 2 and pair[0] == pair[1]:
+    if isinstance(pair, list):
+      if len(pair) != 2 or pair[0] != pair[1]:
+        raise InputError(
+          f'found {name}.{key} {shown(pair)} in config.json; expected a square; use a Janus-Pro '
+          'checkpoint'
+        )
       values[key] = pair[0]
   eps = above_zero(values.pop('layer_norm_eps'), 'layer_norm_eps', name)
   sizes = {key: whole(value, key, name) for key, value in values.items()}

@@ -19,7 +19,7 @@ from dsr_jax.convert import weights
 from dsr_jax.convert.showo import parts as showo_parts
 from dsr_jax.errors import InputError, first_line
 from dsr_jax.models.common import lora
-from dsr_jax.runtime import checkpoints
+from dsr_jax.runtime import checkpoints, room
 from dsr_jax.scenes import grammar
 
 flags.disclaim_key_flags()  # --help lists what `define_flags` defines under the command
@@ -126,7 +126,7 @@ def locate(name: str, base: str = '') -> Located:
   return Located(name, directory_of(name))
 
 
-def resolve(name: str, *, template: str = '', base: str = '') -> Source:
+def resolve(name: str, *, template: str = '', base: str = '', config=None) -> Source:
   """Finds and loads a model.
 
   Args:
@@ -134,24 +134,64 @@ def resolve(name: str, *, template: str = '', base: str = '') -> Source:
     template: what frames its prompts, a value of `method.template`; by default the run's, else the
       model's own.
     base: see `locate`.
+    config: of a command that uses the model as a `config.Config` says: its template then goes
+      before the model's, and where it was written for another model that is said.
 
   Raises:
     InputError: if there is no such model, its files are not sound, or its family has no such
       template.
   """
   located = locate(name, base)
-  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  bundle = directory_lib.load(located.directory, lambda leaf: leaf.placed(here))
-  if located.workdir:
-    method = saved_config.saved_method(located.about['method'])
-  else:
-    method = _method_of(located.directory, bundle.config)
-  bundle = families.with_template(bundle, template or method.template)
+  method = method_of(located)
+  if config:
+    note_other_settings(config, located)
+  bundle = directory_lib.load(located.directory, lambda leaf: leaf)
+  of_config = config.method.template if config else ''
+  bundle = families.with_template(bundle, template or of_config or method.template)
   if located.workdir:
     check_base(located, bundle.source['hash'])
+  room.check_weights(sum(leaf.nbytes for leaf in jax.tree.leaves(bundle.params)), name)
+  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  params = jax.tree.map(lambda leaf: leaf.placed(here), bundle.params)
+  bundle = dataclasses.replace(bundle, params=params)
+  if located.workdir:
     bundle = dataclasses.replace(bundle, params=_trained_params(bundle, located.trained))
   method = dataclasses.replace(method, template=families.template_of(bundle))
   return Source(name, bundle, method)
+
+
+# What a configuration says of sampling and asking, which fits the model that it was written for.
+_OF_A_MODEL = (
+  'temperature',
+  'guidance',
+  'cfg_interval',
+  'question',
+  'instruction',
+  'max_text_tokens',
+)
+
+
+def note_other_settings(config, located: Located):
+  """Says what a model is asked with by a configuration that was written for another one."""
+  began_with = located.about['model']['name'] if located.workdir else located.name
+  if _same(config.model, str(began_with)):
+    return
+  own = method_of(located)
+  used = [
+    f'{key} {getattr(config.method, key)!r} (its own: {getattr(own, key)!r})'
+    for key in _OF_A_MODEL
+    if getattr(config.method, key) != getattr(own, key)
+  ]
+  if used:
+    cli.log(
+      f'note         the settings of {config.model} are used for {located.name}: {", ".join(used)}'
+    )
+
+
+def _same(one: str, other: str) -> bool:
+  """Whether two names are of one model; asks no Hub."""
+  places = [os.path.realpath(EMBEDDED if name == 'scenes' else name) for name in (one, other)]
+  return one == other or (places[0] == places[1] and os.path.isdir(places[0]))
 
 
 def _trained_params(bundle, trained):
@@ -267,12 +307,12 @@ def _split(name):
   return path, None, role
 
 
-def _guidance(directory, config):
+def _guidance(directory, own):
   path = os.path.join(directory, 'generation_config.json')
   guidance = files.read_json(path, default={}).get('guidance_scale')
   # A model that says nothing is drawn as the samples of its family were.
   if guidance is None:
-    return families.family_of(config).guidance(config)
+    return own
   if type(guidance) not in (int, float) or not 0 <= guidance < float('inf'):
     raise InputError(
       f'found guidance_scale {str(guidance)[:60]!r} in {path}; expected a number from 0 on (1 is '
@@ -281,10 +321,21 @@ def _guidance(directory, config):
   return float(guidance)
 
 
-def _method_of(directory, config):
+def method_of(located: Located) -> config_lib.Method:
+  """The `Source.method` of a model that was found, before anything of it is read."""
+  if located.workdir:
+    return saved_config.saved_method(located.about['method'])
+  return _method_of(located.directory)
+
+
+def _method_of(directory):
   """The settings of a model that is no run; of the embedded one with the question it knows."""
-  crop = families.family_of(config).crop
-  method = config_lib.Method(guidance=_guidance(directory, config), crop=crop)
+  content = files.read_json(os.path.join(directory, 'config.json'), default={})
+  if showo_parts.is_showo(content):
+    guidance, crop = showo_parts.guidance(content), 'crop'
+  else:  # Janus-Pro's own samples were drawn at 5, and its pictures padded
+    guidance, crop = 5.0, 'pad'
+  method = config_lib.Method(guidance=_guidance(directory, guidance), crop=crop)
   if os.path.realpath(directory) == os.path.realpath(EMBEDDED):
     # The small model knows no other words for this than those it was trained with.
     method = dataclasses.replace(

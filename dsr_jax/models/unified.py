@@ -156,9 +156,6 @@ class Family:
       tokenizer.
     only: key of a run's configuration -> (the values that make sense for this family, what of it
       forbids the others, as the end of a sentence).
-    guidance: config -> the weight of guidance that models of the family are drawn with, where
-      nobody says another.
-    crop: how the family's own code makes a picture square, a value of `method.crop`.
     drawn_as: (config, steps, noise) -> a configuration whose own sampler takes so many steps with
       so much noise, for a family that has such a sampler.
     room: config -> content tokens that fit beside a template and a picture in one sequence.
@@ -180,8 +177,6 @@ class Family:
   counts: Callable[[Any], Counts] | None = None
   stand_in: Callable[[Any], Any] | None = None
   only: Mapping[str, tuple[tuple[Any, ...], str]] = dataclasses.field(default_factory=dict)
-  guidance: Callable[[Any], float] = lambda config: 5.0
-  crop: str = 'pad'
   drawn_as: Callable[[Any, int, float], Any] = lambda config, steps, noise: config
   room: Callable[[Any], int] | None = None
   templates: tuple[str, ...] = ()

@@ -31,7 +31,7 @@ def main(argv, f=flags.FLAGS):
   config = config_loading.from_config_dict(f.config)
   files.check_output(f.output, lambda name: name in OUTPUTS)
 
-  source = locate.resolve(f.model, template=f.template or config.method.template, base=f.base)
+  source = locate.resolve(f.model, template=f.template, base=f.base, config=config)
   model = families.model_of(source.bundle, f.model, config.method)
   families.check(model.config, config)
   began = time.time()

@@ -24,13 +24,6 @@ def _room(config: ShowoConfig) -> int:
   return config.text.max_position_embeddings - config.reading_tokens - frame
 
 
-def _guidance(config: ShowoConfig) -> float:
-  """Of the original's settings, whose weights count from the conditional: 5 at 512 pixels, 1.75 at
-  256.
-  """
-  return 6.0 if config.num_codes > 256 else 2.75
-
-
 def _drawn_as(config: ShowoConfig, steps: int, noise: float) -> ShowoConfig:
   return dataclasses.replace(config, sampling_steps=steps, sampling_noise=noise)
 
@@ -96,12 +89,10 @@ SHOWO = Family(
   stand_in=_stand_in,
   room=_room,
   templates=TEMPLATES,
-  crop='crop',
   only={
     'method.cfg_interval': ((0,), 'draws a picture in steps, not code by code'),
     'method.policy_guidance': ((False,), 'has no likelihood of what its guided sampler draws'),
     'system.cache_dtype': (('',), 'keeps no cache while it draws'),
   },
-  guidance=_guidance,
   drawn_as=_drawn_as,
 )
