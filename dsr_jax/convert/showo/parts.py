@@ -40,8 +40,8 @@ def is_showo(content) -> bool:
 
 
 def guidance(content) -> float:
-  """The weight of guidance of the original's settings, by an object of config.json. Its own weights,
-  5 at 512 pixels and 1.75 at 256, count from the conditional.
+  """The weight of guidance of the original's settings, by an object of config.json. Its own ones, 5
+  at 512 pixels and 1.75 at 256, count from the conditional.
   """
   return 6.0 if content.get('num_vq_tokens') == 1024 else 2.75
 
