@@ -16,6 +16,7 @@ from dsr_jax.models.janus.config import JanusConfig
 from dsr_jax.models.janus.family import JANUS
 from dsr_jax.models.showo.family import SHOWO
 
+NO_GRADIENT = 'k_layernorm/bias'
 SAMPLER = ('sampler_gap', 'sampler_ratio_gap', 'effective_sample_size')
 
 
@@ -86,7 +87,13 @@ def test_rewards_drop_no_words_and_are_one_step_whatever_the_loss_is():
 
 def test_a_step_on_eight_devices_is_the_step_on_one(tmp_path):
   finish(start(tmp_path, '1x1x1', '2x2x2', '--model=showo'))
-  assert_same_step(load(tmp_path, '1x1x1@1'), load(tmp_path, '2x2x2@1'))
+  # A bias of the keys' norm that is not rotated adds the same to every score of a query: its gradient
+  # is 0 but for rounding, which Adam's first step makes as large as any other.
+  one, eight = (
+    {k: v for k, v in load(tmp_path, name).items() if not k.endswith(NO_GRADIENT)}
+    for name in ('1x1x1@1', '2x2x2@1')
+  )
+  assert_same_step(one, eight)
 
 
 # What a run may ask of it.
