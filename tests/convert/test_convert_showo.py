@@ -280,8 +280,8 @@ def test_a_repository_of_the_hub_brings_the_other_two(hub, tmp_path, monkeypatch
 def test_words_of_both_forms_are_found_in_the_vocabulary(hub):
   processor = convert.read_config(hub[0] / 'show-o')[1]
   answer, prompt = (
-    processor.encode_answer('two small green rings'),
-    processor.encode_prompt('two small green rings'),
+    processor.encode_answer('a red circle left of a blue square'),
+    processor.encode_prompt('a red circle left of a blue square'),
   )
   assert answer[0] != prompt[0] and answer[1:-1] == prompt[1:]
   as_prompt, as_answer = (
@@ -290,7 +290,9 @@ def test_words_of_both_forms_are_found_in_the_vocabulary(hub):
   )
   assert as_prompt[answer[0]] == prompt[0] and as_answer[prompt[0]] == answer[0]
   assert as_prompt[prompt[0]] == prompt[0] and as_answer[answer[0]] == answer[0]
-  assert processor.decode(answer) == processor.decode(prompt) == 'two small green rings'
+  assert (
+    processor.decode(answer) == processor.decode(prompt) == 'a red circle left of a blue square'
+  )
 
 
 def test_templates_frame_a_question_as_it_is_asked_or_as_it_was_tuned(hub):

@@ -85,10 +85,11 @@ def test_rewards_drop_no_words_and_are_one_step_whatever_the_loss_is():
   np.testing.assert_array_equal(*rewards)
 
 
+@pytest.mark.slow
 def test_a_step_on_eight_devices_is_the_step_on_one(tmp_path):
   finish(start(tmp_path, '1x1x1', '2x2x2', '--model=showo'))
-  # A bias of the keys' norm that is not rotated adds the same to every score of a query: its gradient
-  # is 0 but for rounding, which Adam's first step makes as large as any other.
+  # A bias of the keys' norm that is not rotated adds the same to every score of a query: its
+  # gradient is 0 but for rounding, which Adam's first step makes as large as any other.
   one, eight = (
     {k: v for k, v in load(tmp_path, name).items() if not k.endswith(NO_GRADIENT)}
     for name in ('1x1x1@1', '2x2x2@1')
