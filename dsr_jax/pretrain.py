@@ -48,6 +48,7 @@ from dsr_jax.runtime import workdir as workdir_lib
 from dsr_jax.scenes import render, sets, world
 
 DEFAULT_CONFIG = 'scenes_pretrain'
+FAMILIES = ('janus', 'showo')  # of which a small one can be made
 CODEBOOK_DECAY = 0.98
 # A code used less than this a batch, on the running mean, is started again from a latent.
 DEAD_COUNT = 0.02
@@ -373,7 +374,12 @@ _MAY_BE_ZERO = ('seed', 'vq.unquantised_steps', 'vq.polish_steps', 'lm.question_
 
 def check(config):
   """InputError for values that nothing can be trained with."""
-  for key, value in saved_config.flat(config.to_dict()).items():
+  if config.get('family', 'janus') not in FAMILIES:
+    raise InputError(
+      f'found config.family={config.family}; expected {" or ".join(FAMILIES)}; change it'
+    )
+  numbers = {k: v for k, v in saved_config.flat(config.to_dict()).items() if k != 'family'}
+  for key, value in numbers.items():
     low = 0 if key in (*_SHARES, *_MAY_BE_ZERO) else 1 if isinstance(value, int) else 1e-12
     high = 1 if key in _SHARES else float('inf')
     for number in value if isinstance(value, tuple) else (value,):
@@ -385,7 +391,7 @@ def check(config):
 def pretrain(config, workdir: str) -> str:
   """Runs all stages and returns the directory of the finished model."""
   start = time.time()
-  make = _make_showo if config.get('family') == 'showo' else _make_janus
+  make = {'janus': _make_janus, 'showo': _make_showo}[config.get('family', 'janus')]
   target = make(config, workdir)
   facts = dict(
     config=config.to_dict(),
