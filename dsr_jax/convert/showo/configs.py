@@ -49,7 +49,7 @@ def from_json(content, found, magvit_found, directory) -> ShowoConfig:
       num_codes=codes,
       prompt_tokens=_whole(ours.get('prompt_tokens', PROMPT_TOKENS)),
       sampling_steps=steps,
-      sampling_noise=float(ours.get('sampling_noise', 1.0)),
+      sampling_noise=_noise(ours.get('sampling_noise', 1.0)),
     )
   except (KeyError, ValueError, TypeError, IndexError, AttributeError) as e:
     raise InputError(
@@ -143,6 +143,12 @@ def _count(found, pattern):
   if numbers != set(range(len(numbers))) or not numbers or len(numbers) > 512:
     raise ValueError(f'no unbroken numbers in the names {pattern}')
   return len(numbers)
+
+
+def _noise(value):
+  if type(value) not in (int, float) or not 0 <= value < 1e6:
+    raise ValueError(f'sampling_noise {str(value)[:40]} where a number from 0 on is expected')
+  return float(value)
 
 
 def _whole(value):
