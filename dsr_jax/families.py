@@ -120,18 +120,23 @@ def check(model_config, config):
   """InputError for values of a run's configuration that make no sense for a model's family."""
   family = family_of(model_config)
   spec = family.spec(model_config)
-  for key, (values, why) in family.only.items():
-    value = operator.attrgetter(key)(config)
-    if value not in values:
-      expected = values[0] if values[0] != '' else "''"
-      raise InputError(
-        f'found {key}={value} with {config.model}, a {family.name}, which {why}; expected '
-        f'{expected}; leave {key} out'
-      )
+  for key in family.only:
+    check_value(family, key, operator.attrgetter(key)(config), config.model)
   if spec.prompt_tokens and config.data.max_prompt_tokens > spec.prompt_tokens:
     raise InputError(
       f'found data.max_prompt_tokens={config.data.max_prompt_tokens} with {config.model}, a '
       f'{family.name}, whose prompts have at most {spec.prompt_tokens}; expected no more'
+    )
+
+
+def check_value(family: Family, key: str, value, name: str):
+  """InputError unless a value of a key makes sense for a family; name: the model's."""
+  values, why = family.only.get(key, ((value,), ''))
+  if value not in values:
+    expected = values[0] if values[0] != '' else "''"
+    raise InputError(
+      f'found {key}={value} with {name}, a {family.name}, which {why}; expected {expected}; leave '
+      f'{key} out'
     )
 
 

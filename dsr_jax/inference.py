@@ -28,6 +28,7 @@ from dsr_jax.models.unified import (
   Text,
   TokenScores,
   as_answer,
+  as_prompt,
   picture_to_read,
   row_keys,
   score_keys,
@@ -162,9 +163,9 @@ def _score_pair(graphdef, params, text, picture, instruction):
   model = nnx.merge(graphdef, params)
   keys = score_keys(model, jax.random.key(0)[None, None])
   text = Text(text.ids[:, None], text.mask[:, None])
-  answer = as_answer(model, text)
+  prompt, answer = as_prompt(model, text), as_answer(model, text)
   text_scores = model.text_logps(picture, instruction, answer, keys, Scoring())
-  image_scores = model.picture_logps(text, picture.codes, keys, Scoring())
+  image_scores = model.picture_logps(prompt, picture.codes, keys, Scoring())
   return text_scores.logp[0, 0], image_scores.logp[0, 0]
 
 
@@ -376,6 +377,7 @@ class Inference:
     self.spec = model.spec
     self.processor = model.processor
     self._room = model.family.room and model.family.room(model.config)
+    self._family = model.family
     self._graphdef = model.graphdef
     self._params = jax.device_put(source.bundle.params)
 
@@ -415,12 +417,9 @@ class Inference:
 
     cfg_interval: as `method.cfg_interval`; by default the model's.
     """
-    how = Sampling(
-      temperature=temperature,
-      guidance=guidance,
-      segment=64,
-      cfg_interval=self.source.method.cfg_interval if cfg_interval is None else cfg_interval,
-    )
+    interval = self.source.method.cfg_interval if cfg_interval is None else cfg_interval
+    families.check_value(self._family, 'method.cfg_interval', interval, self.source.name)
+    how = Sampling(temperature=temperature, guidance=guidance, segment=64, cfg_interval=interval)
     codes, logps = [], []
     for first in range(0, number, CHUNK):
       drawn = _sample_pictures(
