@@ -18,6 +18,8 @@ STRATEGIES = ('unified', 'separate')
 ROLES = {'generator': 'generation', 'understander': 'understanding'}
 SCORERS = ('policy', 'frozen', 'ema')
 TRAINABLE = ('language_model+gen_head', 'language_model', 'all_but_vq', 'lora')
+PICTURE_LIKELIHOODS = ('one_step', 'elbo')
+PROMPT_DROP_WAYS = ('delete', 'hide', 'mask')
 KL_ESTIMATORS = ('k1', 'k2', 'k3')
 CROPS = ('crop', 'pad')
 DTYPES = ('float32', 'bfloat16')
@@ -125,9 +127,20 @@ class Method:
   cfg_interval: int = 0
   # whether the loss is about the guided mixture that sampled, not the plain conditional
   policy_guidance: bool = False
+  # Of models that draw by unmasking (Show-o), whose likelihood of a picture is an estimate:
+  # 'one_step': all codes masked, scored at once. 'elbo': the bound of masked diffusion
+  picture_likelihood: str = 'one_step'
+  elbo_draws: int = 1  # whose mean the bound is
+  # the share of a prompt's words dropped at random in the loss; -1: the family's own. Never in
+  # rewards
+  prompt_drop: float = -1.0
+  prompt_drop_way: str = 'delete'  # or 'hide' from the others, or replace by the 'mask' token
+  sampling_steps: int = -1  # of a picture; -1: the model's own number
+  sampling_noise: float = -1.0  # by which codes are kept, at the first step; -1: the model's own
   max_text_tokens: int = 256
   # the words that frame prompts and questions, a value of the model's family: of Janus 'tokens'
-  # (<|User|>) or 'plain' (User). '': the model's own, which the run then saves by name
+  # (<|User|>) or 'plain' (User), of Show-o 'demo' or 'tuned'. '': the model's own, which the run
+  # then saves by name
   template: str = ''
   eos_in_reward: bool = False  # whether R_G counts the end-of-text token of the prompt
   question: str = 'Describe this image in detail.'  # asked for the sampled texts

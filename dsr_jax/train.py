@@ -46,10 +46,12 @@ def load_model(name: str) -> families.Model:
 
 
 def framed(model, config):
-  """(model, config) with the template that the configuration asks for, named in both."""
+  """(model, config) with the template and the sampler that the configuration asks for, named in
+  both. InputError for values that make no sense for the model's family.
+  """
   model = families.with_template(model, config.method.template)
   method = dataclasses.replace(config.method, template=model.template)
-  return model, dataclasses.replace(config, method=method)
+  return families.settled(model, dataclasses.replace(config, method=method))
 
 
 def check_room(model, config):
