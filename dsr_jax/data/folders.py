@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import io
 import os
+import re
 import time
 from typing import NamedTuple
 
@@ -33,6 +34,15 @@ SAMPLED = 1_000  # of a larger one, so many
 SHOWN = 5  # names in a sentence
 # A file that changed so shortly before it was looked at may change again with the same times.
 RACY_NS = 2_000_000_000
+_REASONS = [
+  re.compile(pattern, re.DOTALL)
+  for pattern in (
+    r'(?:unreadable as a picture|cut short or damaged) \((.*)\)$',
+    r'^found the (empty file)',
+    r' to have (\d+ (?:x|bytes).*)$',
+    r'^cannot read .* \((.*)\)$',
+  )
+]
 CACHE_VARIABLE = 'DSR_JAX_CACHE'
 
 
@@ -218,12 +228,11 @@ def shown_faults(faults: dict[str, str]) -> str:
 
 def fault_of(error: InputError) -> str:
   """The reason inside a sentence about a picture: what stands in its brackets, or its beginning."""
-  found = str(error).partition('; ')[0]
-  if 'empty file' in found:
-    return 'empty'
-  _, bracket, reason = found.partition(' (')
-  if bracket and reason.endswith(')'):
-    return reason[:-1]
+  found = str(error).partition('; expected')[0]
+  for pattern in _REASONS:
+    reason = pattern.search(found)
+    if reason:
+      return reason[1]
   return found.removeprefix('found ')
 
 

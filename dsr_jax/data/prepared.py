@@ -148,10 +148,11 @@ class Prepared:
     _allow_files(len(self._lengths))
     try:
       builder = tfds.builder_from_directory(directory, file_format=self._format)
-      if not isinstance(builder.info.features.get('image'), tfds.features.Image):
+      features = dict(builder.info.features)
+      if not isinstance(features.get('image'), tfds.features.Image):
         raise InputError(
           f'found no pictures in {self._directory} (features: '
-          f'{", ".join(builder.info.features)}); expected a feature called image; name another set'
+          f'{", ".join(features)}); expected a feature called image; name another set'
         )
       self._source = builder.as_data_source(
         self._split['name'], decoders={'image': tfds.decode.SkipDecoding()}

@@ -6,6 +6,7 @@ import concurrent.futures
 import hashlib
 import io
 import json
+import os
 import time
 from typing import NamedTuple
 
@@ -69,7 +70,7 @@ def prepare(
   volumes = sources.open_source(source, dataset)
   with shards.Place(data_dir, name) as place:
     note = _note(place, volumes, overwrite, dataset, name, source, shard_size)
-    if not note['finished']:
+    if not note['finished'] or place.size(prepared.INFO) < 0:
       _Job(place, volumes, note, workers, shard_size).run()
     return _result(place, note)
 
@@ -91,7 +92,7 @@ def _note(place, volumes, overwrite, dataset, name, source, shard_size) -> dict:
   return {
     'dataset': dataset,
     'name': name,
-    'source': source,
+    'source': os.path.abspath(source),
     'license': about.license,
     'terms': about.terms,
     'shard_size': shard_size,
@@ -121,7 +122,7 @@ def _is_whole(place, note, name) -> bool:
   return all(
     place.size(prepared.SHARD.format(name=name, split=prepared.SPLIT, index=i)) == shard['bytes']
     for i, shard in enumerate(note['shards'])
-  ) and (not note['finished'] or place.size(prepared.INFO) >= 0)
+  )
 
 
 def _result(place, note) -> dict:
@@ -201,6 +202,8 @@ class _Job:
       self._check_faults()
     else:
       name = inputs.shown(looked.name)
+      if self._note['dataset'] == 'coco':
+        name = name.rpartition('/')[2]  # the numbers are unique, in a zip or out of it
       record = self._serialize(looked.data, name, looked.width, looked.height)
       self._writer.write(record)
       self._bytes += len(record)

@@ -60,6 +60,7 @@ class Place:
   def __enter__(self):
     with self.writing(), contextlib.ExitStack() as holding:
       if self.remote:
+        self._path.mkdir(parents=True, exist_ok=True)
         self._aside = holding.enter_context(tempfile.TemporaryDirectory(prefix='dsr_jax_'))
       else:
         os.makedirs(self.directory, exist_ok=True)
@@ -75,6 +76,10 @@ class Place:
     return self
 
   def __exit__(self, *_):
+    with contextlib.suppress(OSError):
+      if not self.remote and os.listdir(self.directory) == [LOCK]:  # nothing came of it
+        os.unlink(os.path.join(self.directory, LOCK))
+        os.removedirs(self.directory)
     self._holding.close()
 
   @contextlib.contextmanager
@@ -116,7 +121,6 @@ class Place:
     """A small file, whole or not at all."""
     with self.writing():
       if self.remote:
-        self._path.mkdir(parents=True, exist_ok=True)
         (self._path / name).write_bytes(data)
       else:
         files.write_bytes(os.path.join(self.directory, name), data)
@@ -136,6 +140,8 @@ class Place:
   def clear(self):
     """Removes all that a preparation wrote here."""
     with self.writing():
+      if not self._path.exists():
+        return
       # First what makes it a data set.
       names = sorted(path.name for path in self._path.iterdir() if path.name != LOCK)
       for name in (prepared.INFO, prepared.RECORD, *names):
@@ -200,6 +206,7 @@ class ShardWriter:
         self._writer.close()
       with contextlib.suppress(OSError):
         os.unlink(self._place.aside(self.file))
+      self._writer = None
 
 
 def serializer():
