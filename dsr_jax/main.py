@@ -24,9 +24,7 @@ def main(argv, f=flags.FLAGS):
   config = config_loading.from_config_dict(f.config)
   cluster = distributed.find(f.coordinator, f.processes, f.process)
   with distributed.together(cluster, f.wait_seconds) as team:
-    summary = train.run(
-      config, f.workdir, team=team, accept_changed_data=f.accept_changed_data
-    )
+    summary = train.run(config, f.workdir, team=team, accept_changed_data=f.accept_changed_data)
   if team.lead:
     print(summary)
 

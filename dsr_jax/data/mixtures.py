@@ -178,4 +178,3 @@ def _not_prepared(names, data_dir) -> InputError:
     f'{"it" if len(names) == 1 else "them"} prepared; run {" and ".join(commands)}'
     f'{"".join(f" ({hint})" for hint in hints)}, or name other pictures in data.images'
   )
-

@@ -22,7 +22,7 @@ import shutil
 from etils import epath
 
 from dsr_jax import cli, images, inputs
-from dsr_jax.data import folders, known, order
+from dsr_jax.data import folders, order
 from dsr_jax.errors import InputError
 
 VERSION = '1.0.0'
@@ -106,7 +106,7 @@ class Prepared:
         f'found {directory}/{INFO} unreadable or without splits; expected what TFDS or '
         'dsr_jax.prepare wrote; prepare the set again'
       )
-    self._format = _array_record(info, directory)
+    _check_format(info, directory)
     splits = {split['name']: split for split in info['splits']}
     if SPLIT not in splits and len(splits) > 1:
       raise InputError(
@@ -147,7 +147,7 @@ class Prepared:
     self._check_shards(directory, needed)
     _allow_files(len(self._lengths))
     try:
-      builder = tfds.builder_from_directory(directory, file_format=self._format)
+      builder = tfds.builder_from_directory(directory)
       features = dict(builder.info.features)
       if not isinstance(features.get('image'), tfds.features.Image):
         raise InputError(
@@ -174,7 +174,9 @@ class Prepared:
     return [self._file(shard) for shard in sorted(held)]
 
   def _file(self, shard):
-    template = self._split.get('filepathTemplate') or '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
+    template = (
+      self._split.get('filepathTemplate') or '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
+    )
     numbers = f'{shard:05d}', f'{len(self._lengths):05d}'
     return template.format(
       DATASET=_read(epath.Path(self._directory) / INFO)['name'],
@@ -267,8 +269,8 @@ class Prepared:
     return f'{whole} {len(indices)} {chosen}'
 
 
-def _array_record(info, directory) -> str:
-  """The format to read a set in; InputError where it is not there as ArrayRecord."""
+def _check_format(info, directory):
+  """InputError where a set is not there as ArrayRecord, be it beside another format."""
   formats = (info.get('fileFormat', 'tfrecord'), *info.get('alternativeFileFormats', []))
   if 'array_record' not in formats:
     raise InputError(
@@ -276,7 +278,6 @@ def _array_record(info, directory) -> str:
       'TensorFlow; convert it with: tfds convert_format '
       f'--dataset_version_dir={directory} --out_file_format=array_record'
     )
-  return 'array_record'
 
 
 def _allow_files(number):

@@ -50,9 +50,7 @@ def main(argv, f=flags.FLAGS):
 
 
 def define_flags(f=flags.FLAGS):
-  flags.DEFINE_string(
-    'dataset', None, f'What is read: {", ".join(known.KNOWN)}.', flag_values=f
-  )
+  flags.DEFINE_string('dataset', None, f'What is read: {", ".join(known.KNOWN)}.', flag_values=f)
   flags.DEFINE_string(
     'source', None, 'A zip, a .tgz archive or a folder of them, or a folder.', flag_values=f
   )

@@ -76,7 +76,7 @@ def prepare(
 
 
 def _note(place, volumes, overwrite, dataset, name, source, shard_size) -> dict:
-  """The note to go on from: that of an earlier start if it came from this source, else a new one."""
+  """The note to go on from: that of an earlier start on this source, else a new one."""
   found = place.read_json(prepared.RECORD)
   if found is not None or place.size(prepared.INFO) >= 0:
     if _is_of(found, volumes, shard_size) and _is_whole(place, found, name):

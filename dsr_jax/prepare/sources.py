@@ -18,7 +18,6 @@ from typing import NamedTuple, Protocol
 import zipfile
 import zlib
 
-
 from dsr_jax import cli, images, inputs
 from dsr_jax.data import folders, prepared
 from dsr_jax.errors import InputError
@@ -350,9 +349,7 @@ class _PreparedSet:
     self.name, self._stored = directory, prepared.Prepared(directory, directory)
     self.number = len(self._stored)
     self.identity = f'tfds {self._stored.identity(range(self.number))}'
-    self.num_bytes = sum(
-      entry.stat().st_size for entry in os.scandir(directory) if entry.is_file()
-    )
+    self.num_bytes = sum(entry.stat().st_size for entry in os.scandir(directory) if entry.is_file())
     self._stored.connect(range(self.number))
 
   def items(self, start):

@@ -10,11 +10,19 @@ import pathlib
 import signal
 import subprocess
 import sys
-import tarfile
 import zipfile
 import zlib
 
 import numpy as np
+from picture_sets import (
+  picture,
+  pictures,
+  prepare,
+  tfds_coco,
+  write_folder,
+  write_tar,
+  write_zip,
+)
 from PIL import Image
 from places import ROOT
 import pytest
@@ -25,65 +33,6 @@ from dsr_jax.data import known, prepared
 from dsr_jax.errors import InputError
 from dsr_jax.prepare import __main__ as command
 from dsr_jax.prepare import job, shards, sources
-
-RNG = np.random.default_rng(0)
-
-
-def picture(size=(24, 20), mode='RGB', form='JPEG') -> bytes:
-  """The bytes of a picture file; noise, so that no two are alike."""
-  pixels = RNG.integers(0, 256, (size[1], size[0], 3), np.uint8)
-  file = io.BytesIO()
-  Image.fromarray(pixels).convert(mode).save(file, form)
-  return file.getvalue()
-
-
-def pictures(number):
-  """{name: bytes}, of several kinds and sizes, in the order of their names."""
-  made = {}
-  for i in range(number):
-    form, suffix = [('JPEG', 'jpg'), ('JPEG', 'jpg'), ('PNG', 'png'), ('WEBP', 'webp')][i % 4]
-    mode = 'L' if i % 5 == 0 and form == 'JPEG' else 'RGB'
-    made[f'{i // 10:02d}/{i:03d}.{suffix}'] = picture((20 + i % 7, 18 + i % 3), mode, form)
-  return made
-
-
-def write_zip(path, content, compression=zipfile.ZIP_STORED):
-  with zipfile.ZipFile(path, 'w', compression) as archive:
-    for name, data in content.items():
-      archive.writestr(name, data)
-  return str(path)
-
-
-def write_tar(path, content, mode='w:gz'):
-  with tarfile.open(path, mode) as archive:
-    for name, data in content.items():
-      member = tarfile.TarInfo(name)
-      member.size = len(data)
-      archive.addfile(member, io.BytesIO(data))
-  return str(path)
-
-
-def write_folder(path, content):
-  for name, data in content.items():
-    file = pathlib.Path(path) / name
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(data)
-  return str(path)
-
-
-def prepare(source, to, dataset='folder', **how):
-  """Prepares in small shards; returns what the command prints."""
-  return job.prepare(
-    **{
-      'dataset': dataset,
-      'name': dataset,
-      'source': str(source),
-      'data_dir': str(to),
-      'workers': 2,
-      'shard_size': 8,
-      **how,
-    }
-  )
 
 
 def read(to, name='folder'):
@@ -98,9 +47,7 @@ def read(to, name='folder'):
 
 def expected(content):
   """The same, of pictures as they were made."""
-  return [
-    (name, data, *Image.open(io.BytesIO(data)).size) for name, data in content.items()
-  ]
+  return [(name, data, *Image.open(io.BytesIO(data)).size) for name, data in content.items()]
 
 
 def files_of(to, name='folder'):
@@ -200,58 +147,6 @@ def test_numbered_archives_of_journeydb_are_read_by_number(tmp_path):
   assert read(tmp_path, 'journeydb') == expected(content)
 
 
-def tfds_coco(data_dir, content, form='array_record'):
-  """coco/2017 as TFDS lays it out, in the format that is asked for."""
-  folder = pathlib.Path(data_dir) / 'coco' / '2017' / '1.1.0'
-  folder.mkdir(parents=True)
-  features = tfds.features.FeaturesDict(
-    {
-      'image': tfds.features.Image(encoding_format='jpeg'),
-      'image/filename': tfds.features.Text(),
-      'image/id': np.int64,
-      'objects': tfds.features.Sequence(
-        {
-          'bbox': tfds.features.BBoxFeature(),
-          'label': tfds.features.ClassLabel(names=['cat', 'dog']),
-          'is_crowd': np.bool_,
-        }
-      ),
-    }
-  )
-  box = tfds.features.BBox(0.1, 0.1, 0.5, 0.5)
-  rows = []
-  for i, (name, data) in enumerate(content.items()):
-    thing = {'bbox': box, 'label': 'cat', 'is_crowd': False}
-    rows.append(
-      {'image': io.BytesIO(data), 'image/filename': name, 'image/id': i, 'objects': [thing]}
-    )
-  serialize = tfds.core.example_serializer.ExampleSerializer(features.get_serialized_info())
-  template = tfds.core.ShardedFileTemplate(
-    data_dir=folder, dataset_name='coco', split='train', filetype_suffix='array_record'
-  )
-  writer = shards.array_record.ArrayRecordWriter(
-    str(template.sharded_filepath(shard_index=0, num_shards=1)), 'group_size:1'
-  )
-  for row in rows:
-    writer.write(serialize.serialize_example(features.encode_example(row)))
-  writer.close()
-  identity = tfds.core.dataset_info.DatasetIdentity(
-    name='coco',
-    version=tfds.core.Version('1.1.0'),
-    data_dir=str(folder),
-    module_name='tensorflow_datasets.object_detection.coco',
-    config_name='2017',
-  )
-  info = tfds.core.DatasetInfo(builder=identity, features=features)
-  info.set_file_format(form)
-  split = tfds.core.SplitInfo(
-    name='train', shard_lengths=[len(rows)], num_bytes=1, filename_template=template
-  )
-  info.set_splits(tfds.core.splits.SplitDict([split]))
-  info.write_to_directory(folder)
-  return str(folder)
-
-
 def test_what_tfds_prepared_is_a_source_too(tmp_path):
   content = {f'{i:012d}.jpg': picture() for i in range(5)}
   prepare(tfds_coco(tmp_path / 'tfds', content), tmp_path / 'out', 'coco')
@@ -319,9 +214,7 @@ def test_a_preparation_that_is_stopped_at_any_write_ends_with_the_same_files(
     try:
       prepare(source, to, dataset, name='folder')
     except Stop:
-      if not any(
-        (to / 'folder/1.0.0' / file).exists() for file in (prepared.INFO,)
-      ):
+      if not any((to / 'folder/1.0.0' / file).exists() for file in (prepared.INFO,)):
         assert not is_prepared(to)
     else:
       break
@@ -510,10 +403,12 @@ REFUSED = {
     'cut short or damaged .*fetch it again',
   ),
   'a tgz without its last bytes': (
-    lambda p: pathlib.Path(p / 'x.tgz').write_bytes(
-      pathlib.Path(write_tar(p / 'y.tgz', ONE)).read_bytes()[:-4]
-    )
-    and str(p / 'x.tgz'),
+    lambda p: (
+      pathlib.Path(p / 'x.tgz').write_bytes(
+        pathlib.Path(write_tar(p / 'y.tgz', ONE)).read_bytes()[:-4]
+      )
+      and str(p / 'x.tgz')
+    ),
     'cut short or damaged',
   ),
   'a tar that ends after a whole member': (
