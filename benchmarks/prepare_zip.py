@@ -88,7 +88,13 @@ def unbroken(source, data_dir, workers):
   said = pathlib.Path(f'{data_dir}.log').read_text(encoding='utf-8')
   rate = re.findall(r'^prepared +\d+ pictures, ([\d,]+) a second', said, re.MULTILINE)[-1]
   seconds = time.perf_counter() - began
-  return seconds, cpu_seconds() - used, int(rate.replace(',', '')), (first or most) >> 20, most >> 20
+  return (
+    seconds,
+    cpu_seconds() - used,
+    int(rate.replace(',', '')),
+    (first or most) >> 20,
+    most >> 20,
+  )
 
 
 def killed(source, data_dir, workers, kills, lasting, rng):
