@@ -5,7 +5,7 @@
 JPEGs of 640 x 480, each step alone in one thread and by that thread's own clock, so that other work
 on the machine matters little:
 
-- `batch_N`: read as a run of a model of N x N pixels reads them, decoded whole, then scaled and cut;
+- `batch_N`: as a run of a model of N x N pixels reads them: decoded whole, then scaled and cut;
 - `verify`: as `prepare` and the start of a run look at them, where Pillow's draft mode computes an
   eighth of each side and gives the same verdict;
 - `verify_whole`: the same without draft mode.

@@ -98,7 +98,7 @@ def unbroken(source, data_dir, workers):
 
 
 def killed(source, data_dir, workers, kills, lasting, rng):
-  """Kills the command `kills` times and lets it end; returns the shards that were there each time."""
+  """Kills the command so many times and lets it end; returns how many shards each start found."""
   moments = []
   folder = pathlib.Path(data_dir) / 'folder' / '1.0.0'
   while True:

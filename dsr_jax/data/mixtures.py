@@ -37,7 +37,7 @@ def parts(text: str, key: str) -> list[Part]:
   while pieces:
     # The longest beginning that is a path, else up to the first '+'.
     for end in range(len(pieces), 0, -1):
-      part = _part('+'.join(pieces[:end]))
+      part = _part('+'.join(pieces[:end]), key)
       if end == 1 or os.path.lexists(part.name):
         break
     if not part.name.strip() or part.number == 0:
@@ -50,12 +50,12 @@ def parts(text: str, key: str) -> list[Part]:
   return found
 
 
-def _part(text):
-  path = prepared.expand(text)
+def _part(text, key):
+  path = inputs.expanded(text, key)
   numbered = _NUMBER.fullmatch(text)
   if os.path.lexists(path) or not numbered:
     return Part(path, None)
-  return Part(prepared.expand(numbered[1]), int(numbered[2]))
+  return Part(inputs.expanded(numbered[1], key), int(numbered[2]))
 
 
 # Prompts.
@@ -141,12 +141,16 @@ def _find_set(name, data) -> str | None:
     return name
   if name not in known.KNOWN and os.path.isdir(name):
     return None
-  return prepared.locate(name, prepared.expand(data.data_dir))
+  return prepared.locate(name, _data_dir(data))
+
+
+def _data_dir(data):
+  return inputs.expanded(data.data_dir, 'data.data_dir')
 
 
 def check_pictures(data, named):
   """InputError for what is not there, with the command for each set that is not prepared."""
-  data_dir = prepared.expand(data.data_dir)
+  data_dir = _data_dir(data)
   missing = []
   for name, _ in parts(data.images, 'data.images'):
     if name in named or _find_set(name, data) is not None:

@@ -39,11 +39,6 @@ def is_remote(directory: str) -> bool:
   return '://' in os.fspath(directory)
 
 
-def expand(path: str) -> str:
-  """A path as a shell's user writes it: ~ and $VAR are replaced."""
-  return path if is_remote(path) else os.path.expanduser(os.path.expandvars(path))
-
-
 # Where a set is.
 
 

@@ -14,7 +14,7 @@ import os
 
 from absl import flags
 
-from dsr_jax import cli
+from dsr_jax import cli, flag_types
 from dsr_jax.data import known, prepared
 from dsr_jax.errors import InputError, run_main
 from dsr_jax.prepare import job
@@ -41,8 +41,8 @@ def main(argv, f=flags.FLAGS):
     job.prepare(
       dataset=f.dataset,
       name=name,
-      source=prepared.expand(f.source),
-      data_dir=prepared.expand(f.data_dir),
+      source=f.source,
+      data_dir=f.data_dir,
       workers=f.workers,
       overwrite=f.overwrite,
     )
@@ -51,14 +51,14 @@ def main(argv, f=flags.FLAGS):
 
 def define_flags(f=flags.FLAGS):
   flags.DEFINE_string('dataset', None, f'What is read: {", ".join(known.KNOWN)}.', flag_values=f)
-  flags.DEFINE_string(
-    'source', None, 'A zip, a .tgz archive or a folder of them, or a folder.', flag_values=f
+  flag_types.define_path(
+    'source', None, 'A zip, a .tgz archive or a folder of them, or a folder.', f
   )
-  flags.DEFINE_string(
+  flag_types.define_path(
     'data_dir',
     None,
     'Where prepared sets lie: a folder, or gs://BUCKET/FOLDER; as data.data_dir of a run.',
-    flag_values=f,
+    f,
   )
   flags.DEFINE_string(
     'name', None, 'What it is called in data.images; the dataset by default.', flag_values=f

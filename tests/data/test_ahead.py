@@ -1,4 +1,4 @@
-"""The batch ahead, and what becomes of a run whose next batch cannot be made or whose data changed."""
+"""The batch ahead, and what becomes of a run whose next batch fails or whose data changed."""
 
 import dataclasses
 import json
