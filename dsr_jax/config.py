@@ -24,6 +24,7 @@ KL_ESTIMATORS = ('k1', 'k2', 'k3')
 CROPS = ('crop', 'pad')
 DTYPES = ('float32', 'bfloat16')
 CACHE_DTYPES = ('', 'int8')
+BAD_IMAGES = ('error', 'skip')
 BENCHMARKS = ('scenes', 'none')
 
 
@@ -238,8 +239,15 @@ class System:
 class Data:
   """Where inputs come from."""
 
-  prompts: str = 'scenes'  # 'scenes', 't2i_compbench', or a file with a line a prompt
-  images: str = 'scenes'  # 'scenes', or a folder of pictures
+  # 'scenes', 't2i_compbench', or a file with a line a prompt; or several, with so many of each:
+  # 't2i_compbench:1000+mine.txt'
+  prompts: str = 'scenes'
+  # 'scenes', a prepared set ('coco', 'journeydb'), or a folder; or 'coco:2800+journeydb:2800'
+  images: str = 'scenes'
+  data_dir: str = '~/tensorflow_datasets'  # where prepared sets lie, also gs://BUCKET/FOLDER
+  seed: int = 0  # which ones, where a number is named
+  # of pictures that do not decode: 'error' names them all, 'skip' leaves them out and counts them
+  bad_images: str = 'error'
   max_prompt_tokens: int = 64  # a longer prompt is an error, not a cut
 
 

@@ -272,6 +272,7 @@ _CHOICES = {
   'method.crop': config_lib.CROPS,
   'system.compute_dtype': config_lib.DTYPES,
   'system.cache_dtype': config_lib.CACHE_DTYPES,
+  'data.bad_images': config_lib.BAD_IMAGES,
   'eval.benchmark': config_lib.BENCHMARKS,
 }
 _AT_LEAST = {  # least value -> keys
@@ -322,6 +323,7 @@ _AT_LEAST = {  # least value -> keys
     'system.samples_every',
     'system.eval_every',
     'system.keep_every',
+    'data.seed',
     'eval.seed',
   ),
 }
@@ -336,13 +338,14 @@ _ABOVE_ZERO = (
 )
 _BELOW = {  # bound, itself excluded -> keys
   1: ('method.adam_b1', 'method.adam_b2', 'method.ema_decay'),
-  2**32: ('method.seed',),
+  2**32: ('method.seed', 'data.seed'),
 }
 _NOT_EMPTY = {
   'method.question': 'a sentence',
   'model': 'a name or a path',
   'data.prompts': 'a name or a path',
   'data.images': 'a name or a path',
+  'data.data_dir': 'a folder',
 }
 _TEXTS = ('method.question', 'method.instruction', 'method.yes_question')  # the model reads them
 _WHY = {

@@ -22,6 +22,8 @@ from dsr_jax import convert, families, sharding
 from dsr_jax import state as state_lib
 from dsr_jax import step as step_lib
 from dsr_jax.convert import locate
+from dsr_jax.data import batches as batches_lib
+from dsr_jax.data.ahead import Ahead
 from dsr_jax.data.sharded import ShardedBatches
 from dsr_jax.errors import InputError
 from dsr_jax.evaluate.evaluator import Evaluator
@@ -163,7 +165,9 @@ class _Run:
   check_ours: Callable[[], None]  # InputError if the run's folders are no longer its own
 
 
-def run(config, workdir, builders: Builders | None = None, team=None) -> str:
+def run(
+  config, workdir, builders: Builders | None = None, team=None, accept_changed_data: bool = False
+) -> str:
   """Trains to the end, or until SIGTERM or Ctrl-C, which finish the step and save.
 
   Args:
@@ -171,6 +175,7 @@ def run(config, workdir, builders: Builders | None = None, team=None) -> str:
     workdir: the run's folder; the run goes on if it holds checkpoints.
     builders: see `Builders`; the real ones if None.
     team: `distributed.Team`; this process alone if None.
+    accept_changed_data: goes on with the prompts and pictures that are there now.
 
   Returns:
     The path of the summary.
@@ -200,6 +205,7 @@ def run(config, workdir, builders: Builders | None = None, team=None) -> str:
   ):
     check_ours = _hold_folders(workdir, system.bucket, holding) if team.lead else _nothing_to_check
     # Model, data, state.
+    batches_lib.check(config.data, config.method)  # a model is large
     model, config = framed(builders.load_model(config.model), config)
     check_room(model, config)
     batches = builders.make_batches(config, model, mesh)
@@ -208,7 +214,8 @@ def run(config, workdir, builders: Builders | None = None, team=None) -> str:
     room.check_step(estimate)
     state = builders.init_state(model, config, mesh)
     train_step = builders.make_train_step(model, config, mesh, state)
-    about = workdir_lib.about(config, model.source, batches.fingerprint)
+    facts = getattr(batches, 'facts', None)
+    about = workdir_lib.about(config, model.source, batches.fingerprint, facts)
     describe_run(config, mesh, model, state, state_lib.idle_bytes(state))
     model.params = None  # the state holds them now
 
@@ -228,7 +235,7 @@ def run(config, workdir, builders: Builders | None = None, team=None) -> str:
     if start is None:
       checkpoints.check_room(state)
     else:
-      checkpoints.verify(start)
+      checkpoints.verify(start, accept_changed_data)
     if team.lead:
       workdir_lib.write_config(workdir, config, about)
     writer = metrics_lib.Writer(workdir, start) if team.lead else metrics_lib.Nowhere()
@@ -315,17 +322,25 @@ def _loop(this: _Run, state, start: int):
   # Batches count steps from 0: this is the one of step start + 1.
   batch = this.batches.at(start)
   this.train_step.compile(state, batch)
+  ahead = Ahead(this.batches)
+  can_fail = getattr(this.batches, 'can_fail', False)
   log.restart_clock()
 
   for step in range(start + 1, last + 1):
     # Step; the next batch is made while the devices work.
+    if step < last:
+      ahead.begin(step)
     with jax.transfer_guard_device_to_host('disallow'):
       state, metrics, records = this.train_step(state, batch)
-    batch = this.batches.at(step) if step < last else None
-    log.add(step, metrics)
+    batch = ahead.finish(metrics)
+    log.add(step, metrics, ahead.waited)
 
-    # Metrics. Whatever is due below needs them on disk first.
-    stopping = team.stops(step, this.stop.requested)
+    # Metrics. Whatever is due below needs them on disk first. A batch that failed, in any process,
+    # ends the run, but only after this step is saved.
+    failed = ahead.error is not None
+    if can_fail:
+      failed = team.any(failed)
+    stopping = team.stops(step, this.stop.requested) or failed
     saving = due(step, system.save_every) or step == last or stopping
     drawing = due(step, system.samples_every) and not stopping
     evaluating = _evaluation_due(this, step) and not stopping
@@ -353,8 +368,12 @@ def _loop(this: _Run, state, start: int):
       this.mirror.push()
       this.checkpoints.save(step, state)
     log.restart_clock()
+    if ahead.error is not None:
+      this.checkpoints.wait()
+      raise ahead.error
     if stopping:
       break
+  ahead.close()
   log.close()
   return state, step
 

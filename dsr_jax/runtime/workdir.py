@@ -300,10 +300,13 @@ class BucketLock:
     )
 
 
-def about(config, source, data_fingerprint):
-  """What a checkpoint says of its run; see `checkpoints.Checkpoints`."""
+def about(config, source, data_fingerprint, data_facts=None):
+  """What a checkpoint says of its run; see `checkpoints.Checkpoints`.
+
+  data_facts: further facts about the data, as `ShardedBatches.facts`.
+  """
   settings = saved_config.to_json(config)
-  data = {**settings['data'], 'fingerprint': data_fingerprint}
+  data = {**settings['data'], **(data_facts or {}), 'fingerprint': data_fingerprint}
   return {'method': settings['method'], 'data': data, 'model': dict(source)}
 
 
