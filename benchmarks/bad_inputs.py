@@ -59,6 +59,7 @@ COMMANDS = {
   'evaluate': 'dsr_jax.evaluate.__main__',
   'benchmark': 'dsr_jax.benchmark',
   'convert': 'dsr_jax.convert.__main__',
+  'prepare': 'dsr_jax.prepare.__main__',
 }
 OWN_FLAGS = ('seed', 'first', 'count', 'all', 'run')
 # What each command needs to begin; IN is the folder of given files.
@@ -77,6 +78,7 @@ GOOD = {
   'evaluate': {'config': TINY, 'model': 'scenes', 'output': 'out', 'benchmarks': 'geneval'},
   'benchmark': {'config': TINY, 'repeats': '1'},
   'convert': {'source': 'scenes', 'target': 'out', 'format': 'hf'},
+  'prepare': {'dataset': 'folder', 'source': 'IN', 'data_dir': 'out'},
 }
 
 
@@ -127,6 +129,7 @@ REQUIRED = {
   'evaluate': ('config', 'model', 'output'),
   'benchmark': ('config',),
   'convert': ('source', 'target', 'format'),
+  'prepare': ('dataset', 'source', 'data_dir'),
 }
 OUTPUTS = {
   'main': 'workdir',
@@ -139,6 +142,7 @@ OUTPUTS = {
   'effect': 'output',
   'evaluate': 'output',
   'convert': 'target',
+  'prepare': 'data_dir',
 }
 # Values of single flags.
 VALUES = [
@@ -172,6 +176,10 @@ VALUES = [
   ('effect', 'workdirs', ('nowhere', 'IN', 'IN/run,nowhere', ',')),
   ('benchmark', 'repeats', ('0', '-1', 'x', '1000000000')),
   ('benchmark', 'phases', ('nonsense', 'draw,nonsense')),
+  ('prepare', 'dataset', ('nonsense', '')),
+  ('prepare', 'source', ('nowhere', 'IN/text.txt', 'IN/empty_folder', 'IN/pipe', 'IN/empty')),
+  ('prepare', 'workers', ('0', '-1', 'x')),
+  ('prepare', 'name', ('A', '../x', 'a/b')),
   ('evaluate', 'benchmarks', ('nonsense',)),
   ('evaluate', 'best_of', ('0', '-1', 'x')),
   ('convert', 'format', ('', 'gguf', 'peft')),

@@ -22,6 +22,8 @@ from dsr_jax import convert, families, sharding
 from dsr_jax import state as state_lib
 from dsr_jax import step as step_lib
 from dsr_jax.convert import locate
+from dsr_jax.data import batches as batches_lib
+from dsr_jax.data.ahead import Ahead
 from dsr_jax.data.sharded import ShardedBatches
 from dsr_jax.errors import InputError
 from dsr_jax.evaluate.evaluator import Evaluator
@@ -46,10 +48,12 @@ def load_model(name: str) -> families.Model:
 
 
 def framed(model, config):
-  """(model, config) with the template that the configuration asks for, named in both."""
+  """(model, config) with the template and the sampler that the configuration asks for, named in
+  both. InputError for values that make no sense for the model's family.
+  """
   model = families.with_template(model, config.method.template)
   method = dataclasses.replace(config.method, template=model.template)
-  return model, dataclasses.replace(config, method=method)
+  return families.settled(model, dataclasses.replace(config, method=method))
 
 
 def check_room(model, config):
@@ -58,7 +62,8 @@ def check_room(model, config):
     return
   room = model.family.room(model.config)
   method, data = config.method, config.data
-  asked = {}  # key -> (the question, the key of how long its answer may be, how long)
+  # key -> (the question, the key of how long its answer may be, how long)
+  asked: dict[str, tuple[str, str, int]] = {}
   if 'understanding' in method.tasks:
     asked['question'] = method.question, 'method.max_text_tokens', method.max_text_tokens
   if 'generation' in method.tasks:
@@ -160,7 +165,9 @@ class _Run:
   check_ours: Callable[[], None]  # InputError if the run's folders are no longer its own
 
 
-def run(config, workdir, builders: Builders | None = None, team=None) -> str:
+def run(
+  config, workdir, builders: Builders | None = None, team=None, accept_changed_data: bool = False
+) -> str:
   """Trains to the end, or until SIGTERM or Ctrl-C, which finish the step and save.
 
   Args:
@@ -168,6 +175,7 @@ def run(config, workdir, builders: Builders | None = None, team=None) -> str:
     workdir: the run's folder; the run goes on if it holds checkpoints.
     builders: see `Builders`; the real ones if None.
     team: `distributed.Team`; this process alone if None.
+    accept_changed_data: goes on with the prompts and pictures that are there now.
 
   Returns:
     The path of the summary.
@@ -197,6 +205,7 @@ def run(config, workdir, builders: Builders | None = None, team=None) -> str:
   ):
     check_ours = _hold_folders(workdir, system.bucket, holding) if team.lead else _nothing_to_check
     # Model, data, state.
+    batches_lib.check(config.data, config.method)  # a model is large
     model, config = framed(builders.load_model(config.model), config)
     check_room(model, config)
     batches = builders.make_batches(config, model, mesh)
@@ -205,7 +214,8 @@ def run(config, workdir, builders: Builders | None = None, team=None) -> str:
     room.check_step(estimate)
     state = builders.init_state(model, config, mesh)
     train_step = builders.make_train_step(model, config, mesh, state)
-    about = workdir_lib.about(config, model.source, batches.fingerprint)
+    facts = getattr(batches, 'facts', None)
+    about = workdir_lib.about(config, model.source, batches.fingerprint, facts)
     describe_run(config, mesh, model, state, state_lib.idle_bytes(state))
     model.params = None  # the state holds them now
 
@@ -225,7 +235,7 @@ def run(config, workdir, builders: Builders | None = None, team=None) -> str:
     if start is None:
       checkpoints.check_room(state)
     else:
-      checkpoints.verify(start)
+      checkpoints.verify(start, accept_changed_data)
     if team.lead:
       workdir_lib.write_config(workdir, config, about)
     writer = metrics_lib.Writer(workdir, start) if team.lead else metrics_lib.Nowhere()
@@ -280,10 +290,13 @@ def _with_rate_it_began_with(config, workdir: str):
   if method.trainable != 'lora':
     return config
   saved = checkpoints_lib.newest_method(config.system.bucket or workdir)
-  rate = saved and saved['learning_rate']
-  if rate is None or saved['trainable'] != 'lora' or saved['lora']['learning_rate'] != rate:
+  if saved is None or saved['trainable'] != 'lora':
     return config
-  changes = {'learning_rate': rate}  # read by nobody, but it stands in the checkpoints
+  rate = saved['learning_rate']
+  if saved['lora']['learning_rate'] != rate:
+    return config
+  # The key is read by nobody now, but it stands in the checkpoints.
+  changes: dict[str, Any] = {'learning_rate': rate}
   if method.lora.learning_rate == config_lib.Lora().learning_rate:
     changes['lora'] = dataclasses.replace(method.lora, learning_rate=rate)
   return dataclasses.replace(config, method=dataclasses.replace(method, **changes))
@@ -309,17 +322,25 @@ def _loop(this: _Run, state, start: int):
   # Batches count steps from 0: this is the one of step start + 1.
   batch = this.batches.at(start)
   this.train_step.compile(state, batch)
+  ahead = Ahead(this.batches)
+  can_fail = getattr(this.batches, 'can_fail', False)
   log.restart_clock()
 
   for step in range(start + 1, last + 1):
     # Step; the next batch is made while the devices work.
+    if step < last:
+      ahead.begin(step)
     with jax.transfer_guard_device_to_host('disallow'):
       state, metrics, records = this.train_step(state, batch)
-    batch = this.batches.at(step) if step < last else None
-    log.add(step, metrics)
+    batch = ahead.finish(metrics)
+    log.add(step, metrics, ahead.waited)
 
-    # Metrics. Whatever is due below needs them on disk first.
-    stopping = team.stops(step, this.stop.requested)
+    # Metrics. Whatever is due below needs them on disk first. A batch that failed, in any process,
+    # ends the run, but only after this step is saved.
+    failed = ahead.error is not None
+    if can_fail:
+      failed = team.any(failed)
+    stopping = team.stops(step, this.stop.requested) or failed
     saving = due(step, system.save_every) or step == last or stopping
     drawing = due(step, system.samples_every) and not stopping
     evaluating = _evaluation_due(this, step) and not stopping
@@ -347,8 +368,12 @@ def _loop(this: _Run, state, start: int):
       this.mirror.push()
       this.checkpoints.save(step, state)
     log.restart_clock()
+    if ahead.error is not None:
+      this.checkpoints.wait()
+      raise ahead.error
     if stopping:
       break
+  ahead.close()
   log.close()
   return state, step
 

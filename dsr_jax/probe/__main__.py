@@ -32,7 +32,8 @@ def main(argv, f=flags.FLAGS):
   files.check_output(f.output, lambda name: name in OUTPUTS)
 
   source = locate.resolve(f.model, template=f.template, base=f.base, config=config)
-  model = families.model_of(source.bundle, f.model)
+  model = families.model_of(source.bundle, f.model, config.method)
+  families.check(model.config, config)
   began = time.time()
   results = tasks.probe(model, config, f.num_inputs, f.seed)
   verdicts = {task: result.numbers['verdict'] for task, result in results.items()}

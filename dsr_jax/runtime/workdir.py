@@ -300,18 +300,24 @@ class BucketLock:
     )
 
 
-def about(config, source, data_fingerprint):
-  """What a checkpoint says of its run; see `checkpoints.Checkpoints`."""
+def about(config, source, data_fingerprint, data_facts=None):
+  """What a checkpoint says of its run; see `checkpoints.Checkpoints`.
+
+  data_facts: further facts about the data, as `ShardedBatches.facts`.
+  """
   settings = saved_config.to_json(config)
-  data = {**settings['data'], 'fingerprint': data_fingerprint}
+  data = {**settings['data'], **(data_facts or {}), 'fingerprint': data_fingerprint}
   return {'method': settings['method'], 'data': data, 'model': dict(source)}
 
 
 def write_config(workdir, config, about):
-  """config.json: every key as resolved, the model and data by fingerprint, the versions at work."""
+  """config.json: every key as resolved, the folder that its paths are relative to, the model and
+  data by fingerprint, the versions at work.
+  """
   versions = {name: importlib.metadata.version(name) for name in PACKAGES}
   content = {
     'config': saved_config.to_json(config),
+    'folder': os.getcwd(),  # where its relative paths began
     'about': about,
     'versions': versions,
     'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
