@@ -414,8 +414,8 @@ def prompt(rng):
   bad = rng.choice(
     (
       rng.choice((' ', '\t', '\u200b', '\ufeff', '\u2060 \u200b', '\xa0')),
-      ' '.join(rng.choices(('red', 'disc', 'and', 'a'), k=rng.randrange(600, 5000))),
-      ''.join(rng.choices('abcdefgh \u00e9\u4e2d\U0001f600', k=5000)),
+      ' '.join(rng.choices(('red', 'disc', 'and', 'a'), k=rng.randrange(20000, 50000))),
+      ''.join(rng.choices('abcdefgh \u00e9\u4e2d\U0001f600', k=100_000)),
       f'a red {rng.choice(special[:2])} disc',
       bytes(rng.choices((0xFF, 0xFE, 0xC3, 0x20, 0x61), k=20)) + b'\xff',
     )
