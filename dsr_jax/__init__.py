@@ -1,7 +1,47 @@
-"""Dual self-rewards for unified multimodal models, in JAX (arXiv 2506.07963)."""
+"""Dual self-rewards for unified multimodal models, in JAX (arXiv 2506.07963).
 
+  import dsr_jax as dsr
+
+  model = dsr.load('scenes')
+  pictures = model.generate('a red disc left of a blue square')
+  texts = model.describe(pictures[0].image)
+  run = dsr.train('scenes_tiny', 'runs/tiny')
+
+Importing the package imports no JAX: what is in `dsr_jax.api` is loaded when it is first named.
+"""
+
+import importlib
 import os
+
+__version__ = '0.1.0'
+
+# Of `dsr_jax.api`.
+__all__ = [
+  'Description',
+  'Drawing',
+  'Explanation',
+  'InputError',
+  'Model',
+  'Run',
+  'Score',
+  'Word',
+  '__version__',
+  'load',
+  'train',
+]
 
 # Before transformers is imported: it would say on every command's first line that there is no
 # torch, which nothing here needs. Who has asked for more keeps it.
 os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
+
+
+def __getattr__(name: str):
+  if name not in __all__:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  value = getattr(importlib.import_module('dsr_jax.api'), name)
+  globals()[name] = value
+  return value
+
+
+def __dir__():
+  return sorted({*globals(), *__all__})
