@@ -216,6 +216,8 @@ class Model:
   def __init__(self, inference: Inference):
     self._inference = inference
     self._source = inference.source
+    # Asked again for each picture of a prompt.
+    self._without_picture = functools.lru_cache(maxsize=8)(self._score_unseen)
 
   @property
   def name(self) -> str:
@@ -438,14 +440,15 @@ class Model:
     asked = self._instruction(instruction)
     codes, pixels = self._codes_and_pixels(image, codes)
     scores = self._inference.score(ids, codes, pixels, asked)
-    unseen = [self._inference.score(ids, *other, asked).text_logps for other in self._unseen]
-    # log of the mean likelihood, for each token.
-    without = np.logaddexp.reduce(unseen, axis=0) - math.log(UNSEEN)
-    heat = scores.text_logps - without
+    heat = scores.text_logps - self._without_picture(tuple(ids), tuple(asked))
     patches = np.asarray(scores.image_logps - self._without_text(ids, codes))
     side = math.isqrt(patches.size)
     square = (side, side) if side * side == patches.size else (1, -1)
     return Explanation(self._words(text, heat), patches.reshape(square))
+
+  def as_seen(self, image: AnyImage) -> Image.Image:
+    """A picture as the model reads it: square, RGB, of its size."""
+    return Image.fromarray(images.to_uint8(self._pixels(image)))
 
   # What the methods share.
 
@@ -518,6 +521,11 @@ class Model:
     ids = self._inference.encode(self.question, 'prompt')  # any text: it is not looked at
     codes, _ = self._inference.draw(ids, UNSEEN, temperature=1.0, guidance=0.0, seed=0)
     return [(code, self._inference.decode(code)) for code in codes]
+
+  def _score_unseen(self, ids: tuple[int, ...], asked: tuple[int, ...]) -> np.ndarray:
+    """Log of the mean likelihood of each of a text's tokens (T,) over pictures without a prompt."""
+    scores = [self._inference.score(list(ids), *other, list(asked)) for other in self._unseen]
+    return np.logaddexp.reduce([s.text_logps for s in scores], axis=0) - math.log(UNSEEN)
 
   def _without_text(self, ids, codes) -> np.ndarray:
     """Log-probabilities of the codes (N,) without a text."""

@@ -10,7 +10,6 @@ codes given the text, and the first 16 greedy codes. With --output the JSON and 
 written there too. Exit status: 0; 1 where something differs; 2 for bad input.
 """
 
-import gc
 import importlib.metadata
 import importlib.util
 import os
