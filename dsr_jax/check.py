@@ -29,11 +29,11 @@ from dsr_jax.errors import first_line, run_main
 from dsr_jax.inference import Inference
 from dsr_jax.models.janus.processor import ASSISTANT, BOI, USER
 
-PROMPT = 'a photo of a red apple on a wooden table'
+PROMPT = 'a red disc left of a blue square'
 PROMPTS = (
   PROMPT,
   'a red disc',
-  'a red disc left of a blue square',
+  'a photo of a red apple on a wooden table',
   'two blue rings',
   'A photo of a bench',
   'a cat, a dog, and a bird',
@@ -156,6 +156,7 @@ def _why_not(located: locate.Located, family) -> str:
 def _compare(directory: str, inference: Inference, drawing: api.Drawing) -> dict:
   """Ids, log-probabilities and greedy codes of transformers beside ours."""
   cli.log('comparing with transformers, in float32')
+  transformers.utils.logging.disable_progress_bar()
   try:
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
     theirs = transformers.JanusForConditionalGeneration.from_pretrained(directory, dtype='float32')

@@ -22,6 +22,8 @@ POLICY = (
   "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
   "style-src 'self' 'unsafe-inline'; object-src 'none'; base-uri 'self'"
 )
+# Of every click: the models answer one after the other, and the page says who is next.
+ONE_AT_A_TIME = dict(concurrency_id='models', concurrency_limit=1, api_name=False)
 SYSTEM_FONT = ('system-ui', '-apple-system', 'Segoe UI', 'sans-serif')
 
 
@@ -65,7 +67,7 @@ def build(views: views_lib.Views) -> gr.Blocks:
     if steps:
       with gr.Tab('Run'):
         _run_tab(views, steps)
-  return page.queue(default_concurrency_limit=None, max_size=WAITING)
+  return page.queue(max_size=WAITING)
 
 
 def _draw_tab(views):
@@ -84,7 +86,7 @@ def _draw_tab(views):
   shown = gr.HTML(apply_default_css=False)
   asked = [prompt, seed, temperature, guidance]
   for event in (button.click, prompt.submit):
-    event(views.draw, asked, shown, api_name=False)
+    event(views.draw, asked, shown, **ONE_AT_A_TIME)
 
 
 def _describe_tab(views):
@@ -101,13 +103,13 @@ def _describe_tab(views):
   shown = gr.HTML(apply_default_css=False)
   asked = [file, question, seed, temperature]
   for event in (button.click, question.submit):
-    event(views.describe, asked, shown, api_name=False)
+    event(views.describe, asked, shown, **ONE_AT_A_TIME)
 
 
 def _run_tab(views, steps):
   step = gr.Dropdown(steps, value=steps[-1], label='Step')
   shown = gr.HTML(value=lambda: views.step(steps[-1]), apply_default_css=False)
-  step.change(views.step, step, shown, api_name=False)
+  step.change(views.step, step, shown, **ONE_AT_A_TIME)
 
 
 def launch(page: gr.Blocks, host: str, port: int, block: bool = True):

@@ -162,24 +162,25 @@ class Views:
     if len(rows) < 2:
       return None
     judge = self._models[0]
+    names = (self.name, self.compared)
     by_seed = [sorted(drawn, key=lambda d: d.candidate) for drawn in rows]
     scores = [[judge.score(prompt, d.image).reward_generation for d in row] for row in by_seed]
     pairs = []
     for i, drawings in enumerate(zip(*by_seed)):
       values = [row[i] for row in scores]
-      marks = ('down', 'up') if values[1] > values[0] else ('up', 'down')
-      pictures = [
-        Picture(_src(d.image), f'candidate {i} of {name}', [f'R_G {value:.3f}'], mark)
-        for d, name, value, mark in zip(
-          drawings,
-          (self.name, self.compared),
-          values,
-          marks if values[0] != values[1] else ('', ''),
-        )
-      ]
-      pairs.append(pictures)
+      pairs.append(
+        [
+          Picture(
+            _src(drawing.image),
+            f'candidate {i} of {name}',
+            [f'R_G {value:.3f}'],
+            '' if values[0] == values[1] else 'up' if value == max(values) else 'down',
+          )
+          for drawing, name, value in zip(drawings, names, values)
+        ]
+      )
     change = float(np.mean(scores[1]) - np.mean(scores[0]))
-    return {'pairs': pairs, 'names': [self.name, self.compared], 'change': html.signed(change)}
+    return {'pairs': pairs, 'names': names, 'change': html.signed(change)}
 
   def _heat(self, prompt, drawing, title) -> Heat:
     return _heat(title, self._models[0].explain(prompt, drawing), drawing.image)
