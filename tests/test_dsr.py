@@ -5,12 +5,13 @@ import sys
 
 from places import ROOT
 import pytest
-from test_cli import COMMANDS
 
 import dsr_jax
 from dsr_jax import __main__ as dsr
 
-FORMER = {'dsr_jax.scenes.clip'}  # a command's former name
+# Modules that can be run and are no commands: this one itself, a command's former name, and a
+# filter of a process's own.
+NO_COMMANDS = {'dsr_jax', 'dsr_jax.scenes.clip', 'dsr_jax.runtime.coordination_log'}
 
 
 def run(capsys, monkeypatch, *arguments):
@@ -26,7 +27,10 @@ def module_of(path):
 
 
 def test_every_command_of_the_package_is_in_the_list_and_no_other():
-  assert {c.module for c in dsr.COMMANDS.values()} == set(map(module_of, COMMANDS)) - FORMER
+  modules = (ROOT / 'dsr_jax').rglob('*.py')
+  runnable = {module_of(path) for path in modules if "__name__ == '__main__'" in path.read_text()}
+  assert {command.module for command in dsr.COMMANDS.values()} == runnable - NO_COMMANDS
+  assert len(dsr.COMMANDS) == len(runnable - NO_COMMANDS)
 
 
 @pytest.mark.parametrize('arguments', [(), ('--help',), ('-h',), ('help',)])

@@ -54,7 +54,6 @@ class _Policy:
 
 def build(views: views_lib.Views) -> gr.Blocks:
   """The page of these models."""
-  steps = views.steps()
   with gr.Blocks(
     title=TITLE, analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS)
   ) as page:
@@ -64,9 +63,9 @@ def build(views: views_lib.Views) -> gr.Blocks:
       _draw_tab(views)
     with gr.Tab('Describe'):
       _describe_tab(views)
-    if steps:
+    if views.steps():
       with gr.Tab('Run'):
-        _run_tab(views, steps)
+        _run_tab(views, page)
   return page.queue(max_size=WAITING)
 
 
@@ -106,9 +105,15 @@ def _describe_tab(views):
     event(views.describe, asked, shown, **ONE_AT_A_TIME)
 
 
-def _run_tab(views, steps):
-  step = gr.Dropdown(steps, value=steps[-1], label='Step')
-  shown = gr.HTML(value=lambda: views.step(steps[-1]), apply_default_css=False)
+def _run_tab(views, page):
+  step = gr.Dropdown([], label='Step')
+  shown = gr.HTML(apply_default_css=False)
+
+  def newest():  # whenever the page is opened: the run may go on
+    steps = views.steps()
+    return gr.Dropdown(steps, value=steps[-1])
+
+  page.load(newest, None, step, **ONE_AT_A_TIME)
   step.change(views.step, step, shown, **ONE_AT_A_TIME)
 
 
@@ -127,7 +132,9 @@ def launch(page: gr.Blocks, host: str, port: int, block: bool = True):
     run_history=False,
     enable_monitoring=False,
     css=css.read_text(encoding='utf-8'),
-    theme=gr.themes.Default(font=SYSTEM_FONT, font_mono=('ui-monospace', 'monospace')),
+    theme=gr.themes.Default(
+      primary_hue='blue', font=SYSTEM_FONT, font_mono=('ui-monospace', 'monospace')
+    ),
     app_kwargs={'middleware': [Middleware(_Policy)], 'docs_url': None, 'redoc_url': None},
   )
 
