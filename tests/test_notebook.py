@@ -1,5 +1,6 @@
 """The notebook runs as it stands, in a folder of its own, with few steps."""
 
+import json
 import os
 import sys
 
@@ -19,10 +20,9 @@ def ran(tmp_path_factory):
   # A kernel of this interpreter, whatever is registered on the machine.
   kernel = folder / 'kernels' / 'python3'
   kernel.mkdir(parents=True)
-  (kernel / 'kernel.json').write_text(
-    '{"argv": ["%s", "-m", "ipykernel_launcher", "-f", "{connection_file}"],'
-    ' "display_name": "Python 3", "language": "python"}' % sys.executable
-  )
+  start = [sys.executable, '-m', 'ipykernel_launcher', '-f', '{connection_file}']
+  about = {'argv': start, 'display_name': 'Python 3', 'language': 'python'}
+  (kernel / 'kernel.json').write_text(json.dumps(about))
   notebook = nbformat.read(NOTEBOOK, as_version=4)
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('JUPYTER_PATH', str(folder))
