@@ -12,6 +12,9 @@ Importing the package imports no JAX: what is in `dsr_jax.api` is loaded when it
 
 import importlib
 import os
+import sys
+
+from dsr_jax import environment
 
 __version__ = '0.1.0'
 
@@ -33,6 +36,9 @@ __all__ = [
 # Before transformers is imported: it would say on every command's first line that there is no
 # torch, which nothing here needs. Who has asked for more keeps it.
 os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
+
+if sys.argv[:1] == ['-m']:  # a command begins: python -m dsr_jax.NAME
+  sys.excepthook = environment.while_imported
 
 
 def __getattr__(name: str):

@@ -190,12 +190,15 @@ AnyImage = str | os.PathLike | BinaryIO | Image.Image | np.ndarray | Drawing
 # A model.
 
 
-def load(model: str | os.PathLike) -> Model:
+def load(model: str | os.PathLike, template: str = '', base: str | os.PathLike = '') -> Model:
   """Loads a model onto the default device.
 
   Args:
     model: 'scenes' for the embedded model, a model directory, a Hub id (OWNER/NAME), or a run's
       workdir (DIR or DIR@STEP; of two models DIR:generator or DIR:understander).
+    template: what frames its prompts, a value of `method.template`. By default what the model was
+      reinforced with, else its family's first.
+    base: of a run, where the model that it began with lies now, if not where it was.
 
   Raises:
     InputError: where there is no such model, or its files are not sound.
@@ -204,7 +207,9 @@ def load(model: str | os.PathLike) -> Model:
     raise InputError(
       f'found a model of type {type(model).__name__}; expected {locate.EXPECTED}; name one'
     )
-  return Model(Inference(locate.resolve(os.fspath(model))))
+  name = inputs.expanded(os.fspath(model), 'model')
+  found = locate.resolve(name, template=template, base=os.fspath(base))
+  return Model(Inference(found))
 
 
 class Model:
@@ -215,14 +220,14 @@ class Model:
 
   def __init__(self, inference: Inference):
     self._inference = inference
-    self._source = inference.source
+    self._method = inference.source.method
     # Asked again for each picture of a prompt.
     self._without_picture = functools.lru_cache(maxsize=8)(self._score_unseen)
 
   @property
   def name(self) -> str:
     """What it was loaded by."""
-    return self._source.name
+    return self._inference.source.name
 
   @property
   def image_size(self) -> int:
@@ -232,12 +237,12 @@ class Model:
   @property
   def guidance(self) -> float:
     """The guidance that it draws with when no `cfg_weight` is given."""
-    return self._source.guidance
+    return self._method.guidance
 
   @property
   def question(self) -> str:
     """What `describe` asks when no question is given."""
-    return self._source.method.question
+    return self._method.question
 
   def __repr__(self):
     side = self.image_size
@@ -249,8 +254,9 @@ class Model:
     prompts: str,
     num_samples: int = ...,
     seed: int = ...,
-    temperature: float = ...,
+    temperature: float | None = ...,
     cfg_weight: float | None = ...,
+    cfg_interval: int | None = ...,
     instruction: str | None = ...,
   ) -> list[Drawing]: ...
 
@@ -260,8 +266,9 @@ class Model:
     prompts: Sequence[str],
     num_samples: int = ...,
     seed: int = ...,
-    temperature: float = ...,
+    temperature: float | None = ...,
     cfg_weight: float | None = ...,
+    cfg_interval: int | None = ...,
     instruction: str | None = ...,
   ) -> list[list[Drawing]]: ...
 
@@ -270,20 +277,23 @@ class Model:
     prompts,
     num_samples: int = 8,
     seed: int = 42,
-    temperature: float = 1.0,
+    temperature: float | None = None,
     cfg_weight: float | None = None,
+    cfg_interval: int | None = None,
     instruction: str | None = None,
   ):
     """Draws pictures of prompts, and scores each by both rewards.
+
+    What is None is the model's own: of a run as it was configured, else as its files say.
 
     Args:
       prompts: one prompt, or several.
       num_samples: pictures of each prompt.
       seed: candidate i is drawn with (seed, i), whatever the number of pictures.
       temperature: of sampling; 0 is greedy.
-      cfg_weight: guidance; 1 is off. By default the model's own.
-      instruction: what is asked before the prompt is scored given the picture. By default what the
-        model was reinforced with.
+      cfg_weight: guidance; 1 is off.
+      cfg_interval: codes that are guided; 0 is all of them.
+      instruction: what is asked before the prompt is scored given the picture.
 
     Returns:
       `Drawing`s, best first by R_G; of several prompts, a list of them for each.
@@ -293,22 +303,30 @@ class Model:
     """
     one = isinstance(prompts, str)
     prompts = _texts('prompts', prompts)
-    _check_numbers(num_samples, temperature, seed, cfg_weight)
-    weight = self.guidance if cfg_weight is None else float(cfg_weight)
+    temperature = self._method.temperature if temperature is None else temperature
+    cfg_weight = self._method.guidance if cfg_weight is None else cfg_weight
+    _check_numbers(num_samples, temperature, seed)
+    _check_real('cfg_weight', cfg_weight, '0 or more (1 is without guidance)')
+    if cfg_interval is not None:
+      _check_whole('cfg_interval', cfg_interval, 0)
     encoded = [self._inference.encode(prompt, 'prompt') for prompt in prompts]
     asked = self._instruction(instruction)
-    drawn = [
-      self._draw(prompt, ids, asked, int(num_samples), int(seed), float(temperature), weight)
-      for prompt, ids in zip(prompts, encoded)
-    ]
+    how = {
+      'temperature': float(temperature),
+      'guidance': float(cfg_weight),
+      'cfg_interval': None if cfg_interval is None else int(cfg_interval),
+      'seed': int(seed),
+    }
+    drawn = []
+    for prompt, ids in zip(prompts, encoded):
+      codes, logps = self._inference.draw(ids, int(num_samples), **how)
+      drawn.append(self._drawings(prompt, ids, asked, codes, logps))
     return drawn[0] if one else drawn
 
-  def _draw(self, prompt, ids, asked, number, seed, temperature, weight) -> list[Drawing]:
-    codes, logps = self._inference.draw(
-      ids, number, temperature=temperature, guidance=weight, seed=seed
-    )
+  def _drawings(self, prompt, ids, asked, codes, logps) -> list[Drawing]:
+    """Codes (num_samples, N) with their scores, best first."""
     drawn = []
-    for candidate in range(number):
+    for candidate in range(len(codes)):
       pixels = self._inference.decode(codes[candidate])
       scores = self._inference.score(ids, codes[candidate], pixels, asked)
       drawn.append(
@@ -332,19 +350,23 @@ class Model:
     num_samples: int = 4,
     question: str | None = None,
     seed: int = 42,
-    temperature: float = 1.0,
+    temperature: float | None = None,
     max_tokens: int | None = None,
+    crop: str | None = None,
   ) -> list[Description]:
     """Writes texts about a picture, or answers to a question about it.
+
+    What is None is the model's own: of a run as it was configured, else as its files say.
 
     Args:
       image: a file, a PIL image, an array (H, W), (H, W, 3) or (H, W, 4) of uint8, uint16 or
         floats in [0, 1], or a `Drawing`.
       num_samples: how many texts.
-      question: what is asked. By default what the model was reinforced with.
+      question: what is asked.
       seed: text i is sampled with (seed, i), whatever the number of texts.
       temperature: of sampling; 0 is greedy.
-      max_tokens: of the longest text. By default what the model was reinforced with.
+      max_tokens: of the longest text.
+      crop: how the picture becomes a square: its centre ('crop') or whole between grey bars ('pad').
 
     Returns:
       `Description`s, best first by R_U; empty texts come last.
@@ -352,14 +374,13 @@ class Model:
     Raises:
       InputError: for what is no picture, an empty question, or an impossible number.
     """
+    method = self._method
+    temperature = method.temperature if temperature is None else temperature
+    max_tokens = method.max_text_tokens if max_tokens is None else max_tokens
     _check_numbers(num_samples, temperature, seed)
-    method = self._source.method
-    if max_tokens is None:
-      max_tokens = method.max_text_tokens
     _check_whole('max_tokens', max_tokens, 1)
-    question = method.question if question is None else question
-    (question,) = _texts('question', question)
-    pixels = self._pixels(image)
+    (question,) = _texts('question', method.question if question is None else question)
+    pixels = self._pixels(image, crop)
     asked = self._inference.encode(question, 'question')
     instruction = self._instruction(None)
     codes = self._inference.tokenize(pixels)
@@ -395,6 +416,7 @@ class Model:
     image: AnyImage | None = None,
     instruction: str | None = None,
     codes: Sequence[int] | np.ndarray | None = None,
+    crop: str | None = None,
   ) -> Score:
     """Scores a text with a picture.
 
@@ -404,6 +426,7 @@ class Model:
         it was drawn with; the model saw it before it was rounded to 8 bits.
       instruction: as in `generate`.
       codes: (N,) image codes, instead of a picture.
+      crop: as in `describe`.
 
     Raises:
       InputError: for an empty text, what is no picture, or codes of another model.
@@ -411,7 +434,7 @@ class Model:
     (text,) = _texts('text', text)
     ids = self._inference.encode(text, 'text')
     asked = self._instruction(instruction)
-    codes, pixels = self._codes_and_pixels(image, codes)
+    codes, pixels = self._codes_and_pixels(image, codes, crop)
     scores = self._inference.score(ids, codes, pixels, asked)
     shares = [float(logp) / len(ids) for logp in scores.text_logps]
     return Score(
@@ -430,6 +453,7 @@ class Model:
     image: AnyImage | None = None,
     instruction: str | None = None,
     codes: Sequence[int] | np.ndarray | None = None,
+    crop: str | None = None,
   ) -> Explanation:
     """Which words a picture supports, and which of its patches a text supports.
 
@@ -438,7 +462,7 @@ class Model:
     (text,) = _texts('text', text)
     ids = self._inference.encode(text, 'text')
     asked = self._instruction(instruction)
-    codes, pixels = self._codes_and_pixels(image, codes)
+    codes, pixels = self._codes_and_pixels(image, codes, crop)
     scores = self._inference.score(ids, codes, pixels, asked)
     heat = scores.text_logps - self._without_picture(tuple(ids), tuple(asked))
     patches = np.asarray(scores.image_logps - self._without_text(ids, codes))
@@ -446,33 +470,33 @@ class Model:
     square = (side, side) if side * side == patches.size else (1, -1)
     return Explanation(self._words(text, heat), patches.reshape(square))
 
-  def as_seen(self, image: AnyImage) -> Image.Image:
-    """A picture as the model reads it: square, RGB, of its size."""
-    return Image.fromarray(images.to_uint8(self._pixels(image)))
+  def as_seen(self, image: AnyImage, crop: str | None = None) -> Image.Image:
+    """A picture as the model reads it: square, RGB, of its size. Arguments as in `describe`."""
+    return Image.fromarray(images.to_uint8(self._pixels(image, crop)))
 
   # What the methods share.
 
   def _instruction(self, instruction):
     if instruction is None:
-      instruction = self._source.method.instruction
+      instruction = self._method.instruction
     if not isinstance(instruction, str) or not inputs.is_text(instruction):
       raise InputError(
         f'found instruction={instruction!r}; expected a text ("" asks nothing); change it'
       )
     return self._inference.encode(instruction, 'question')
 
-  def _pixels(self, image) -> np.ndarray:
+  def _pixels(self, image, crop) -> np.ndarray:
     """(H, W, 3) float32 in [-1, 1]."""
-    return self._inference.read_image(_readable(image))
+    return self._inference.read_image(_readable(image), crop or '')
 
-  def _codes_and_pixels(self, image, codes):
+  def _codes_and_pixels(self, image, codes, crop):
     if (image is None) == (codes is None):
       both = 'neither' if image is None else 'both'
       raise InputError(f'found {both} of image and codes; expected one of them; give one')
     if isinstance(image, Drawing):
       codes = image.codes
     if codes is None:
-      pixels = self._pixels(image)
+      pixels = self._pixels(image, crop)
       return self._inference.tokenize(pixels), pixels
     codes = self._checked(codes)
     return codes, self._inference.decode(codes)
@@ -512,7 +536,7 @@ class Model:
 
   @functools.cached_property
   def _sampler(self) -> Sampler:
-    model = families.model_of(self._source.bundle, self.name)
+    model = families.model_of(self._inference.source.bundle, self.name)
     return Sampler(model.graphdef, model.processor, chunk=1, seed=0)
 
   @functools.cached_property
@@ -534,7 +558,7 @@ class Model:
     padded[0, 0, : len(ids)] = ids
     text = Text(padded, np.arange(room)[None, None] < len(ids))
     scores = self._sampler.picture_logps(
-      self._source.bundle.params, text, codes[None, None], Scoring(guidance=0.0)
+      self._inference.source.bundle.params, text, codes[None, None], Scoring(guidance=0.0)
     )
     return scores.logp[0, 0]
 
@@ -622,12 +646,10 @@ def _texts(name: str, given) -> list[str]:
   return texts
 
 
-def _check_numbers(num_samples, temperature, seed, cfg_weight=None):
+def _check_numbers(num_samples, temperature, seed):
   _check_whole('num_samples', num_samples, 1)
   _check_whole('seed', seed, 0, 2**32 - 1)
   _check_real('temperature', temperature, '0 (greedy) or more')
-  if cfg_weight is not None:
-    _check_real('cfg_weight', cfg_weight, '0 or more (1 is without guidance)')
 
 
 def _check_whole(name, value, low, high=None):

@@ -12,7 +12,6 @@ Axes: B inputs, G samples, C samples that learn, N image codes, T text tokens, H
 
 from collections.abc import Callable
 import dataclasses
-import json
 import statistics
 import sys
 import time
@@ -23,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsr_jax import cli, config_loading, errors, families, sharding
+from dsr_jax import cli, config_loading, families, sharding
 from dsr_jax import state as state_lib
 from dsr_jax import step as step_lib
 from dsr_jax.config import ROLES
@@ -51,16 +50,15 @@ PHASES = (
 def main(argv, f=flags.FLAGS):
   """Prints the times."""
   cli.no_arguments(argv)
-  if f.repeats < 1:
-    raise InputError(f'found --repeats={f.repeats}; expected at least 1; raise it')
+  cli.check_range(1, 10_000, repeats=f.repeats)
   for name in f.phases:
     if name not in PHASES:
       raise InputError(
         f'found the phase {name!r}; expected some of {", ".join(PHASES)}; name those in --phases'
       )
   report = benchmark(config_loading.from_config_dict(f.config), f.repeats, f.phases or PHASES)
-  print(_table(report), file=sys.stderr)
-  print(json.dumps(report, indent=2))
+  cli.log(_table(report))
+  cli.print_json(report)
 
 
 def benchmark(config, repeats: int, wanted=PHASES) -> dict:
@@ -542,5 +540,4 @@ def define_flags(f=flags.FLAGS):
 
 
 if __name__ == '__main__':
-  define_flags()
-  errors.run_main(main, config_loading.check_flags)
+  cli.run_main(main, define_flags)

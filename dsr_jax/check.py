@@ -23,9 +23,9 @@ import jax
 import numpy as np
 import transformers
 
-from dsr_jax import __version__, api, cli, families, files
+from dsr_jax import __version__, api, cli, families, files, flag_types
 from dsr_jax.convert import configs, locate
-from dsr_jax.errors import first_line, run_main
+from dsr_jax.errors import first_line
 from dsr_jax.inference import Inference
 from dsr_jax.models.janus.processor import ASSISTANT, BOI, USER
 
@@ -60,17 +60,17 @@ OUTPUTS = ('check.json', 'check.png')
 MB = 1e6
 
 
-def check(name: str, compare: bool = True) -> tuple[dict, api.Drawing]:
+def check(name: str, base: str = '', compare: bool = True) -> tuple[dict, api.Drawing]:
   """What `dsr_jax.check` prints, and the picture.
 
-  name: of the model. compare: with transformers, where it can be.
+  name, base: as `locate.resolve` takes them. compare: with transformers, where it can be.
 
   Raises InputError where there is no such model.
   """
   # The model, and a picture: the first includes compiling, the second does not.
   began = time.perf_counter()
-  located = locate.locate(name)
-  source = locate.resolve(name)
+  located = locate.locate(name, base)
+  source = locate.resolve(name, base=base)
   inference = Inference(source)
   model = api.Model(inference)
   seconds = {'load': _since(began)}
@@ -93,7 +93,7 @@ def check(name: str, compare: bool = True) -> tuple[dict, api.Drawing]:
       'image_size': inference.spec.image_size,
       'codes': inference.spec.num_codes,
       'parameters': sum(x.size for x in jax.tree.leaves(source.bundle.params)),
-      'guidance': source.guidance,
+      'guidance': source.method.guidance,
     },
     'seconds': seconds,
     'megabytes': _megabytes(source.bundle.params),
@@ -189,7 +189,7 @@ def _compare(directory: str, inference: Inference, drawing: api.Drawing) -> dict
     'codes': np.abs(ours.image_logps - them.code_logps(with_template(PROMPT), drawing.codes)),
   }
   largest = {name: float(found.max()) for name, found in differences.items()}
-  codes = them.greedy_codes(with_template(PROMPT), inference.source.guidance, GREEDY)
+  codes = them.greedy_codes(with_template(PROMPT), inference.source.method.guidance, GREEDY)
   equal = int(np.sum(np.array(codes) == drawing.codes[:GREEDY]))
   return {
     'compared': True,
@@ -271,24 +271,25 @@ def main(argv, f=flags.FLAGS):
   if f.output:
     files.check_output(f.output, lambda name: name in OUTPUTS)
   cli.log(f'loading {f.model}')
-  result, drawing = check(f.model, f.compare)
+  result, drawing = check(f.model, f.base, f.compare)
   if f.output:
     with files.whole_directory(f.output) as aside:
       path = os.path.join(aside, 'check.json')
       files.write_json(path, result, ensure_ascii=False, indent=2, allow_nan=False)
       drawing.image.save(os.path.join(aside, 'check.png'))
-  cli.print_json(result)
+  cli.print_json(result, kept=f.output or '')
   return int(result['transformers'].get('agrees') is False)
 
 
 def define_flags(f=flags.FLAGS):
-  flags.DEFINE_string('model', None, f'The model: {locate.EXPECTED}.', flag_values=f)
-  flags.DEFINE_string(
+  flag_types.define_path('model', None, f'The model: {locate.EXPECTED}.', f)
+  locate.define_base_flag(f)
+  flag_types.define_path(
     'output',
     None,
     'Folder to write the JSON and the picture to: new, empty, or an earlier output of this '
     'command. By default the JSON is printed alone.',
-    flag_values=f,
+    f,
   )
   flags.DEFINE_boolean(
     'compare',
@@ -300,5 +301,4 @@ def define_flags(f=flags.FLAGS):
 
 
 if __name__ == '__main__':
-  define_flags()
-  run_main(main)
+  cli.run_main(main, define_flags)

@@ -60,6 +60,8 @@ class Lora:
   """trainable=lora."""
 
   rank: int = 16
+  # in the place of method.learning_rate: adapters begin at zero, and move less at the same rate
+  learning_rate: float = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +126,9 @@ class Method:
   # whether the loss is about the guided mixture that sampled, not the plain conditional
   policy_guidance: bool = False
   max_text_tokens: int = 256
+  # the words that frame prompts and questions, a value of the model's family: of Janus 'tokens'
+  # (<|User|>) or 'plain' (User). '': the model's own, which the run then saves by name
+  template: str = ''
   eos_in_reward: bool = False  # whether R_G counts the end-of-text token of the prompt
   question: str = 'Describe this image in detail.'  # asked for the sampled texts
   # stands before the prompt in R_G; '' is none
@@ -133,13 +138,23 @@ class Method:
   # 'lora': adapters on the seven projections of the language model
   trainable: str = 'language_model+gen_head'
   lora: Lora = Lora()
-  learning_rate: float = 3e-6
+  learning_rate: float = 3e-6  # of the weights themselves; that of adapters is in `lora`
   warmup_steps: int = 5  # then a cosine to 0 at the last step
   adam_b1: float = 0.9
   adam_b2: float = 0.999
   weight_decay: float = 0.0
   clip: float = 1.0  # the largest norm of the whole gradient (max_grad_norm)
   seed: int = 0
+
+  @property
+  def peak_learning_rate(self) -> float:
+    """The rate of what is trained, before its schedule."""
+    return self.lora.learning_rate if self.trainable == 'lora' else self.learning_rate
+
+  @property
+  def learning_rate_key(self) -> str:
+    """The key of that rate."""
+    return 'method.lora.learning_rate' if self.trainable == 'lora' else 'method.learning_rate'
 
   @property
   def tasks(self):

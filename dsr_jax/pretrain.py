@@ -20,15 +20,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dsr_jax import cli, config_loading, convert, files, images
+from dsr_jax import cli, config_loading, convert, files, flag_types, images, saved_config
 from dsr_jax.convert import tokenizer_files
-from dsr_jax.errors import run_main
+from dsr_jax.errors import InputError
 from dsr_jax.models.janus import model as janus
 from dsr_jax.models.janus.config import JanusConfig
 from dsr_jax.models.janus.processor import Processor
 from dsr_jax.models.janus.vq import unit_norm
 from dsr_jax.models.unified import Picture, Scoring, Text
 from dsr_jax.runtime import checkpoints
+from dsr_jax.runtime import workdir as workdir_lib
 from dsr_jax.scenes import grammar, render, sets, world
 
 DEFAULT_CONFIG = 'scenes_pretrain'
@@ -459,6 +460,20 @@ def _is_inner_matrix(path: str, x) -> bool:
 
 # The run.
 
+_SHARES = ('lm.prompt_dropout', 'lm.question_share')  # from 0 to 1
+_MAY_BE_ZERO = ('seed', 'vq.unquantised_steps', 'vq.polish_steps', 'lm.question_weight')
+
+
+def check(config):
+  """InputError for values that nothing can be trained with."""
+  for key, value in saved_config.flat(config.to_dict()).items():
+    low = 0 if key in (*_SHARES, *_MAY_BE_ZERO) else 1 if isinstance(value, int) else 1e-12
+    high = 1 if key in _SHARES else float('inf')
+    for number in value if isinstance(value, tuple) else (value,):
+      if type(number) not in (int, float) or not low <= number <= high or number == float('inf'):
+        limit = f'from {low} to {high}' if key in _SHARES else 'above 0' if low else '0 or more'
+        raise InputError(f'found config.{key}={value}; expected numbers {limit}; change it')
+
 
 def _loop(title, config, part, steps, state, one, directory):
   """Runs `one(state, step) -> (state, (form, numbers))` to the end, from the last checkpoint of a
@@ -532,27 +547,24 @@ def pretrain(config, workdir: str) -> str:
 def main(argv, f=flags.FLAGS):
   """Prints the directory of the finished model."""
   cli.no_arguments(argv)
-  print(pretrain(f.config, f.workdir))
+  cli.require(workdir=f.workdir)
+  check(f.config)
+  workdir_lib.check_writable(f.workdir)
+  with workdir_lib.locked(f.workdir):
+    cli.print_text(pretrain(f.config, f.workdir), kept=f.workdir)
 
 
 def define_flags(f=flags.FLAGS):
   config_loading.define_config_flag(
     'config', 'What to train, and how long.', f, default=DEFAULT_CONFIG
   )
-  flags.DEFINE_string(
+  flag_types.define_path(
     'workdir',
     None,
     'Where the run lives; its result is WORKDIR/model.',
-    required=True,
-    flag_values=f,
+    f,
   )
 
 
-def _check_and_define_flags(argv):
-  """A default config meets its overrides as soon as it is defined: wrong ones are found before."""
-  config_loading.check_flags(argv, default=DEFAULT_CONFIG)
-  define_flags()
-
-
 if __name__ == '__main__':
-  run_main(main, _check_and_define_flags)
+  cli.run_main(main, define_flags)

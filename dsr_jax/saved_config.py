@@ -47,18 +47,27 @@ def flat(tree, prefix=''):
 def completed(saved):
   """A saved configuration, or some of its parts, as it would be saved today.
 
-  Renamed keys and values get today's names. Keys newer than the run get their defaults, which are
-  what was done before.
+  Renamed keys and values get today's names. Keys newer than the run get what was done before: their
+  defaults, but the rate of adapters, which was that of all weights.
   """
   saved = _with_new_names(saved)
+  method = saved.get('method')
+  if isinstance(method, dict) and method.get('trainable') == 'lora' and 'learning_rate' in method:
+    method['lora'] = {'learning_rate': method['learning_rate']} | method.get('lora', {})
   defaults = to_json(config_lib.Config())
   return {part: _over(defaults.get(part), values) for part, values in saved.items()}
 
 
 def saved_method(values):
   """The part `method` of a saved configuration -> `Method`."""
-  values = completed({'method': values})['method']
-  return build(config_lib.Method, values, 'config.method')
+  return build(config_lib.Method, of_run(values), 'config.method')
+
+
+def of_run(values):
+  """The part `method` of a run's saved configuration, with today's keys."""
+  method = completed({'method': values})['method']
+  # A run saves its template by name; one older than the key had the only one that there was.
+  return method | {'template': method['template'] or 'tokens'}
 
 
 def differences(old, new, prefix=''):

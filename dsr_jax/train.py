@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dsr_jax import config as config_lib
 from dsr_jax import convert, families, sharding
 from dsr_jax import state as state_lib
 from dsr_jax import step as step_lib
@@ -28,7 +29,7 @@ from dsr_jax.plan import memory as plan_memory
 from dsr_jax.reporting import run_page
 from dsr_jax.reporting.step_sheet import StepSheet
 from dsr_jax.runtime import checkpoints as checkpoints_lib
-from dsr_jax.runtime import distributed, run_files
+from dsr_jax.runtime import distributed, room, run_files
 from dsr_jax.runtime import metrics as metrics_lib
 from dsr_jax.runtime import workdir as workdir_lib
 from dsr_jax.runtime.compiled import CompiledStep
@@ -42,6 +43,34 @@ def load_model(name: str) -> families.Model:
   """The model that `config.model` names; each array is read once it is known where it goes."""
   bundle = convert.load(locate.directory_of(name), lambda leaf: leaf)
   return families.model_of(bundle, name)
+
+
+def framed(model, config):
+  """(model, config) with the template that the configuration asks for, named in both."""
+  model = families.with_template(model, config.method.template)
+  method = dataclasses.replace(config.method, template=model.template)
+  return model, dataclasses.replace(config, method=method)
+
+
+def check_room(model, config):
+  """InputError for texts longer than the model's sequences, before anything is compiled."""
+  if model.family is None or model.family.room is None:
+    return
+  room = model.family.room(model.config)
+  method, data = config.method, config.data
+  asked = {}  # key -> (the question, the key of how long its answer may be, how long)
+  if 'understanding' in method.tasks:
+    asked['question'] = method.question, 'method.max_text_tokens', method.max_text_tokens
+  if 'generation' in method.tasks:
+    asked['instruction'] = method.instruction, 'data.max_prompt_tokens', data.max_prompt_tokens
+  for key, (text, limit, most) in asked.items():
+    tokens = len(model.processor.encode_question(text))
+    if tokens + most > room:
+      raise InputError(
+        f'found method.{key} of {tokens} tokens with {limit}={most}; expected at most {room} '
+        f'together, which {config.model} has room for beside a picture; shorten the one or lower '
+        'the other'
+      )
 
 
 def init_state(model, config, mesh) -> state_lib.TrainState:
@@ -150,7 +179,9 @@ def run(config, workdir, builders: Builders | None = None, team=None) -> str:
   if team.processes > 1:
     team.agree(**distributed.facts(config, workdir))
   workdir_lib.check_writable(workdir)
+  workdir_lib.check_bucket(config.system.bucket)
   workdir_lib.check_accelerator()
+  config = _with_rate_it_began_with(config, workdir)
   builders = builders or Builders()
   system = config.system
   last = config.method.steps
@@ -166,9 +197,12 @@ def run(config, workdir, builders: Builders | None = None, team=None) -> str:
   ):
     check_ours = _hold_folders(workdir, system.bucket, holding) if team.lead else _nothing_to_check
     # Model, data, state.
-    model = builders.load_model(config.model)
+    model, config = framed(builders.load_model(config.model), config)
+    check_room(model, config)
     batches = builders.make_batches(config, model, mesh)
     team.agree(data=batches.fingerprint, model=model.source['fingerprint'])
+    estimate = builders.estimate_memory(model, config, mesh)
+    room.check_step(estimate)
     state = builders.init_state(model, config, mesh)
     train_step = builders.make_train_step(model, config, mesh, state)
     about = workdir_lib.about(config, model.source, batches.fingerprint)
@@ -205,7 +239,7 @@ def run(config, workdir, builders: Builders | None = None, team=None) -> str:
       workdir=workdir,
       team=team,
       batches=batches,
-      train_step=CompiledStep(train_step, builders.estimate_memory(model, config, mesh)),
+      train_step=CompiledStep(train_step, estimate),
       evaluate=builders.make_evaluator(config, model),
       sheet=builders.make_sheet(model),
       checkpoints=checkpoints,
@@ -236,6 +270,23 @@ def run(config, workdir, builders: Builders | None = None, team=None) -> str:
     else:
       say(workdir_lib.table(workdir))
     return summary
+
+
+def _with_rate_it_began_with(config, workdir: str):
+  """The configuration; of adapters that began before they had a rate of their own, with the rate
+  that they learn at.
+  """
+  method = config.method
+  if method.trainable != 'lora':
+    return config
+  saved = checkpoints_lib.newest_method(config.system.bucket or workdir)
+  rate = saved and saved['learning_rate']
+  if rate is None or saved['trainable'] != 'lora' or saved['lora']['learning_rate'] != rate:
+    return config
+  changes = {'learning_rate': rate}  # read by nobody, but it stands in the checkpoints
+  if method.lora.learning_rate == config_lib.Lora().learning_rate:
+    changes['lora'] = dataclasses.replace(method.lora, learning_rate=rate)
+  return dataclasses.replace(config, method=dataclasses.replace(method, **changes))
 
 
 def _loop(this: _Run, state, start: int):
@@ -291,7 +342,7 @@ def _loop(this: _Run, state, start: int):
 
     # Checkpoint.
     if saving:
-      check_finite(state, step, this.workdir)
+      check_finite(state, step, this.workdir, this.config.method.learning_rate_key)
       this.check_ours()
       this.mirror.push()
       this.checkpoints.save(step, state)
@@ -370,14 +421,14 @@ def _all_finite(tree):
   return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
 
 
-def check_finite(state, step, workdir):
+def check_finite(state, step, workdir, key='method.learning_rate'):
   """InputError if the parameters are not finite.
 
   A step's metrics are of the parameters before it: look at those after it before they replace a
-  good checkpoint.
+  good checkpoint. key: of the learning rate.
   """
   if not sharding.fetch(_all_finite(state.params)):
     raise InputError(
       f'found parameters that are not finite after step {step}; expected finite numbers; lower '
-      f'method.learning_rate: the last good checkpoint is kept in {workdir}'
+      f'{key}: the last good checkpoint is kept in {workdir}'
     )

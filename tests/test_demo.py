@@ -214,6 +214,8 @@ def test_a_steps_candidates_are_its_sheet_and_rewards(model, tmp_path):
   assert views.steps() == [2, 10]
   shown = Tags(views.step(10))
   assert 'generation/reward -1.25' in shown.words and shown.tags.count('img') == 1
+  for name in (f'{tmp_path}', f'{tmp_path}:generator', f'{tmp_path}@10:generator'):
+    assert views_lib.run_of(name) == str(tmp_path)
   assert views_lib.run_of('scenes') == ''
 
 

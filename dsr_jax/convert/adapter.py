@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from dsr_jax import files
 from dsr_jax.convert import directory as directory_lib
+from dsr_jax.convert import writing
 from dsr_jax.models.janus.family import JANUS
 
 # Name of a projection -> the part of a layer that it belongs to.
@@ -44,7 +45,9 @@ def save(directory, adapters, base: str, overwrite: bool = False):
     use_dora=False,
     modules_to_save=None,
   )
-  with files.whole_directory(directory, directory_lib.NOT_WRITABLE) as aside:
+  with files.whole_directory(
+    directory, directory_lib.NOT_WRITABLE, ours=writing.is_export
+  ) as aside:
     save_file(tensors, os.path.join(aside, _WEIGHTS), metadata=dict(format='pt'))
     files.write_json(os.path.join(aside, _CONFIG), config, indent=2)
 

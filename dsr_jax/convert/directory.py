@@ -59,7 +59,7 @@ class Stored:
     self._tied = (
       content.get('tie_word_embeddings', True)
       if self.layout == 'hf'
-      else bool((content.get('language_config') or {}).get('tie_word_embeddings', False))
+      else configs.object_in(content, 'language_config').get('tie_word_embeddings', False)
     )
     if self.layout == 'hf':
       self.config, self.processor = _with_templates(
@@ -97,8 +97,15 @@ class Stored:
     return entry.split(self.read(entry.name))[place]
 
   def source(self):
-    """dict(name, hash); reads all the weights once."""
-    return dict(name=str(self.directory), hash=self.checkpoint.digest())
+    """dict(name, hash); reads all the weights, and InputError if a number is not finite."""
+    digest = self.checkpoint.digest()
+    self.check_finite()
+    return dict(name=str(self.directory), hash=digest)
+
+  def check_finite(self):
+    """InputError naming the tensors that hold numbers which are not finite."""
+    here = self.checkpoint.found
+    self.checkpoint.check_finite(entry.name for entry in self.entries if entry.name in here)
 
   def _check(self):
     want = {entry.name: entry.shape for entry in self.entries}
@@ -236,7 +243,8 @@ def export(
   """Writes a complete model directory, a piece of a tensor at a time: weights, config, tokenizer,
   processor, card.
 
-  It is written aside and renamed at the end, so that `directory` either is whole or does not exist.
+  It is written aside and takes its place at the end: at every moment `directory` is the old one or
+  the new one, each whole. Files of other names stay (`writing.is_export`).
 
   Args:
     directory: the target; refused if it exists and is not empty, unless `overwrite`.
@@ -269,10 +277,12 @@ def export(
     content = configs_deepseek.to_json(config, widest.name, processor.system_prompt)
   else:
     content = configs.to_json(config, widest.name)
+  if processor.template != 'tokens':  # whoever reads the directory asks in the same words
+    content.setdefault(configs_deepseek.OURS, {})['template'] = processor.template
   extra, zeros = _unused(config, layout, kept_aside, kind, widest)
-  with files.whole_directory(directory, NOT_WRITABLE) as aside:
+  writing.check_room(directory, tensors + extra)
+  with files.whole_directory(directory, NOT_WRITABLE, ours=writing.is_export) as aside:
     aside = pathlib.Path(aside)
-    writing.check_room(aside, tensors + extra)
     if layout == 'deepseek':
       tensors += extra
     elif extra:
@@ -286,9 +296,13 @@ def export(
 
 
 def check_target(directory, overwrite):
-  """InputError if the target exists and is not an empty directory, unless it may be overwritten."""
+  """InputError if the target cannot be written, or is not empty and may not be overwritten.
+
+  Of one that is overwritten only what an export makes is replaced.
+  """
+  files.check_place(directory, '--target')
   directory = pathlib.Path(directory)
-  if not overwrite and directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+  if not overwrite and directory.exists() and any(directory.iterdir()):
     raise InputError(
       f'found {directory} not empty; expected a new directory; choose another, or add --overwrite'
     )

@@ -76,8 +76,10 @@ def write(target, layout, source, source_layout, config, processor, guidance=Non
   for name, content in make(source, config, processor).items():
     if not (target / name).is_file():
       files.write_json(target / name, content, indent=2, ensure_ascii=False)
+  if layout == 'hf' and (source_layout != 'hf' or processor.template != 'tokens'):
+    words = tokenizer_files.chat_template(processor.template)
+    files.write_text(target / 'chat_template.jinja', words)
   if layout == 'hf' != source_layout:
-    files.write_text(target / 'chat_template.jinja', tokenizer_files.CHAT_TEMPLATE)
     _ensure_bos(target / 'tokenizer.json')
   if guidance is not None:
     path = target / 'generation_config.json'

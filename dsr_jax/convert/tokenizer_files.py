@@ -19,8 +19,10 @@ from tokenizers import (
 
 from dsr_jax import files, images
 from dsr_jax.errors import InputError
+from dsr_jax.models.janus.config import ROLES
 from dsr_jax.models.janus.processor import BOI, BOS, EOI, EOS, IMAGE, PAD, SPECIALS, Processor
 
+# Of the template `tokens`; `chat_template` has it for all.
 CHAT_TEMPLATE = (
   '{%- for message in messages -%}'
   "{%- if message['role'] == 'system' -%}"
@@ -36,6 +38,14 @@ CHAT_TEMPLATE = (
   '{%- endfor -%}'
   "{%- if add_generation_prompt -%}{{- '<|Assistant|>:' -}}{%- endif -%}"
 )
+
+
+def chat_template(template: str) -> str:
+  """transformers' chat template in the words of a prompt template, a key of `ROLES`."""
+  text = CHAT_TEMPLATE
+  for token, role in zip(ROLES['tokens'], ROLES[template]):
+    text = text.replace(token, role)
+  return text
 
 
 def make_tokenizer(

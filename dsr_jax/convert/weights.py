@@ -35,6 +35,7 @@ DTYPES = dict(
   U8=np.uint8,
   BOOL=np.bool_,
 )
+_BLOCK = 1 << 18  # numbers looked at at once
 DTYPE_NAMES = {np.dtype(kind): name for name, kind in DTYPES.items()}
 
 
@@ -71,6 +72,16 @@ class Checkpoint:
   def read(self, name):
     """The tensor as a NumPy view of the file, in the file's dtype; not to be written to."""
     return self._tensors[name]
+
+  def check_finite(self, names):
+    """InputError naming the tensors that hold a NaN or an infinity, of those named; reads them."""
+    bad = [name for name in names if not is_finite(self._tensors[name])]
+    if bad:
+      raise InputError(
+        f'found numbers that are not finite in {self.directory}: in {", ".join(bad[:5])}'
+        f'{f" and {len(bad) - 5} more" * (len(bad) > 5)} of {len(self.found)} tensors; expected '
+        'finite numbers; fetch the weights again, or save them anew from before they diverged'
+      )
 
   def digest(self):
     """sha256 over the weight files, hexadecimal."""
@@ -124,8 +135,25 @@ class Checkpoint:
       )
 
 
+def is_finite(value) -> bool:
+  """Whether all numbers of an array are finite as float32; a block at a time."""
+  flat = value.reshape(-1)
+  return all(_is_finite(flat[first : first + _BLOCK]) for first in range(0, flat.size, _BLOCK))
+
+
+def _is_finite(block) -> bool:
+  if block.dtype == np.float64:
+    return bool(np.all(np.abs(block) <= np.finfo(np.float32).max))  # a NaN is not
+  # Infinity is the number after the largest finite one, and NaNs come after it: compared as whole
+  # numbers, which is faster than to ask, and for bfloat16 by far.
+  bits = block.view(f'u{block.dtype.itemsize}')
+  infinity = np.array(np.inf, block.dtype).view(bits.dtype)
+  return bool(np.max(bits & ~np.array(-0.0, block.dtype).view(bits.dtype)) < infinity)
+
+
 def read_file(path):
   """A weight file -> name -> ((shape, dtype name), NumPy view of the file)."""
+  files.check_no_pointer(path)
   return _read_bin(path) if path.suffix == '.bin' else _read_safetensors(path)
 
 

@@ -14,10 +14,10 @@ import socket
 
 from absl import flags
 
-from dsr_jax import api, cli
+from dsr_jax import api, cli, flag_types
 from dsr_jax.convert import locate
 from dsr_jax.demo import views as views_lib
-from dsr_jax.errors import InputError, run_main
+from dsr_jax.errors import InputError
 
 
 def main(argv, f=flags.FLAGS):
@@ -28,12 +28,8 @@ def main(argv, f=flags.FLAGS):
   check_gradio()
   check_port(f.host, f.port)
 
-  cli.log(f'loading {f.model}')
-  model = api.load(f.model)
-  compare = None
-  if f.compare:
-    cli.log(f'loading {f.compare}')
-    compare = api.load(f.compare)
+  model = _load(f.model, f)
+  compare = _load(f.compare, f) if f.compare else None
   run = views_lib.run_of(f.model) or views_lib.run_of(f.compare or '')
   views = views_lib.Views(model, compare, run, f.num_samples)
   cli.log('compiling')
@@ -42,6 +38,12 @@ def main(argv, f=flags.FLAGS):
   page = importlib.import_module('dsr_jax.demo.page')
   cli.log(f'open http://{f.host}:{f.port} (Ctrl-C ends it)')
   page.launch(page.build(views), f.host, f.port)
+
+
+def _load(name, f) -> api.Model:
+  cli.log(f'loading {name}')
+  base = f.base if locate.names_run(name) or not f.compare else ''
+  return api.load(name, template=f.template, base=base)
 
 
 def check_gradio():
@@ -69,9 +71,10 @@ def check_port(host: str, port: int):
 
 
 def define_flags(f=flags.FLAGS):
-  flags.DEFINE_string('model', None, f'The model: {locate.EXPECTED}.', flag_values=f)
-  flags.DEFINE_string(
-    'compare', None, 'A second model, which draws and speaks with the same seeds.', flag_values=f
+  flag_types.define_path('model', None, f'The model: {locate.EXPECTED}.', f)
+  locate.define_flags(f)
+  flag_types.define_path(
+    'compare', None, 'A second model, which draws and speaks with the same seeds.', f
   )
   flags.DEFINE_integer('num_samples', 8, 'How many pictures or texts of a click.', flag_values=f)
   flags.DEFINE_string(
@@ -81,5 +84,4 @@ def define_flags(f=flags.FLAGS):
 
 
 if __name__ == '__main__':
-  define_flags()
-  run_main(main)
+  cli.run_main(main, define_flags)

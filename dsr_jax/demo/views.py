@@ -333,6 +333,7 @@ def _read(file) -> Image.Image:
 
 
 def run_of(name: str) -> str:
-  """The workdir if a model's name is that of a run, else ''."""
-  path = name if os.path.isdir(name) else name.rpartition('@')[0]
-  return path if path and locate.is_run(path) else ''
+  """The workdir if a model's name is that of a run, its step or its role, else ''."""
+  without_role = name.rpartition(':')[0]
+  paths = (name, name.rpartition('@')[0], without_role, without_role.rpartition('@')[0])
+  return next((path for path in paths if path and locate.is_run(path)), '')

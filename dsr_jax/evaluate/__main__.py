@@ -14,9 +14,9 @@ import os
 from absl import flags
 import jax
 
-from dsr_jax import cli, config_loading, families, files, images
+from dsr_jax import cli, config_loading, families, files, flag_types, images
 from dsr_jax.convert import locate
-from dsr_jax.errors import InputError, run_main
+from dsr_jax.errors import InputError
 from dsr_jax.evaluate import benchmarks
 from dsr_jax.evaluate.sampler import ListSampler
 from dsr_jax.scenes import world
@@ -109,7 +109,7 @@ def main(argv, f=flags.FLAGS):
     name: {key: score['value'] for key, score in result['scores'].items()}
     for name, result in results.items()
   }
-  cli.print_json({'output': f.output, **values})
+  cli.print_json({'output': f.output, **values}, kept=f.output)
 
 
 def define_flags(f=flags.FLAGS):
@@ -119,12 +119,12 @@ def define_flags(f=flags.FLAGS):
     'and method.cfg_interval), keys set by --config.key=value.',
     f,
   )
-  flags.DEFINE_string('model', None, f'The model: {locate.EXPECTED}.', flag_values=f)
-  flags.DEFINE_string(
+  flag_types.define_path('model', None, f'The model: {locate.EXPECTED}.', f)
+  flag_types.define_path(
     'before',
     '',
     'A model to compare with: measured with the same seeds, differences are paired.',
-    flag_values=f,
+    f,
   )
   flags.DEFINE_list(
     'benchmarks',
@@ -138,14 +138,13 @@ def define_flags(f=flags.FLAGS):
     "Every sampled picture or text is the best of so many by the model's own reward.",
     flag_values=f,
   )
-  flags.DEFINE_string(
+  flag_types.define_path(
     'output',
     None,
     'Folder to write: new, empty, or an earlier output of this command.',
-    flag_values=f,
+    f,
   )
 
 
 if __name__ == '__main__':
-  define_flags()
-  run_main(main, config_loading.check_flags)
+  cli.run_main(main, define_flags)

@@ -95,6 +95,10 @@ class Family:
     trainable_parts: value of `method.trainable` -> the top-level parts that are trained.
     image_tokenizer: the part between pixels and codes: never trained, always float32.
     lora_targets: name of an adapter -> path of the stacked linear layer that it adapts.
+    room: config -> content tokens that fit beside a template and a picture in one sequence.
+    templates: values of `method.template`, the default first: each frames prompts and questions in
+      its own words. The processor has `template`, the one it uses, and `with_template(name)`. None
+      for a backbone without a choice.
   """
 
   name: str
@@ -107,6 +111,8 @@ class Family:
   trainable_parts: Mapping[str, tuple[str, ...]]
   image_tokenizer: str
   lora_targets: Mapping[str, tuple[str, ...]]
+  room: Callable[[Any], int] | None = None
+  templates: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

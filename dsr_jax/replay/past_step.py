@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from dsr_jax import cli, config_loading, saved_config
+from dsr_jax.convert import locate
 from dsr_jax.errors import InputError
 from dsr_jax.evaluate import ranking
 from dsr_jax.runtime import checkpoints as checkpoints_lib
@@ -64,6 +65,15 @@ def read_run(workdir: str):
   else:
     cli.log(f'note         found no {metrics_lib.FILE} in {workdir}')
   return config, {line.pop('step'): line for line in lines if 'loss' in line}
+
+
+def base_of(workdir: str, config, base: str = '') -> str:
+  """Where the model lies that a run began with; see `locate.base_of`."""
+  about = run_files.read_json(os.path.join(workdir, 'config.json'), '').get('about')
+  model = about.get('model') if isinstance(about, dict) else None
+  if base or (isinstance(model, dict) and 'directory' in model):
+    return locate.base_of(model or {'name': config.model}, workdir, base)
+  return config.model
 
 
 def check_step(step: int, lines: dict, workdir: str):

@@ -99,7 +99,7 @@ def _facts(training, config) -> list[tuple]:
       ('Model', config['about']['model']['name']),
       ('Objective', f'{m["objective"]}, {tasks}'),
       ('A step', f'{m["inputs_per_step"]} inputs × {m["group_size"]} candidates'),
-      ('Learning rate', f'{m["learning_rate"]:g}'),
+      ('Learning rate', f'{_learning_rate(m):g}'),
       ('Seed', m['seed']),
       ('Device', config['devices']),
       ('Steps', f'{done} of {m["steps"]}'),
@@ -107,6 +107,12 @@ def _facts(training, config) -> list[tuple]:
   if 'time/step_seconds' in training:
     facts.append(('Training', _duration(sum(training['time/step_seconds'][1]))))
   return facts
+
+
+def _learning_rate(method: dict) -> float:
+  """Of what is trained; method: as config.json has it."""
+  of_adapters = method.get('lora', {}) if method.get('trainable') == 'lora' else {}
+  return of_adapters.get('learning_rate', method['learning_rate'])
 
 
 def _whole_steps(evaluation, config) -> tuple[int, int]:

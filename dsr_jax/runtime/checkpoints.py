@@ -173,6 +173,16 @@ def read_state(directory, step, state):
   return dataclasses.replace(state, **{SAVED[name]: part for name, part in restored.items()})
 
 
+def newest_method(workdir) -> dict | None:
+  """The part `method` of the newest checkpoint with today's keys, None where there is none."""
+  steps = steps_in(workdir)
+  if not steps:
+    return None
+  directory = _directory(workdir)
+  with _reading(directory, steps[-1]):
+    return saved_config.of_run(_about(directory, steps[-1])['method'])
+
+
 def load_trained(workdir, step=None):
   """A run's trained parameters, without the run: (parameters, about, step) from
   `workdir/checkpoints`.
@@ -386,7 +396,7 @@ def check_same_run(saved, now, directory):
   Data and model are the same if their fingerprints are, wherever they lie by now.
   """
   different = saved_config.differences(
-    saved_config.completed(saved)['method'], saved_config.completed(now)['method'], 'method.'
+    saved_config.of_run(saved['method']), saved_config.of_run(now['method']), 'method.'
   )
   for part in ('data', 'model'):
     if saved[part]['fingerprint'] != now[part]['fingerprint']:

@@ -152,6 +152,10 @@ def describe_run(config, mesh, model, state, idle_bytes: int = 0):
     f'{m.group_size} candidates, '
     f'{m.steps} steps'
   )
+  rate = f'{m.peak_learning_rate:g} at most ({m.learning_rate_key})'
+  say(f'learning     {m.trainable}, at a rate of {rate}')
+  if m.template:
+    say(f'template     {m.template} (method.template)')
 
 
 def _bytes_a_device(tree):

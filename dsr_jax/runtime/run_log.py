@@ -26,6 +26,7 @@ class RunLog:
     self._progress = progress
     self._pending = []
     self._clock = time.perf_counter()
+    self._rate_key = config.method.learning_rate_key
     self._frozen_every = config.system.frozen_every
     self._probe_every = config.system.probe_every
     self._codes = codes_per_picture
@@ -56,7 +57,7 @@ class RunLog:
     if bad:
       raise InputError(
         f'found {bad} = {values[bad]} at step {step}; expected a finite number; lower '
-        'method.learning_rate, or look at the metrics before that step; the last good checkpoint '
+        f'{self._rate_key}, or look at the metrics before that step; the last good checkpoint '
         'is kept'
       )
     codes = self._codes * ('generation/loss' in values)

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import glob
 import importlib.metadata
+import importlib.util
 import json
 import os
 import socket
@@ -32,6 +33,7 @@ MIRRORED = (
   'samples',
   'evaluations',
 )
+STORES = {'gs': 'gcsfs', 's3': 's3fs'}  # kind of bucket -> the package that reaches it
 LOCK = '.lock'
 BUCKET_LOCK = 'run.lock'
 # A bucket's lock: its owner writes it anew every so often, and one that was not written for the
@@ -45,6 +47,11 @@ def check_writable(workdir):
   """InputError unless files can be made in `workdir`, or in the nearest folder above that exists;
   leaves nothing.
   """
+  if '://' in workdir:
+    raise InputError(
+      f'found --workdir={workdir}; expected a folder of this machine; name the bucket in '
+      'system.bucket'
+    )
   folder = os.path.abspath(workdir)
   while not os.path.lexists(folder):
     folder = os.path.dirname(folder)
@@ -57,6 +64,32 @@ def check_writable(workdir):
       'leave the '
       'run in; choose another --workdir'
     ) from e
+
+
+def check_bucket(bucket: str):
+  """InputError unless `bucket` can be one: a folder, or a store for which there is a package.
+
+  Nothing is asked of a network.
+  """
+  scheme, is_store, _ = bucket.partition('://')
+  if not is_store:
+    if os.path.lexists(bucket) and not os.path.isdir(bucket):
+      raise InputError(
+        f'found the file {bucket} in system.bucket; expected a folder, or gs://BUCKET/FOLDER; name '
+        'one'
+      )
+    return
+  package = STORES.get(scheme)
+  if package is None:
+    raise InputError(
+      f'found system.bucket={bucket}; expected a folder, or {" or ".join(STORES)} before the ://; '
+      'change it'
+    )
+  if not any(importlib.util.find_spec(name) for name in (package, 'tensorflow')):
+    raise InputError(
+      f'found system.bucket={bucket} and no package that reaches it; expected {package}; pip '
+      f'install {package}'
+    )
 
 
 def check_accelerator():

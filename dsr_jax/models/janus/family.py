@@ -2,8 +2,18 @@
 
 from dsr_jax import sharding
 from dsr_jax.models.janus import model
-from dsr_jax.models.janus.config import JanusConfig
+from dsr_jax.models.janus.config import ROLES, JanusConfig
 from dsr_jax.models.unified import Family
+
+
+def _room(config: JanusConfig) -> int:
+  """A picture is read as patches and drawn as codes: whichever are more."""
+  t, vision = config.templates, config.vision
+  reading = len(t.understanding_prefix + t.understanding_infix + t.understanding_suffix)
+  drawing = len(t.generation_prefix + t.generation_suffix)
+  taken = max(reading + vision.num_patches, drawing + config.num_codes)
+  return config.text.max_position_embeddings - taken
+
 
 _ATTENTION = ('q_proj', 'k_proj', 'v_proj', 'o_proj')
 _MLP = ('gate_proj', 'up_proj', 'down_proj')
@@ -57,4 +67,6 @@ JANUS = Family(
     **{name: (*_LAYERS, 'self_attn', name) for name in _ATTENTION},
     **{name: (*_LAYERS, 'mlp', name) for name in _MLP},
   },
+  room=_room,
+  templates=tuple(ROLES),
 )
