@@ -366,7 +366,7 @@ class Model:
       seed: text i is sampled with (seed, i), whatever the number of texts.
       temperature: of sampling; 0 is greedy.
       max_tokens: of the longest text.
-      crop: how the picture becomes a square: its centre ('crop') or whole between grey bars ('pad').
+      crop: how it becomes a square: 'crop' takes the centre, 'pad' all of it, between grey bars.
 
     Returns:
       `Description`s, best first by R_U; empty texts come last.
