@@ -472,7 +472,8 @@ class Model:
 
   def as_seen(self, image: AnyImage, crop: str | None = None) -> Image.Image:
     """A picture as the model reads it: square, RGB, of its size. Arguments as in `describe`."""
-    return Image.fromarray(images.to_uint8(self._pixels(image, crop)))
+    mode = crop or self._method.crop
+    return Image.fromarray(images.preprocess(_readable(image), self.image_size, mode=mode))
 
   # What the methods share.
 
@@ -503,7 +504,10 @@ class Model:
 
   def _checked(self, codes) -> np.ndarray:
     spec = self._inference.spec
-    found = np.asarray(codes)
+    try:
+      found = np.asarray(codes)
+    except ValueError:  # rows of several lengths
+      found = np.zeros(0)
     if (
       found.shape != (spec.num_codes,)
       or not np.issubdtype(found.dtype, np.integer)
@@ -620,6 +624,8 @@ def _config(config, overrides) -> config_lib.Config:
       node = node.setdefault(group, {}) if isinstance(node, dict) else {}
     if isinstance(node, dict):
       node[name] = value
+  for key in overrides:
+    config_loading.refuse_rate_of_others(key, saved_config.flat(tree))
   return config_loading.from_config_dict(tree)
 
 

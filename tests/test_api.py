@@ -205,6 +205,9 @@ def test_texts_come_best_first_and_repeat(model, pixels):
     (lambda m, p: m.score(PROMPT), 'found neither of image and codes'),
     (lambda m, p: m.score(PROMPT, p, codes=[1]), 'found both of image and codes'),
     (lambda m, p: m.score(PROMPT, codes=[1, 2]), r'found codes of shape \(2,\)'),
+    (lambda m, p: m.score(PROMPT, codes=[[1], [1, 2]]), r'found codes of shape \(0,\)'),
+    (lambda m, p: m.describe(p, crop='round'), "found picture mode 'round'"),
+    (lambda m, p: m.generate(PROMPT, cfg_interval=-1), 'found cfg_interval=-1'),
     (lambda m, p: m.score(PROMPT, codes=np.full(16, -1)), 'expected 16 whole numbers from 0'),
     (lambda m, p: dsr.load('/nowhere'), "found no model '/nowhere'"),
     (lambda m, p: dsr.load(None), 'found a model of type NoneType'),
@@ -214,6 +217,12 @@ def test_texts_come_best_first_and_repeat(model, pixels):
     (lambda m, p: dsr.train('scenes', 'x', {'method.steps': 'x'}), 'config.method.steps='),
     (lambda m, p: dsr.train('scenes', 'x', {'method.steps.a': 1}), 'config.method.steps='),
     (lambda m, p: dsr.train('scenes', 'x', {'nonsense.a': 1}), 'nonsense'),
+    (
+      lambda m, p: dsr.train(
+        'scenes', 'x', {'method.trainable': 'lora', 'method.learning_rate': 1e-4}
+      ),
+      'method.lora.learning_rate',
+    ),
     (lambda m, p: dsr.train('scenes', 'x', {'method.lora_rank': 1}), 'is now method.lora.rank'),
   ],
 )
