@@ -13,8 +13,22 @@ Importing the package imports no JAX: what is in `dsr_jax.api` is loaded when it
 import importlib
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from dsr_jax import environment
+
+if TYPE_CHECKING:  # for who checks types; `train` is the module too, see its end
+  from dsr_jax.api import (
+    Description,
+    Drawing,
+    Explanation,
+    InputError,
+    Model,
+    Run,
+    Score,
+    Word,
+    load,
+  )
 
 __version__ = '0.1.0'
 
@@ -44,9 +58,11 @@ if sys.argv[:1] == ['-m']:  # a command begins: python -m dsr_jax.NAME
 def __getattr__(name: str):
   if name not in __all__:
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-  value = getattr(importlib.import_module('dsr_jax.api'), name)
-  globals()[name] = value
-  return value
+  api = importlib.import_module('dsr_jax.api')
+  # With it has come the module `dsr_jax.train`, which can be called.
+  if name not in globals():
+    globals()[name] = getattr(api, name)
+  return globals()[name]
 
 
 def __dir__():

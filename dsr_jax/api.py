@@ -546,7 +546,7 @@ class Model:
   @functools.cached_property
   def _unseen(self) -> list[tuple[np.ndarray, np.ndarray]]:
     """Codes and pixels of pictures without a prompt: guidance 0 is the unconditional branch."""
-    ids = self._inference.encode(self.question, 'prompt')  # any text: it is not looked at
+    ids = self._inference.encode(self.question, 'prompt')  # any text: its length alone is seen
     codes, _ = self._inference.draw(ids, UNSEEN, temperature=1.0, guidance=0.0, seed=0)
     return [(code, self._inference.decode(code)) for code in codes]
 

@@ -10,6 +10,7 @@ import pytest
 
 import dsr_jax as dsr
 from dsr_jax import api, config_loading, images, inference
+from dsr_jax import train as train_lib
 from dsr_jax.convert import locate
 
 PROMPT = 'a red circle left of a blue square'
@@ -48,8 +49,9 @@ def test_importing_the_package_imports_nothing_heavy():
 def test_every_public_name_is_there_and_documented():
   assert set(dsr.__all__) == {*api.__all__, '__version__'}
   for name in api.__all__:
-    assert getattr(dsr, name) is getattr(api, name)
     assert getattr(api, name).__doc__
+    # dsr_jax.train is the module of the loop too, and stays it.
+    assert getattr(dsr, name) is (getattr(api, name) if name != 'train' else train_lib)
   for name in ('generate', 'describe', 'score', 'explain', 'as_seen'):
     assert getattr(api.Model, name).__doc__
 
@@ -148,7 +150,7 @@ def test_an_explanation_compares_with_pictures_and_codes_without_a_text(model, d
   assert [w.text for w in found.words] == PROMPT.split()
 
   # Its words, from scores alone: codes of the unconditional branch, log of the mean likelihood.
-  ids = model._inference.encode('anything at all', 'prompt')
+  ids = model._inference.encode(model.question, 'prompt')
   codes, _ = model._inference.draw(ids, api.UNSEEN, temperature=1.0, guidance=0.0, seed=0)
   others = np.exp([model.score(PROMPT, codes=c).text_logps.astype(np.float64) for c in codes])
   heat = drawn[0].text_logps - np.log(others.mean(axis=0))
@@ -243,6 +245,20 @@ def test_a_config_comes_by_name_by_file_as_a_tree_and_as_a_record():
   for other in (path, tree, config_loading.from_config_dict(tree)):
     assert api._config(other, overrides) == by_name
   assert api._config('scenes_tiny', {}) == config_loading.load('scenes_tiny')
+
+
+def test_the_module_of_the_loop_can_be_called_whatever_was_imported_first():
+  code = (
+    'import dsr_jax as dsr\n'
+    '{}\n'
+    'try:\n  dsr.train("nonsense", "x")\n'
+    'except dsr.InputError as e:\n  assert "no config file at nonsense" in str(e)\n'
+    'else:\n  raise AssertionError\n'
+    'from dsr_jax import train\n'
+    'assert callable(train.run) and callable(dsr.train.Builders)\n'
+  )
+  for first in ('', 'from dsr_jax import train'):
+    subprocess.run([sys.executable, '-c', code.format(first)], cwd=ROOT, check=True)
 
 
 def test_train_runs_and_its_workdir_loads(monkeypatch, tmp_path):
