@@ -75,12 +75,10 @@ def main() -> int:
   if arguments[:1] == ['help']:  # `dsr help`, `dsr help train`
     arguments = [*arguments[1:2], '--help']
   if not arguments or arguments[0] in ('--help', '-h', '-help', '-?'):
-    print(usage())
-    return 0
+    return _said(usage())
   name, *rest = arguments
   if name in ('--version', '-version', '-V'):
-    print(f'dsr_jax {dsr_jax.__version__}')
-    return 0
+    return _said(f'dsr_jax {dsr_jax.__version__}')
   if name not in COMMANDS:
     print(f'error: {_refusal(name)}', file=sys.stderr)
     return 2
@@ -88,6 +86,12 @@ def main() -> int:
   sys.excepthook = environment.while_imported
   # With `alter_sys` absl finds the module's own words for --help.
   runpy.run_module(COMMANDS[name].module, run_name='__main__', alter_sys=True)
+  return 0
+
+
+def _said(text: str) -> int:
+  print(text)
+  environment.flush()  # `| head` ends without a word
   return 0
 
 

@@ -222,7 +222,8 @@ def test_a_steps_candidates_are_its_sheet_and_rewards(model, tmp_path):
 # The command.
 
 
-def test_a_port_that_is_taken_is_one_sentence():
+def test_a_port_that_is_taken_is_one_sentence(monkeypatch):
+  monkeypatch.setattr(command, 'check_gradio', lambda: None)
   with socket.socket() as taken:
     taken.bind(('127.0.0.1', 0))
     taken.listen()

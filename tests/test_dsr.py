@@ -94,6 +94,13 @@ def test_a_command_says_what_its_module_says():
   assert both[0].stderr == both[1].stderr and 'found no --model' in both[0].stderr
 
 
+def test_a_reader_that_has_left_costs_no_word():
+  done = subprocess.run(
+    f'{sys.executable} -m dsr_jax | true', shell=True, cwd=ROOT, capture_output=True, text=True
+  )
+  assert not done.stderr
+
+
 def test_the_list_comes_without_jax():
   code = (
     'import sys; sys.argv = ["dsr"]; from dsr_jax import __main__ as dsr; dsr.main();'
