@@ -90,8 +90,10 @@ def main() -> int:
 
 
 def _said(text: str) -> int:
-  print(text)
-  environment.flush()  # `| head` ends without a word
+  try:
+    print(text, flush=True)
+  except BrokenPipeError:  # as of `| head`
+    environment.drop(sys.stdout)
   return 0
 
 
