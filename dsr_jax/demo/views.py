@@ -204,15 +204,22 @@ class Views:
           temperature=temperature,
         )
       )
-    model, best = self._models[0], rows[0][0]
-    square = model.as_seen(image)
+    best = rows[0][0]
+    square = self._models[0].as_seen(image)
     return _render(
       'describe.html.j2',
       question=question or self.question,
       picture=Picture(_src(square), 'the picture as the model sees it', []),
       rows=[(m.name, [_said(d) for d in described]) for m, described in zip(self._models, rows)],
-      heat=_heat(best.text, model.explain(best.text, image), square) if best.text else None,
+      heat=self._heat_of_text(best.text, image, square),
     )
+
+  def _heat_of_text(self, text, image, square) -> Heat | None:
+    """None for a text that cannot be read back: an empty one, or noise of too many tokens."""
+    try:
+      return _heat(text, self._models[0].explain(text, image), square)
+    except InputError:
+      return None
 
   # A step.
 
