@@ -1,6 +1,7 @@
 """The page to click on: what its buttons show, and what they refuse."""
 
 import contextlib
+import dataclasses
 import html.parser
 import io
 import os
@@ -21,11 +22,14 @@ from run_command import run
 
 from dsr_jax import api
 from dsr_jax import demo as demo_package
+from dsr_jax.convert import locate
 from dsr_jax.demo import __main__ as command
 from dsr_jax.demo import views as views_lib
 from dsr_jax.errors import InputError
+from dsr_jax.inference import Inference
 
-EVIL = '<script>alert(1)</script><img src=x onerror=alert(2)> {{7*7}} ${7*7} "\'`'
+EVIL = '<script>alert(1)</script>{{7*7}}'
+MORE_EVIL = '<script>alert(1)</script><img src=x onerror=alert(2)> {{7*7}} ${7*7} "\'`'
 PROMPT = 'a red circle left of a blue square'
 
 
@@ -53,7 +57,9 @@ class Tags(html.parser.HTMLParser):
 
 @pytest.fixture(scope='module')
 def model(hf_directory):
-  return api.load(hf_directory)
+  source = locate.resolve(str(hf_directory))
+  method = dataclasses.replace(source.method, max_text_tokens=12)  # a random model finds no end
+  return api.Model(Inference(dataclasses.replace(source, method=method)))
 
 
 @pytest.fixture(scope='module')
@@ -121,6 +127,18 @@ def test_texts_are_shown_best_first_with_their_rewards(model, views, tmp_path):
     if t.reward_understanding is not None
   ]
   assert places and places == sorted(places)
+
+
+def test_a_text_that_cannot_be_read_back_is_shown_without_a_heat(views, tmp_path, monkeypatch):
+  path = tmp_path / 'x.png'
+  Image.new('RGB', (9, 9), 'red').save(path)
+
+  def refuse(*args):
+    raise InputError('found a text of 448 tokens')
+
+  monkeypatch.setattr(api.Model, 'explain', refuse)
+  shown = Tags(views.describe(str(path)))
+  assert 'R_U' in shown.words and 'heat' not in dict(shown.attributes).values()
 
 
 # What is refused, and what is put into the page.
@@ -342,10 +360,10 @@ def test_a_script_in_a_prompt_and_a_broken_upload_are_shown_and_not_run(
   chromium, address, tmp_path
 ):
   page = opened(chromium, address, 1400)
-  draw(page, EVIL)
+  draw(page, MORE_EVIL)
   title = page.locator('.dsr h2')
   title.wait_for()
-  assert title.inner_text() == EVIL and title.locator('*').count() == 0
+  assert title.inner_text() == MORE_EVIL and title.locator('*').count() == 0
   (tmp_path / 'x.png').write_bytes(b'\x89PNG\r\n\x1a\nnonsense')
   page.get_by_role('tab', name='Describe').click()
   page.locator('input[type=file]').set_input_files(tmp_path / 'x.png')
