@@ -129,6 +129,18 @@ def test_texts_are_shown_best_first_with_their_rewards(model, views, tmp_path):
   assert places and places == sorted(places)
 
 
+def test_a_text_that_came_several_times_is_shown_once():
+  def text(words, candidate, reward):
+    return api.Description(words, candidate, reward, reward, True, [1], np.zeros(2))
+
+  found = [text('no', 2, -1.0), text('no', 0, -1.0), text('yes', 1, -2.0), text('', 3, None)]
+  assert views_lib._texts_of(found) == [
+    ('no', 'R_U -1.000, R_G -1.000, 2 times'),
+    ('yes', 'R_U -2.000, R_G -2.000'),
+    ('(empty)', 'no reward'),
+  ]
+
+
 def test_a_text_that_cannot_be_read_back_is_shown_without_a_heat(views, tmp_path, monkeypatch):
   path = tmp_path / 'x.png'
   Image.new('RGB', (9, 9), 'red').save(path)

@@ -7,6 +7,7 @@ does not grow with users.
 Axes: N image codes, H W pixels.
 """
 
+import collections
 import glob
 import os
 import threading
@@ -210,7 +211,7 @@ class Views:
       'describe.html.j2',
       question=question or self.question,
       picture=Picture(_src(square), 'the picture as the model sees it', []),
-      rows=[(m.name, [_said(d) for d in described]) for m, described in zip(self._models, rows)],
+      rows=[(model.name, _texts_of(described)) for model, described in zip(self._models, rows)],
       heat=self._heat_of_text(best.text, image, square),
     )
 
@@ -289,12 +290,25 @@ def _heat(title: str, found: api.Explanation, image: Image.Image) -> Heat:
   return Heat(title, words, html.patches(np.asarray(image), np.ravel(found.patches)))
 
 
-def _said(described: api.Description) -> tuple[str, str]:
-  """A text, and what is said of it."""
+def _texts_of(described: list[api.Description]) -> list[tuple[str, str]]:
+  """Texts, and what is said of each; one that came several times is there once."""
+  times = collections.Counter(d.text for d in described)
+  first = {d.text: d for d in reversed(described)}
+  return [(d.text or '(empty)', _said(d, times[d.text])) for d in described if first[d.text] is d]
+
+
+def _said(described: api.Description, times: int) -> str:
+  lines = []
   if described.reward_understanding is None:
-    return '(empty)', 'no reward'
-  said = f'R_U {described.reward_understanding:.3f}, R_G {described.reward_generation:.3f}'
-  return described.text, said if described.ended else f'{said}, cut off'
+    lines.append('no reward')
+  else:
+    lines.append(f'R_U {described.reward_understanding:.3f}')
+    lines.append(f'R_G {described.reward_generation:.3f}')
+  if not described.ended:
+    lines.append('cut off')
+  if times > 1:
+    lines.append(f'{times} times')
+  return ', '.join(lines)
 
 
 # What is asked.
