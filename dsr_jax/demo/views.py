@@ -30,7 +30,7 @@ SMALLEST = 160  # pixels of a picture on the page, at least
 BEST_OF = (1, 2, 4, 8, 16, 32)
 # What can be chosen: each value is a program of its own, so there are few.
 TEMPERATURES = {'as it is (1)': 1.0, 'calmer (0.7)': 0.7, 'greedy (0)': 0.0}
-OWN_GUIDANCE = "the model's own"
+OWN_GUIDANCE = 'its own'
 GUIDANCES = {OWN_GUIDANCE: None, 'none (1)': 1.0, 'some (2)': 2.0, 'much (5)': 5.0}
 
 
