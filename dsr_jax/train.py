@@ -12,6 +12,9 @@ from collections.abc import Callable
 import contextlib
 import dataclasses
 import functools
+import importlib
+import sys
+import types
 from typing import Any
 
 import jax
@@ -457,3 +460,17 @@ def check_finite(state, step, workdir, key='method.learning_rate'):
       f'found parameters that are not finite after step {step}; expected finite numbers; lower '
       f'{key}: the last good checkpoint is kept in {workdir}'
     )
+
+
+# `dsr_jax.train` is this module for the code, and `dsr.train(config, workdir)` for people.
+
+
+class _CalledAsFunction(types.ModuleType):
+  """A module that does what `api.train` does when it is called."""
+
+  def __call__(self, config, workdir, overrides=None):
+    """See `dsr_jax.api.train`."""
+    return importlib.import_module('dsr_jax.api').train(config, workdir, overrides)
+
+
+sys.modules[__name__].__class__ = _CalledAsFunction
