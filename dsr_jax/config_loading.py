@@ -162,6 +162,7 @@ _CHOICES = {
   'method.crop': config_lib.CROPS,
   'system.compute_dtype': config_lib.DTYPES,
   'system.cache_dtype': config_lib.CACHE_DTYPES,
+  'system.track': config_lib.TRACKERS,
   'eval.benchmark': config_lib.BENCHMARKS,
 }
 _AT_LEAST = {  # least value -> keys
@@ -212,6 +213,7 @@ _AT_LEAST = {  # least value -> keys
     'system.eval_every',
     'system.keep_every',
     'eval.seed',
+    'eval.watched',
   ),
 }
 _ABOVE_ZERO = (

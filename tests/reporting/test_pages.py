@@ -8,7 +8,8 @@ from run_command import Page
 
 from dsr_jax.probe import page as probe_page
 from dsr_jax.replay import page as replay_page
-from dsr_jax.reporting import charts, html, run_page
+from dsr_jax.report import page as run_page
+from dsr_jax.reporting import charts, html
 
 NASTY = '<script>alert("x")</script> & \'quotes\' {{ 7 * 7 }} </style>'
 SIDE, GROUP, CODES = 16, 2, 16
@@ -186,7 +187,7 @@ def test_a_run_compares_before_and_after_on_the_same_lists_alone(tmp_path):
     'eval/generation/mean_high': {0: 0.6, 2: 0.8},
   }
   unfinished = ' '.join(Page(run_of(tmp_path / 'a', curves, config(4))).words)
-  assert 'so far: step 2, the beginning of the list' in unfinished and '+0.250' not in unfinished
+  assert 'not measured before on the same list' in unfinished and '+0.250' not in unfinished
   finished = run_of(tmp_path / 'b', curves, config(2))
   assert '<div class="was up">+0.250</div>' in finished
 

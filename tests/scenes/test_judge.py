@@ -275,8 +275,8 @@ REASONS = {
     Atoms((Clause(4), Clause(1)), (Relation(0, 'above', 1),)),
     'position',
     [Thing(4, 0, 0, 8, 2, 0), Thing(1, 0, 0, 8, 4, 5)],
-    'the triangle is not above the diamond: it lies 20 pixels left and 8 pixels above; the rule asks '
-    'that the way in that direction, 1.6 pixels left out, is more than half of the distance',
+    'the triangle is not above the diamond: it lies 20 pixels left and 8 pixels above; the rule '
+    'asks that the way in that direction, 1.6 pixels left out, is more than half of the distance',
   ),
   'a ring next to a disc': (
     Atoms((Clause(3), Clause(2)), (Relation(0, 'next', 1),)),
