@@ -59,11 +59,18 @@ def probe_html(tmp_path):
   about = dict.fromkeys(('model', 'prompts', 'images', 'device', 'date'), NASTY)
   about |= dict(inputs=1, candidates=GROUP, temperature=1.0, guidance=1.0, seed=0)
   gate = dict(gate=NASTY, value=None, relation='>=', threshold=0.5, passed=None, reason=NASTY)
+  gate |= dict(chief=True, missing=NASTY, cases=None)
   rows = {
     'inputs': 1,
     'candidates': GROUP,
     'reward': dict(best=-1.0, mean=-2.0, worst=-3.0),
-    'verdict': dict(go=False, gates=[gate, {**gate, 'value': 0.4, 'passed': False}], blind=[NASTY]),
+    'verdict': dict(
+      go=False,
+      verdict=NASTY,
+      gates=[gate, {**gate, 'value': 0.4, 'missing': '', 'passed': False}],
+      not_measured=[NASTY],
+      blind=[NASTY],
+    ),
     'swaps': {NASTY: {**estimate(0.5), 'cases': 3}},
   }
   generation = rows | {
@@ -72,7 +79,7 @@ def probe_html(tmp_path):
     },
     'best_of': dict(by_reward=[0.5, 0.6], by_judge=[0.5, 0.7]),
   }
-  numbers = dict(about=about, go=False, generation=generation, understanding=rows)
+  numbers = dict(about=about, go=False, verdict=NASTY, generation=generation, understanding=rows)
   spans = [(i, i + 1) for i in range(len(NASTY))]
   shown = {
     'generation': dict(
