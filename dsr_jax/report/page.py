@@ -168,7 +168,9 @@ def write(workdir):
   name = os.path.basename(os.path.abspath(workdir))
   last = _steps(curves, config)
   done = max((steps[-1] for steps, _ in training.values()), default=0)
-  compared = same_items.compare(workdir, last) if evaluation else []
+  compared = same_items.compare(workdir, last, _chief_of(evaluation)) if evaluation else []
+  order = _chief_of(evaluation)
+  compared.sort(key=lambda one: order.index(one.name))
   rows = same_items.evaluations(workdir)
   chief, others = _evaluation_charts(evaluation, rows, last)
   training_charts = _training_charts(training, config)
@@ -209,7 +211,7 @@ def _steps(curves, config) -> int:
 def _result(compared: list[Compared], done: int, last: int) -> str:
   """The result in a sentence or two."""
   where = f'After all {last} steps' if done >= last else f'After {done} of {last} steps'
-  chief = [one for one in _chief(compared) if one.change is not None]
+  chief = [one for one in compared if one.change is not None]
   if not chief:
     return f'{where}. Nothing has been measured before and after yet.'
   better = [one for one in chief if _verdict(one) == 'up']
@@ -228,13 +230,14 @@ def _result(compared: list[Compared], done: int, last: int) -> str:
   return f'{where}, on the same items as before: {". ".join(parts)}.{unfinished}'
 
 
-def _chief(compared: list[Compared]) -> list[Compared]:
-  """The scores that come first: rewards of the fixed list, and what has a title of its own; all, if
-  none has.
+def _chief_of(evaluation) -> list[str]:
+  """The scores that come first: rewards of the fixed list, and what has a title of its own; the
+  first ones, if none has.
   """
-  names = [name for name in (*FIXED, *TITLES) if 'reward' in name or name in TITLES]
-  found = [one for name in names for one in compared if one.name == name]
-  return found or compared[:MAX_TILES]
+  names = [name for name in FIXED if 'reward' in name] + list(TITLES)
+  found = [name for name in names if name in evaluation]
+  plain = [name for name in evaluation if not name.endswith(('_low', '_high'))]
+  return found or plain[:MAX_TILES]
 
 
 def _verdict(one: Compared) -> str:
@@ -249,7 +252,7 @@ def _verdict(one: Compared) -> str:
 def _tiles(compared: list[Compared]) -> list[page.Tile]:
   """The chief scores: now, and how they changed over the same items."""
   tiles = []
-  for one in _chief(compared):
+  for one in compared:
     value = one.before if one.after is None else one.after
     lines, change = [], ''
     if one.change is None:
@@ -305,7 +308,7 @@ def _fixed_charts(evaluation, rows) -> list[Chart]:
     role = 'initial' if 'reward' in name else _role_of_list(name)
     if name in same_items.MEASURES:
       points, counted = same_items.curve(rows, name)
-      series = _with_intervals(points, counted, role)
+      series = _over_same_items(points, counted, role)
     else:
       series = None
     series = series or Series('', role, *evaluation[name])
@@ -317,10 +320,12 @@ def _role_of_list(name) -> str:
   return 'understanding' if 'text' in name else 'generation'
 
 
-def _with_intervals(points, counted, role) -> Series | None:
+def _over_same_items(points, counted, role) -> Series | None:
   if not points:
     return None
   steps, values, low, high = (list(column) for column in zip(*points))
+  if low[0] is None:
+    low = high = None
   return Series(f'{counted}, the same at every step', role, steps, values, low, high)
 
 
@@ -336,7 +341,7 @@ def _evaluation_charts(evaluation, rows, last) -> tuple[list[Chart], list[Chart]
     is_whole = [step in (0, last) for step in steps]
     series = []
     if key in same_items.MEASURES:
-      found = _with_intervals(*same_items.curve(rows, key), role)
+      found = _over_same_items(*same_items.curve(rows, key, has_interval), role)
       series += [found] if found else []
     if not series:
       beginnings = [not whole for whole in is_whole]

@@ -8,7 +8,7 @@ the rows that each evaluation leaves (`WORKDIR/evaluations`), with a paired inte
 Axes: P prompts, S samples of a prompt, C clusters (pictures), M sums, R resamples.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 import functools
 import glob
 import os
@@ -93,12 +93,12 @@ class Compared(NamedTuple):
 
 
 class Point(NamedTuple):
-  """A score of one step with its 95 % interval."""
+  """A score of one step with its 95 % interval, if that was asked for."""
 
   step: int
   value: float
-  low: float
-  high: float
+  low: float | None = None
+  high: float | None = None
 
 
 Rows = dict[str, np.ndarray]  # of one evaluation: {name: (P, S) or (C, M)}
@@ -131,10 +131,11 @@ def _rows(name: str, values) -> np.ndarray | None:
   return rows if good and columns in (None, rows.shape[-1]) else None
 
 
-def compare(workdir: str, steps: int) -> list[Compared]:
+def compare(workdir: str, steps: int, names: Container[str] | None = None) -> list[Compared]:
   """Every score of a run's last evaluation beside its first.
 
-  steps: of the whole run: its first and last evaluation have the whole lists.
+  steps: of the whole run: its first and last evaluation have the whole lists. names: the scores
+  that are asked for; all, if None.
   """
   curves = metrics_lib.read(workdir)
   curves = {key[5:]: curve for key, curve in curves.items() if key.startswith('eval/')}
@@ -142,7 +143,7 @@ def compare(workdir: str, steps: int) -> list[Compared]:
   return [
     _compared(name, curve, rows, steps)
     for name, curve in curves.items()
-    if not name.endswith(('_low', '_high'))
+    if not name.endswith(('_low', '_high')) and (names is None or name in names)
   ]
 
 
@@ -158,8 +159,8 @@ def _compared(name: str, curve, rows: dict[int, Rows], steps: int) -> Compared:
       found = difference(measure, last, first)
       return Compared(
         name,
-        estimate(measure, first).value,
-        estimate(measure, last).value,
+        value(measure, first),
+        value(measure, last),
         step,
         found.low,
         found.high,
@@ -170,18 +171,21 @@ def _compared(name: str, curve, rows: dict[int, Rows], steps: int) -> Compared:
   return Compared(name, values[0] if at[0] == 0 and same else None, after, step)
 
 
-def curve(workdir_rows: dict[int, Rows], name: str) -> tuple[list[Point], str]:
+def curve(rows: dict[int, Rows], name: str, intervals: bool = True) -> tuple[list[Point], str]:
   """A score at every step that was evaluated, over the items that all of them have; and which those
   are. Nothing where rows are missing.
+
+  rows: of `evaluations`. intervals: whether each point has one, which costs 2,000 resamples.
   """
   measure = MEASURES[name]
-  steps = [step for step, found in sorted(workdir_rows.items()) if measure.rows in found]
+  steps = [step for step, found in sorted(rows.items()) if measure.rows in found]
   if len(steps) < 2:
     return [], ''
-  lists = common([workdir_rows[step][measure.rows] for step in steps], measure)
-  if len({rows.shape for rows in lists}) > 1:
+  lists = common([rows[step][measure.rows] for step in steps], measure)
+  if len({one.shape for one in lists}) > 1:
     return [], ''
-  points = [Point(step, *estimate(measure, rows)) for step, rows in zip(steps, lists)]
+  how = estimate if intervals else lambda measure, one: (value(measure, one),)
+  points = [Point(step, *how(measure, one)) for step, one in zip(steps, lists)]
   return points, _counted(measure, lists[0])
 
 
@@ -197,6 +201,12 @@ def common(lists: list[np.ndarray], measure: Measure) -> list[np.ndarray]:
     else rows
     for rows in lists
   ]
+
+
+def value(measure: Measure, rows: np.ndarray) -> float:
+  """The score of rows."""
+  sums, _ = _sums(measure, rows)
+  return float(measure.statistic(sums.sum(axis=0)[None])[0])
 
 
 def estimate(measure: Measure, rows: np.ndarray) -> stats.Estimate:
