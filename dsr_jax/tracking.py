@@ -78,7 +78,7 @@ class Tracked:
     """Sends what is left."""
     self._writer.close()
     self._send(before=None)
-    self._run.finish(quiet=True)
+    self._run.finish()
 
   def _send(self, before: int | None):
     """Sends the rows of all steps before `before`."""

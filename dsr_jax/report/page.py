@@ -9,6 +9,8 @@ import json
 import os
 from typing import NamedTuple
 
+import numpy as np
+
 from dsr_jax import files
 from dsr_jax.report import before_after, same_items
 from dsr_jax.report.same_items import Compared
@@ -175,7 +177,8 @@ def write(workdir):
   chief, others = _evaluation_charts(evaluation, rows, last)
   training_charts = _training_charts(training, config)
   other_charts = _other_charts(training)
-  flat = [one for one in (*training_charts, *other_charts) if one.flat]
+  fixed = _fixed_charts(evaluation, rows)
+  flat = [one for one in (*fixed, *chief, *others, *training_charts, *other_charts) if one.flat]
   text = page.render(
     'run.html.j2',
     title=f'{name}: dual self-rewards',
@@ -185,17 +188,22 @@ def write(workdir):
     tiles=_tiles(compared),
     drawn=before_after.items(workdir, 'generation'),
     described=before_after.items(workdir, 'understanding'),
-    fixed_charts=_fixed_charts(evaluation, rows),
-    evaluations=chief,
-    other_evaluations=others,
-    training_charts=[one for one in training_charts if not one.flat],
+    fixed_charts=_moving(fixed),
+    evaluations=_moving(chief),
+    other_evaluations=_moving(others),
+    training_charts=_moving(training_charts),
     sheets=_sheets(workdir),
-    other_charts=[one for one in other_charts if not one.flat],
+    other_charts=_moving(other_charts),
     flat=page.Table(['', 'value'], [[one.title, one.flat] for one in flat]),
     evaluation_table=_evaluation_table(evaluation),
     settings=json.dumps(config, indent=2, sort_keys=True) if config else '',
   )
   return files.write_text(os.path.join(workdir, 'report.html'), text)
+
+
+def _moving(charts: list[Chart]) -> list[Chart]:
+  """Without those whose curves do not change: they are one number each."""
+  return [one for one in charts if not one.flat]
 
 
 # The result.
@@ -346,7 +354,9 @@ def _evaluation_charts(evaluation, rows, last) -> tuple[list[Chart], list[Chart]
     if not series:
       beginnings = [not whole for whole in is_whole]
       series.append(_some(steps, values, interval, beginnings, 'its beginning', role, True))
-    series.append(_some(steps, values, interval, is_whole, 'the whole list', role, False))
+    # Where every list was whole the two are one curve.
+    if len(series[0].values) < len(values) or not np.allclose(values, series[0].values):
+      series.append(_some(steps, values, interval, is_whole, 'the whole list', role, False))
     series = [one for one in series if one.steps]
     lower = key.endswith(same_items.LOWER_IS_BETTER)
     note = 'Lower is better.' if lower else 'Higher is better.'

@@ -243,6 +243,5 @@ def _prompts(per_task: int) -> tuple[grammar.Prompt, ...]:
 
 def _counted(measure: Measure, rows: np.ndarray) -> str:
   number = len(rows) // len(grammar.GENEVAL) if measure.task else len(rows)
-  if measure.rows in PICTURES or measure.rows == 'watched_understanding':
-    return f'{number} pictures'
-  return f'{number} prompts'
+  pictures = measure.rows in PICTURES or measure.rows == 'watched_understanding'
+  return f'{number} {"picture" if pictures else "prompt"}{"s" if number != 1 else ""}'

@@ -104,7 +104,7 @@ def _line(one: Compared, width: int) -> str:
   cells = [_number(one.before), _number(one.after), _number(one.change, '+.4f')]
   line = f'  {title_of(one.name):{width}} ' + ' '.join(f'{cell:>9}' for cell in cells)
   if one.low is not None:
-    line += f'   {one.low:+.4f} to {one.high:+.4f}, {one.items}'
+    line += f'   {_number(one.low, "+.4f")} to {_number(one.high, "+.4f")}, {one.items}'
   return line.rstrip()
 
 

@@ -178,14 +178,14 @@ def evolution(results, base):
       whole = results.difference(base, variant, 'base', measure)
       if whole is not None:
         low, high = whole.interval
-        at = 1.04 + 0.03 * CURVES.index(variant)
+        at = 1.08 + 0.03 * CURVES.index(variant)
         point = Point(at, 100 * whole.value, 100 * low, 100 * high)
         _dot(panel, point, color, hollow=True)
     panel.axhline(0, color=FAINT, linewidth=1, linestyle=':')
     _title(panel, _heading(measure))
     panel.set(xlabel='share of the run', ylabel=GAINED)
     panel.set_xticks([0, 0.25, 0.5, 0.75, 1])
-    panel.set_xlim(-0.06, 1.2)
+    panel.set_xlim(-0.06, 1.24)
     notes.append(_lists(results, base, next(iter(found)), measure))
   titles = [variants_lib.VARIANTS[v].title for v in shown]
   _legend(figure, [(title, COLORS[CURVES.index(v)]) for title, v in zip(titles, shown)])
