@@ -273,6 +273,7 @@ _CHOICES = {
   'system.compute_dtype': config_lib.DTYPES,
   'system.cache_dtype': config_lib.CACHE_DTYPES,
   'data.bad_images': config_lib.BAD_IMAGES,
+  'system.track': config_lib.TRACKERS,
   'eval.benchmark': config_lib.BENCHMARKS,
 }
 _AT_LEAST = {  # least value -> keys
@@ -325,6 +326,7 @@ _AT_LEAST = {  # least value -> keys
     'system.keep_every',
     'data.seed',
     'eval.seed',
+    'eval.watched',
   ),
 }
 _ABOVE_ZERO = (
