@@ -26,6 +26,7 @@ DTYPES = ('float32', 'bfloat16')
 CACHE_DTYPES = ('', 'int8')
 BAD_IMAGES = ('error', 'skip')
 BENCHMARKS = ('scenes', 'none')
+TRACKERS = ('', 'wandb')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,11 +229,12 @@ class System:
   frozen_every: int = 10
   # steps between scores of swapped prompts and of coarse pictures, a forward pass each; 0 never
   probe_every: int = 0
-  samples_every: int = 50  # steps between pictures of candidates; 0 never
+  samples_every: int = 50  # steps between pictures, and rows, of all candidates; 0 never
   eval_every: int = 100  # steps between evaluations; 0 only before and after
   save_every: int = 50  # steps between checkpoints; the last step always has one
   keep_last: int = 2
   keep_every: int = 0  # steps whose multiples are kept for good; 0 none
+  track: str = ''  # 'wandb': metrics and pictures also go to Weights & Biases; '' nowhere
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,6 +264,9 @@ class Eval:
   quick_prompts_per_task: int = 16  # during
   quick_pictures: int = 64
   chunk: int = 50  # prompts or pictures at once
+  # prompts, and pictures, of the run's own data that are drawn and described at every evaluation
+  # with the same keys, and scored by the initial model; 0: none
+  watched: int = 24
   # the initial model is also measured at these two, its best on validation; -1: it is not
   tuned_temperature: float = -1.0
   tuned_guidance: float = 1.0

@@ -114,7 +114,7 @@ def load(name, **overrides):
     node[last] = value
   values = saved_config.flat(config.to_dict())
   for key in overrides:
-    _refuse_rate_of_others(key.replace('__', '.'), values)
+    refuse_rate_of_others(key.replace('__', '.'), values)
   return from_config_dict(config)
 
 
@@ -173,7 +173,7 @@ def check_flags(argv, default=None) -> str:
   known = saved_config.flat(read(path).to_dict())
   typed = {name.removeprefix('config.'): value for name, _, value in pairs if '.' in name}
   for key in typed:
-    _refuse_rate_of_others(key, {**known, **typed})
+    refuse_rate_of_others(key, {**known, **typed})
   for name, equals, value in pairs:
     key = name.removeprefix('config.').removeprefix('noconfig.')
     if key == name:
@@ -203,7 +203,7 @@ def _pairs(argv) -> list[tuple[str, str, str]]:
   return pairs
 
 
-def _refuse_rate_of_others(key, values):
+def refuse_rate_of_others(key, values):
   """InputError where `key`, which was typed, is the rate of weights that are not trained.
 
   values: of all keys, {'method.trainable': 'lora'}; they may stand in a group, as `run.method...`.
@@ -273,6 +273,7 @@ _CHOICES = {
   'system.compute_dtype': config_lib.DTYPES,
   'system.cache_dtype': config_lib.CACHE_DTYPES,
   'data.bad_images': config_lib.BAD_IMAGES,
+  'system.track': config_lib.TRACKERS,
   'eval.benchmark': config_lib.BENCHMARKS,
 }
 _AT_LEAST = {  # least value -> keys
@@ -325,6 +326,7 @@ _AT_LEAST = {  # least value -> keys
     'system.keep_every',
     'data.seed',
     'eval.seed',
+    'eval.watched',
   ),
 }
 _ABOVE_ZERO = (

@@ -145,6 +145,15 @@ def _read_prompts(graphdef, params, prompt, codes, first, seed, instruction, *, 
   return dual.generation(model, pictures, prompt, instruction, how, keys=score_keys(model, keys))
 
 
+@functools.partial(jax.jit, static_argnames=('graphdef', 'how', 'eos_id'))
+def _score_texts(graphdef, params, codes, text, first, seed, *, how, eos_id):
+  """codes (P, N), text (P, G, T) -> R_U (P, G)."""
+  model = nnx.merge(graphdef, params)
+  keys = score_keys(model, row_keys(jax.random.key(seed), first, *text.ids.shape[:2]))
+  rewards, _ = dual.understanding(model, codes, text, how, eos_id=eos_id, keys=keys)
+  return rewards
+
+
 @functools.partial(jax.jit, static_argnames='graphdef')
 def _encode(graphdef, params, pixels):
   """Pixels (P, H, W, 3), uint8 or float -> codes (P, N)."""
@@ -310,6 +319,23 @@ class Sampler:
       )
 
     return self.chunked(run, *prompt, codes)
+
+  def score_texts(self, params, codes, text: Text, how: Scoring, *, eos_id: int):
+    """Pictures by codes (P, N), text (P, G, T) -> R_U (P, G)."""
+
+    def run(first, codes, ids, mask):
+      return _score_texts(
+        self._graphdef,
+        params,
+        codes,
+        Text(ids, mask),
+        first * ids.shape[1],
+        self._seed,
+        how=how,
+        eos_id=eos_id,
+      )
+
+    return self.chunked(run, codes, *text)
 
   def encode(self, params, pixels):
     """(P, H, W, 3) uint8 -> codes (P, N)."""

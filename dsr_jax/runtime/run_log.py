@@ -90,6 +90,10 @@ class RunLog:
     self._writer.write(step, values)
     self._progress.evaluation(step, values)
 
+  def media(self, step, pictures, texts):
+    """Pictures {name: PNG bytes} and texts {name: Markdown} of a step, beside its numbers."""
+    self._writer.media(step, pictures, texts)
+
   def restart_clock(self):
     """Leaves out of the next step's time what was not the step."""
     if not self._pending:
