@@ -297,10 +297,10 @@ DIFFERENCES = {
   '--workdir': Difference('checkpoints in: ', ('--workdir=/tmp/another-folder',)),
   '--processes': Difference('--processes=', ('--processes=3',)),
   'a picture, under the same path': Difference(
-    'contents of data.images: ', lies=_pictures, all_flags=('--config.data.images=pictures',)
+    'data: ', lies=_pictures, all_flags=('--config.data.images=pictures',)
   ),
   'a line of the prompts, under the same path': Difference(
-    'contents of data.prompts: ', lies=_prompts, all_flags=('--config.data.prompts=prompts.txt',)
+    'data: ', lies=_prompts, all_flags=('--config.data.prompts=prompts.txt',)
   ),
   'a weight of the model, under the same path': Difference(
     'model: ', lies=_model, all_flags=('--config.model=model',)

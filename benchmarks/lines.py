@@ -27,7 +27,7 @@ PARTS = {
   'pages': (
     ['charts.py', 'page.py', 'report.py', 'probe_page.py', 'replay_page.py'],
     [
-      *('reporting/charts.py', 'reporting/html.py', 'reporting/run_page.py'),
+      *('reporting/charts.py', 'reporting/html.py', 'report/page.py'),
       *('probe/page.py', 'replay/page.py'),
       *(f'reporting/templates/{name}.html.j2' for name in ('page', 'parts', 'run')),
       *(f'reporting/templates/{name}.html.j2' for name in ('probe', 'replay')),
@@ -39,7 +39,10 @@ PARTS = {
     ['runtime/distributed.py', 'runtime/coordination_log.py'],
   ),
   'the compiled step': (['programs.py'], ['runtime/compiled.py']),
-  'workdir and buckets': (['workdir.py'], ['runtime/workdir.py', 'runtime/run_files.py']),
+  'workdir and buckets': (
+    ['workdir.py'],
+    ['runtime/workdir.py', 'runtime/run_files.py', 'report/summary.py'],
+  ),
   'checkpoints': (['checkpoints.py'], ['runtime/checkpoints.py', 'runtime/checksums.py']),
   'plan': (
     ['plan.py', 'plan_costs.py', 'plan_memory.py', 'plan_program.py', 'plan_sizes.py'],

@@ -27,7 +27,6 @@ from dsr_jax import state as state_lib
 from dsr_jax import step as step_lib
 from dsr_jax.convert import locate
 from dsr_jax.data import batches as batches_lib
-from dsr_jax.data import contents
 from dsr_jax.data.ahead import Ahead
 from dsr_jax.data.sharded import ShardedBatches
 from dsr_jax.errors import InputError
@@ -199,7 +198,7 @@ def run(
   """
   team = team or distributed.Team()
   if team.processes > 1:
-    team.agree(**distributed.facts(config, workdir), **contents.of(config.data))
+    team.agree(**distributed.facts(config, workdir))
   workdir_lib.check_writable(workdir)
   workdir_lib.check_bucket(config.system.bucket)
   workdir_lib.check_accelerator()
