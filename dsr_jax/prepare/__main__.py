@@ -16,7 +16,7 @@ from absl import flags
 
 from dsr_jax import cli, flag_types
 from dsr_jax.data import known, prepared
-from dsr_jax.errors import InputError, run_main
+from dsr_jax.errors import InputError
 from dsr_jax.prepare import job
 
 
@@ -72,5 +72,4 @@ def define_flags(f=flags.FLAGS):
 
 
 if __name__ == '__main__':
-  define_flags()
-  run_main(main)
+  cli.run_main(main, define_flags)

