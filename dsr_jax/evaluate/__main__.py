@@ -402,7 +402,8 @@ def load(name: str, config, best_of: int = 1, **how) -> benchmarks.Subject:
   how: template and base of `locate.resolve`.
   """
   cli.log(f'loading      {name}')
-  model = families.model_of(locate.resolve(name, config=config, **how).bundle, name)
+  model = families.model_of(locate.resolve(name, config=config, **how).bundle, name, config.method)
+  families.check(model.config, config)
   size = model.spec.image_size
   if size != world.IMAGE_SIZE:
     raise InputError(

@@ -46,14 +46,15 @@ class Word(NamedTuple):
 
 
 class Sample(NamedTuple):
-  """A candidate. mark: 'up' (chosen), 'down' (rejected) or ''; lines: what is said below its
-  picture or before its text.
+  """A candidate. mark: 'up' (chosen, or right), 'down' (rejected, or wrong) or ''; lines: what is
+  said below its picture or before its text; alt: the picture in words, for who cannot see it.
   """
 
   mark: str
   lines: list[str]
   src: str = ''
   text: str = ''
+  alt: str = ''
 
 
 class Tile(NamedTuple):

@@ -218,7 +218,11 @@ class NoisyMicro(Micro):
   """As a masked-diffusion model: random likelihoods, an inexact sampler, pictures read as codes."""
 
   spec = dataclasses.replace(
-    Micro.spec, reads='codes', likelihood_is_random=True, sampler_is_exact=False
+    Micro.spec,
+    reads='codes',
+    likelihood_is_random=True,
+    sampler_is_exact=False,
+    text_sampler_is_exact=False,
   )
 
   def sample_pictures(self, prompt: Text, keys, how: Sampling):
