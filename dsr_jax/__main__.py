@@ -38,7 +38,7 @@ GROUPS = {
     'replay': Command('dsr_jax.replay', 'run a past step again and take it apart'),
   },
   'Measure it': {
-    'evaluate': Command('dsr_jax.evaluate', 'ask a model the fixed lists of benchmarks'),
+    'evaluate': Command('dsr_jax.evaluate', "ask models the paper's benchmarks, and compare them"),
     'effect': Command('dsr_jax.effect', 'what finished runs changed, paired, with intervals'),
     'study': Command('dsr_jax.study', 'variants x seeds x bases, with tables and figures'),
     'benchmark': Command('dsr_jax.benchmark', "time a step's phases on this machine"),
