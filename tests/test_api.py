@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 from places import ROOT
 import pytest
+import tiny_showo
 
 import dsr_jax as dsr
 from dsr_jax import api, config_loading, images, inference
@@ -273,3 +274,18 @@ def test_train_runs_and_its_workdir_loads(monkeypatch, tmp_path):
   found = dsr.train('scenes_tiny', tmp_path, {'method.steps': 2})
   assert found.summary == {'step': 2} and found.workdir == str(tmp_path)
   assert found.report == str(tmp_path / 'report.html')
+
+
+# Another family.
+
+
+def test_a_show_o_draws_describes_and_scores_too(tmp_path, pixels):
+  tiny_showo.write(tmp_path)
+  model = dsr.load(tmp_path / 'show-o')
+  drawn = model.generate('a red circle', num_samples=2)
+  score = model.score('a red circle', drawn[0])
+  assert score.reward_generation == drawn[0].reward_generation
+  assert [w.text for w in score.words] == ['a', 'red', 'circle']
+  assert sum(w.value for w in score.words) == pytest.approx(score.reward_generation, abs=1e-6)
+  assert len(model.explain('a red circle', drawn[0]).words) == 3
+  assert len(model.describe(pixels, num_samples=2, max_tokens=4)) == 2
