@@ -1,13 +1,144 @@
-"""What the commands share: checks of their flags, and what they print.
+"""What the commands share: how they begin and end, their flags, checks of these, and what they
+print.
 
 Every command module has `define_flags(f)`, which adds its flags to an absl `FlagValues`, and
-`main(argv, f)`, which reads them there; importing one defines nothing.
+`main(argv, f)`, which reads them there; importing one defines nothing. Its last line is
+`cli.run_main(main, define_flags)`.
 """
 
+import difflib
 import json
+import re
 import sys
 
+from absl import flags, logging
+
+from dsr_jax import environment
 from dsr_jax.errors import InputError
+
+_HELP = ('help', 'h', 'helpshort', 'helpfull', '?')
+_MOST_SAMPLES = 4096
+# What absl calls the values of a flag -> what a person does.
+_KINDS = {'int': 'a whole number', 'float': 'a number', 'bool': 'true or false'}
+
+# Begin and end.
+
+
+def run_main(main, define_flags):
+  """Runs a command and ends the process.
+
+  Exit status: 0, or what main returns; 2 with one line on stderr for what a user can mend (bad
+  input, a machine that refuses); 130 after Ctrl-C. Where the reader of the output has left, as
+  `| head` does, it ends without a word.
+
+  Args:
+    main: (argv, f) -> exit status or None.
+    define_flags: (f), adds the command's flags.
+  """
+  sys.excepthook = sys.__excepthook__
+  try:
+    status = _guarded(main, define_flags)
+  except KeyboardInterrupt:
+    environment.end_by_interrupt()
+  environment.flush()
+  sys.exit(status)
+
+
+def _guarded(main, define_flags):
+  """`run_main`'s exit status."""
+  try:
+    environment.prepare(sys.argv[1:])
+    define_flags(flags.FLAGS)
+    asked = _help_asked(sys.argv[1:], flags.FLAGS)
+    if asked:
+      print_text(help_text(sys.modules['__main__'].__doc__, flags.FLAGS, full=asked == 'helpfull'))
+      return 0
+    argv = parse(flags.FLAGS, sys.argv)
+    # Orbax tells a dozen lines a checkpoint, and warns of folders that are only to be read.
+    logging.set_verbosity(logging.ERROR)
+    return main(argv, flags.FLAGS) or 0
+  except InputError as e:
+    environment.tell(str(e))
+    return 2
+  except BrokenPipeError:
+    return environment.PIPE_STATUS
+  except Exception as e:
+    said = environment.sentence(e)
+    if said is None:
+      raise
+    environment.tell(said)
+    return 2
+
+
+# Flags.
+
+
+def parse(f, argv) -> list[str]:
+  """Reads the flags of `argv`, whose first is the program; returns the words that are none.
+
+  Errors: InputError for a flag that does not exist, one without its value or with one of another
+  type, and what a flag's own parser finds.
+  """
+  try:
+    argv = f.read_flags_from_files(argv)
+    _check_names(f, argv[1:])
+    for name in f:
+      # A config's own keys are flags once it is read: it comes first, and may have a default.
+      if hasattr(f[name].parser, 'arrange'):
+        argv = [argv[0], *f[name].parser.arrange(argv[1:])]
+    sys.argv = argv  # where a config's keys are read from
+    return f(argv)
+  except flags.Error as e:
+    raise InputError(_of_flag_error(f, str(e))) from e
+
+
+def _check_names(f, arguments):
+  for name, text in _named(f, arguments):
+    known = name in f or name.startswith('no') and name[2:] in f and f[name[2:]].boolean
+    if known or name.split('.')[0] in f or name in _HELP:
+      continue
+    near = difflib.get_close_matches(name, list(f), n=1, cutoff=0.6)
+    hint = f'write --{near[0]}' if near else 'see --help for all of them'
+    raise InputError(f'found the unknown flag {text}; expected one of this command; {hint}')
+
+
+def _named(f, arguments):
+  """(name, as it was typed) of each flag, up to the first word that is none."""
+  words = iter(arguments)
+  for word in words:
+    if word == '--' or not word.startswith('-') or word == '-':
+      return
+    name, equals, _ = word.lstrip('-').partition('=')
+    yield name, word.partition('=')[0]
+    if not equals and name in f and not f[name].boolean:
+      next(words, None)  # its value
+
+
+def _of_flag_error(f, text: str) -> str:
+  """A sentence for what absl says."""
+  missing = re.match(r'Missing value for flag -*(\S+)', text)
+  if missing:
+    return f'found --{missing[1]} without a value; expected one; write --{missing[1]}=...'
+  wrong = re.match(r'flag --([\w.]+)=(.*?): ', text, re.DOTALL)
+  if not wrong or wrong[1] not in f:
+    return f'found flags that cannot be read ({text}); expected --name=value; see --help'
+  flag = f[wrong[1]]
+  kind = flag.parser.syntactic_help or _KINDS.get(flag.flag_type(), f'a {flag.flag_type()}')
+  kind = {'an integer': 'a whole number'}.get(kind, kind)
+  return f'found --{flag.name}={wrong[2]}; expected {kind}; change it'
+
+
+def _help_asked(arguments, f) -> str:
+  """Which help is asked for, or ''."""
+  names = [name for name, _ in _named(f, arguments)]
+  return next((name for name in names if name in _HELP), '')
+
+
+def help_text(about, f, full=False) -> str:
+  """What a command does, its flags, and the keys of its config."""
+  parts = [(about or '').strip(), f.get_help() if full else f.module_help(sys.argv[0])]
+  parts += [f[name].parser.help() for name in f if hasattr(f[name].parser, 'arrange')]
+  return '\n\n'.join(part.strip('\n') for part in parts if part)
 
 
 def no_arguments(argv):
@@ -22,24 +153,32 @@ def no_arguments(argv):
 def require(**values):
   """InputError for the first of the named flags that was left empty."""
   for name, value in values.items():
-    if value is None or value == '':
+    if value is None or value == '' or value == []:
       raise InputError(f'found no --{name}; expected a value; add --{name}=..., or see --help')
+
+
+def check_range(low: int, high: int, **values):
+  """InputError for the first of the named flags that is not from `low` to `high`."""
+  for name, value in values.items():
+    if not low <= value <= high:
+      raise InputError(f'found --{name}={value}; expected {low} to {high}; change it')
 
 
 def check_sampling(
   num_samples: int, temperature: float, seed: int, cfg_weight: float | None = None
 ):
   """InputError for numbers no model can sample with."""
-  if num_samples < 1:
-    raise InputError(f'found --num_samples={num_samples}; expected at least 1; raise it')
+  check_range(1, _MOST_SAMPLES, num_samples=num_samples)
   if not 0 <= temperature < float('inf'):
     raise InputError(f'found --temperature={temperature}; expected 0 (greedy) or more; change it')
   if cfg_weight is not None and not 0 <= cfg_weight < float('inf'):
     raise InputError(
       f'found --cfg_weight={cfg_weight}; expected 0 or more (1 is without guidance); change it'
     )
-  if not 0 <= seed < 2**32:
-    raise InputError(f'found --seed={seed}; expected 0 to 4294967295; change it')
+  check_range(0, 2**32 - 1, seed=seed)
+
+
+# What they print.
 
 
 def log(message: str):
@@ -47,10 +186,36 @@ def log(message: str):
   print(message, file=sys.stderr, flush=True)
 
 
-def print_json(value):
-  r"""The result, for machines: stdout. Bytes of a path that are not UTF-8 become JSON's \udcXX."""
+def print_text(text: str, kept: str = ''):
+  """The result, for machines: stdout.
+
+  kept: where the result lies besides, as a folder that was written: then a stdout that takes
+    nothing is told of, and no failure.
+  """
+  try:
+    print(text, flush=True)
+  except BrokenPipeError:  # it has been read as far as somebody wanted
+    environment.drop(sys.stdout)
+  except OSError as e:
+    environment.drop(sys.stdout)
+    if not kept:
+      raise InputError(
+        f'cannot write to stdout ({e.strerror}); expected room for the result; send it elsewhere'
+      ) from e
+    log(f'note         stdout could not be written ({e.strerror}); the result is in {kept}')
+
+
+def print_json(value, kept: str = ''):
+  r"""`print_text` of a JSON value. Bytes of a path that are not UTF-8 become JSON's \udcXX, and so
+  does what the terminal has no letters for.
+  """
   text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False)
-  print(text.encode('utf-8', 'backslashreplace').decode('utf-8'), flush=True)
+  text = text.encode('utf-8', 'backslashreplace').decode('utf-8')
+  try:
+    text.encode(sys.stdout.encoding or 'utf-8')
+  except UnicodeEncodeError:
+    text = json.dumps(value, indent=2, allow_nan=False)
+  print_text(text, kept)
 
 
 def rounded(values) -> list[float]:

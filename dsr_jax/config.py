@@ -18,10 +18,13 @@ STRATEGIES = ('unified', 'separate')
 ROLES = {'generator': 'generation', 'understander': 'understanding'}
 SCORERS = ('policy', 'frozen', 'ema')
 TRAINABLE = ('language_model+gen_head', 'language_model', 'all_but_vq', 'lora')
+PICTURE_LIKELIHOODS = ('one_step', 'elbo')
+PROMPT_DROP_WAYS = ('delete', 'hide', 'mask')
 KL_ESTIMATORS = ('k1', 'k2', 'k3')
 CROPS = ('crop', 'pad')
 DTYPES = ('float32', 'bfloat16')
 CACHE_DTYPES = ('', 'int8')
+BAD_IMAGES = ('error', 'skip')
 BENCHMARKS = ('scenes', 'none')
 TRACKERS = ('', 'wandb')
 
@@ -61,6 +64,8 @@ class Lora:
   """trainable=lora."""
 
   rank: int = 16
+  # in the place of method.learning_rate: adapters begin at zero, and move less at the same rate
+  learning_rate: float = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +129,21 @@ class Method:
   cfg_interval: int = 0
   # whether the loss is about the guided mixture that sampled, not the plain conditional
   policy_guidance: bool = False
+  # Of models that draw by unmasking (Show-o), whose likelihood of a picture is an estimate:
+  # 'one_step': all codes masked, scored at once. 'elbo': the bound of masked diffusion
+  picture_likelihood: str = 'one_step'
+  elbo_draws: int = 1  # whose mean the bound is
+  # the share of a prompt's words dropped at random in the loss; -1: the family's own. Never in
+  # rewards
+  prompt_drop: float = -1.0
+  prompt_drop_way: str = 'delete'  # or 'hide' from the others, or replace by the 'mask' token
+  sampling_steps: int = -1  # of a picture; -1: the model's own number
+  sampling_noise: float = -1.0  # by which codes are kept, at the first step; -1: the model's own
   max_text_tokens: int = 256
+  # the words that frame prompts and questions, a value of the model's family: of Janus 'tokens'
+  # (<|User|>) or 'plain' (User), of Show-o 'demo' or 'tuned'. '': the model's own, which the run
+  # then saves by name
+  template: str = ''
   eos_in_reward: bool = False  # whether R_G counts the end-of-text token of the prompt
   question: str = 'Describe this image in detail.'  # asked for the sampled texts
   # stands before the prompt in R_G; '' is none
@@ -134,13 +153,23 @@ class Method:
   # 'lora': adapters on the seven projections of the language model
   trainable: str = 'language_model+gen_head'
   lora: Lora = Lora()
-  learning_rate: float = 3e-6
+  learning_rate: float = 3e-6  # of the weights themselves; that of adapters is in `lora`
   warmup_steps: int = 5  # then a cosine to 0 at the last step
   adam_b1: float = 0.9
   adam_b2: float = 0.999
   weight_decay: float = 0.0
   clip: float = 1.0  # the largest norm of the whole gradient (max_grad_norm)
   seed: int = 0
+
+  @property
+  def peak_learning_rate(self) -> float:
+    """The rate of what is trained, before its schedule."""
+    return self.lora.learning_rate if self.trainable == 'lora' else self.learning_rate
+
+  @property
+  def learning_rate_key(self) -> str:
+    """The key of that rate."""
+    return 'method.lora.learning_rate' if self.trainable == 'lora' else 'method.learning_rate'
 
   @property
   def tasks(self):
@@ -212,8 +241,15 @@ class System:
 class Data:
   """Where inputs come from."""
 
-  prompts: str = 'scenes'  # 'scenes', 't2i_compbench', or a file with a line a prompt
-  images: str = 'scenes'  # 'scenes', or a folder of pictures
+  # 'scenes', 't2i_compbench', or a file with a line a prompt; or several, with so many of each:
+  # 't2i_compbench:1000+mine.txt'
+  prompts: str = 'scenes'
+  # 'scenes', a prepared set ('coco', 'journeydb'), or a folder; or 'coco:2800+journeydb:2800'
+  images: str = 'scenes'
+  data_dir: str = '~/tensorflow_datasets'  # where prepared sets lie, also gs://BUCKET/FOLDER
+  seed: int = 0  # which ones, where a number is named
+  # of pictures that do not decode: 'error' names them all, 'skip' leaves them out and counts them
+  bad_images: str = 'error'
   max_prompt_tokens: int = 64  # a longer prompt is an error, not a cut
 
 

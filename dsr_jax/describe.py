@@ -8,9 +8,9 @@ model speaks with the same seeds, under the key `compare`.
 
 from absl import flags
 
-from dsr_jax import cli, inputs
+from dsr_jax import api, cli, flag_types, inputs
 from dsr_jax.convert import locate
-from dsr_jax.errors import InputError, run_main
+from dsr_jax.errors import InputError
 from dsr_jax.inference import Inference
 
 
@@ -20,45 +20,35 @@ def describe(
   *,
   question: str = '',
   num_samples: int = 4,
-  temperature: float = 1.0,
+  temperature: float | None = None,
   seed: int = 42,
   max_tokens: int | None = None,
+  crop: str = '',
 ) -> list[dict]:
-  """Texts about an image file, best first; an empty text has no reward and comes last."""
-  pixels = model.read_image(image)
-  asked = model.encode(question or model.source.method.question, 'question')
-  instruction = model.encode(model.source.method.instruction, 'question')
-  codes = model.tokenize(pixels)
-  texts = model.describe(
-    pixels,
-    asked,
-    num_samples,
-    temperature=temperature,
+  """Texts about an image file, best first; an empty text has no reward and comes last. What is left
+  out is the model's own setting.
+  """
+  described = api.Model(model).describe(
+    image,
+    num_samples=num_samples,
+    question=question or None,
     seed=seed,
-    max_tokens=max_tokens or model.source.method.max_text_tokens,
+    temperature=temperature,
+    max_tokens=max_tokens,
+    crop=crop or None,
   )
-  eos = model.spec.eos_id
-  samples = []
-  for candidate, (ids, logps) in enumerate(texts):
-    content = [int(i) for i in ids if i != eos]
-    scores = model.score(content, codes, pixels, instruction) if content else None
-    samples.append(
-      {
-        'text': model.processor.decode(content),
-        'candidate': candidate,
-        'reward_understanding': scores and scores.reward_understanding,
-        'reward_generation': scores and scores.reward_generation,
-        'ended': len(content) < len(ids),
-        'text_tokens': content,
-        'sampling_logps': cli.rounded(logps),
-      }
-    )
-
-  def worth(sample):
-    reward = sample['reward_understanding']
-    return float('-inf') if reward is None else reward
-
-  return sorted(samples, key=worth, reverse=True)
+  return [
+    {
+      'text': text.text,
+      'candidate': text.candidate,
+      'reward_understanding': text.reward_understanding,
+      'reward_generation': text.reward_generation,
+      'ended': text.ended,
+      'text_tokens': text.text_tokens,
+      'sampling_logps': cli.rounded(text.sampling_logps),
+    }
+    for text in described
+  ]
 
 
 def main(argv, f=flags.FLAGS):
@@ -67,35 +57,48 @@ def main(argv, f=flags.FLAGS):
   inputs.check_text(question=f.question)
   if f.question and not f.question.strip():
     raise InputError('found an empty question; expected a text; write one, or leave --question out')
-  cli.check_sampling(f.num_samples, f.temperature, f.seed)
-  if f.max_tokens is not None and f.max_tokens < 1:
-    raise InputError(f'found --max_tokens={f.max_tokens}; expected at least 1; raise it')
-  result = {'image': f.image, 'temperature': f.temperature, 'seed': f.seed}
+  cli.check_sampling(f.num_samples, 1.0 if f.temperature is None else f.temperature, f.seed)
+  if f.max_tokens is not None:
+    cli.check_range(1, 100_000, max_tokens=f.max_tokens)
+  result = {}
   for name in (f.model, *([f.compare] if f.compare else [])):
     cli.log(f'loading {name}')
-    model = Inference(locate.resolve(name))
-    question = f.question or result.get('question') or model.source.method.question
+    base = f.base if locate.names_run(name) or not f.compare else ''
+    model = Inference(locate.resolve(name, template=f.template, base=base))
+    # The second model is asked the same of the same picture.
+    method = model.source.method
+    result = result or {
+      'image': f.image,
+      'temperature': method.temperature if f.temperature is None else f.temperature,
+      'seed': f.seed,
+      'crop': f.crop or method.crop,
+      'question': f.question or method.question,
+    }
+    question = result['question']
     cli.log(f'describing {inputs.shown(f.image)}: {question}')
     samples = describe(
       model,
       f.image,
       question=question,
       num_samples=f.num_samples,
-      temperature=f.temperature,
+      temperature=result['temperature'],
       seed=f.seed,
       max_tokens=f.max_tokens,
+      crop=result['crop'],
     )
-    table = {'model': name, 'samples': samples}
+    table = {'model': name, 'template': method.template, 'samples': samples}
     if 'samples' in result:
       result['compare'] = table
     else:
-      result |= {'question': question, **table}
+      result |= table
   cli.print_json(result)
 
 
 def define_flags(f=flags.FLAGS):
-  flags.DEFINE_string('model', None, f'The model: {locate.EXPECTED}.', flag_values=f)
-  flags.DEFINE_string('image', None, 'A picture file.', flag_values=f)
+  flag_types.define_path('model', None, f'The model: {locate.EXPECTED}.', f)
+  locate.define_flags(f)
+  locate.define_crop_flag(f)
+  flag_types.define_path('image', None, 'A picture file.', f)
   flags.DEFINE_string(
     'question',
     None,
@@ -109,15 +112,17 @@ def define_flags(f=flags.FLAGS):
     'Longest text. By default what the model was reinforced with.',
     flag_values=f,
   )
-  flags.DEFINE_float('temperature', 1.0, 'Sampling temperature; 0 is greedy.', flag_values=f)
+  flags.DEFINE_float(
+    'temperature',
+    None,
+    'Sampling temperature; 0 is greedy. By default what the model was reinforced with, else 1.',
+    flag_values=f,
+  )
   flags.DEFINE_integer(
     'seed', 42, 'Text i of every model is sampled with (seed, i).', flag_values=f
   )
-  flags.DEFINE_string(
-    'compare', None, 'A second model, which speaks with the same seeds.', flag_values=f
-  )
+  flag_types.define_path('compare', None, 'A second model, which speaks with the same seeds.', f)
 
 
 if __name__ == '__main__':
-  define_flags()
-  run_main(main)
+  cli.run_main(main, define_flags)

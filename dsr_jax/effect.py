@@ -14,8 +14,8 @@ from typing import NamedTuple
 from absl import flags
 import numpy as np
 
-from dsr_jax import cli, files
-from dsr_jax.errors import InputError, run_main
+from dsr_jax import cli, files, flag_types
+from dsr_jax.errors import InputError
 from dsr_jax.evaluate import scores as scores_lib
 from dsr_jax.evaluate import stats
 from dsr_jax.runtime import run_files
@@ -168,19 +168,19 @@ def table(rows: list[Effect]) -> str:
 def main(argv, f=flags.FLAGS):
   """Prints the table."""
   cli.no_arguments(argv)
+  cli.require(workdirs=f.workdirs)
+  if f.output:
+    files.check_output_file(f.output)
   text = table(effects(f.workdirs))
   if f.output:
     files.write_text(f.output, text)
-  print(text, end='')
+  cli.print_text(text.rstrip('\n'), kept=f.output)
 
 
 def define_flags(f=flags.FLAGS):
-  flags.DEFINE_list(
-    'workdirs', None, 'Finished runs, seeds of one configuration.', required=True, flag_values=f
-  )
-  flags.DEFINE_string('output', '', 'Also write the table there.', flag_values=f)
+  flag_types.define_paths('workdirs', [], 'Finished runs, seeds of one configuration.', f)
+  flag_types.define_path('output', '', 'Also write the table there.', f)
 
 
 if __name__ == '__main__':
-  define_flags()
-  run_main(main)
+  cli.run_main(main, define_flags)

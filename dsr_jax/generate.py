@@ -16,9 +16,8 @@ from absl import flags
 import numpy as np
 from PIL import Image, ImageDraw
 
-from dsr_jax import cli, files, images, inputs
+from dsr_jax import api, cli, files, flag_types, inputs
 from dsr_jax.convert import locate
-from dsr_jax.errors import run_main
 from dsr_jax.inference import Inference
 
 _TILE = 160  # pixels of a picture in the grid, at least
@@ -30,6 +29,7 @@ class Drawn(NamedTuple):
 
   model: str  # its name
   cfg_weight: float
+  template: str  # what frames its prompts; '' where its family has no choice
   samples: list[dict]  # as samples.json has them, but for the file
   pictures: np.ndarray  # (num_samples, H, W, 3) uint8
 
@@ -39,42 +39,41 @@ def generate(
   prompt: str,
   *,
   num_samples: int,
-  temperature: float = 1.0,
+  temperature: float | None = None,
   seed: int = 42,
   cfg_weight: float | None = None,
+  cfg_interval: int | None = None,
   instruction: str | None = None,
 ):
-  """Draws and scores pictures of a prompt.
+  """Draws and scores pictures of a prompt; what is None is the model's own setting.
 
   Returns:
     Dicts for samples.json, best first, and their pictures (num_samples, H, W, 3) uint8. `candidate`
     in a dict is its place among the seeds.
   """
-  weight = model.source.guidance if cfg_weight is None else cfg_weight
-  text = model.encode(prompt, 'prompt')
-  if instruction is None:
-    instruction = model.source.method.instruction
-  asked = model.encode(instruction, 'question')
-  codes, logps = model.draw(text, num_samples, temperature=temperature, guidance=weight, seed=seed)
-  samples, pictures = [], []
-  for candidate in range(num_samples):
-    pixels = model.decode(codes[candidate])
-    scores = model.score(text, codes[candidate], pixels, asked)
-    samples.append(
-      {
-        'candidate': candidate,
-        'reward_generation': scores.reward_generation,
-        'reward_understanding': scores.reward_understanding,
-        'sampling_logp': float(np.mean(logps[candidate])),
-        'text_logps': cli.rounded(scores.text_logps),
-        'image_logps': cli.rounded(scores.image_logps),
-        'sampling_logps': cli.rounded(logps[candidate]),
-        'codes': codes[candidate].tolist(),
-      }
-    )
-    pictures.append(images.to_uint8(pixels))
-  order = sorted(range(num_samples), key=lambda i: -samples[i]['reward_generation'])
-  return [samples[i] for i in order], np.stack([pictures[i] for i in order])
+  drawn = api.Model(model).generate(
+    prompt,
+    num_samples=num_samples,
+    seed=seed,
+    temperature=temperature,
+    cfg_weight=cfg_weight,
+    cfg_interval=cfg_interval,
+    instruction=instruction,
+  )
+  return [_as_json(drawing) for drawing in drawn], np.stack([d.image for d in drawn])
+
+
+def _as_json(drawing: api.Drawing) -> dict:
+  return {
+    'candidate': drawing.candidate,
+    'reward_generation': drawing.reward_generation,
+    'reward_understanding': drawing.reward_understanding,
+    'sampling_logp': float(np.mean(drawing.sampling_logps)),
+    'text_logps': cli.rounded(drawing.text_logps),
+    'image_logps': cli.rounded(drawing.image_logps),
+    'sampling_logps': cli.rounded(drawing.sampling_logps),
+    'codes': drawing.codes.tolist(),
+  }
 
 
 def write(directory: str, prompt: str, settings: dict, results: list[Drawn]):
@@ -89,7 +88,8 @@ def write(directory: str, prompt: str, settings: dict, results: list[Drawn]):
         file = os.path.join(folder, f'{rank:0{digits}d}.png')
         Image.fromarray(picture).save(os.path.join(aside, file))
         named.append({'file': file, **sample})
-      tables.append({'model': drawn.model, 'cfg_weight': drawn.cfg_weight, 'samples': named})
+      table = {key: getattr(drawn, key) for key in ('model', 'cfg_weight', 'template')}
+      tables.append(table | {'samples': named})
     summary = {'prompt': prompt, **settings, **tables[0]}
     if len(results) > 1:
       summary['compare'] = tables[1]
@@ -133,31 +133,39 @@ def main(argv, f=flags.FLAGS):
   cli.no_arguments(argv)
   cli.require(model=f.model, prompt=f.prompt, output=f.output)
   inputs.check_text(prompt=f.prompt, instruction=f.instruction)
-  cli.check_sampling(f.num_samples, f.temperature, f.seed, f.cfg_weight)
+  temperature = 1.0 if f.temperature is None else f.temperature
+  cli.check_sampling(f.num_samples, temperature, f.seed, f.cfg_weight)
   files.check_output(f.output, _ours)
 
-  weight, results = f.cfg_weight, []
+  settings, results = {}, []
   for name in (f.model, *([f.compare] if f.compare else [])):
     cli.log(f'loading {name}')
-    model = Inference(locate.resolve(name))
-    # Both models draw with one weight, or the comparison would be of weights.
-    weight = model.source.guidance if weight is None else weight
-    cli.log(f'drawing {f.num_samples} pictures, guidance {weight:g}, temperature {f.temperature:g}')
+    base = f.base if locate.names_run(name) or not f.compare else ''
+    model = Inference(locate.resolve(name, template=f.template, base=base))
+    # Both models draw with the settings of the first, or the comparison would be of those.
+    method = model.source.method
+    settings = settings or {
+      'temperature': method.temperature if f.temperature is None else f.temperature,
+      'cfg_weight': method.guidance if f.cfg_weight is None else f.cfg_weight,
+      'cfg_interval': method.cfg_interval,
+    }
+    said = ', '.join(f'{key} {value:g}' for key, value in settings.items())
+    cli.log(f'drawing {f.num_samples} pictures, {said}')
     samples, pictures = generate(
       model,
       f.prompt,
       num_samples=f.num_samples,
-      temperature=f.temperature,
       seed=f.seed,
-      cfg_weight=weight,
       instruction=f.instruction,
+      **settings,
     )
-    results.append(Drawn(name, weight, samples, pictures))
-  write(f.output, f.prompt, {'temperature': f.temperature, 'seed': f.seed}, results)
+    results.append(Drawn(name, settings['cfg_weight'], method.template, samples, pictures))
+  write(f.output, f.prompt, {**settings, 'seed': f.seed}, results)
 
   best = results[0].samples[0]
   keys = ('candidate', 'reward_generation', 'reward_understanding')
-  cli.print_json({'output': f.output, 'best': {key: best[key] for key in keys}})
+  summary = {'output': f.output, 'best': {key: best[key] for key in keys}}
+  cli.print_json(summary, kept=f.output)
 
 
 def define_flags(f=flags.FLAGS):
@@ -168,30 +176,36 @@ def define_flags(f=flags.FLAGS):
     'the model was reinforced with.',
     flag_values=f,
   )
-  flags.DEFINE_string('model', None, f'The model: {locate.EXPECTED}.', flag_values=f)
+  flag_types.define_path('model', None, f'The model: {locate.EXPECTED}.', f)
+  locate.define_flags(f)
   flags.DEFINE_string('prompt', None, 'What to draw.', flag_values=f)
   flags.DEFINE_integer('num_samples', 8, 'How many pictures.', flag_values=f)
-  flags.DEFINE_string(
+  flag_types.define_path(
     'output',
     None,
     'Folder to write: new, empty, or an earlier output of this command.',
-    flag_values=f,
+    f,
   )
   flags.DEFINE_float(
     'cfg_weight',
     None,
-    "Guidance; 1 is off. By default what the model's generation_config.json says.",
+    'Guidance; 1 is off. By default what the model was reinforced with, else what its '
+    'generation_config.json says.',
     flag_values=f,
   )
-  flags.DEFINE_float('temperature', 1.0, 'Sampling temperature; 0 is greedy.', flag_values=f)
+  flags.DEFINE_float(
+    'temperature',
+    None,
+    'Sampling temperature; 0 is greedy. By default what the model was reinforced with, else 1.',
+    flag_values=f,
+  )
   flags.DEFINE_integer(
     'seed', 42, 'Candidate i of every model draws with (seed, i).', flag_values=f
   )
-  flags.DEFINE_string(
-    'compare', None, 'A second model, drawn with the same seeds, side by side.', flag_values=f
+  flag_types.define_path(
+    'compare', None, 'A second model, drawn with the same seeds, side by side.', f
   )
 
 
 if __name__ == '__main__':
-  define_flags()
-  run_main(main)
+  cli.run_main(main, define_flags)

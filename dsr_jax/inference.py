@@ -27,6 +27,8 @@ from dsr_jax.models.unified import (
   Scoring,
   Text,
   TokenScores,
+  as_answer,
+  as_prompt,
   picture_to_read,
   row_keys,
   score_keys,
@@ -170,8 +172,9 @@ def _score_pair(graphdef, params, text, picture, instruction):
   model = nnx.merge(graphdef, params)
   keys = score_keys(model, jax.random.key(0)[None, None])
   text = Text(text.ids[:, None], text.mask[:, None])
-  text_scores = model.text_logps(picture, instruction, text, keys, Scoring())
-  image_scores = model.picture_logps(text, picture.codes, keys, Scoring())
+  prompt, answer = as_prompt(model, text), as_answer(model, text)
+  text_scores = model.text_logps(picture, instruction, answer, keys, Scoring())
+  image_scores = model.picture_logps(prompt, picture.codes, keys, Scoring())
   return text_scores.logp[0, 0], image_scores.logp[0, 0]
 
 
@@ -356,7 +359,19 @@ class Sampler:
       filled = [np.concatenate([p, np.repeat(p[:1], chunk - here, axis=0)]) for p in parts]
       output = jax.tree.map(sharding.fetch, run(first, *filled))
       outputs.append(jax.tree.map(lambda x, n=here: x[:n], output))
+      _check_numbers(outputs[-1])
     return jax.tree.map(lambda *x: np.concatenate(x), *outputs)
+
+
+def _check_numbers(tree):
+  """InputError for a NaN among a model's outputs: nothing could be told from them."""
+  for x in jax.tree.leaves(tree):
+    if np.issubdtype(x.dtype, np.floating) and np.isnan(x).any():
+      raise InputError(
+        'found a model whose log-probabilities or pictures are not numbers; expected finite ones; '
+        'sample nearer to temperature 1 and guidance 1, and if that is no way out, its weights are '
+        'broken: fetch them again'
+      )
 
 
 def best_of(x, rewards):
@@ -395,10 +410,12 @@ class Inference:
 
   def __init__(self, source: Source):
     self.source = source
-    model = families.model_of(source.bundle, source.name)
+    model = families.model_of(source.bundle, source.name, source.method)
     self.config = model.config
     self.spec = model.spec
     self.processor = model.processor
+    self._room = model.family.room and model.family.room(model.config)
+    self._family = model.family
     self._graphdef = model.graphdef
     self._params = jax.device_put(source.bundle.params)
 
@@ -406,28 +423,41 @@ class Inference:
     """Content ids of a text (no end of sentence). Errors: InputError if it is empty or does not fit
     the model.
     """
-    t = self.config.templates
-    frame = len(t.understanding_prefix + t.understanding_infix + t.understanding_suffix)
-    room = self.config.text.max_position_embeddings - frame - self.config.num_codes
-    room -= self.config.vision.num_patches
     encode = self.processor.encode_question if what == 'question' else self.processor.encode_prompt
     ids = encode(text)
-    if len(ids) > room:
+    if self._room is not None and len(ids) > self._room:
       raise InputError(
-        f'found a {what} of {len(ids)} tokens; expected at most {room}, which this model has room '
-        'for; shorten it'
+        f'found a {what} of {len(ids)} tokens; expected at most {self._room}, which this model '
+        'has room for; shorten it'
       )
     return ids
 
-  def read_image(self, path: str) -> np.ndarray:
-    """A file as the square picture that the model reads: (H, W, 3) float32 in [-1, 1]."""
+  def read_image(self, path: str, crop: str = '') -> np.ndarray:
+    """A file as the square picture that the model reads: (H, W, 3) float32 in [-1, 1].
+
+    crop: 'crop' or 'pad'; by default as the model reads.
+    """
     image = images.load_image(path)
-    square = images.preprocess(image, self.spec.image_size, mode=self.source.method.crop)
+    square = images.preprocess(image, self.spec.image_size, mode=crop or self.source.method.crop)
     return images.to_float(square)
 
-  def draw(self, prompt: list[int], number: int, *, temperature: float, guidance: float, seed: int):
-    """Samples pictures: codes (number, N) int32 and their log-probabilities (number, N)."""
-    how = Sampling(temperature=temperature, guidance=guidance, segment=64)
+  def draw(
+    self,
+    prompt: list[int],
+    number: int,
+    *,
+    temperature: float,
+    guidance: float,
+    seed: int,
+    cfg_interval: int | None = None,
+  ):
+    """Samples pictures: codes (number, N) int32 and their log-probabilities (number, N).
+
+    cfg_interval: as `method.cfg_interval`; by default the model's.
+    """
+    interval = self.source.method.cfg_interval if cfg_interval is None else cfg_interval
+    families.check_value(self._family, 'method.cfg_interval', interval, self.source.name)
+    how = Sampling(temperature=temperature, guidance=guidance, segment=64, cfg_interval=interval)
     codes, logps = [], []
     for first in range(0, number, CHUNK):
       drawn = _sample_pictures(
@@ -444,6 +474,7 @@ class Inference:
       )
       codes.append(np.asarray(drawn[0])[0])
       logps.append(np.asarray(drawn[1])[0])
+    self._check_finite(*logps)
     return np.concatenate(codes), np.concatenate(logps)
 
   def describe(
@@ -478,6 +509,7 @@ class Inference:
       )
       rows = zip(text.ids[0], text.mask[0], logps[0])
       texts += [(ids[mask], logp[mask]) for ids, mask, logp in rows]
+    self._check_finite(*(logp for _, logp in texts))
     return texts
 
   def decode(self, codes: np.ndarray) -> np.ndarray:
@@ -496,7 +528,18 @@ class Inference:
     text_logps, image_logps = _score_pair(
       self._graphdef, self._params, _text(text), picture, _text(instruction)
     )
-    return Scores(np.asarray(text_logps)[: len(text)], np.asarray(image_logps))
+    scores = Scores(np.asarray(text_logps)[: len(text)], np.asarray(image_logps))
+    self._check_finite(scores.text_logps, scores.image_logps)
+    return scores
+
+  def _check_finite(self, *logps):
+    """InputError for log-probabilities that are none: no reward could be told from them."""
+    if not all(np.isfinite(x).all() for x in logps):
+      raise InputError(
+        f'found log-probabilities of {self.source.name} that are not finite; expected finite ones; '
+        'sample nearer to temperature 1 and guidance 1, and if that is no way out, its weights are '
+        'broken: fetch them again'
+      )
 
 
 def _text(ids) -> Text:

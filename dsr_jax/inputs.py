@@ -1,6 +1,7 @@
 """What comes from outside: files that must be plain ones, and bytes that may be no text."""
 
 import os
+import re
 import stat
 
 from dsr_jax.errors import InputError
@@ -50,6 +51,26 @@ def _check_plain(status, path, expected):
     return
   kind = next((name for is_kind, name in _KINDS if is_kind(status.st_mode)), 'no plain file')
   raise InputError(f'found {kind} at {shown(path)}; expected {expected}; name a file')
+
+
+def expanded(path: str, name: str) -> str:
+  """A path as a shell's user means it: `~`, `~user`, `$VAR` and `${VAR}` replaced.
+
+  name: of the flag or the key, for the error. A file whose very name has a dollar in it is left as
+  it is. Errors: InputError for a variable that is not set, and for a user who does not exist.
+  """
+  found = os.path.expanduser(os.path.expandvars(path))
+  unknown = re.search(r'\$(\w+|\{[^}]*\})', found)
+  if unknown and not os.path.lexists(found):
+    raise InputError(
+      f'found the variable {unknown[0]} in {name}={shown(path)}, which is not set; expected a '
+      'path; set it, or write the path itself'
+    )
+  if found.startswith('~'):
+    raise InputError(
+      f'found {name}={shown(path)}, whose user is not known here; expected a path; write it from /'
+    )
+  return found
 
 
 def shown(path) -> str:

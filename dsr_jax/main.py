@@ -9,34 +9,36 @@ the others; PORT of HOST must be open).
 
 from absl import flags
 
-from dsr_jax import cli, config_loading, errors, train
+from dsr_jax import cli, config_loading, flag_types, train
 from dsr_jax.runtime import distributed
 
 
 def main(argv, f=flags.FLAGS):
   """Runs the job; prints the path of its summary on stdout."""
   cli.no_arguments(argv)
-  if not f.workdir:
-    raise errors.InputError(
-      'found no --workdir; expected a folder to leave the run in; name one, as '
-      '--workdir=runs/scenes'
-    )
+  cli.require(workdir=f.workdir)
   config = config_loading.from_config_dict(f.config)
   cluster = distributed.find(f.coordinator, f.processes, f.process)
   with distributed.together(cluster, f.wait_seconds) as team:
-    summary = train.run(config, f.workdir, team=team)
+    summary = train.run(config, f.workdir, team=team, accept_changed_data=f.accept_changed_data)
   if team.lead:
-    print(summary)
+    cli.print_text(summary, kept=f.workdir)
 
 
 def define_flags(f=flags.FLAGS):
   config_loading.define_config_flag(
     'config', 'The run: a file of configs/, its keys set by --config.key=value.', f
   )
-  flags.DEFINE_string(
+  flag_types.define_path(
     'workdir',
     None,
     'The folder the run leaves everything in; a run that was stopped there goes on.',
+    f,
+  )
+  flags.DEFINE_bool(
+    'accept_changed_data',
+    False,
+    'Goes on although prompts or pictures are others than before.',
     flag_values=f,
   )
   flags.DEFINE_string(
@@ -52,5 +54,4 @@ def define_flags(f=flags.FLAGS):
 
 
 if __name__ == '__main__':
-  define_flags()
-  errors.run_main(main, config_loading.check_flags)
+  cli.run_main(main, define_flags)

@@ -12,6 +12,8 @@ import math
 from dsr_jax import config as config_lib
 from dsr_jax.errors import InputError
 
+MOST = 2**32  # of any whole number
+
 # Keys of earlier versions, as they stand in saved runs -> today's.
 RENAMED = {
   'method.ratio_low': 'method.grpo.ratio_low',
@@ -47,18 +49,27 @@ def flat(tree, prefix=''):
 def completed(saved):
   """A saved configuration, or some of its parts, as it would be saved today.
 
-  Renamed keys and values get today's names. Keys newer than the run get their defaults, which are
-  what was done before.
+  Renamed keys and values get today's names. Keys newer than the run get what was done before: their
+  defaults, but the rate of adapters, which was that of all weights.
   """
   saved = _with_new_names(saved)
+  method = saved.get('method')
+  if isinstance(method, dict) and method.get('trainable') == 'lora' and 'learning_rate' in method:
+    method['lora'] = {'learning_rate': method['learning_rate']} | method.get('lora', {})
   defaults = to_json(config_lib.Config())
   return {part: _over(defaults.get(part), values) for part, values in saved.items()}
 
 
 def saved_method(values):
   """The part `method` of a saved configuration -> `Method`."""
-  values = completed({'method': values})['method']
-  return build(config_lib.Method, values, 'config.method')
+  return build(config_lib.Method, of_run(values), 'config.method')
+
+
+def of_run(values):
+  """The part `method` of a run's saved configuration, with today's keys."""
+  method = completed({'method': values})['method']
+  # A run saves its template by name; one older than the key had the only one that there was.
+  return method | {'template': method['template'] or 'tokens'}
 
 
 def differences(old, new, prefix=''):
@@ -133,9 +144,11 @@ def _value(kind, value, name):
   if dataclasses.is_dataclass(kind):
     return build(kind, value, name)
   if kind is float and type(value) is int:
-    value = float(value)
+    value = float(value) if abs(value) < 2**1023 else math.inf
   if type(value) is not kind:
     raise InputError(f'found {name}={value!r}; expected a value of type {kind.__name__}')
+  if kind is int and abs(value) > MOST:
+    raise InputError(f'found {name}={str(value)[:30]}; expected at most {MOST}')
   if kind is float and not math.isfinite(value):
     raise InputError(f'found {name}={value}; expected a finite number')
   return value

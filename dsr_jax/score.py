@@ -14,9 +14,9 @@ import json
 from absl import flags
 import numpy as np
 
-from dsr_jax import cli, inputs
+from dsr_jax import api, cli, flag_types, inputs
 from dsr_jax.convert import locate
-from dsr_jax.errors import InputError, run_main
+from dsr_jax.errors import InputError
 from dsr_jax.inference import Inference
 
 
@@ -27,24 +27,23 @@ def score(
   image: str = '',
   codes: np.ndarray | None = None,
   instruction: str | None = None,
+  crop: str = '',
 ) -> dict:
   """Scores a text with an image file, or with codes (N,)."""
-  ids = model.encode(text, 'text')
-  if instruction is None:
-    instruction = model.source.method.instruction
-  asked = model.encode(instruction, 'question')
-  if codes is None:
-    pixels = model.read_image(image)
-    codes = model.tokenize(pixels)
-  else:
-    pixels = model.decode(codes)
-  scores = model.score(ids, codes, pixels, asked)
+  scores = api.Model(model).score(
+    text,
+    image if codes is None else None,
+    instruction=instruction,
+    codes=codes,
+    crop=crop or None,
+  )
   return {
+    'template': model.source.method.template,
     'reward_generation': scores.reward_generation,
     'reward_understanding': scores.reward_understanding,
-    'text_tokens': ids,
+    'text_tokens': scores.text_tokens,
     'text_logps': cli.rounded(scores.text_logps),
-    'image_codes': codes.tolist(),
+    'image_codes': scores.image_codes.tolist(),
     'image_logps': cli.rounded(scores.image_logps),
   }
 
@@ -92,11 +91,13 @@ def main(argv, f=flags.FLAGS):
       f'found {"both" if f.image else "neither"} of --image and --image_codes; expected one of '
       f'them; {"remove" if f.image else "add"} one'
     )
-  model = Inference(locate.resolve(f.model))
+  model = Inference(locate.resolve(f.model, template=f.template, base=f.base))
   codes = None
   if f.image_codes:
     codes = read_codes(f.image_codes, model.spec.num_codes, model.spec.codebook_size)
-  cli.print_json(score(model, f.text, image=f.image, codes=codes, instruction=f.instruction))
+  cli.print_json(
+    score(model, f.text, image=f.image, codes=codes, instruction=f.instruction, crop=f.crop)
+  )
 
 
 def define_flags(f=flags.FLAGS):
@@ -107,18 +108,19 @@ def define_flags(f=flags.FLAGS):
     'the model was reinforced with.',
     flag_values=f,
   )
-  flags.DEFINE_string('model', None, f'The model: {locate.EXPECTED}.', flag_values=f)
+  flag_types.define_path('model', None, f'The model: {locate.EXPECTED}.', f)
+  locate.define_flags(f)
+  locate.define_crop_flag(f)
   flags.DEFINE_string('text', None, 'The text.', flag_values=f)
-  flags.DEFINE_string('image', None, 'A picture file; or', flag_values=f)
-  flags.DEFINE_string(
+  flag_types.define_path('image', None, 'A picture file; or', f)
+  flag_types.define_path(
     'image_codes',
     None,
     'A JSON file of image codes: a list, or what this command or '
     'dsr_jax.generate wrote (of several samples the first).',
-    flag_values=f,
+    f,
   )
 
 
 if __name__ == '__main__':
-  define_flags()
-  run_main(main)
+  cli.run_main(main, define_flags)

@@ -96,7 +96,7 @@ def learning_rate(method, step, peak=None):
     decay_steps=method.steps + 2,
     end_value=0.0,
   )
-  return (method.learning_rate if peak is None else peak) * schedule(step + 1)
+  return (method.peak_learning_rate if peak is None else peak) * schedule(step + 1)
 
 
 # Making a state.

@@ -64,14 +64,23 @@ class Task(abc.ABC):
       scan=system.decode_scan,
       cfg_interval=method.cfg_interval,
       cache_dtype=system.cache_dtype,
+      steps=method.sampling_steps,
+      noise=method.sampling_noise,
+      chunk=system.logprob_chunk,
     )
     # Rewards are plain likelihoods; the policy is scored at the temperature that sampled.
     self.reward_scoring = Scoring(chunk=system.logprob_chunk)
     self.policy_scoring = Scoring(
-      temperature=method.temperature, chunk=system.logprob_chunk, remat=system.remat
+      temperature=method.temperature,
+      chunk=system.logprob_chunk,
+      remat=system.remat,
+      picture_likelihood=method.picture_likelihood,
+      prompt_drop=spec.prompt_drop if method.prompt_drop < 0 else method.prompt_drop,
+      prompt_drop_way=method.prompt_drop_way,
+      elbo_draws=method.elbo_draws,
     )
-    # Whether policy_scoring is the distribution that sampled.
-    self.scores_its_sampler = spec.sampler_is_exact
+    # Whether the sampler's log-probabilities are likelihoods, and policy_scoring's besides.
+    self.sampler_is_exact = self.scores_its_sampler = spec.text_sampler_is_exact
 
   @abc.abstractmethod
   def inputs(self, batch: Batch) -> Any:
@@ -154,7 +163,7 @@ class Task(abc.ABC):
     if measure is None:
       return values | diagnostics.of_pairs(first, half.pair_weight)
     values |= measure(_loss_inputs(first, half), self.method)
-    if self.spec.sampler_is_exact:
+    if self.sampler_is_exact:
       values |= diagnostics.against_sampler(first, self.scores_its_sampler)
     if len(aux) > 1:
       at_the_end = measure(_loss_inputs(last, half), self.method)
@@ -189,6 +198,7 @@ class Generation(Task):
     if method.policy_guidance:
       self.policy_scoring = self.guided_scoring
     plain = method.guidance == 1.0
+    self.sampler_is_exact = spec.sampler_is_exact
     self.scores_its_sampler = spec.sampler_is_exact and (method.policy_guidance or plain)
 
   def inputs(self, batch: Batch) -> GenerationInputs:
@@ -224,7 +234,7 @@ class Generation(Task):
 
     # Monitoring.
     watched = diagnostics.of_codes(codes, rewards.live) | diagnostics.of_terms(rewards.terms)
-    if self.spec.sampler_is_exact:
+    if self.sampler_is_exact:
       watched['sampler_gap'] = diagnostics.sampler_gap(
         policy,
         prompt,
@@ -348,7 +358,7 @@ class Understanding(Task):
 
   def metrics(self, half: Half, aux: list[UpdateAux]) -> dict:
     values = super().metrics(half, aux)
-    if self.spec.sampler_is_exact:
+    if self.sampler_is_exact:
       # Texts are sampled without guidance: the policy that scores them, before its update, is the
       # one that sampled them.
       gap = jnp.abs(aux[0].logps - aux[0].sample_logps)

@@ -12,16 +12,22 @@ from collections.abc import Callable
 import contextlib
 import dataclasses
 import functools
+import importlib
+import sys
+import types
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from dsr_jax import config as config_lib
 from dsr_jax import convert, families, saved_config, sharding, tracking
 from dsr_jax import rows as rows_lib
 from dsr_jax import state as state_lib
 from dsr_jax import step as step_lib
 from dsr_jax.convert import locate
+from dsr_jax.data import batches as batches_lib
+from dsr_jax.data.ahead import Ahead
 from dsr_jax.data.sharded import ShardedBatches
 from dsr_jax.errors import InputError
 from dsr_jax.evaluate import watched as watched_lib
@@ -32,7 +38,7 @@ from dsr_jax.report import page as run_page
 from dsr_jax.report import summary as summary_lib
 from dsr_jax.reporting.step_sheet import StepSheet
 from dsr_jax.runtime import checkpoints as checkpoints_lib
-from dsr_jax.runtime import distributed, run_files
+from dsr_jax.runtime import distributed, room, run_files
 from dsr_jax.runtime import metrics as metrics_lib
 from dsr_jax.runtime import workdir as workdir_lib
 from dsr_jax.runtime.compiled import CompiledStep
@@ -47,6 +53,37 @@ def load_model(name: str) -> families.Model:
   """The model that `config.model` names; each array is read once it is known where it goes."""
   bundle = convert.load(locate.directory_of(name), lambda leaf: leaf)
   return families.model_of(bundle, name)
+
+
+def framed(model, config):
+  """(model, config) with the template and the sampler that the configuration asks for, named in
+  both. InputError for values that make no sense for the model's family.
+  """
+  model = families.with_template(model, config.method.template)
+  method = dataclasses.replace(config.method, template=model.template)
+  return families.settled(model, dataclasses.replace(config, method=method))
+
+
+def check_room(model, config):
+  """InputError for texts longer than the model's sequences, before anything is compiled."""
+  if model.family is None or model.family.room is None:
+    return
+  room = model.family.room(model.config)
+  method, data = config.method, config.data
+  # key -> (the question, the key of how long its answer may be, how long)
+  asked: dict[str, tuple[str, str, int]] = {}
+  if 'understanding' in method.tasks:
+    asked['question'] = method.question, 'method.max_text_tokens', method.max_text_tokens
+  if 'generation' in method.tasks:
+    asked['instruction'] = method.instruction, 'data.max_prompt_tokens', data.max_prompt_tokens
+  for key, (text, limit, most) in asked.items():
+    tokens = len(model.processor.encode_question(text))
+    if tokens + most > room:
+      raise InputError(
+        f'found method.{key} of {tokens} tokens with {limit}={most}; expected at most {room} '
+        f'together, which {config.model} has room for beside a picture; shorten the one or lower '
+        'the other'
+      )
 
 
 def init_state(model, config, mesh) -> state_lib.TrainState:
@@ -141,7 +178,9 @@ class _Run:
   spent: HostTime  # on looking at the run
 
 
-def run(config, workdir, builders: Builders | None = None, team=None) -> str:
+def run(
+  config, workdir, builders: Builders | None = None, team=None, accept_changed_data: bool = False
+) -> str:
   """Trains to the end, or until SIGTERM or Ctrl-C, which finish the step and save.
 
   Args:
@@ -149,6 +188,7 @@ def run(config, workdir, builders: Builders | None = None, team=None) -> str:
     workdir: the run's folder; the run goes on if it holds checkpoints.
     builders: see `Builders`; the real ones if None.
     team: `distributed.Team`; this process alone if None.
+    accept_changed_data: goes on with the prompts and pictures that are there now.
 
   Returns:
     The path of the summary.
@@ -160,7 +200,9 @@ def run(config, workdir, builders: Builders | None = None, team=None) -> str:
   if team.processes > 1:
     team.agree(**distributed.facts(config, workdir))
   workdir_lib.check_writable(workdir)
+  workdir_lib.check_bucket(config.system.bucket)
   workdir_lib.check_accelerator()
+  config = _with_rate_it_began_with(config, workdir)
   tracking.check(config.system.track)
   builders = builders or Builders()
   system = config.system
@@ -177,12 +219,17 @@ def run(config, workdir, builders: Builders | None = None, team=None) -> str:
   ):
     check_ours = _hold_folders(workdir, system.bucket, holding) if team.lead else _nothing_to_check
     # Model, data, state.
-    model = builders.load_model(config.model)
+    batches_lib.check(config.data, config.method)  # a model is large
+    model, config = framed(builders.load_model(config.model), config)
+    check_room(model, config)
     batches = builders.make_batches(config, model, mesh)
     team.agree(data=batches.fingerprint, model=model.source['fingerprint'])
+    estimate = builders.estimate_memory(model, config, mesh)
+    room.check_step(estimate)
     state = builders.init_state(model, config, mesh)
     train_step = builders.make_train_step(model, config, mesh, state)
-    about = workdir_lib.about(config, model.source, batches.fingerprint)
+    facts = getattr(batches, 'facts', None)
+    about = workdir_lib.about(config, model.source, batches.fingerprint, facts)
     describe_run(config, mesh, model, state, state_lib.idle_bytes(state))
     model.params = None  # the state holds them now
 
@@ -202,7 +249,7 @@ def run(config, workdir, builders: Builders | None = None, team=None) -> str:
     if start is None:
       checkpoints.check_room(state)
     else:
-      checkpoints.verify(start)
+      checkpoints.verify(start, accept_changed_data)
     if team.lead:
       workdir_lib.write_config(workdir, config, about)
     writer = _make_writer(config, workdir, start) if team.lead else metrics_lib.Nowhere()
@@ -216,7 +263,7 @@ def run(config, workdir, builders: Builders | None = None, team=None) -> str:
       workdir=workdir,
       team=team,
       batches=batches,
-      train_step=CompiledStep(train_step, builders.estimate_memory(model, config, mesh)),
+      train_step=CompiledStep(train_step, estimate),
       evaluate=builders.make_evaluator(config, model),
       watch=builders.make_watcher(config, model, batches),
       sheet=builders.make_sheet(model),
@@ -254,6 +301,26 @@ def run(config, workdir, builders: Builders | None = None, team=None) -> str:
     return summary
 
 
+def _with_rate_it_began_with(config, workdir: str):
+  """The configuration; of adapters that began before they had a rate of their own, with the rate
+  that they learn at.
+  """
+  method = config.method
+  if method.trainable != 'lora':
+    return config
+  saved = checkpoints_lib.newest_method(config.system.bucket or workdir)
+  if saved is None or saved['trainable'] != 'lora':
+    return config
+  rate = saved['learning_rate']
+  if saved['lora']['learning_rate'] != rate:
+    return config
+  # The key is read by nobody now, but it stands in the checkpoints.
+  changes: dict[str, Any] = {'learning_rate': rate}
+  if method.lora.learning_rate == config_lib.Lora().learning_rate:
+    changes['lora'] = dataclasses.replace(method.lora, learning_rate=rate)
+  return dataclasses.replace(config, method=dataclasses.replace(method, **changes))
+
+
 def _loop(this: _Run, state, start: int):
   """Steps start + 1 to the last; returns (state, the last step done)."""
   system, last, log, team = this.config.system, this.config.method.steps, this.log, this.team
@@ -274,17 +341,25 @@ def _loop(this: _Run, state, start: int):
   # Batches count steps from 0: this is the one of step start + 1.
   batch = this.batches.at(start)
   this.train_step.compile(state, batch)
+  ahead = Ahead(this.batches)
+  can_fail = getattr(this.batches, 'can_fail', False)
   log.restart_clock()
 
   for step in range(start + 1, last + 1):
     # Step; the next batch is made while the devices work.
+    if step < last:
+      ahead.begin(step)
     with jax.transfer_guard_device_to_host('disallow'):
       state, metrics, records = this.train_step(state, batch)
-    batch = this.batches.at(step) if step < last else None
-    log.add(step, metrics)
+    batch = ahead.finish(metrics)
+    log.add(step, metrics, ahead.waited)
 
-    # Metrics. Whatever is due below needs them on disk first.
-    stopping = team.stops(step, this.stop.requested)
+    # Metrics. Whatever is due below needs them on disk first. A batch that failed, in any process,
+    # ends the run, but only after this step is saved.
+    failed = ahead.error is not None
+    if can_fail:
+      failed = team.any(failed)
+    stopping = team.stops(step, this.stop.requested) or failed
     saving = due(step, system.save_every) or step == last or stopping
     drawing = due(step, system.samples_every) and not stopping
     evaluating = _evaluation_due(this, step) and not stopping
@@ -306,13 +381,17 @@ def _loop(this: _Run, state, start: int):
 
     # Checkpoint.
     if saving:
-      check_finite(state, step, this.workdir)
+      check_finite(state, step, this.workdir, this.config.method.learning_rate_key)
       this.check_ours()
       this.mirror.push()
       this.checkpoints.save(step, state)
     log.restart_clock()
+    if ahead.error is not None:
+      this.checkpoints.wait()
+      raise ahead.error
     if stopping:
       break
+  ahead.close()
   log.close()
   return state, step
 
@@ -418,14 +497,28 @@ def _all_finite(tree):
   return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
 
 
-def check_finite(state, step, workdir):
+def check_finite(state, step, workdir, key='method.learning_rate'):
   """InputError if the parameters are not finite.
 
   A step's metrics are of the parameters before it: look at those after it before they replace a
-  good checkpoint.
+  good checkpoint. key: of the learning rate.
   """
   if not sharding.fetch(_all_finite(state.params)):
     raise InputError(
       f'found parameters that are not finite after step {step}; expected finite numbers; lower '
-      f'method.learning_rate: the last good checkpoint is kept in {workdir}'
+      f'{key}: the last good checkpoint is kept in {workdir}'
     )
+
+
+# `dsr_jax.train` is this module for the code, and `dsr.train(config, workdir)` for people.
+
+
+class _CalledAsFunction(types.ModuleType):
+  """A module that does what `api.train` does when it is called."""
+
+  def __call__(self, config, workdir, overrides=None):
+    """See `dsr_jax.api.train`."""
+    return importlib.import_module('dsr_jax.api').train(config, workdir, overrides)
+
+
+sys.modules[__name__].__class__ = _CalledAsFunction

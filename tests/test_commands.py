@@ -83,7 +83,7 @@ def decode(model):
 @pytest.fixture(scope='module')
 def read(picture, bundle, model):
   """The picture file as the model has it: (1, ...)."""
-  square = images.preprocess(images.load_image(picture), bundle.config.image_size)
+  square = images.preprocess(images.load_image(picture), bundle.config.image_size, 'pad')
   return jax.jit(model.picture_from_pixels)(jnp.asarray(images.to_float(square))[None])
 
 

@@ -12,12 +12,12 @@ from absl import flags
 from places import CONFIGS, ROOT
 import pytest
 
+from dsr_jax import cli, config_loading, saved_config
 from dsr_jax import config as config_lib
-from dsr_jax import config_loading, saved_config
 from dsr_jax.errors import InputError
 
 PACKAGE = ROOT / 'dsr_jax'
-OTHERS = ('scenes_pretrain', 'scenes_study')  # not of training runs
+OTHERS = ('scenes_pretrain', 'scenes_showo_pretrain', 'scenes_study')  # not of training runs
 TRAINING = [name for name in config_loading.shipped() if name not in OTHERS]
 CPU = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
 
@@ -105,6 +105,12 @@ def test_an_own_file_builds_on_the_shipped_ones(tmp_path, monkeypatch):
   [
     ('x = 1', 'found no get_config()'),
     ('def get_config(): return {}', 'found a dict from get_config()'),
+    ('get_config = 3', 'expected a function'),
+    ('def get_config(:', 'failing in line 1 (SyntaxError'),
+    ('import nothing_of_that_name', 'failing in line 1 (ModuleNotFoundError'),
+    ('def get_config():\n  return {}[1]', 'failing in line 2 (KeyError'),
+    ('import sys\nsys.exit(3)', 'failing in line 2 (SystemExit'),
+    ('x = "\0"', 'failing'),
   ],
 )
 def test_a_file_that_is_no_config_is_refused(text, words, tmp_path):
@@ -126,9 +132,9 @@ def parsed(*words, **more):
   f = flags.FlagValues()
   words = ['test', *words]
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr('sys.argv', words)  # where config flags look for overrides
+    patch.setattr('sys.argv', words)  # `parse` sets it, for config flags look for overrides there
     config_loading.define_config_flag('config', 'The run.', f, **more)
-    f(words)
+    cli.parse(f, words)
   return f.config
 
 
@@ -141,7 +147,10 @@ def test_the_flag_takes_names_and_overrides(tmp_path, monkeypatch):
   assert (method.grpo.ratio_low, method.steps) == (0.1, 5)
   assert parsed('--config.seed=4', default='scenes_pretrain').seed == 4
   assert parsed('--config=scenes_study', default='scenes_pretrain').run.method.steps == 36
-  assert parsed() is None
+  with pytest.raises(InputError, match='found no --config'):
+    parsed()
+  with pytest.raises(InputError, match='--config.method.steps without a value'):
+    parsed('--config=scenes', '--config.method.steps', '--config.method.seed=1')
 
 
 # Keys.
@@ -270,6 +279,9 @@ def step(config, optimizer):
     ('method.cfg_interval', -1, 'at least 0'),
     ('method.learning_rate', -1e-3, 'more than 0'),
     ('method.learning_rate', float('nan'), 'finite'),
+    ('method.beta', 10**400, 'finite'),
+    ('method.steps', 10**12, 'at most 4294967296'),
+    ('system.keep_every', 10**400, 'at most 4294967296'),
     ('method.adam_b2', 1.0, 'less than 1'),
     ('method.seed', -1, 'at least 0'),
     ('method.seed', 2**32, 'less than 4294967296'),
@@ -280,6 +292,8 @@ def step(config, optimizer):
     ('method.cispo.ratio_max', 0.0, 'more than 0'),
     ('method.dpo.beta', 0.0, 'more than 0'),
     ('method.lora.rank', 0, 'at least 1'),
+    ('method.lora.learning_rate', 0.0, 'more than 0'),
+    ('method.template', 'User', 'tokens (Janus), plain (Janus)'),
     ('method.separate.swap_every', 0, 'at least 1'),
     ('method.inner_updates', 2, 'grpo, dr_grpo'),
     ('system.rollout_chunk', 7, 'a divisor of 64'),
@@ -316,7 +330,10 @@ def test_unknown_missing_and_mistyped_keys_are_refused():
     method={**method, 'group_sise': 4},
   )
   refused("group_size='8'; expected a value of type int", method={**method, 'group_size': '8'})
-  refused("method.lora.rank='8'; expected a value", method={**method, 'lora': {'rank': '8'}})
+  refused(
+    "method.lora.rank='8'; expected a value",
+    method={**method, 'lora': {**method['lora'], 'rank': '8'}},
+  )
   refused('found no config.method.lora.rank', method={**method, 'lora': {}})
   refused('config.method=3; expected a group of keys', method=3)
   with pytest.raises(InputError, match='found no config.system'):
@@ -369,10 +386,50 @@ def test_a_saved_configuration_with_old_names_is_the_same_run():
   translated = saved_config.completed(saved)
   assert saved_config.differences(translated, saved_config.to_json(now)) == []
   assert config_loading.from_config_dict(translated) == now
-  assert saved_config.saved_method(saved['method']) == now.method
+  # A run names its template; those of then had one.
+  expected = dataclasses.replace(now.method, template='tokens')
+  assert saved_config.saved_method(saved['method']) == expected
   assert str(saved) == before  # what was read stays as it was
   other = saved_config.to_json(config_loading.load('scenes'))
   assert 'method.lora.rank: 3 -> 16' in saved_config.differences(translated, other)
+
+
+def test_adapters_saved_before_they_had_a_rate_of_their_own_keep_the_one_they_learned_at():
+  now = saved_config.to_json(config_loading.load('scenes', method__trainable='lora'))['method']
+  older = {**now, 'learning_rate': 5e-5, 'lora': {'rank': 4}}
+  oldest = {k: v for k, v in older.items() if k != 'lora'} | {'lora_rank': 4}
+  for saved in (older, oldest):
+    method = saved_config.saved_method(saved)
+    assert (method.lora.rank, method.lora.learning_rate, method.peak_learning_rate) == (
+      4,
+      5e-5,
+      5e-5,
+    )
+  whole = saved_config.saved_method({**older, 'trainable': 'language_model'})
+  assert (whole.peak_learning_rate, whole.lora.learning_rate) == (5e-5, 1e-4)
+
+
+RATE = r'^found method.learning_rate=1e-3 .*expected .*method.lora.learning_rate \(it is 0.0001\)'
+
+
+@pytest.mark.parametrize(
+  'words',
+  [
+    ['--config=scenes', '--config.method.trainable=lora', '--config.method.learning_rate=1e-3'],
+    ['--config.method.learning_rate', '1e-3', '--config.method.trainable', 'lora', '--config=OWN'],
+    ['--config=OWN', '--config.method.learning_rate=1e-3'],
+  ],
+)
+def test_the_rate_of_weights_that_are_not_trained_is_refused(words, tmp_path):
+  own = tmp_path / 'own.py'
+  own.write_text(OWN.replace('int(steps)', "int(steps)\n  config.method.trainable = 'lora'"))
+  with pytest.raises(InputError, match=RATE):
+    config_loading.check_flags([word.replace('OWN', str(own)) for word in words])
+  config_loading.check_flags(['--config=scenes', '--config.method.learning_rate=1e-3'])
+  adapters = ['--config.method.trainable=lora', '--config.method.lora.learning_rate=1e-3']
+  config_loading.check_flags(['--config=scenes', *adapters])
+  with pytest.raises(InputError, match='expected the rate of the adapters'):
+    config_loading.load('scenes', method__trainable='lora', method__learning_rate=1e-3)
 
 
 def test_the_partner_of_a_saved_run_is_the_policy():

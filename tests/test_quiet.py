@@ -24,18 +24,18 @@ OURS = re.compile(r'^([a-z][a-z ]{3,12} {1,9}\S.*|error: .*|)$')
 
 LIBRARIES = """
 import sys
-from dsr_jax import errors
+from dsr_jax import cli
 from dsr_jax.convert import locate
 from dsr_jax.models.janus.processor import Processor
 from dsr_jax.runtime import checkpoints
 
-def main(argv):
+def main(argv, f):
   assert 'torch' not in sys.modules
   processor = Processor.from_directory(locate.EMBEDDED)
   assert processor.decode(processor.encode_prompt('a red disc'))
   assert checkpoints.steps_in(sys.argv[1]) == []
 
-errors.run_main(main)
+cli.run_main(main, lambda f: None)
 """
 
 

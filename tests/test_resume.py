@@ -18,9 +18,11 @@ from PIL import Image
 from places import CONFIGS, ROOT, SUPPORT
 import pytest
 
+from dsr_jax import config as config_lib
 from dsr_jax import config_loading, train
 from dsr_jax.errors import InputError
 from dsr_jax.runtime import checkpoints, metrics
+from dsr_jax.runtime import workdir as workdir_lib
 from dsr_jax.state import TrainState
 
 TINY = str(CONFIGS / 'scenes_tiny.py')
@@ -158,6 +160,39 @@ def test_another_method_is_refused_and_the_difference_is_named(unbroken):
     train.run(fake_run.config(40, method__beta=3.0), unbroken, fake_run.parts())
   assert 'group_size' not in str(e.value)
   assert sorted(os.listdir(unbroken)) == files
+
+
+def test_adapters_that_began_before_they_had_a_rate_of_their_own_go_on_at_theirs(
+  tmp_path, monkeypatch, capsys
+):
+  config = fake_run.config(12)  # at 0.1
+  method = dataclasses.replace(config.method, trainable='lora')
+  config = dataclasses.replace(config, method=method)
+  about = workdir_lib.about
+
+  def as_then(*args):
+    made = about(*args)
+    del made['method']['lora']['learning_rate'], made['method']['template']
+    return made
+
+  with monkeypatch.context() as then, pytest.raises(InputError, match='lower method.lora.learning'):
+    then.setattr(workdir_lib, 'about', as_then)
+    train.run(config, str(tmp_path), fake_run.parts(nan_at=6))
+  assert checkpoints.steps_in(str(tmp_path)) == [4]
+
+  # The same command, twice more: what it says of the rate is a default that the run never had.
+  assert method.lora.learning_rate == 1e-4
+  for step in (4, 12):
+    capsys.readouterr()
+    train.run(config, str(tmp_path), fake_run.parts())
+    said = capsys.readouterr().err
+    assert 'lora, at a rate of 0.1 at most (method.lora.learning_rate)' in said
+    assert f'from the checkpoint of step {step}' in said
+    saved = checkpoints.newest_method(str(tmp_path))
+    assert (saved['lora']['learning_rate'], saved['learning_rate']) == (0.1, 0.1)
+  other = dataclasses.replace(method, lora=config_lib.Lora(learning_rate=2e-3))
+  with pytest.raises(InputError, match=r'method\.lora\.learning_rate: 0\.1 -> 0\.002'):
+    train.run(dataclasses.replace(config, method=other), str(tmp_path), fake_run.parts())
 
 
 def test_other_data_and_another_model_are_refused(unbroken):

@@ -15,22 +15,30 @@ import pathlib
 
 from absl import flags
 
-from dsr_jax import cli
+from dsr_jax import cli, families, flag_types, saved_config
 from dsr_jax import convert as convert_lib
 from dsr_jax.convert import adapter, card, locate, overlay, table
-from dsr_jax.errors import InputError, run_main
+from dsr_jax.errors import InputError
 
-FORMATS = ('hf', 'deepseek', 'peft')
+FORMATS = ('hf', 'deepseek', 'showo', 'peft')
 
 
 def convert(
-  source: str, target: str, layout: str, *, dtype: str | None = None, overwrite: bool = False
+  source: str,
+  target: str,
+  layout: str,
+  *,
+  dtype: str | None = None,
+  overwrite: bool = False,
+  base: str = '',
 ):
   """Converts; returns what the command prints. Errors: InputError for everything a user can
   mend.
+
+  base: see `locate.locate`.
   """
   convert_lib.check_target(target, overwrite)
-  located = locate.locate(source)
+  located = locate.locate(source, base)
   for path in filter(None, (located.directory, located.workdir)):
     # --overwrite would take the source away.
     if pathlib.Path(path).resolve().is_relative_to(pathlib.Path(target).resolve()):
@@ -40,9 +48,18 @@ def convert(
       )
   if layout == 'peft':
     return _adapter(source, target, located, overwrite)
-  stored = convert_lib.Stored(located.directory)
-  read = stored.atom
+  stored = convert_lib.open_stored(located.directory)
+  if (layout == 'showo') != (stored.layout == 'showo'):
+    family = families.family_of(stored.config).name
+    expected = 'showo' if stored.layout == 'showo' else 'hf or deepseek'
+    raise InputError(
+      f'found --format={layout} with {source}, a {family}; expected {expected}, or peft for a '
+      "run's adapters"
+    )
+  stored.check_finite()
+  read, processor = stored.atom, stored.processor
   if located.workdir:
+    processor = processor.with_template(saved_config.of_run(located.about['method'])['template'])
     locate.check_base(located, stored.checkpoint.digest())
     read = overlay.reader(stored, located.trained)
   lacking = layout == 'deepseek' and [
@@ -52,7 +69,7 @@ def convert(
     target,
     layout,
     stored.config,
-    stored.processor,
+    processor,
     read,
     stored.directory,
     kept_aside=stored.kept_aside,
@@ -67,14 +84,10 @@ def convert(
       'reads '
       f'({", ".join(zeros)})'
     )
-  return dict(
-    target=target,
-    format=layout,
-    source=source,
-    tensors=len(table.entries(stored.abstract, layout))
-    + len(table.unused(stored.config.vision, layout)),
-    zeros=zeros,
-  )
+  tensors = len(table.entries(stored.abstract, layout))
+  if layout == 'deepseek':
+    tensors += len(table.unused(stored.config.vision, layout))
+  return dict(target=target, format=layout, source=source, tensors=tensors, zeros=zeros)
 
 
 def _adapter(source, target, located, overwrite):
@@ -82,7 +95,14 @@ def _adapter(source, target, located, overwrite):
     raise InputError(
       f'found no adapters in {source}; expected a run with method.trainable=lora; write --format=hf'
     )
-  adapter.save(target, located.trained['lora'], located.about['model']['name'], overwrite)
+  config, _ = convert_lib.read_config(located.directory)
+  adapter.save(
+    target,
+    located.trained['lora'],
+    located.about['model']['name'],
+    overwrite,
+    family=families.family_of(config),
+  )
   return dict(target=target, format='peft', source=source)
 
 
@@ -96,18 +116,22 @@ def main(argv, f=flags.FLAGS):
       f'found --dtype={f.dtype}; expected float32 or bfloat16; choose one, or leave it out'
     )
   cli.log(f'converting {f.source} to {f.target}')
-  cli.print_json(convert(f.source, f.target, f.format, dtype=f.dtype, overwrite=f.overwrite))
+  more = dict(dtype=f.dtype, overwrite=f.overwrite, base=f.base)
+  done = convert(f.source, f.target, f.format, **more)
+  cli.print_json(done, kept=f.target)
 
 
 def define_flags(f=flags.FLAGS):
-  flags.DEFINE_string('source', None, f'The model: {locate.EXPECTED}.', flag_values=f)
-  flags.DEFINE_string(
-    'target', None, 'The directory to write; it appears whole or not at all.', flag_values=f
+  flag_types.define_path('source', None, f'The model: {locate.EXPECTED}.', f)
+  locate.define_base_flag(f)
+  flag_types.define_path(
+    'target', None, 'The directory to write; it appears whole or not at all.', f
   )
   flags.DEFINE_string(
     'format',
     None,
-    "hf (transformers), deepseek (the original code's) or peft (a run's adapters).",
+    "hf (transformers), deepseek (the original code's), showo (a Show-o's), or peft (a run's "
+    'adapters).',
     flag_values=f,
   )
   flags.DEFINE_string(
@@ -120,5 +144,4 @@ def define_flags(f=flags.FLAGS):
 
 
 if __name__ == '__main__':
-  define_flags()
-  run_main(main)
+  cli.run_main(main, define_flags)

@@ -14,7 +14,8 @@ from safetensors.numpy import save_file
 from transformers import AutoTokenizer
 
 from dsr_jax import files
-from dsr_jax.convert import weights
+from dsr_jax.convert import configs, weights
+from dsr_jax.convert.configs import whole
 from dsr_jax.errors import InputError, first_line
 from dsr_jax.models import clip
 
@@ -66,7 +67,7 @@ def read_config(directory) -> clip.ClipConfig:
     num_attention_heads=8,
     max_position_embeddings=77,
     eos_token_id=49407,
-  ) | (content.get('text_config') or {})
+  ) | configs.object_in(content, 'text_config')
   vision = dict(
     hidden_size=768,
     intermediate_size=3072,
@@ -74,40 +75,52 @@ def read_config(directory) -> clip.ClipConfig:
     num_attention_heads=12,
     image_size=224,
     patch_size=32,
-  ) | (content.get('vision_config') or {})
+  ) | configs.object_in(content, 'vision_config')
   # transformers 5 writes it as a section of processor_config.json
   settings = files.read_json(directory / 'preprocessor_config.json', default={})
-  settings = (
-    settings
-    or files.read_json(directory / 'processor_config.json', default={}).get('image_processor')
-    or {}
-  )
+  if not settings:
+    processor = files.read_json(directory / 'processor_config.json', default={})
+    settings = configs.object_in(processor, 'image_processor')
   default = clip.ClipConfig.__dataclass_fields__
   return clip.ClipConfig(
-    text=_tower(text),
-    vision=_tower(vision),
-    projection_dim=int(content.get('projection_dim') or 512),
-    vocab_size=int(text['vocab_size']),
-    max_positions=int(text['max_position_embeddings']),
-    eos_id=int(text['eos_token_id']),
-    image_size=int(vision['image_size']),
-    patch_size=int(vision['patch_size']),
-    mean=tuple(settings.get('image_mean') or default['mean'].default),
-    std=tuple(settings.get('image_std') or default['std'].default),
+    text=_tower(text, 'text_config'),
+    vision=_tower(vision, 'vision_config'),
+    projection_dim=whole(content.get('projection_dim') or 512, 'hidden_size', 'projection_dim as'),
+    vocab_size=whole(text['vocab_size'], 'vocab_size', 'text_config'),
+    max_positions=whole(text['max_position_embeddings'], 'max_position_embeddings', 'text_config'),
+    eos_id=whole(text['eos_token_id'], 'vocab_size', 'text_config.eos_token_id as'),
+    image_size=whole(vision['image_size'], 'image_size', 'vision_config'),
+    patch_size=whole(vision['patch_size'], 'patch_size', 'vision_config'),
+    mean=_three(settings.get('image_mean') or default['mean'].default, 'image_mean'),
+    std=_three(settings.get('image_std') or default['std'].default, 'image_std'),
   )
 
 
-def _tower(section):
+def _three(value, key):
+  """Of each color one number."""
+  fine = isinstance(value, (list, tuple)) and len(value) == 3
+  if not fine or not all(type(x) in (int, float) and abs(x) < 1e6 for x in value):
+    raise InputError(
+      f'found {key} {configs.shown(value)} in the processor of a CLIP; expected three numbers; '
+      'fetch the file again'
+    )
+  return tuple(value)
+
+
+def _tower(section, name):
   act = section.get('hidden_act', 'quick_gelu')
   if act not in ('quick_gelu', 'gelu'):
     raise InputError(
-      f'found hidden_act {act!r} in a CLIP; expected quick_gelu or gelu; use another CLIP'
+      f'found hidden_act {configs.shown(act)} in a CLIP; expected quick_gelu or gelu; use another '
+      'CLIP'
     )
   sizes = ('hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads')
   return clip.TowerConfig(
-    *(int(section[key]) for key in sizes),
+    *(whole(section[key], key, name) for key in sizes),
     act=act,
-    layer_norm_eps=float(section.get('layer_norm_eps') or 1e-5),
+    layer_norm_eps=configs.above_zero(
+      section.get('layer_norm_eps') or 1e-5, 'layer_norm_eps', name
+    ),
   )
 
 
@@ -139,6 +152,7 @@ def load(directory):
     value, target = checkpoint.read(name), leaves[leaf]
     value = value.transpose(_FROM_TORCH[value.ndim]) if kernels[leaf] else value
     target[... if layer is None else layer] = value
+  checkpoint.check_finite(name for name, _, _, _ in wanted)
   return jax.tree.unflatten(tree, leaves)
 
 

@@ -1,10 +1,12 @@
 """config.json of the Hugging Face layout <-> JanusConfig; what both layouts say of the language
 model.
 
-Missing keys take the defaults of transformers' LlamaConfig, JanusVisionConfig and JanusVQVAEConfig,
-because published files are partial. What our model cannot express is refused, all of it in one
-error.
+The file is a stranger's: every size is a whole number within `MOST`, or it is named. Missing keys
+take the defaults of transformers' LlamaConfig, JanusVisionConfig and JanusVQVAEConfig, because
+published files are partial. What our model cannot express is refused, all of it in one error.
 """
+
+import math
 
 from dsr_jax.errors import InputError
 from dsr_jax.models.janus.config import JanusConfig, TextConfig, VisionConfig, VQConfig
@@ -35,6 +37,25 @@ _VQ = dict(
   num_res_blocks=2,
 )
 
+# The largest sizes that are taken for a model's and not for a slip; each is far above any Janus.
+MOST = dict(
+  num_hidden_layers=512,
+  num_attention_heads=1024,
+  num_res_blocks=8,
+  hidden_size=2**17,
+  intermediate_size=2**19,
+  head_dim=2**13,
+  vocab_size=2**24,
+  max_position_embeddings=2**24,
+  image_size=2**13,
+  patch_size=2**8,
+  num_embeddings=2**24,
+  embed_dim=2**13,
+  latent_channels=2**13,
+  base_channels=2**13,
+)
+MOST_LEVELS, MOST_MULTIPLE = 8, 64  # of vq_config.channel_multiplier
+
 # (key, its default in transformers, the one value our model has)
 _FIXED_TEXT = (
   ('model_type', 'llama', 'llama'),
@@ -60,26 +81,15 @@ def from_json(content):
   """config.json's object -> `JanusConfig` without templates. Raises InputError naming every key
   that does not fit.
   """
-  sections = {}
-  for name in ('text_config', 'vision_config', 'vq_config'):
-    sections[name] = content.get(name) or {}
-    if not isinstance(sections[name], dict):
-      raise InputError(
-        f'found {name} {sections[name]!r} in config.json; expected an object; fetch the file again'
-      )
-  try:
-    config = JanusConfig(
-      text=text_from(sections['text_config']),
-      vision=_vision(sections['vision_config']),
-      vq=_vq(sections['vq_config']),
-    )
-    wrong = list(_unsupported(sections, config))
-  except (TypeError, ValueError, ZeroDivisionError) as e:
-    raise InputError(
-      f'found a size in config.json that is not a number ({e}); expected the config.json of a '
-      'Janus; '
-      'fetch the file again'
-    ) from e
+  sections = {
+    name: object_in(content, name) for name in ('text_config', 'vision_config', 'vq_config')
+  }
+  config = JanusConfig(
+    text=text_from(sections['text_config'], 'text_config'),
+    vision=_vision(sections['vision_config']),
+    vq=_vq(sections['vq_config']),
+  )
+  wrong = list(_unsupported(sections, config))
   if wrong:
     raise InputError(
       f'found {"; ".join(wrong)} in config.json; expected the structure of Janus-Pro; use a '
@@ -168,51 +178,110 @@ def layout_of(content):
   kind = content.get('model_type')
   if kind not in ('janus', 'multi_modality'):
     raise InputError(
-      f'found a model of type {kind!r} in config.json; expected janus (the Hugging Face layout) or '
-      'multi_modality (the original one); use a Janus-Pro checkpoint'
+      f'found a model of type {shown(kind)} in config.json; expected janus (the Hugging Face '
+      'layout) or multi_modality (the original one); use a Janus-Pro checkpoint'
     )
   return 'hf' if kind == 'janus' else 'deepseek'
 
 
-def text_from(section):
+# Values of a stranger's file.
+
+
+def object_in(content, name, where=''):
+  """The object `name` of config.json, or of its part `where`; {} where it is absent or null."""
+  value = content.get(name)
+  if value is None:
+    return {}
+  if not isinstance(value, dict):
+    raise InputError(
+      f'found {where}{name} {shown(value)} in config.json; expected an object; fetch the file again'
+    )
+  return value
+
+
+def whole(value, key, where):
+  """A size by its key in `MOST`. where: the part of config.json, for the error."""
+  if type(value) is not int or not 1 <= value <= MOST[key]:
+    raise InputError(
+      f'found {where}.{key} {shown(value)} in config.json; expected a whole number from 1 to '
+      f'{MOST[key]:,}; fetch the file again'
+    )
+  return value
+
+
+def above_zero(value, key, where):
+  """A number that must be positive and finite as float32."""
+  if type(value) not in (int, float) or not 1e-30 <= value <= 1e30:
+    raise InputError(
+      f'found {where}.{key} {shown(value)} in config.json; expected a number above 0; fetch '
+      'the file again'
+    )
+  return float(value)
+
+
+def multiples(value, where):
+  """The VQ model's channel_multiplier, a tuple."""
+  fine = isinstance(value, (list, tuple)) and 1 <= len(value) <= MOST_LEVELS
+  if not fine or not all(type(m) is int and 1 <= m <= MOST_MULTIPLE for m in value):
+    raise InputError(
+      f'found {where}.channel_multiplier {shown(value)} in config.json; expected 1 to '
+      f'{MOST_LEVELS} whole numbers from 1 to {MOST_MULTIPLE}; fetch the file again'
+    )
+  return tuple(value)
+
+
+def shown(value) -> str:
+  """A value for an error, however long it is."""
+  text = repr(value)
+  return text if len(text) <= 60 else f'{text[:60]} ...'
+
+
+# Parts.
+
+
+def text_from(section, name):
   """The language model's section of either layout -> `TextConfig`, with LlamaConfig's defaults."""
-  sizes = {key: section.get(key, default) for key, default in _TEXT.items()}
-  rope = section.get('rope_parameters') or section.get('rope_scaling') or {}
+  values = {key: section.get(key, default) for key, default in _TEXT.items()}
+  eps = above_zero(values.pop('rms_norm_eps'), 'rms_norm_eps', name)
+  sizes = {key: whole(value, key, name) for key, value in values.items()}
+  rope = object_in(section, 'rope_parameters', f'{name}.')
+  rope = rope or object_in(section, 'rope_scaling', f'{name}.')
   theta = rope.get('rope_theta') or section.get('rope_theta') or 10000.0
-  head_dim = section.get('head_dim') or int(sizes['hidden_size']) // int(
-    sizes['num_attention_heads']
-  )
-  eps = float(sizes.pop('rms_norm_eps'))
+  head_dim = section.get('head_dim')
+  if head_dim is None:
+    head_dim = sizes['hidden_size'] // sizes['num_attention_heads']
   return TextConfig(
-    **{key: int(value) for key, value in sizes.items()},
-    head_dim=int(head_dim),
+    **sizes,
+    head_dim=whole(head_dim, 'head_dim', name),
     rms_norm_eps=eps,
-    rope_theta=float(theta),
+    rope_theta=above_zero(theta, 'rope_theta', name),
   )
 
 
 def _vision(section):
-  sizes = {key: section.get(key, default) for key, default in _VISION.items()}
+  name = 'vision_config'
+  values = {key: section.get(key, default) for key, default in _VISION.items()}
   for key in ('image_size', 'patch_size'):  # transformers allows a pair; ours are square
-    if isinstance(sizes[key], (list, tuple)):
-      if len(set(sizes[key])) != 1:
+    pair = values[key]
+    if isinstance(pair, list):
+      if len(pair) != 2 or pair[0] != pair[1]:
         raise InputError(
-          f'found {key} {sizes[key]} in config.json; expected a square; use a Janus-Pro checkpoint'
+          f'found {name}.{key} {shown(pair)} in config.json; expected a square; use a Janus-Pro '
+          'checkpoint'
         )
-      sizes[key] = sizes[key][0]
-  eps = float(sizes.pop('layer_norm_eps'))
-  inner = int(sizes['hidden_size'] * section.get('mlp_ratio', 4.0))
-  return VisionConfig(
-    **{key: int(value) for key, value in sizes.items()}, intermediate_size=inner, layer_norm_eps=eps
-  )
+      values[key] = pair[0]
+  eps = above_zero(values.pop('layer_norm_eps'), 'layer_norm_eps', name)
+  sizes = {key: whole(value, key, name) for key, value in values.items()}
+  ratio = above_zero(section.get('mlp_ratio', 4.0), 'mlp_ratio', name)
+  inner = whole(math.floor(sizes['hidden_size'] * ratio), 'intermediate_size', name)
+  return VisionConfig(**sizes, intermediate_size=inner, layer_norm_eps=eps)
 
 
 def _vq(section):
-  sizes = {key: section.get(key, default) for key, default in _VQ.items()}
-  multiplier = tuple(int(m) for m in sizes.pop('channel_multiplier'))
-  return VQConfig(
-    **{key: int(value) for key, value in sizes.items()}, channel_multiplier=multiplier
-  )
+  values = {key: section.get(key, default) for key, default in _VQ.items()}
+  multiplier = multiples(values.pop('channel_multiplier'), 'vq_config')
+  sizes = {key: whole(value, key, 'vq_config') for key, value in values.items()}
+  return VQConfig(**sizes, channel_multiplier=multiplier)
 
 
 def _unsupported(sections, config):
@@ -221,7 +290,7 @@ def _unsupported(sections, config):
   for name, key, default, only in _FIXED:
     value = sections[name].get(key, default)
     if value != only:
-      yield f'{name}.{key} {value!r} (only {only!r} is known)'
+      yield f'{name}.{key} {shown(value)} (only {only!r} is known)'
   yield from text_misfits(sections['text_config'], text, 'text_config')
   for name, key in (
     ('vision_config', 'projection_dim'),
@@ -230,13 +299,12 @@ def _unsupported(sections, config):
   ):
     value = sections[name].get(key, 2048)
     if value != text.hidden_size:
-      yield f'{name}.{key} {value} (must be the text width {text.hidden_size})'
+      yield f'{name}.{key} {shown(value)} (must be the text width {text.hidden_size})'
   tokens = sections['vision_config'].get('num_image_tokens', 576)
   if vision.image_size % vision.patch_size or tokens != vision.num_patches:
     yield (
-      f'vision_config.num_image_tokens {tokens} with pictures of {vision.image_size} and patches '
-      'of '
-      f'{vision.patch_size} pixels'
+      f'vision_config.num_image_tokens {shown(tokens)} with pictures of {vision.image_size} and '
+      f'patches of {vision.patch_size} pixels'
     )
   if vq.downsampling != vision.patch_size:
     yield (
@@ -255,15 +323,15 @@ def text_misfits(section, text, name):
   for key, default, only in _FIXED_TEXT:
     value = section.get(key, default)
     if value != only:
-      yield f'{name}.{key} {value!r} (only {only!r} is known)'
+      yield f'{name}.{key} {shown(value)} (only {only!r} is known)'
   groups = section.get('num_key_value_heads') or text.num_attention_heads
   if groups != text.num_attention_heads:
     yield (
-      f'{name}.num_key_value_heads {groups} (grouped attention; only '
+      f'{name}.num_key_value_heads {shown(groups)} (grouped attention; only '
       f'{text.num_attention_heads}, one a head)'
     )
   for key in ('rope_scaling', 'rope_parameters'):
-    rope = section.get(key) or {}
+    rope = object_in(section, key, f'{name}.')
     kind = rope.get('rope_type', rope.get('type', 'default'))
     if kind != 'default':
-      yield f'{name}.{key} of type {kind!r} (only unscaled rotary embeddings are known)'
+      yield f'{name}.{key} of type {shown(kind)} (only unscaled rotary embeddings are known)'

@@ -10,9 +10,19 @@ Source: deepseek-ai/Janus janus/models/{modeling_vlm,clip_encoder,siglip_vit,vq_
 """
 
 import collections
+import dataclasses
 import re
 
-from dsr_jax.convert.configs import text_from, text_misfits
+from dsr_jax.convert.configs import (
+  MOST,
+  MOST_LEVELS,
+  multiples,
+  object_in,
+  shown,
+  text_from,
+  text_misfits,
+  whole,
+)
 from dsr_jax.errors import InputError
 from dsr_jax.models.janus.config import JanusConfig, VisionConfig, VQConfig
 
@@ -49,20 +59,14 @@ def from_json(content, shapes):
       'fetch the '
       'file again'
     )
-  params = {name: sections[name].get('params') or {} for name in _SECTIONS}
-  ours = content.get(OURS) or {}
-  try:
-    text = text_from(sections['language_config'])
-    vision = _vision(params, ours.get('vision') or {}, shapes)
-    vq = _vq(params, ours.get('vq') or {}, shapes)
-    config = JanusConfig(text=text, vision=vision, vq=vq)
-    wrong = list(_misfits(sections, params, config))
-  except (TypeError, ValueError, ZeroDivisionError, AttributeError) as e:
-    raise InputError(
-      f'found a size in config.json that is not a number ({e}); expected the config.json of a '
-      'Janus-Pro; '
-      'fetch the file again'
-    ) from e
+  params = {name: object_in(sections[name], 'params', f'{name}.') for name in _SECTIONS}
+  ours = object_in(content, OURS)
+  config = JanusConfig(
+    text=text_from(sections['language_config'], 'language_config'),
+    vision=_vision(params, object_in(ours, 'vision', f'{OURS}.'), shapes),
+    vq=_vq(params, object_in(ours, 'vq', f'{OURS}.'), shapes),
+  )
+  wrong = list(_misfits(sections, params, config))
   if wrong:
     raise InputError(
       f'found {"; ".join(wrong)} in config.json; expected the structure of Janus-Pro; use a '
@@ -148,7 +152,11 @@ def to_json(config, dtype='float32', system_prompt=True):
 
 
 def _vision(params, ours, shapes):
-  width = int(params['aligner_config'].get('input_dim', _PUBLISHED.vision.hidden_size))
+  width = whole(
+    params['aligner_config'].get('input_dim', _PUBLISHED.vision.hidden_size),
+    'hidden_size',
+    'aligner_config.params.input_dim as',
+  )
   known = _PUBLISHED.vision
   if width == known.hidden_size and not ours:
     found = dict(
@@ -161,17 +169,25 @@ def _vision(params, ours, shapes):
       mlp_width=_common(shapes, blocks + r'mlp\.fc1\.weight', 0),
       patch_size=_common(shapes, r'vision_model\.vision_tower\.patch_embed\.proj\.weight', -1),
     )
-  sizes = {'heads': _HEADS, **found, **ours}
-  image_size = int(params['vision_config'].get('image_size', known.image_size))
+  names = dict(
+    layers='num_hidden_layers',
+    heads='num_attention_heads',
+    mlp_width='intermediate_size',
+    patch_size='patch_size',
+  )
+  sizes = {'heads': _HEADS, **found, **_said(ours, names, 'vision')}
+  image_size = params['vision_config'].get('image_size', known.image_size)
   return VisionConfig(
     hidden_size=width,
-    intermediate_size=int(sizes['mlp_width']),
-    num_hidden_layers=int(sizes['layers']),
-    num_attention_heads=int(sizes['heads']),
-    image_size=image_size,
-    patch_size=int(sizes['patch_size']),
+    image_size=whole(image_size, 'image_size', 'vision_config.params'),
     layer_norm_eps=_EPS,
+    **{names[key]: size for key, size in sizes.items()},
   )
+
+
+def _said(ours, names, part):
+  """The sizes in a part of our section. names: of its keys, in `MOST`."""
+  return {key: whole(ours[key], names[key], f'{OURS}.{part}') for key in names if key in ours}
 
 
 def _vq(params, ours, shapes):
@@ -207,15 +223,16 @@ def _vq(params, ours, shapes):
         0,
       ),
     )
-  sizes = {**found, **ours}
-  p = params['gen_vision_config']
+  names = {key: key for key in ('latent_channels', 'base_channels', 'num_res_blocks')}
+  sizes = {**found, **_said(ours, names, 'vq')}
+  if 'channel_multiplier' in ours:
+    sizes['channel_multiplier'] = multiples(ours['channel_multiplier'], f'{OURS}.vq')
+  p, where = params['gen_vision_config'], 'gen_vision_config.params.'
+  codes, width = p.get('image_token_size', known.num_embeddings), p.get('n_embed', known.embed_dim)
   return VQConfig(
-    num_embeddings=int(p.get('image_token_size', known.num_embeddings)),
-    embed_dim=int(p.get('n_embed', known.embed_dim)),
-    latent_channels=int(sizes['latent_channels']),
-    base_channels=int(sizes['base_channels']),
-    num_res_blocks=int(sizes['num_res_blocks']),
-    channel_multiplier=tuple(int(m) for m in sizes['channel_multiplier']),
+    num_embeddings=whole(codes, 'num_embeddings', f'{where}image_token_size as'),
+    embed_dim=whole(width, 'embed_dim', f'{where}n_embed as'),
+    **{**sizes, 'channel_multiplier': tuple(sizes['channel_multiplier'])},
   )
 
 
@@ -242,7 +259,7 @@ def _misfits(sections, params, config):
   text, vq = config.text, config.vq
   for name, only in _CLASSES.items():
     if sections[name].get('cls') != only:
-      yield f'{name}.cls {sections[name].get("cls")!r} (only {only!r} is known)'
+      yield f'{name}.cls {shown(sections[name].get("cls"))} (only {only!r} is known)'
   width, codes = text.hidden_size, vq.num_embeddings
   fixed = (
     ('vision_config', 'select_layer', -1),
@@ -263,7 +280,7 @@ def _misfits(sections, params, config):
   for name, key, only in fixed:
     value = params[name].get(key, only)
     if value != only:
-      yield f'{name}.params.{key} {value!r} (must be {only!r})'
+      yield f'{name}.params.{key} {shown(value)} (must be {only!r})'
   yield from text_misfits(sections['language_config'], text, 'language_config')
   yield from size_misfits(config)
 
@@ -271,6 +288,14 @@ def _misfits(sections, params, config):
 def size_misfits(config):
   """Sentences about sizes that do not go together."""
   vision, vq = config.vision, config.vq
+  # Where config.json says nothing, the tensors' names and shapes do.
+  for part in (vision, vq):
+    for field in dataclasses.fields(part):
+      size = getattr(part, field.name)
+      if isinstance(size, int) and size > MOST.get(field.name, size):
+        yield f'{field.name} {size} (at most {MOST[field.name]})'
+  if len(vq.channel_multiplier) > MOST_LEVELS:
+    yield f'{len(vq.channel_multiplier)} levels of the VQ model (at most {MOST_LEVELS})'
   if vision.patch_size < 1 or vision.image_size % vision.patch_size:
     yield f'pictures of {vision.image_size} pixels with patches of {vision.patch_size}'
   if vq.downsampling != vision.patch_size:

@@ -3,20 +3,26 @@ a run, or a Hub id.
 """
 
 import dataclasses
+import glob
 import os
 import re
 from typing import Any
 
+from absl import flags
 import huggingface_hub
 import jax
 
+from dsr_jax import cli, families, files, flag_types, saved_config
 from dsr_jax import config as config_lib
-from dsr_jax import families, files, saved_config
+from dsr_jax.convert import configs, weights
 from dsr_jax.convert import directory as directory_lib
+from dsr_jax.convert.showo import parts as showo_parts
 from dsr_jax.errors import InputError, first_line
 from dsr_jax.models.common import lora
-from dsr_jax.runtime import checkpoints
+from dsr_jax.runtime import checkpoints, room
 from dsr_jax.scenes import grammar
+
+flags.disclaim_key_flags()  # --help lists what `define_flags` defines under the command
 
 EMBEDDED = os.path.join(os.path.dirname(os.path.dirname(__file__)), 'assets', 'scenes_base')
 EXPECTED = (
@@ -26,6 +32,8 @@ EXPECTED = (
 )
 EXPECTED_SOURCE = "a model directory, 'scenes' for the embedded model, or a Hub id (OWNER/NAME)"
 ROLES = ('generator', 'understander')  # of a run of two models
+MOST_GUIDANCE = 1000
+_CACHED = re.compile(r'models--(.+?)--(.+)')  # the Hub's folder of OWNER/NAME
 _HUB_ID = re.compile(r'[\w-][\w.-]*/[\w-][\w.-]*')
 _FILES = ('*.json', '*.jinja', '*.safetensors', 'LICENSE*', 'README.md')
 
@@ -35,15 +43,14 @@ class Source:
   """A model ready for use, and how it wants to be used.
 
   bundle: config, params (float32, on the default device), processor and source of `convert.load`.
-  method: what the run was configured with; for other models the method's defaults (instruction,
-  question, crop ...).
-  guidance: classifier-free guidance weight that the model's own generation_config.json names.
+  method: the one place that says how the model is sampled from and how it reads: of a run, what it
+    was configured with; of another model, its generation_config.json's guidance, pictures padded as
+    Janus-Pro's own processor pads them, and the method's defaults (instruction, question ...).
   """
 
   name: str
   bundle: Any
   method: config_lib.Method
-  guidance: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,11 +70,53 @@ class Located:
   about: dict = dataclasses.field(default_factory=dict)
 
 
-def locate(name: str) -> Located:
-  """Finds a model, a run's included. Errors: InputError if there is none."""
+def define_flags(f=flags.FLAGS):
+  """The flags of all commands that ask a model."""
+  flags.DEFINE_string(
+    'template',
+    '',
+    'What frames prompts and questions: of Janus tokens (<|User|>) or plain (User). By default '
+    "what the model was reinforced with, else its family's first.",
+    flag_values=f,
+  )
+  define_base_flag(f)
+
+
+def define_crop_flag(f=flags.FLAGS):
+  """--crop of the commands that read a picture."""
+  flags.DEFINE_enum(
+    'crop',
+    '',
+    ['', *config_lib.CROPS],
+    'How the picture becomes a square: its centre (crop), or whole between grey bars (pad). By '
+    'default as in the run; of a model that is no run pad, as Janus-Pro reads.',
+    flag_values=f,
+  )
+
+
+def define_base_flag(f=flags.FLAGS):
+  """--base alone."""
+  flag_types.define_path(
+    'base',
+    '',
+    'Of a run: the model that it began with, if that no longer lies where it did.',
+    f,
+  )
+
+
+def locate(name: str, base: str = '') -> Located:
+  """Finds a model, a run's included. Errors: InputError if there is none.
+
+  base: of a run, where the model that it began with lies now, if not where it was.
+  """
   path, step, role = _split(name)
   if is_run(path):
-    return _locate_run(name, path, step, role)
+    return _locate_run(name, path, step, role, base)
+  if base:
+    raise InputError(
+      f'found --base={base} with {name}, which is no run; expected the workdir of a run; leave '
+      '--base out'
+    )
   for part, what in ((step, 'step'), (role, 'role')):
     if part is not None and os.path.isdir(path):
       raise InputError(
@@ -78,24 +127,80 @@ def locate(name: str) -> Located:
   return Located(name, directory_of(name))
 
 
-def resolve(name: str) -> Source:
-  """Finds and loads a model. Errors: InputError if there is no such model, or its files are not
-  sound.
+def resolve(name: str, *, template: str = '', base: str = '', config=None) -> Source:
+  """Finds and loads a model.
+
+  Args:
+    name: what `EXPECTED` says.
+    template: what frames its prompts, a value of `method.template`; by default the run's, else the
+      model's own.
+    base: see `locate`.
+    config: of a command that uses the model as a `config.Config` says: its template then goes
+      before the model's, and where it was written for another model that is said.
+
+  Raises:
+    InputError: if there is no such model, its files are not sound, or its family has no such
+      template.
   """
-  located = locate(name)
+  located = locate(name, base)
+  method = method_of(located)
+  if config:
+    note_other_settings(config, located)
+  bundle = directory_lib.load(located.directory, lambda leaf: leaf)
+  of_config = config.method.template if config else ''
+  bundle = families.with_template(bundle, template or of_config or method.template)
+  if located.workdir:
+    check_base(located, bundle.source['hash'])
+  room.check_weights(sum(leaf.nbytes for leaf in jax.tree.leaves(bundle.params)), name)
   here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  bundle = directory_lib.load(located.directory, lambda leaf: leaf.placed(here))
-  guidance = _guidance(located.directory)
-  if not located.workdir:
-    return Source(name, bundle, _method_of(located.directory), guidance)
-  check_base(located, bundle.source['hash'])
-  method = saved_config.saved_method(located.about['method'])
-  if 'lora' in located.trained:
+  params = jax.tree.map(lambda leaf: leaf.placed(here), bundle.params)
+  bundle = dataclasses.replace(bundle, params=params)
+  if located.workdir:
+    bundle = dataclasses.replace(bundle, params=_trained_params(bundle, located.trained))
+  method = dataclasses.replace(method, template=families.template_of(bundle))
+  return Source(name, bundle, method)
+
+
+# What a configuration says of sampling and asking, which fits the model that it was written for.
+_OF_A_MODEL = (
+  'temperature',
+  'guidance',
+  'cfg_interval',
+  'question',
+  'instruction',
+  'max_text_tokens',
+)
+
+
+def note_other_settings(config, located: Located):
+  """Says what a model is asked with by a configuration that was written for another one."""
+  began_with = located.about['model']['name'] if located.workdir else located.name
+  if _same(config.model, str(began_with)):
+    return
+  own = method_of(located)
+  used = [
+    f'{key} {getattr(config.method, key)!r} (its own: {getattr(own, key)!r})'
+    for key in _OF_A_MODEL
+    if getattr(config.method, key) != getattr(own, key)
+  ]
+  if used:
+    cli.log(
+      f'note         the settings of {config.model} are used for {located.name}: {", ".join(used)}'
+    )
+
+
+def _same(one: str, other: str) -> bool:
+  """Whether two names are of one model; asks no Hub."""
+  places = [os.path.realpath(EMBEDDED if name == 'scenes' else name) for name in (one, other)]
+  return one == other or (places[0] == places[1] and os.path.isdir(places[0]))
+
+
+def _trained_params(bundle, trained):
+  """The parameters of a run: of the model that it began with, and what it trained."""
+  if 'lora' in trained:
     targets = families.family_of(bundle.config).lora_targets
-    params = lora.merged(bundle.params, targets, located.trained['lora'])
-  else:
-    params = merged(bundle.params, located.trained)
-  return Source(name, dataclasses.replace(bundle, params=params), method, method.guidance)
+    return lora.merged(bundle.params, targets, trained['lora'])
+  return merged(bundle.params, trained)
 
 
 def check_base(located: Located, fingerprint: str):
@@ -122,11 +227,64 @@ def directory_of(name: str) -> str:
       f'found the workdir of a run, {name}; expected {EXPECTED_SOURCE}; convert the run to a model '
       'directory first'
     )
+  _refuse_near_miss(name)
   if os.path.isdir(name):
     return name
   if _HUB_ID.fullmatch(name):
     return _download(name)
   raise InputError(f'found no model {name!r}; expected {EXPECTED}; check the name')
+
+
+def base_of(model: dict, workdir: str, base: str = '') -> str:
+  """The directory of the model that a run began with.
+
+  Args:
+    model: what the run says of it: the name it was called by and, but for old runs, the directory
+      that this was then.
+    workdir: of the run.
+    base: where it lies now, if the user says so.
+  """
+  name, then = str(model.get('name')), str(model.get('directory', ''))
+  if base:
+    return directory_of(base)
+  if name != 'scenes' and os.path.isdir(then):
+    return then
+  try:
+    return directory_of(name)
+  except InputError as e:
+    raise InputError(
+      f'found no model {name}, which the run {workdir} began with ({e}); expected it where it was; '
+      'say where it lies now, as --base=DIR'
+    ) from e
+
+
+def _refuse_near_miss(name: str):
+  """InputError for a folder beside the one that was meant."""
+  path = os.path.abspath(name)
+  above = os.path.dirname(path)
+  if os.path.basename(above) == 'checkpoints' and os.path.basename(path).isdecimal():
+    run = os.path.dirname(above)
+    raise InputError(
+      f'found the checkpoint {name}; expected the run it belongs to, and its step; write '
+      f'{run}@{os.path.basename(path)}'
+    )
+  if os.path.basename(path) == 'checkpoints' and os.path.isdir(path):
+    raise InputError(
+      f'found the checkpoints {name}; expected the run they belong to; write {above}'
+    )
+  cached = _CACHED.fullmatch(os.path.basename(path))
+  snapshots = sorted(glob.glob(os.path.join(glob.escape(name), 'snapshots', '*')))
+  if cached and not os.path.exists(os.path.join(path, 'config.json')) and os.path.isdir(path):
+    hub_id = '/'.join(cached.groups())
+    raise InputError(
+      f'found a folder of the Hub cache, {name}; expected a model inside of it; write '
+      f'{" or ".join([*snapshots, hub_id])}'
+    )
+
+
+def names_run(name: str) -> bool:
+  """Whether a model's name is that of a run, of its checkpoint or of one of its two models."""
+  return is_run(_split(name)[0])
 
 
 def is_run(path: str) -> bool:
@@ -150,16 +308,35 @@ def _split(name):
   return path, None, role
 
 
-def _guidance(directory):
-  settings = files.read_json(os.path.join(directory, 'generation_config.json'), default={})
-  guidance = settings.get('guidance_scale')
-  # Janus-Pro's own samples were drawn at 5; a model that says nothing is drawn with that.
-  return float(guidance) if isinstance(guidance, (int, float)) else 5.0
+def _guidance(directory, own):
+  path = os.path.join(directory, 'generation_config.json')
+  guidance = files.read_json(path, default={}).get('guidance_scale')
+  # A model that says nothing is drawn as the samples of its family were.
+  if guidance is None:
+    return own
+  if type(guidance) not in (int, float) or not 0 <= guidance <= MOST_GUIDANCE:
+    raise InputError(
+      f'found guidance_scale {configs.shown(guidance)} in {path}; expected a number from 0 to '
+      f'{MOST_GUIDANCE} (1 is without guidance); mend it'
+    )
+  return float(guidance)
+
+
+def method_of(located: Located) -> config_lib.Method:
+  """The `Source.method` of a model that was found, before anything of it is read."""
+  if located.workdir:
+    return saved_config.saved_method(located.about['method'])
+  return _method_of(located.directory)
 
 
 def _method_of(directory):
-  """The method's defaults; of the embedded model with the question it knows."""
-  method = config_lib.Method()
+  """The settings of a model that is no run; of the embedded one with the question it knows."""
+  content = files.read_json(os.path.join(directory, 'config.json'), default={})
+  if showo_parts.is_showo(content):
+    guidance, crop = showo_parts.guidance(content), 'crop'
+  else:  # Janus-Pro's own samples were drawn at 5, and its pictures padded
+    guidance, crop = 5.0, 'pad'
+  method = config_lib.Method(guidance=_guidance(directory, guidance), crop=crop)
   if os.path.realpath(directory) == os.path.realpath(EMBEDDED):
     # The small model knows no other words for this than those it was trained with.
     method = dataclasses.replace(
@@ -171,7 +348,7 @@ def _method_of(directory):
   return method
 
 
-def _locate_run(name, workdir, step, role):
+def _locate_run(name, workdir, step, role, base):
   trained, about, step = checkpoints.load_trained(workdir, step)
   two = set(trained) == set(ROLES)
   if two and role is None:
@@ -185,7 +362,7 @@ def _locate_run(name, workdir, step, role):
     )
   if role is not None and role not in ROLES:
     raise InputError(f'found the role {role!r} in {name}; expected {" or ".join(ROLES)}; change it')
-  directory = directory_of(about['model']['name'])
+  directory = base_of(about['model'], workdir, base)
   return Located(name, directory, workdir, step, trained[role] if two else trained, about)
 
 
@@ -220,11 +397,33 @@ def _download(hub_id):
       name.endswith('.safetensors') for name in os.listdir(directory)
     ):  # only then torch's files, as large
       directory = huggingface_hub.snapshot_download(hub_id, allow_patterns=(*_FILES, '*.bin'))
-    return directory
+    return showo_parts.fetched(hub_id, directory)
+  except InputError:
+    raise
   # its own errors, those of two HTTP libraries, and OSError: all mean that there is no model
   except Exception as e:
     reason = first_line(e)
+    kept = _kept(hub_id)
+    if kept:
+      # Of an earlier download, or of another program's: a card and a licence may be lacking.
+      cli.log(f'note         could not ask the Hub ({reason}): {hub_id} is read from {kept}')
+      return kept
     raise InputError(
       f'found no directory {hub_id} and could not fetch it from the Hub ({reason}); expected '
       f'{EXPECTED}; check the name, or connect to the network once so that the model is kept'
     ) from e
+
+
+def _kept(hub_id) -> str:
+  """The snapshot of a Hub id in the cache, if it has all that a model needs; else ''."""
+  cache = huggingface_hub.constants.HF_HUB_CACHE
+  needed = ('config.json', 'tokenizer.json')
+  paths = [huggingface_hub.try_to_load_from_cache(hub_id, name, cache) for name in needed]
+  if not all(isinstance(path, str) for path in paths):
+    return ''
+  directory = os.path.dirname(paths[0])
+  try:
+    weights.Checkpoint(directory)
+  except InputError:
+    return ''
+  return directory

@@ -78,7 +78,16 @@ DEEPSEEK = (
   (r'vqmodel/(?P<rest>.+)', 'gen_vision_model.{rest}'),
 )
 
-LAYOUTS = {'hf': HUGGING_FACE, 'deepseek': DEEPSEEK}
+# Show-o: names that begin with `showo.` are its own, the others those of showlab/magvitv2.
+SHOWO = (
+  (r'language_model/layers/(?P<rest>.+)', 'showo.model.layers.{layer}.{rest}'),
+  (r'language_model/norm', 'showo.model.final_layernorm'),
+  (r'language_model/(?P<rest>.+)', 'showo.model.{rest}'),
+  (r'lm_head', 'showo.lm_head'),
+  (r'vqmodel/(?P<rest>.+)', '{rest}'),
+)
+
+LAYOUTS = {'hf': HUGGING_FACE, 'deepseek': DEEPSEEK, 'showo': SHOWO}
 # The text embedding and the text head, by layout: where a file has no head, and the config ties
 # them, one serves as both.
 EMBED = {
@@ -192,6 +201,9 @@ def unused(vision, layout):
   return shapes
 
 
+NAMED = 20  # mistakes of a kind that are named; of more, these and how many there are
+
+
 def mistakes(want, found):
   """Everything wrong with a checkpoint: sentences, empty if it fits.
 
@@ -202,21 +214,25 @@ def mistakes(want, found):
   said = []
   missing, extra = sorted(want.keys() - found.keys()), sorted(found.keys() - want.keys())
   if missing:
-    said.append(f'{len(missing)} missing: {", ".join(missing)}')
+    said.append(f'{len(missing)} missing: {_listed(missing)}')
   if extra:
-    said.append(f'{len(extra)} unknown: {", ".join(extra)}')
+    said.append(f'{len(extra)} unknown: {_listed(extra)}')
   shapes = [
     f'{name} {found[name][0]} instead of {want[name]}'
     for name in sorted(want.keys() & found.keys())
     if found[name][0] != want[name]
   ]
   if shapes:
-    said.append(f'{len(shapes)} of another shape: {", ".join(shapes)}')
+    said.append(f'{len(shapes)} of another shape: {_listed(shapes)}')
   dtypes = [
     f'{name} {found[name][1]}'
     for name in sorted(want.keys() & found.keys())
     if found[name][1] not in ('F32', 'BF16', 'F16', 'F64')
   ]
   if dtypes:
-    said.append(f'{len(dtypes)} not floating: {", ".join(dtypes)}')
+    said.append(f'{len(dtypes)} not floating: {_listed(dtypes)}')
   return said
+
+
+def _listed(names):
+  return ', '.join([*names[:NAMED], *['...'] * (len(names) > NAMED)])

@@ -19,8 +19,10 @@ from tokenizers import (
 
 from dsr_jax import files, images
 from dsr_jax.errors import InputError
+from dsr_jax.models.janus.config import ROLES
 from dsr_jax.models.janus.processor import BOI, BOS, EOI, EOS, IMAGE, PAD, SPECIALS, Processor
 
+# Of the template `tokens`; `chat_template` has it for all.
 CHAT_TEMPLATE = (
   '{%- for message in messages -%}'
   "{%- if message['role'] == 'system' -%}"
@@ -36,6 +38,14 @@ CHAT_TEMPLATE = (
   '{%- endfor -%}'
   "{%- if add_generation_prompt -%}{{- '<|Assistant|>:' -}}{%- endif -%}"
 )
+
+
+def chat_template(template: str) -> str:
+  """transformers' chat template in the words of a prompt template, a key of `ROLES`."""
+  text = CHAT_TEMPLATE
+  for token, role in zip(ROLES['tokens'], ROLES[template]):
+    text = text.replace(token, role)
+  return text
 
 
 def make_tokenizer(
@@ -70,7 +80,7 @@ def make_tokenizer(
       f'found vocab_size {vocab_size}; expected at least {256 + len(SPECIALS)} (256 bytes and '
       f'{len(SPECIALS)} special tokens); raise it'
     )
-  tokenizer = _train_bpe(texts, vocab_size - len(SPECIALS))
+  tokenizer = train_bpe(texts, vocab_size - len(SPECIALS))
   tokenizer.add_special_tokens(
     [AddedToken(token, special=True, normalized=False) for token in SPECIALS]
   )
@@ -95,7 +105,8 @@ def make_tokenizer(
   return Processor.from_directory(directory)
 
 
-def _train_bpe(texts, vocab_size):
+def train_bpe(texts, vocab_size):
+  """A byte-level BPE of at most `vocab_size` tokens, learned from texts; no special tokens."""
   tokenizer = Tokenizer(models.BPE())
 
   # As DeepSeek-LLM splits: each line break alone, a space goes with the word or the mark after it,

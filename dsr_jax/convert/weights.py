@@ -35,6 +35,7 @@ DTYPES = dict(
   U8=np.uint8,
   BOOL=np.bool_,
 )
+_BLOCK = 1 << 18  # numbers looked at at once
 DTYPE_NAMES = {np.dtype(kind): name for name, kind in DTYPES.items()}
 
 
@@ -43,8 +44,8 @@ class Checkpoint:
   in the file's dtype.
   """
 
-  def __init__(self, directory):
-    self.directory = pathlib.Path(directory)
+  def __init__(self, directory, forms=FORMS):
+    self.directory, self._forms = pathlib.Path(directory), forms
     single, index_name = self._form()
     index = {} if (self.directory / single).is_file() else self._index(index_name)
     self.files = [
@@ -72,6 +73,16 @@ class Checkpoint:
     """The tensor as a NumPy view of the file, in the file's dtype; not to be written to."""
     return self._tensors[name]
 
+  def check_finite(self, names):
+    """InputError naming the tensors that hold a NaN or an infinity, of those named; reads them."""
+    bad = [name for name in names if not is_finite(self._tensors[name])]
+    if bad:
+      raise InputError(
+        f'found numbers that are not finite in {self.directory}: in {", ".join(bad[:5])}'
+        f'{f" and {len(bad) - 5} more" * (len(bad) > 5)} of {len(self.found)} tensors; expected '
+        'finite numbers; fetch the weights again, or save them anew from before they diverged'
+      )
+
   def digest(self):
     """sha256 over the weight files, hexadecimal."""
     digest = hashlib.sha256()
@@ -82,7 +93,7 @@ class Checkpoint:
     return digest.hexdigest()
 
   def _form(self):
-    for form in FORMS:
+    for form in self._forms:
       if any((self.directory / name).is_file() for name in form):
         return form
     others = sorted(
@@ -93,7 +104,8 @@ class Checkpoint:
     raise InputError(
       f'found {"only " + ", ".join(others) if others else "no weights"} in {self.directory}; '
       'expected '
-      f'{FORMS[0][0]} or {FORMS[1][0]}, or shards with their index; fetch the whole checkpoint'
+      f'{self._forms[0][0]} or {self._forms[1][0]}, or shards with their index; fetch the whole '
+      'checkpoint'
     )
 
   def _index(self, name):
@@ -124,8 +136,25 @@ class Checkpoint:
       )
 
 
+def is_finite(value) -> bool:
+  """Whether all numbers of an array are finite as float32; a block at a time."""
+  flat = value.reshape(-1)
+  return all(_is_finite(flat[first : first + _BLOCK]) for first in range(0, flat.size, _BLOCK))
+
+
+def _is_finite(block) -> bool:
+  if block.dtype == np.float64:
+    return bool(np.all(np.abs(block) <= np.finfo(np.float32).max))  # a NaN is not
+  # Infinity is the number after the largest finite one, and NaNs come after it: compared as whole
+  # numbers, which is faster than to ask, and for bfloat16 by far.
+  bits = block.view(f'u{block.dtype.itemsize}')
+  infinity = np.array(np.inf, block.dtype).view(bits.dtype)
+  return bool(np.max(bits & ~np.array(-0.0, block.dtype).view(bits.dtype)) < infinity)
+
+
 def read_file(path):
   """A weight file -> name -> ((shape, dtype name), NumPy view of the file)."""
+  files.check_no_pointer(path)
   return _read_bin(path) if path.suffix == '.bin' else _read_safetensors(path)
 
 
@@ -135,7 +164,8 @@ def _read_safetensors(path):
       pass  # its own checks: header, offsets, length of the file
   except (SafetensorError, OSError) as e:
     raise InputError(
-      f'found {path} truncated or damaged ({e}); expected a whole safetensors file; fetch it again'
+      f'found {path} truncated or damaged ({first_line(e)}); expected a whole safetensors file; '
+      'fetch it again'
     ) from e
   with open(path, 'rb') as f:
     size = int.from_bytes(f.read(8), 'little')

@@ -4,17 +4,28 @@ in memory for it.
 
 from collections.abc import Callable
 import json
-import shutil
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from dsr_jax import files
+from dsr_jax.convert import sidefiles
 from dsr_jax.convert.weights import DTYPE_NAMES, FORMS
-from dsr_jax.errors import InputError
 
 SHARD_BYTES = 4 << 30
 PIECE_BYTES = 64 << 20
 SPARE_BYTES = 64 << 20  # tokenizer, configuration, card
+# What an export writes beside `sidefiles.FILES`.
+_FILES = (
+  *FORMS[0],
+  'config.json',
+  'README.md',
+  'kept_aside/tensors.safetensors',
+  'adapter_model.safetensors',
+  'adapter_config.json',
+)
+_SHARD = r'model-\d{5}-of-\d{5}\.safetensors'
 
 
 class Tensor(NamedTuple):
@@ -33,14 +44,13 @@ class Tensor(NamedTuple):
 
 
 def check_room(directory, tensors):
-  """InputError unless the disk of `directory`, which exists, has room for the tensors."""
-  free, need = shutil.disk_usage(directory).free, sum(t.nbytes for t in tensors) + SPARE_BYTES
-  if free < need:
-    raise InputError(
-      f'found {free >> 20:,} MiB free at {directory}; expected {need >> 20:,} MiB; free some, or '
-      'choose '
-      'another place'
-    )
+  """InputError unless the disk of `directory` has room for the tensors."""
+  files.check_room(directory, sum(t.nbytes for t in tensors) + SPARE_BYTES)
+
+
+def is_export(path: str) -> bool:
+  """Whether an export writes a file of this path in its target; all others are the user's."""
+  return path in (*sidefiles.FILES, *_FILES) or bool(re.fullmatch(_SHARD, path))
 
 
 def write(directory, tensors):

@@ -7,9 +7,7 @@ requirements-tpu.txt; no TPU). For others, as h200:8, the counted half alone. A 
 JSON on stdout.
 """
 
-import json
 import os
-import sys
 
 os.environ['JAX_PLATFORMS'] = 'cpu'  # before JAX: the TPU compiler is asked, no TPU is looked for
 os.environ['TPU_SKIP_MDS_QUERY'] = '1'
@@ -17,7 +15,7 @@ os.environ['TPU_SKIP_MDS_QUERY'] = '1'
 # pylint: disable=wrong-import-position
 from absl import flags
 
-from dsr_jax import cli, config_loading, errors
+from dsr_jax import cli, config_loading, files, flag_types
 from dsr_jax.errors import InputError
 from dsr_jax.plan import report as report_lib
 
@@ -30,9 +28,11 @@ def main(argv, f=flags.FLAGS):
       'found no --topology; expected a slice; name one, as --topology=v5e:8x8 or --topology=h200:8'
     )
   config = config_loading.from_config_dict(f.config)
+  if f.hlo:
+    files.check_output_file(f.hlo, '--hlo')
   report, estimate = report_lib.plan(config, f.topology, f.compile, f.hlo)
-  print(report_lib.table(report, estimate), file=sys.stderr)
-  print(json.dumps(report, indent=2))
+  cli.log(report_lib.table(report, estimate))
+  cli.print_json(report)
   report_lib.check_fits(report)
 
 
@@ -49,9 +49,8 @@ def define_flags(f=flags.FLAGS):
     'Whether to compile the step for a TPU slice; --nocompile counts only.',
     flag_values=f,
   )
-  flags.DEFINE_string('hlo', '', 'Where to leave the compiled program as text.', flag_values=f)
+  flag_types.define_path('hlo', '', 'Where to leave the compiled program as text.', f)
 
 
 if __name__ == '__main__':
-  define_flags()
-  errors.run_main(main, config_loading.check_flags)
+  cli.run_main(main, define_flags)

@@ -15,9 +15,8 @@ import time
 from absl import flags
 import jax
 
-from dsr_jax import cli, config_loading, families, files
+from dsr_jax import cli, config_loading, families, files, flag_types
 from dsr_jax.convert import locate
-from dsr_jax.errors import InputError, run_main
 from dsr_jax.probe import measures, tasks
 from dsr_jax.probe import page as page_lib
 
@@ -28,15 +27,13 @@ def main(argv, f=flags.FLAGS):
   cli.no_arguments(argv)
   cli.require(config=f.config, model=f.model, output=f.output)
   cli.check_sampling(1, 1.0, f.seed)
-  if f.num_inputs < 2:
-    raise InputError(
-      f'found --num_inputs={f.num_inputs}; expected at least 2 (a picture is compared with those '
-      'of other prompts); raise it'
-    )
+  cli.check_range(2, 100_000, num_inputs=f.num_inputs)  # a picture meets those of other prompts
   config = config_loading.from_config_dict(f.config)
   files.check_output(f.output, lambda name: name in OUTPUTS)
 
-  model = families.model_of(locate.resolve(f.model).bundle, f.model)
+  source = locate.resolve(f.model, template=f.template, base=f.base, config=config)
+  model = families.model_of(source.bundle, f.model, config.method)
+  families.check(model.config, config)
   began = time.time()
   results = tasks.probe(model, config, f.num_inputs, f.seed)
   verdicts = {task: result.numbers['verdict'] for task, result in results.items()}
@@ -48,6 +45,7 @@ def main(argv, f=flags.FLAGS):
     'candidates': config.method.group_size,
     'temperature': config.method.temperature,
     'guidance': config.method.guidance,
+    'template': model.template,
     'seed': f.seed,
     'data_seed': config.method.seed,
     'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
@@ -83,7 +81,8 @@ def main(argv, f=flags.FLAGS):
       'verdict': numbers['verdict'],
       'page': os.path.join(f.output, 'probe.html'),
       **summary,
-    }
+    },
+    kept=f.output,
   )
 
 
@@ -91,12 +90,13 @@ def define_flags(f=flags.FLAGS):
   config_loading.define_config_flag(
     'config', 'The run that is thought of: a config file, keys set by --config.key=value.', f
   )
-  flags.DEFINE_string('model', None, f'The model: {locate.EXPECTED}.', flag_values=f)
-  flags.DEFINE_string(
+  flag_types.define_path('model', None, f'The model: {locate.EXPECTED}.', f)
+  locate.define_flags(f)
+  flag_types.define_path(
     'output',
     None,
     'Folder to write: new, empty, or an earlier output of this command.',
-    flag_values=f,
+    f,
   )
   flags.DEFINE_integer(
     'num_inputs',
@@ -110,5 +110,4 @@ def define_flags(f=flags.FLAGS):
 
 
 if __name__ == '__main__':
-  define_flags()
-  run_main(main, config_loading.check_flags)
+  cli.run_main(main, define_flags)

@@ -16,8 +16,9 @@ import os
 from absl import flags
 import jax
 
-from dsr_jax import cli, files, train
-from dsr_jax.errors import InputError, run_main
+from dsr_jax import cli, files, flag_types, train
+from dsr_jax.convert import locate
+from dsr_jax.errors import InputError
 from dsr_jax.replay import look as look_lib
 from dsr_jax.replay import page, past_step
 from dsr_jax.runtime import workdir as workdir_lib
@@ -46,7 +47,8 @@ def main(argv, f=flags.FLAGS):
   builders = train.Builders()
   mesh = builders.make_mesh(config.system.mesh)
   with jax.set_mesh(mesh):
-    model = builders.load_model(config.model)
+    began_with = past_step.base_of(f.workdir, config, f.base)
+    model, config = train.framed(builders.load_model(began_with), config)
 
     # The step again.
     past = past_step.replay(builders, config, f.workdir, f.step, mesh, model)
@@ -85,7 +87,7 @@ def main(argv, f=flags.FLAGS):
     files.write_text(os.path.join(aside, 'replay.html'), page.page(result, shown))
   words = 'yes, every number' if not different else 'no: ' + ', '.join(different)
   cli.log(f'exact        {words}')
-  cli.print_json(_in_short(result, output))
+  cli.print_json(_in_short(result, output), kept=output)
 
 
 def _chosen_inputs(config, asked: int | None) -> list[int]:
@@ -110,7 +112,8 @@ def _in_short(result: dict, output: str) -> dict:
 
 
 def define_flags(f=flags.FLAGS):
-  flags.DEFINE_string('workdir', None, 'The folder of a run; only read.', flag_values=f)
+  flag_types.define_path('workdir', None, 'The folder of a run; only read.', f)
+  locate.define_base_flag(f)
   flags.DEFINE_integer('step', None, 'The step to run again, from 1.', flag_values=f)
   flags.DEFINE_integer(
     'input',
@@ -123,11 +126,8 @@ def define_flags(f=flags.FLAGS):
   )
   flags.DEFINE_string('scorer', '', 'What if it had had this method.scorer?', flag_values=f)
   flags.DEFINE_string('reward', '', 'What if it had had this method.reward?', flag_values=f)
-  flags.DEFINE_string(
-    'output', '', 'Folder to write; WORKDIR/replays/STEP by default.', flag_values=f
-  )
+  flag_types.define_path('output', '', 'Folder to write; WORKDIR/replays/STEP by default.', f)
 
 
 if __name__ == '__main__':
-  define_flags()
-  run_main(main)
+  cli.run_main(main, define_flags)

@@ -25,15 +25,20 @@ class RunLog:
     self._writer = writer
     self._progress = progress
     self._pending = []
+    self._waited = {}
     self._clock = time.perf_counter()
+    self._rate_key = config.method.learning_rate_key
     self._frozen_every = config.system.frozen_every
     self._probe_every = config.system.probe_every
     self._codes = codes_per_picture
     self._samples_per_task = config.method.inputs_per_task * config.method.group_size
 
-  def add(self, step, values):
-    """Keeps a step's metrics, still on the devices."""
+  def add(self, step, values, waited=0.0):
+    """Keeps a step's metrics, still on the devices. waited: seconds that they then waited for the
+    next batch.
+    """
     self._pending.append((step, values))
+    self._waited[step] = waited
 
   def flush(self):
     """Fetches and writes what is pending. Raises as `write`."""
@@ -56,12 +61,13 @@ class RunLog:
     if bad:
       raise InputError(
         f'found {bad} = {values[bad]} at step {step}; expected a finite number; lower '
-        'method.learning_rate, or look at the metrics before that step; the last good checkpoint '
+        f'{self._rate_key}, or look at the metrics before that step; the last good checkpoint '
         'is kept'
       )
     codes = self._codes * ('generation/loss' in values)
     tokens = self._samples_per_task * (codes + values.get('understanding/text_length', 0.0))
     values['time/step_seconds'] = seconds
+    values['time/data_wait'] = self._waited.pop(step, 0.0)
     values['time/tokens_per_second'] = tokens / seconds  # sampled ones
     self._writer.write(step, values | metrics_lib.memory())
     self._progress.step(step, values)

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import glob
 import importlib.metadata
+import importlib.util
 import json
 import os
 import socket
@@ -35,6 +36,7 @@ MIRRORED = (
   'watched',
   'wandb.json',
 )
+STORES = {'gs': 'gcsfs', 's3': 's3fs'}  # kind of bucket -> the package that reaches it
 LOCK = '.lock'
 BUCKET_LOCK = 'run.lock'
 # A bucket's lock: its owner writes it anew every so often, and one that was not written for the
@@ -48,6 +50,11 @@ def check_writable(workdir):
   """InputError unless files can be made in `workdir`, or in the nearest folder above that exists;
   leaves nothing.
   """
+  if '://' in workdir:
+    raise InputError(
+      f'found --workdir={workdir}; expected a folder of this machine; name the bucket in '
+      'system.bucket'
+    )
   folder = os.path.abspath(workdir)
   while not os.path.lexists(folder):
     folder = os.path.dirname(folder)
@@ -60,6 +67,32 @@ def check_writable(workdir):
       'leave the '
       'run in; choose another --workdir'
     ) from e
+
+
+def check_bucket(bucket: str):
+  """InputError unless `bucket` can be one: a folder, or a store for which there is a package.
+
+  Nothing is asked of a network.
+  """
+  scheme, is_store, _ = bucket.partition('://')
+  if not is_store:
+    if os.path.lexists(bucket) and not os.path.isdir(bucket):
+      raise InputError(
+        f'found the file {bucket} in system.bucket; expected a folder, or gs://BUCKET/FOLDER; name '
+        'one'
+      )
+    return
+  package = STORES.get(scheme)
+  if package is None:
+    raise InputError(
+      f'found system.bucket={bucket}; expected a folder, or {" or ".join(STORES)} before the ://; '
+      'change it'
+    )
+  if not any(importlib.util.find_spec(name) for name in (package, 'tensorflow')):
+    raise InputError(
+      f'found system.bucket={bucket} and no package that reaches it; expected {package}; pip '
+      f'install {package}'
+    )
 
 
 def check_accelerator():
@@ -270,18 +303,24 @@ class BucketLock:
     )
 
 
-def about(config, source, data_fingerprint):
-  """What a checkpoint says of its run; see `checkpoints.Checkpoints`."""
+def about(config, source, data_fingerprint, data_facts=None):
+  """What a checkpoint says of its run; see `checkpoints.Checkpoints`.
+
+  data_facts: further facts about the data, as `ShardedBatches.facts`.
+  """
   settings = saved_config.to_json(config)
-  data = {**settings['data'], 'fingerprint': data_fingerprint}
+  data = {**settings['data'], **(data_facts or {}), 'fingerprint': data_fingerprint}
   return {'method': settings['method'], 'data': data, 'model': dict(source)}
 
 
 def write_config(workdir, config, about):
-  """config.json: every key as resolved, the model and data by fingerprint, the versions at work."""
+  """config.json: every key as resolved, the folder that its paths are relative to, the model and
+  data by fingerprint, the versions at work.
+  """
   versions = {name: importlib.metadata.version(name) for name in PACKAGES}
   content = {
     'config': saved_config.to_json(config),
+    'folder': os.getcwd(),  # where its relative paths began
     'about': about,
     'versions': versions,
     'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',

@@ -7,8 +7,6 @@ python -m dsr_jax.scenes --entropy=200                            # entropy of t
 on stdout
 """
 
-import io
-import os
 import textwrap
 
 from absl import flags
@@ -16,13 +14,14 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dsr_jax import cli as commands
-from dsr_jax import files, images
-from dsr_jax.errors import InputError, run_main
+from dsr_jax import files, flag_types, images
+from dsr_jax.errors import InputError
 from dsr_jax.scenes import entropy, grammar, judge, render, sets, world
 
 SCALE = 6  # screen pixels a picture pixel
 TEXT_HEIGHT, MARGIN = 64, 8
 MAX_SHOWN = 1024
+MAX_TEXTS = 100_000
 
 
 def contact_sheet(pictures, captions, columns: int = 4) -> Image.Image:
@@ -48,22 +47,9 @@ def contact_sheet(pictures, captions, columns: int = 4) -> Image.Image:
 
 def show(number: int, output: str, seed: int = 0):
   """Writes a sheet of pretraining pictures and captions to the PNG file `output`."""
-  if not 1 <= number <= MAX_SHOWN:
-    raise InputError(f'found --show={number}; expected 1 to {MAX_SHOWN} pictures; change it')
   examples = [sets.pretraining_example(seed, i) for i in range(number)]
   sheet = contact_sheet(*zip(*examples))
-  if os.path.isdir(output):
-    raise InputError(
-      f'found the folder {output}; expected the name of a PNG file for --output; add a file name'
-    )
-  png = io.BytesIO()
-  sheet.save(png, 'PNG')
-  try:
-    files.write_bytes(output, png.getvalue())
-  except OSError as e:
-    raise InputError(
-      f'cannot write {output} ({e.strerror}); expected a writable place; name another --output'
-    ) from e
+  files.write_bytes(output, images.png(sheet))
   pixels = np.stack([sets.pretraining_example(seed, i)[0] for i in range(2000)])
   coverage = render.patch_coverage(pixels)
   commands.log(
@@ -118,8 +104,7 @@ def main(argv, f=flags.FLAGS):
     commands.require(judge=f.judge, prompt=f.prompt)
     commands.print_json(judge_file(f.judge, f.prompt))
   elif f.entropy is not None:
-    if f.entropy < 1:
-      raise InputError(f'found --entropy={f.entropy}; expected at least 1 text; raise it')
+    commands.check_range(1, MAX_TEXTS, entropy=f.entropy)
     commands.print_json(
       {
         name: entropy.conditional_entropy(f.entropy, f.seed, noisy=noisy)._asdict()
@@ -128,6 +113,8 @@ def main(argv, f=flags.FLAGS):
     )
   elif f.show is not None:
     commands.require(output=f.output)
+    commands.check_range(1, MAX_SHOWN, show=f.show)
+    files.check_output_file(f.output)
     show(f.show, f.output, f.seed)
   else:
     raise InputError(
@@ -138,8 +125,8 @@ def main(argv, f=flags.FLAGS):
 
 def define_flags(f=flags.FLAGS):
   flags.DEFINE_integer('show', None, 'Number of pictures to show.', flag_values=f)
-  flags.DEFINE_string('output', None, 'PNG file for --show.', flag_values=f)
-  flags.DEFINE_string('judge', None, 'Picture file to judge.', flag_values=f)
+  flag_types.define_path('output', None, 'PNG file for --show.', f)
+  flag_types.define_path('judge', None, 'Picture file to judge.', f)
   flags.DEFINE_string('prompt', None, 'What the judged picture should show.', flag_values=f)
   flags.DEFINE_integer(
     'entropy',
@@ -151,5 +138,4 @@ def define_flags(f=flags.FLAGS):
 
 
 if __name__ == '__main__':
-  define_flags()
-  run_main(main)
+  commands.run_main(main, define_flags)

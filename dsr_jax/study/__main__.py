@@ -16,8 +16,7 @@ import sys
 
 from absl import flags
 
-from dsr_jax import cli, config_loading
-from dsr_jax.errors import run_main
+from dsr_jax import cli, config_loading, flag_types
 from dsr_jax.runtime import workdir
 from dsr_jax.study import design, figures, lanes, runner
 from dsr_jax.study.bench import Bench
@@ -55,7 +54,7 @@ def main(argv, f=flags.FLAGS):
     else:
       computing = not f.tables_only and None not in records
       out['results'] = runner.finish(study, cells, bench if computing else None)
-  cli.print_json(out)
+  cli.print_json(out, kept=study.directory)
   return 1 if out['failed'] else 0
 
 
@@ -70,10 +69,13 @@ def _command():
 
 def define_flags(f=flags.FLAGS):
   config_loading.define_config_flag(
-    'config', 'The study: configs/scenes_study.py, keys set by --config.key=value.', f
+    'config',
+    'The study: configs/scenes_study.py, keys set by --config.key=value.',
+    f,
+    prefix='run.',
   )
-  flags.DEFINE_string(
-    'output', None, 'The folder of the study; what was finished there stays.', flag_values=f
+  flag_types.define_path(
+    'output', None, 'The folder of the study; what was finished there stays.', f
   )
   flags.DEFINE_list(
     'variants', [], f'Some of {", ".join(VARIANTS)}; all by default.', flag_values=f
@@ -84,12 +86,12 @@ def define_flags(f=flags.FLAGS):
     'Seeds of every variant; by default config.seeds, of controls config.control_seeds.',
     flag_values=f,
   )
-  flags.DEFINE_list(
+  flag_types.define_paths(
     'bases',
     [],
     "Names in config.bases, or NAME=MODEL; by default all for the paper's variants, the first for "
     'controls.',
-    flag_values=f,
+    f,
   )
   flags.DEFINE_bool(
     'tune',
@@ -113,5 +115,4 @@ def define_flags(f=flags.FLAGS):
 
 
 if __name__ == '__main__':
-  define_flags()
-  run_main(main, config_loading.check_flags)
+  cli.run_main(main, define_flags)

@@ -127,7 +127,8 @@ class Bench:
   def model(self, name: str):
     """A base, without its parameters."""
     if name not in self._models:
-      self._models[name] = dataclasses.replace(self._builders.load_model(name), params=None)
+      model, _ = train.framed(self._builders.load_model(name), self._study.run)
+      self._models[name] = dataclasses.replace(model, params=None)
     return self._models[name]
 
   def params(self, name: str):
@@ -242,7 +243,7 @@ class Bench:
 
   def _make_batches(self, config, model, mesh):
     batches = self._builders.make_batches(config, model, mesh)
-    return _SamePrograms(batches, config.method.learning_rate)
+    return _SamePrograms(batches, config.method.peak_learning_rate)
 
   def _make_train_step(self, model, config, mesh, state, as_run: Callable | None = None):
     """The step, compiled once for all seeds, learning rates and bases of a variant: those and the

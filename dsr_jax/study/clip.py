@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dsr_jax import cli, families, images
-from dsr_jax.convert import clip as files
-from dsr_jax.convert import locate
-from dsr_jax.errors import InputError, run_main
+from dsr_jax import cli, families, files, flag_types, images
+from dsr_jax.convert import clip as clip_files
+from dsr_jax.convert import locate, writing
+from dsr_jax.errors import InputError
 from dsr_jax.evaluate import ranking
 from dsr_jax.evaluate import scores as scores_lib
 from dsr_jax.inference import Sampler
@@ -60,7 +60,7 @@ def batch(processor, seed: int, step: int, size: int):
   """Captioned pictures of pretraining: pixels (B, H, W, 3) uint8 and ids (B, T)."""
   pairs = [sets.pretraining_example(seed, step * size + i) for i in range(size)]
   pixels = np.stack([pixels for pixels, _ in pairs])
-  ids = files.encode_texts(processor.tokenizer, [text for _, text in pairs], MAX_TOKENS)
+  ids = clip_files.encode_texts(processor.tokenizer, [text for _, text in pairs], MAX_TOKENS)
   return pixels, ids
 
 
@@ -133,9 +133,9 @@ def compare(clip_dir: str, source, *, per_task: int, samples: int, seed: int) ->
   """Of pictures that the model draws of validation prompts: how often each reward orders two as the
   judge does.
 
-  source: `locate.Source`, the model that draws and scores, with its guidance and instruction.
+  source: `locate.Source`, the model that draws and scores, with its method.
   """
-  config, weights = files.read_config(clip_dir), files.load(clip_dir)
+  config, weights = clip_files.read_config(clip_dir), clip_files.load(clip_dir)
   prompts = sets.evaluation_prompts(per_task, 'validation')
   texts = [p.text for p in prompts]
   model, method = families.model_of(source.bundle, source.name), source.method
@@ -146,7 +146,9 @@ def compare(clip_dir: str, source, *, per_task: int, samples: int, seed: int) ->
     params,
     sampler.prompts(texts),
     group=samples,
-    how=Sampling(temperature=method.temperature, guidance=source.guidance),
+    how=Sampling(
+      temperature=method.temperature, guidance=method.guidance, cfg_interval=method.cfg_interval
+    ),
     instructions=sampler.questions([method.instruction]),
   )
   self_rewards = drawn.rewards[:, 0]
@@ -154,7 +156,7 @@ def compare(clip_dir: str, source, *, per_task: int, samples: int, seed: int) ->
   cosines = sampler.chunked(
     lambda first, codes, ids: score(params, weights, codes, ids),
     drawn.codes,
-    files.encode(clip_dir, texts),
+    clip_files.encode(clip_dir, texts),
   )
   verdicts = scores_lib.judge_pictures(prompts, drawn.pixels)
   right, graded = verdicts['geneval'], verdicts['graded']
@@ -200,7 +202,7 @@ def main(argv, f=flags.FLAGS):
       'to measure; name one'
     )
   if f.compare:
-    files.read_config(f.compare)
+    clip_files.read_config(f.compare)
     result = compare(
       f.compare,
       locate.resolve(f.model),
@@ -210,6 +212,7 @@ def main(argv, f=flags.FLAGS):
     )
     cli.print_json(result)
     return
+  files.check_place(f.output)
   directory = locate.directory_of(f.model)
   config, params, facts = train(
     Processor.from_directory(directory),
@@ -218,21 +221,20 @@ def main(argv, f=flags.FLAGS):
     learning_rate=f.learning_rate,
     seed=f.seed,
   )
-  files.save(f.output, config, params, directory)
+  with files.whole_directory(f.output, ours=writing.is_export) as aside:
+    clip_files.save(aside, config, params, directory)
   parameters = sum(x.size for x in jax.tree.leaves(params))
-  cli.print_json({'clip': f.output, 'parameters': parameters, **facts})
+  cli.print_json({'clip': f.output, 'parameters': parameters, **facts}, kept=f.output)
 
 
 def define_flags(f=flags.FLAGS):
-  flags.DEFINE_string('output', None, 'Directory of the CLIP to be trained.', flag_values=f)
-  flags.DEFINE_string(
-    'compare', None, 'Directory of a CLIP to be measured beside R_G.', flag_values=f
-  )
-  flags.DEFINE_string(
+  flag_types.define_path('output', None, 'Directory of the CLIP to be trained.', f)
+  flag_types.define_path('compare', None, 'Directory of a CLIP to be measured beside R_G.', f)
+  flag_types.define_path(
     'model',
     'scenes',
     f'Whose tokenizer it takes, or, with --compare, who draws and scores: {locate.EXPECTED}.',
-    flag_values=f,
+    f,
   )
   flags.DEFINE_integer('steps', 3000, 'Updates.', lower_bound=1, flag_values=f)
   flags.DEFINE_integer('batch', 64, 'Captioned pictures an update.', lower_bound=2, flag_values=f)
@@ -251,5 +253,4 @@ def define_flags(f=flags.FLAGS):
 
 
 if __name__ == '__main__':
-  define_flags()
-  run_main(main)
+  cli.run_main(main, define_flags)

@@ -57,7 +57,7 @@ def _make(cell, paths):
 
 
 def _subject(source, name, config) -> benchmarks.Subject:
-  model = families.model_of(locate.resolve(source).bundle, source)
+  model = families.model_of(locate.resolve(source).bundle, source, config.method)
   return benchmarks.Subject(
     name=name,
     params=model.params,

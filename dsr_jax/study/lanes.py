@@ -154,7 +154,7 @@ def run(cells, builders_of):
   mesh = builders.make_mesh(config.system.mesh)
   with jax.set_mesh(mesh), StopSignals() as stop, contextlib.ExitStack() as ends:
     # Model, data, state.
-    model = builders.load_model(config.model)
+    model, config = train.framed(builders.load_model(config.model), config)
     batches = [builders.make_batches(cell.config, model, mesh) for cell in cells]
     state = stacked_state(builders.init_state(model, cell.config, mesh) for cell in cells)
     model.params = None  # the state holds them now
@@ -257,7 +257,7 @@ class _Lane:
   """One of the runs: what is in its folder, and what went wrong with it."""
 
   def __init__(self, index: int, cell, builders: train.Builders, model, data_fingerprint: str):
-    config = cell.config
+    model, config = train.framed(model, cell.config)
     self.error = None
     self._index = index
     self._cell = cell
@@ -287,7 +287,7 @@ class _Lane:
     state = state_of(state, self._index)
     if due(last, system.samples_every):
       workdir_lib.write_samples(folder, last, self._sheet(state, _take(records, self._index)))
-    train.check_finite(state, last, folder)
+    train.check_finite(state, last, folder, cell.config.method.learning_rate_key)
     if cell.keeps_checkpoint:
       self._save(state, last)
     summary_lib.write(folder, last, last, checkpoints_lib.fingerprint(state.params))

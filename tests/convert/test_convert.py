@@ -14,7 +14,9 @@ from safetensors.numpy import load_file, save_file
 from transformers import GenerationConfig, JanusForConditionalGeneration
 
 from dsr_jax import convert
-from dsr_jax.convert import sidefiles, table, writing
+from dsr_jax.convert import __main__ as command
+from dsr_jax.convert import sidefiles, table, weights, writing
+from dsr_jax.convert.directory import DTYPES
 from dsr_jax.errors import InputError
 from dsr_jax.models.janus import model as janus
 from dsr_jax.models.janus.config import JanusConfig
@@ -213,6 +215,34 @@ def test_every_wrong_tensor_is_named_in_one_error(copy):
     'model.generation_aligner.fc1.bias I32',
   ):
     assert part in str(e.value)
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16'])
+def test_a_number_that_is_not_finite_is_named(copy, bundle, dtype, bad):
+  name = 'model.language_model.layers.1.mlp.up_proj.weight'
+
+  def change(tensors):
+    for key in tensors:
+      tensors[key] = tensors[key].astype(DTYPES[dtype])
+    tensors[name][3, 5] = bad
+
+  change_tensors(copy, change)
+  tensors = len(table.entries(bundle.params))
+  with pytest.raises(InputError, match=f'not finite in .*: in {name} of {tensors} tensors'):
+    convert.load(copy)
+  with pytest.raises(InputError, match='not finite'):
+    command.convert(str(copy), str(copy.parent / 'out'), 'hf')
+
+
+def test_a_number_that_float32_cannot_hold_is_not_finite():
+  assert weights.is_finite(np.array([1e38, -1e38]))
+  assert not weights.is_finite(np.array([1e300]))
+  assert weights.is_finite(np.array([], np.float32))
+  many = np.ones((3, weights._BLOCK), np.float16)
+  assert weights.is_finite(many)
+  many[2, -1] = np.nan
+  assert not weights.is_finite(many) and not weights.is_finite(many.T)
 
 
 @pytest.mark.parametrize('keep', [0, 4, 500, -1])

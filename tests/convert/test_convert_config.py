@@ -6,6 +6,7 @@ import json
 import pytest
 from transformers import AutoConfig
 
+from dsr_jax import convert
 from dsr_jax.convert import configs
 from dsr_jax.errors import InputError
 from dsr_jax.models.janus.config import JanusConfig, Templates
@@ -172,7 +173,20 @@ def test_the_layout_is_told_by_the_model_type():
     ('vq_config', 'double_latent', True, 'double_latent'),
     ('vq_config', 'channel_multiplier', [1, 2], '2 levels'),
     ('vq_config', 'base_channels', 100, 'multiple of 32'),
-    ('text_config', 'hidden_size', 'wide', 'not a number'),
+    ('text_config', 'hidden_size', 'wide', "text_config.hidden_size 'wide' .*a whole number"),
+    ('text_config', 'hidden_size', True, 'a whole number'),
+    ('text_config', 'hidden_size', '2048', 'a whole number'),
+    ('text_config', 'vocab_size', 10**12, 'from 1 to 16,777,216'),
+    ('text_config', 'num_hidden_layers', 10**7, 'from 1 to 512'),
+    ('text_config', 'num_hidden_layers', -1, 'a whole number'),
+    ('text_config', 'rope_scaling', 'linear', "text_config.rope_scaling 'linear' .*an object"),
+    ('text_config', 'rope_theta', float('nan'), 'a number above 0'),
+    ('text_config', 'rms_norm_eps', 'x' * 999, r"rms_norm_eps 'x{59} \.\.\. in"),
+    ('vision_config', 'mlp_ratio', float('inf'), 'mlp_ratio inf .*a number above 0'),
+    ('vision_config', 'mlp_ratio', 1e29, 'intermediate_size .*a whole number'),
+    ('vq_config', 'channel_multiplier', 3, '1 to 8 whole numbers'),
+    ('vq_config', 'channel_multiplier', [1] * 99, '1 to 8 whole numbers'),
+    ('vq_config', 'num_res_blocks', 10**6, 'from 1 to 8'),
   ],
 )
 def test_what_the_model_cannot_express_is_refused(section, key, value, found):
@@ -180,6 +194,13 @@ def test_what_the_model_cannot_express_is_refused(section, key, value, found):
   content[section][key] = value
   with pytest.raises(InputError, match=found):
     configs.from_json(content)
+
+
+def test_json_that_no_reader_expects_is_refused_at_once(tmp_path):
+  for text in ('[' * 10_000 + ']' * 10_000, '{"model_type": ' + '{"a": ' * 10_000, '\ufeff{}', '3'):
+    (tmp_path / 'config.json').write_text(text)
+    with pytest.raises(InputError, match='found .*config.json'):
+      convert.read_config(tmp_path)
 
 
 def test_every_misfit_is_named_in_one_error():

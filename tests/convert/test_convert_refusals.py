@@ -165,8 +165,7 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 sys.argv = ['convert', '--source={original[0]}', '--target={tmp_path / 'h'}', '--format=hf']
 from dsr_jax.convert import __main__ as command
-command.define_flags()
-command.run_main(command.main)
+command.cli.run_main(command.main, command.define_flags)
 """
   done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
   assert done.returncode == 2 and done.stdout == '', done.stderr

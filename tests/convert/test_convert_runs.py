@@ -11,10 +11,11 @@ import original_layout
 from places import ROOT
 import pytest
 from safetensors.numpy import load_file
+from transformers import AutoProcessor, JanusForConditionalGeneration
 
 from dsr_jax import convert
 from dsr_jax.convert import __main__ as command
-from dsr_jax.convert import placing, writing
+from dsr_jax.convert import locate, placing, writing
 from dsr_jax.errors import InputError
 from dsr_jax.models.common import lora
 from dsr_jax.models.janus.family import JANUS
@@ -98,6 +99,23 @@ def test_adapters_are_folded_in(original, make_run, tmp_path):
     return params['language_model']['layers']['mlp']['down_proj']['kernel']
 
   assert np.abs(kernel(got) - kernel(base.params)).max() > 0.01
+
+
+@pytest.mark.parametrize('layout', ['hf', 'deepseek'])
+def test_the_template_of_a_run_goes_with_its_weights(original, make_run, tmp_path, layout):
+  workdir = make_run(original_layout.head_of(original, 2), template='plain')
+  run(workdir, tmp_path / 'one', layout)
+  run(tmp_path / 'one', tmp_path / 'two', 'hf')
+  for name in ('one', 'two'):
+    source = locate.resolve(str(tmp_path / name))
+    assert source.method.template == source.bundle.processor.template == 'plain'
+  assert '| template | plain |' in (tmp_path / 'one' / 'README.md').read_text()
+  # transformers asks in the same words.
+  processor = AutoProcessor.from_pretrained(tmp_path / 'two')
+  turn = [dict(role='user', content=[dict(type='text', text='a red disc')])]
+  words = processor.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+  assert words == 'User: a red disc\n\nAssistant:'
+  JanusForConditionalGeneration.from_pretrained(tmp_path / 'two')
 
 
 # Memory.

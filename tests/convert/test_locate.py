@@ -1,6 +1,9 @@
 """What a user may call a model."""
 
+import dataclasses
 import fnmatch
+import os
+import shutil
 
 import huggingface_hub
 import jax
@@ -9,9 +12,10 @@ import original_layout
 import pytest
 import torch
 
-from dsr_jax import convert
+from dsr_jax import config_loading, convert, families
 from dsr_jax.convert import locate as model_source
 from dsr_jax.errors import InputError
+from dsr_jax.models.janus.family import JANUS
 
 
 def touch(directory, *names):
@@ -86,6 +90,146 @@ def test_commands_take_either_layout(hf_directory, hf_model, tmp_path):
   original_layout.write(tmp_path / 'o', hf_directory, hf_model, dtype=torch.float32)
   one, other = model_source.resolve(str(hf_directory)), model_source.resolve(str(tmp_path / 'o'))
   jax.tree.map(np.testing.assert_array_equal, one.bundle.params, other.bundle.params)
-  assert one.guidance == other.guidance == 5.0
+  assert one.method.guidance == other.method.guidance == 5.0
   assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(one.bundle.params))
   jax.tree.map(np.testing.assert_array_equal, one.bundle.params, convert.load(hf_directory).params)
+
+
+# What was meant.
+
+
+def test_a_snapshot_without_its_card_is_enough_where_there_is_no_network(
+  hf_directory, tmp_path, monkeypatch, capsys
+):
+  kept = tmp_path / 'models--owner--name'
+  snapshot = kept / 'snapshots' / ('a' * 40)
+  shutil.copytree(hf_directory, snapshot)
+  touch(kept, 'refs/x')
+  (kept / 'refs' / 'main').write_text('a' * 40)
+  monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path))
+  monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+
+  def missing(name, allow_patterns):
+    raise OSError(f'cannot find the files of the snapshot that {"are asked for, " * 30}README.md')
+
+  monkeypatch.setattr(huggingface_hub, 'snapshot_download', missing)
+  assert model_source.directory_of('owner/name') == str(snapshot)
+  assert str(snapshot) in capsys.readouterr().err
+  (snapshot / 'model.safetensors').unlink()
+  with pytest.raises(InputError, match=r'found no directory owner/name') as e:
+    model_source.directory_of('owner/name')
+  reason = str(e.value).partition('(')[2].partition(')')[0]
+  assert reason.endswith((' are ...', ' asked ...', ' for, ...')) and len(reason) <= 400
+
+
+@pytest.mark.parametrize(
+  'name, hint',
+  [
+    ('run/checkpoints/3', 'write {here}/run@3'),
+    ('run/checkpoints/3/', 'write {here}/run@3'),
+    ('run/checkpoints', 'write {here}/run'),
+    ('models--a-b--C--d', 'write {x}/snapshots/0 or {x}/snapshots/1 or a-b/C--d'),
+  ],
+)
+def test_a_folder_beside_the_one_that_was_meant_is_recognized(tmp_path, monkeypatch, name, hint):
+  monkeypatch.chdir(tmp_path)
+  touch(tmp_path, 'run/checkpoints/3/x', *(f'models--a-b--C--d/snapshots/{i}/x' for i in '10'))
+  with pytest.raises(InputError) as e:
+    model_source.locate(name)
+  assert str(e.value).endswith(hint.format(here=tmp_path, x='models--a-b--C--d'))
+
+
+@pytest.mark.parametrize('name', ['model.safetensors', 'tokenizer.json', 'config.json'])
+def test_a_pointer_of_git_lfs_is_named(hf_directory, tmp_path, name):
+  shutil.copytree(hf_directory, tmp_path / 'copy')
+  pointer = 'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n'
+  (tmp_path / 'copy' / name).write_text(pointer)
+  with pytest.raises(InputError, match=rf'Git LFS pointer in the place of .*{name}.*git lfs pull'):
+    convert.load(tmp_path / 'copy')
+
+
+# The model that a run began with.
+
+
+@pytest.fixture
+def moved(hf_directory, tmp_path, monkeypatch):
+  """A run that was made in another folder, with a model beside it: function of what the run says of
+  that model besides its name.
+  """
+  shutil.copytree(hf_directory, tmp_path / 'there' / 'mine')
+  touch(tmp_path, 'run/checkpoints/x', 'here/x')
+  monkeypatch.chdir(tmp_path / 'here')
+
+  def make(**more):
+    method = {'seed': 3, 'template': 'plain'}
+    about = {'method': method, 'model': {'name': 'mine', 'fingerprint': 'f', **more}}
+    monkeypatch.setattr(model_source.checkpoints, 'load_trained', lambda *_: ({}, about, 7))
+    return str(tmp_path / 'run')
+
+  return make
+
+
+def test_a_run_finds_the_model_it_began_with_from_any_folder(moved, tmp_path):
+  there = str(tmp_path / 'there' / 'mine')
+  assert model_source.locate(moved(directory=there)).directory == there
+  # One that does not say where it was, or whose model was moved since.
+  for run in (moved(), moved(directory=str(tmp_path / 'gone'))):
+    with pytest.raises(InputError, match='no model mine, which the run .* began with.*--base=DIR'):
+      model_source.locate(run)
+    assert model_source.locate(run, there).directory == there
+  with pytest.raises(InputError, match='--base=x with .*mine, which is no run'):
+    model_source.locate(there, 'x')
+
+
+def test_a_model_says_where_it_lies(hf_directory, bundle, monkeypatch):
+  monkeypatch.chdir(hf_directory.parent)
+  loaded = convert.load(hf_directory.name, lambda leaf: leaf)
+  assert families.model_of(loaded, 'mine').source == {
+    'name': 'mine',
+    'directory': str(hf_directory),
+    'fingerprint': bundle.source['hash'],
+  }
+
+
+# How a model is sampled from, and reads.
+
+
+def test_settings_are_the_runs_or_those_of_janus(hf_directory, moved):
+  plain = model_source.method_of(model_source.locate(str(hf_directory)))
+  assert (plain.crop, plain.guidance, plain.temperature, plain.cfg_interval) == ('pad', 5.0, 1.0, 0)
+  run = model_source.method_of(model_source.locate(moved(directory=str(hf_directory))))
+  assert (run.crop, run.seed, run.template) == ('crop', 3, 'plain')
+
+
+@pytest.mark.parametrize('found', [-5, '"5"', 'true', '1e999', 'NaN', '[5]', 10**400])
+def test_a_guidance_that_is_none_is_refused(hf_directory, tmp_path, found):
+  shutil.copytree(hf_directory, tmp_path / 'copy')
+  (tmp_path / 'copy' / 'generation_config.json').write_text(f'{{"guidance_scale": {found}}}')
+  with pytest.raises(InputError, match='found guidance_scale .* expected a number from 0 to 1000'):
+    model_source.method_of(model_source.locate(str(tmp_path / 'copy')))
+
+
+def test_the_template_is_the_one_asked_for_or_the_runs_or_the_models_own(hf_directory, tmp_path):
+  name = str(hf_directory)
+  own, plain = model_source.resolve(name), model_source.resolve(name, template='plain')
+  assert (own.method.template, plain.method.template) == ('tokens', 'plain')
+  frame = plain.bundle.processor.templates
+  assert plain.bundle.config.templates == frame != own.bundle.config.templates
+  model = families.model_of(plain.bundle, name)
+  assert model.template == 'plain'
+  assert model.graphdef == JANUS.graphdef(plain.bundle.config)
+  with pytest.raises(InputError, match='method.template=demo with a model of the family Janus'):
+    model_source.resolve(name, template='demo')
+
+
+def test_settings_of_another_model_are_said(hf_directory, capsys):
+  config = config_loading.load('scenes')
+  located = model_source.locate(str(hf_directory))
+  model_source.note_other_settings(config, located)
+  said = capsys.readouterr().err
+  assert 'the settings of scenes are used for' in said and 'guidance 2.0 (its own: 5.0)' in said
+  own = dataclasses.replace(config, model=os.path.relpath(hf_directory))
+  model_source.note_other_settings(own, located)
+  scenes = model_source.locate(model_source.EMBEDDED)
+  model_source.note_other_settings(config, scenes)
+  assert capsys.readouterr().err == ''

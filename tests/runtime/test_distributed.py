@@ -209,14 +209,14 @@ def test_what_is_not_of_the_service_passes_unchanged():
 
 TEAM = """
 import os, sys, time
-from dsr_jax import errors
+from dsr_jax import cli, errors
 from dsr_jax.runtime import distributed as processes
 process, count, port, wait, how = sys.argv[1:]
 process, count = int(process), int(count)
 if how == 'count' and process:
   count += 1
 
-def main(argv):
+def main(argv, f):
   cluster = processes.Cluster('localhost:' + port, count, process)
   with processes.together(cluster, float(wait), 8) as team:
     team.agree(config={'a': 1, 'b': 'differs' if how == 'differ' and process == 1 else 'same'})
@@ -232,7 +232,7 @@ def main(argv):
       time.sleep(60)
 
 sys.argv = sys.argv[:1]
-errors.run_main(main)
+cli.run_main(main, lambda f: None)
 """
 slow = pytest.mark.slow
 

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from places import CONFIGS
 
-from dsr_jax import config_loading, errors, families, rows, sharding, train
+from dsr_jax import cli, config_loading, families, rows, sharding, train
 from dsr_jax.runtime import distributed as processes
 from dsr_jax.state import TrainState
 from dsr_jax.step import StepOutput
@@ -157,10 +157,10 @@ if __name__ == '__main__':
   cfg, made = config(int(args[1])), parts(float(args[2]) if len(args) > 2 else 0.0, nan)
   sys.argv = sys.argv[:1]
 
-  def main(argv):
+  def main(argv, f):
     with processes.together(
       processes.Cluster(f'localhost:{port}', 2, int(process)) if port else None, 120
     ) as team:
       print(train.run(cfg, args[0], made, team))
 
-  errors.run_main(main)
+  cli.run_main(main, lambda f: None)

@@ -4,6 +4,10 @@
 
 import dataclasses
 
+# Template -> who asks and who answers in it. Janus-Pro's own README has the first; the second is
+# what Janus-1.3B, T2I-R1 and the published scores of VLMEvalKit use.
+ROLES = {'tokens': ('<|User|>', '<|Assistant|>'), 'plain': ('User', 'Assistant')}
+
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:

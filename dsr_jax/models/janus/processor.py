@@ -2,28 +2,29 @@
 
 Everything here runs on the host in NumPy and needs no model. Special tokens are found by their
 literal string, because their ids differ between the 1B and the 7B checkpoint (the 1B pad is the 7B
-letter row, and the other way round).
+letter row, and the other way round). A role is encoded as any text is: `<|User|>` is one token
+where the tokenizer has it, and several where it does not.
 
 Axes: B texts, T tokens.
 """
 
 import pathlib
 
-import numpy as np
 from tokenizers import Tokenizer
 
 from dsr_jax import files
-from dsr_jax.errors import InputError
-from dsr_jax.models.janus.config import Templates
-from dsr_jax.models.unified import Text
+from dsr_jax.errors import InputError, first_line
+from dsr_jax.models.border import TextBorder
+from dsr_jax.models.janus.config import ROLES, Templates
 
 # Bars and blocks of the first three are U+FF5C and U+2581, not ASCII.
 BOS = '<\uff5cbegin\u2581of\u2581sentence\uff5c>'
 EOS = '<\uff5cend\u2581of\u2581sentence\uff5c>'
 PAD = '<\uff5c\u2581pad\u2581\uff5c>'
 BOI, EOI, IMAGE = '<begin_of_image>', '<end_of_image>', '<image_placeholder>'
-USER, ASSISTANT = '<|User|>', '<|Assistant|>'
-SPECIALS = (BOS, EOS, PAD, BOI, EOI, IMAGE, USER, ASSISTANT)
+NEEDED = (BOS, EOS, PAD, BOI, EOI, IMAGE)
+USER, ASSISTANT = ROLES['tokens']
+SPECIALS = (*NEEDED, USER, ASSISTANT)
 
 SYSTEM_PROMPT = (
   'You are a helpful language and vision assistant. You are able to understand the visual content '
@@ -32,27 +33,29 @@ SYSTEM_PROMPT = (
 )
 
 
-class Processor:
+class Processor(TextBorder):
   """Encodes and decodes texts for one model directory.
 
   Attributes:
     tokenizer: the transformers `PreTrainedTokenizerFast`.
     system_prompt: whether understanding prompts begin with Janus' system prompt.
+    template: the name of the words that frame a prompt, a key of `ROLES`.
     templates: the `Templates` the model's protocol methods splice around contents.
   """
 
-  def __init__(self, tokenizer, vocab_size=None, system_prompt=False):
+  def __init__(self, tokenizer, vocab_size=None, system_prompt=False, template='tokens'):
     """vocab_size: rows of the model's text embedding; ids beyond the tokenizer's last are never
     sampled.
     """
-    self.tokenizer, self.system_prompt = tokenizer, system_prompt
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIALS}
+    self.tokenizer, self.system_prompt, self.template = tokenizer, system_prompt, template
     added = tokenizer.added_tokens_decoder
-    missing = [token for token, i in ids.items() if i is None or i not in added]
+    by_text = {token.content: i for i, token in added.items()}
+    ids = {token: by_text[token] for token in SPECIALS if token in by_text}
+    missing = [token for token in NEEDED if token not in ids]
     if missing:
       raise InputError(
         f"found a tokenizer without the special tokens {missing}; expected all of Janus' "
-        f'{list(SPECIALS)}; use the tokenizer that belongs to the checkpoint'
+        f'{list(NEEDED)}; use the tokenizer that belongs to the checkpoint'
       )
     rows = vocab_size or len(tokenizer)
     if rows < len(tokenizer):
@@ -64,9 +67,12 @@ class Processor:
     # Janus' own tokens and every token marked special; DeepSeek also adds plain letters as tokens,
     # which stay allowed.
     self._special = frozenset(ids.values()) | {i for i, token in added.items() if token.special}
-    self._ids = ids
+    self._rows = rows
     encode = self._encode
-    user, assistant = encode(f'{USER}:'), encode(f'\n\n{ASSISTANT}:')
+    asks, answers = ROLES[template]
+    # Where `<|User|>` is no token of its own, anybody could write it.
+    self._reserved = [r for r in (asks, answers) if template == 'tokens' and r not in ids]
+    user, assistant = encode(f'{asks}:'), encode(f'\n\n{answers}:')
     head = [ids[BOS]] + (encode(SYSTEM_PROMPT) if system_prompt else [])
     self.templates = Templates(
       bos_id=ids[BOS],
@@ -77,7 +83,7 @@ class Processor:
       image_id=ids[IMAGE],
       generation_prefix=tuple([ids[BOS]] + user),
       generation_suffix=tuple(assistant + [ids[BOI]]),
-      understanding_prefix=tuple(head + encode(f'{USER}: ') + [ids[BOI]]),
+      understanding_prefix=tuple(head + encode(f'{asks}: ') + [ids[BOI]]),
       understanding_infix=tuple([ids[EOI]] + encode('\n')),
       understanding_suffix=tuple(assistant),
       forbidden_text_ids=tuple(
@@ -87,8 +93,8 @@ class Processor:
 
   @classmethod
   def from_directory(cls, directory, vocab_size=None):
-    """Reads tokenizer.json, and, where they exist, processor_config.json and the row count in
-    config.json.
+    """Reads tokenizer.json, and, where they exist, processor_config.json and from config.json the
+    row count and the template that the model was reinforced with.
     """
     directory = pathlib.Path(directory)
     # The file itself, not AutoTokenizer: a `LlamaTokenizer` named in tokenizer_config.json is
@@ -99,7 +105,23 @@ class Processor:
     if vocab_size is None:
       text = config.get('text_config') or config.get('language_config') or {}
       vocab_size = text.get('vocab_size')
-    return cls(tokenizer, vocab_size, system_prompt=_has_system_prompt(settings, config))
+    ours = config.get('dsr_jax') or {}
+    if not isinstance(ours, dict):
+      raise InputError(
+        f'found dsr_jax {str(ours)[:60]!r} in {directory}/config.json; expected an object; remove '
+        'it, or convert the model again'
+      )
+    template = ours.get('template', 'tokens')
+    if not isinstance(template, str) or template not in ROLES:
+      raise InputError(
+        f'found the template {str(template)[:60]!r} in {directory}/config.json; expected '
+        f'{" or ".join(ROLES)}; convert the model again'
+      )
+    return cls(tokenizer, vocab_size, _has_system_prompt(settings, config, ours), template)
+
+  def with_template(self, template):
+    """The same tokenizer with another template, a key of `ROLES`."""
+    return Processor(self.tokenizer, self._rows, self.system_prompt, template)
 
   def encode_prompt(self, text, max_tokens=None):
     """Ids of a drawing prompt's content, with the leading space that the template expects."""
@@ -114,76 +136,28 @@ class Processor:
       return []
     return self._content(text.strip(), 'question', max_tokens)
 
+  def encode_turn(self, text):
+    """Ids of all that follows the pictures in a user's turn: as it stands, but for blanks at its
+    end, so a line break that leads is part of it.
+    """
+    return self._content(text.rstrip(), 'question', None)
+
   def encode_answer(self, text, max_tokens=None):
     """Ids of an answer with its leading space, and the end-of-sentence token."""
     return self._content(' ' + text.strip(), 'answer', max_tokens and max_tokens - 1) + [
       self.templates.eos_id
     ]
 
-  def decode(self, ids):
-    """The text of (T,) ids up to the first end of sentence: stripped, special tokens left out."""
-    ids = [int(i) for i in ids]
-    if self.templates.eos_id in ids:
-      ids = ids[: ids.index(self.templates.eos_id)]
-    ids = [i for i in ids if i not in self._special and i < len(self.tokenizer)]
-    return self.tokenizer.decode(ids, clean_up_tokenization_spaces=False).strip()
 
-  def pad(self, sequences, length=None):
-    """Left-justified `Text` of numpy (B, T): ids int32 filled with the pad id, mask True on
-    content.
-
-    T is `length`, or the longest sequence. Raises InputError where a sequence is longer than
-    `length`.
-    """
-    longest = max((len(s) for s in sequences), default=0)
-    length = longest if length is None else length
-    if longest > length:
-      raise InputError(
-        f'found a text of {longest} tokens; expected at most {length}; shorten it or raise the '
-        'limit'
-      )
-    ids = np.full((len(sequences), length), self.templates.pad_id, np.int32)
-    mask = np.zeros((len(sequences), length), bool)
-    for row, sequence in enumerate(sequences):
-      ids[row, : len(sequence)] = sequence
-      mask[row, : len(sequence)] = True
-    return Text(ids, mask)
-
-  def _encode(self, text):
-    return list(self.tokenizer.encode(text, add_special_tokens=False))
-
-  def _content(self, text, kind, max_tokens):
-    """Ids of user text; template tokens inside it would change who speaks, so they are refused."""
-    if not text.strip():
-      raise InputError(f'found an empty {kind}; expected a text; write one')
-    ids = self._encode(text)
-    found = [i for i in ids if i in self._special]
-    if found:
-      token = self.tokenizer.convert_ids_to_tokens(found[0])
-      raise InputError(
-        f'found the special token {token} in the {kind} {text.strip()[:60]!r}; expected plain '
-        'text; remove it'
-      )
-    if max_tokens is not None and len(ids) > max_tokens:
-      raise InputError(
-        f'found a {kind} of {len(ids)} tokens ({text.strip()[:60]!r}); expected at most '
-        f'{max_tokens}; '
-        'shorten it or raise the limit'
-      )
-    return ids
-
-
-def _has_system_prompt(settings, config):
-  """Whether understanding prompts begin with the system prompt. settings, config:
-  processor_config.json, config.json.
+def _has_system_prompt(settings, config, ours):
+  """Whether understanding prompts begin with the system prompt. settings, config, ours:
+  processor_config.json, config.json and our section of it.
   """
   if (
     settings.get('processor_class') == 'VLChatProcessor'
     or config.get('model_type') == 'multi_modality'
   ):
-    return bool(
-      (config.get('dsr_jax') or {}).get('system_prompt', True)
-    )  # the original's processor always has it
+    return bool(ours.get('system_prompt', True))  # the original's processor always has it
   return bool(settings.get('use_default_system_prompt'))
 
 
@@ -196,11 +170,12 @@ def _load_tokenizer(path):
       f'found no {path.name} in {path.parent}; expected a model directory with its tokenizer; '
       'check the path'
     )
+  files.check_no_pointer(path)
   try:
     tokenizer = Tokenizer.from_file(str(path))
   except Exception as e:  # the Rust side raises bare Exception
     raise InputError(
-      f'found {path} unreadable ({e}); expected a tokenizer.json; fetch the file again'
+      f'found {path} unreadable ({first_line(e)}); expected a tokenizer.json; fetch the file again'
     ) from e
   return PreTrainedTokenizerFast(
     tokenizer_object=tokenizer,

@@ -1,0 +1,189 @@
+"""What surrounds a command: its streams, its locale and folder, and what libraries say where the
+machine refuses. One sentence each, at the start where it can be known by then.
+
+It imports no library, so that it is there before one of them fails.
+"""
+
+import contextlib
+import errno
+import os
+import re
+import signal
+import sys
+
+from dsr_jax.errors import InputError, first_line
+
+# A process that was ended by this signal has 128 more as its status, as shells have it.
+PIPE_STATUS = 128 + signal.SIGPIPE
+
+# Before any work.
+
+
+def prepare(arguments):
+  """Looks at the streams, the current folder and the locale.
+
+  arguments: of the command line. Errors: InputError for what no command could work with.
+  """
+  if sys.stderr is None:  # else what is meant for it would go to stdout
+    sys.stderr = open(os.devnull, 'w', encoding='utf-8')
+  if sys.stdout is None:
+    raise InputError(
+      'found stdout closed; expected a place for the result; leave out >&-, or write >/dev/null'
+    )
+  # A text in letters that the terminal does not have is shown with \u.... in their place.
+  for stream in (sys.stdout, sys.stderr):
+    if hasattr(stream, 'reconfigure'):
+      stream.reconfigure(errors='backslashreplace')
+  try:
+    os.getcwd()
+  except OSError as e:
+    raise InputError(
+      f'found no current folder ({e.strerror}); expected one that exists; change to another'
+    ) from e
+  sys.stderr = _Progress(sys.stderr)
+  encoding = sys.getfilesystemencoding()
+  if encoding != 'utf-8' and not all(argument.isascii() for argument in arguments):
+    raise InputError(
+      f'found the encoding {encoding} for the command line, which has letters beyond ASCII; '
+      'expected UTF-8; set LC_ALL=C.UTF-8 or PYTHONUTF8=1'
+    )
+
+
+class _Progress:
+  """stderr. That it has no room is no reason to stop; that its reader has left is one."""
+
+  def __init__(self, stream):
+    self._stream = stream
+
+  def write(self, text):
+    try:
+      return self._stream.write(text)
+    except BrokenPipeError:
+      raise
+    except OSError:
+      drop(self._stream)
+      return len(text)
+
+  def __getattr__(self, name):
+    return getattr(self._stream, name)
+
+
+# What is raised later.
+
+
+def sentence(error: BaseException) -> str | None:
+  """What an error that some library raised says of the machine; None if it says nothing of it."""
+  if isinstance(error, OSError):
+    return _of_os_error(error)
+  text = first_line(error)
+  if isinstance(error, MemoryError):
+    return 'found no memory left on this machine; expected more; ask for less at once'
+  if _while_devices_were_looked_for(error):
+    told = os.environ.get('JAX_PLATFORMS')
+    where = f'JAX_PLATFORMS={told}' if told else 'the installed JAX'
+    return (
+      f'found no device for {where} ({text}); expected a platform of this machine; set '
+      'JAX_PLATFORMS=cpu, or install JAX for the accelerator'
+    )
+  if 'RESOURCE_EXHAUSTED' in text:
+    return (
+      f'found no memory left on a device ({text}); expected more; ask for less at once, or '
+      'split the model over more devices'
+    )
+  return None
+
+
+def _while_devices_were_looked_for(error) -> bool:
+  """JAX raises errors of several types there, some without words."""
+  frame = error.__traceback__
+  while frame is not None:
+    code = frame.tb_frame.f_code
+    if code.co_name == 'backends' and code.co_filename.endswith('xla_bridge.py'):
+      return True
+    frame = frame.tb_next
+  return False
+
+
+def _of_os_error(error: OSError) -> str:
+  where = f' {os.fsdecode(error.filename)}' if error.filename else ''
+  reason = error.strerror or first_line(error)
+  if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    return (
+      f'cannot write{where} ({reason}); expected room on its disk; free some and run the same '
+      'command again'
+    )
+  if error.errno in (errno.EMFILE, errno.ENFILE):
+    return (
+      f'cannot open{where} ({reason}); expected a higher limit of open files; raise it with '
+      'ulimit -n 4096'
+    )
+  if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    return (
+      f'cannot open{where} ({reason}); expected leave to read and write it; mend its permissions, '
+      'or name another'
+    )
+  return f'cannot use{where} ({reason}); expected files that can be read and written; check it'
+
+
+def of_variable(error: BaseException) -> str | None:
+  """What an error says of an environment variable that a library reads while it is imported."""
+  text = first_line(error)
+  for name in re.findall(r'\b(?:JAX|XLA|TF|CUDA|NUMPY)_\w+', text.upper()):
+    if name in os.environ:
+      return (
+        f'found {name}={os.environ[name]!r} in the environment ({text}); expected a value '
+        'that it knows; change it or unset it'
+      )
+  return None
+
+
+# The end.
+
+
+def tell(message: str):
+  """One line on stderr, if stderr takes it."""
+  line = ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in message)
+  with contextlib.suppress(OSError):
+    print(f'error: {line}', file=sys.stderr, flush=True)
+
+
+def end_by_interrupt():
+  """Ends this process as Ctrl-C ends others: a shell's loop around it ends too."""
+  with contextlib.suppress(OSError):
+    print('stopped      by Ctrl-C', file=sys.stderr, flush=True)
+  signal.signal(signal.SIGINT, signal.SIG_DFL)
+  os.kill(os.getpid(), signal.SIGINT)
+
+
+def flush():
+  """Writes what is still held back, and lets no stream fail after this."""
+  for stream in (sys.stdout, sys.stderr):
+    try:
+      if stream is not None:
+        stream.flush()
+    except OSError:
+      drop(stream)
+
+
+def drop(stream):
+  """Nothing more is written to a stream that nobody reads or that has no room: not even by Python
+  when it ends, which would be a traceback.
+  """
+  with contextlib.suppress(OSError, ValueError, AttributeError):
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+def while_imported(kind, error, trace):
+  """`sys.excepthook` until `cli.run_main` begins: importing takes seconds, and may be interrupted
+  or meet a variable that a library does not understand.
+  """
+  if issubclass(kind, KeyboardInterrupt):
+    end_by_interrupt()
+  said = sentence(error) or of_variable(error)
+  if said is None:
+    sys.__excepthook__(kind, error, trace)
+    return
+  tell(said)
+  os._exit(2)  # after this function Python would end with 1

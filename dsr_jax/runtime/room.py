@@ -1,0 +1,65 @@
+"""Whether what is asked for fits into a device, as far as the device says how much it has."""
+
+import os
+
+import jax
+
+from dsr_jax import cli
+from dsr_jax.errors import InputError
+
+# An estimate of a step counts the largest arrays that live at once; the compiler may do a little
+# better, never by half.
+SURELY_TOO_MUCH = 1.5
+
+
+def check_weights(nbytes: int, name: str):
+  """InputError, or a warning, where a device has no room for the weights of a model.
+
+  nbytes: of them all, as they will lie on one device.
+  """
+  limit = device_bytes()
+  if limit is not None and nbytes > limit:
+    raise InputError(
+      f'found {gib(nbytes)} of weights in {name}; expected at most the {gib(limit)} that a device '
+      'here has; name a smaller model, or use a larger device'
+    )
+  _warn(nbytes, f'the weights of {name}')
+
+
+def check_step(estimate):
+  """The same of a step. estimate: `plan.memory.Estimate`, or None."""
+  if estimate is None:
+    return
+  limit, state, total = device_bytes(), estimate.of('always'), estimate.total
+  if limit is not None and (state > limit or total > SURELY_TOO_MUCH * limit):
+    cli.log(estimate.table())
+    raise InputError(
+      f'found a step of {gib(total)} a device, by estimate, {gib(state)} of it the state; expected '
+      f'at most the {gib(limit)} that a device here has; {estimate.advice}'
+    )
+  if limit is not None and total > limit:
+    cli.log(f'warning      the estimate is more than the {gib(limit)} that a device here has')
+  _warn(total * jax.local_device_count(), 'the step, by estimate')
+
+
+def device_bytes() -> int | None:
+  """What one device has for arrays; None where it does not say, as a CPU."""
+  return (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit')
+
+
+def machine_bytes() -> int:
+  """The memory of this machine, which a CPU's devices share."""
+  return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+
+
+def gib(nbytes) -> str:
+  """For people."""
+  return f'{nbytes / 2**30:,.1f} GiB'
+
+
+def _warn(nbytes, what):
+  if jax.default_backend() == 'cpu' and nbytes > machine_bytes():
+    cli.log(
+      f'warning      {gib(nbytes)} for {what}, and {gib(machine_bytes())} in this machine: the '
+      'system ends the process when it runs out'
+    )
