@@ -27,7 +27,7 @@ from dsr_jax import state as state_lib
 from dsr_jax import step as step_lib
 from dsr_jax.config import ROLES
 from dsr_jax.errors import InputError, first_line
-from dsr_jax.models.unified import Picture, Sampling, Scoring, Text, row_keys
+from dsr_jax.models.unified import Picture, Sampling, Scoring, Text, row_keys, score_keys
 from dsr_jax.plan import memory as plan_memory
 from dsr_jax.plan import program as plan_program
 from dsr_jax.plan import sizes as plan_sizes
@@ -72,6 +72,7 @@ def benchmark(config, repeats: int, wanted=PHASES) -> dict:
   model = dataclasses.replace(
     model, templates=model.templates or plan_program.stand_in_templates(model)
   )
+  families.check(model, config)
   mesh = sharding.make_mesh(config.system.mesh)
   sizes = plan_sizes.Sizes(model, config.method, config.system, config.data.max_prompt_tokens)
   chunks = {f'system.{key}': sizes.chunk(key) for key in ('rollout_chunk', 'update_chunk')}
@@ -316,7 +317,15 @@ class Work:
   def policy_scoring(self) -> Scoring:
     """As the policy that learns is scored, without guidance."""
     method, system = self.ctx.method, self.ctx.system
-    return Scoring(temperature=method.temperature, chunk=system.logprob_chunk, remat=system.remat)
+    plain = Scoring(temperature=method.temperature, chunk=system.logprob_chunk, remat=system.remat)
+    method = families.named(self.ctx.spec, method)
+    return dataclasses.replace(
+      plain,
+      picture_likelihood=method.picture_likelihood,
+      prompt_drop=method.prompt_drop,
+      prompt_drop_way=method.prompt_drop_way,
+      elbo_draws=method.elbo_draws,
+    )
 
   # Random inputs.
 
@@ -337,6 +346,10 @@ class Work:
   def keys(self):
     """A key a sample, (B, G)."""
     return row_keys(jax.random.key(0), 0, self.rows, self.ctx.method.group_size)
+
+  def likelihood_keys(self, rows):
+    """A key an input, (rows,), or None for a model that needs none."""
+    return score_keys(self.ctx.spec, row_keys(jax.random.key(0), 0, rows, 1))
 
   def _integers(self, low, high, shape):
     return jnp.asarray(self.rng.integers(low, high, shape), jnp.int32)
@@ -384,19 +397,22 @@ def generation_phases(work: Work) -> list[Phase]:
     return model.text_logps(picture, question, text, None, work.reward_scoring)
 
   def learn(model, prompt, codes):
-    return model.picture_logps(prompt, codes, None, work.policy_scoring).logp.mean()
+    keys = work.likelihood_keys(codes.shape[0])
+    return model.picture_logps(prompt, codes, keys, work.policy_scoring).logp.mean()
 
   prefix, head = s.drawing_prefix, s.image_head
   guided_bytes = work.decode_bytes(prefix, head, s.guided, branches=2)
   plain_bytes = work.decode_bytes(prefix, head, n, first=s.guided)
-  learners = work.update_rows * s.learners
+  learners = 1 if s.steps else s.learners  # all masked, one row serves all candidates
+  learners *= work.update_rows
   return [
     Phase(
       'draw',
       draw,
       args=(prompt, work.keys()),
       counts=dict(tokens=pictures * n, images=pictures),
-      bytes=guided_bytes + plain_bytes,
+      bytes=0.0 if s.steps else guided_bytes + plain_bytes,
+      flops=_steps_flops(work) if s.steps else 0.0,
     ),
     Phase(
       'codes to pictures',
@@ -427,6 +443,14 @@ def generation_phases(work: Work) -> list[Phase]:
   ]
 
 
+def _steps_flops(work: Work) -> float:
+  """Of drawing in steps: the whole block at each, after a prefix that is run once."""
+  s, rows = work.sizes, work.rows * work.sizes.branches
+  prefix, block = s.drawing_prefix, s.counts.block
+  tokens = s.steps * rows * work.ctx.method.group_size * block
+  return work.flops(rows * prefix, prefix) + work.flops(tokens, prefix + block, s.image_head)
+
+
 def understanding_phases(work: Work) -> list[Phase]:
   """Picture to text."""
   s, spec = work.sizes, work.ctx.spec
@@ -451,7 +475,7 @@ def understanding_phases(work: Work) -> list[Phase]:
   prefix = s.reading_prefix
   learners = update_rows * s.learners
   forward = (
-    update_rows * plan_sizes.vision_operations(s) / 3  # its weights are not trained: no backward
+    update_rows * s.counts.eye_operations / 3  # its weights are not trained: no backward
     + work.flops(update_rows * prefix, prefix)
     + work.flops(learners * length, prefix + length, s.text_head)
   )

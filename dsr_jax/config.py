@@ -18,11 +18,15 @@ STRATEGIES = ('unified', 'separate')
 ROLES = {'generator': 'generation', 'understander': 'understanding'}
 SCORERS = ('policy', 'frozen', 'ema')
 TRAINABLE = ('language_model+gen_head', 'language_model', 'all_but_vq', 'lora')
+PICTURE_LIKELIHOODS = ('one_step', 'elbo')
+PROMPT_DROP_WAYS = ('delete', 'hide', 'mask')
 KL_ESTIMATORS = ('k1', 'k2', 'k3')
 CROPS = ('crop', 'pad')
 DTYPES = ('float32', 'bfloat16')
 CACHE_DTYPES = ('', 'int8')
+BAD_IMAGES = ('error', 'skip')
 BENCHMARKS = ('scenes', 'none')
+TRACKERS = ('', 'wandb')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,9 +129,20 @@ class Method:
   cfg_interval: int = 0
   # whether the loss is about the guided mixture that sampled, not the plain conditional
   policy_guidance: bool = False
+  # Of models that draw by unmasking (Show-o), whose likelihood of a picture is an estimate:
+  # 'one_step': all codes masked, scored at once. 'elbo': the bound of masked diffusion
+  picture_likelihood: str = 'one_step'
+  elbo_draws: int = 1  # whose mean the bound is
+  # the share of a prompt's words dropped at random in the loss; -1: the family's own. Never in
+  # rewards
+  prompt_drop: float = -1.0
+  prompt_drop_way: str = 'delete'  # or 'hide' from the others, or replace by the 'mask' token
+  sampling_steps: int = -1  # of a picture; -1: the model's own number
+  sampling_noise: float = -1.0  # by which codes are kept, at the first step; -1: the model's own
   max_text_tokens: int = 256
   # the words that frame prompts and questions, a value of the model's family: of Janus 'tokens'
-  # (<|User|>) or 'plain' (User). '': the model's own, which the run then saves by name
+  # (<|User|>) or 'plain' (User), of Show-o 'demo' or 'tuned'. '': the model's own, which the run
+  # then saves by name
   template: str = ''
   eos_in_reward: bool = False  # whether R_G counts the end-of-text token of the prompt
   question: str = 'Describe this image in detail.'  # asked for the sampled texts
@@ -214,19 +229,27 @@ class System:
   frozen_every: int = 10
   # steps between scores of swapped prompts and of coarse pictures, a forward pass each; 0 never
   probe_every: int = 0
-  samples_every: int = 50  # steps between pictures of candidates; 0 never
+  samples_every: int = 50  # steps between pictures, and rows, of all candidates; 0 never
   eval_every: int = 100  # steps between evaluations; 0 only before and after
   save_every: int = 50  # steps between checkpoints; the last step always has one
   keep_last: int = 2
   keep_every: int = 0  # steps whose multiples are kept for good; 0 none
+  track: str = ''  # 'wandb': metrics and pictures also go to Weights & Biases; '' nowhere
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
   """Where inputs come from."""
 
-  prompts: str = 'scenes'  # 'scenes', 't2i_compbench', or a file with a line a prompt
-  images: str = 'scenes'  # 'scenes', or a folder of pictures
+  # 'scenes', 't2i_compbench', or a file with a line a prompt; or several, with so many of each:
+  # 't2i_compbench:1000+mine.txt'
+  prompts: str = 'scenes'
+  # 'scenes', a prepared set ('coco', 'journeydb'), or a folder; or 'coco:2800+journeydb:2800'
+  images: str = 'scenes'
+  data_dir: str = '~/tensorflow_datasets'  # where prepared sets lie, also gs://BUCKET/FOLDER
+  seed: int = 0  # which ones, where a number is named
+  # of pictures that do not decode: 'error' names them all, 'skip' leaves them out and counts them
+  bad_images: str = 'error'
   max_prompt_tokens: int = 64  # a longer prompt is an error, not a cut
 
 
@@ -241,6 +264,9 @@ class Eval:
   quick_prompts_per_task: int = 16  # during
   quick_pictures: int = 64
   chunk: int = 50  # prompts or pictures at once
+  # prompts, and pictures, of the run's own data that are drawn and described at every evaluation
+  # with the same keys, and scored by the initial model; 0: none
+  watched: int = 24
   # the initial model is also measured at these two, its best on validation; -1: it is not
   tuned_temperature: float = -1.0
   tuned_guidance: float = 1.0

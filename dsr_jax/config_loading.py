@@ -114,7 +114,7 @@ def load(name, **overrides):
     node[last] = value
   values = saved_config.flat(config.to_dict())
   for key in overrides:
-    _refuse_rate_of_others(key.replace('__', '.'), values)
+    refuse_rate_of_others(key.replace('__', '.'), values)
   return from_config_dict(config)
 
 
@@ -173,7 +173,7 @@ def check_flags(argv, default=None) -> str:
   known = saved_config.flat(read(path).to_dict())
   typed = {name.removeprefix('config.'): value for name, _, value in pairs if '.' in name}
   for key in typed:
-    _refuse_rate_of_others(key, {**known, **typed})
+    refuse_rate_of_others(key, {**known, **typed})
   for name, equals, value in pairs:
     key = name.removeprefix('config.').removeprefix('noconfig.')
     if key == name:
@@ -203,7 +203,7 @@ def _pairs(argv) -> list[tuple[str, str, str]]:
   return pairs
 
 
-def _refuse_rate_of_others(key, values):
+def refuse_rate_of_others(key, values):
   """InputError where `key`, which was typed, is the rate of weights that are not trained.
 
   values: of all keys, {'method.trainable': 'lora'}; they may stand in a group, as `run.method...`.
@@ -266,10 +266,14 @@ _CHOICES = {
   'method.strategy': config_lib.STRATEGIES,
   'method.scorer': config_lib.SCORERS,
   'method.kl_estimator': config_lib.KL_ESTIMATORS,
+  'method.picture_likelihood': config_lib.PICTURE_LIKELIHOODS,
+  'method.prompt_drop_way': config_lib.PROMPT_DROP_WAYS,
   'method.trainable': config_lib.TRAINABLE,
   'method.crop': config_lib.CROPS,
   'system.compute_dtype': config_lib.DTYPES,
   'system.cache_dtype': config_lib.CACHE_DTYPES,
+  'data.bad_images': config_lib.BAD_IMAGES,
+  'system.track': config_lib.TRACKERS,
   'eval.benchmark': config_lib.BENCHMARKS,
 }
 _AT_LEAST = {  # least value -> keys
@@ -282,6 +286,7 @@ _AT_LEAST = {  # least value -> keys
     'method.inner_updates',
     'method.guidance',
     'method.lora.rank',
+    'method.elbo_draws',
     'method.separate.swap_every',
     'system.log_every',
     'system.save_every',
@@ -319,7 +324,9 @@ _AT_LEAST = {  # least value -> keys
     'system.samples_every',
     'system.eval_every',
     'system.keep_every',
+    'data.seed',
     'eval.seed',
+    'eval.watched',
   ),
 }
 _ABOVE_ZERO = (
@@ -333,13 +340,14 @@ _ABOVE_ZERO = (
 )
 _BELOW = {  # bound, itself excluded -> keys
   1: ('method.adam_b1', 'method.adam_b2', 'method.ema_decay'),
-  2**32: ('method.seed',),
+  2**32: ('method.seed', 'data.seed'),
 }
 _NOT_EMPTY = {
   'method.question': 'a sentence',
   'model': 'a name or a path',
   'data.prompts': 'a name or a path',
   'data.images': 'a name or a path',
+  'data.data_dir': 'a folder',
 }
 _TEXTS = ('method.question', 'method.instruction', 'method.yes_question')  # the model reads them
 _WHY = {
@@ -424,6 +432,7 @@ def _check_method(method):
       f'objective={method.objective}, which has no ratio to the policy that sampled; expected '
       f'inner_updates=1, or one of {able}'
     )
+  _check_pictures(method)
   names = [term.name for term in rewards.terms(method.reward)]
   if 'clip' in names and not method.clip_reward.model:
     raise InputError(
@@ -442,6 +451,31 @@ def _check_method(method):
     raise InputError(
       f'found config.method.reward={method.reward} with the task {unable[0]}; expected method.task '
       f'to be {" or ".join(able)}'
+    )
+
+
+def _check_pictures(method):
+  """Keys of models that draw by unmasking, at -1 the model's own."""
+  if method.prompt_drop != -1 and not 0 <= method.prompt_drop < 1:
+    raise InputError(
+      f'found config.method.prompt_drop={method.prompt_drop}; expected a share from 0 to below 1, '
+      "or -1 for the model's own"
+    )
+  if method.sampling_steps != -1 and method.sampling_steps < 1:
+    raise InputError(
+      f'found config.method.sampling_steps={method.sampling_steps}; expected at least 1, or -1 for '
+      "the model's own"
+    )
+  if method.sampling_noise != -1 and method.sampling_noise < 0:
+    raise InputError(
+      f'found config.method.sampling_noise={method.sampling_noise}; expected at least 0, or -1 for '
+      "the model's own"
+    )
+  if method.elbo_draws > 1 and method.picture_likelihood != 'elbo':
+    raise InputError(
+      f'found config.method.elbo_draws={method.elbo_draws} with '
+      f'picture_likelihood={method.picture_likelihood}, which needs no draws; expected 1, or '
+      'picture_likelihood=elbo'
     )
 
 

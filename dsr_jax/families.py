@@ -3,14 +3,16 @@ of its directories in convert/, and a line here (docs/extending.md).
 """
 
 import dataclasses
+import operator
 import os
 from typing import Any
 
 from dsr_jax.errors import InputError
 from dsr_jax.models.janus.family import JANUS
+from dsr_jax.models.showo.family import SHOWO
 from dsr_jax.models.unified import Family, Spec
 
-FAMILIES = (JANUS,)
+FAMILIES = (JANUS, SHOWO)
 
 
 @dataclasses.dataclass
@@ -71,10 +73,13 @@ def template_of(bundle) -> str:
   return bundle.processor.template if family_of(bundle.config).templates else ''
 
 
-def model_of(bundle, name: str) -> Model:
-  """What `convert.load` gives -> a `Model`."""
+def model_of(bundle, name: str, method=None) -> Model:
+  """What `convert.load` gives -> a `Model`.
+
+  method: of a `locate.Source` or a run, whose steps a sampler takes that draws in steps.
+  """
   family = family_of(bundle.config)
-  return Model(
+  model = Model(
     graphdef=family.graphdef(bundle.config),
     params=bundle.params,
     config=bundle.config,
@@ -88,3 +93,76 @@ def model_of(bundle, name: str) -> Model:
     spec=family.spec(bundle.config),
     template=template_of(bundle),
   )
+  return model if method is None else drawn_as(model, method)
+
+
+# What a run leaves to its model.
+
+
+def settled(model: Model, config):
+  """(model, config) with what `config` leaves to the model named in it, and in the model what the
+  configuration decides of its sampler.
+
+  Raises:
+    InputError: for values that make no sense for the model's family.
+  """
+  if model.spec is None:
+    return model, config
+  check(model.config, config)
+  method = config.method
+  if model.spec.sampling_steps:
+    method = named(model.spec, method)
+    model = drawn_as(model, method)
+  return model, dataclasses.replace(config, method=method)
+
+
+def check(model_config, config):
+  """InputError for values of a run's configuration that make no sense for a model's family."""
+  family = family_of(model_config)
+  spec = family.spec(model_config)
+  for key in family.only:
+    check_value(family, key, operator.attrgetter(key)(config), config.model)
+  if spec.prompt_tokens and config.data.max_prompt_tokens > spec.prompt_tokens:
+    raise InputError(
+      f'found data.max_prompt_tokens={config.data.max_prompt_tokens} with {config.model}, a '
+      f'{family.name}, whose prompts have at most {spec.prompt_tokens}; expected no more'
+    )
+
+
+def check_value(family: Family, key: str, value, name: str):
+  """InputError unless a value of a key makes sense for a family; name: the model's."""
+  values, why = family.only.get(key, ((value,), ''))
+  if value not in values:
+    expected = values[0] if values[0] != '' else "''"
+    raise InputError(
+      f'found {key}={value} with {name}, a {family.name}, which {why}; expected {expected}; leave '
+      f'{key} out'
+    )
+
+
+def named(spec: Spec, method):
+  """`config.Method` with the model's own values in the place of -1."""
+  return dataclasses.replace(
+    method,
+    prompt_drop=_or_own(method.prompt_drop, spec.prompt_drop),
+    sampling_steps=_or_own(method.sampling_steps, spec.sampling_steps),
+    sampling_noise=_or_own(method.sampling_noise, spec.sampling_noise),
+  )
+
+
+def drawn_as(model: Model, method) -> Model:
+  """The model, whose sampler takes the steps and the noise of a `config.Method`."""
+  if not model.spec.sampling_steps:
+    return model
+  method = named(model.spec, method)
+  config = model.family.drawn_as(model.config, method.sampling_steps, method.sampling_noise)
+  return dataclasses.replace(
+    model,
+    config=config,
+    graphdef=model.family.graphdef(config),
+    spec=model.family.spec(config),
+  )
+
+
+def _or_own(value, own):
+  return own if value < 0 else value

@@ -27,6 +27,8 @@ from dsr_jax.models.unified import (
   Scoring,
   Text,
   TokenScores,
+  as_answer,
+  as_prompt,
   picture_to_read,
   row_keys,
   score_keys,
@@ -143,6 +145,15 @@ def _read_prompts(graphdef, params, prompt, codes, first, seed, instruction, *, 
   return dual.generation(model, pictures, prompt, instruction, how, keys=score_keys(model, keys))
 
 
+@functools.partial(jax.jit, static_argnames=('graphdef', 'how', 'eos_id'))
+def _score_texts(graphdef, params, codes, text, first, seed, *, how, eos_id):
+  """codes (P, N), text (P, G, T) -> R_U (P, G)."""
+  model = nnx.merge(graphdef, params)
+  keys = score_keys(model, row_keys(jax.random.key(seed), first, *text.ids.shape[:2]))
+  rewards, _ = dual.understanding(model, codes, text, how, eos_id=eos_id, keys=keys)
+  return rewards
+
+
 @functools.partial(jax.jit, static_argnames='graphdef')
 def _encode(graphdef, params, pixels):
   """Pixels (P, H, W, 3), uint8 or float -> codes (P, N)."""
@@ -161,8 +172,9 @@ def _score_pair(graphdef, params, text, picture, instruction):
   model = nnx.merge(graphdef, params)
   keys = score_keys(model, jax.random.key(0)[None, None])
   text = Text(text.ids[:, None], text.mask[:, None])
-  text_scores = model.text_logps(picture, instruction, text, keys, Scoring())
-  image_scores = model.picture_logps(text, picture.codes, keys, Scoring())
+  prompt, answer = as_prompt(model, text), as_answer(model, text)
+  text_scores = model.text_logps(picture, instruction, answer, keys, Scoring())
+  image_scores = model.picture_logps(prompt, picture.codes, keys, Scoring())
   return text_scores.logp[0, 0], image_scores.logp[0, 0]
 
 
@@ -308,6 +320,23 @@ class Sampler:
 
     return self.chunked(run, *prompt, codes)
 
+  def score_texts(self, params, codes, text: Text, how: Scoring, *, eos_id: int):
+    """Pictures by codes (P, N), text (P, G, T) -> R_U (P, G)."""
+
+    def run(first, codes, ids, mask):
+      return _score_texts(
+        self._graphdef,
+        params,
+        codes,
+        Text(ids, mask),
+        first * ids.shape[1],
+        self._seed,
+        how=how,
+        eos_id=eos_id,
+      )
+
+    return self.chunked(run, codes, *text)
+
   def encode(self, params, pixels):
     """(P, H, W, 3) uint8 -> codes (P, N)."""
     return self.chunked(lambda first, x: _encode(self._graphdef, params, x), pixels)
@@ -381,11 +410,12 @@ class Inference:
 
   def __init__(self, source: Source):
     self.source = source
-    model = families.model_of(source.bundle, source.name)
+    model = families.model_of(source.bundle, source.name, source.method)
     self.config = model.config
     self.spec = model.spec
     self.processor = model.processor
     self._room = model.family.room and model.family.room(model.config)
+    self._family = model.family
     self._graphdef = model.graphdef
     self._params = jax.device_put(source.bundle.params)
 
@@ -425,12 +455,9 @@ class Inference:
 
     cfg_interval: as `method.cfg_interval`; by default the model's.
     """
-    how = Sampling(
-      temperature=temperature,
-      guidance=guidance,
-      segment=64,
-      cfg_interval=self.source.method.cfg_interval if cfg_interval is None else cfg_interval,
-    )
+    interval = self.source.method.cfg_interval if cfg_interval is None else cfg_interval
+    families.check_value(self._family, 'method.cfg_interval', interval, self.source.name)
+    how = Sampling(temperature=temperature, guidance=guidance, segment=64, cfg_interval=interval)
     codes, logps = [], []
     for first in range(0, number, CHUNK):
       drawn = _sample_pictures(

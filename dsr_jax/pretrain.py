@@ -6,10 +6,8 @@ not been.
 Axes: B examples, T text tokens, N image codes, K codebook size, E code width.
 """
 
-import concurrent.futures
 import dataclasses
 import functools
-import json
 import os
 import time
 
@@ -20,92 +18,40 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dsr_jax import cli, config_loading, convert, files, flag_types, images, saved_config
+from dsr_jax import (
+  cli,
+  config_loading,
+  convert,
+  files,
+  flag_types,
+  images,
+  pretrain_showo,
+  saved_config,
+)
 from dsr_jax.convert import tokenizer_files
+from dsr_jax.convert.showo import tokenizer_files as showo_tokenizer
 from dsr_jax.errors import InputError
 from dsr_jax.models.janus import model as janus
 from dsr_jax.models.janus.config import JanusConfig
 from dsr_jax.models.janus.processor import Processor
 from dsr_jax.models.janus.vq import unit_norm
+from dsr_jax.models.showo import model as showo
+from dsr_jax.models.showo.config import ShowoConfig
 from dsr_jax.models.unified import Picture, Scoring, Text
-from dsr_jax.runtime import checkpoints
+from dsr_jax.pretrain_parts import (
+  Pools,
+  language_optimizer,
+  run_loop,
+  tokenizer_batch,
+)
 from dsr_jax.runtime import workdir as workdir_lib
-from dsr_jax.scenes import grammar, render, sets, world
+from dsr_jax.scenes import render, sets, world
 
 DEFAULT_CONFIG = 'scenes_pretrain'
+FAMILIES = ('janus', 'showo')  # of which a small one can be made
 CODEBOOK_DECAY = 0.98
 # A code used less than this a batch, on the running mean, is started again from a latent.
 DEAD_COUNT = 0.02
-TEXT_BUCKET = 16  # captions are padded to a multiple of this: few shapes, few compilations
-QUESTION_TOKENS = 24
-# So many batches are drawn together and sorted by text length: little padding is computed.
-SORTED_BATCHES = 8
-
-
-# Data.
-
-
-def tokenizer_picture(seed: int, index: int):
-  """A crowded picture with uniform looks, (32, 32, 3) uint8.
-
-  The picture tokenizer sees every pair of shape and surface; which pairs go with which words is the
-  language model's part, and that is pretrained without the held-out ones.
-  """
-  rng = np.random.default_rng((101, seed, index))
-  while True:
-    scene = world.random_scene(
-      rng, skewed=False, held_out='include', kind='mixed' if index % 4 else None
-    )
-    if sets.split_of(scene) == 'pretraining':
-      return render.render(scene)
-
-
-def tokenizer_batch(seed: int, step: int, size: int):
-  return np.stack([tokenizer_picture(seed, step * size + i) for i in range(size)])
-
-
-def language_batches(config, processor, pool: int):
-  """SORTED_BATCHES batches of captioned pictures, each padded to its own longest text."""
-  count = SORTED_BATCHES * config.lm.batch
-  first = pool * count
-  captions = []
-  # One thing at first: what its words look like is learned in a hundred steps there, and in a
-  # thousand among four things.
-  p_single = max(0.0, 1.0 - pool * SORTED_BATCHES / config.lm.single_until)
-  for i in range(first, first + count):
-    pixels, caption = sets.pretraining_example(config.seed, i, p_single)
-    captions.append((pixels, processor.encode_prompt(caption), processor.encode_answer(caption)))
-  describe = [processor.encode_question(q) for q in grammar.QUESTIONS_DESCRIBE]
-  rng = np.random.default_rng((102, config.seed, pool))
-  order = rng.permutation(SORTED_BATCHES)
-  captions.sort(key=lambda c: len(c[1]))
-  batches = []
-  for b in order:
-    drawing = captions[b * config.lm.batch : (b + 1) * config.lm.batch]
-    asked = int(config.lm.question_share * config.lm.batch)
-    reading = [(pixels, world.pick(rng, describe), answer) for pixels, _, answer in drawing[asked:]]
-    for i in range(asked):
-      pixels, question, answer = sets.pretraining_question(
-        config.seed, (pool * SORTED_BATCHES + int(b)) * asked + i, p_single
-      )
-      reading.append((pixels, processor.encode_question(question), processor.encode_answer(answer)))
-    longest = max(len(answer) for _, _, answer in drawing)
-    length = -(-longest // TEXT_BUCKET) * TEXT_BUCKET
-    prompt = processor.pad([c[1] for c in drawing], length)
-    question = processor.pad([r[1] for r in reading], QUESTION_TOKENS)
-    answer = processor.pad([r[2] for r in reading], length)
-    batches.append(
-      dict(
-        drawn=np.stack([c[0] for c in drawing]),
-        prompt=prompt,
-        read=np.stack([r[0] for r in reading]),
-        question=question,
-        answer=answer,
-        asked=np.arange(config.lm.batch) >= config.lm.batch - asked,
-        blank=rng.random(config.lm.batch) < config.lm.prompt_dropout,
-      )
-    )
-  return batches
 
 
 # Picture tokenizer.
@@ -153,14 +99,14 @@ def spread_codebook(key, z, size: int, rounds: int = 15):
 
   first = z[jax.random.randint(key, (), 0, z.shape[0])]
   centres = jnp.zeros((size, z.shape[1])).at[0].set(first)
-  centres, _ = jax.lax.fori_loop(1, size, add, (centres, z @ first))
+  centres, _ = jax.lax.forirun_loop(1, size, add, (centres, z @ first))
 
   def move(_, centres):
     hit = jax.nn.one_hot(jnp.argmax(z @ centres.T, axis=-1), size)
     sums = hit.T @ z
     return jnp.where(jnp.sum(hit, axis=0)[:, None] > 0, unit_norm(sums), centres)
 
-  return jax.lax.fori_loop(0, rounds, move, centres)
+  return jax.lax.forirun_loop(0, rounds, move, centres)
 
 
 def distinct_patches(pixels, z):
@@ -246,7 +192,7 @@ def train_picture_tokenizer(config, graphdef, params, run_dir):
     state, (loss, used, _) = step_fn(state, batch(step))
     return state, ('loss %.4f  codes used %d', (loss, used))
 
-  state = _loop(
+  state = run_loop(
     'picture tokenizer', config, ('vq',), sum(cycles), state, one, os.path.join(run_dir, 'vq')
   )
   return {**state['params'], 'quantize': {'embedding': unit_norm(state['sums'])}}
@@ -317,7 +263,7 @@ def polish_decoder(config, graphdef, params, run_dir):
     )
     return state, ('loss %.4f', (loss,))
 
-  state = _loop(
+  state = run_loop(
     'picture decoder',
     config,
     ('vq',),
@@ -366,28 +312,7 @@ def train_language_model(config, graphdef, params, processor, run_dir):
     {'vqmodel': params['vqmodel']},
     {k: v for k, v in params.items() if k != 'vqmodel'},
   )
-  schedule = optax.warmup_cosine_decay_schedule(
-    0.0, config.lm.learning_rate, 60, config.lm.steps, config.lm.learning_rate * 0.01
-  )
-  # Muon on the matrices (stacked layers are batches of matrices), Adam on embeddings, heads, norms
-  # and biases.
-  matrix = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
-
-  def by_muon(tree):
-    return jax.tree_util.tree_map_with_path(
-      lambda path, x: matrix if _is_inner_matrix(jax.tree_util.keystr(path), x) else None, tree
-    )
-
-  optimizer = optax.chain(
-    optax.clip_by_global_norm(1.0),
-    optax.contrib.muon(
-      schedule,
-      consistent_rms=0.2,
-      weight_decay=0.01,
-      adam_b2=0.98,
-      muon_weight_dimension_numbers=by_muon,
-    ),
-  )
+  optimizer = language_optimizer(config)
   state = dict(params=trained, opt=optimizer.init(trained), step=jnp.int32(0))
 
   def loss_fn(trained, batch):
@@ -429,33 +354,16 @@ def train_language_model(config, graphdef, params, processor, run_dir):
       params=optax.apply_updates(state['params'], updates), opt=opt, step=state['step'] + 1
     ), parts
 
-  ahead = concurrent.futures.ThreadPoolExecutor(1)
-  pools = {}
-
-  def pool(i):
-    if i not in pools:
-      pools[i] = ahead.submit(language_batches, config, processor, i)
-    return pools[i]
+  pools = Pools(config, processor)
 
   def one(state, step):
-    i, place = divmod(step, SORTED_BATCHES)
-    batch = pool(i).result()[place]
-    pool(i + 1)
-    pools.pop(i - 1, None)
-    state, losses = step_fn(state, batch)
+    state, losses = step_fn(state, pools.at(step))
     return state, ('nats a token: drawing %.4f  captions %.4f  answers %.4f', losses)
 
-  state = _loop(
+  state = run_loop(
     'both tasks', config, ('vq', 'lm'), config.lm.steps, state, one, os.path.join(run_dir, 'lm')
   )
   return {**state['params'], **fixed}
-
-
-def _is_inner_matrix(path: str, x) -> bool:
-  outer = ('embed', 'lm_head', 'vision_head')
-  return (
-    x.ndim in (2, 3) and path.endswith("['kernel']") and not any(name in path for name in outer)
-  )
 
 
 # The run.
@@ -466,7 +374,12 @@ _MAY_BE_ZERO = ('seed', 'vq.unquantised_steps', 'vq.polish_steps', 'lm.question_
 
 def check(config):
   """InputError for values that nothing can be trained with."""
-  for key, value in saved_config.flat(config.to_dict()).items():
+  if config.get('family', 'janus') not in FAMILIES:
+    raise InputError(
+      f'found config.family={config.family}; expected {" or ".join(FAMILIES)}; change it'
+    )
+  numbers = {k: v for k, v in saved_config.flat(config.to_dict()).items() if k != 'family'}
+  for key, value in numbers.items():
     low = 0 if key in (*_SHARES, *_MAY_BE_ZERO) else 1 if isinstance(value, int) else 1e-12
     high = 1 if key in _SHARES else float('inf')
     for number in value if isinstance(value, tuple) else (value,):
@@ -475,43 +388,47 @@ def check(config):
         raise InputError(f'found config.{key}={value}; expected numbers {limit}; change it')
 
 
-def _loop(title, config, part, steps, state, one, directory):
-  """Runs `one(state, step) -> (state, (form, numbers))` to the end, from the last checkpoint of a
-  run with the same settings.
-
-  Numbers are fetched only where their line is printed, so that an accelerator need not wait for the
-  host.
-  """
-  settings = {
-    key: value
-    for key, value in json.loads(config.to_json_best_effort()).items()
-    if key in (*part, 'seed', 'vocab_size')
-  }
-  about = dict(method=settings, data=dict(fingerprint='scenes'), model=dict(fingerprint='none'))
-  saved = checkpoints.Checkpoints(directory, about, keep_last=1)
-  if saved.latest() is not None:
-    state = saved.restore(state)
-  first = int(state['step'])
-  start = time.time()
-  for step in range(first, steps):
-    state, (form, numbers) = one(state, step)
-    if step % 20 == 0 or step == steps - 1:
-      line = form % tuple(map(float, numbers))
-      rate = (time.time() - start) / (step + 1 - first)
-      cli.log(
-        f'{title}: step {step + 1}/{steps}  {line}  {rate:.2f} s a step, '
-        f'{rate * (steps - step - 1) / 60:.0f} min left'
-      )
-    if (step + 1) % config.save_every == 0 or step + 1 == steps:
-      saved.save(step + 1, state)
-  saved.wait()
-  saved.close()
-  return state
-
-
 def pretrain(config, workdir: str) -> str:
   """Runs all stages and returns the directory of the finished model."""
   start = time.time()
+  make = {'janus': _make_janus, 'showo': _make_showo}[config.get('family', 'janus')]
+  target = make(config, workdir)
+  facts = dict(
+    config=config.to_dict(),
+    device=jax.devices()[0].device_kind,
+    minutes=round((time.time() - start) / 60, 1),
+  )
+  files.write_json(os.path.join(workdir, 'pretraining.json'), facts, indent=2)
+  return target
+
+
+def _make_showo(config, workdir: str) -> str:
+  words = os.path.join(workdir, 'tokenizer')
+  texts = sets.vocabulary_texts(20000, config.seed)
+  processor = showo_tokenizer.make_tokenizer(texts, config.vocab_size, words)
+  sizes = ShowoConfig.scenes(processor.vocab_size)
+  sizes = dataclasses.replace(
+    sizes,
+    vq=dataclasses.replace(sizes.vq, bits=config.vq.bits),
+    templates=processor.templates,
+  )
+  graphdef, params = showo.create(sizes, config.seed)
+  params['vqmodel'] = pretrain_showo.train_image_tokenizer(config, graphdef, params, workdir)
+  params = pretrain_showo.train_language_model(config, graphdef, params, processor, workdir)
+  target = os.path.join(workdir, 'model')
+  convert.save(
+    target,
+    sizes,
+    jax.tree.map(np.asarray, params),
+    words,
+    guidance=config.guidance,
+    overwrite=True,
+    layout='showo',
+  )
+  return target
+
+
+def _make_janus(config, workdir: str) -> str:
   words = os.path.join(workdir, 'tokenizer')
   texts = sets.vocabulary_texts(20000, config.seed)
   tokenizer_files.make_tokenizer(texts, config.vocab_size, words)
@@ -535,12 +452,6 @@ def pretrain(config, workdir: str) -> str:
     guidance=config.guidance,
     overwrite=True,
   )
-  facts = dict(
-    config=config.to_dict(),
-    device=jax.devices()[0].device_kind,
-    minutes=round((time.time() - start) / 60, 1),
-  )
-  files.write_json(os.path.join(workdir, 'pretraining.json'), facts, indent=2)
   return target
 
 

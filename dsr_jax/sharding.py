@@ -32,6 +32,9 @@ TP_OUT = P('fsdp', 'tp')
 TP_IN = P('tp', 'fsdp')
 STACKED_TP_OUT = P(None, 'fsdp', 'tp')
 STACKED_TP_IN = P(None, 'tp', 'fsdp')
+FSDP_OUT = P(None, 'fsdp')  # whole over tp, where the other axis has no even parts
+FSDP_IN = P('fsdp')
+STACKED_TP = P(None, 'tp')  # biases of what is column parallel
 WHOLE = P()
 
 # Rules of every family: adapters and a reward's own weights are small, and so are vectors.
@@ -319,6 +322,14 @@ def pick(x, index):
   if mesh is None or mesh.shape['tp'] == 1:
     return jnp.take_along_axis(x, index[..., None], axis=-1)[..., 0]
   return jnp.sum(jnp.where(jnp.arange(x.shape[-1]) == index[..., None], x, 0), axis=-1)
+
+
+def pick_each(x, index):
+  """x (R, T, V) at index (R, C, T) -> (R, C, T): several picks from one distribution."""
+  mesh = _mesh()
+  if mesh is None or mesh.shape['tp'] == 1:
+    return jnp.moveaxis(jnp.take_along_axis(x, jnp.moveaxis(index, 1, 2), axis=-1), 2, 1)
+  return pick(x[:, None], index)
 
 
 def by_rows_and_heads(fn, arrays, heads, out_heads):

@@ -40,8 +40,6 @@ from dsr_jax.rollouts import (
   UpdateAux,
 )
 
-SHOWN = 3  # inputs of each task whose samples leave the step as records
-
 
 class Task(abc.ABC):
   """What the two tasks share.
@@ -66,14 +64,23 @@ class Task(abc.ABC):
       scan=system.decode_scan,
       cfg_interval=method.cfg_interval,
       cache_dtype=system.cache_dtype,
+      steps=method.sampling_steps,
+      noise=method.sampling_noise,
+      chunk=system.logprob_chunk,
     )
     # Rewards are plain likelihoods; the policy is scored at the temperature that sampled.
     self.reward_scoring = Scoring(chunk=system.logprob_chunk)
     self.policy_scoring = Scoring(
-      temperature=method.temperature, chunk=system.logprob_chunk, remat=system.remat
+      temperature=method.temperature,
+      chunk=system.logprob_chunk,
+      remat=system.remat,
+      picture_likelihood=method.picture_likelihood,
+      prompt_drop=spec.prompt_drop if method.prompt_drop < 0 else method.prompt_drop,
+      prompt_drop_way=method.prompt_drop_way,
+      elbo_draws=method.elbo_draws,
     )
-    # Whether policy_scoring is the distribution that sampled.
-    self.scores_its_sampler = spec.sampler_is_exact
+    # Whether the sampler's log-probabilities are likelihoods, and policy_scoring's besides.
+    self.sampler_is_exact = self.scores_its_sampler = spec.text_sampler_is_exact
 
   @abc.abstractmethod
   def inputs(self, batch: Batch) -> Any:
@@ -156,7 +163,7 @@ class Task(abc.ABC):
     if measure is None:
       return values | diagnostics.of_pairs(first, half.pair_weight)
     values |= measure(_loss_inputs(first, half), self.method)
-    if self.spec.sampler_is_exact:
+    if self.sampler_is_exact:
       values |= diagnostics.against_sampler(first, self.scores_its_sampler)
     if len(aux) > 1:
       at_the_end = measure(_loss_inputs(last, half), self.method)
@@ -164,11 +171,12 @@ class Task(abc.ABC):
     return values
 
   def record(self, half: Half) -> dict:
-    """The first inputs' samples, rewards and pair, for pictures of the step."""
+    """All samples, rewards and pairs, for rows and pictures of the step."""
     return dict(
-      rewards=half.rollout.rewards[:SHOWN],
-      chosen=half.pair[:SHOWN, 0],
-      rejected=half.pair[:SHOWN, 1],
+      rewards=half.rollout.rewards,
+      frozen_rewards=half.rollout.frozen_rewards,
+      chosen=half.pair[:, 0],
+      rejected=half.pair[:, 1],
     )
 
 
@@ -190,6 +198,7 @@ class Generation(Task):
     if method.policy_guidance:
       self.policy_scoring = self.guided_scoring
     plain = method.guidance == 1.0
+    self.sampler_is_exact = spec.sampler_is_exact
     self.scores_its_sampler = spec.sampler_is_exact and (method.policy_guidance or plain)
 
   def inputs(self, batch: Batch) -> GenerationInputs:
@@ -225,7 +234,7 @@ class Generation(Task):
 
     # Monitoring.
     watched = diagnostics.of_codes(codes, rewards.live) | diagnostics.of_terms(rewards.terms)
-    if self.spec.sampler_is_exact:
+    if self.sampler_is_exact:
       watched['sampler_gap'] = diagnostics.sampler_gap(
         policy,
         prompt,
@@ -272,9 +281,9 @@ class Generation(Task):
     prompt = half.inputs.prompt
     return dict(
       super().record(half),
-      codes=half.rollout.samples[:SHOWN],
-      prompt_ids=prompt.ids[:SHOWN],
-      prompt_mask=prompt.mask[:SHOWN],
+      codes=half.rollout.samples,
+      prompt_ids=prompt.ids,
+      prompt_mask=prompt.mask,
     )
 
 
@@ -349,7 +358,7 @@ class Understanding(Task):
 
   def metrics(self, half: Half, aux: list[UpdateAux]) -> dict:
     values = super().metrics(half, aux)
-    if self.spec.sampler_is_exact:
+    if self.sampler_is_exact:
       # Texts are sampled without guidance: the policy that scores them, before its update, is the
       # one that sampled them.
       gap = jnp.abs(aux[0].logps - aux[0].sample_logps)
@@ -360,9 +369,10 @@ class Understanding(Task):
     texts = half.rollout.samples
     return dict(
       super().record(half),
-      pixels=half.inputs.pixels[:SHOWN],
-      text_ids=texts.ids[:SHOWN],
-      text_mask=texts.mask[:SHOWN],
+      codes=half.rollout.target_codes,
+      pixels=half.inputs.pixels,
+      text_ids=texts.ids,
+      text_mask=texts.mask,
     )
 
 

@@ -17,7 +17,7 @@ from dsr_jax import config as config_lib
 from dsr_jax.errors import InputError
 
 PACKAGE = ROOT / 'dsr_jax'
-OTHERS = ('scenes_pretrain', 'scenes_study')  # not of training runs
+OTHERS = ('scenes_pretrain', 'scenes_showo_pretrain', 'scenes_study')  # not of training runs
 TRAINING = [name for name in config_loading.shipped() if name not in OTHERS]
 CPU = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from places import ROOT
 
-from dsr_jax import pretrain
+from dsr_jax import pretrain_parts
 from dsr_jax.models.janus import processor as processor_lib
 from dsr_jax.scenes import grammar, sets
 
@@ -29,7 +29,7 @@ def test_batches_are_functions_of_seed_and_place_and_hold_what_they_say():
     os.path.join(ROOT, 'dsr_jax', 'assets', 'scenes_base')
   )
   config = settings(batch=8)
-  a, b = (pretrain.language_batches(config, processor, 200)[3] for _ in range(2))
+  a, b = (pretrain_parts.language_batches(config, processor, 200)[3] for _ in range(2))
   jax.tree.map(np.testing.assert_array_equal, a, b)
   assert a['asked'].sum() == 2  # a quarter of 8
   described = [processor.encode_question(q) for q in grammar.QUESTIONS_DESCRIBE]

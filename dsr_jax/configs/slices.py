@@ -21,6 +21,11 @@ SLICES = {
     'v5e:8x8': (8, 8, 64, 8),
     'h200:8': (8, 1, 8, 8),
   },
+  'showo': {
+    'v5e:8x8': (64, 1, 64, 64),
+    'v6e:8x8': (64, 1, 64, 64),
+    'h200:8': (8, 1, 64, 64),
+  },
 }
 
 
@@ -36,6 +41,10 @@ def apply(config, model, name):
       'or none and system.mesh set by hand'
     )
   s = config.system
+  if model == 'showo':  # draws in steps: segments are of its texts alone
+    s.mesh.fsdp, s.mesh.tp, s.rollout_chunk, s.update_chunk = SLICES[model][name]
+    s.decode_scan = name.startswith('v')
+    return
   # of 576 codes: four pieces of program, a fifth of what is read of the cache is not filled yet
   s.decode_segment = 144
   s.mesh.fsdp, s.mesh.tp, s.rollout_chunk, s.update_chunk = SLICES[model][name]

@@ -3,6 +3,24 @@
 python -m dsr_jax.convert --source=MODEL --target=DIR --format=hf
 """
 
-from dsr_jax.convert.directory import Bundle, Stored, check_target, export, load, read_config, save
+from dsr_jax.convert.directory import (
+  Bundle,
+  Stored,
+  check_target,
+  export,
+  load,
+  open_stored,
+  read_config,
+  save,
+)
 
-__all__ = ['Bundle', 'Stored', 'check_target', 'export', 'load', 'read_config', 'save']
+__all__ = [
+  'Bundle',
+  'Stored',
+  'check_target',
+  'export',
+  'load',
+  'open_stored',
+  'read_config',
+  'save',
+]

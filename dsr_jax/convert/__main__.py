@@ -15,12 +15,12 @@ import pathlib
 
 from absl import flags
 
-from dsr_jax import cli, flag_types, saved_config
+from dsr_jax import cli, families, flag_types, saved_config
 from dsr_jax import convert as convert_lib
 from dsr_jax.convert import adapter, card, locate, overlay, table
 from dsr_jax.errors import InputError
 
-FORMATS = ('hf', 'deepseek', 'peft')
+FORMATS = ('hf', 'deepseek', 'showo', 'peft')
 
 
 def convert(
@@ -48,7 +48,14 @@ def convert(
       )
   if layout == 'peft':
     return _adapter(source, target, located, overwrite)
-  stored = convert_lib.Stored(located.directory)
+  stored = convert_lib.open_stored(located.directory)
+  if (layout == 'showo') != (stored.layout == 'showo'):
+    family = families.family_of(stored.config).name
+    expected = 'showo' if stored.layout == 'showo' else 'hf or deepseek'
+    raise InputError(
+      f'found --format={layout} with {source}, a {family}; expected {expected}, or peft for a '
+      "run's adapters"
+    )
   stored.check_finite()
   read, processor = stored.atom, stored.processor
   if located.workdir:
@@ -77,14 +84,10 @@ def convert(
       'reads '
       f'({", ".join(zeros)})'
     )
-  return dict(
-    target=target,
-    format=layout,
-    source=source,
-    tensors=len(table.entries(stored.abstract, layout))
-    + len(table.unused(stored.config.vision, layout)),
-    zeros=zeros,
-  )
+  tensors = len(table.entries(stored.abstract, layout))
+  if layout == 'deepseek':
+    tensors += len(table.unused(stored.config.vision, layout))
+  return dict(target=target, format=layout, source=source, tensors=tensors, zeros=zeros)
 
 
 def _adapter(source, target, located, overwrite):
@@ -92,7 +95,14 @@ def _adapter(source, target, located, overwrite):
     raise InputError(
       f'found no adapters in {source}; expected a run with method.trainable=lora; write --format=hf'
     )
-  adapter.save(target, located.trained['lora'], located.about['model']['name'], overwrite)
+  config, _ = convert_lib.read_config(located.directory)
+  adapter.save(
+    target,
+    located.trained['lora'],
+    located.about['model']['name'],
+    overwrite,
+    family=families.family_of(config),
+  )
   return dict(target=target, format='peft', source=source)
 
 
@@ -120,7 +130,8 @@ def define_flags(f=flags.FLAGS):
   flags.DEFINE_string(
     'format',
     None,
-    "hf (transformers), deepseek (the original code's) or peft (a run's adapters).",
+    "hf (transformers), deepseek (the original code's), showo (a Show-o's), or peft (a run's "
+    'adapters).',
     flag_values=f,
   )
   flags.DEFINE_string(

@@ -1,5 +1,5 @@
 """A run's adapters as a directory that peft loads onto transformers' JanusForConditionalGeneration,
-and back.
+of a Show-o onto the original's module, and back.
 """
 
 import os
@@ -12,21 +12,23 @@ from dsr_jax import files
 from dsr_jax.convert import directory as directory_lib
 from dsr_jax.convert import writing
 from dsr_jax.models.janus.family import JANUS
+from dsr_jax.models.showo.family import SHOWO
+from dsr_jax.models.unified import Family
 
-# Name of a projection -> the part of a layer that it belongs to.
-PROJECTIONS = {name: path[-2] for name, path in JANUS.lora_targets.items()}
 _WEIGHTS, _CONFIG = 'adapter_model.safetensors', 'adapter_config.json'
-# Only the language model's: the vision tower has projections of the same names.
-_TARGETS = r'.*language_model\.layers\.\d+\.(self_attn|mlp)\.(' + '|'.join(PROJECTIONS) + ')'
+# The layers in the module that peft wraps. Only the language model's are adapted: Janus' vision
+# tower has projections of the same names.
+_LAYERS = {JANUS.name: 'model.language_model.layers', SHOWO.name: 'showo.model.layers'}
 
 
-def save(directory, adapters, base: str, overwrite: bool = False):
+def save(directory, adapters, base: str, overwrite: bool = False, family: Family = JANUS):
   """Writes adapters, {projection: {'a': (L, in, r), 'b': (L, r, out)}}; `base` names the model they
   belong to.
   """
   directory_lib.check_target(directory, overwrite)
   tensors = {
-    name: np.ascontiguousarray(np.asarray(value, np.float32).T) for name, value in _named(adapters)
+    name: np.ascontiguousarray(np.asarray(value, np.float32).T)
+    for name, value in _named(adapters, family)
   }
   rank = adapters['q_proj']['a'].shape[-1]
   config = dict(
@@ -37,7 +39,7 @@ def save(directory, adapters, base: str, overwrite: bool = False):
     lora_alpha=rank,
     lora_dropout=0.0,
     bias='none',
-    target_modules=_TARGETS,
+    target_modules=_targets(family),
     fan_in_fan_out=False,
     inference_mode=True,
     init_lora_weights=True,
@@ -52,7 +54,7 @@ def save(directory, adapters, base: str, overwrite: bool = False):
     files.write_json(os.path.join(aside, _CONFIG), config, indent=2)
 
 
-def load(directory, layers: int):
+def load(directory, layers: int, family: Family = JANUS):
   """What `save` wrote: the adapters of a model of so many layers, as NumPy arrays, the scale folded
   into B.
   """
@@ -62,20 +64,28 @@ def load(directory, layers: int):
   scale = config['lora_alpha'] / config['r']
 
   def stack(name, part):
-    return np.stack([tensors[_name(name, layer, part)].T for layer in range(layers)])
+    return np.stack([tensors[_name(family, name, layer, part)].T for layer in range(layers)])
 
   return {
-    name: dict(a=stack(name, 'A'), b=stack(name, 'B') * np.float32(scale)) for name in PROJECTIONS
+    name: dict(a=stack(name, 'A'), b=stack(name, 'B') * np.float32(scale))
+    for name in family.lora_targets
   }
 
 
-def _named(adapters):
+def _targets(family):
+  """A pattern of the modules that are adapted, for peft."""
+  layers = _LAYERS[family.name].removeprefix('model.').replace('.', r'\.')
+  parts = dict.fromkeys(path[-2] for path in family.lora_targets.values())
+  return rf'.*{layers}\.\d+\.({"|".join(parts)})\.({"|".join(family.lora_targets)})'
+
+
+def _named(adapters, family):
   for name, pair in adapters.items():
     for layer in range(pair['a'].shape[0]):
-      yield _name(name, layer, 'A'), pair['a'][layer]
-      yield _name(name, layer, 'B'), pair['b'][layer]
+      yield _name(family, name, layer, 'A'), pair['a'][layer]
+      yield _name(family, name, layer, 'B'), pair['b'][layer]
 
 
-def _name(projection, layer, part):
-  module = f'language_model.layers.{layer}.{PROJECTIONS[projection]}.{projection}'
-  return f'base_model.model.model.{module}.lora_{part}.weight'
+def _name(family, projection, layer, part):
+  module = f'{_LAYERS[family.name]}.{layer}.{family.lora_targets[projection][-2]}.{projection}'
+  return f'base_model.model.{module}.lora_{part}.weight'

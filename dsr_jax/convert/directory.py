@@ -9,11 +9,12 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from dsr_jax import files
+from dsr_jax import families, files
 from dsr_jax.convert import configs, configs_deepseek, placing, sidefiles, table, weights, writing
+from dsr_jax.convert.showo import directory as showo
+from dsr_jax.convert.showo import parts as showo_parts
 from dsr_jax.errors import InputError
 from dsr_jax.models.janus import model as janus
-from dsr_jax.models.janus.config import JanusConfig
 from dsr_jax.models.janus.processor import Processor
 
 # Tensors of the original layout that nothing reads lie here in the Hugging Face layout, so that the
@@ -37,11 +38,18 @@ class Bundle:
   the source has none.
   """
 
-  config: JanusConfig
+  config: Any  # of its family's `config_type`
   params: Any
-  processor: Processor
+  processor: Any
   source: dict[str, str]
   kept_aside: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+def open_stored(directory):
+  """The `Stored` of a model directory of any family; see there."""
+  content = _read_content(pathlib.Path(directory))
+  showo_parts.refuse_lone_magvit(directory, content)
+  return showo.Stored(directory) if showo_parts.is_showo(content) else Stored(directory)
 
 
 class Stored:
@@ -146,11 +154,14 @@ class Stored:
 
 
 def read_config(directory):
-  """config.json and tokenizer of a model directory -> (`JanusConfig` with templates,
-  `Processor`).
+  """config.json and tokenizer of a model directory -> (its family's configuration with templates,
+  processor).
   """
   directory = pathlib.Path(directory)
   content = _read_content(directory)
+  if showo_parts.is_showo(content):
+    stored = showo.Stored(directory)
+    return stored.config, stored.processor
   if configs.layout_of(content) == 'hf':
     return _with_templates(directory, content, configs.from_json(content))
   shapes = {name: shape for name, (shape, _) in weights.Checkpoint(directory).found.items()}
@@ -167,7 +178,7 @@ def load(directory, place=np.asarray):
       leaf: leaf` leaves all in the files, to be read when it is known where to; `lambda leaf:
       leaf.placed(sharding)` puts it on devices.
   """
-  stored = Stored(directory)
+  stored = open_stored(directory)
   leaves = placing.leaves(stored.abstract, stored.entries, stored.read)
   return Bundle(
     stored.config, jax.tree.map(place, leaves), stored.processor, stored.source(), stored.kept_aside
@@ -199,12 +210,16 @@ def save(
     guidance, card, overwrite, layout: see `export`.
   """
   leaves = jax.tree.leaves(params)
-  processor = Processor.from_directory(source_dir, config.text.vocab_size)
+  if layout == 'showo':
+    processor = showo.Processor.from_directory(source_dir, prompt_tokens=config.prompt_tokens)
+  else:
+    processor = Processor.from_directory(source_dir, config.text.vocab_size)
   # The ids written are those of the tokenizer beside them.
   config = dataclasses.replace(config, templates=processor.templates)
-  found = {entry.name: (entry.shape, 'F32') for entry in table.entries(params)}
+  shapes = families.family_of(config).shapes(config)
+  found = {entry.name: (entry.shape, 'F32') for entry in table.entries(params, layout)}
   if wrong := table.mistakes(
-    {entry.name: entry.shape for entry in table.entries(janus.abstract_params(config))}, found
+    {entry.name: entry.shape for entry in table.entries(shapes, layout)}, found
   ):
     raise InputError(
       f'found parameters that do not fit the config: {"; ".join(wrong)}; expected exactly its '
@@ -248,7 +263,7 @@ def export(
 
   Args:
     directory: the target; refused if it exists and is not empty, unless `overwrite`.
-    layout: 'hf' or 'deepseek'.
+    layout: 'hf' or 'deepseek'; of a Show-o 'showo'.
     config, processor: the model's, with templates.
     read: `table.Atom` -> array.
     source_dir: the model directory, in either layout, that tokenizer and processor files come from.
@@ -264,11 +279,20 @@ def export(
   check_target(directory, overwrite)
   if dtype is not None and dtype not in DTYPES:
     raise InputError(f'found dtype {dtype!r}; expected one of {sorted(DTYPES)}; choose one')
+  kind = None if dtype is None else np.dtype(DTYPES[dtype])
+  if layout == 'showo':
+    # With the source's own file of generation settings, where nobody says another guidance.
+    if guidance is None:
+      settings = files.read_json(source_dir / 'generation_config.json', default={})
+      guidance = settings.get('guidance_scale')
+    where = showo_parts.Parts(source_dir, source_dir, showo_parts.tokenizer_of(source_dir))
+    with files.whole_directory(directory, NOT_WRITABLE, ours=writing.is_export) as aside:
+      showo.write(aside, config, processor, read, where, dtype=kind, guidance=guidance, card=card)
+    return []
   source_layout = configs.layout_of(
     files.read_json(source_dir / 'config.json', default={'model_type': 'janus'})
   )
   sidefiles.check(source_dir, source_layout)
-  kind = None if dtype is None else np.dtype(DTYPES[dtype])
   tensors = [
     _tensor(entry, read, kind) for entry in table.entries(janus.abstract_params(config), layout)
   ]

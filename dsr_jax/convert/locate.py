@@ -16,6 +16,7 @@ from dsr_jax import cli, families, files, flag_types, saved_config
 from dsr_jax import config as config_lib
 from dsr_jax.convert import configs, weights
 from dsr_jax.convert import directory as directory_lib
+from dsr_jax.convert.showo import parts as showo_parts
 from dsr_jax.errors import InputError, first_line
 from dsr_jax.models.common import lora
 from dsr_jax.runtime import checkpoints, room
@@ -307,12 +308,12 @@ def _split(name):
   return path, None, role
 
 
-def _guidance(directory):
+def _guidance(directory, own):
   path = os.path.join(directory, 'generation_config.json')
   guidance = files.read_json(path, default={}).get('guidance_scale')
-  # Janus-Pro's own samples were drawn at 5; a model that says nothing is drawn with that.
+  # A model that says nothing is drawn as the samples of its family were.
   if guidance is None:
-    return 5.0
+    return own
   if type(guidance) not in (int, float) or not 0 <= guidance <= MOST_GUIDANCE:
     raise InputError(
       f'found guidance_scale {configs.shown(guidance)} in {path}; expected a number from 0 to '
@@ -330,7 +331,12 @@ def method_of(located: Located) -> config_lib.Method:
 
 def _method_of(directory):
   """The settings of a model that is no run; of the embedded one with the question it knows."""
-  method = config_lib.Method(guidance=_guidance(directory), crop='pad')
+  content = files.read_json(os.path.join(directory, 'config.json'), default={})
+  if showo_parts.is_showo(content):
+    guidance, crop = showo_parts.guidance(content), 'crop'
+  else:  # Janus-Pro's own samples were drawn at 5, and its pictures padded
+    guidance, crop = 5.0, 'pad'
+  method = config_lib.Method(guidance=_guidance(directory, guidance), crop=crop)
   if os.path.realpath(directory) == os.path.realpath(EMBEDDED):
     # The small model knows no other words for this than those it was trained with.
     method = dataclasses.replace(
@@ -391,7 +397,9 @@ def _download(hub_id):
       name.endswith('.safetensors') for name in os.listdir(directory)
     ):  # only then torch's files, as large
       directory = huggingface_hub.snapshot_download(hub_id, allow_patterns=(*_FILES, '*.bin'))
-    return directory
+    return showo_parts.fetched(hub_id, directory)
+  except InputError:
+    raise
   # its own errors, those of two HTTP libraries, and OSError: all mean that there is no model
   except Exception as e:
     reason = first_line(e)

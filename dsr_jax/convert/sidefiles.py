@@ -44,7 +44,11 @@ NEEDED = {
 READERS = {
   'hf': '`transformers.JanusForConditionalGeneration.from_pretrained` reads this directory.',
   'deepseek': 'The `janus` package of https://github.com/deepseek-ai/Janus reads this directory.',
+  'showo': 'The code of https://github.com/showlab/Show-o reads this directory, its image '
+  'tokenizer from magvitv2/ and its text tokenizer from here.',
 }
+# What the Hub calls the library that reads a directory, by layout.
+LIBRARIES = {'hf': ('transformers',), 'showo': ('diffusers',)}
 
 
 def check(source, layout):
@@ -178,10 +182,12 @@ def write_card(target, layout, body, source_card=None):
       r'---\n(.*?)\n---', source_card.read_text(encoding='utf-8', errors='replace'), re.DOTALL
     )
     licence = re.findall(r'^license[^\n]*', header.group(1), re.MULTILINE) if header else []
-  library = ['library_name: transformers'] if layout == 'hf' else []
+  library = [f'library_name: {name}' for name in LIBRARIES.get(layout, ())]
+  name = 'Show-o' if layout == 'showo' else 'Janus'
+  tag = f'- {name.lower()}'
   header = '\n'.join(
-    ['---', *licence, *library, 'pipeline_tag: any-to-any', 'tags:', '- janus', '---', '', '']
+    ['---', *licence, *library, 'pipeline_tag: any-to-any', 'tags:', tag, '---', '', '']
   )
   (target / 'README.md').write_text(
-    header + (body or f'# Janus\n\nWritten by dsr_jax. {READERS[layout]}\n'), encoding='utf-8'
+    header + (body or f'# {name}\n\nWritten by dsr_jax. {READERS[layout]}\n'), encoding='utf-8'
   )

@@ -78,7 +78,16 @@ DEEPSEEK = (
   (r'vqmodel/(?P<rest>.+)', 'gen_vision_model.{rest}'),
 )
 
-LAYOUTS = {'hf': HUGGING_FACE, 'deepseek': DEEPSEEK}
+# Show-o: names that begin with `showo.` are its own, the others those of showlab/magvitv2.
+SHOWO = (
+  (r'language_model/layers/(?P<rest>.+)', 'showo.model.layers.{layer}.{rest}'),
+  (r'language_model/norm', 'showo.model.final_layernorm'),
+  (r'language_model/(?P<rest>.+)', 'showo.model.{rest}'),
+  (r'lm_head', 'showo.lm_head'),
+  (r'vqmodel/(?P<rest>.+)', '{rest}'),
+)
+
+LAYOUTS = {'hf': HUGGING_FACE, 'deepseek': DEEPSEEK, 'showo': SHOWO}
 # The text embedding and the text head, by layout: where a file has no head, and the config ties
 # them, one serves as both.
 EMBED = {

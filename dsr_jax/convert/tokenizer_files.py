@@ -80,7 +80,7 @@ def make_tokenizer(
       f'found vocab_size {vocab_size}; expected at least {256 + len(SPECIALS)} (256 bytes and '
       f'{len(SPECIALS)} special tokens); raise it'
     )
-  tokenizer = _train_bpe(texts, vocab_size - len(SPECIALS))
+  tokenizer = train_bpe(texts, vocab_size - len(SPECIALS))
   tokenizer.add_special_tokens(
     [AddedToken(token, special=True, normalized=False) for token in SPECIALS]
   )
@@ -105,7 +105,8 @@ def make_tokenizer(
   return Processor.from_directory(directory)
 
 
-def _train_bpe(texts, vocab_size):
+def train_bpe(texts, vocab_size):
+  """A byte-level BPE of at most `vocab_size` tokens, learned from texts; no special tokens."""
   tokenizer = Tokenizer(models.BPE())
 
   # As DeepSeek-LLM splits: each line break alone, a space goes with the word or the mark after it,

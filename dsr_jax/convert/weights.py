@@ -44,8 +44,8 @@ class Checkpoint:
   in the file's dtype.
   """
 
-  def __init__(self, directory):
-    self.directory = pathlib.Path(directory)
+  def __init__(self, directory, forms=FORMS):
+    self.directory, self._forms = pathlib.Path(directory), forms
     single, index_name = self._form()
     index = {} if (self.directory / single).is_file() else self._index(index_name)
     self.files = [
@@ -93,7 +93,7 @@ class Checkpoint:
     return digest.hexdigest()
 
   def _form(self):
-    for form in FORMS:
+    for form in self._forms:
       if any((self.directory / name).is_file() for name in form):
         return form
     others = sorted(
@@ -104,7 +104,8 @@ class Checkpoint:
     raise InputError(
       f'found {"only " + ", ".join(others) if others else "no weights"} in {self.directory}; '
       'expected '
-      f'{FORMS[0][0]} or {FORMS[1][0]}, or shards with their index; fetch the whole checkpoint'
+      f'{self._forms[0][0]} or {self._forms[1][0]}, or shards with their index; fetch the whole '
+      'checkpoint'
     )
 
   def _index(self, name):

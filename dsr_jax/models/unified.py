@@ -1,10 +1,21 @@
-"""The protocol between the training step and a model: texts, pictures, and six methods.
+"""The protocol between the training step and a model: texts, pictures, and six methods; two more
+for benchmarks of questions, `read` and `answer`.
 
-Any backbone that implements it can be reinforced: `step`, `tasks`, `rewards` and `losses` call
+Any backbone that implements the six can be reinforced: `step`, `tasks`, `rewards` and `losses` call
 nothing else. docs/extending.md shows how to add one.
 
-Axes: B inputs, G samples of an input, T text tokens, N image codes, H W pixels. Of the two leading
-axes written g and h each is 1 or G, and they broadcast.
+The prefix of a question is in two parts, so that questions about the same pictures share the first:
+
+  reading = model.read(pictures, mask)            # Picture (B, P, ...), mask (B, P)
+  text, logps = model.answer(reading, question, keys, how)
+                             # Text (B, Q, Tq), keys (B, Q) -> Text (B, Q, T), logps (B, Q, T)
+
+The content of such a question is all that follows the pictures in the user's turn, a leading line
+break included: `processor.encode_turn(text)` gives its ids.
+
+Axes: B inputs, G samples of an input, P pictures of an input, Q questions about them, T text
+tokens, N image codes, H W pixels. Of the two leading axes written g and h each is 1 or G, and they
+broadcast.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,10 +24,12 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dsr_jax.models.common.logprobs import TokenScores
 
 __all__ = [
+  'Counts',
   'Family',
   'Picture',
   'Sampling',
@@ -25,6 +38,8 @@ __all__ = [
   'Text',
   'TokenScores',
   'UnifiedModel',
+  'as_answer',
+  'as_prompt',
   'guided_codes',
   'picture_to_read',
   'row_keys',
@@ -67,8 +82,15 @@ class Spec:
     image_size: side of a square picture in pixels.
     reads: 'pixels' or 'codes', what its likelihood of a text is conditioned on.
     likelihood_is_random: whether its likelihoods need keys (masked diffusion); else they get None.
-    sampler_is_exact: whether the sampler's log-probabilities are the likelihoods of what it
-      sampled. Where they are not, nobody compares the two.
+    max_pictures: that one question can be about (P of `read`); 0: any number.
+    sampler_is_exact: whether the log-probabilities of sampled pictures are their likelihoods. Where
+      they are not, nobody compares the two.
+    text_sampler_is_exact: the same of texts.
+    as_prompt, as_answer: where a word has other ids at the beginning of a prompt than at that of an
+      answer: tables of ids (V,), int32 bytes. Empty where a text has the same ids in both places.
+    prompt_tokens: of a prompt, at most; 0: as many as there is room for.
+    prompt_drop, sampling_steps, sampling_noise: what `method` leaves to the model (its keys of
+      those names at -1).
   """
 
   eos_id: int
@@ -78,6 +100,40 @@ class Spec:
   reads: str = 'pixels'
   likelihood_is_random: bool = False
   sampler_is_exact: bool = True
+  max_pictures: int = 1
+  text_sampler_is_exact: bool = True
+  as_prompt: bytes = b''
+  as_answer: bytes = b''
+  prompt_tokens: int = 0
+  prompt_drop: float = 0.0
+  sampling_steps: int = 0
+  sampling_noise: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+  """What plans count with: weights, tokens and operations of a model of given sizes.
+
+  Attributes:
+    layer: weights of a layer's matrices.
+    adapted: inputs and outputs of a layer's matrices that adapters go beside, summed.
+    image_head, text_head: weights behind the states of codes and of words.
+    tables: weights of heads and word embedding together.
+    reading_tokens: places that a picture takes where it is read.
+    eye_operations: of what turns a picture's pixels into what is read, besides the image tokenizer.
+    steps: passes over a whole picture in which it is drawn; 0: code by code.
+    block: places that such a pass has.
+  """
+
+  layer: int
+  adapted: int
+  image_head: int
+  text_head: int
+  tables: int
+  reading_tokens: int
+  eye_operations: int = 0
+  steps: int = 0
+  block: int = 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -95,6 +151,13 @@ class Family:
     trainable_parts: value of `method.trainable` -> the top-level parts that are trained.
     image_tokenizer: the part between pixels and codes: never trained, always float32.
     lora_targets: name of an adapter -> path of the stacked linear layer that it adapts.
+    counts: config -> `Counts`, for plans.
+    stand_in: config -> templates as long as real ones, for plans and benchmarks without a
+      tokenizer.
+    only: key of a run's configuration -> (the values that make sense for this family, what of it
+      forbids the others, as the end of a sentence).
+    drawn_as: (config, steps, noise) -> a configuration whose own sampler takes so many steps with
+      so much noise, for a family that has such a sampler.
     room: config -> content tokens that fit beside a template and a picture in one sequence.
     templates: values of `method.template`, the default first: each frames prompts and questions in
       its own words. The processor has `template`, the one it uses, and `with_template(name)`. None
@@ -111,6 +174,10 @@ class Family:
   trainable_parts: Mapping[str, tuple[str, ...]]
   image_tokenizer: str
   lora_targets: Mapping[str, tuple[str, ...]]
+  counts: Callable[[Any], Counts] | None = None
+  stand_in: Callable[[Any], Any] | None = None
+  only: Mapping[str, tuple[tuple[Any, ...], str]] = dataclasses.field(default_factory=dict)
+  drawn_as: Callable[[Any, int, float], Any] = lambda config, steps, noise: config
   room: Callable[[Any], int] | None = None
   templates: tuple[str, ...] = ()
 
@@ -128,6 +195,8 @@ class Sampling:
     scan: whether a token is scanned through the stacked layers; else their loop is unrolled.
     cfg_interval: codes of a picture, from its first, that are guided; 0: all.
     cache_dtype: of keys and values: '' the model's own, or 'int8'.
+    steps, noise, chunk: of a sampler that unmasks: how many steps, the noise by which codes are
+      kept (both -1: the model's own), and places whose logits are held at a time (0: all).
   """
 
   temperature: float = 1.0
@@ -137,6 +206,9 @@ class Sampling:
   scan: bool = False
   cfg_interval: int = 0
   cache_dtype: str = ''
+  steps: int = -1
+  noise: float = -1.0
+  chunk: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +221,9 @@ class Scoring:
     chunk: tokens whose logits are held at a time; 0: all.
     remat: recompute each layer in the backward pass.
     cfg_interval: as sampled.
+    picture_likelihood, prompt_drop, prompt_drop_way, elbo_draws: of a model whose likelihood of a
+      picture is an estimate: which one, the share of the prompt's words that is dropped at random,
+      how, and of how many draws a bound is the mean. Rewards keep the defaults.
   """
 
   temperature: float = 1.0
@@ -156,6 +231,10 @@ class Scoring:
   chunk: int = 0
   remat: bool = False
   cfg_interval: int = 0
+  picture_likelihood: str = 'one_step'
+  prompt_drop: float = 0.0
+  prompt_drop_way: str = 'delete'
+  elbo_draws: int = 1
 
 
 class UnifiedModel(Protocol):
@@ -190,6 +269,31 @@ class UnifiedModel(Protocol):
   ) -> TokenScores:
     """picture (B, g, ...), question (B, Tq), text (B, h, T), keys (B,) or None -> TokenScores
     (B, G, T).
+    """
+
+  def read(self, pictures: Picture, mask) -> Any:
+    """The part of a prefix that comes before any question, run once for all questions about it.
+
+    Args:
+      pictures: (B, P, ...), those of a row in the order in which they are shown.
+      mask: (B, P) bool, left-justified: the row's own pictures, at least one; the rest is padding.
+
+    Returns:
+      A pytree of arrays whose leading axes are the model's own business; goes to `answer`.
+    """
+
+  def answer(self, reading, question: Text, keys, how: Sampling):
+    """One answer to each question.
+
+    Args:
+      reading: of `read`, B rows.
+      question: (B, Q, Tq): what follows the pictures in the user's turn (`encode_turn`); rows with
+        fewer questions are filled up with any.
+      keys: (B, Q), of the answers' chance; unused at temperature 0, which is greedy.
+      how: `guidance` and `cfg_interval` are of pictures, and unused.
+
+    Returns:
+      Text (B, Q, T), T = how.max_tokens, and log-probabilities (B, Q, T) float32.
     """
 
 
@@ -228,3 +332,24 @@ def score_keys(model_or_spec, keys):
 def without_eos(text: Text, eos_id: int) -> Text:
   """The content alone: what a sampled text is as a prompt."""
   return Text(text.ids, text.mask & (text.ids != eos_id))
+
+
+def as_prompt(model_or_spec, text: Text) -> Text:
+  """A sampled answer (..., T) as a prompt: its first word in the form that begins a prompt."""
+  return _with_first(text, getattr(model_or_spec, 'spec', model_or_spec).as_prompt)
+
+
+def as_answer(model_or_spec, text: Text) -> Text:
+  """A prompt (..., T) as an answer: its first word in the form that begins an answer."""
+  return _with_first(text, getattr(model_or_spec, 'spec', model_or_spec).as_answer)
+
+
+def _with_first(text: Text, table: bytes) -> Text:
+  if not table or not text.ids.shape[-1]:
+    return text
+  forms = np.frombuffer(table, np.int32)
+  first = text.ids[..., :1]
+  known = text.mask[..., :1] & (first >= 0) & (first < len(forms))
+  other = jnp.asarray(forms)[jnp.clip(first, 0, len(forms) - 1)]
+  first = jnp.where(known, other, first)
+  return text._replace(ids=jnp.concatenate([first, text.ids[..., 1:]], axis=-1))

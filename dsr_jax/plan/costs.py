@@ -13,7 +13,7 @@ import re
 
 from dsr_jax import losses
 from dsr_jax.errors import InputError
-from dsr_jax.plan.sizes import Sizes, operations, vision_operations, vq_operations
+from dsr_jax.plan.sizes import Sizes, operations, vq_operations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,21 +109,9 @@ def phases(s: Sizes, mesh, chip: Chip) -> list[Phase]:
 
 
 def _generation(s: Sizes, mesh, chip):
-  b, g, n = s.method.inputs_per_task, s.method.group_size, s.model.num_codes
+  b, g = s.method.inputs_per_task, s.method.group_size
   rows, reading = b * g, s.reading_prefix
-  prefill = operations(b * s.branches * s.drawing_prefix, s.drawing_prefix, s)
-  draw = functools.partial(
-    _decode, 'generation: draw', s, mesh, chip, prefix=s.drawing_prefix, head=s.image_head
-  )
-  guided = draw(prefill if s.guided else 0.0, 2 * rows, 2 * b * s.drawing_prefix, last=s.guided)
-  plain = draw(0.0 if s.guided else prefill, rows, b * s.drawing_prefix, first=s.guided, last=n)
-  yield dataclasses.replace(
-    plain,
-    **{
-      k: getattr(guided, k) + getattr(plain, k)
-      for k in ('operations', 'bytes', 'collective_bytes', 'seconds')
-    },
-  )
+  yield _drawn_in_steps(s, mesh, chip) if s.steps else _drawn_by_codes(s, mesh, chip)
   yield _compute(
     'generation: codes to pictures',
     chip,
@@ -132,17 +120,61 @@ def _generation(s: Sizes, mesh, chip):
     'picture convolutions',
   )
   score = (
-    rows * vision_operations(s)
+    rows * s.counts.eye_operations
     + operations(rows * reading, reading, s)
     + operations(rows * s.prompt, reading + s.prompt, s, s.text_head)
   )
   yield _scored('generation: reward', s, mesh, chip, score, rows * (reading + s.prompt))
-  pairs = operations(b * s.drawing_prefix, s.drawing_prefix, s) + operations(
-    b * s.learners * n, s.drawing_prefix + n, s, s.image_head
+  prefix = b * s.drawing_prefix
+  tokens, ops = _pictures_learned(s)
+  ops += operations(prefix, s.drawing_prefix, s)
+  yield _learned('generation: learn', s, mesh, chip, ops, prefix + tokens)
+
+
+def _drawn_by_codes(s: Sizes, mesh, chip) -> Phase:
+  b, g, n = s.method.inputs_per_task, s.method.group_size, s.model.num_codes
+  rows = b * g
+  prefill = operations(b * s.branches * s.drawing_prefix, s.drawing_prefix, s)
+  draw = functools.partial(
+    _decode, 'generation: draw', s, mesh, chip, prefix=s.drawing_prefix, head=s.image_head
   )
-  yield _learned(
-    'generation: learn', s, mesh, chip, pairs, b * s.drawing_prefix + b * s.learners * n
+  guided = draw(prefill if s.guided else 0.0, 2 * rows, 2 * b * s.drawing_prefix, last=s.guided)
+  plain = draw(0.0 if s.guided else prefill, rows, b * s.drawing_prefix, first=s.guided, last=n)
+  return dataclasses.replace(
+    plain,
+    **{
+      k: getattr(guided, k) + getattr(plain, k)
+      for k in ('operations', 'bytes', 'collective_bytes', 'seconds')
+    },
   )
+
+
+def _drawn_in_steps(s: Sizes, mesh, chip) -> Phase:
+  """The whole block of a picture at every step, in both branches; its prefix is run once."""
+  rows = s.method.inputs_per_task * s.branches
+  prefix, block = s.drawing_prefix, s.counts.block
+  tokens = s.steps * rows * s.method.group_size * block
+  ops = operations(rows * prefix, prefix, s) + operations(tokens, prefix + block, s, s.image_head)
+  phase = _compute('generation: draw', chip, mesh, ops, 'matrix products')
+  moved, seconds = _layers(s, mesh, chip, rows * prefix + tokens, 1)
+  return dataclasses.replace(
+    phase,
+    collective_bytes=moved,
+    collectives='all-reduce over tp' * (mesh['tp'] > 1),
+    seconds=phase.seconds + seconds,
+  )
+
+
+def _pictures_learned(s: Sizes):
+  """(tokens, operations) of a forward pass over the pictures that learn, after their prefix."""
+  b, n, prefix = s.method.inputs_per_task, s.model.num_codes, s.drawing_prefix
+  if not s.steps:
+    tokens = b * s.learners * n
+    return tokens, operations(tokens, prefix + n, s, s.image_head)
+  # All codes masked, one row serves all candidates of an input; a bound has rows of its own.
+  bound = s.method.picture_likelihood == 'elbo'
+  tokens = b * s.counts.block * (s.learners * s.method.elbo_draws if bound else 1)
+  return tokens, operations(tokens, prefix + s.counts.block, s, s.image_head)
 
 
 def _understanding(s: Sizes, mesh, chip):
@@ -160,7 +192,7 @@ def _understanding(s: Sizes, mesh, chip):
     b * vq_operations(s.model)[0],
     'picture convolutions',
   )
-  prefill = b * vision_operations(s) + operations(b * reading, reading, s)
+  prefill = b * s.counts.eye_operations + operations(b * reading, reading, s)
   yield _decode(
     'understanding: write',
     s,
@@ -178,7 +210,7 @@ def _understanding(s: Sizes, mesh, chip):
   )
   yield _scored('understanding: reward', s, mesh, chip, score, rows * (s.text_prefix + n))
   pairs = (
-    b * vision_operations(s)
+    b * s.counts.eye_operations
     + operations(b * reading, reading, s)
     + operations(b * s.learners * t, reading + t, s, s.text_head)
   )
@@ -203,7 +235,7 @@ def _compute(name, chip, mesh, ops, share):
 
 def _gather(s: Sizes, mesh, chip):
   """The weights in the layout of decoding, once a step."""
-  weights = (s.body + s.image_head + 2 * s.text_head) * s.element / mesh['tp']
+  weights = (s.body + s.counts.tables) * s.element / mesh['tp']
   moved, seconds = _ring(weights, mesh['fsdp'], chip)
   reading = 3 * weights / (chip.bandwidth * SHARES['memory'])
   return Phase(

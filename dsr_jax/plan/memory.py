@@ -62,7 +62,7 @@ class Estimate:
 
 
 def estimate(model, config, mesh, prompt=None) -> Estimate:
-  """Of a model's sizes (`JanusConfig`), a `Config` and the sizes of the mesh's axes (a dict)."""
+  """Of a model's configuration, a `Config` and the sizes of the mesh's axes (a dict)."""
   s = Sizes(model, config.method, config.system, prompt or config.data.max_prompt_tokens)
   parts = _state(s, mesh) + _rollout(s, mesh) + _update(s, mesh)
   return Estimate(tuple(parts))
@@ -105,18 +105,26 @@ def _rollout(s: Sizes, mesh):
   parts = [
     (
       'weights for decoding',
-      (copies * s.body + s.image_head + 2 * s.text_head) * element / tp,
+      (copies * s.body + s.counts.tables) * element / tp,
       'rollout',
     )
   ]
   cache, scoring = [], []
-  if 'generation' in s.method.tasks:
+  if 'generation' in s.method.tasks and s.steps:
+    drawn = rows * group * s.branches
+    cache.append(
+      rows * s.branches * s.drawing_prefix * s.kv * element / tp
+      + _inside(s, mesh, drawn, s.counts.block, s.drawing_prefix + s.counts.block)
+      + _logits(s, mesh, drawn, v.num_codes, v.vq.num_embeddings)
+    )
+  elif 'generation' in s.method.tasks:
     held = 2 * s.guided + (
       v.num_codes if s.guided < v.num_codes else 0
     )  # where guidance ends, both caches at once
     cache.append(
       rows * (group * held * s.own_element + s.branches * s.drawing_prefix * element) * s.kv / tp
     )
+  if 'generation' in s.method.tasks:
     scoring.append(
       _scoring(s, mesh, rows * group, s.reading_prefix, s.prompt, v.text.vocab_size)
       + rows * group * v.image_size**2 * 12

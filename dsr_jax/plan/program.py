@@ -18,7 +18,8 @@ from dsr_jax import state as state_lib
 from dsr_jax import step as step_lib
 from dsr_jax.convert import directory
 from dsr_jax.convert import locate as model_source
-from dsr_jax.models.janus.config import JanusConfig, Templates
+from dsr_jax.models.janus.config import JanusConfig
+from dsr_jax.models.showo.config import ShowoConfig
 from dsr_jax.models.unified import Text
 from dsr_jax.plan import sizes as plan_sizes
 from dsr_jax.rollouts import Batch, GenerationBatch, UnderstandingBatch
@@ -32,32 +33,20 @@ def sizes_of(name):
     'janus-pro-1b': JanusConfig.janus_pro_1b,
     'janus-pro-7b': JanusConfig.janus_pro_7b,
     'scenes': JanusConfig.scenes,
+    'show-o-512': ShowoConfig.showo_512,
+    'show-o': ShowoConfig.showo_256,
   }
   for key, make in published.items():
     if key in name.lower() and not os.path.isdir(name):
       return make()
-  return directory.read_config(model_source.directory_of(name))
+  return directory.read_config(model_source.directory_of(name))[0]
 
 
 def stand_in_templates(model):
   """Token ids around prompts, as many as the real ones have: nothing in a plan depends on which
   they are.
   """
-  last = model.text.vocab_size - 1
-  return Templates(
-    bos_id=1,
-    eos_id=2,
-    pad_id=0,
-    boi_id=3,
-    eoi_id=4,
-    image_id=5,
-    generation_prefix=(1, 6, 7),
-    generation_suffix=(8, 6, 3),
-    understanding_prefix=(1, 6, 7, 3),
-    understanding_infix=(4, 8),
-    understanding_suffix=(8, 6, 7),
-    forbidden_text_ids=(0, 1, 3, 4, 5, last),
-  )
+  return families.family_of(model).stand_in(model)
 
 
 def random_arrays(shapes):

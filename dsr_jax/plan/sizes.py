@@ -7,6 +7,7 @@ layers, D width.
 
 import dataclasses
 import functools
+from typing import Any
 
 from flax import nnx
 import jax
@@ -15,9 +16,7 @@ import jax.numpy as jnp
 from dsr_jax import chunks as chunks_lib
 from dsr_jax import families, losses
 from dsr_jax import state as state_lib
-from dsr_jax.models.janus.config import JanusConfig
-from dsr_jax.models.janus.vq import VQModel
-from dsr_jax.models.unified import guided_codes
+from dsr_jax.models.unified import Counts, guided_codes
 
 TEMPLATE = 8  # tokens around a prompt, a question or an answer; a few more or less change no plan
 QUESTION = 8
@@ -28,12 +27,16 @@ BYTES = {'float32': 4, 'bfloat16': 2}
 class Sizes:
   """Of one step. A count is of the whole step where its name does not say otherwise."""
 
-  model: JanusConfig
+  model: Any  # a family's configuration
   method: object
   system: object
   prompt: int  # tokens of the longest prompt
 
   # Of the model.
+
+  @functools.cached_property
+  def counts(self) -> Counts:
+    return families.family_of(self.model).counts(self.model)
 
   @property
   def inner(self):
@@ -43,8 +46,7 @@ class Sizes:
   @property
   def layer(self):
     """Weights of a layer's matrices."""
-    t = self.model.text
-    return 4 * t.hidden_size * self.inner + 3 * t.hidden_size * t.intermediate_size
+    return self.counts.layer
 
   @property
   def body(self):
@@ -54,25 +56,18 @@ class Sizes:
   @property
   def image_head(self):
     """Weights of the head that draws."""
-    return self.model.text.hidden_size * (
-      self.model.text.hidden_size + self.model.vq.num_embeddings
-    )
+    return self.counts.image_head
 
   @property
   def text_head(self):
     """Weights of the head that writes."""
-    return self.model.text.hidden_size * self.model.text.vocab_size
+    return self.counts.text_head
 
   @property
   def trained(self):
     """Parameters that learn: adapters, or the language model with what `method.trainable` adds."""
-    t = self.model.text
     if self.method.trainable == 'lora':
-      return (
-        t.num_hidden_layers
-        * self.method.lora.rank
-        * (4 * (t.hidden_size + self.inner) + 3 * (t.hidden_size + t.intermediate_size))
-      )
+      return self.model.text.num_hidden_layers * self.method.lora.rank * self.counts.adapted
     trainable, _ = state_lib.split_params(
       shapes(self.model), families.family_of(self.model), self.method.trainable
     )
@@ -94,6 +89,12 @@ class Sizes:
     return 1 + 4 / self.model.text.head_dim if self.system.cache_dtype else self.element
 
   # Of the step.
+
+  @property
+  def steps(self):
+    """Passes over a whole picture in which it is drawn; 0: it is drawn code by code."""
+    own = self.counts.steps
+    return self.method.sampling_steps if own and self.method.sampling_steps > 0 else own
 
   @property
   def branches(self):
@@ -120,7 +121,7 @@ class Sizes:
   @property
   def reading_prefix(self):
     """Tokens before an answer about a picture."""
-    return self.model.vision.num_patches + QUESTION + TEMPLATE
+    return self.counts.reading_tokens + QUESTION + TEMPLATE
 
   @property
   def text_prefix(self):
@@ -141,23 +142,12 @@ def operations(tokens, context, s: Sizes, head=0):
   )
 
 
-def vision_operations(s: Sizes):
-  """Of the vision tower and its aligner, a picture."""
-  v, width = s.model.vision, s.model.text.hidden_size
-  n = v.num_patches
-  layer = (
-    2 * n * (4 * v.hidden_size**2 + 2 * v.hidden_size * v.intermediate_size)
-    + 4 * n * n * v.hidden_size
-  )
-  return v.num_hidden_layers * layer + 2 * n * (
-    3 * v.patch_size**2 * v.hidden_size + v.hidden_size * width + width**2
-  )
-
-
 @functools.cache
-def vq_operations(model: JanusConfig):
+def vq_operations(model):
   """(encode, decode) of a picture, as XLA counts them; neither has a loop."""
-  graphdef, params = nnx.split(nnx.eval_shape(lambda: VQModel(model.vq, rngs=nnx.Rngs(0))))
+  family = families.family_of(model)
+  whole = nnx.merge(family.graphdef(model), shapes(model))
+  graphdef, params = nnx.split(getattr(whole, family.image_tokenizer))
 
   def count(fn, x):
     return (
@@ -177,6 +167,6 @@ def vq_operations(model: JanusConfig):
 
 
 @functools.cache
-def shapes(model: JanusConfig):
+def shapes(model):
   """Shapes of all parameters, nested by part."""
   return families.family_of(model).shapes(model)

@@ -32,7 +32,8 @@ def main(argv, f=flags.FLAGS):
   files.check_output(f.output, lambda name: name in OUTPUTS)
 
   source = locate.resolve(f.model, template=f.template, base=f.base, config=config)
-  model = families.model_of(source.bundle, f.model)
+  model = families.model_of(source.bundle, f.model, config.method)
+  families.check(model.config, config)
   began = time.time()
   results = tasks.probe(model, config, f.num_inputs, f.seed)
   verdicts = {task: result.numbers['verdict'] for task, result in results.items()}
@@ -55,6 +56,7 @@ def main(argv, f=flags.FLAGS):
     {
       'about': about,
       'go': all(verdict['go'] for verdict in verdicts.values()),
+      'verdict': measures.overall([verdict['verdict'] for verdict in verdicts.values()]),
       **{task: result.numbers for task, result in results.items()},
     }
   )
@@ -66,11 +68,17 @@ def main(argv, f=flags.FLAGS):
   summary = {}
   for task, verdict in verdicts.items():
     failed = [gate['gate'] for gate in verdict['gates'] if gate['passed'] is False]
-    summary[task] = {'go': verdict['go'], 'failed': failed}
+    summary[task] = {
+      'go': verdict['go'],
+      'verdict': verdict['verdict'],
+      'failed': failed,
+      'not_measured': verdict['not_measured'],
+    }
   cli.print_json(
     {
       'output': f.output,
       'go': numbers['go'],
+      'verdict': numbers['verdict'],
       'page': os.path.join(f.output, 'probe.html'),
       **summary,
     },

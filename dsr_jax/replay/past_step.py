@@ -122,7 +122,8 @@ def replay(builders, config, workdir: str, step: int, mesh, model) -> PastStep:
   """
   batches = builders.make_batches(config, model, mesh)
   state = builders.init_state(model, config, mesh)
-  about = workdir_lib.about(config, model.source, batches.fingerprint)
+  facts = getattr(batches, 'facts', None)
+  about = workdir_lib.about(config, model.source, batches.fingerprint, facts)
   state, start = _nearest_checkpoint(state, about, config, workdir, step)
   origin = f'the checkpoint of step {start}' if start else 'the initial model'
   cli.log(f'from         {origin}; {step - start} to run')

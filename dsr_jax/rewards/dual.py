@@ -12,7 +12,14 @@ import jax
 import jax.numpy as jnp
 
 from dsr_jax.losses import mean_logp
-from dsr_jax.models.unified import Picture, Scoring, Text, UnifiedModel
+from dsr_jax.models.unified import (
+  Picture,
+  Scoring,
+  Text,
+  UnifiedModel,
+  as_answer,
+  as_prompt,
+)
 from dsr_jax.rewards.base import RewardInputs
 
 
@@ -59,7 +66,8 @@ def understanding(model: UnifiedModel, codes, texts: Text, how: Scoring, *, eos_
     Rewards (B, G), where an empty text has the worst of its group, and per-token log-probabilities
     (B, G, N), float32.
   """
-  logps, mask = code_logps(model, codes[:, None], texts, how, keys=keys)
+  prompt = as_prompt(model, texts)
+  logps, mask = code_logps(model, codes[:, None], prompt, how, keys=keys)
   rewards = worst_where_empty(mean_logp(logps, mask), texts, eos_id)
   return jax.lax.stop_gradient((rewards, logps))
 
@@ -77,7 +85,8 @@ def reversed_logps(x: RewardInputs):
   if x.task == 'generation':
     return prompt_given_samples(x, x.text)  # x.text are the prompts, x.picture the samples
   # x.text are the samples, x.picture the originals.
-  return code_logps(x.model, x.picture.codes[:, None], x.text, x.scoring, keys=x.score_keys)
+  prompt = as_prompt(x.model, x.text)
+  return code_logps(x.model, x.picture.codes[:, None], prompt, x.scoring, keys=x.score_keys)
 
 
 def prompt_given_samples(x: RewardInputs, prompt: Text):
@@ -101,6 +110,7 @@ def prompt_logps(model, pictures: Picture, prompt: Text, instruction: Text, how,
   """
   if eos_id is not None:
     prompt = with_eos(prompt, eos_id)
+  prompt = as_answer(model, prompt)
   rows = prompt.ids.shape[0]
   answer = Text(prompt.ids[:, None], prompt.mask[:, None])
   question = Text(*(jnp.broadcast_to(x, (rows, *x.shape)) for x in instruction))

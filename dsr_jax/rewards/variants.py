@@ -10,7 +10,15 @@ import jax.numpy as jnp
 
 from dsr_jax.losses import mean_logp
 from dsr_jax.models.common.splice import compacted, spliced
-from dsr_jax.models.unified import Picture, Text, UnifiedModel, picture_to_read, without_eos
+from dsr_jax.models.unified import (
+  Picture,
+  Text,
+  UnifiedModel,
+  as_answer,
+  as_prompt,
+  picture_to_read,
+  without_eos,
+)
 from dsr_jax.rewards.base import RewardInputs, codes_of
 from dsr_jax.rewards.dual import (
   code_logps,
@@ -71,9 +79,10 @@ def contrastive(x: RewardInputs):
       logps, mask = prompt_given_samples(x, other)
       totals.append(jnp.sum(jnp.where(mask, logps, 0.0), axis=-1))
   else:
+    prompt = as_prompt(x.model, x.text)
     for m in range(x.extra['negative_pixels'].shape[1]):
       codes = codes_of(x.model, x.extra['negative_pixels'][:, m])
-      logps, _ = code_logps(x.model, codes[:, None], x.text, x.scoring, keys=x.score_keys)
+      logps, _ = code_logps(x.model, codes[:, None], prompt, x.scoring, keys=x.score_keys)
       totals.append(jnp.sum(logps, axis=-1))
   return totals[0] - jax.nn.logsumexp(jnp.stack(totals), axis=0)
 
@@ -87,7 +96,9 @@ def vqa(x: RewardInputs):
     return jnp.broadcast_to(y, (inputs, group, *y.shape[2:])).reshape(-1, *y.shape[2:])
 
   if x.task == 'generation':
-    picture, text = x.picture, Text(x.text.ids[:, None], x.text.mask[:, None])
+    # Inside the question the first word of a prompt follows another one.
+    text = as_answer(x.model, x.text)
+    picture, text = x.picture, Text(text.ids[:, None], text.mask[:, None])
   else:
     picture = Picture(*(y[:, None] for y in x.picture))
     text = without_eos(x.text, x.eos_id)

@@ -152,6 +152,12 @@ def describe_run(config, mesh, model, state, idle_bytes: int = 0):
     f'{m.group_size} candidates, '
     f'{m.steps} steps'
   )
+  if model.spec and model.spec.sampling_steps:
+    say(
+      f'pictures     drawn in {m.sampling_steps} steps with noise {m.sampling_noise:g}; their '
+      f'likelihood is an estimate, {m.picture_likelihood}; prompts lose {m.prompt_drop:.0%} of '
+      f'their words in it ({m.prompt_drop_way})'
+    )
   rate = f'{m.peak_learning_rate:g} at most ({m.learning_rate_key})'
   say(f'learning     {m.trainable}, at a rate of {rate}')
   if m.template:

@@ -57,7 +57,7 @@ def _make(cell, paths):
 
 
 def _subject(source, name, config) -> benchmarks.Subject:
-  model = families.model_of(locate.resolve(source).bundle, source)
+  model = families.model_of(locate.resolve(source).bundle, source, config.method)
   return benchmarks.Subject(
     name=name,
     params=model.params,
@@ -110,6 +110,7 @@ def _failed_pictures(subject, kind):
     [
       (kind, f'asked for: {prompts[i].text}', True),
       ('', f'drawn: {_in_words(readings[i])}', False),
+      ('fails', '; '.join(judge.reasons(prompts[i], readings[i])), False),
     ]
     for i in found
   ]

@@ -161,7 +161,7 @@ def test_counted_operations_are_those_of_the_program():
   )
   prefix = 4 + model.vision.num_patches + 2 + 8 + 3 - 1
   expected = (
-    rows * plan_sizes.vision_operations(s)
+    rows * s.counts.eye_operations
     + plan_sizes.operations(rows * prefix, prefix, s)
     + plan_sizes.operations(rows * 150, prefix + 30, s, s.text_head)
   )
@@ -424,7 +424,8 @@ def test_bad_input_is_one_sentence(args, message):
   'size, name', [(size, name) for size, names in slices.SLICES.items() for name in names]
 )
 def test_each_slice_of_the_full_size_configs_fits_as_counted(size, name):
-  config = config_loading.load(os.path.join(ROOT, 'configs', f'janus_pro_{size}.py:{name}'))
+  file = size if size == 'showo' else f'janus_pro_{size}'
+  config = config_loading.load(os.path.join(ROOT, 'configs', f'{file}.py:{name}'))
   report, _ = plan.plan(config, name, compiling=False)
   assert report['fits'], report['needed_bytes'] / report['memory_bytes']
   assert (config.method.steps, config.method.inputs_per_step, config.method.group_size) == (

@@ -1,7 +1,7 @@
 """One real step of a tiny model on given meshes, for tests that compare meshes and processes.
 
 As a program: `python tests/support/mesh_run.py OUT MESH [MESH ...] [--steps=1] [--devices=8]
-  [--port=P --processes=M --process=I] [--resume=DIR]`; a MESH
+  [--port=P --processes=M --process=I] [--resume=DIR] [--model=janus|showo]`; a MESH
 is DATAxFSDPxTP and takes the first devices. Leaves OUT/MESH@STEP.npz: random bits, candidates,
 gradients, parameters and metrics, whole; and a checkpoint of each step in OUT/MESH.
 """
@@ -20,10 +20,12 @@ if __name__ == '__main__':
     f'--xla_force_host_platform_device_count={DEVICES} --xla_backend_optimization_level=0{plain}'
   )
 
+import dataclasses
 import functools
 
 import hlo as plan_hlo
 import jax
+import micro_showo
 import numpy as np
 
 from dsr_jax import config as config_lib
@@ -33,6 +35,7 @@ from dsr_jax import step as step_lib
 from dsr_jax.models.janus import model as janus
 from dsr_jax.models.janus.config import JanusConfig, Templates, TextConfig, VisionConfig, VQConfig
 from dsr_jax.models.janus.family import JANUS
+from dsr_jax.models.showo.family import SHOWO
 from dsr_jax.models.unified import Text
 from dsr_jax.rollouts import Batch, GenerationBatch, UnderstandingBatch
 from dsr_jax.runtime import checkpoints
@@ -88,6 +91,17 @@ CONTEXT = step_lib.StepContext(
 )
 
 
+# Show-o with as many words and codes. Its pictures are drawn in steps, all codes guided.
+SHOWO_MODEL = micro_showo.sized(vocabulary=VOCABULARY, codes=(SIDE // 4) ** 2)
+SHOWO_CONTEXT = dataclasses.replace(
+  CONTEXT,
+  graphdef=SHOWO.graphdef(SHOWO_MODEL),
+  family=SHOWO,
+  spec=SHOWO.spec(SHOWO_MODEL),
+  method=dataclasses.replace(METHOD, cfg_interval=0),
+)
+
+
 def batch(step):
   """A step's inputs, on the host."""
   rng = np.random.default_rng(step)
@@ -130,14 +144,16 @@ def params():
   }
 
 
-def run(name, folder, steps, resume=''):
+def run(name, folder, steps, resume='', showo=False):
   """Steps on a mesh, from the start or from a checkpoint, each saved in `folder`; yields (step,
   dict of whole arrays).
   """
   mesh = mesh_of(name)
+  ctx = SHOWO_CONTEXT if showo else CONTEXT
+  weights = micro_showo.params(SHOWO_MODEL) if showo else params()
   about = {'method': {}, 'data': {'fingerprint': ''}, 'model': {'fingerprint': ''}}
   with jax.set_mesh(mesh):
-    state = state_lib.init_state(params(), JANUS, METHOD, SYSTEM, mesh)
+    state = state_lib.init_state(weights, ctx.family, ctx.method, SYSTEM, mesh)
     if resume:
       state = checkpoints.Checkpoints(resume, about).restore(state)
     saved, compiled = checkpoints.Checkpoints(folder, about, keep_last=9), None
@@ -148,9 +164,9 @@ def run(name, folder, steps, resume=''):
       )
       if compiled is None:
         jitted = jax.jit(
-          functools.partial(step_lib.train_step, CONTEXT),
+          functools.partial(step_lib.train_step, ctx),
           donate_argnums=0,
-          out_shardings=step_lib.output_shardings(CONTEXT, state, mesh),
+          out_shardings=step_lib.output_shardings(ctx, state, mesh),
         )
         compiled = jitted.lower(state, placed).compile()
       state, metrics, records = compiled(state, placed)
@@ -165,7 +181,7 @@ def run(name, folder, steps, resume=''):
         step,
         {
           'bits': bits(mesh),
-          **program(compiled, mesh),
+          **({} if showo else program(compiled, mesh)),
           **flat('metric', metrics),
           **flat('record', records),
           **flat('before', before),
@@ -244,7 +260,11 @@ def main(argv):
   with processes.together(cluster, 120) as team:
     for name in names:
       for step, found in run(
-        name, os.path.join(out, name), int(option('steps', '1')), option('resume')
+        name,
+        os.path.join(out, name),
+        int(option('steps', '1')),
+        option('resume'),
+        showo=option('model') == 'showo',
       ):
         if team.lead:
           np.savez(os.path.join(out, f'{name}@{step}.npz'), **found)

@@ -42,7 +42,14 @@ def guide(logits, weight: float, axis: int):
 
 
 def token_scores(
-  hidden, logits_fn, targets, mask, *, temperature: float = 1.0, chunk: int = 0
+  hidden,
+  logits_fn,
+  targets,
+  mask,
+  *,
+  temperature: float = 1.0,
+  chunk: int = 0,
+  shared: bool = False,
 ) -> TokenScores:
   """Log-probability and entropy of each target, never holding all logits at once.
 
@@ -54,10 +61,14 @@ def token_scores(
     mask: (..., T) bool.
     temperature: the one that sampled the targets.
     chunk: tokens at a time; 0 takes all at once. Chunks are recomputed in the backward pass.
+    shared: one state serves all candidates: logits (R, t, V), targets (R, C, T).
   """
 
   def score(hidden, targets):
     logp = log_softmax(logits_fn(hidden), temperature)
+    if shared:
+      entropy = -jnp.sum(jnp.exp(logp) * logp, axis=-1)[:, None]
+      return sharding.pick_each(logp, targets), jnp.broadcast_to(entropy, targets.shape)
     return sharding.pick(logp, targets), -jnp.sum(jnp.exp(logp) * logp, axis=-1)
 
   length = targets.shape[-1]

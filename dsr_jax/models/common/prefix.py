@@ -11,11 +11,14 @@ import jax.numpy as jnp
 
 
 class Prefix(NamedTuple):
-  """Keys and values of all layers, (L, R, N, P, h); length (R,) int32: the rest is padding."""
+  """Keys and values of all layers, (L, R, N, P, h); length (R,) int32: the rest is padding. shown
+  (R, P): False on tokens of the prefix that nothing after them sees; None: all are seen.
+  """
 
   k: jax.Array
   v: jax.Array
   length: jax.Array
+  shown: jax.Array | None = None
 
 
 class KV(NamedTuple):
@@ -27,4 +30,7 @@ class KV(NamedTuple):
 
 def prefix_mask(prefix: Prefix):
   """(R, 1, 1, 1, P): True on the prefix's own tokens."""
-  return (jnp.arange(prefix.k.shape[-2]) < prefix.length[:, None])[:, None, None, None, :]
+  seen = jnp.arange(prefix.k.shape[-2]) < prefix.length[:, None]
+  if prefix.shown is not None:
+    seen &= prefix.shown
+  return seen[:, None, None, None, :]

@@ -2,8 +2,8 @@
 
 from dsr_jax import sharding
 from dsr_jax.models.janus import model
-from dsr_jax.models.janus.config import ROLES, JanusConfig
-from dsr_jax.models.unified import Family
+from dsr_jax.models.janus.config import ROLES, JanusConfig, Templates
+from dsr_jax.models.unified import Counts, Family
 
 
 def _room(config: JanusConfig) -> int:
@@ -18,10 +18,53 @@ def _room(config: JanusConfig) -> int:
 _ATTENTION = ('q_proj', 'k_proj', 'v_proj', 'o_proj')
 _MLP = ('gate_proj', 'up_proj', 'down_proj')
 _LAYERS = ('language_model', 'layers')
+_IS_EXACT = 'draws code by code, and has an exact likelihood of a picture'
 
 
 def _num_heads(config: JanusConfig) -> int:
   return config.text.num_attention_heads
+
+
+def _counts(config: JanusConfig) -> Counts:
+  t, v = config.text, config.vision
+  width, inner = t.hidden_size, t.num_attention_heads * t.head_dim
+  # The vision tower and its aligner, a picture.
+  n = v.num_patches
+  layer = (
+    2 * n * (4 * v.hidden_size**2 + 2 * v.hidden_size * v.intermediate_size)
+    + 4 * n * n * v.hidden_size
+  )
+  eye = v.num_hidden_layers * layer + 2 * n * (
+    3 * v.patch_size**2 * v.hidden_size + v.hidden_size * width + width**2
+  )
+  image_head, text_head = width * (width + config.vq.num_embeddings), width * t.vocab_size
+  return Counts(
+    layer=4 * width * inner + 3 * width * t.intermediate_size,
+    adapted=4 * (width + inner) + 3 * (width + t.intermediate_size),
+    image_head=image_head,
+    text_head=text_head,
+    tables=image_head + 2 * text_head,
+    reading_tokens=n,
+    eye_operations=eye,
+  )
+
+
+def _stand_in(config: JanusConfig) -> Templates:
+  last = config.text.vocab_size - 1
+  return Templates(
+    bos_id=1,
+    eos_id=2,
+    pad_id=0,
+    boi_id=3,
+    eoi_id=4,
+    image_id=5,
+    generation_prefix=(1, 6, 7),
+    generation_suffix=(8, 6, 3),
+    understanding_prefix=(1, 6, 7, 3),
+    understanding_infix=(4, 8),
+    understanding_suffix=(8, 6, 7),
+    forbidden_text_ids=(0, 1, 3, 4, 5, last),
+  )
 
 
 JANUS = Family(
@@ -66,6 +109,16 @@ JANUS = Family(
   lora_targets={
     **{name: (*_LAYERS, 'self_attn', name) for name in _ATTENTION},
     **{name: (*_LAYERS, 'mlp', name) for name in _MLP},
+  },
+  counts=_counts,
+  stand_in=_stand_in,
+  only={
+    'method.picture_likelihood': (('one_step',), _IS_EXACT),
+    'method.elbo_draws': ((1,), _IS_EXACT),
+    'method.prompt_drop': ((-1.0, 0.0), _IS_EXACT),
+    'method.prompt_drop_way': (('delete',), _IS_EXACT),
+    'method.sampling_steps': ((-1,), _IS_EXACT),
+    'method.sampling_noise': ((-1.0,), _IS_EXACT),
   },
   room=_room,
   templates=tuple(ROLES),

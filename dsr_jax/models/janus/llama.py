@@ -1,9 +1,4 @@
-"""LLaMA as Janus uses it, written around one idea: a group of G candidates shares its prefix.
-
-A prefix (a prompt, or a picture and a question) is run once by `prefill`; its keys and values then
-serve every candidate of the group, both in teacher forcing (`extend`) and token by token
-(models/decoder.py), under one softmax over all parts. Right padding of a prefix is masked where it
-is read; right padding of a candidate is never seen, by causality.
+"""LLaMA as Janus uses it; how prefixes and candidates go through it is in models/common/trunk.py.
 
 Axes: R prefixes (rows), C candidates of a prefix, P prefix length, T candidate tokens, S cached
 tokens, D width, N heads, h head width, L layers. Keys and values are (R, N, ..., tokens, h): batch
@@ -15,10 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from dsr_jax import sharding
-from dsr_jax.models.common.attention import attend
-from dsr_jax.models.common.layers import Embedding, Linear, RMSNorm, scan_layers, stack_layers
-from dsr_jax.models.common.prefix import Prefix, prefix_mask
+from dsr_jax.models.common.layers import Embedding, Linear, RMSNorm, stack_layers
 from dsr_jax.models.common.rotary import Rotary, rotary, rotate
+from dsr_jax.models.common.trunk import Trunk
 from dsr_jax.models.janus.config import TextConfig
 
 
@@ -76,7 +70,7 @@ class Block(nnx.Module):
     return sharding.split_rows(x + self.mlp(self.post_attention_layernorm(x)))
 
 
-class LanguageModel(nnx.Module):
+class LanguageModel(Trunk):
   def __init__(self, cfg: TextConfig, *, rngs: nnx.Rngs):
     self.cfg = cfg
     self.embed_tokens = Embedding(cfg.vocab_size, cfg.hidden_size, rngs=rngs, large=True)
@@ -86,41 +80,3 @@ class LanguageModel(nnx.Module):
   def rotary_at(self, positions, limit: int) -> Rotary:
     """The rotary embedding at positions (R, T) below `limit`."""
     return rotary(positions, limit, width=self.cfg.head_dim, theta=self.cfg.rope_theta)
-
-  def prefill(self, embeds, length, *, remat: bool = False) -> Prefix:
-    """embeds: (R, P, D), right-padded to P; length: (R,). Runs the prefixes and keeps their keys
-    and values.
-    """
-    p = embeds.shape[1]
-    at = self.rotary_at(jnp.arange(p)[None], p)  # one row serves all
-    causal = jnp.tril(jnp.ones((p, p), bool))
-
-    def body(block, x, _):
-      kept = []
-
-      def attend_fn(q, k, v):
-        kept.append((k[:, :, 0], v[:, :, 0]))
-        return attend(q, [(k, v, causal)])
-
-      return block(x, at, attend_fn), kept[0]
-
-    _, (k, v) = scan_layers(self.layers, body, sharding.split_rows(embeds[:, None]), remat=remat)
-    return Prefix(k, v, length)
-
-  def extend(self, prefix: Prefix, embeds, *, remat: bool = False):
-    """Teacher forcing of candidates after a shared prefix.
-
-    embeds: (R, C, T, D) -> final-norm states (R, C, T, D); state t predicts what follows token t.
-    """
-    t = embeds.shape[2]
-    at = self.rotary_at(prefix.length[:, None] + jnp.arange(t), prefix.k.shape[-2] + t)
-    causal = jnp.tril(jnp.ones((t, t), bool))
-    seen = prefix_mask(prefix)
-
-    def body(block, x, kv):
-      return block(x, at, lambda q, k, v: attend(q, [(*kv, seen), (k, v, causal)])), None
-
-    x, _ = scan_layers(
-      self.layers, body, sharding.split_rows(embeds), (prefix.k, prefix.v), remat=remat
-    )
-    return self.norm(x)

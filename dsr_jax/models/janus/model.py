@@ -21,8 +21,12 @@ import numpy as np
 
 from dsr_jax import sharding
 from dsr_jax.models.common import decoder as decoder_lib
+from dsr_jax.models.common import texts
+from dsr_jax.models.common.candidates import pair_up
 from dsr_jax.models.common.layers import Embedding, Head, Linear, gelu
-from dsr_jax.models.common.logprobs import TokenScores, guide, log_softmax, token_scores
+from dsr_jax.models.common.logprobs import TokenScores, guide, token_scores
+from dsr_jax.models.common.prefix import Prefix
+from dsr_jax.models.common.sampling import sample_tokens
 from dsr_jax.models.common.splice import spliced
 from dsr_jax.models.janus.config import JanusConfig
 from dsr_jax.models.janus.llama import LanguageModel
@@ -220,59 +224,74 @@ class Janus(nnx.Module):
       with jax.named_scope('decode'):
         carry, part = jax.lax.scan(body, carry, jnp.arange(first, end))
       parts.append(part)
-    codes, logps = (_joined(x) for x in zip(*parts))
+    codes, logps = (texts.joined(x) for x in zip(*parts))
     return codes, logps
 
   def sample_texts(self, picture: Picture, question: Text, keys, how: Sampling):
-    t = self.config.templates
-    inputs, group = keys.shape
-    embed = self.language_model.embed_tokens
-
     # The picture and the question run once for the whole group.
+    return self._write(self._understanding_prefix(picture.pixels, question), keys, how)
+
+  def _write(self, prefix: Prefix, keys, how: Sampling):
+    """Texts after R prefixes: keys (R, G) -> Text (R, G, T), logps (R, G, T)."""
+    t = self.config.templates
     decoder = decoder_lib.make(
       self.language_model,
-      self._understanding_prefix(picture.pixels, question),
-      candidates=group,
+      prefix,
+      candidates=keys.shape[1],
       tokens=how.max_tokens,
       scan=how.scan,
       cache_dtype=how.cache_dtype,
     )
-
-    def body(carry, index, room):
-      hidden, cache = decoder.step(carry.embeds, carry.cache, index, room)
-      ids, logps = sample_tokens(self.text_logits(hidden), keys, index, how.temperature)
-      ids = jnp.where(carry.ended, t.pad_id, ids)
-      written = ids, jnp.where(carry.ended, 0.0, logps), ~carry.ended
-      return _Writing(embed(ids), carry.ended | (ids == t.eos_id), cache), written
-
-    def write(carry, first, end):
-      with jax.named_scope('decode'):
-        return jax.lax.scan(functools.partial(body, room=end), carry, jnp.arange(first, end))
-
-    def skip(carry, first, end):
-      shape = (end - first, inputs, group)
-      nothing = jnp.full(shape, t.pad_id, jnp.int32), jnp.zeros(shape), jnp.zeros(shape, bool)
-      return carry, nothing
-
-    start = embed(jnp.asarray(t.understanding_suffix[-1]))
-    carry = _Writing(
-      embeds=jnp.broadcast_to(start, (inputs, group, start.shape[-1])),
-      ended=jnp.zeros((inputs, group), bool),
-      cache=None,
+    ids, logps, mask = texts.write(
+      decoder,
+      self.language_model.embed_tokens,
+      self.text_logits,
+      keys,
+      how,
+      start_id=t.understanding_suffix[-1],
+      eos_id=t.eos_id,
+      pad_id=t.pad_id,
     )
-    parts = []
-    for first in range(0, how.max_tokens, how.segment):
-      end = min(first + how.segment, how.max_tokens)
-      carry = carry._replace(cache=decoder.grow(carry.cache, end - first))
-      run = functools.partial(write, first=first, end=end)
-      if first:  # once every text has ended, a segment is skipped
-        leave = functools.partial(skip, first=first, end=end)
-        carry, part = jax.lax.cond(jnp.all(carry.ended), leave, run, carry)
-      else:
-        carry, part = run(carry)
-      parts.append(part)
-    ids, logps, mask = (_joined(x) for x in zip(*parts))
     return Text(ids, mask), logps
+
+  # Questions about pictures: the pictures once, then each question after them.
+
+  def read(self, pictures: Picture, mask) -> Prefix:
+    """As the protocol has it. A turn begins with its pictures, each between its two marks."""
+    t = self.config.templates
+    pixels = pictures.pixels
+    rows, most = pixels.shape[:2]
+    embed = self.language_model.embed_tokens
+
+    def fixed(ids, *shape):
+      """The embeddings of ids (n,), for each of `shape`: (*shape, n, D)."""
+      x = embed(jnp.asarray(ids, jnp.int32))
+      return jnp.broadcast_to(x, (*shape, *x.shape))
+
+    seen = self.image_features(pixels.reshape(-1, *pixels.shape[2:]))
+    seen = seen.reshape(rows, most, *seen.shape[1:])
+    marked = [fixed((t.boi_id,), rows, most), seen, fixed((t.eoi_id,), rows, most)]
+    marked = jnp.concatenate(marked, axis=2)  # (B, P, N + 2, D)
+    before = t.understanding_prefix[:-1]  # the last one is the first picture's own mark
+    embeds = jnp.concatenate(
+      [fixed(before, rows), marked.reshape(rows, -1, seen.shape[-1])], axis=1
+    )
+    length = len(before) + jnp.sum(mask, axis=1, dtype=jnp.int32) * marked.shape[2]
+    return self.language_model.prefill(embeds, length)
+
+  def answer(self, reading: Prefix, question: Text, keys, how: Sampling):
+    inputs, questions = keys.shape
+    flat = Text(*(x.reshape(inputs * questions, -1) for x in question))
+    suffix = self.config.templates.understanding_suffix[:-1]
+    ids, length = self._spliced((), flat, suffix)
+    embeds = self.language_model.embed_tokens(ids).reshape(inputs, questions, ids.shape[1], -1)
+    prefix = self.language_model.prefill_on(reading, embeds, length.reshape(inputs, questions))
+    text, logps = self._write(prefix, keys.reshape(-1, 1), how)
+
+    def by_input(x):
+      return x.reshape(inputs, questions, -1)
+
+    return Text(by_input(text.ids), by_input(text.mask)), by_input(logps)
 
   # Likelihoods: the prefix once a condition, then whole samples at once (teacher forcing).
 
@@ -282,7 +301,7 @@ class Janus(nnx.Module):
     """
     del keys  # Janus' likelihood is deterministic
     guided = guided_codes(how, codes.shape[-1])
-    prompt, (codes,), (inputs, rows, group) = _pair_up(prompt, (codes,))
+    prompt, (codes,), (inputs, rows, group) = pair_up(prompt, (codes,))
     branches = 2 if guided else 1
     prefix = self._generation_prefix(prompt, guided > 0, blank=blank, remat=how.remat)
 
@@ -324,18 +343,18 @@ class Janus(nnx.Module):
   ) -> TokenScores:
     del keys  # Janus' likelihood is deterministic
     per_input = picture.pixels.shape[1]
-    pixels, (ids, mask), (inputs, _, group) = _pair_up(picture.pixels, (text.ids, text.mask))
+    pixels, (ids, mask), (inputs, _, group) = pair_up(picture.pixels, (text.ids, text.mask))
     question = Text(*(jnp.repeat(x, per_input, axis=0) for x in question))
     prefix = self._understanding_prefix(pixels, question, remat=how.remat)
 
-    # Inputs are the text shifted by one, the template's last token first.
-    start = self.config.templates.understanding_suffix[-1]
-    start = jnp.full((*ids.shape[:2], 1), start, ids.dtype)
-    shifted = jnp.concatenate([start, ids[..., :-1]], axis=-1)
-    embeds = self.language_model.embed_tokens(shifted)
-    hidden = self.language_model.extend(prefix, embeds, remat=how.remat)
-    scores = token_scores(
-      hidden, self.text_logits, ids, mask, temperature=how.temperature, chunk=how.chunk
+    scores = texts.score(
+      self.language_model,
+      prefix,
+      self.text_logits,
+      ids,
+      mask,
+      how,
+      start_id=self.config.templates.understanding_suffix[-1],
     )
     return TokenScores(*(x.reshape(inputs, group, -1) for x in scores))
 
@@ -352,25 +371,12 @@ class _Drawing(NamedTuple):
   cache: Any
 
 
-class _Writing(NamedTuple):
-  """The decode loop's carry for texts; ended (B, G): whose end of text has come."""
-
-  embeds: jax.Array
-  ended: jax.Array
-  cache: Any
-
-
 def _encode(vq, pixels):
   return vq.encode(pixels)
 
 
 def _decode(vq, codes):
   return vq.decode(codes)
-
-
-def _joined(parts):
-  """Outputs of the decode loop, (tokens, B, G) a piece -> (B, G, all tokens)."""
-  return jnp.moveaxis(jnp.concatenate(parts, axis=0), 0, -1)
 
 
 def _pieces(guided: int, total: int, segment: int):
@@ -382,52 +388,6 @@ def _pieces(guided: int, total: int, segment: int):
   ]
 
 
-def sample_tokens(logits, keys, index, temperature: float):
-  """logits (..., V), keys (...), token index -> ids (...) int32 and their log-probability at this
-  temperature.
-  """
-  logp = log_softmax(logits, temperature)
-  if temperature == 0:
-    ids = first_largest(logits)
-  else:
-
-    def noise(key):
-      return jax.random.gumbel(jax.random.fold_in(key, index), logits.shape[-1:])
-
-    for _ in keys.shape:
-      noise = jax.vmap(noise)
-    ids = first_largest(logp + noise(keys))
-  return ids, sharding.pick(logp, ids)
-
-
-def first_largest(x):
-  """argmax over the last axis, int32, as two plain reductions: on a CPU many times as fast as one
-  that carries value and index.
-  """
-  place = jnp.arange(x.shape[-1], dtype=jnp.int32)
-  return jnp.min(
-    jnp.where(x == jnp.max(x, axis=-1, keepdims=True), place, x.shape[-1] - 1), axis=-1
-  )
-
-
-def _pair_up(shared, own):
-  """Conditions (B, g, ...) and candidates (B, h, ...) -> (R, ...), (R, C, ...) and (B, R, G).
-
-  With g = 1 a condition serves its whole group (R = B, C = h); otherwise every pair is a row (R = B
-  g, C = 1).
-  """
-  inputs, g = jax.tree.leaves(shared)[0].shape[:2]
-  h = jax.tree.leaves(own)[0].shape[1]
-  assert g == 1 or h in (1, g), (g, h)
-  rows = inputs * g
-  shared = jax.tree.map(lambda x: x.reshape(rows, *x.shape[2:]), shared)
-  if g > 1:
-    own = jax.tree.map(
-      lambda x: jnp.broadcast_to(x, (inputs, g, *x.shape[2:])).reshape(rows, 1, *x.shape[2:]), own
-    )
-  return shared, own, (inputs, rows, max(g, h))
-
-
 def spec_of(config: JanusConfig) -> Spec:
   """What code behind the protocol may know of a model of these sizes."""
   return Spec(
@@ -435,6 +395,7 @@ def spec_of(config: JanusConfig) -> Spec:
     num_codes=config.num_codes,
     codebook_size=config.vq.num_embeddings,
     image_size=config.image_size,
+    max_pictures=0,
   )
 
 

@@ -10,13 +10,12 @@ Axes: B texts, T tokens.
 
 import pathlib
 
-import numpy as np
 from tokenizers import Tokenizer
 
 from dsr_jax import files
 from dsr_jax.errors import InputError, first_line
+from dsr_jax.models.border import TextBorder
 from dsr_jax.models.janus.config import ROLES, Templates
-from dsr_jax.models.unified import Text
 
 # Bars and blocks of the first three are U+FF5C and U+2581, not ASCII.
 BOS = '<\uff5cbegin\u2581of\u2581sentence\uff5c>'
@@ -34,7 +33,7 @@ SYSTEM_PROMPT = (
 )
 
 
-class Processor:
+class Processor(TextBorder):
   """Encodes and decodes texts for one model directory.
 
   Attributes:
@@ -137,63 +136,17 @@ class Processor:
       return []
     return self._content(text.strip(), 'question', max_tokens)
 
+  def encode_turn(self, text):
+    """Ids of all that follows the pictures in a user's turn: as it stands, but for blanks at its
+    end, so a line break that leads is part of it.
+    """
+    return self._content(text.rstrip(), 'question', None)
+
   def encode_answer(self, text, max_tokens=None):
     """Ids of an answer with its leading space, and the end-of-sentence token."""
     return self._content(' ' + text.strip(), 'answer', max_tokens and max_tokens - 1) + [
       self.templates.eos_id
     ]
-
-  def decode(self, ids):
-    """The text of (T,) ids up to the first end of sentence: stripped, special tokens left out."""
-    ids = [int(i) for i in ids]
-    if self.templates.eos_id in ids:
-      ids = ids[: ids.index(self.templates.eos_id)]
-    ids = [i for i in ids if i not in self._special and i < len(self.tokenizer)]
-    return self.tokenizer.decode(ids, clean_up_tokenization_spaces=False).strip()
-
-  def pad(self, sequences, length=None):
-    """Left-justified `Text` of numpy (B, T): ids int32 filled with the pad id, mask True on
-    content.
-
-    T is `length`, or the longest sequence. Raises InputError where a sequence is longer than
-    `length`.
-    """
-    longest = max((len(s) for s in sequences), default=0)
-    length = longest if length is None else length
-    if longest > length:
-      raise InputError(
-        f'found a text of {longest} tokens; expected at most {length}; shorten it or raise the '
-        'limit'
-      )
-    ids = np.full((len(sequences), length), self.templates.pad_id, np.int32)
-    mask = np.zeros((len(sequences), length), bool)
-    for row, sequence in enumerate(sequences):
-      ids[row, : len(sequence)] = sequence
-      mask[row, : len(sequence)] = True
-    return Text(ids, mask)
-
-  def _encode(self, text):
-    return list(self.tokenizer.encode(text, add_special_tokens=False))
-
-  def _content(self, text, kind, max_tokens):
-    """Ids of user text; template tokens inside it would change who speaks, so they are refused."""
-    if not text.strip():
-      raise InputError(f'found an empty {kind}; expected a text; write one')
-    ids = self._encode(text)
-    found = [self.tokenizer.convert_ids_to_tokens(i) for i in ids if i in self._special]
-    found += [role for role in self._reserved if role in text]
-    if found:
-      raise InputError(
-        f'found the special token {found[0]} in the {kind} {text.strip()[:60]!r}; expected plain '
-        'text; remove it'
-      )
-    if max_tokens is not None and len(ids) > max_tokens:
-      raise InputError(
-        f'found a {kind} of {len(ids)} tokens ({text.strip()[:60]!r}); expected at most '
-        f'{max_tokens}; '
-        'shorten it or raise the limit'
-      )
-    return ids
 
 
 def _has_system_prompt(settings, config, ours):

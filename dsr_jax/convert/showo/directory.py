@@ -1,0 +1,202 @@
+"""A whole Show-o, in and out, in the layout that the original code reads (`parts`)."""
+
+import dataclasses
+import functools
+import hashlib
+import pathlib
+
+import numpy as np
+
+from dsr_jax import files
+from dsr_jax.convert import placing, sidefiles, table, weights, writing
+from dsr_jax.convert.showo import configs, parts
+from dsr_jax.errors import InputError
+from dsr_jax.models.showo import magvit
+from dsr_jax.models.showo import model as showo
+from dsr_jax.models.showo.config import TEMPLATES
+from dsr_jax.models.showo.processor import EOS, PAD, Processor
+
+# The original's loader reads these two names, and one file.
+FORMS = (
+  ('pytorch_model.safetensors', 'pytorch_model.safetensors.index.json'),
+  ('pytorch_model.bin', 'pytorch_model.bin.index.json'),
+)
+WEIGHTS = FORMS[0][0]
+# What the quantizer keeps in its file and follows from the number of bits.
+EMBEDDING, POWERS = 'quantize.embedding', 'quantize.power_vals'
+# Carried over from the text tokenizer; tokenizer.json is written with Show-o's words in it.
+_CARRIED = ('tokenizer_config.json', 'special_tokens_map.json', 'vocab.json', 'merges.txt')
+
+
+class _Both:
+  """The model's checkpoint and the image tokenizer's as one."""
+
+  def __init__(self, *checkpoints):
+    self._checkpoints = checkpoints
+    self.directory = checkpoints[0].directory
+    self.found = {name: found for c in checkpoints for name, found in c.found.items()}
+
+  def read(self, name):
+    return next(c for c in self._checkpoints if name in c.found).read(name)
+
+  def check_finite(self, names):
+    """InputError naming the tensors that hold a NaN or an infinity, of those named; reads them."""
+    for checkpoint in self._checkpoints:
+      checkpoint.check_finite(name for name in names if name in checkpoint.found)
+
+  def digest(self):
+    """sha256 over the digests of both."""
+    digests = ''.join(c.digest() for c in self._checkpoints)
+    return hashlib.sha256(digests.encode()).hexdigest()
+
+
+class Stored:
+  """A Show-o, checked: every tensor is there, of its shape, and none besides. Nothing of the
+  weights is in memory. Attributes as `convert.directory.Stored`.
+  """
+
+  layout = 'showo'
+
+  def __init__(self, directory):
+    self.directory = pathlib.Path(directory)
+    self.parts = parts.find(directory)
+    content = files.read_json(self.directory / 'config.json')
+    own, theirs = (
+      weights.Checkpoint(path, forms=FORMS) for path in (self.parts.model, self.parts.magvit)
+    )
+    twice = sorted(own.found.keys() & theirs.found.keys())
+    if twice:
+      raise InputError(
+        f'found the tensor {twice[0]} in {self.parts.model} and in {self.parts.magvit}; expected '
+        'it in one of them; fetch both again'
+      )
+    self.checkpoint = _Both(own, theirs)
+    config = configs.from_json(content, own.found, theirs.found, self.directory)
+    self.processor = read_processor(self.parts, content, config)
+    self.config = dataclasses.replace(config, templates=self.processor.templates)
+    self.abstract = showo.abstract_params(self.config)
+    self.entries = table.entries(self.abstract, 'showo')
+    self.kept_aside = {}
+    self._check()
+
+  def read(self, name):
+    """A tensor by its name, as a view of its file."""
+    return self.checkpoint.read(name)
+
+  @functools.cached_property
+  def _entry_of(self):
+    return {(atom.leaf, atom.layer): entry for entry in self.entries for atom in entry.atoms}
+
+  def atom(self, atom):
+    """An atom of `table.entries` as a view of its file."""
+    entry = self._entry_of[atom.leaf, atom.layer]
+    return entry.split(self.read(entry.name))[0]
+
+  def leaves(self):
+    """The parameters, each a `placing.Leaf` that still lies in its file."""
+    return placing.leaves(self.abstract, self.entries, self.read)
+
+  def source(self):
+    """dict(name, hash); reads all the weights, and InputError if a number is not finite."""
+    digest = self.checkpoint.digest()
+    self.check_finite()
+    return dict(name=str(self.directory), hash=digest)
+
+  def check_finite(self):
+    """InputError naming the tensors that hold numbers which are not finite."""
+    self.checkpoint.check_finite([entry.name for entry in self.entries])
+
+  def _check(self):
+    want = {entry.name: entry.shape for entry in self.entries}
+    found = dict(self.checkpoint.found)
+    kept = {name: value.shape for name, value in buffers(self.config.vq.bits).items()}
+    powers = found.get(POWERS)
+    if powers is not None and powers[1] == 'I64':  # the one tensor that is no float
+      found[POWERS] = (powers[0], 'F32')
+    if wrong := table.mistakes(want | kept, found):
+      raise InputError(
+        f'found tensors in {self.parts.model} and {self.parts.magvit} that do not fit a Show-o: '
+        f'{"; ".join(wrong)}; expected exactly the {len(want | kept)} tensors of this model; fetch '
+        'both again'
+      )
+
+
+def read_processor(where: parts.Parts, content, config) -> Processor:
+  """The processor of a model of these sizes. InputError where the tokenizer is another one's."""
+  template = (content.get('dsr_jax') or {}).get('template', TEMPLATES[0])
+  if template not in TEMPLATES:
+    raise InputError(
+      f'found the template {str(template)[:60]!r} in {where.model}/config.json; expected '
+      f'{" or ".join(TEMPLATES)}; convert the model again'
+    )
+  processor = Processor.from_directory(where.tokenizer, template, config.prompt_tokens)
+  if processor.vocab_size != config.text.vocab_size:
+    raise InputError(
+      f'found a tokenizer of {processor.vocab_size} words in {where.tokenizer} and a model of '
+      f'{config.text.vocab_size} in {where.model}; expected the tokenizer of the model; fetch it '
+      'again'
+    )
+  return processor
+
+
+def buffers(bits: int) -> dict[str, np.ndarray]:
+  """The quantizer's own tensors, which nothing here reads."""
+  codes = np.arange(2**bits)
+  return {
+    EMBEDDING: np.asarray(magvit.signs_of(codes, bits)),
+    POWERS: 2 ** np.arange(bits - 1, -1, -1, dtype=np.int64),
+  }
+
+
+def write(
+  directory, config, processor, read, where: parts.Parts, *, dtype=None, guidance=None, card=''
+):
+  """Writes everything into an empty directory.
+
+  config, processor: with templates. read: `table.Atom` -> array. where: of the source, for the
+  tokenizer's files and the card. dtype: NumPy's, of all weights; None keeps that of each.
+  guidance: that generation_config.json names; None: none.
+  """
+  directory = pathlib.Path(directory)
+  own, theirs = [], []
+  for entry in table.entries(showo.abstract_params(config), 'showo'):
+    (own if entry.name.startswith('showo.') else theirs).append(entry)
+
+  def tensors(entries):
+    return [
+      writing.Tensor(
+        e.name,
+        e.shape,
+        dtype or np.dtype(read(e.atoms[0]).dtype),
+        lambda e=e: [read(e.atoms[0])],
+      )
+      for e in entries
+    ]
+
+  kept = [
+    writing.Tensor(name, value.shape, value.dtype, lambda value=value: [value])
+    for name, value in buffers(config.vq.bits).items()
+  ]
+  model, image_tokenizer = tensors(own), tensors(theirs) + kept
+  writing.check_room(directory, model + image_tokenizer)
+  writing.write_file(directory / WEIGHTS, model)
+  (directory / parts.MAGVIT).mkdir()
+  writing.write_file(directory / parts.MAGVIT / WEIGHTS, image_tokenizer)
+  files.write_json(directory / parts.MAGVIT / 'config.json', configs.magvit_json(), indent=2)
+  write_tokenizer(directory, processor, where.tokenizer)
+  if guidance is not None:
+    files.write_json(directory / 'generation_config.json', dict(guidance_scale=guidance), indent=2)
+  sidefiles.write_card(directory, 'showo', card, where.model / 'README.md')
+  files.write_json(directory / 'config.json', configs.to_json(config, processor), indent=2)
+
+
+def write_tokenizer(directory, processor, source):
+  """tokenizer.json with Show-o's words in it, and what else `source` has of a tokenizer's files."""
+  for name in _CARRIED if source != directory else ():
+    if (source / name).is_file():
+      (directory / name).write_bytes((source / name).read_bytes())
+  processor.tokenizer.backend_tokenizer.save(str(directory / 'tokenizer.json'))
+  if not (directory / 'tokenizer_config.json').is_file():
+    tokens = dict(bos_token=EOS, eos_token=EOS, unk_token=EOS, pad_token=PAD)
+    own = dict(tokens, tokenizer_class='PreTrainedTokenizerFast', add_prefix_space=False)
+    files.write_json(directory / 'tokenizer_config.json', own, indent=2)

@@ -1,0 +1,128 @@
+"""Where the three parts of a Show-o lie: the model, its image tokenizer, and its text tokenizer.
+
+The Hub has them as three repositories. They are found in one directory, as this project writes
+them, or side by side as they were fetched:
+
+  DIR/                       config.json, pytorch_model.safetensors or .bin, tokenizer.json
+  DIR/magvitv2/              config.json, pytorch_model.safetensors or .bin
+
+  show-o-512x512/            config.json, pytorch_model.*
+  magvitv2/                  config.json, pytorch_model.*
+  phi-1_5/                   tokenizer.json
+"""
+
+import hashlib
+import os
+import pathlib
+from typing import NamedTuple
+
+import huggingface_hub
+
+from dsr_jax import files
+from dsr_jax.errors import InputError, first_line
+
+MAGVIT, PHI = 'magvitv2', 'phi-1_5'
+REPOSITORIES = {MAGVIT: f'showlab/{MAGVIT}', PHI: f'microsoft/{PHI}'}
+_FETCHED = ('*.json', '*.txt', '*.safetensors', 'LICENSE*', 'README.md')
+
+
+class Parts(NamedTuple):
+  """Directories of a Show-o's parts."""
+
+  model: pathlib.Path
+  magvit: pathlib.Path
+  tokenizer: pathlib.Path
+
+
+def is_showo(content) -> bool:
+  """Whether an object of config.json is a Show-o's."""
+  return content.get('_class_name') == 'Showo'
+
+
+def guidance(content) -> float:
+  """The weight of guidance of the original's settings, by an object of config.json. Its own ones, 5
+  at 512 pixels and 1.75 at 256, count from the conditional.
+  """
+  return 6.0 if content.get('num_vq_tokens') == 1024 else 2.75
+
+
+def find(directory) -> Parts:
+  """The parts of the Show-o whose model lies in `directory`. InputError naming what lacks."""
+  directory = pathlib.Path(directory)
+  beside = directory.resolve().parent
+  magvit = _first(directory / MAGVIT, beside / MAGVIT, having='config.json')
+  tokenizer = tokenizer_of(directory)
+  lacking = []
+  if magvit is None:
+    lacking.append(f'the image tokenizer ({REPOSITORIES[MAGVIT]}) as {directory / MAGVIT}')
+  if tokenizer is None:
+    lacking.append(f"the text tokenizer's tokenizer.json ({REPOSITORIES[PHI]}) in {directory}")
+  if lacking:
+    raise InputError(
+      f'found a Show-o in {directory} without its other parts; expected '
+      f'{" and ".join(lacking)}, or beside it; fetch what lacks, or name the model by its Hub id'
+    )
+  return Parts(directory, magvit, tokenizer)
+
+
+def tokenizer_of(directory) -> pathlib.Path | None:
+  """Where the text tokenizer of the Show-o in `directory` lies; None: nowhere."""
+  beside = directory.resolve().parent
+  return _first(directory, directory / PHI, beside / PHI, having='tokenizer.json')
+
+
+def refuse_lone_magvit(directory, content):
+  """InputError if a directory holds the image tokenizer alone."""
+  if content.get('_class_name') == 'MAGVITv2':
+    raise InputError(
+      f'found an image tokenizer alone in {directory}; expected a whole Show-o, which has it as '
+      f'{MAGVIT}/; name the directory of the model'
+    )
+
+
+def fetched(hub_id: str, directory: str) -> str:
+  """The snapshot of a Hub repository; of a Show-o, a directory that links it and the two
+  repositories it needs.
+  """
+  if not is_showo(files.read_json(os.path.join(directory, 'config.json'), default={})):
+    return directory
+  if _first(pathlib.Path(directory) / MAGVIT, having='config.json'):
+    return directory  # written by this project: whole by itself
+  others = {name: _snapshot(repository) for name, repository in REPOSITORIES.items()}
+  # Links to the three snapshots, named by them: a newer revision gets a directory of its own.
+  sources = [directory, *others.values()]
+  digest = hashlib.sha256('\0'.join(map(os.path.realpath, sources)).encode()).hexdigest()[:12]
+  cache = pathlib.Path(huggingface_hub.constants.HF_HUB_CACHE) / 'dsr_jax'
+  whole = cache / f'{hub_id.replace("/", "--")}-{digest}'
+  whole.mkdir(parents=True, exist_ok=True)
+  for path in pathlib.Path(directory).iterdir():
+    _link(whole / path.name, path)
+  for name, snapshot in others.items():
+    _link(whole / name, pathlib.Path(snapshot))
+  return str(whole)
+
+
+def _link(link, target):
+  if not link.exists():
+    link.unlink(missing_ok=True)
+    link.symlink_to(os.path.realpath(target))
+
+
+def _snapshot(repository):
+  weights = repository == REPOSITORIES[MAGVIT]
+  try:
+    directory = huggingface_hub.snapshot_download(
+      repository, allow_patterns=_FETCHED if weights else ('*token*', '*.txt', 'LICENSE*')
+    )
+    if weights and not list(pathlib.Path(directory).glob('*.safetensors')):
+      directory = huggingface_hub.snapshot_download(repository, allow_patterns=(*_FETCHED, '*.bin'))
+    return directory
+  except Exception as e:  # errors of its own, of two HTTP libraries, and OSError
+    raise InputError(
+      f'found a Show-o, and could not fetch {repository}, which it needs ({first_line(e)}); '
+      'expected it on the Hub or in the cache; connect to the network once so that it is kept'
+    ) from e
+
+
+def _first(*directories, having):
+  return next((path for path in directories if (path / having).is_file()), None)

@@ -1,0 +1,32 @@
+"""A tokenizer for a small Show-o, made from texts: byte-level, with Phi-1.5's end of text and
+Show-o's ten words.
+"""
+
+import pathlib
+
+from tokenizers import AddedToken
+
+from dsr_jax.convert import tokenizer_files
+from dsr_jax.convert.showo import directory as directory_lib
+from dsr_jax.errors import InputError
+from dsr_jax.models.showo.config import NEW_WORDS
+from dsr_jax.models.showo.processor import EOS, Processor
+
+
+def make_tokenizer(texts, vocab_size: int, directory) -> Processor:
+  """Trains a byte-level BPE and writes its files; returns the `Processor` of the new directory.
+
+  texts: iterable of strings to learn merges from. vocab_size: at most so many tokens, the end of
+  text and Show-o's words included (>= 267: 256 bytes besides).
+  """
+  least = 256 + 1 + NEW_WORDS
+  if vocab_size < least:
+    raise InputError(f'found vocab_size {vocab_size}; expected at least {least}; raise it')
+  tokenizer = tokenizer_files.train_bpe(texts, vocab_size - 1 - NEW_WORDS)
+  tokenizer.add_special_tokens([AddedToken(EOS, special=True, normalized=False)])
+  directory = pathlib.Path(directory)
+  directory.mkdir(parents=True, exist_ok=True)
+  tokenizer.save(str(directory / 'tokenizer.json'))
+  processor = Processor.from_directory(directory)
+  directory_lib.write_tokenizer(directory, processor, directory)
+  return processor
