@@ -157,11 +157,13 @@ def test_an_explanation_compares_with_pictures_and_codes_without_a_text(model, d
   heat = drawn[0].text_logps - np.log(others.mean(axis=0))
   assert sum(w.value for w in found.words) == pytest.approx(heat.sum(), abs=1e-3)
 
-  # Its patches: another text changes what the codes are compared with nowhere.
-  other = model.explain('two blue squares', drawn[0])
-  difference = model.score(PROMPT, drawn[0]).image_logps
-  difference = difference - model.score('two blue squares', drawn[0]).image_logps
-  np.testing.assert_allclose((found.patches - other.patches).ravel(), difference, atol=1e-4, rtol=0)
+  # Its patches: codes without a text are the same beside another text of as many tokens.
+  turned = 'a blue circle left of a red square'
+  other = model.explain(turned, drawn[0])
+  one, two = (model.score(text, drawn[0]) for text in (PROMPT, turned))
+  assert len(one.text_tokens) == len(two.text_tokens) and one.text_tokens != two.text_tokens
+  difference = (found.patches - other.patches).ravel()
+  np.testing.assert_allclose(difference, one.image_logps - two.image_logps, atol=1e-4, rtol=0)
 
 
 # Texts.
