@@ -39,7 +39,7 @@ GROUPS = {
     'replay': Command('dsr_jax.replay', 'run a past step again and take it apart'),
   },
   'Measure it': {
-    'evaluate': Command('dsr_jax.evaluate', 'ask a model the fixed lists of benchmarks'),
+    'evaluate': Command('dsr_jax.evaluate', "ask models the paper's benchmarks, and compare them"),
     'evaluators': Command('dsr_jax.evaluate.evaluators', 'judge drawn pictures by other models'),
     'effect': Command('dsr_jax.effect', 'what finished runs changed, paired, with intervals'),
     'study': Command('dsr_jax.study', 'variants x seeds x bases, with tables and figures'),

@@ -55,13 +55,9 @@ def read_codes(path: str, number: int, codebook: int) -> np.ndarray:
   Raises InputError if the file is not that, or the codes do not fit the model.
   """
   try:
-    with open(path, encoding='utf-8') as f:
+    with inputs.open_plain(path, 'a JSON file of image codes') as f:
       found = json.load(f)
-  except OSError as e:
-    raise InputError(
-      f'cannot read {path} ({e.strerror}); expected a JSON file of image codes; check the path'
-    ) from e
-  except ValueError as e:
+  except (ValueError, RecursionError) as e:
     raise InputError(f'found no JSON in {path} ({e}); expected image codes; check the file') from e
   if isinstance(found, dict) and isinstance(found.get('samples'), list) and found['samples']:
     found = found['samples'][0]

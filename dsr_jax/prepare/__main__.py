@@ -16,7 +16,7 @@ from absl import flags
 
 from dsr_jax import cli, flag_types
 from dsr_jax.data import known, prepared
-from dsr_jax.errors import InputError, run_main
+from dsr_jax.errors import InputError
 from dsr_jax.prepare import job
 
 
@@ -35,8 +35,7 @@ def main(argv, f=flags.FLAGS):
     raise InputError(
       f'found --name={name}; expected small letters, digits and _, a letter first; choose another'
     )
-  if not 1 <= f.workers <= 1024:
-    raise InputError(f'found --workers={f.workers}; expected 1 to 1024; change it')
+  cli.check_range(1, 1024, workers=f.workers)
   cli.print_json(
     job.prepare(
       dataset=f.dataset,
@@ -72,5 +71,4 @@ def define_flags(f=flags.FLAGS):
 
 
 if __name__ == '__main__':
-  define_flags()
-  run_main(main)
+  cli.run_main(main, define_flags)

@@ -459,10 +459,10 @@ def test_a_disk_that_fills_up_is_one_sentence_and_the_command_goes_on(tmp_path):
   source = write_zip(tmp_path / 'x.zip', content)
   to = tmp_path / 'out'
   script = (
-    'import resource, sys; from dsr_jax import errors; from dsr_jax.prepare import job; '
+    'import resource, sys; from dsr_jax import cli; from dsr_jax.prepare import job; '
     f'resource.setrlimit(resource.RLIMIT_FSIZE, ({300 << 10}, {300 << 10})); '
-    'errors.run_main(lambda argv: job.prepare('
-    f'"folder", "folder", {source!r}, {str(to)!r}, 1, shard_size=40))'
+    'cli.run_main(lambda argv, f: job.prepare('
+    f'"folder", "folder", {source!r}, {str(to)!r}, 1, shard_size=40) and 0, lambda f: None)'
   )
   done = subprocess.run([sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True)
   assert done.returncode == 2, done.stderr

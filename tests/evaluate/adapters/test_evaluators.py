@@ -50,7 +50,7 @@ def draw(folder, name, wanted):
   for prompt in benchmark.prompts():
     if prompt.id in wanted:
       path = benchmark.picture_path(prompt, 0)
-      (folder / path).parent.mkdir(parents=True)
+      (folder / path).parent.mkdir(parents=True, exist_ok=True)
       pixels = np.random.default_rng(prompt.number).integers(0, 256, (6, 6, 3), np.uint8)
       Image.fromarray(pixels).resize((36, 36), Image.Resampling.BICUBIC).save(folder / path)
       paths.append(path)
