@@ -636,7 +636,7 @@ def _config(config, overrides) -> config_lib.Config:
         )
     node[name] = value
   for key in overrides:
-    config_loading.refuse_rate_of_others(key, saved_config.flat(tree))
+    config_loading.refuse_rate_of_others(str(key), saved_config.flat(tree))
   return config_loading.from_config_dict(tree)
 
 

@@ -222,6 +222,8 @@ def test_texts_come_best_first_and_repeat(model, pixels):
     (lambda m, p: dsr.train('scenes', 'x', {'method.steps': 'x'}), 'config.method.steps='),
     (lambda m, p: dsr.train('scenes', 'x', {'method.steps.a': 1}), 'steps is no group'),
     (lambda m, p: dsr.train('scenes', 'x', {'nonsense.a': 1}), 'nonsense'),
+    (lambda m, p: dsr.train('scenes', 'x', {3: 4}), 'found the unknown key config.3'),
+    (lambda m, p: dsr.train('scenes', 'x', {'method': 3}), 'found config.method=3'),
     (
       lambda m, p: dsr.train(
         'scenes', 'x', {'method.trainable': 'lora', 'method.learning_rate': 1e-4}
