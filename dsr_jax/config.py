@@ -24,7 +24,9 @@ KL_ESTIMATORS = ('k1', 'k2', 'k3')
 CROPS = ('crop', 'pad')
 DTYPES = ('float32', 'bfloat16')
 CACHE_DTYPES = ('', 'int8')
+BAD_IMAGES = ('error', 'skip')
 BENCHMARKS = ('scenes', 'none')
+TRACKERS = ('', 'wandb')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,19 +229,27 @@ class System:
   frozen_every: int = 10
   # steps between scores of swapped prompts and of coarse pictures, a forward pass each; 0 never
   probe_every: int = 0
-  samples_every: int = 50  # steps between pictures of candidates; 0 never
+  samples_every: int = 50  # steps between pictures, and rows, of all candidates; 0 never
   eval_every: int = 100  # steps between evaluations; 0 only before and after
   save_every: int = 50  # steps between checkpoints; the last step always has one
   keep_last: int = 2
   keep_every: int = 0  # steps whose multiples are kept for good; 0 none
+  track: str = ''  # 'wandb': metrics and pictures also go to Weights & Biases; '' nowhere
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
   """Where inputs come from."""
 
-  prompts: str = 'scenes'  # 'scenes', 't2i_compbench', or a file with a line a prompt
-  images: str = 'scenes'  # 'scenes', or a folder of pictures
+  # 'scenes', 't2i_compbench', or a file with a line a prompt; or several, with so many of each:
+  # 't2i_compbench:1000+mine.txt'
+  prompts: str = 'scenes'
+  # 'scenes', a prepared set ('coco', 'journeydb'), or a folder; or 'coco:2800+journeydb:2800'
+  images: str = 'scenes'
+  data_dir: str = '~/tensorflow_datasets'  # where prepared sets lie, also gs://BUCKET/FOLDER
+  seed: int = 0  # which ones, where a number is named
+  # of pictures that do not decode: 'error' names them all, 'skip' leaves them out and counts them
+  bad_images: str = 'error'
   max_prompt_tokens: int = 64  # a longer prompt is an error, not a cut
 
 
@@ -254,6 +264,9 @@ class Eval:
   quick_prompts_per_task: int = 16  # during
   quick_pictures: int = 64
   chunk: int = 50  # prompts or pictures at once
+  # prompts, and pictures, of the run's own data that are drawn and described at every evaluation
+  # with the same keys, and scored by the initial model; 0: none
+  watched: int = 24
   # the initial model is also measured at these two, its best on validation; -1: it is not
   tuned_temperature: float = -1.0
   tuned_guidance: float = 1.0

@@ -114,7 +114,7 @@ def load(name, **overrides):
     node[last] = value
   values = saved_config.flat(config.to_dict())
   for key in overrides:
-    _refuse_rate_of_others(key.replace('__', '.'), values)
+    refuse_rate_of_others(key.replace('__', '.'), values)
   return from_config_dict(config)
 
 
@@ -173,13 +173,13 @@ def check_flags(argv, default=None) -> str:
   known = saved_config.flat(read(path).to_dict())
   typed = {name.removeprefix('config.'): value for name, _, value in pairs if '.' in name}
   for key in typed:
-    _refuse_rate_of_others(key, {**known, **typed})
-  for name, equals, _ in pairs:
+    refuse_rate_of_others(key, {**known, **typed})
+  for name, equals, value in pairs:
     key = name.removeprefix('config.').removeprefix('noconfig.')
     if key == name:
       continue
     if key in known:
-      if not equals and not isinstance(known[key], bool):
+      if not equals and not value and not isinstance(known[key], bool):
         raise InputError(f'found --{name} without a value; expected one; write --{name}=...')
       continue
     if any(other.startswith(f'{key}.') for other in known):
@@ -203,7 +203,7 @@ def _pairs(argv) -> list[tuple[str, str, str]]:
   return pairs
 
 
-def _refuse_rate_of_others(key, values):
+def refuse_rate_of_others(key, values):
   """InputError where `key`, which was typed, is the rate of weights that are not trained.
 
   values: of all keys, {'method.trainable': 'lora'}; they may stand in a group, as `run.method...`.
@@ -272,6 +272,8 @@ _CHOICES = {
   'method.crop': config_lib.CROPS,
   'system.compute_dtype': config_lib.DTYPES,
   'system.cache_dtype': config_lib.CACHE_DTYPES,
+  'data.bad_images': config_lib.BAD_IMAGES,
+  'system.track': config_lib.TRACKERS,
   'eval.benchmark': config_lib.BENCHMARKS,
 }
 _AT_LEAST = {  # least value -> keys
@@ -322,7 +324,9 @@ _AT_LEAST = {  # least value -> keys
     'system.samples_every',
     'system.eval_every',
     'system.keep_every',
+    'data.seed',
     'eval.seed',
+    'eval.watched',
   ),
 }
 _ABOVE_ZERO = (
@@ -336,13 +340,14 @@ _ABOVE_ZERO = (
 )
 _BELOW = {  # bound, itself excluded -> keys
   1: ('method.adam_b1', 'method.adam_b2', 'method.ema_decay'),
-  2**32: ('method.seed',),
+  2**32: ('method.seed', 'data.seed'),
 }
 _NOT_EMPTY = {
   'method.question': 'a sentence',
   'model': 'a name or a path',
   'data.prompts': 'a name or a path',
   'data.images': 'a name or a path',
+  'data.data_dir': 'a folder',
 }
 _TEXTS = ('method.question', 'method.instruction', 'method.yes_question')  # the model reads them
 _WHY = {

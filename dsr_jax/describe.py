@@ -8,7 +8,7 @@ model speaks with the same seeds, under the key `compare`.
 
 from absl import flags
 
-from dsr_jax import cli, flag_types, inputs
+from dsr_jax import api, cli, flag_types, inputs
 from dsr_jax.convert import locate
 from dsr_jax.errors import InputError
 from dsr_jax.inference import Inference
@@ -28,41 +28,27 @@ def describe(
   """Texts about an image file, best first; an empty text has no reward and comes last. What is left
   out is the model's own setting.
   """
-  method = model.source.method
-  pixels = model.read_image(image, crop)
-  asked = model.encode(question or method.question, 'question')
-  instruction = model.encode(method.instruction, 'question')
-  codes = model.tokenize(pixels)
-  texts = model.describe(
-    pixels,
-    asked,
-    num_samples,
-    temperature=method.temperature if temperature is None else temperature,
+  described = api.Model(model).describe(
+    image,
+    num_samples=num_samples,
+    question=question or None,
     seed=seed,
-    max_tokens=max_tokens or method.max_text_tokens,
+    temperature=temperature,
+    max_tokens=max_tokens,
+    crop=crop or None,
   )
-  eos = model.spec.eos_id
-  samples = []
-  for candidate, (ids, logps) in enumerate(texts):
-    content = [int(i) for i in ids if i != eos]
-    scores = model.score(content, codes, pixels, instruction) if content else None
-    samples.append(
-      {
-        'text': model.processor.decode(content),
-        'candidate': candidate,
-        'reward_understanding': scores and scores.reward_understanding,
-        'reward_generation': scores and scores.reward_generation,
-        'ended': len(content) < len(ids),
-        'text_tokens': content,
-        'sampling_logps': cli.rounded(logps),
-      }
-    )
-
-  def worth(sample):
-    reward = sample['reward_understanding']
-    return float('-inf') if reward is None else reward
-
-  return sorted(samples, key=worth, reverse=True)
+  return [
+    {
+      'text': text.text,
+      'candidate': text.candidate,
+      'reward_understanding': text.reward_understanding,
+      'reward_generation': text.reward_generation,
+      'ended': text.ended,
+      'text_tokens': text.text_tokens,
+      'sampling_logps': cli.rounded(text.sampling_logps),
+    }
+    for text in described
+  ]
 
 
 def main(argv, f=flags.FLAGS):

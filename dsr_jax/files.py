@@ -20,7 +20,7 @@ import shutil
 import stat
 import tempfile
 
-from dsr_jax.errors import InputError
+from dsr_jax.errors import InputError, first_line
 
 # In the name of a folder that is being filled: .NAME.dsr_jax-XXXX beside NAME, or in it.
 MARK = '.dsr_jax-'
@@ -87,6 +87,11 @@ def read_json_or_none(path):
       return json.load(f)
   except FileNotFoundError:
     return None
+  except (ValueError, RecursionError) as e:
+    raise InputError(
+      f'cannot read {path} ({first_line(e)}); expected what this program wrote there; bring it '
+      'back from a copy, or remove it'
+    ) from e
 
 
 # One file.

@@ -16,7 +16,7 @@ from absl import flags
 import numpy as np
 from PIL import Image, ImageDraw
 
-from dsr_jax import cli, files, flag_types, images, inputs
+from dsr_jax import api, cli, files, flag_types, inputs
 from dsr_jax.convert import locate
 from dsr_jax.inference import Inference
 
@@ -51,38 +51,29 @@ def generate(
     Dicts for samples.json, best first, and their pictures (num_samples, H, W, 3) uint8. `candidate`
     in a dict is its place among the seeds.
   """
-  method = model.source.method
-  text = model.encode(prompt, 'prompt')
-  if instruction is None:
-    instruction = method.instruction
-  asked = model.encode(instruction, 'question')
-  codes, logps = model.draw(
-    text,
-    num_samples,
-    temperature=method.temperature if temperature is None else temperature,
-    guidance=method.guidance if cfg_weight is None else cfg_weight,
-    cfg_interval=cfg_interval,
+  drawn = api.Model(model).generate(
+    prompt,
+    num_samples=num_samples,
     seed=seed,
+    temperature=temperature,
+    cfg_weight=cfg_weight,
+    cfg_interval=cfg_interval,
+    instruction=instruction,
   )
-  samples, pictures = [], []
-  for candidate in range(num_samples):
-    pixels = model.decode(codes[candidate])
-    scores = model.score(text, codes[candidate], pixels, asked)
-    samples.append(
-      {
-        'candidate': candidate,
-        'reward_generation': scores.reward_generation,
-        'reward_understanding': scores.reward_understanding,
-        'sampling_logp': float(np.mean(logps[candidate])),
-        'text_logps': cli.rounded(scores.text_logps),
-        'image_logps': cli.rounded(scores.image_logps),
-        'sampling_logps': cli.rounded(logps[candidate]),
-        'codes': codes[candidate].tolist(),
-      }
-    )
-    pictures.append(images.to_uint8(pixels))
-  order = sorted(range(num_samples), key=lambda i: -samples[i]['reward_generation'])
-  return [samples[i] for i in order], np.stack([pictures[i] for i in order])
+  return [_as_json(drawing) for drawing in drawn], np.stack([d.image for d in drawn])
+
+
+def _as_json(drawing: api.Drawing) -> dict:
+  return {
+    'candidate': drawing.candidate,
+    'reward_generation': drawing.reward_generation,
+    'reward_understanding': drawing.reward_understanding,
+    'sampling_logp': float(np.mean(drawing.sampling_logps)),
+    'text_logps': cli.rounded(drawing.text_logps),
+    'image_logps': cli.rounded(drawing.image_logps),
+    'sampling_logps': cli.rounded(drawing.sampling_logps),
+    'codes': drawing.codes.tolist(),
+  }
 
 
 def write(directory: str, prompt: str, settings: dict, results: list[Drawn]):

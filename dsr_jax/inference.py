@@ -145,6 +145,15 @@ def _read_prompts(graphdef, params, prompt, codes, first, seed, instruction, *, 
   return dual.generation(model, pictures, prompt, instruction, how, keys=score_keys(model, keys))
 
 
+@functools.partial(jax.jit, static_argnames=('graphdef', 'how', 'eos_id'))
+def _score_texts(graphdef, params, codes, text, first, seed, *, how, eos_id):
+  """codes (P, N), text (P, G, T) -> R_U (P, G)."""
+  model = nnx.merge(graphdef, params)
+  keys = score_keys(model, row_keys(jax.random.key(seed), first, *text.ids.shape[:2]))
+  rewards, _ = dual.understanding(model, codes, text, how, eos_id=eos_id, keys=keys)
+  return rewards
+
+
 @functools.partial(jax.jit, static_argnames='graphdef')
 def _encode(graphdef, params, pixels):
   """Pixels (P, H, W, 3), uint8 or float -> codes (P, N)."""
@@ -311,6 +320,23 @@ class Sampler:
 
     return self.chunked(run, *prompt, codes)
 
+  def score_texts(self, params, codes, text: Text, how: Scoring, *, eos_id: int):
+    """Pictures by codes (P, N), text (P, G, T) -> R_U (P, G)."""
+
+    def run(first, codes, ids, mask):
+      return _score_texts(
+        self._graphdef,
+        params,
+        codes,
+        Text(ids, mask),
+        first * ids.shape[1],
+        self._seed,
+        how=how,
+        eos_id=eos_id,
+      )
+
+    return self.chunked(run, codes, *text)
+
   def encode(self, params, pixels):
     """(P, H, W, 3) uint8 -> codes (P, N)."""
     return self.chunked(lambda first, x: _encode(self._graphdef, params, x), pixels)
@@ -333,7 +359,19 @@ class Sampler:
       filled = [np.concatenate([p, np.repeat(p[:1], chunk - here, axis=0)]) for p in parts]
       output = jax.tree.map(sharding.fetch, run(first, *filled))
       outputs.append(jax.tree.map(lambda x, n=here: x[:n], output))
+      _check_numbers(outputs[-1])
     return jax.tree.map(lambda *x: np.concatenate(x), *outputs)
+
+
+def _check_numbers(tree):
+  """InputError for a NaN among a model's outputs: nothing could be told from them."""
+  for x in jax.tree.leaves(tree):
+    if np.issubdtype(x.dtype, np.floating) and np.isnan(x).any():
+      raise InputError(
+        'found a model whose log-probabilities or pictures are not numbers; expected finite ones; '
+        'sample nearer to temperature 1 and guidance 1, and if that is no way out, its weights are '
+        'broken: fetch them again'
+      )
 
 
 def best_of(x, rewards):

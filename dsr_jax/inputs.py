@@ -3,9 +3,11 @@
 import os
 import re
 import stat
+import unicodedata
 
 from dsr_jax.errors import InputError
 
+_INVISIBLE = ('Cc', 'Cf', 'Zs', 'Zl', 'Zp')  # control, format, and spaces of three kinds
 _KINDS = (
   (stat.S_ISDIR, 'a folder'),
   (stat.S_ISFIFO, 'a pipe'),
@@ -89,6 +91,11 @@ def check_text(**values):
         f'found bytes that are not UTF-8 in --{name}={shown(value)}; expected UTF-8 text; '
         'write it again, or set the terminal to UTF-8'
       )
+
+
+def is_visible(text: str) -> bool:
+  """Whether a text has anything to see: a byte order mark or a zero-width space is no text."""
+  return any(unicodedata.category(c) not in _INVISIBLE for c in text)
 
 
 def is_text(value: str) -> bool:

@@ -20,7 +20,7 @@ def main(argv, f=flags.FLAGS):
   config = config_loading.from_config_dict(f.config)
   cluster = distributed.find(f.coordinator, f.processes, f.process)
   with distributed.together(cluster, f.wait_seconds) as team:
-    summary = train.run(config, f.workdir, team=team)
+    summary = train.run(config, f.workdir, team=team, accept_changed_data=f.accept_changed_data)
   if team.lead:
     cli.print_text(summary, kept=f.workdir)
 
@@ -34,6 +34,12 @@ def define_flags(f=flags.FLAGS):
     None,
     'The folder the run leaves everything in; a run that was stopped there goes on.',
     f,
+  )
+  flags.DEFINE_bool(
+    'accept_changed_data',
+    False,
+    'Goes on although prompts or pictures are others than before.',
+    flag_values=f,
   )
   flags.DEFINE_string(
     'coordinator', None, 'Several processes: HOST:PORT of the first.', flag_values=f

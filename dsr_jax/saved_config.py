@@ -12,6 +12,8 @@ import math
 from dsr_jax import config as config_lib
 from dsr_jax.errors import InputError
 
+MOST = 2**32  # of any whole number
+
 # Keys of earlier versions, as they stand in saved runs -> today's.
 RENAMED = {
   'method.ratio_low': 'method.grpo.ratio_low',
@@ -142,9 +144,11 @@ def _value(kind, value, name):
   if dataclasses.is_dataclass(kind):
     return build(kind, value, name)
   if kind is float and type(value) is int:
-    value = float(value)
+    value = float(value) if abs(value) < 2**1023 else math.inf
   if type(value) is not kind:
     raise InputError(f'found {name}={value!r}; expected a value of type {kind.__name__}')
+  if kind is int and abs(value) > MOST:
+    raise InputError(f'found {name}={str(value)[:30]}; expected at most {MOST}')
   if kind is float and not math.isfinite(value):
     raise InputError(f'found {name}={value}; expected a finite number')
   return value

@@ -14,7 +14,7 @@ import json
 from absl import flags
 import numpy as np
 
-from dsr_jax import cli, flag_types, inputs
+from dsr_jax import api, cli, flag_types, inputs
 from dsr_jax.convert import locate
 from dsr_jax.errors import InputError
 from dsr_jax.inference import Inference
@@ -30,23 +30,20 @@ def score(
   crop: str = '',
 ) -> dict:
   """Scores a text with an image file, or with codes (N,)."""
-  ids = model.encode(text, 'text')
-  if instruction is None:
-    instruction = model.source.method.instruction
-  asked = model.encode(instruction, 'question')
-  if codes is None:
-    pixels = model.read_image(image, crop)
-    codes = model.tokenize(pixels)
-  else:
-    pixels = model.decode(codes)
-  scores = model.score(ids, codes, pixels, asked)
+  scores = api.Model(model).score(
+    text,
+    image if codes is None else None,
+    instruction=instruction,
+    codes=codes,
+    crop=crop or None,
+  )
   return {
     'template': model.source.method.template,
     'reward_generation': scores.reward_generation,
     'reward_understanding': scores.reward_understanding,
-    'text_tokens': ids,
+    'text_tokens': scores.text_tokens,
     'text_logps': cli.rounded(scores.text_logps),
-    'image_codes': codes.tolist(),
+    'image_codes': scores.image_codes.tolist(),
     'image_logps': cli.rounded(scores.image_logps),
   }
 
@@ -58,13 +55,9 @@ def read_codes(path: str, number: int, codebook: int) -> np.ndarray:
   Raises InputError if the file is not that, or the codes do not fit the model.
   """
   try:
-    with open(path, encoding='utf-8') as f:
+    with inputs.open_plain(path, 'a JSON file of image codes') as f:
       found = json.load(f)
-  except OSError as e:
-    raise InputError(
-      f'cannot read {path} ({e.strerror}); expected a JSON file of image codes; check the path'
-    ) from e
-  except ValueError as e:
+  except (ValueError, RecursionError) as e:
     raise InputError(f'found no JSON in {path} ({e}); expected image codes; check the file') from e
   if isinstance(found, dict) and isinstance(found.get('samples'), list) and found['samples']:
     found = found['samples'][0]

@@ -76,12 +76,12 @@ class StepContext:
 
 class StepOutput(NamedTuple):
   """state: after the step. metrics: a flat dict of float32 scalars. records: per task, samples,
-  rewards and the pair of the first inputs.
+  rewards and pairs of all inputs.
   """
 
   state: Any  # TrainState
   metrics: Any  # {name: ()}
-  records: Any  # {task: {name: (shown, ...)}}
+  records: Any  # {task: {name: (B, ...)}}
 
 
 def output_shardings(ctx: StepContext, state: TrainState, mesh) -> StepOutput:

@@ -40,8 +40,6 @@ from dsr_jax.rollouts import (
   UpdateAux,
 )
 
-SHOWN = 3  # inputs of each task whose samples leave the step as records
-
 
 class Task(abc.ABC):
   """What the two tasks share.
@@ -173,11 +171,12 @@ class Task(abc.ABC):
     return values
 
   def record(self, half: Half) -> dict:
-    """The first inputs' samples, rewards and pair, for pictures of the step."""
+    """All samples, rewards and pairs, for rows and pictures of the step."""
     return dict(
-      rewards=half.rollout.rewards[:SHOWN],
-      chosen=half.pair[:SHOWN, 0],
-      rejected=half.pair[:SHOWN, 1],
+      rewards=half.rollout.rewards,
+      frozen_rewards=half.rollout.frozen_rewards,
+      chosen=half.pair[:, 0],
+      rejected=half.pair[:, 1],
     )
 
 
@@ -282,9 +281,9 @@ class Generation(Task):
     prompt = half.inputs.prompt
     return dict(
       super().record(half),
-      codes=half.rollout.samples[:SHOWN],
-      prompt_ids=prompt.ids[:SHOWN],
-      prompt_mask=prompt.mask[:SHOWN],
+      codes=half.rollout.samples,
+      prompt_ids=prompt.ids,
+      prompt_mask=prompt.mask,
     )
 
 
@@ -370,9 +369,10 @@ class Understanding(Task):
     texts = half.rollout.samples
     return dict(
       super().record(half),
-      pixels=half.inputs.pixels[:SHOWN],
-      text_ids=texts.ids[:SHOWN],
-      text_mask=texts.mask[:SHOWN],
+      codes=half.rollout.target_codes,
+      pixels=half.inputs.pixels,
+      text_ids=texts.ids,
+      text_mask=texts.mask,
     )
 
 

@@ -12,27 +12,37 @@ from collections.abc import Callable
 import contextlib
 import dataclasses
 import functools
+import importlib
+import sys
+import types
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from dsr_jax import config as config_lib
-from dsr_jax import convert, families, sharding
+from dsr_jax import convert, families, saved_config, sharding, tracking
+from dsr_jax import rows as rows_lib
 from dsr_jax import state as state_lib
 from dsr_jax import step as step_lib
 from dsr_jax.convert import locate
+from dsr_jax.data import batches as batches_lib
+from dsr_jax.data.ahead import Ahead
 from dsr_jax.data.sharded import ShardedBatches
 from dsr_jax.errors import InputError
+from dsr_jax.evaluate import watched as watched_lib
 from dsr_jax.evaluate.evaluator import Evaluator
 from dsr_jax.plan import memory as plan_memory
-from dsr_jax.reporting import run_page
+from dsr_jax.report import before_after
+from dsr_jax.report import page as run_page
+from dsr_jax.report import summary as summary_lib
 from dsr_jax.reporting.step_sheet import StepSheet
 from dsr_jax.runtime import checkpoints as checkpoints_lib
 from dsr_jax.runtime import distributed, room, run_files
 from dsr_jax.runtime import metrics as metrics_lib
 from dsr_jax.runtime import workdir as workdir_lib
 from dsr_jax.runtime.compiled import CompiledStep
+from dsr_jax.runtime.host_time import HostTime
 from dsr_jax.runtime.progress import Progress, StopSignals, describe_run, say
 from dsr_jax.runtime.run_log import RunLog, due
 
@@ -60,7 +70,8 @@ def check_room(model, config):
     return
   room = model.family.room(model.config)
   method, data = config.method, config.data
-  asked = {}  # key -> (the question, the key of how long its answer may be, how long)
+  # key -> (the question, the key of how long its answer may be, how long)
+  asked: dict[str, tuple[str, str, int]] = {}
   if 'understanding' in method.tasks:
     asked['question'] = method.question, 'method.max_text_tokens', method.max_text_tokens
   if 'generation' in method.tasks:
@@ -137,7 +148,9 @@ class Builders:
   init_state: Callable[..., Any] = init_state
   make_train_step: Callable[..., Any] = make_train_step
   make_evaluator: Callable[..., Any] = make_evaluator
+  make_watcher: Callable[..., Any] = watched_lib.of_run  # (config, model, batches)
   make_sheet: Callable[..., Any] = StepSheet  # (model): (state, records) -> PIL image
+  make_rows: Callable[..., Any] = rows_lib.StepRows  # (config, model): (state, records, step)
   estimate_memory: Callable[..., Any] = estimate_memory
 
 
@@ -154,15 +167,20 @@ class _Run:
   batches: Any
   train_step: CompiledStep
   evaluate: Callable[..., Any] | None
+  watch: Callable[..., Any] | None
   sheet: Callable[..., Any]
+  rows: Callable[..., Any]
   checkpoints: checkpoints_lib.Checkpoints
   log: RunLog
   mirror: workdir_lib.Mirror
   stop: StopSignals
   check_ours: Callable[[], None]  # InputError if the run's folders are no longer its own
+  spent: HostTime  # on looking at the run
 
 
-def run(config, workdir, builders: Builders | None = None, team=None) -> str:
+def run(
+  config, workdir, builders: Builders | None = None, team=None, accept_changed_data: bool = False
+) -> str:
   """Trains to the end, or until SIGTERM or Ctrl-C, which finish the step and save.
 
   Args:
@@ -170,6 +188,7 @@ def run(config, workdir, builders: Builders | None = None, team=None) -> str:
     workdir: the run's folder; the run goes on if it holds checkpoints.
     builders: see `Builders`; the real ones if None.
     team: `distributed.Team`; this process alone if None.
+    accept_changed_data: goes on with the prompts and pictures that are there now.
 
   Returns:
     The path of the summary.
@@ -183,7 +202,9 @@ def run(config, workdir, builders: Builders | None = None, team=None) -> str:
   workdir_lib.check_writable(workdir)
   workdir_lib.check_bucket(config.system.bucket)
   workdir_lib.check_accelerator()
+  team.agree(devices=workdir_lib.local_devices())
   config = _with_rate_it_began_with(config, workdir)
+  tracking.check(config.system.track)
   builders = builders or Builders()
   system = config.system
   last = config.method.steps
@@ -199,6 +220,7 @@ def run(config, workdir, builders: Builders | None = None, team=None) -> str:
   ):
     check_ours = _hold_folders(workdir, system.bucket, holding) if team.lead else _nothing_to_check
     # Model, data, state.
+    batches_lib.check(config.data, config.method)  # a model is large
     model, config = framed(builders.load_model(config.model), config)
     check_room(model, config)
     batches = builders.make_batches(config, model, mesh)
@@ -207,7 +229,8 @@ def run(config, workdir, builders: Builders | None = None, team=None) -> str:
     room.check_step(estimate)
     state = builders.init_state(model, config, mesh)
     train_step = builders.make_train_step(model, config, mesh, state)
-    about = workdir_lib.about(config, model.source, batches.fingerprint)
+    facts = getattr(batches, 'facts', None)
+    about = workdir_lib.about(config, model.source, batches.fingerprint, facts)
     describe_run(config, mesh, model, state, state_lib.idle_bytes(state))
     model.params = None  # the state holds them now
 
@@ -227,10 +250,10 @@ def run(config, workdir, builders: Builders | None = None, team=None) -> str:
     if start is None:
       checkpoints.check_room(state)
     else:
-      checkpoints.verify(start)
+      checkpoints.verify(start, accept_changed_data)
     if team.lead:
       workdir_lib.write_config(workdir, config, about)
-    writer = metrics_lib.Writer(workdir, start) if team.lead else metrics_lib.Nowhere()
+    writer = _make_writer(config, workdir, start) if team.lead else metrics_lib.Nowhere()
     closing.enter_context(_closed_at_the_end(writer))
 
     # Train.
@@ -243,12 +266,15 @@ def run(config, workdir, builders: Builders | None = None, team=None) -> str:
       batches=batches,
       train_step=CompiledStep(train_step, estimate),
       evaluate=builders.make_evaluator(config, model),
+      watch=builders.make_watcher(config, model, batches),
       sheet=builders.make_sheet(model),
+      rows=builders.make_rows(config, model),
       checkpoints=checkpoints,
       log=RunLog(config, workdir, codes_per_picture, writer, progress),
       mirror=mirror,
       stop=stop,
       check_ours=check_ours,
+      spent=HostTime(),
     )
     if start is not None:
       # The state is the initial model's until the checkpoint is read: now it can be measured.
@@ -264,13 +290,15 @@ def run(config, workdir, builders: Builders | None = None, team=None) -> str:
     if not team.lead:
       return ''
     check_ours()
-    summary = workdir_lib.write_summary(workdir, step, last, parameters)
-    _write_page(workdir)
+    with this.spent.on('summary'):
+      summary_lib.write(workdir, step, last, parameters)
+    _write_page(this)
+    summary = summary_lib.write(workdir, step, last, parameters, this.spent.seconds)
     mirror.push()
     if step < last:
       say(f'stopped      after step {step} of {last}; the same command goes on')
     else:
-      say(workdir_lib.table(workdir))
+      say(summary_lib.table(workdir))
     return summary
 
 
@@ -282,10 +310,13 @@ def _with_rate_it_began_with(config, workdir: str):
   if method.trainable != 'lora':
     return config
   saved = checkpoints_lib.newest_method(config.system.bucket or workdir)
-  rate = saved and saved['learning_rate']
-  if rate is None or saved['trainable'] != 'lora' or saved['lora']['learning_rate'] != rate:
+  if saved is None or saved['trainable'] != 'lora':
     return config
-  changes = {'learning_rate': rate}  # read by nobody, but it stands in the checkpoints
+  rate = saved['learning_rate']
+  if saved['lora']['learning_rate'] != rate:
+    return config
+  # The key is read by nobody now, but it stands in the checkpoints.
+  changes: dict[str, Any] = {'learning_rate': rate}
   if method.lora.learning_rate == config_lib.Lora().learning_rate:
     changes['lora'] = dataclasses.replace(method.lora, learning_rate=rate)
   return dataclasses.replace(config, method=dataclasses.replace(method, **changes))
@@ -311,17 +342,25 @@ def _loop(this: _Run, state, start: int):
   # Batches count steps from 0: this is the one of step start + 1.
   batch = this.batches.at(start)
   this.train_step.compile(state, batch)
+  ahead = Ahead(this.batches)
+  can_fail = getattr(this.batches, 'can_fail', False)
   log.restart_clock()
 
   for step in range(start + 1, last + 1):
     # Step; the next batch is made while the devices work.
+    if step < last:
+      ahead.begin(step)
     with jax.transfer_guard_device_to_host('disallow'):
       state, metrics, records = this.train_step(state, batch)
-    batch = this.batches.at(step) if step < last else None
-    log.add(step, metrics)
+    batch = ahead.finish(metrics)
+    log.add(step, metrics, ahead.waited)
 
-    # Metrics. Whatever is due below needs them on disk first.
-    stopping = team.stops(step, this.stop.requested)
+    # Metrics. Whatever is due below needs them on disk first. A batch that failed, in any process,
+    # ends the run, but only after this step is saved.
+    failed = ahead.error is not None
+    if can_fail:
+      failed = team.any(failed)
+    stopping = team.stops(step, this.stop.requested) or failed
     saving = due(step, system.save_every) or step == last or stopping
     drawing = due(step, system.samples_every) and not stopping
     evaluating = _evaluation_due(this, step) and not stopping
@@ -330,17 +369,16 @@ def _loop(this: _Run, state, start: int):
       log.flush()
 
     # Pictures and evaluation.
-    if initial_due and not stopping:
+    measured_first = initial_due and not stopping
+    if measured_first:
       _evaluate(this, _initial(state), 0)
       initial_due = False
     if drawing:
-      image = this.sheet(state, records)
-      if team.lead:
-        workdir_lib.write_samples(this.workdir, step, image)
+      _draw(this, state, records, step)
     if evaluating:
       _evaluate(this, state, step)
-    if (drawing or evaluating) and step < last and team.lead:
-      _write_page(this.workdir)
+    if (drawing or evaluating or measured_first) and step < last and team.lead:
+      _write_page(this)
 
     # Checkpoint.
     if saving:
@@ -349,24 +387,51 @@ def _loop(this: _Run, state, start: int):
       this.mirror.push()
       this.checkpoints.save(step, state)
     log.restart_clock()
+    if ahead.error is not None:
+      this.checkpoints.wait()
+      raise ahead.error
     if stopping:
       break
+  ahead.close()
   log.close()
   return state, step
 
 
 def _evaluation_due(this: _Run, step: int) -> bool:
   """Whether the parameters after this step are to be evaluated; step 0 is the initial model."""
-  if this.evaluate is None:
+  if this.evaluate is None and this.watch is None:
     return False
   return step in (0, this.config.method.steps) or due(step, this.config.system.eval_every)
 
 
 def _evaluate(this: _Run, state, step: int):
   """Measures a state's parameters and writes what came out."""
-  assert this.evaluate is not None
-  scores, rows = this.evaluate(state, step)
+  scores, rows = {}, {}
+  if this.evaluate is not None:
+    scores, rows = this.evaluate(state, step)
+  if this.watch is not None:
+    found = this.watch(state, step)
+    scores, rows = {**scores, **found.scores}, {**rows, **found.rows}
+    if this.team.lead:
+      with this.spent.on('fixed list'):
+        rows_lib.write(this.workdir, step, found.table, rows_lib.WATCHED)
+        image = before_after.sheet(this.workdir, step)
+        png = workdir_lib.write_samples(this.workdir, step, image, rows_lib.WATCHED)
+        texts = {'watched/texts': before_after.texts(this.workdir, step)}
+        this.log.media(step, {'watched/pictures': png}, texts)
+  # Its line comes last: it says that the evaluation is whole.
   this.log.evaluation(step, scores, rows)
+
+
+def _draw(this: _Run, state, records, step: int):
+  """The step's candidates: the first as a picture, all of them as rows."""
+  with this.spent.on('candidates'):
+    image = this.sheet(state, records)
+    table = this.rows(state, records, step)
+    if this.team.lead:
+      png = workdir_lib.write_samples(this.workdir, step, image)
+      rows_lib.write(this.workdir, step, table)
+      this.log.media(step, {'candidates': png}, {})
 
 
 def _is_due_and_missing(this: _Run, step: int) -> bool:
@@ -406,9 +471,19 @@ def _nothing_to_check():
   """Of several processes the first looks."""
 
 
-def _write_page(workdir: str):
-  with run_files.writing(workdir):
-    run_page.write(workdir)
+def _make_writer(config, workdir: str, start: int | None):
+  """Where the run's numbers go. What was written after the step that it goes on from is cut."""
+  rows_lib.cut(workdir, start)
+  settings = saved_config.flat(saved_config.to_json(config))
+  writer = metrics_lib.Writer(workdir, start, settings)
+  if not config.system.track:
+    return writer
+  return tracking.Tracked(writer, config, workdir, resumed=start is not None)
+
+
+def _write_page(this: _Run):
+  with this.spent.on('page'), run_files.writing(this.workdir):
+    run_page.write(this.workdir)
 
 
 def _initial(state):
@@ -434,3 +509,17 @@ def check_finite(state, step, workdir, key='method.learning_rate'):
       f'found parameters that are not finite after step {step}; expected finite numbers; lower '
       f'{key}: the last good checkpoint is kept in {workdir}'
     )
+
+
+# `dsr_jax.train` is this module for the code, and `dsr.train(config, workdir)` for people.
+
+
+class _CalledAsFunction(types.ModuleType):
+  """A module that does what `api.train` does when it is called."""
+
+  def __call__(self, config, workdir, overrides=None):
+    """See `dsr_jax.api.train`."""
+    return importlib.import_module('dsr_jax.api').train(config, workdir, overrides)
+
+
+sys.modules[__name__].__class__ = _CalledAsFunction

@@ -27,6 +27,10 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='dsr_jax_tests_')
   os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
   atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
+# What is remembered of pictures stays out of the home of whoever runs the tests.
+if 'DSR_JAX_CACHE' not in os.environ:
+  os.environ['DSR_JAX_CACHE'] = tempfile.mkdtemp(prefix='dsr_jax_cache_')
+  atexit.register(shutil.rmtree, os.environ['DSR_JAX_CACHE'], ignore_errors=True)
 
 from flax import nnx
 import jax

@@ -12,8 +12,8 @@ from absl import flags
 from places import CONFIGS, ROOT
 import pytest
 
+from dsr_jax import cli, config_loading, saved_config
 from dsr_jax import config as config_lib
-from dsr_jax import config_loading, saved_config
 from dsr_jax.errors import InputError
 
 PACKAGE = ROOT / 'dsr_jax'
@@ -132,9 +132,9 @@ def parsed(*words, **more):
   f = flags.FlagValues()
   words = ['test', *words]
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr('sys.argv', words)  # where config flags look for overrides
+    patch.setattr('sys.argv', words)  # `parse` sets it, for config flags look for overrides there
     config_loading.define_config_flag('config', 'The run.', f, **more)
-    f(words)
+    cli.parse(f, words)
   return f.config
 
 
@@ -147,7 +147,10 @@ def test_the_flag_takes_names_and_overrides(tmp_path, monkeypatch):
   assert (method.grpo.ratio_low, method.steps) == (0.1, 5)
   assert parsed('--config.seed=4', default='scenes_pretrain').seed == 4
   assert parsed('--config=scenes_study', default='scenes_pretrain').run.method.steps == 36
-  assert parsed() is None
+  with pytest.raises(InputError, match='found no --config'):
+    parsed()
+  with pytest.raises(InputError, match='--config.method.steps without a value'):
+    parsed('--config=scenes', '--config.method.steps', '--config.method.seed=1')
 
 
 # Keys.
@@ -276,6 +279,9 @@ def step(config, optimizer):
     ('method.cfg_interval', -1, 'at least 0'),
     ('method.learning_rate', -1e-3, 'more than 0'),
     ('method.learning_rate', float('nan'), 'finite'),
+    ('method.beta', 10**400, 'finite'),
+    ('method.steps', 10**12, 'at most 4294967296'),
+    ('system.keep_every', 10**400, 'at most 4294967296'),
     ('method.adam_b2', 1.0, 'less than 1'),
     ('method.seed', -1, 'at least 0'),
     ('method.seed', 2**32, 'less than 4294967296'),

@@ -67,3 +67,9 @@ def test_a_text_flag_of_other_bytes_is_refused():
   inputs.check_text(prompt='a r\u00e9d disc', instruction=None)
   with pytest.raises(InputError, match=r'--prompt=a red \\xff disc; expected UTF-8'):
     inputs.check_text(prompt=os.fsdecode(b'a red \xff disc'))
+
+
+@pytest.mark.parametrize('text', ['', ' ', '\ufeff', '\u200b \u2060', '\x00\t', '\xa0\u2028'])
+def test_a_text_with_nothing_to_see_is_none(text):
+  assert not inputs.is_visible(text)
+  assert inputs.is_visible(f'{text}\u4e2d{text}') and inputs.is_visible(f'{text}.')

@@ -4,16 +4,20 @@ import ast
 import importlib.metadata
 import itertools
 import os
+import pathlib
 import shutil
 import stat
 import subprocess
 import sys
+import sysconfig
 import tomllib
 
 from packaging.requirements import Requirement
 from places import ROOT
 import pytest
 import yaml
+
+import dsr_jax
 
 pytestmark = pytest.mark.slow
 
@@ -23,6 +27,7 @@ FILES = (
   'requirements-test.txt',
   'requirements-tpu.txt',
   'requirements-gpu.txt',
+  'requirements-demo.txt',
 )
 # Import name -> package, where they differ; and what a required package cannot do without.
 MODULES = {
@@ -32,6 +37,7 @@ MODULES = {
   'ml_collections': 'ml-collections',
   'tensorflow_datasets': 'tensorflow-datasets',
   'tensorboardX': 'tensorboardx',
+  'google_crc32c': 'google-crc32c',
 }
 COME_ALONG = {
   'tokenizers': 'transformers',
@@ -39,6 +45,7 @@ COME_ALONG = {
   'etils': 'orbax-checkpoint',
   'ml_dtypes': 'jax',
   'jaxlib': 'jax',
+  'starlette': 'gradio',
 }
 
 
@@ -46,6 +53,7 @@ COME_ALONG = {
 ON_REQUEST = {
   'convert/weights.py': {'torch'},  # reads .bin files, and is imported where one is met
   'study/figures.py': {'matplotlib'},
+  'demo/page.py': {'gradio'},
   'evaluate/vlmeval/predictions.py': {'openpyxl'},
   'evaluate/adapters/*.py': {'torch', 'spacy'},
 }
@@ -83,7 +91,12 @@ def test_each_python_gets_one_jax_and_the_flax_that_fits_it(version, jax, flax):
 
 
 def test_what_is_installed_here_is_what_is_pinned():
-  files = 'requirements.txt', 'requirements-eval.txt', 'requirements-test.txt'
+  files = (
+    'requirements.txt',
+    'requirements-eval.txt',
+    'requirements-demo.txt',
+    'requirements-test.txt',
+  )
   for requirement in itertools.chain(*map(requirements, files)):
     if not requirement.marker or requirement.marker.evaluate():
       assert requirement.specifier.contains(importlib.metadata.version(requirement.name)), (
@@ -91,15 +104,141 @@ def test_what_is_installed_here_is_what_is_pinned():
       )
 
 
-def test_only_the_tests_and_an_extra_need_torch():
-  assert not names('requirements.txt') & {'torch', 'tensorflow', 'pytest'}
+def project():
+  return tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+
+
+def pinned(*files):
+  """{name: versions that the files pin}."""
+  found = {}
+  for requirement in itertools.chain(*map(requirements, files)):
+    version = next(iter(requirement.specifier)).version
+    found.setdefault(requirement.name.lower(), set()).add(version)
+  return found
+
+
+def test_the_package_asks_for_ranges_that_hold_what_is_pinned():
+  pins = pinned('requirements.txt')
+  ranges = {r.name.lower(): r for r in map(Requirement, project()['dependencies'])}
+  assert ranges.keys() == pins.keys()
+  for name, requirement in ranges.items():
+    operators = {spec.operator for spec in requirement.specifier}
+    assert '==' not in operators and '>=' in operators, requirement
+    for version in pins[name]:
+      assert requirement.specifier.contains(version), (requirement, version)
+
+
+def test_only_the_tests_and_extras_need_torch_gradio_and_matplotlib():
+  assert not names('requirements.txt') & {'torch', 'tensorflow', 'pytest', 'gradio'}
   assert 'torch' in names('requirements-eval.txt') and 'pytest' in names('requirements-test.txt')
-  assert '-r requirements-eval.txt' in (ROOT / 'requirements-test.txt').read_text().splitlines()
-  extras = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['optional-dependencies']
-  assert extras == {
-    'torch': [str(r) for r in requirements('requirements-eval.txt') if r.name == 'torch'],
-    'study': [str(r) for r in requirements('requirements-test.txt') if r.name == 'matplotlib'],
-  }
+  included = (ROOT / 'requirements-test.txt').read_text().splitlines()
+  assert {'-r requirements-eval.txt', '-r requirements-demo.txt'} <= set(included)
+  pins = pinned('requirements-eval.txt', 'requirements-demo.txt', 'requirements-test.txt')
+  extras = project()['optional-dependencies']
+  assert extras.keys() == {'demo', 'torch', 'study'}
+  for requirement in map(Requirement, itertools.chain(*extras.values())):
+    assert '==' not in {spec.operator for spec in requirement.specifier}, requirement
+    for version in pins[requirement.name]:
+      assert requirement.specifier.contains(version), (requirement, version)
+
+
+def test_every_version_is_the_same():
+  assert project()['dynamic'] == ['version']
+  assert yaml.safe_load((ROOT / 'CITATION.cff').read_text())['version'] == dsr_jax.__version__
+
+
+# Installed elsewhere.
+
+
+@pytest.fixture(scope='module')
+def installed(tmp_path_factory):
+  """The folder of an environment with the package, built from what is here; what the package needs
+  it has from the environment of the tests.
+  """
+  folder = tmp_path_factory.mktemp('installed')
+  source = folder / 'source'
+  source.mkdir()
+  for name in ('pyproject.toml', 'LICENSE', 'README.md'):
+    shutil.copy(ROOT / name, source)
+  ignore = shutil.ignore_patterns('__pycache__', 'build', '*.egg-info')
+  shutil.copytree(ROOT / 'dsr_jax', source / 'dsr_jax', ignore=ignore)
+  pip('wheel', '--no-deps', '--no-build-isolation', '--wheel-dir', folder, source)
+
+  environment = folder / 'environment'
+  subprocess.run([sys.executable, '-m', 'venv', environment], check=True)
+  (there,) = environment.glob('lib/python*/site-packages')
+  here = sysconfig.get_path('purelib')
+  # Unlike a plain path, a site folder has its own .pth files read.
+  (there / 'tests.pth').write_text(f'import site; site.addsitedir({here!r})\n')
+  (wheel,) = folder.glob('dsr_jax-*.whl')
+  pip('install', '--no-deps', '--no-index', wheel, python=environment / 'bin' / 'python')
+  return environment
+
+
+def pip(*arguments, python=sys.executable):
+  done = subprocess.run([python, '-m', 'pip', '-q', *arguments], capture_output=True, text=True)
+  assert done.returncode == 0, done.stdout + done.stderr
+
+
+def in_the_environment(environment, program, *arguments):
+  """What a program of the environment prints, run away from the clone."""
+  outside = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
+  return subprocess.run(
+    [environment / 'bin' / program, *arguments],
+    cwd=environment.parent,
+    env={**outside, 'JAX_PLATFORMS': 'cpu'},
+    capture_output=True,
+    text=True,
+  )
+
+
+def test_an_installed_package_has_one_command_and_everything_it_reads(installed):
+  where = in_the_environment(installed, 'python', '-c', 'import dsr_jax; print(dsr_jax.__file__)')
+  assert where.stdout.startswith(str(installed))
+  said = in_the_environment(installed, 'dsr', '--version')
+  assert said.stdout == f'dsr_jax {dsr_jax.__version__}\n'
+  package = pathlib.Path(where.stdout.strip()).parent
+  tracked = subprocess.run(
+    ['git', 'ls-files', 'dsr_jax'], cwd=ROOT, capture_output=True, text=True, check=True
+  ).stdout.splitlines()
+  missing = [name for name in tracked if not (package.parent / name).is_file()]
+  assert not missing
+
+
+def test_an_installed_package_trains_by_the_name_of_a_config(installed, tmp_path):
+  run = tmp_path / 'run'
+  done = in_the_environment(
+    installed,
+    'dsr',
+    'train',
+    '--config=scenes_tiny',
+    f'--workdir={run}',
+    '--config.method.steps=1',
+    '--config.eval.benchmark=none',
+  )
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.strip() == str(run / 'summary.json')
+  assert (run / 'report.html').is_file()
+
+
+@pytest.mark.parametrize('extra', ['demo', 'torch', 'study'])
+def test_every_extra_can_be_installed_beside_the_pins(extra, tmp_path):
+  """By the index that pip knows; nothing is installed."""
+  wanted = [f'{r.name}{r.specifier}' for r in requirements('requirements.txt') if holds(r)]
+  (tmp_path / 'pins.txt').write_text('\n'.join(wanted))
+  done = subprocess.run(
+    [sys.executable, '-m', 'pip', 'install', '--dry-run', '--quiet', '--constraint']
+    + [tmp_path / 'pins.txt', *project()['optional-dependencies'][extra]],
+    capture_output=True,
+    text=True,
+  )
+  if 'NewConnectionError' in done.stderr or 'No matching distribution found' in done.stderr:
+    pytest.skip('no index of packages can be reached')
+  assert done.returncode == 0, done.stderr
+
+
+def holds(requirement):
+  return not requirement.marker or requirement.marker.evaluate()
 
 
 def test_the_package_imports_only_what_it_requires():

@@ -1,7 +1,9 @@
-"""Janus-Pro-1B with the paper's settings, on your own prompts and pictures.
+"""Janus-Pro-1B with the paper's settings, on the paper's prompts and pictures.
 
-  python -m dsr_jax.main --config=configs/janus_pro_1b.py --workdir=runs/janus_pro_1b \
-      --config.data.prompts=prompts.txt --config.data.images=pictures
+  python -m dsr_jax.main --config=configs/janus_pro_1b.py --workdir=runs/janus_pro_1b
+
+COCO and JourneyDB are prepared first (docs/data.md); for your own inputs add
+`--config.data.prompts=prompts.txt --config.data.images=pictures`.
 
 The weights are downloaded (about 4.2 GB) and kept in the Hub's cache; `--config.model=DIR` names a
 directory in either layout instead. Worth touching: `method.task`, `method.steps`, `system.mesh`,
@@ -24,7 +26,8 @@ def paper():
   config = common.get_config()
   config.model = 'deepseek-community/Janus-Pro-1B'
   config.data.prompts = 't2i_compbench'  # the paper's 5,600; or a file with a line a prompt
-  config.data.images = 'pictures'  # a folder: the paper's pictures are not ours to ship
+  # the paper's, unpaired; prepared by dsr_jax.prepare. Or a folder
+  config.data.images = 'coco:2800+journeydb:2800'
   config.data.max_prompt_tokens = 128
   s = config.system
   # inputs of a task at once, 8 candidates each; a multiple of mesh.data x mesh.fsdp

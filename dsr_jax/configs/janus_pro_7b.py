@@ -1,7 +1,9 @@
-"""Janus-Pro-7B, the model of the paper, with its settings, on your own prompts and pictures.
+"""Janus-Pro-7B, the model of the paper, with its settings, on its prompts and pictures.
 
-  python -m dsr_jax.main --config=configs/janus_pro_7b.py --workdir=runs/janus_pro_7b \
-      --config.data.prompts=prompts.txt --config.data.images=pictures
+  python -m dsr_jax.main --config=configs/janus_pro_7b.py --workdir=runs/janus_pro_7b
+
+COCO and JourneyDB are prepared first (docs/data.md); for your own inputs add
+`--config.data.prompts=prompts.txt --config.data.images=pictures`.
 
 The weights are downloaded (about 14.8 GB) and kept in the Hub's cache; `--config.model=DIR` names a
 directory in either layout instead. Training all of it takes float32 masters with two moments, 78

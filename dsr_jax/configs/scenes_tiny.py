@@ -23,4 +23,5 @@ def get_config():
   e.images_per_prompt = 1
   e.pictures = e.quick_pictures = 2
   e.chunk = 6
+  e.watched = 2
   return config

@@ -61,7 +61,7 @@ def _results(workdir):
   """Tables of summary.json, which a run writes at its end."""
   try:
     summary = json.loads((workdir / 'summary.json').read_text(encoding='utf-8'))
-    rows = [*summary['evaluation'].items(), *summary['rewards'].items()]
+    rows = list(summary['evaluation'].items())
   except (OSError, ValueError, KeyError, AttributeError):
     return []
   lines = [
@@ -69,7 +69,7 @@ def _results(workdir):
     '## Results',
     '',
     f'After {summary.get("step")} of {summary.get("steps")} steps of the run, on its fixed '
-    'lists; rewards are means over its first and last tenth, in nats a token.',
+    'lists, the same items before and after; rewards are in nats a token.',
     '',
     '| score | before | after |',
     '|---|---:|---:|',

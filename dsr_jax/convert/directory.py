@@ -286,7 +286,7 @@ def export(
       settings = files.read_json(source_dir / 'generation_config.json', default={})
       guidance = settings.get('guidance_scale')
     where = showo_parts.Parts(source_dir, source_dir, showo_parts.tokenizer_of(source_dir))
-    with files.whole_directory(directory, NOT_WRITABLE) as aside:
+    with files.whole_directory(directory, NOT_WRITABLE, ours=writing.is_export) as aside:
       showo.write(aside, config, processor, read, where, dtype=kind, guidance=guidance, card=card)
     return []
   source_layout = configs.layout_of(

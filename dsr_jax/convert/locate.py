@@ -14,8 +14,8 @@ import jax
 
 from dsr_jax import cli, families, files, flag_types, saved_config
 from dsr_jax import config as config_lib
+from dsr_jax.convert import configs, weights
 from dsr_jax.convert import directory as directory_lib
-from dsr_jax.convert import weights
 from dsr_jax.convert.showo import parts as showo_parts
 from dsr_jax.errors import InputError, first_line
 from dsr_jax.models.common import lora
@@ -32,6 +32,7 @@ EXPECTED = (
 )
 EXPECTED_SOURCE = "a model directory, 'scenes' for the embedded model, or a Hub id (OWNER/NAME)"
 ROLES = ('generator', 'understander')  # of a run of two models
+MOST_GUIDANCE = 1000
 _CACHED = re.compile(r'models--(.+?)--(.+)')  # the Hub's folder of OWNER/NAME
 _HUB_ID = re.compile(r'[\w-][\w.-]*/[\w-][\w.-]*')
 _FILES = ('*.json', '*.jinja', '*.safetensors', 'LICENSE*', 'README.md')
@@ -272,7 +273,7 @@ def _refuse_near_miss(name: str):
       f'found the checkpoints {name}; expected the run they belong to; write {above}'
     )
   cached = _CACHED.fullmatch(os.path.basename(path))
-  snapshots = sorted(glob.glob(os.path.join(glob.escape(path), 'snapshots', '*')))
+  snapshots = sorted(glob.glob(os.path.join(glob.escape(name), 'snapshots', '*')))
   if cached and not os.path.exists(os.path.join(path, 'config.json')) and os.path.isdir(path):
     hub_id = '/'.join(cached.groups())
     raise InputError(
@@ -313,10 +314,10 @@ def _guidance(directory, own):
   # A model that says nothing is drawn as the samples of its family were.
   if guidance is None:
     return own
-  if type(guidance) not in (int, float) or not 0 <= guidance < float('inf'):
+  if type(guidance) not in (int, float) or not 0 <= guidance <= MOST_GUIDANCE:
     raise InputError(
-      f'found guidance_scale {str(guidance)[:60]!r} in {path}; expected a number from 0 on (1 is '
-      'without guidance); mend it'
+      f'found guidance_scale {configs.shown(guidance)} in {path}; expected a number from 0 to '
+      f'{MOST_GUIDANCE} (1 is without guidance); mend it'
     )
   return float(guidance)
 

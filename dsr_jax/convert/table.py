@@ -201,6 +201,9 @@ def unused(vision, layout):
   return shapes
 
 
+NAMED = 20  # mistakes of a kind that are named; of more, these and how many there are
+
+
 def mistakes(want, found):
   """Everything wrong with a checkpoint: sentences, empty if it fits.
 
@@ -211,21 +214,25 @@ def mistakes(want, found):
   said = []
   missing, extra = sorted(want.keys() - found.keys()), sorted(found.keys() - want.keys())
   if missing:
-    said.append(f'{len(missing)} missing: {", ".join(missing)}')
+    said.append(f'{len(missing)} missing: {_listed(missing)}')
   if extra:
-    said.append(f'{len(extra)} unknown: {", ".join(extra)}')
+    said.append(f'{len(extra)} unknown: {_listed(extra)}')
   shapes = [
     f'{name} {found[name][0]} instead of {want[name]}'
     for name in sorted(want.keys() & found.keys())
     if found[name][0] != want[name]
   ]
   if shapes:
-    said.append(f'{len(shapes)} of another shape: {", ".join(shapes)}')
+    said.append(f'{len(shapes)} of another shape: {_listed(shapes)}')
   dtypes = [
     f'{name} {found[name][1]}'
     for name in sorted(want.keys() & found.keys())
     if found[name][1] not in ('F32', 'BF16', 'F16', 'F64')
   ]
   if dtypes:
-    said.append(f'{len(dtypes)} not floating: {", ".join(dtypes)}')
+    said.append(f'{len(dtypes)} not floating: {_listed(dtypes)}')
   return said
+
+
+def _listed(names):
+  return ', '.join([*names[:NAMED], *['...'] * (len(names) > NAMED)])

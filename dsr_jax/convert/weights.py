@@ -164,7 +164,8 @@ def _read_safetensors(path):
       pass  # its own checks: header, offsets, length of the file
   except (SafetensorError, OSError) as e:
     raise InputError(
-      f'found {path} truncated or damaged ({e}); expected a whole safetensors file; fetch it again'
+      f'found {path} truncated or damaged ({first_line(e)}); expected a whole safetensors file; '
+      'fetch it again'
     ) from e
   with open(path, 'rb') as f:
     size = int.from_bytes(f.read(8), 'little')

@@ -24,6 +24,12 @@ _FILES = (
   'kept_aside/tensors.safetensors',
   'adapter_model.safetensors',
   'adapter_config.json',
+  # of a Show-o
+  'pytorch_model.safetensors',
+  'vocab.json',
+  'merges.txt',
+  'magvitv2/config.json',
+  'magvitv2/pytorch_model.safetensors',
 )
 _SHARD = r'model-\d{5}-of-\d{5}\.safetensors'
 

@@ -8,14 +8,12 @@ instruction; H = W pixels.
 """
 
 import hashlib
-import os
 
 import numpy as np
 
-from dsr_jax import inputs
 from dsr_jax.data import fields as fields_lib
 from dsr_jax.data import images as images_lib
-from dsr_jax.data import order, t2i_compbench
+from dsr_jax.data import mixtures, order, t2i_compbench
 from dsr_jax.data import prompts as prompts_lib
 from dsr_jax.errors import InputError
 from dsr_jax.models.unified import Text
@@ -28,8 +26,7 @@ def make(data, method, processor, image_size: int, fields: tuple[str, ...] = ())
   """Batches of a run.
 
   Args:
-    data: `config.Data`: prompts ('scenes', 't2i_compbench' or a file with a line a prompt), images
-      ('scenes' or a folder), max_prompt_tokens.
+    data: `config.Data`: what to read (`mixtures`), and max_prompt_tokens.
     method: `config.Method`: tasks, inputs_per_task (B), seed (of the order and of all sampling),
       crop, question (asked for the sampled texts), instruction (stands before the prompt when its
       likelihood is scored).
@@ -38,12 +35,12 @@ def make(data, method, processor, image_size: int, fields: tuple[str, ...] = ())
     fields: names in `fields.FIELDS` of what the batches hold besides, beyond what the reward
       declares.
   """
-  texts = _prompts(data.prompts, method.seed) if 'generation' in method.tasks else None
-  pictures = (
-    _pictures(data.images, method.seed, image_size, method.crop)
-    if 'understanding' in method.tasks
-    else None
-  )
+  check(data, method)
+  texts = pictures = None
+  if 'generation' in method.tasks:
+    texts = mixtures.prompts(data, method.seed, NAMED_PROMPTS)
+  if 'understanding' in method.tasks:
+    pictures = mixtures.pictures(data, method.seed, image_size, method.crop, NAMED_PICTURES)
   declared = table.fields(method.reward)
   return Batches(
     processor,
@@ -83,31 +80,19 @@ NAMED_PROMPTS = {'scenes': _scenes_prompts, 't2i_compbench': _t2i_compbench}  # 
 NAMED_PICTURES = {'scenes': _scenes_pictures}  # seed, side in pixels -> Pictures
 
 
-def _prompts(name, seed):
-  if name in NAMED_PROMPTS:
-    return NAMED_PROMPTS[name](seed)
-  if not os.path.lexists(name):
-    raise InputError(
-      f'found no prompts {inputs.shown(name)}; expected one of {", ".join(NAMED_PROMPTS)}, '
-      'or a text file with a line a prompt; change data.prompts'
-    )
-  return prompts_lib.Prompts.from_file(name)
-
-
-def _pictures(name, seed, size, crop):
-  if name in NAMED_PICTURES:
-    return NAMED_PICTURES[name](seed, size)
-  if not os.path.isdir(name):
-    raise InputError(
-      f'found no pictures {inputs.shown(name)}; expected one of {", ".join(NAMED_PICTURES)}, '
-      'or a folder of images; change data.images'
-    )
-  return images_lib.Pictures.from_folder(name, size, crop)
+def check(data, method):
+  """InputError for inputs that are not there, before anything is read, or a model is downloaded."""
+  if 'generation' in method.tasks:
+    mixtures.check_prompts(data, NAMED_PROMPTS)
+  if 'understanding' in method.tasks:
+    mixtures.check_pictures(data, NAMED_PICTURES)
 
 
 class Batches:
-  """See `make`. Every step has the same shapes; `fingerprint` (hex) tells the data of one run from
-  another's.
+  """See `make`. Every step has the same shapes.
+
+  fingerprint: hex; tells the data of one run from another's. earlier_fingerprint: the same as
+  earlier versions had it, where that was another one, else None.
   """
 
   def __init__(self, processor, prompts, pictures, method, max_prompt_tokens, fields=()):
@@ -127,9 +112,12 @@ class Batches:
       self._instruction = list(processor.encode_question(method.instruction))
     if pictures is not None:
       self._question = _one_row(method.question, processor.encode_question, 'question')
-    parts = [part.fingerprint() for part in (prompts, pictures) if part is not None]
-    parts += [field.identity(method) for field in self._fields if field.identity]
-    self.fingerprint = hashlib.sha256('\n'.join(parts).encode()).hexdigest()
+    further = [field.identity(method) for field in self._fields if field.identity]
+    texts = [] if prompts is None else [prompts.fingerprint()]
+    shown = [] if pictures is None else [pictures.fingerprint()]
+    self.fingerprint = _hash(*texts, *shown, *further)
+    earlier = None if pictures is None else pictures.earlier_fingerprint()
+    self.earlier_fingerprint = earlier and _hash(*texts, earlier, *further)
 
   def sizes(self) -> dict[str, int]:
     """How many different prompts and pictures there are: {'prompts': n, 'pictures': m}, untrained
@@ -206,6 +194,10 @@ class Batches:
       self._seed, order.PROMPTS, range(first, first + self._inputs), len(self._prompts)
     )
     return [self._prompts[i] for i in chosen]
+
+
+def _hash(*parts):
+  return hashlib.sha256('\n'.join(parts).encode()).hexdigest()
 
 
 def _one_row(text, encode, what):

@@ -1,63 +1,37 @@
-"""Pictures: a folder of anyone's own, decoded when they are asked for."""
+"""Pictures by index, square and as bytes, decoded by threads when they are asked for."""
 
+import bisect
 from collections.abc import Callable, Sequence
-import concurrent.futures
 import hashlib
-import os
+import io
+import itertools
 
 import numpy as np
 
-from dsr_jax import images
+from dsr_jax import cli, images
+from dsr_jax.data import folders
 from dsr_jax.errors import InputError
-
-SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
-
-
-def find(directory: str) -> list[str]:
-  """Paths of the images in `directory` and below, relative to it, sorted; hidden files are left
-  out.
-  """
-  if not os.path.isdir(directory):
-    raise InputError(f'found no folder {directory}; expected a folder of images; name another')
-  found = []
-  for folder, subfolders, names in os.walk(directory):
-    subfolders[:] = [name for name in subfolders if not name.startswith('.')]
-    found += [
-      os.path.relpath(os.path.join(folder, name), directory)
-      for name in names
-      if name.lower().endswith(SUFFIXES) and not name.startswith('.')
-    ]
-  if not found:
-    raise InputError(
-      f'found no image in {directory}; expected files ending in {", ".join(SUFFIXES)}; '
-      'name another folder'
-    )
-  return sorted(path.replace(os.sep, '/') for path in found)
 
 
 class Pictures:
-  """Square uint8 pictures (H, W, 3) by index, made by `draw(index)`."""
+  """Square uint8 pictures (H, W, 3) by index, made by `draw(index)`.
 
-  def __init__(self, number: int, draw: Callable[[int], np.ndarray], identity: str):
+  identity: a text that differs where the pictures do. earlier: what earlier versions took for it,
+  where that was another one.
+  """
+
+  def __init__(
+    self,
+    number: int,
+    draw: Callable[[int], np.ndarray],
+    identity: str,
+    earlier: str | None = None,
+  ):
     self._number = number
     self._draw = draw
     self._identity = identity
+    self._earlier = earlier
     self._pool = None
-
-  @classmethod
-  def from_folder(
-    cls, directory: str, size: int, mode: str = 'crop', rounding: str = 'int'
-  ) -> 'Pictures':
-    """The folder's images, resized and cropped (or padded) to `size` pixels square as the model's
-    processor does.
-    """
-    names = find(directory)
-
-    def draw(index):
-      image = images.load_image(os.path.join(directory, names[index]))
-      return images.preprocess(image, size, mode=mode, rounding=rounding)
-
-    return cls(len(names), draw, '\n'.join(names))
 
   def __len__(self) -> int:
     return self._number
@@ -70,10 +44,87 @@ class Pictures:
     interpreter's lock.
     """
     if self._pool is None:
-      self._pool = concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1), 'pictures')
+      self._pool = folders.pool()
     return np.stack(list(self._pool.map(self._draw, indices)))
 
   def fingerprint(self) -> str:
-    """SHA-256 of what identifies the pictures (names, or the world's own name) and their number."""
-    identity = f'{self._number}\n{self._identity}'
-    return hashlib.sha256(identity.encode('utf-8', 'surrogateescape')).hexdigest()
+    """SHA-256 of what identifies the pictures (contents, or the world's own name) and their
+    number.
+    """
+    return self._hash(self._identity)
+
+  def earlier_fingerprint(self) -> str | None:
+    """The same as an earlier version had it, which knew a folder by its names; or None."""
+    return None if self._earlier is None else self._hash(self._earlier)
+
+  def _hash(self, identity):
+    text = f'{self._number}\n{identity}'
+    return hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()
+
+
+def decoded(
+  stored,
+  indices: Sequence[int],
+  size: int,
+  mode: str = 'crop',
+  bad_images: str = 'error',
+  earlier: str | None = None,
+) -> Pictures:
+  """Stored pictures, resized and cropped (or padded) to `size` pixels square as the model's
+  processor does.
+
+  Args:
+    stored: `folders.Folder` or `prepared.Prepared`: read(index) and identity(indices).
+    indices: which of them.
+    size, mode: of `images.preprocess`.
+    bad_images: 'skip' takes the next one in the place of one that no longer decodes.
+    earlier: see `Pictures`.
+  """
+
+  def draw(index):
+    name, data = stored.read(indices[index])
+    image = images.load_image(io.BytesIO(data), name)
+    return images.preprocess(image, size, mode=mode)
+
+  if bad_images == 'skip':
+    draw = _or_the_next(draw, len(indices))
+  return Pictures(len(indices), draw, stored.identity(indices), earlier)
+
+
+def _or_the_next(draw, number):
+  """`draw`, but for what it refuses the next picture that it does not, the same one each time."""
+  said = set()
+
+  def either(index):
+    for offset in range(number):
+      try:
+        return draw((index + offset) % number)
+      except InputError as e:
+        if (index + offset) % number not in said:
+          said.add((index + offset) % number)
+          cli.log(f'left out     {e}')
+    raise InputError(
+      f'found none of {number} pictures that decodes any more; expected their files to stay as '
+      'they are; bring them back'
+    )
+
+  return either
+
+
+def chosen(pictures: Pictures, indices: Sequence[int]) -> Pictures:
+  """Some of them, as pictures of their own."""
+  identity = f'{pictures.fingerprint()} {",".join(map(str, indices))}'
+  return Pictures(len(indices), lambda i: pictures[indices[i]], identity)
+
+
+def joined(parts: Sequence[Pictures]) -> Pictures:
+  """All pictures of several sets, one set after the other; a single one stays what it is."""
+  if len(parts) == 1:
+    return parts[0]
+  ends = list(itertools.accumulate(len(part) for part in parts))
+
+  def draw(index):
+    part = bisect.bisect_right(ends, index)
+    return parts[part][index - (ends[part] - len(parts[part]))]
+
+  return Pictures(ends[-1], draw, '\n'.join(part.fingerprint() for part in parts))

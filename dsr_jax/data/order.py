@@ -13,6 +13,7 @@ import numpy as np
 
 PROMPTS, PICTURES = 0, 1  # streams: prompts and pictures are unpaired
 _STEPS = 2
+_CHOICES = 3
 
 
 def _words(seed: int, stream: int, index: int, number: int) -> np.ndarray:
@@ -30,6 +31,12 @@ def permutation(seed: int, stream: int, epoch: int, size: int) -> np.ndarray:
 def items(seed: int, stream: int, inputs: range, size: int) -> list[int]:
   """The items, in [0, size), that the run's inputs numbered `inputs` are."""
   return [int(permutation(seed, stream, i // size, size)[i % size]) for i in inputs]
+
+
+def choice(seed: int, size: int, number: int) -> list[int]:
+  """`number` different items of `size`, in order; of fewer, some of the same."""
+  chosen = np.argsort(_words(seed, _CHOICES, 0, size), kind='stable')[:number]
+  return [int(i) for i in np.sort(chosen)]
 
 
 def step_seed(seed: int, step: int) -> np.uint32:

@@ -1,7 +1,9 @@
 """Prompts: anyone's own file, a line a prompt, and any sequence of texts as rows of token ids."""
 
+import bisect
 from collections.abc import Callable, Sequence
 import hashlib
+import itertools
 import os
 
 import numpy as np
@@ -68,6 +70,24 @@ class Prompts:
     for i in range(len(self)):
       digest.update(self[i].encode() + b'\n')
     return digest.hexdigest()
+
+
+def chosen(prompts: Prompts, indices: Sequence[int]) -> Prompts:
+  """Some of them, as prompts of their own."""
+  return Prompts([prompts[i] for i in indices], lambda i: prompts.where(indices[i]))
+
+
+def joined(parts: Sequence[Prompts]) -> Prompts:
+  """All prompts of several sets, one set after the other; a single one stays what it is."""
+  if len(parts) == 1:
+    return parts[0]
+  ends = list(itertools.accumulate(len(part) for part in parts))
+
+  def where(index):
+    part = bisect.bisect_right(ends, index)
+    return parts[part].where(index - (ends[part] - len(parts[part])))
+
+  return Prompts([part[i] for part in parts for i in range(len(part))], where)
 
 
 def encode(

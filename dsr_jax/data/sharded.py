@@ -5,7 +5,11 @@ from dsr_jax.data import batches
 
 
 class ShardedBatches:
-  """`at(step)` is a `rollouts.Batch` of arrays on the mesh; `fingerprint` tells data apart."""
+  """`at(step)` is a `rollouts.Batch` of arrays on the mesh.
+
+  fingerprint tells data apart; facts is what is said where it differs: how many prompts and
+  pictures there are.
+  """
 
   def __init__(self, config, model, mesh):
     m = config.method
@@ -20,6 +24,11 @@ class ShardedBatches:
     self._mesh = mesh
     self._rows = m.inputs_per_task
     self.fingerprint = self._batches.fingerprint
+    self.facts = {'number': self._batches.sizes()}
+    if self._batches.earlier_fingerprint:
+      self.facts['earlier_fingerprint'] = self._batches.earlier_fingerprint
+    # Files may go bad while the run is at work; drawn pictures do not.
+    self.can_fail = 'understanding' in m.tasks and config.data.images != 'scenes'
 
   def at(self, step: int):
     """The batch of step `step` (from 0)."""

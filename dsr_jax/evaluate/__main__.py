@@ -1,15 +1,23 @@
-"""Measures both tasks on the fixed lists of Scenes: pictures are judged, descriptions and yes/no
-answers parsed.
+"""Asks models the paper's benchmarks, or the lists of Scenes, and compares them.
 
-  python -m dsr_jax.evaluate --config=configs/scenes.py --model=runs/scenes
-  --benchmarks=geneval,pope --output=out
+  python -m dsr_jax.evaluate --model=MODEL --benchmarks=geneval,pope,scenes/geneval --output=OUT
+  python -m dsr_jax.evaluate --model=BEFORE,AFTER --benchmarks=t2i_compbench --output=OUT --limit=10
+  python -m dsr_jax.evaluate --model=RUN@all --benchmarks=geneval,mmbench --output=OUT
 
-Writes out/results.json and out/results.md (every score with its 95 % interval) and sheets of
-pictures and texts drawn with common seeds. With --before=MODEL2 that model is measured too and
-every difference is paired.
+Two stages: the model draws and answers (--stage=answer), evaluators and rules score
+(--stage=score); both by default. OUT/MODEL/BENCHMARK has the official scorer's own layout. The same
+command goes on where it was stopped. Leaves OUT/results.{json,md,tex} and OUT/page.html; of Scenes
+sheets too.
+
+Several processes draw and answer together: the same command in each, with --coordinator,
+--processes and --process as in training.
 """
 
+import contextlib
+import dataclasses
+import errno
 import os
+from typing import Any, NamedTuple
 
 from absl import flags
 import jax
@@ -17,31 +25,384 @@ import jax
 from dsr_jax import cli, config_loading, families, files, flag_types, images
 from dsr_jax.convert import locate
 from dsr_jax.errors import InputError
-from dsr_jax.evaluate import benchmarks
+from dsr_jax.evaluate import (
+  benchmarks,
+  evaluator_choice,
+  page,
+  protocol,
+  registry,
+  results,
+  scoring,
+)
+from dsr_jax.evaluate.answering import asking, drawing, folders, subject
 from dsr_jax.evaluate.sampler import ListSampler
+from dsr_jax.evaluate.vlmeval import judge, llavabench, tsv
+from dsr_jax.runtime import checkpoints, distributed
 from dsr_jax.scenes import world
 
-OUTPUTS = ('results.json', 'results.md', 'pictures.png', 'texts.png')
+SCENES = 'scenes'
+DEFAULT_CONFIG = 'scenes'
+STAGES = ('answer', 'score')
+ALL_STEPS = '@all'
+JUDGE_CACHE = 'judge.jsonl'
+OUTPUTS = (
+  *('results.json', 'results.md', 'results.tex', 'page.html'),
+  *('pictures.png', 'texts.png'),  # of Scenes
+)
 
 
-def check_benchmarks(names) -> tuple[str, ...]:
-  """The benchmarks that are asked for, all of them if none is. InputError lists those that
+class Asked(NamedTuple):
+  """Names of benchmarks: lists of Scenes without their prefix, and the paper's."""
+
+  scenes: tuple[str, ...]
+  official: tuple[str, ...]
+
+
+def check_benchmarks(names) -> Asked:
+  """The benchmarks that are asked for, all lists of Scenes if none is. InputError lists those that
   exist.
   """
-  asked = [name.strip() for name in names if name.strip()]
+  asked = list(dict.fromkeys(name.strip() for name in names if name.strip())) or [SCENES]
+  scenes, official = [], []
   for name in asked:
-    if name not in benchmarks.BENCHMARKS:
+    if name == SCENES:
+      scenes += benchmarks.BENCHMARKS
+    elif name.startswith(f'{SCENES}/') and name.removeprefix(f'{SCENES}/') in benchmarks.BENCHMARKS:
+      scenes.append(name.removeprefix(f'{SCENES}/'))
+    elif name in registry.NAMES:
+      official.append(name)
+    else:
       raise InputError(
-        f'found the benchmark {name!r}; expected some of {", ".join(benchmarks.BENCHMARKS)}; '
-        'name those in --benchmarks'
+        f'found the benchmark {name!r}; expected some of {", ".join(known_names())}; name those in '
+        '--benchmarks'
       )
-  return tuple(dict.fromkeys(asked or benchmarks.BENCHMARKS))
+  return Asked(tuple(dict.fromkeys(scenes)), tuple(official))
 
 
-def load(name: str, config, best_of: int = 1) -> benchmarks.Subject:
-  """A model to be measured. It samples as the configuration says, whatever it was trained with."""
+def known_names() -> list[str]:
+  """All that --benchmarks takes."""
+  return [*registry.NAMES, SCENES, *(f'{SCENES}/{name}' for name in benchmarks.BENCHMARKS)]
+
+
+# The models.
+
+
+class Models(NamedTuple):
+  """names: what is compared with first; steps: of a run's checkpoints, or None."""
+
+  names: tuple[str, ...]
+  steps: tuple[int, ...] | None
+
+
+def models_of(model: str, before: str, base: str = '') -> Models:
+  """--model and --before -> names. RUN@all are the run's source model and all its checkpoints.
+
+  Errors: InputError for a model that does not exist.
+  """
+  names = [name.strip() for name in model.split(',') if name.strip()]
+  names = [before, *names] if before else names
+  if not any(ALL_STEPS in name for name in names):
+    for name in names:
+      _check_exists(name)
+    return Models(tuple(names), None)
+  if len(names) > 1:
+    raise InputError(
+      f'found {ALL_STEPS} among several models, {", ".join(names)}; expected it alone; its first '
+      'model is the one that the run began with'
+    )
+  run, _, role = names[0].partition(ALL_STEPS)
+  steps = checkpoints.steps_in(run)
+  if not steps or (role and role.removeprefix(':') not in locate.ROLES):
+    raise InputError(
+      f'found no checkpoints of {names[0]}; expected a run with some, as runs/a{ALL_STEPS}; name '
+      'its workdir'
+    )
+  _, about, _ = checkpoints.load_trained(run, steps[-1])
+  began_with = about['model']
+  if began_with['name'] != SCENES:
+    began_with = {'name': locate.base_of(began_with, run, base)}
+  names = [began_with['name'], *(f'{run}@{step}{role}' for step in steps)]
+  return Models(tuple(names), (0, *steps))
+
+
+def _check_exists(name):
+  """InputError unless there is such a model; nothing of its weights is read."""
+  path, _, _ = name.partition(':')
+  before, at, step = path.rpartition('@')
+  if at and step.isdecimal() and locate.is_run(before):
+    if int(step) not in checkpoints.steps_in(before):
+      locate.locate(name)  # says which there are
+  elif not locate.is_run(path):
+    locate.directory_of(name)
+
+
+# The command.
+
+
+def main(argv, f=flags.FLAGS):
+  cli.no_arguments(argv)
+  cli.require(model=f.model, output=f.output)
+  asked = check_benchmarks(f.benchmarks)
+  _check_numbers(f)
+  plain = config_loading.read(DEFAULT_CONFIG)
+  named = f.config or plain
+  config = config_loading.from_config_dict(named)
+  given = named.to_dict() != plain.to_dict()
+  cluster = distributed.find(f.coordinator, f.processes, f.process)
+  if cluster and asked.scenes:
+    raise InputError(
+      'found several processes and lists of Scenes; expected one process for those; ask them by a '
+      'command of their own'
+    )
+  models = models_of(f.model, f.before, f.base)
+  check_output(f.output)
+  official = open_benchmarks(asked.official, f)
+  evaluator_choice.check_directories(evaluator_choice.chosen_of(f))
+  wishes = subject.Wishes(config if given else None, f.best_of, f.max_tokens, f.template, f.base)
+  places = folders_of(f.output, models.names)
+
+  with _room_to_write(f.output):
+    parts = []
+    if asked.official and f.stage != 'score':
+      with distributed.together(cluster, f.wait_seconds) as team:
+        _answer(models, official, places, wishes, f.limit, team)
+        if not team.lead:
+          return
+    if asked.official and f.stage != 'answer':
+      parts.append(_score(models, official, places, f))
+    if asked.scenes and f.stage != 'answer':
+      parts.append(_measure_scenes(models, asked.scenes, config, wishes))
+    found = _write(f.output, parts)
+  cli.print_json({'output': f.output, **_flat(found)}, kept=f.output)
+
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
+
+
+@contextlib.contextmanager
+def _room_to_write(output):
+  """What the file system refuses, as one sentence."""
+  try:
+    yield
+  except OSError as e:
+    if e.errno not in NO_ROOM:
+      raise
+    raise InputError(
+      f'cannot write below {output} ({e.strerror}); expected room and leave to write; free some, '
+      'and start the same command again: it goes on'
+    ) from e
+
+
+def _check_numbers(f):
+  if f.best_of < 1:
+    raise InputError(f'found --best_of={f.best_of}; expected at least 1; raise it')
+  if f.limit < 0:
+    raise InputError(f'found --limit={f.limit}; expected 0 (all) or more; raise it')
+  if f.max_tokens < 1:
+    raise InputError(f'found --max_tokens={f.max_tokens}; expected at least 1; raise it')
+  if f.stage not in ('', *STAGES):
+    raise InputError(
+      f'found --stage={f.stage}; expected {" or ".join(STAGES)}, or none for both; correct it'
+    )
+
+
+def check_output(output: str) -> None:
+  """InputError unless `output` is new, empty, or an earlier output of this command."""
+  files.check_place(output)
+  if not os.path.isdir(output):
+    return
+  for name in sorted(os.listdir(output)):
+    place = os.path.join(output, name)
+    if name.removesuffix('.new') in OUTPUTS or (os.path.isdir(place) and _is_ours(place)):
+      continue
+    raise InputError(
+      f'found {name} in {output}; expected a new or empty folder for --output, or an earlier '
+      'output of this command; name another'
+    )
+
+
+def _is_ours(place) -> bool:
+  """Whether a folder holds benchmarks' folders and nothing else."""
+  names = os.listdir(place)
+  return all(name in registry.NAMES for name in names)
+
+
+def folders_of(output: str, names) -> dict[str, str]:
+  """{model: its folder}, each its own."""
+  taken: dict[str, str] = {}
+  for name in names:
+    if name in taken:
+      continue
+    short = folders.short_name(name)
+    number = 2
+    while os.path.join(output, short) in taken.values():
+      short = f'{folders.short_name(name)}-{number}'
+      number += 1
+    taken[name] = os.path.join(output, short)
+  return taken
+
+
+# The paper's benchmarks.
+
+
+class Official(NamedTuple):
+  """A benchmark that is asked: asking is None for pictures; table: md5 of its questions."""
+
+  name: str
+  asking: protocol.Asking | None = None
+  table: str = ''
+
+
+def open_benchmarks(names, f) -> list[Official]:
+  """Every table of questions is found and checked before any work."""
+  sources = _sources(f.data)
+  asks = None
+  if f.judge_reviews:
+    asks = judge.Reviewed(f.judge_reviews)
+  elif f.judge_url or f.judge_model:
+    asks = judge.OpenAIJudge(f.judge_url, f.judge_model)
+  found = []
+  for name in names:
+    if name in registry.DRAWINGS:
+      found.append(Official(name))
+      continue
+    source = sources.get(name, sources.get(''))
+    path = tsv.locate(name, source, DATA_DIR, any_version=f.any_version)
+    opened = registry.open_asking(
+      name,
+      DATA_DIR,
+      path,
+      any_version=True,  # looked at already
+      judge_rules=f.judge_rules or None,
+      ask_judge=asks,
+      judge_cache=None,
+    )
+    found.append(Official(name, opened, tsv.md5_of(path)))
+  return found
+
+
+DATA_DIR = os.path.join(os.path.expanduser('~'), '.cache', 'dsr_jax', 'benchmarks')
+
+
+def _sources(values) -> dict[str, str]:
+  """--data=DIR,pope=FILE -> {'': DIR, 'pope': FILE}."""
+  found = {}
+  for value in values:
+    name, equals, path = value.partition('=')
+    if not equals:
+      name, path = '', value
+    elif name not in registry.TABLES:
+      raise InputError(
+        f'found --data={value}; expected a folder, or NAME=FILE with one of '
+        f'{", ".join(registry.TABLES)}; correct it'
+      )
+    if not os.path.exists(path):
+      raise InputError(f'found no {path}; expected a folder of tables, or a table; correct --data')
+    found[name] = path
+  return found
+
+
+def _answer(models, official, places, wishes, limit, team):
+  """The first stage: each model is loaded once."""
+  mesh = subject.mesh_of(wishes)
+  for name in dict.fromkeys(models.names):
+    cli.log(f'loading      {name}')
+    with jax.set_mesh(mesh):
+      loaded = subject.load(name, wishes, mesh)
+      team.agree(model=loaded.identity, how=dataclasses.asdict(loaded.how), limit=limit)
+      for one in official:
+        folder = os.path.join(places[name], one.name)
+        if one.asking is None:
+          benchmark = registry.open_drawing(one.name)
+          drawing.draw(one.name, loaded, benchmark, folder, limit, team)
+        else:
+          asking.ask(one.name, loaded, one.asking, folder, limit, team, one.table)
+
+
+def _score(models, official, places, f) -> 'Part':
+  """The second stage, and the tables."""
+  looking = scoring.Looking(evaluator_choice.chosen_of(f), f.blip_size)
+  scored = {}
+  for one in official:
+    by_model = {}
+    for name in dict.fromkeys(models.names):
+      folder = os.path.join(places[name], one.name)
+      if one.asking is None:
+        by_model[name] = scoring.score_drawing(one.name, folder, looking)
+      else:
+        if isinstance(one.asking, llavabench.LLaVABench):
+          one.asking.cache = os.path.join(folder, JUDGE_CACHE)
+        by_model[name] = scoring.score_asking(one.name, one.asking, folder)
+      if by_model[name].why_not:
+        cli.log(f'not scored   {one.name} of {name}: {by_model[name].why_not}')
+    scored[one.name] = tuple(by_model[name] for name in models.names)
+  manifests = [
+    folders.read(os.path.join(places[models.names[-1]], one.name)) or {} for one in official
+  ]
+  family = next((m['family'] for m in manifests if m), '')
+  limit = next((m['settings']['limit'] for m in manifests if m), f.limit)
+  made = results.Results(models.names, models.steps, scored, family, limit)
+  markdown = results.to_markdown(made)
+  asking_by_name = {one.name: one.asking for one in official if one.asking}
+  return Part(
+    results.to_json(made),
+    markdown,
+    {
+      'results.tex': results.to_latex(made).encode(),
+      'page.html': page.page(made, places, asking_by_name).encode(),
+    },
+  )
+
+
+class Part(NamedTuple):
+  """What one kind of benchmarks leaves: JSON values, Markdown, and further files."""
+
+  found: dict[str, Any]
+  markdown: str
+  others: dict[str, bytes]
+
+
+def _write(output: str, parts: list[Part]) -> dict[str, Any]:
+  """Writes what all kinds leave; returns what `results.json` holds."""
+  found: dict[str, Any] = {}
+  for part in parts:
+    measured = found.get('benchmarks', {}) | part.found['benchmarks']
+    found |= {**part.found, 'benchmarks': measured}
+  if not parts:
+    return found
+  markdown = '\n'.join(part.markdown for part in parts)
+  files.write_json(os.path.join(output, 'results.json'), found, indent=1, allow_nan=False)
+  files.write_text(os.path.join(output, 'results.md'), markdown)
+  for part in parts:
+    for name, data in part.others.items():
+      files.write_bytes(os.path.join(output, name), data)
+  cli.log(f'\n{markdown}')
+  return found
+
+
+def _flat(found) -> dict[str, Any]:
+  """The numbers alone, for stdout."""
+  values: dict[str, Any] = {}
+  for name, result in found.get('benchmarks', {}).items():
+    if 'statistics' in result:
+      values[name] = {key: line['after']['value'] for key, line in result['statistics'].items()}
+    else:
+      values[name] = {key: score['value'] for key, score in result['scores'].items()}
+  if found.get('not_scored'):
+    values['not_scored'] = found['not_scored']
+  return values
+
+
+# The lists of Scenes.
+
+
+def load(name: str, config, best_of: int = 1, **how) -> benchmarks.Subject:
+  """A model to be measured. It samples as the configuration says, whatever it was trained with.
+
+  how: template and base of `locate.resolve`.
+  """
   cli.log(f'loading      {name}')
-  model = families.model_of(locate.resolve(name).bundle, name, config.method)
+  model = families.model_of(locate.resolve(name, config=config, **how).bundle, name, config.method)
   families.check(model.config, config)
   size = model.spec.image_size
   if size != world.IMAGE_SIZE:
@@ -67,60 +428,62 @@ def load(name: str, config, best_of: int = 1) -> benchmarks.Subject:
   )
 
 
-def main(argv, f=flags.FLAGS):
-  cli.no_arguments(argv)
-  cli.require(config=f.config, model=f.model, output=f.output)
-  if f.best_of < 1:
-    raise InputError(f'found --best_of={f.best_of}; expected at least 1; raise it')
-  names = check_benchmarks(f.benchmarks)
-  config = config_loading.from_config_dict(f.config)
-  files.check_output(f.output, lambda name: name in OUTPUTS)
+def _measure_scenes(models, names, config, wishes) -> Part:
+  """Measures the last model, and the first beside it."""
 
-  after = load(f.model, config, f.best_of)
-  before = load(f.before, config, f.best_of) if f.before else None
-  results = {name: benchmarks.measure(name, after, before) for name in names}
+  def loaded(name):
+    base = wishes.base if locate.names_run(name) else ''
+    return load(name, config, wishes.best_of, template=wishes.template, base=base)
+
+  after = loaded(models.names[-1])
+  before = loaded(models.names[0]) if len(models.names) > 1 else None
+  measured = {f'{SCENES}/{name}': benchmarks.measure(name, after, before) for name in names}
   about = {
-    'model': f.model,
-    'before': f.before or None,
+    'model': after.name,
+    'before': before.name if before else None,
     'settings': {
       'temperature': config.method.temperature,
       'guidance': config.method.guidance,
       'cfg_interval': config.method.cfg_interval,
-      'best_of': f.best_of,
+      'best_of': wishes.best_of,
       'seed': config.eval.seed,
       'prompts_per_task': config.eval.prompts_per_task,
       'images_per_prompt': config.eval.images_per_prompt,
       'pictures': config.eval.pictures,
     },
   }
-  table = benchmarks.markdown(about, results)
-  subjects = [subject for subject in (before, after) if subject]
-  with files.whole_directory(f.output) as aside:
-    results_json = {**about, 'benchmarks': results}
-    files.write_json(os.path.join(aside, 'results.json'), results_json, indent=1, allow_nan=False)
-    files.write_text(os.path.join(aside, 'results.md'), table)
-    for name, sheet in (
-      ('pictures.png', benchmarks.picture_sheet(subjects)),
-      ('texts.png', benchmarks.text_sheet(subjects)),
-    ):
-      files.write_bytes(os.path.join(aside, name), images.png(sheet))
-  cli.log(f'\n{table}')
+  subjects = [one for one in (before, after) if one]
+  return Part(
+    {**about, 'benchmarks': measured},
+    benchmarks.markdown(about, measured),
+    {
+      'pictures.png': images.png(benchmarks.picture_sheet(subjects)),
+      'texts.png': images.png(benchmarks.text_sheet(subjects)),
+    },
+  )
 
-  values = {
-    name: {key: score['value'] for key, score in result['scores'].items()}
-    for name, result in results.items()
-  }
-  cli.print_json({'output': f.output, **values}, kept=f.output)
+
+# Flags.
 
 
 def define_flags(f=flags.FLAGS):
   config_loading.define_config_flag(
     'config',
-    'The lists, and how to sample: a config file (its eval, method.temperature, method.guidance '
-    'and method.cfg_interval), keys set by --config.key=value.',
+    'How to sample and compute: a config file (its method.temperature, method.guidance, '
+    'method.cfg_interval, eval and system), keys set by --config.key=value. By default the lists '
+    f"of Scenes take {DEFAULT_CONFIG}; where nothing of it is changed, all others take the model's "
+    'own settings, float32 on a CPU, '
+    'bfloat16 elsewhere.',
+    f,
+    default=DEFAULT_CONFIG,
+  )
+  flag_types.define_path(
+    'model',
+    None,
+    f'The model: {locate.EXPECTED}. BEFORE,AFTER compares the second with the first; '
+    f'RUN{ALL_STEPS} are all checkpoints of a run.',
     f,
   )
-  flag_types.define_path('model', None, f'The model: {locate.EXPECTED}.', f)
   flag_types.define_path(
     'before',
     '',
@@ -128,9 +491,24 @@ def define_flags(f=flags.FLAGS):
     f,
   )
   flags.DEFINE_list(
-    'benchmarks',
-    [],
-    f'Some of {", ".join(benchmarks.BENCHMARKS)}; all by default.',
+    'benchmarks', [], f'Some of {", ".join(known_names())}; by default {SCENES}.', flag_values=f
+  )
+  flag_types.define_path(
+    'output',
+    None,
+    'Folder to write: new, empty, or an earlier output of this command, which is gone on with.',
+    f,
+  )
+  flags.DEFINE_string(
+    'stage',
+    '',
+    'answer: draw and answer alone. score: score what is there. Both by default.',
+    flag_values=f,
+  )
+  flags.DEFINE_integer(
+    'limit',
+    0,
+    'A quick look: so many of each category, the same for every model; 0: all.',
     flag_values=f,
   )
   flags.DEFINE_integer(
@@ -139,11 +517,39 @@ def define_flags(f=flags.FLAGS):
     "Every sampled picture or text is the best of so many by the model's own reward.",
     flag_values=f,
   )
-  flag_types.define_path(
-    'output',
-    None,
-    'Folder to write: new, empty, or an earlier output of this command.',
+  flags.DEFINE_integer(
+    'max_tokens', subject.MAX_TOKENS, 'The longest answer, in tokens.', flag_values=f
+  )
+  locate.define_flags(f)
+  flag_types.define_paths(
+    'data',
+    [],
+    'Where the tables of questions are: a folder, or NAME=FILE; by default they are downloaded to '
+    f'{DATA_DIR}.',
     f,
+  )
+  flags.DEFINE_bool(
+    'any_version', False, 'Take tables of questions whatever their md5.', flag_values=f
+  )
+  flags.DEFINE_string(
+    'judge_url',
+    '',
+    'LLaVABench: an address that talks like https://api.openai.com/v1.',
+    flag_values=f,
+  )
+  flags.DEFINE_string('judge_model', '', "LLaVABench: the judge's name there.", flag_values=f)
+  flag_types.define_path('judge_rules', '', "LLaVABench: the rules' texts, LLaVA's rule.json.", f)
+  flag_types.define_path('judge_reviews', '', 'LLaVABench: a file of reviews made elsewhere.', f)
+  evaluator_choice.define_evaluator_flags(f)
+  flags.DEFINE_string(
+    'coordinator', None, 'Several processes: HOST:PORT of the first.', flag_values=f
+  )
+  flags.DEFINE_integer('processes', None, 'Several processes: how many.', flag_values=f)
+  flags.DEFINE_integer(
+    'process', None, 'Several processes: which one this is, from 0.', flag_values=f
+  )
+  flags.DEFINE_float(
+    'wait_seconds', 120, 'How long to wait for the other processes.', flag_values=f
   )
 
 

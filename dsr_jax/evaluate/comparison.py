@@ -73,11 +73,11 @@ def table(
     paper_rows: which of the paper's rows stand beside ours.
     notes: further sentences, as that a limit was set.
   """
-  estimates = _estimates(after)
-  old = _estimates(before) if before else {}
+  new = estimates(after)
+  old = estimates(before) if before else {}
   differences = _differences(after, before) if before else {}
   lines = []
-  for name, estimate in estimates.items():
+  for name, estimate in new.items():
     label = after.label(name)
     printed = paper.rows_of(about.name, name) if label.comparable() else {}
     lines.append(
@@ -94,7 +94,8 @@ def table(
   return Table(about, tuple(lines), dict(after.counts), (*after.notes, *notes), decimals)
 
 
-def _estimates(scores: Scores) -> dict[str, stats.Estimate]:
+def estimates(scores: Scores) -> dict[str, stats.Estimate]:
+  """Each statistic with its interval, in the units of tables."""
   found = stats.estimates(scores.sums, scores.statistics, scores.strata)
   return {name: _scaled(estimate, scores.scale) for name, estimate in found.items()}
 
@@ -160,15 +161,18 @@ def to_markdown(tables: Sequence[Table], after: str, before: str | None = None) 
   """One section a benchmark. after, before: names of the models."""
   parts = []
   for t in tables:
-    head, rows = _cells(t, after, before)
+    head, rows = cells(t, after, before)
     parts += [f'## {t.about.title}', '', _counted(t.counts), '']
-    parts.append(_markdown_row(head))
-    parts.append('|' + '---|' + '---:|' * (len(head) - 2) + '---|')
-    parts += [_markdown_row(row) for row in rows]
-    parts.append('')
+    parts += [*markdown_table(head, rows, last='---'), '']
     parts += [f'- {note}' for note in t.notes]
     parts += [''] * bool(t.notes)
   return '\n'.join(parts)
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], last: str = '---:'):
+  """Lines of a table, numbers on the right; last: how the last column is aligned."""
+  line = '|' + '---|' + '---:|' * (len(head) - 2) + f'{last}|'
+  return [_markdown_row(head), line, *(_markdown_row(row) for row in rows)]
 
 
 def _markdown_row(cells):
@@ -179,7 +183,7 @@ def to_latex(tables: Sequence[Table], after: str, before: str | None = None) -> 
   """One tabular a benchmark, for `booktabs`."""
   parts = []
   for t in tables:
-    head, rows = _cells(t, after, before)
+    head, rows = cells(t, after, before)
     parts += [
       f'% {t.about.title}: {_counted(t.counts)}',
       f'\\begin{{tabular}}{{l{"r" * (len(head) - 2)}l}}',
@@ -216,7 +220,7 @@ def _latex_row(cells):
   return ' & '.join(cell.translate(LATEX) for cell in cells) + r' \\'
 
 
-def _cells(t: Table, after: str, before: str | None):
+def cells(t: Table, after: str, before: str | None):
   """Heading and rows of texts: statistic, ours, the paper's rows, label."""
   paper_rows = list(dict.fromkeys(row for line in t.lines for row in line.paper))
   ours = [before, after, 'difference', '95 %'] if before else [after, '95 %']

@@ -178,8 +178,10 @@ class Asking(Protocol):
     counted."""
     ...
 
-  def write_predictions(self, answers: dict[str, str], folder: str, model: str) -> str:
-    """VLMEvalKit's own prediction file; returns its path."""
+  def write_predictions(
+    self, answers: dict[str, str], folder: str, model: str, form: str = 'xlsx'
+  ) -> str:
+    """VLMEvalKit's own prediction file, xlsx or tsv; returns its path."""
     ...
 
 

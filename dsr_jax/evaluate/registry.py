@@ -1,13 +1,22 @@
 """The benchmarks by name."""
 
 from collections.abc import Sequence
+import functools
 
 from dsr_jax.errors import InputError
 from dsr_jax.evaluate import geneval, protocol
 from dsr_jax.evaluate.t2i_compbench import benchmark as t2i_compbench
 from dsr_jax.evaluate.vlmeval import choice, hallusionbench, judge, llavabench, pope, tsv
 
-DRAWINGS = {geneval.NAME: geneval.GenEval, t2i_compbench.NAME: t2i_compbench.T2ICompBench}
+# With the two categories of T2I-CompBench++, of which `3d_spatial` is drawn alone.
+PLUS = f'{t2i_compbench.NAME}++'
+DRAWINGS = {
+  geneval.NAME: geneval.GenEval,
+  t2i_compbench.NAME: t2i_compbench.T2ICompBench,
+  PLUS: functools.partial(
+    t2i_compbench.T2ICompBench, (*t2i_compbench.CATEGORIES, *t2i_compbench.EXTRA)
+  ),
+}
 TABLES = {
   'pope': pope.Pope,
   'hallusionbench': hallusionbench.HallusionBench,
@@ -28,9 +37,16 @@ def check_names(names: Sequence[str]) -> None:
       )
 
 
-def open_drawing(name: str) -> protocol.Drawing:
-  """A benchmark of pictures."""
-  return DRAWINGS[name]()
+def open_drawing(name: str, labels: dict[str, protocol.Label] | None = None) -> protocol.Drawing:
+  """A benchmark of pictures.
+
+  labels: {'geneval' or a part of T2I-CompBench: how near its evaluator is to the official one}.
+  """
+  if not labels:
+    return DRAWINGS[name]()
+  if name == geneval.NAME:
+    return geneval.GenEval(labels[geneval.NAME])
+  return DRAWINGS[name](labels=labels)
 
 
 def open_asking(
@@ -63,4 +79,5 @@ def open_asking(
 
 def abouts() -> list[protocol.About]:
   """What is said of every benchmark."""
-  return [benchmark.about for benchmark in (*DRAWINGS.values(), *TABLES.values())]
+  classes = (geneval.GenEval, t2i_compbench.T2ICompBench, *TABLES.values())
+  return [benchmark.about for benchmark in classes]

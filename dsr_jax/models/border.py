@@ -5,6 +5,7 @@ Axes: B texts, T tokens.
 
 import numpy as np
 
+from dsr_jax import inputs
 from dsr_jax.errors import InputError
 from dsr_jax.models.unified import Text
 
@@ -53,7 +54,7 @@ class TextBorder:
 
   def _content(self, text, kind, max_tokens):
     """Ids of user text; template tokens inside it would change who speaks, so they are refused."""
-    if not text.strip():
+    if not inputs.is_visible(text):
       raise InputError(f'found an empty {kind}; expected a text; write one')
     ids = self._encode(text)
     found = [self.tokenizer.convert_ids_to_tokens(i) for i in ids if i in self._special]

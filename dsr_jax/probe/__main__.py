@@ -56,6 +56,7 @@ def main(argv, f=flags.FLAGS):
     {
       'about': about,
       'go': all(verdict['go'] for verdict in verdicts.values()),
+      'verdict': measures.overall([verdict['verdict'] for verdict in verdicts.values()]),
       **{task: result.numbers for task, result in results.items()},
     }
   )
@@ -67,11 +68,17 @@ def main(argv, f=flags.FLAGS):
   summary = {}
   for task, verdict in verdicts.items():
     failed = [gate['gate'] for gate in verdict['gates'] if gate['passed'] is False]
-    summary[task] = {'go': verdict['go'], 'failed': failed}
+    summary[task] = {
+      'go': verdict['go'],
+      'verdict': verdict['verdict'],
+      'failed': failed,
+      'not_measured': verdict['not_measured'],
+    }
   cli.print_json(
     {
       'output': f.output,
       'go': numbers['go'],
+      'verdict': numbers['verdict'],
       'page': os.path.join(f.output, 'probe.html'),
       **summary,
     },

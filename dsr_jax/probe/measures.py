@@ -31,14 +31,26 @@ def lowest_is_wrong(groups) -> dict:
 # Go or no-go.
 
 
+GO, NO_GO, OPEN = 'go', 'no-go', 'not enough evidence'  # verdicts
+FAR = 3.0  # nats a token below what is usual: a text of another world
+FAMILIAR = 0.9  # share of the inputs that must not be so far off
+
+
 class Gate(NamedTuple):
-  """A number that decides: where it stands among a task's numbers, and what it must be."""
+  """A number that decides: where it stands among a task's numbers, and what it must be.
+
+  chief: without it there is no go. cases: where the number of cases stands that it is counted over;
+  with fewer than `least` it counts as not measured.
+  """
 
   name: str
   path: tuple[str, ...]
   relation: str
   threshold: float
   reason: str
+  chief: bool = False
+  cases: tuple[str, ...] = ()
+  least: int = 0
 
 
 RELATIONS = {
@@ -50,14 +62,40 @@ RELATIONS = {
 _GAIN = 'gain of the best over the mean, by the judge'
 _NO_GAIN = 'else there is nothing to learn towards'
 _BOTH = (
-  Gate('pairs ordered as the judge does', ('pairwise', 'accuracy'), '>=', 0.6, 'a coin has .5'),
+  Gate(
+    name='pairs ordered as the judge does',
+    path=('pairwise', 'accuracy'),
+    relation='>=',
+    threshold=0.6,
+    reason='a coin has .5',
+    chief=True,
+    cases=('pairwise', 'pairs'),
+    least=30,
+  ),
   Gate('groups without any difference', ('ties', 'groups'), '<=', 0.5, 'they give no pair'),
   Gate('spread within groups, nats', ('spread', 'within'), '>=', 0.005, 'less drowns in rounding'),
-  Gate('swapped attributes told apart', ('swaps', 'mean'), '>=', 0.6, 'a coin has .5'),
+  Gate(
+    name='swapped attributes told apart',
+    path=('swaps', 'mean'),
+    relation='>=',
+    threshold=0.6,
+    reason='a coin has .5',
+    cases=('swaps', 'cases'),
+    least=30,
+  ),
 )
 GATES = {
   'generation': (
-    Gate(_GAIN, ('judged', 'right', 'gain'), '>=', 0.03, _NO_GAIN),
+    Gate(
+      name=_GAIN,
+      path=('judged', 'right', 'gain'),
+      relation='>=',
+      threshold=0.03,
+      reason=_NO_GAIN,
+      chief=True,
+      cases=('inputs',),
+      least=10,
+    ),
     *_BOTH,
     Gate(
       name='rank correlation over instructions',
@@ -75,7 +113,16 @@ GATES = {
     ),
   ),
   'understanding': (
-    Gate(_GAIN, ('judged', 'f1', 'gain'), '>=', 0.03, _NO_GAIN),
+    Gate(
+      name=_GAIN,
+      path=('judged', 'f1', 'gain'),
+      relation='>=',
+      threshold=0.03,
+      reason=_NO_GAIN,
+      chief=True,
+      cases=('inputs',),
+      least=10,
+    ),
     *_BOTH,
     Gate(
       name='correlation with length, absolute',
@@ -89,38 +136,92 @@ GATES = {
 
 
 def decide(task: str, numbers: dict) -> dict:
-  """The gates of a task: go if none of those that could be measured fails. 'blind': what the reward
-  does not see, go or not.
+  """The gates of a task, and its verdict.
+
+  GO needs the chief gates measured, no gate failed, and inputs that the model knows; without a
+  judge, or with too few cases, the verdict is OPEN. 'not_measured': what it stands without, in
+  words. 'blind': what the reward does not see, whatever the verdict.
   """
   rows = [_gate(gate, numbers) for gate in GATES[task]]
+  missing = [f'{row["gate"]}: {row["missing"]}' for row in rows if row['missing']]
+  unfamiliar = numbers.get('unfamiliar')
+  known = not unfamiliar or unfamiliar['share'] <= 1 - FAMILIAR
+  if any(row['passed'] is False for row in rows):
+    verdict = NO_GO
+  elif any(row['passed'] is None and row['chief'] for row in rows) or not known:
+    verdict = OPEN
+  else:
+    verdict = GO
   return {
-    'go': all(row['passed'] is not False for row in rows),
+    'go': verdict == GO,
+    'verdict': verdict,
     'gates': rows,
+    'not_measured': missing,
     'blind': _blind(numbers),
   }
 
 
-def _gate(gate: Gate, numbers: dict) -> dict:
+def overall(verdicts) -> str:
+  """The verdict on a run: the worst of its tasks' verdicts."""
+  return next(verdict for verdict in (NO_GO, OPEN, GO) if verdict in verdicts)
+
+
+def unfamiliar(rewards) -> dict:
+  """Inputs whose best candidate lies FAR below what the best quarter of inputs has: words or
+  pictures of another world than the model's. rewards (P, G), nats a token.
+  """
+  best = np.asarray(rewards, float).max(axis=1)
+  usual = float(np.quantile(best, 0.75))
+  far = best < usual - FAR
+  return {
+    'inputs': int(far.sum()),
+    'share': float(far.mean()),
+    'usual': usual,
+    'lowest': float(best.min()),
+  }
+
+
+def _at(path: tuple[str, ...], numbers: dict):
   value = numbers
-  for key in gate.path:
+  for key in path:
     value = value.get(key) if isinstance(value, dict) else None
-  if isinstance(value, Estimate):
-    value = value.value
+  return value.value if isinstance(value, Estimate) else value
+
+
+def _gate(gate: Gate, numbers: dict) -> dict:
+  value = _at(gate.path, numbers)
+  cases = _at(gate.cases, numbers) if gate.cases else None
+  missing = ''
+  if value is None:
+    missing = 'not measured'
+  elif cases is not None and cases < gate.least:
+    missing = f'only {cases} cases, at least {gate.least} wanted'
+  passed = None if missing else bool(RELATIONS[gate.relation](value, gate.threshold))
   return {
     'gate': gate.name,
     'value': value,
+    'cases': cases,
     'relation': gate.relation.strip('|'),
     'threshold': gate.threshold,
-    'passed': None if value is None else bool(RELATIONS[gate.relation](value, gate.threshold)),
+    'passed': passed,
+    'chief': gate.chief,
+    'missing': missing,
     'reason': gate.reason,
   }
 
 
 def _blind(numbers: dict) -> list[str]:
-  """Swaps that a coin could tell apart as well, and sorts of prompts whose best by the reward is
-  worse than the mean, surely.
+  """Inputs that the model does not know, swaps that a coin could tell apart as well, and sorts of
+  prompts whose best by the reward is worse than the mean, surely.
   """
   lines = []
+  far = numbers.get('unfamiliar')
+  if far and far['inputs']:
+    lines.append(
+      f'{far["inputs"]} of {numbers["inputs"]} inputs lie far outside what the model knows: their '
+      f'best candidates have rewards down to {far["lowest"]:.1f}, where the best quarter has '
+      f'{far["usual"]:.1f}'
+    )
   for kind, v in numbers['swaps'].items():
     if isinstance(v, dict) and v['low'] <= 0.5:
       lines.append(f'swapped {kind}: {v["value"]:.2f} told apart')

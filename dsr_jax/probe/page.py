@@ -5,7 +5,7 @@ Axes: n inputs shown, G samples, T text tokens, N image codes, H W pixels.
 
 import numpy as np
 
-from dsr_jax.probe import words
+from dsr_jax.probe import measures, words
 from dsr_jax.reporting import html as page_lib
 from dsr_jax.reporting.charts import Chart, Series, chart
 
@@ -52,7 +52,7 @@ def page(numbers: dict, shown: dict) -> str:
   return page_lib.render(
     'probe.html.j2',
     title=f'Probe of {about["model"]}',
-    go=numbers['go'],
+    verdict=_verdict(numbers['verdict']),
     facts=facts,
     sections=[_section(task, numbers[task]) for task in TASKS if task in numbers],
     prompts=prompts,
@@ -70,7 +70,8 @@ def _section(task: str, n: dict) -> dict:
   return {
     'task': task,
     'title': about['title'],
-    'go': n['verdict']['go'],
+    'verdict': _verdict(n['verdict']['verdict']),
+    'missing': n['verdict']['not_measured'],
     'lead': f'{n["inputs"]} inputs, {n["candidates"]} candidates each; '
     f'{about["what"] if judged else "no judge for this data"}.',
     'tiles': _judged_tiles(n['judged'][about['score']]) if judged else _reward_tiles(n['reward']),
@@ -111,8 +112,13 @@ def _reward_tiles(reward: dict) -> list[page_lib.Tile]:
   ]
 
 
+def _verdict(words: str) -> tuple[str, str]:
+  """A verdict and its color."""
+  return words, {measures.GO: 'up', measures.NO_GO: 'down'}.get(words, 'open')
+
+
 def _gate(gate: dict) -> list:
-  measured = 'not measured' if gate['value'] is None else page_lib.number(gate['value'])
+  measured = gate['missing'] or page_lib.number(gate['value'])
   relation = '≥' if gate['relation'] == '>=' else '≤'
   passed = {True: 'passed', False: 'failed', None: ''}[gate['passed']]
   return [gate['gate'], measured, f'{relation} {gate["threshold"]:g}', passed, gate['reason']]

@@ -277,6 +277,7 @@ def _ordering(rewards) -> dict:
     },
     'ties': ranking.ties(rewards),
     'spread': ranking.spread(rewards),
+    'unfamiliar': measures.unfamiliar(rewards),
   }
 
 
@@ -325,4 +326,5 @@ def _swaps(prober, config, seed, task, own_pairs) -> dict:
     rows = [i for i, case in enumerate(cases) if case[0] == kind]
     if rows:
       out[kind] = {**stats.share(hits[rows])._asdict(), 'cases': len(rows)}
-  return {**out, 'mean': float(np.mean([v['value'] for v in out.values()]))}
+  mean = float(np.mean([v['value'] for v in out.values()]))
+  return {**out, 'mean': mean, 'cases': len(cases)}

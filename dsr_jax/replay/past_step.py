@@ -12,6 +12,7 @@ import numpy as np
 
 from dsr_jax import cli, config_loading, saved_config
 from dsr_jax.convert import locate
+from dsr_jax.data.batches import NAMED_PICTURES, NAMED_PROMPTS
 from dsr_jax.errors import InputError
 from dsr_jax.evaluate import ranking
 from dsr_jax.runtime import checkpoints as checkpoints_lib
@@ -59,12 +60,28 @@ def read_run(workdir: str):
   # Groups that are none: the words for keys of the right form are InputErrors already.
   except (TypeError, AttributeError, KeyError, ValueError) as e:
     raise run_files.damaged(path, f'its group config: {e}') from e
+  config = _with_inputs_found(config, content.get('folder'))
   lines = []
   if os.path.isfile(os.path.join(workdir, metrics_lib.FILE)):
     lines = metrics_lib.repeatable(workdir)
   else:
     cli.log(f'note         found no {metrics_lib.FILE} in {workdir}')
   return config, {line.pop('step'): line for line in lines if 'loss' in line}
+
+
+def _with_inputs_found(config, folder):
+  """The configuration with its prompts and pictures where they were, if they are not here. folder:
+  where the run was started; None of an old one.
+  """
+  if not isinstance(folder, str):
+    return config
+  data = config.data
+  for key, named in (('prompts', NAMED_PROMPTS), ('images', NAMED_PICTURES)):
+    name = getattr(data, key)
+    there = os.path.join(folder, name)
+    if name not in named and not os.path.lexists(name) and os.path.lexists(there):
+      data = dataclasses.replace(data, **{key: there})
+  return dataclasses.replace(config, data=data)
 
 
 def base_of(workdir: str, config, base: str = '') -> str:
@@ -105,7 +122,8 @@ def replay(builders, config, workdir: str, step: int, mesh, model) -> PastStep:
   """
   batches = builders.make_batches(config, model, mesh)
   state = builders.init_state(model, config, mesh)
-  about = workdir_lib.about(config, model.source, batches.fingerprint)
+  facts = getattr(batches, 'facts', None)
+  about = workdir_lib.about(config, model.source, batches.fingerprint, facts)
   state, start = _nearest_checkpoint(state, about, config, workdir, step)
   origin = f'the checkpoint of step {start}' if start else 'the initial model'
   cli.log(f'from         {origin}; {step - start} to run')

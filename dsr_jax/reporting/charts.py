@@ -73,7 +73,11 @@ class Curve(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-  """What the template draws."""
+  """What the template draws.
+
+  note: what a reader is to make of it. flat: the value of curves that do not change, as text, or
+  ''.
+  """
 
   title: str
   unit: str
@@ -86,6 +90,8 @@ class Chart:
   height: int = HEIGHT
   right: int = WIDTH - RIGHT
   bottom: int = HEIGHT - BOTTOM
+  note: str = ''
+  flat: str = ''
 
 
 class _Axis(NamedTuple):
@@ -100,7 +106,9 @@ class _Axis(NamedTuple):
     return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
 
-def chart(title: str, unit: str, series: list[Series], x_title: str = 'step') -> Chart:
+def chart(
+  title: str, unit: str, series: list[Series], x_title: str = 'step', note: str = ''
+) -> Chart:
   """Lays a chart out. series: at least one, each with at least one point, all finite."""
   x_values = [x for one in series for x in one.steps]
   y_values = [y for one in series for y in (*one.values, *(one.low or ()), *(one.high or ()))]
@@ -125,7 +133,16 @@ def chart(title: str, unit: str, series: list[Series], x_title: str = 'step') ->
     x_ticks=_x_ticks(x_axis),
     y_ticks=[Tick(y_axis.at(y), label) for y, label in zip(y_marks, y_labels)],
     curves=[_curve(one, x_axis, y_axis) for one in series],
+    note=note,
+    flat=_flat(series),
   )
+
+
+def _flat(series: list[Series]) -> str:
+  """The values of curves that all have one value at several steps; '' if one of them moves."""
+  if any(len(one.values) < 2 or max(one.values) != min(one.values) for one in series):
+    return ''
+  return ', '.join(f'{one.values[0]:g}' for one in series)
 
 
 def smoothed(values: list) -> list:

@@ -8,6 +8,7 @@ Axes: N image codes, H W pixels.
 
 import base64
 from collections.abc import Mapping
+import io
 import math
 import types
 from typing import NamedTuple
@@ -45,14 +46,15 @@ class Word(NamedTuple):
 
 
 class Sample(NamedTuple):
-  """A candidate. mark: 'up' (chosen), 'down' (rejected) or ''; lines: what is said below its
-  picture or before its text.
+  """A candidate. mark: 'up' (chosen, or right), 'down' (rejected, or wrong) or ''; lines: what is
+  said below its picture or before its text; alt: the picture in words, for who cannot see it.
   """
 
   mark: str
   lines: list[str]
   src: str = ''
   text: str = ''
+  alt: str = ''
 
 
 class Tile(NamedTuple):
@@ -98,6 +100,13 @@ def _environment() -> jinja2.Environment:
 def data_uri(png: bytes) -> str:
   """PNG bytes as they stand in a page."""
   return f'data:image/png;base64,{base64.b64encode(png).decode()}'
+
+
+def jpeg_uri(image: Image.Image) -> str:
+  """A photo or a drawn picture as it stands in a page: a fifth of its PNG."""
+  buffer = io.BytesIO()
+  image.save(buffer, 'JPEG', quality=88)
+  return f'data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}'
 
 
 def picture(pixels) -> str:

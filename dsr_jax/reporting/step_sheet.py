@@ -2,13 +2,14 @@
 marked.
 """
 
-from flax import nnx
 import jax
 import numpy as np
 
-from dsr_jax import images, sharding
 from dsr_jax import state as state_lib
+from dsr_jax.inference import Sampler
 from dsr_jax.reporting import sheets
+
+SHOWN = 3  # inputs of each task
 
 
 class StepSheet:
@@ -18,33 +19,29 @@ class StepSheet:
   """
 
   def __init__(self, model):
-    self._processor = model.processor
     self._family = model.family
-
-    def decode(params, codes):
-      return nnx.merge(model.graphdef, params).picture_from_codes(codes).pixels
-
-    self._decode = jax.jit(decode)
+    self._sampler = Sampler(model.graphdef, model.processor, chunk=SHOWN, seed=0)
 
   def __call__(self, state, records):
     """(state after the step, records) -> PIL image."""
     parts = []
     if 'generation' in records:
-      record = jax.device_get(records['generation'])
-      prompts = self._texts(record['prompt_ids'], record['prompt_mask'])
-      pixels = self._decode(state_lib.policy_params(state, self._family), record['codes'])
-      pixels = images.to_uint8(sharding.fetch(pixels))
+      record = _first(records['generation'])
+      prompts = self._sampler.words(record['prompt_ids'], record['prompt_mask'])
+      params = state_lib.policy_params(state, self._family)
+      pixels = self._sampler.decode(params, record['codes'])
       parts.append(sheets.candidates(prompts, pixels, *_verdicts(record)))
     if 'understanding' in records:
-      record = jax.device_get(records['understanding'])
+      record = _first(records['understanding'])
       groups = zip(record['text_ids'], record['text_mask'])
-      texts = [self._texts(ids, mask) for ids, mask in groups]
+      texts = [self._sampler.words(ids, mask) for ids, mask in groups]
       parts.append(sheets.captions(record['pixels'], texts, *_verdicts(record)))
     return sheets.stack(parts)
 
-  def _texts(self, ids, mask):
-    """Rows of token ids -> words."""
-    return [self._processor.decode([int(i) for i in row[keep]]) for row, keep in zip(ids, mask)]
+
+def _first(record):
+  """The first inputs of a task's record, on the host."""
+  return jax.device_get({name: values[:SHOWN] for name, values in record.items()})
 
 
 def _verdicts(record):

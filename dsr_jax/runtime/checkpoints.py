@@ -90,13 +90,18 @@ class Checkpoints:
         custom_metadata=CHECKED,
       )
 
-  def verify(self, step):
+  def verify(self, step, accept_changed_data=False):
     """InputError unless checkpoint `step` is whole and was written by this very run (the
-    differences are named).
+    differences are named). accept_changed_data: other prompts and pictures are no difference.
     """
     with _reading(self._directory, step):
       _check_whole(self._directory, step)
-      check_same_run(_about(self._directory, step), self._about, self._directory)
+      saved = _about(self._directory, step)
+      if accept_changed_data and _data_differ(saved['data'], self._about['data']):
+        changes = '; '.join(_data_differences(saved['data'], self._about['data']))
+        cli.log(f'note         goes on with changed data: {changes}')
+        saved['data'] = self._about['data']
+      check_same_run(saved, self._about, self._directory)
 
   def restore(self, state, step=None, verified=False):
     """Returns `state` with its saved parts from checkpoint `step` (the newest), placed as `state`'s
@@ -398,15 +403,45 @@ def check_same_run(saved, now, directory):
   different = saved_config.differences(
     saved_config.of_run(saved['method']), saved_config.of_run(now['method']), 'method.'
   )
-  for part in ('data', 'model'):
-    if saved[part]['fingerprint'] != now[part]['fingerprint']:
-      different += saved_config.differences(saved[part], now[part], f'{part}.')
+  if saved['model']['fingerprint'] != now['model']['fingerprint']:
+    different += saved_config.differences(saved['model'], now['model'], 'model.')
+  advice = 'use the same settings, or another --workdir'
+  if _data_differ(saved['data'], now['data']):
+    if not different:
+      advice += ', or --accept_changed_data to go on with the data that are there now'
+    different += _data_differences(saved['data'], now['data'])
   if different:
     raise InputError(
       f'found checkpoints of another run in {directory} (checkpoint -> now: '
       f'{"; ".join(different)}); '
-      'expected the same method, data and model; use the same settings, or another --workdir'
+      f'expected the same method, data and model; {advice}'
     )
+
+
+def _data_differ(saved, now) -> bool:
+  """Whether a checkpoint's data are others. Runs of earlier versions told folders of pictures apart
+  by names alone.
+  """
+  return saved['fingerprint'] not in (now['fingerprint'], now.get('earlier_fingerprint'))
+
+
+def _data_differences(saved, now) -> list[str]:
+  """What is said of other data: '6 pictures -> 5' where it can be said, then settings."""
+  numbers = {name: part.get('number') or {} for name, part in (('saved', saved), ('now', now))}
+  said = []
+  for what in sorted(numbers['saved'].keys() & numbers['now'].keys()):
+    before, after = numbers['saved'][what], numbers['now'][what]
+    if before != after:
+      said.append(f'{before} {what} -> {after}')
+  settings = [
+    {
+      key: value
+      for key, value in saved_config.completed({'data': part})['data'].items()
+      if key not in ('number', 'earlier_fingerprint')
+    }
+    for part in (saved, now)
+  ]
+  return said + saved_config.differences(*settings, 'data.')
 
 
 def num_bytes(tree):

@@ -1,4 +1,5 @@
-"""Metrics of a run: `metrics.jsonl`, a line a step, and TensorBoard events.
+"""Metrics of a run: `metrics.jsonl`, a line a step, and TensorBoard events, which also hold
+pictures, texts and the run's settings.
 
 Names are `group/name`. `time/...` and `memory/...` differ between two runs of the same command;
 everything else is the same bit for bit. Evaluations have lines of their own (`eval/...`), at the
@@ -8,6 +9,7 @@ A line that is none (a disk's damage, an editor's) costs nothing but itself: it 
 out, and steps that have no line are named too.
 """
 
+import io
 import json
 import math
 import os
@@ -16,7 +18,9 @@ import time
 from typing import NamedTuple
 
 import jax
+from PIL import Image
 from tensorboardX import event_file_writer
+from tensorboardX import summary as summary_lib
 from tensorboardX.proto import event_pb2, summary_pb2
 
 from dsr_jax import cli, files
@@ -30,15 +34,21 @@ UNREPEATABLE = ('time/', 'memory/')
 class Writer:
   """Appends to a workdir's metrics; lines after `resume_step` are cut first (all lines, where it is
   None).
+
+  settings: {key: value} of the run, for TensorBoard's table of hyper-parameters.
   """
 
-  def __init__(self, workdir, resume_step=None):
+  def __init__(self, workdir, resume_step=None, settings=None):
     self._path = os.path.join(workdir, FILE)
     with run_files.writing(self._path):
       cut(self._path, resume_step)
       self._file = open(self._path, 'a', encoding='utf-8')
       first_step = 0 if resume_step is None else resume_step + 1
       self._events = _events(os.path.join(workdir, 'events'), first_step)
+      if settings and resume_step is None:  # a run that goes on has told them
+        for summary in summary_lib.hparams(settings, {}):
+          self._event(0, summary)
+        self._events.flush()
 
   def write(self, step, values):
     """One line. `values`: flat dict of finite floats. It is out of this process before the call
@@ -50,8 +60,20 @@ class Writer:
     with run_files.writing(self._path):
       self._file.write(line + '\n')
       self._file.flush()
-      self._events.write_event(_event(step, values))
+      self._event(step, _numbers(values))
       self._events.flush()
+
+  def media(self, step, pictures, texts):
+    """Pictures {name: PNG bytes} and texts {name: Markdown}, for TensorBoard alone."""
+    with run_files.writing(self._path):
+      for name, png in pictures.items():
+        self._event(step, _picture(name, png))
+      for name, text in texts.items():
+        self._event(step, summary_lib.text(name, text))
+      self._events.flush()
+
+  def _event(self, step, summary):
+    self._events.write_event(event_pb2.Event(wall_time=time.time(), step=step, summary=summary))
 
   def close(self):
     """Ends both files."""
@@ -75,18 +97,29 @@ def _events(folder, first_step):
   return events
 
 
-def _event(step, values):
-  """One TensorBoard event with all of a line's numbers."""
-  summary = summary_pb2.Summary(
+def _numbers(values):
+  """All of a line's numbers as one TensorBoard summary."""
+  return summary_pb2.Summary(
     value=[summary_pb2.Summary.Value(tag=name, simple_value=x) for name, x in values.items()]
   )
-  return event_pb2.Event(wall_time=time.time(), step=step, summary=summary)
+
+
+def _picture(name, png):
+  """A picture as a TensorBoard summary."""
+  width, height = Image.open(io.BytesIO(png)).size
+  image = summary_pb2.Summary.Image(
+    height=height, width=width, colorspace=3, encoded_image_string=png
+  )
+  return summary_pb2.Summary(value=[summary_pb2.Summary.Value(tag=name, image=image)])
 
 
 class Nowhere:
   """As `Writer`, for processes that write nothing."""
 
   def write(self, step, values):
+    """Nothing."""
+
+  def media(self, step, pictures, texts):
     """Nothing."""
 
   def close(self):

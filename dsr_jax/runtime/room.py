@@ -39,7 +39,7 @@ def check_step(estimate):
     )
   if limit is not None and total > limit:
     cli.log(f'warning      the estimate is more than the {gib(limit)} that a device here has')
-  _warn(total * jax.local_device_count(), 'the step, by estimate,')
+  _warn(total * jax.local_device_count(), 'the step, by estimate')
 
 
 def device_bytes() -> int | None:
@@ -60,6 +60,6 @@ def gib(nbytes) -> str:
 def _warn(nbytes, what):
   if jax.default_backend() == 'cpu' and nbytes > machine_bytes():
     cli.log(
-      f'warning      {what} takes {gib(nbytes)}, and this machine has {gib(machine_bytes())}: the '
-      'system will end the process when it runs out'
+      f'warning      {gib(nbytes)} for {what}, and {gib(machine_bytes())} in this machine: the '
+      'system ends the process when it runs out'
     )

@@ -25,6 +25,7 @@ class RunLog:
     self._writer = writer
     self._progress = progress
     self._pending = []
+    self._waited = {}
     self._clock = time.perf_counter()
     self._rate_key = config.method.learning_rate_key
     self._frozen_every = config.system.frozen_every
@@ -32,9 +33,12 @@ class RunLog:
     self._codes = codes_per_picture
     self._samples_per_task = config.method.inputs_per_task * config.method.group_size
 
-  def add(self, step, values):
-    """Keeps a step's metrics, still on the devices."""
+  def add(self, step, values, waited=0.0):
+    """Keeps a step's metrics, still on the devices. waited: seconds that they then waited for the
+    next batch.
+    """
     self._pending.append((step, values))
+    self._waited[step] = waited
 
   def flush(self):
     """Fetches and writes what is pending. Raises as `write`."""
@@ -63,6 +67,7 @@ class RunLog:
     codes = self._codes * ('generation/loss' in values)
     tokens = self._samples_per_task * (codes + values.get('understanding/text_length', 0.0))
     values['time/step_seconds'] = seconds
+    values['time/data_wait'] = self._waited.pop(step, 0.0)
     values['time/tokens_per_second'] = tokens / seconds  # sampled ones
     self._writer.write(step, values | metrics_lib.memory())
     self._progress.step(step, values)
@@ -84,6 +89,10 @@ class RunLog:
     values = {f'eval/{name}': float(value) for name, value in scores.items()}
     self._writer.write(step, values)
     self._progress.evaluation(step, values)
+
+  def media(self, step, pictures, texts):
+    """Pictures {name: PNG bytes} and texts {name: Markdown} of a step, beside its numbers."""
+    self._writer.media(step, pictures, texts)
 
   def restart_clock(self):
     """Leaves out of the next step's time what was not the step."""

@@ -32,6 +32,9 @@ MIRRORED = (
   'events',
   'samples',
   'evaluations',
+  'rows',
+  'watched',
+  'wandb.json',
 )
 STORES = {'gs': 'gcsfs', 's3': 's3fs'}  # kind of bucket -> the package that reaches it
 LOCK = '.lock'
@@ -98,8 +101,7 @@ def check_accelerator():
   """
   if jax.default_backend() != 'cpu' or _told_to_use_cpu():
     return
-  found = sorted(path for pattern in ACCELERATORS for path in glob.glob(pattern))
-  if found:
+  if found := accelerators():
     kind = 'gpu' if 'nvidia' in found[0] else 'tpu'
     raise InputError(
       f'found an accelerator ({found[0]}) that the installed JAX does not use; expected JAX for '
@@ -107,6 +109,16 @@ def check_accelerator():
       f'install -r requirements-{kind}.txt, or set JAX_PLATFORMS=cpu to train on the CPU all the '
       'same'
     )
+
+
+def accelerators() -> list[str]:
+  """The files of this machine's accelerators, in order, whether JAX uses them or not."""
+  return sorted(path for pattern in ACCELERATORS for path in glob.glob(pattern))
+
+
+def local_devices() -> str:
+  """This process's own devices: '8 x NVIDIA H200'."""
+  return f'{jax.local_device_count()} x {jax.local_devices()[0].device_kind}'
 
 
 def _told_to_use_cpu():
@@ -300,18 +312,24 @@ class BucketLock:
     )
 
 
-def about(config, source, data_fingerprint):
-  """What a checkpoint says of its run; see `checkpoints.Checkpoints`."""
+def about(config, source, data_fingerprint, data_facts=None):
+  """What a checkpoint says of its run; see `checkpoints.Checkpoints`.
+
+  data_facts: further facts about the data, as `ShardedBatches.facts`.
+  """
   settings = saved_config.to_json(config)
-  data = {**settings['data'], 'fingerprint': data_fingerprint}
+  data = {**settings['data'], **(data_facts or {}), 'fingerprint': data_fingerprint}
   return {'method': settings['method'], 'data': data, 'model': dict(source)}
 
 
 def write_config(workdir, config, about):
-  """config.json: every key as resolved, the model and data by fingerprint, the versions at work."""
+  """config.json: every key as resolved, the folder that its paths are relative to, the model and
+  data by fingerprint, the versions at work.
+  """
   versions = {name: importlib.metadata.version(name) for name in PACKAGES}
   content = {
     'config': saved_config.to_json(config),
+    'folder': os.getcwd(),  # where its relative paths began
     'about': about,
     'versions': versions,
     'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
@@ -321,11 +339,13 @@ def write_config(workdir, config, about):
     files.write_json(path, content, indent=2, sort_keys=True)
 
 
-def write_samples(workdir, step, image):
-  """samples/STEP.png."""
-  path = os.path.join(workdir, 'samples', f'{step:06d}.png')
+def write_samples(workdir, step, image, folder='samples') -> bytes:
+  """FOLDER/STEP.png; returns its bytes."""
+  path = os.path.join(workdir, folder, f'{step:06d}.png')
+  png = images.png(image)
   with run_files.writing(path):
-    files.write_bytes(path, images.png(image))
+    files.write_bytes(path, png)
+  return png
 
 
 def write_evaluation(workdir, step, details):
@@ -381,53 +401,3 @@ def _mirrored(folder) -> list[str]:
     if (folder / name).is_file():
       found.append(name)
   return found
-
-
-def write_summary(workdir, step, steps, parameters_sha256):
-  """summary.json; returns its path. Rewards are means over the first and the last tenth of the
-  steps.
-  """
-  curves = metrics_lib.read(workdir)
-  evaluation, rewards = {}, {}
-  for name, (at, values) in curves.items():
-    if name.startswith('eval/'):
-      before, after = values[0] if at[0] == 0 else None, values[-1] if at[-1] else None
-      evaluation[name[5:]] = {'before': before, 'after': after, 'step': at[-1]}
-    elif name.endswith(('/reward_mean', '/reward_frozen')):
-      tenth = max(1, len(values) // 10)
-      rewards[name] = {'before': sum(values[:tenth]) / tenth, 'after': sum(values[-tenth:]) / tenth}
-  content = {
-    'step': step,
-    'steps': steps,
-    'finished': step == steps,
-    'parameters_sha256': parameters_sha256,
-    'training_seconds': sum(curves.get('time/step_seconds', ([], []))[1]),
-    'evaluation': evaluation,
-    'rewards': rewards,
-    'report': os.path.join(os.path.abspath(workdir), 'report.html'),
-  }
-  path = os.path.join(workdir, 'summary.json')
-  with run_files.writing(path):
-    return files.write_json(path, content, indent=2, sort_keys=True)
-
-
-def table(workdir):
-  """The summary for people: before, after, difference, and the 95 % interval of what has one."""
-  with open(os.path.join(workdir, 'summary.json'), encoding='utf-8') as f:
-    summary = json.load(f)
-  scores = summary['evaluation']
-  rows = [(name, v) for name, v in scores.items() if not name.endswith(('_low', '_high'))]
-  rows += summary['rewards'].items()
-  width = max((len(name) for name, _ in rows), default=0)
-
-  def number(value, form='.4f'):
-    return '' if value is None else format(value, form)
-
-  lines = ['', f'{"":{width}}    before     after    change']
-  for name, v in rows:
-    low, high = (scores.get(name + end, {}).get('after') for end in ('_low', '_high'))
-    interval = '' if low is None else f'   [{low:.4f}, {high:.4f}]'
-    change = None if v['before'] is None or v['after'] is None else v['after'] - v['before']
-    cells = f'{number(v["before"]):>9} {number(v["after"]):>9} {number(change, "+.4f"):>9}'
-    lines.append(f'{name:{width}} {cells}{interval}'.rstrip())
-  return '\n'.join([*lines, '', f'report       {summary["report"]}'])

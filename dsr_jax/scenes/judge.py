@@ -281,6 +281,104 @@ def verdict(prompt: grammar.Prompt, reading: Reading) -> dict[str, float | bool]
   }
 
 
+def reasons(prompt: grammar.Prompt, reading: Reading) -> tuple[str, ...]:
+  """Which of GenEval's rules a picture fails, a sentence part each; none where `geneval` holds."""
+  atoms, things = prompt.atoms, reading.things
+  counted = prompt.category in grammar.COUNTED
+  if geneval(atoms, reading, counted):
+    return ()
+  if reading.scene is None:
+    return ('no picture of this world: hardly any ground',)
+  found = [words for clause in atoms.clauses if (words := _missing(clause, things))]
+  if counted:
+    found += [words for clause in atoms.clauses if (words := _surplus(atoms, clause, things))]
+    if reading.blobs:
+      found.append(f'something unreadable counts as a thing too many ({reading.blobs})')
+  # Without its things a relation cannot hold: that is said already.
+  if not found:
+    found += [
+      _relation_missed(r, atoms.clauses, things)
+      for r in atoms.relations
+      if not _relation_found(r, atoms.clauses, things)
+    ]
+  return tuple(found) or ('one thing would have to be two of those asked for',)
+
+
+def _missing(clause: Clause, things) -> str:
+  """What is said where fewer things fit a clause than it asks for; else ''."""
+  if sum(matches(clause, t) for t in things) >= clause.count:
+    return ''
+  same = [t for t in things if t.shape == clause.shape]
+  noun = world.SHAPES[clause.shape]
+  if not same:
+    return f'no {noun}'
+  if len(same) < clause.count:
+    return f'{clause.count} asked for of {noun}, {len(same)} drawn'
+  asked = ' '.join(_said_of(clause))
+  return f'no {asked} {noun}: it is {" and ".join(_as_said(clause, t) for t in same)}'
+
+
+def _surplus(atoms: Atoms, clause: Clause, things) -> str:
+  """What is said where there are more things of a shape than a counting prompt asks for."""
+  number, wanted = sum(t.shape == clause.shape for t in things), _wanted(atoms, clause.shape)
+  if number <= wanted:
+    return ''
+  return f'{wanted} asked for of {world.SHAPES[clause.shape]}, {number} drawn'
+
+
+def _said_of(clause: Clause) -> list[str]:
+  """The adjectives of a clause."""
+  words = [grammar.SIZE_WORDS[clause.size][0]] if clause.size is not None else []
+  words += [world.TEXTURES[clause.texture]] if clause.texture is not None else []
+  return words + ([world.COLOURS[clause.colour]] if clause.colour is not None else [])
+
+
+def _as_said(clause: Clause, thing: world.Thing) -> str:
+  """A thing by the attributes that a clause speaks of."""
+  return ' '.join(
+    _said_of(
+      Clause(
+        thing.shape,
+        colour=None if clause.colour is None else thing.colour,
+        texture=None if clause.texture is None else thing.texture,
+        size=None if clause.size is None else thing.size,
+      )
+    )
+  )
+
+
+def _relation_missed(relation: Relation, clauses, things) -> str:
+  """How the first two things that fit the clauses stand instead, and what the rule asks for."""
+  subject, target = clauses[relation.subject], clauses[relation.target]
+  a = next(t for t in things if matches(subject, t))
+  b = next((t for t in things if matches(target, t) and t is not a), None)
+  phrase = grammar.RELATIONS[relation.name][0]
+  names = world.SHAPES[subject.shape], world.SHAPES[target.shape]
+  if b is None:
+    return f'one {names[0]} cannot be {phrase} itself'
+  (top_a, left_a, bottom_a, right_a), (top_b, left_b, bottom_b, right_b) = a.box, b.box
+  said = f'the {names[0]} is not {phrase} the {names[1]}'
+  if relation.name == 'next':
+    gap = max(
+      max(left_a, left_b) - min(right_a, right_b), max(top_a, top_b) - min(bottom_a, bottom_b)
+    )
+    return f'{said}: {gap} pixels apart, at most {grammar.NEXT_GAP} count as next'
+  across, down = (
+    (left_a + right_a - left_b - right_b) / 2,
+    (top_a + bottom_a - top_b - bottom_b) / 2,
+  )
+  where = [
+    f'{abs(size):g} pixels {words[size > 0]}'
+    for size, words in ((across, ('left', 'right')), (down, ('above', 'below')))
+    if size
+  ]
+  slack = 0.1 * (a.size + b.size)
+  return (
+    f'{said}: it lies {" and ".join(where) or "in the same place"}; the rule asks that the way in '
+    f'that direction, {slack:g} pixels left out, is more than half of the distance'
+  )
+
+
 def expand(atoms: Atoms) -> list[Clause]:
   """One clause of count 1 for every thing that is mentioned."""
   return [c._replace(count=1) for c in atoms.clauses for _ in range(c.count)]

@@ -238,6 +238,7 @@ class Bench:
       make_batches=self._make_batches,
       make_train_step=self._make_train_step,
       make_evaluator=make_evaluator,
+      make_watcher=lambda config, model, batches: None,  # the study's lists say more
     )
 
   def _make_batches(self, config, model, mesh):

@@ -28,6 +28,7 @@ COLORS = ('#1f6fb2', '#d1612a', '#2b8a57', '#8a4fb0', '#b0902b', '#5b6670', '#c2
 FAINT = '#7e8690'
 GAINED = 'points gained over the base'
 CAPTION_DENSITY = 16.8  # characters of a line of a caption, an inch
+DODGE = 0.012  # between curves over the same steps, of a run
 LABEL_GAP = 0.052  # between two names in the margin, of a panel's height
 
 STYLE = {
@@ -172,17 +173,19 @@ def evolution(results, base):
   for panel, (measure, found) in zip(panels, curves.items()):
     for variant, points in found.items():
       color = COLORS[CURVES.index(variant)]
-      _line(panel, points, color)
+      aside = DODGE * (CURVES.index(variant) - (len(CURVES) - 1) / 2)
+      _line_with_bars(panel, [point._replace(x=point.x + aside) for point in points], color)
       whole = results.difference(base, variant, 'base', measure)
       if whole is not None:
         low, high = whole.interval
-        at = 1.04 + 0.03 * CURVES.index(variant)
+        at = 1.08 + 0.03 * CURVES.index(variant)
         point = Point(at, 100 * whole.value, 100 * low, 100 * high)
         _dot(panel, point, color, hollow=True)
     panel.axhline(0, color=FAINT, linewidth=1, linestyle=':')
-    _title(panel, MEASURES[measure].title)
+    _title(panel, _heading(measure))
     panel.set(xlabel='share of the run', ylabel=GAINED)
     panel.set_xticks([0, 0.25, 0.5, 0.75, 1])
+    panel.set_xlim(-0.06, 1.24)
     notes.append(_lists(results, base, next(iter(found)), measure))
   titles = [variants_lib.VARIANTS[v].title for v in shown]
   _legend(figure, [(title, COLORS[CURVES.index(v)]) for title, v in zip(titles, shown)])
@@ -192,7 +195,8 @@ def evolution(results, base):
     'on the same short lists. Hollow, right of the end: the last step minus the base on the whole '
     'lists, which are what the tables say; where the two differ it is the short lists that are '
     'unlike the whole. '
-    f'{" ".join(notes)} Bands and bars: 95 %.',
+    f'{" ".join(notes)} Bars: 95 %; curves stand a little beside one another, so that theirs can '
+    'be told apart.',
   )
   return figure
 
@@ -304,9 +308,13 @@ def _lists(results, base, variant, measure) -> str:
     100 * results.score(base, 'base', measure, step=0, prefix=p).value for p in (prefix, None)
   ]
   return (
-    f'{MEASURES[measure].title}: {short} and {rows} {things}, on which the base scores '
+    f'{_heading(measure)}: {short} and {rows} {things}, on which the base scores '
     f'{scores[0]:.1f} and {scores[1]:.1f}.'
   )
+
+
+def _heading(measure) -> str:
+  return MEASURES[measure].title.replace('f1', 'F1')
 
 
 def _skill(points, base) -> float:
@@ -344,6 +352,15 @@ def _line(panel, points, color):
   """A line with its intervals as a band."""
   x, y, low, high = zip(*points)
   panel.fill_between(x, low, high, color=color, alpha=0.13, linewidth=0)
+  panel.plot(x, y, color=color, linewidth=1.8, marker='o', markersize=3.5)
+
+
+def _line_with_bars(panel, points, color):
+  """A line with the interval of each point as a bar: where curves lie close together, bands would
+  only make mud.
+  """
+  x, y, low, high = zip(*points)
+  panel.vlines(x, low, high, color=color, alpha=0.5, linewidth=1.1)
   panel.plot(x, y, color=color, linewidth=1.8, marker='o', markersize=3.5)
 
 

@@ -110,6 +110,7 @@ def _failed_pictures(subject, kind):
     [
       (kind, f'asked for: {prompts[i].text}', True),
       ('', f'drawn: {_in_words(readings[i])}', False),
+      ('fails', '; '.join(judge.reasons(prompts[i], readings[i])), False),
     ]
     for i in found
   ]

@@ -23,7 +23,8 @@ import numpy as np
 
 from dsr_jax import train
 from dsr_jax.errors import InputError
-from dsr_jax.reporting import run_page
+from dsr_jax.report import page as run_page
+from dsr_jax.report import summary as summary_lib
 from dsr_jax.runtime import checkpoints as checkpoints_lib
 from dsr_jax.runtime import metrics as metrics_lib
 from dsr_jax.runtime import workdir as workdir_lib
@@ -289,7 +290,7 @@ class _Lane:
     train.check_finite(state, last, folder, cell.config.method.learning_rate_key)
     if cell.keeps_checkpoint:
       self._save(state, last)
-    workdir_lib.write_summary(folder, last, last, checkpoints_lib.fingerprint(state.params))
+    summary_lib.write(folder, last, last, checkpoints_lib.fingerprint(state.params))
     run_page.write(folder)
 
   def _save(self, state, step):

@@ -344,7 +344,7 @@ def test_a_full_target_is_refused_unless_overwritten(bundle, hf_directory, tmp_p
     convert.save(target, bundle.config, bundle.params, hf_directory)
   assert [path.name for path in target.iterdir()] == ['mine.txt']
   convert.save(target, bundle.config, bundle.params, hf_directory, overwrite=True)
-  assert not (target / 'mine.txt').exists()
+  assert (target / 'mine.txt').read_text() == 'keep'
   convert.load(target)
 
 

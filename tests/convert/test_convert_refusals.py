@@ -17,6 +17,7 @@ import torch
 from dsr_jax import convert
 from dsr_jax.convert import __main__ as command
 from dsr_jax.convert import directory as directory_lib
+from dsr_jax.convert import writing
 from dsr_jax.errors import InputError
 
 WEIGHTS = 'model.safetensors'
@@ -130,6 +131,14 @@ def test_a_full_target_is_refused_unless_overwritten(original, tmp_path):
   assert [path.name for path in (tmp_path / 'h').iterdir()] == ['mine.txt']
   run(original[0], tmp_path / 'h', overwrite=True)
   assert convert.load(tmp_path / 'h') and [path.name for path in tmp_path.iterdir()] == ['h']
+  # Of an export in the other layout nothing stays, and nothing of the user's goes.
+  (tmp_path / 'h/notes').mkdir()
+  (tmp_path / 'h/notes/config.json').write_text('mine')
+  run(original[0], tmp_path / 'h', 'deepseek', overwrite=True)
+  found = {str(path.relative_to(tmp_path / 'h')) for path in (tmp_path / 'h').rglob('*.*')}
+  mine = {'mine.txt', 'notes/config.json'}
+  assert mine < found and all(writing.is_export(path) for path in found - mine)
+  assert not any(path.startswith('kept_aside') for path in found)
 
 
 def test_a_target_that_holds_the_source_is_refused_even_to_be_overwritten(

@@ -15,7 +15,7 @@ import torch
 from dsr_jax import config as config_lib
 from dsr_jax import convert, saved_config
 from dsr_jax.convert import __main__ as command
-from dsr_jax.convert import adapter, locate, table
+from dsr_jax.convert import adapter, locate, table, writing
 from dsr_jax.convert.showo import directory as directory_lib
 from dsr_jax.errors import InputError
 from dsr_jax.models.common import lora
@@ -94,6 +94,8 @@ def test_a_directory_written_and_read_again_is_the_same_to_the_bit(hub, tmp_path
     json.loads((path / 'config.json').read_text()) for path in (hub[0] / 'show-o', target)
   )
   assert {k: v for k, v in ours.items() if k != 'dsr_jax'} == theirs
+  paths = [str(path.relative_to(target)) for path in target.rglob('*.*')]
+  assert all(writing.is_export(path) for path in paths), paths  # what --overwrite replaces
   # In one directory, and whole without the others.
   again = convert.load(target)
   same(again.params, *hub[1:])

@@ -12,7 +12,7 @@ import original_layout
 import pytest
 import torch
 
-from dsr_jax import config_loading, convert, families
+from dsr_jax import config_loading, convert, families, train
 from dsr_jax.convert import locate as model_source
 from dsr_jax.errors import InputError
 from dsr_jax.models.janus.family import JANUS
@@ -119,7 +119,7 @@ def test_a_snapshot_without_its_card_is_enough_where_there_is_no_network(
   with pytest.raises(InputError, match=r'found no directory owner/name') as e:
     model_source.directory_of('owner/name')
   reason = str(e.value).partition('(')[2].partition(')')[0]
-  assert reason.endswith('for, ...') and len(reason) <= 400  # whole words
+  assert reason.endswith((' are ...', ' asked ...', ' for, ...')) and len(reason) <= 400
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_a_snapshot_without_its_card_is_enough_where_there_is_no_network(
     ('run/checkpoints/3', 'write {here}/run@3'),
     ('run/checkpoints/3/', 'write {here}/run@3'),
     ('run/checkpoints', 'write {here}/run'),
-    ('models--a-b--C--d', 'write models--a-b--C--d/snapshots/0 or {x}/snapshots/1 or a-b/C--d'),
+    ('models--a-b--C--d', 'write {x}/snapshots/0 or {x}/snapshots/1 or a-b/C--d'),
   ],
 )
 def test_a_folder_beside_the_one_that_was_meant_is_recognized(tmp_path, monkeypatch, name, hint):
@@ -201,11 +201,11 @@ def test_settings_are_the_runs_or_those_of_janus(hf_directory, moved):
   assert (run.crop, run.seed, run.template) == ('crop', 3, 'plain')
 
 
-@pytest.mark.parametrize('found', [-5, '"5"', 'true', '1e999', 'NaN', '[5]'])
+@pytest.mark.parametrize('found', [-5, '"5"', 'true', '1e999', 'NaN', '[5]', 10**400])
 def test_a_guidance_that_is_none_is_refused(hf_directory, tmp_path, found):
   shutil.copytree(hf_directory, tmp_path / 'copy')
   (tmp_path / 'copy' / 'generation_config.json').write_text(f'{{"guidance_scale": {found}}}')
-  with pytest.raises(InputError, match='found guidance_scale .* expected a number from 0 on'):
+  with pytest.raises(InputError, match='found guidance_scale .* expected a number from 0 to 1000'):
     model_source.method_of(model_source.locate(str(tmp_path / 'copy')))
 
 
@@ -233,3 +233,20 @@ def test_settings_of_another_model_are_said(hf_directory, capsys):
   scenes = model_source.locate(model_source.EMBEDDED)
   model_source.note_other_settings(config, scenes)
   assert capsys.readouterr().err == ''
+
+
+@pytest.mark.parametrize(
+  'key, limit', [('question', 'method.max_text_tokens'), ('instruction', 'data.max_prompt_tokens')]
+)
+def test_texts_for_which_a_model_has_no_room_are_refused_before_a_run(bundle, key, limit):
+  model = families.model_of(bundle, 'mine')
+  room = JANUS.room(model.config)
+  assert 0 < room < model.config.text.max_position_embeddings - model.config.num_codes
+  train.check_room(model, config_loading.load('scenes'))
+  asked = config_loading.load('scenes', **{f'method__{key}': 'red disc ' * 1500})
+  words = rf'found method.{key} of \d+ tokens with {limit}=48; expected at most {room} together'
+  with pytest.raises(InputError, match=words):
+    train.check_room(model, asked)
+  task = {'question': 'generation', 'instruction': 'understanding'}[key]  # where it is not asked
+  method = dataclasses.replace(asked.method, task=task)
+  train.check_room(model, dataclasses.replace(asked, method=method))

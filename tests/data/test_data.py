@@ -15,7 +15,7 @@ import pytest
 
 from dsr_jax import config as config_lib
 from dsr_jax.data import batches as batches_lib
-from dsr_jax.data import images, order, prompts, t2i_compbench
+from dsr_jax.data import folders, images, order, prompts, t2i_compbench
 from dsr_jax.errors import InputError
 from dsr_jax.models.unified import Text
 from dsr_jax.rollouts import Batch, GenerationBatch, UnderstandingBatch
@@ -173,22 +173,6 @@ def test_compbench_as_a_tfds_data_set_needs_neither_tensorflow_nor_torch(tmp_pat
 # Pictures.
 
 
-def test_a_folder_is_read_sorted_with_subfolders_and_without_hidden_files(tmp_path):
-  for name in ('b.PNG', 'a/z.jpg', 'a.jpeg', '.hidden.png', '.git/x.png', 'notes.txt'):
-    path = tmp_path / name
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(b'')
-  assert images.find(str(tmp_path)) == ['a.jpeg', 'a/z.jpg', 'b.PNG']
-
-
-def test_a_folder_without_images_is_one_sentence(tmp_path):
-  (tmp_path / 'notes.txt').write_text('')
-  with pytest.raises(InputError, match='found no image in .*; expected files ending in'):
-    images.find(str(tmp_path))
-  with pytest.raises(InputError, match='found no folder'):
-    images.find(str(tmp_path / 'absent'))
-
-
 @pytest.mark.parametrize('mode', ['RGB', 'L', 'LA', 'P', 'RGBA', '1', 'I;16', 'CMYK'])
 @pytest.mark.parametrize('size', [(40, 30), (1, 30), (30, 1)])
 def test_every_kind_of_picture_becomes_a_square_of_bytes(tmp_path, mode, size):
@@ -196,17 +180,8 @@ def test_every_kind_of_picture_becomes_a_square_of_bytes(tmp_path, mode, size):
   Image.new('RGB', size, (250, 250, 250)).convert('L' if mode == 'I;16' else mode).convert(
     mode
   ).save(tmp_path / f'x.{suffix}')
-  picture = images.Pictures.from_folder(str(tmp_path), 16)[0]
+  picture = images.decoded(folders.Folder(str(tmp_path)), [0], 16)[0]
   assert picture.shape == (16, 16, 3) and picture.dtype == np.uint8
-
-
-def test_a_picture_that_does_not_decode_is_named_when_it_is_asked_for(tmp_path):
-  Image.new('RGB', (64, 64)).save(tmp_path / 'a.png')
-  (tmp_path / 'b.png').write_bytes((tmp_path / 'a.png').read_bytes()[:60])
-  pictures = images.Pictures.from_folder(str(tmp_path), 16)
-  assert pictures.take([0]).shape == (1, 16, 16, 3)
-  with pytest.raises(InputError, match=r'b\.png'):
-    pictures.take([0, 1])
 
 
 # Order.
@@ -311,7 +286,10 @@ def test_other_data_have_another_fingerprint(tmp_path):
       dict(prompts='nowhere.txt'),
       'found no prompts nowhere.txt; expected one of scenes, t2i_compbench, or',
     ),
-    (dict(images='nowhere'), 'found no pictures nowhere; expected one of scenes, or a folder'),
+    (
+      dict(images='nowhere'),
+      'found no pictures nowhere; expected one of scenes, coco, journeydb, or a folder',
+    ),
   ],
 )
 def test_unknown_data_are_one_sentence(data, said, monkeypatch):

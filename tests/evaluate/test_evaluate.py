@@ -306,7 +306,7 @@ def test_the_command_writes_tables_and_sheets_and_equal_models_differ_by_nothing
     model='scenes',
     before='scenes',
     config=TINY,
-    benchmarks='geneval,multiple_choice',
+    benchmarks='scenes/geneval,scenes/multiple_choice',
     output=tmp_path / 'out',
   )
   assert sorted(os.listdir(tmp_path / 'out')) == [
@@ -318,7 +318,7 @@ def test_the_command_writes_tables_and_sheets_and_equal_models_differ_by_nothing
   results = json.loads((tmp_path / 'out' / 'results.json').read_text())
   assert (
     list(results['benchmarks'])
-    == ['geneval', 'multiple_choice']
+    == ['scenes/geneval', 'scenes/multiple_choice']
     == [k for k in said if k != 'output']
   )
   for name, table in results['benchmarks'].items():
@@ -335,19 +335,25 @@ def test_the_command_writes_tables_and_sheets_and_equal_models_differ_by_nothing
   'values, said',
   [
     (
-      dict(benchmarks='geneval,mmmu'),
-      "found the benchmark 'mmmu'; expected some of geneval, t2i_compbench",
+      dict(benchmarks='scenes/geneval,scenes/mmmu'),
+      "found the benchmark 'scenes/mmmu'; expected some of geneval, t2i_compbench",
     ),
     (dict(model=''), 'found no --model'),
     (dict(best_of=0), 'found --best_of=0'),
-    (dict(output=''), 'found no --output'),
-    (dict(model='/nowhere/at/all'), 'found no model'),
-    (dict(config__method__objective='magic'), "found config.method.objective='magic'"),
+    (dict(limit=-1), 'found --limit=-1'),
+    (dict(max_tokens=0), 'found --max_tokens=0'),
+    (dict(stage='draw'), 'found --stage=draw'),
+    (dict(model='scenes@all'), 'found no checkpoints of scenes@all'),
+    (dict(model='scenes,runs/a@all'), 'found @all among several models'),
+    (dict(benchmarks='pope', data='pop=x'), 'found --data=pop=x'),
+    (dict(benchmarks='pope', data='/nowhere'), 'found no /nowhere'),
+    (dict(judge_url='ftp://x', judge_model='m', benchmarks='geneval'), 'found --judge_url=ftp://x'),
   ],
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing(values, said, tmp_path):
   with pytest.raises(InputError, match=said) as e:
-    run(evaluate, **{**dict(model='scenes', config=TINY, output=tmp_path / 'out'), **values})
+    values = {**dict(model='scenes', config=TINY, output=tmp_path / 'out'), **values}
+    run(evaluate, **values)
   assert '\n' not in str(e.value) and os.listdir(tmp_path) == []
 
 
@@ -357,7 +363,24 @@ def test_a_model_of_another_size_is_refused(hf_directory, tmp_path):
   assert os.listdir(tmp_path) == []
 
 
+def test_a_folder_of_something_else_is_refused(tmp_path):
+  (tmp_path / 'notes.txt').write_text('mine')
+  with pytest.raises(InputError, match='found notes.txt in .*; expected a new or empty folder'):
+    run(evaluate, model='scenes', config=TINY, benchmarks='geneval', output=tmp_path)
+  assert os.listdir(tmp_path) == ['notes.txt']
+
+
+def test_names_mean_the_papers_benchmarks_and_lists_of_scenes_have_a_prefix():
+  assert evaluate.check_benchmarks([]).scenes == tuple(benchmarks.BENCHMARKS)
+  assert evaluate.check_benchmarks(['pope', 'scenes/pope', 'pope']) == (('pope',), ('pope',))
+
+
+def test_two_models_are_the_second_against_the_first():
+  assert evaluate.models_of('scenes,scenes', '') == (('scenes', 'scenes'), None)
+  assert evaluate.models_of('scenes', 'scenes') == (('scenes', 'scenes'), None)
+
+
 def test_every_benchmark_is_in_the_flags_help():
   f = flags.FlagValues()
   evaluate.define_flags(f)
-  assert all(name in f['benchmarks'].help for name in benchmarks.BENCHMARKS)
+  assert all(name in f['benchmarks'].help for name in evaluate.known_names())

@@ -144,29 +144,73 @@ def test_lowest_word_is_compared_with_chance():
   )
 
 
-def test_a_gate_that_fails_is_a_no_go_and_one_that_was_not_measured_is_not():
-  good = {
+def without_a_judge():
+  return {
+    'inputs': 64,
     'ties': {'groups': 0.1},
     'spread': {'within': 0.1},
-    'swaps': {'mean': 0.9},
+    'swaps': {'mean': 0.9, 'cases': 64},
     'slopes': {'length': None},
   }
-  verdict = measures.decide('understanding', good)
-  assert verdict['go'] and [g['passed'] for g in verdict['gates']] == [
-    None,
-    None,
-    True,
-    True,
-    True,
-    None,
-  ]
-  long = measures.decide('understanding', {**good, 'slopes': {'length': {'correlation': -0.95}}})
-  assert not long['go'] and long['gates'][-1]['passed'] is False
-  judged = ranking.best_mean_worst(np.arange(4.0)[None], np.array([[0.0, 0.0, 0.0, 1.0]]))
-  assert (
-    measures.decide('understanding', {**good, 'judged': {'f1': judged}})['gates'][0]['passed']
-    is True
-  )
+
+
+def judged(inputs=64, pairs=400):
+  found = ranking.best_mean_worst(np.arange(4.0)[None], np.array([[0.0, 0.0, 0.0, 1.0]]))
+  return without_a_judge() | {
+    'inputs': inputs,
+    'judged': {'f1': found},
+    'pairwise': {'accuracy': stats.Estimate(0.8, 0.7, 0.9), 'pairs': pairs},
+  }
+
+
+def verdict_of(numbers):
+  return measures.decide('understanding', numbers)['verdict']
+
+
+def test_a_gate_that_fails_is_a_no_go_with_or_without_a_judge():
+  long = {'slopes': {'length': {'correlation': -0.95}}}
+  for numbers in (without_a_judge(), judged()):
+    found = measures.decide('understanding', numbers | long)
+    assert found['verdict'] == measures.NO_GO and not found['go']
+    assert found['gates'][-1]['passed'] is False
+
+
+def test_there_is_no_go_without_the_chief_gates():
+  """Seven swaps and no judge said "go" once."""
+  found = measures.decide('understanding', without_a_judge())
+  assert found['verdict'] == measures.OPEN and not found['go']
+  assert [g['passed'] for g in found['gates']] == [None, None, True, True, True, None]
+  assert [line for line in found['not_measured'] if 'judge' in line][0].endswith('not measured')
+  assert len(found['not_measured']) == 3
+  assert verdict_of(judged()) == measures.GO
+
+
+def test_a_number_of_too_few_cases_counts_as_not_measured():
+  assert verdict_of(judged(pairs=29)) == measures.OPEN
+  assert verdict_of(judged(inputs=9)) == measures.OPEN
+  few = measures.decide('understanding', judged() | {'swaps': {'mean': 0.1, 'cases': 7}})
+  assert few['verdict'] == measures.GO  # no chief gate, and seven cases fail nothing
+  assert few['not_measured'][0].endswith('only 7 cases, at least 30 wanted')
+
+
+def test_prompts_of_another_world_are_counted_and_bar_a_go():
+  rewards = np.full((14, 4), -1.3)
+  rewards[7:] = -15.0
+  far = measures.unfamiliar(rewards)
+  assert far['inputs'] == 7 and far['share'] == 0.5 and far['usual'] == -1.3
+  found = measures.decide('understanding', judged() | {'inputs': 14, 'unfamiliar': far})
+  assert found['verdict'] == measures.OPEN
+  assert found['blind'][0].startswith('7 of 14 inputs lie far outside what the model knows')
+  near = measures.unfamiliar(np.random.default_rng(0).normal(-1.4, 0.5, (64, 8)))
+  assert near['inputs'] == 0
+  assert verdict_of(judged() | {'unfamiliar': near}) == measures.GO
+
+
+def test_of_two_tasks_the_worse_verdict_counts():
+  go, no_go, not_known = measures.GO, measures.NO_GO, measures.OPEN
+  assert measures.overall([go, go]) == go
+  assert measures.overall([go, not_known]) == not_known
+  assert measures.overall([not_known, no_go]) == no_go
 
 
 @pytest.mark.parametrize(

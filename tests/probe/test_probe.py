@@ -66,7 +66,12 @@ def measure(config):
     device='cpu',
     date='',
   )
-  numbers = {'about': about, 'go': True, **{task: r.numbers for task, r in results.items()}}
+  numbers = {
+    'about': about,
+    'go': True,
+    'verdict': 'go',
+    **{task: r.numbers for task, r in results.items()},
+  }
   return measures.to_json(numbers), {task: r.shown for task, r in results.items()}
 
 
@@ -91,11 +96,8 @@ def test_the_judge_measures_what_the_rewards_pick(scenes):
     assert {'colours', 'counts', 'relations', 'mean'} <= n['swaps'].keys() and n['swaps'][
       'colours'
     ]['cases'] == 64
-    assert (
-      said[task]['go']
-      == n['verdict']['go']
-      == all(g['passed'] is not False for g in n['verdict']['gates'])
-    )
+    assert said[task]['verdict'] == n['verdict']['verdict']
+    assert said[task]['not_measured'] == n['verdict']['not_measured']
   assert (
     len(numbers['generation']['categories'])
     == len({c for c in numbers['generation']['categories']})
@@ -133,6 +135,7 @@ def test_without_a_judge_its_measures_are_left_out_and_the_others_are_there(own)
     assert not {'judged', 'pairwise', 'best_of', 'categories', 'words', 'clauses'} & n.keys()
     assert {'ties', 'spread', 'slopes', 'swaps', 'reward'} <= n.keys()
     passed = {g['gate']: g['passed'] for g in n['verdict']['gates']}
+    assert not n['verdict']['go'] and n['verdict']['not_measured']
     assert (
       passed['pairs ordered as the judge does'] is None
       and passed['groups without any difference'] is not None

@@ -24,6 +24,36 @@ def test_a_whole_run_is_read(workdir):
   assert config == fake_run.config(3) and sorted(lines) == [1, 2, 3]
 
 
+def test_a_run_with_relative_paths_is_read_from_any_folder(workdir, tmp_path, monkeypatch):
+  there, here = tmp_path / 'there', tmp_path / 'here'
+  for name in ('prompts.txt', 'scenes'):
+    (there / name).mkdir(parents=True)
+  here.mkdir()
+  monkeypatch.chdir(here)
+  content = json.loads((workdir / 'config.json').read_text())
+  content['config']['data'] |= {'prompts': 'prompts.txt', 'images': 'scenes'}
+  for folder, found in ((None, 'prompts.txt'), (str(there), str(there / 'prompts.txt'))):
+    (workdir / 'config.json').write_text(json.dumps({**content, 'folder': folder}))
+    config, _ = past_step.read_run(str(workdir))
+    assert (config.data.prompts, config.data.images) == (found, 'scenes')
+  (here / 'prompts.txt').write_text('what lies here goes first')
+  assert past_step.read_run(str(workdir))[0].data.prompts == 'prompts.txt'
+
+
+def test_the_model_of_a_run_is_the_one_it_names_or_where_it_was(workdir, tmp_path):
+  config = fake_run.config(3)
+  assert past_step.base_of(str(workdir), config) == config.model
+  content = json.loads((workdir / 'config.json').read_text())
+  content['about'] = {'model': {'name': 'mine', 'directory': str(tmp_path)}}
+  (workdir / 'config.json').write_text(json.dumps(content))
+  assert past_step.base_of(str(workdir), config) == str(tmp_path)
+  content['about']['model']['directory'] = str(tmp_path / 'gone')
+  (workdir / 'config.json').write_text(json.dumps(content))
+  with pytest.raises(InputError, match='--base=DIR'):
+    past_step.base_of(str(workdir), config)
+  assert past_step.base_of(str(workdir), config, str(tmp_path)) == str(tmp_path)
+
+
 @pytest.mark.parametrize(
   'harm',
   [

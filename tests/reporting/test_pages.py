@@ -8,7 +8,8 @@ from run_command import Page
 
 from dsr_jax.probe import page as probe_page
 from dsr_jax.replay import page as replay_page
-from dsr_jax.reporting import charts, html, run_page
+from dsr_jax.report import page as run_page
+from dsr_jax.reporting import charts, html
 
 NASTY = '<script>alert("x")</script> & \'quotes\' {{ 7 * 7 }} </style>'
 SIDE, GROUP, CODES = 16, 2, 16
@@ -58,11 +59,18 @@ def probe_html(tmp_path):
   about = dict.fromkeys(('model', 'prompts', 'images', 'device', 'date'), NASTY)
   about |= dict(inputs=1, candidates=GROUP, temperature=1.0, guidance=1.0, seed=0)
   gate = dict(gate=NASTY, value=None, relation='>=', threshold=0.5, passed=None, reason=NASTY)
+  gate |= dict(chief=True, missing=NASTY, cases=None)
   rows = {
     'inputs': 1,
     'candidates': GROUP,
     'reward': dict(best=-1.0, mean=-2.0, worst=-3.0),
-    'verdict': dict(go=False, gates=[gate, {**gate, 'value': 0.4, 'passed': False}], blind=[NASTY]),
+    'verdict': dict(
+      go=False,
+      verdict=NASTY,
+      gates=[gate, {**gate, 'value': 0.4, 'missing': '', 'passed': False}],
+      not_measured=[NASTY],
+      blind=[NASTY],
+    ),
     'swaps': {NASTY: {**estimate(0.5), 'cases': 3}},
   }
   generation = rows | {
@@ -71,7 +79,7 @@ def probe_html(tmp_path):
     },
     'best_of': dict(by_reward=[0.5, 0.6], by_judge=[0.5, 0.7]),
   }
-  numbers = dict(about=about, go=False, generation=generation, understanding=rows)
+  numbers = dict(about=about, go=False, verdict=NASTY, generation=generation, understanding=rows)
   spans = [(i, i + 1) for i in range(len(NASTY))]
   shown = {
     'generation': dict(
@@ -186,7 +194,7 @@ def test_a_run_compares_before_and_after_on_the_same_lists_alone(tmp_path):
     'eval/generation/mean_high': {0: 0.6, 2: 0.8},
   }
   unfinished = ' '.join(Page(run_of(tmp_path / 'a', curves, config(4))).words)
-  assert 'so far: step 2, the beginning of the list' in unfinished and '+0.250' not in unfinished
+  assert 'not measured before on the same list' in unfinished and '+0.250' not in unfinished
   finished = run_of(tmp_path / 'b', curves, config(2))
   assert '<div class="was up">+0.250</div>' in finished
 

@@ -1,15 +1,17 @@
 """Metrics files and event files: what was logged comes back, once, whatever a line has suffered."""
 
 import collections
+import io
 import json
 import os
 import struct
 
 import fake_run
 import numpy as np
+from PIL import Image
 import pytest
 from tensorboardX.crc32c import crc32c
-from tensorboardX.proto import event_pb2
+from tensorboardX.proto import event_pb2, plugin_hparams_pb2
 
 from dsr_jax import train
 from dsr_jax.errors import InputError
@@ -43,8 +45,18 @@ def shown_by_tensorboard(folder):
       for name, points in shown.items():
         shown[name] = [point for point in points if point[0] < event.step]
     for value in event.summary.value:
-      shown[value.tag].append((event.step, value.simple_value))
+      shown[value.tag].append((event.step, _content(value)))
   return dict(shown)
+
+
+def _content(value):
+  """A number, a picture's bytes, a text, or what the plugin of hyper-parameters holds."""
+  kind = value.WhichOneof('value')
+  if kind == 'image':
+    return value.image.encoded_image_string
+  if kind == 'tensor':
+    return value.tensor.string_val[0].decode()
+  return value.simple_value if kind else value.metadata.plugin_data.content
 
 
 def test_event_files_hold_what_was_logged(tmp_path):
@@ -61,6 +73,29 @@ def test_event_files_hold_what_was_logged(tmp_path):
   }
 
 
+def test_pictures_texts_and_settings_are_in_the_events(tmp_path):
+  picture = io.BytesIO()
+  Image.new('RGB', (7, 5), (200, 0, 0)).save(picture, 'PNG')
+  settings = {'method.beta': 2.0, 'method.objective': 'simpo', 'system.remat': True, 'data.n': 3}
+  writer = metrics.Writer(str(tmp_path), settings=settings)
+  writer.media(4, {'candidates': picture.getvalue()}, {'told': '| a | b |'})
+  writer.close()
+  shown = shown_by_tensorboard(tmp_path / 'events')
+  assert shown['candidates'] == [(4, picture.getvalue())]
+  assert shown['told/text_summary'] == [(4, '| a | b |')]
+  (image,) = [
+    value.image
+    for event in events_of(tmp_path / 'events')
+    for value in event.summary.value
+    if value.tag == 'candidates'
+  ]
+  assert (image.width, image.height) == (7, 5)
+  ((step, content),) = shown['_hparams_/session_start_info']
+  told = plugin_hparams_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
+  assert step == 0 and told['method.beta'].number_value == 2.0
+  assert told['method.objective'].string_value == 'simpo' and told['system.remat'].bool_value
+
+
 def test_after_restarts_every_step_is_in_the_events_once(tmp_path):
   for stopped in (6, 11):
     with pytest.raises(InputError):
@@ -72,6 +107,10 @@ def test_after_restarts_every_step_is_in_the_events_once(tmp_path):
     assert [step for step, _ in shown[name]] == steps, name
     np.testing.assert_array_equal([v for _, v in shown[name]], np.float32(values))
   assert metrics.read(tmp_path)['loss'][0] == list(range(1, 17))
+  # So are the pictures, and the settings are told once.
+  pictures = {step: (tmp_path / 'samples' / f'{step:06d}.png').read_bytes() for step in (5, 10, 15)}
+  assert shown['candidates'] == list(pictures.items())
+  assert len(shown['_hparams_/session_start_info']) == 1
 
 
 def test_metrics_come_back_as_they_were_and_a_half_written_line_is_dropped(tmp_path):

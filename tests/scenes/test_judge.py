@@ -225,3 +225,76 @@ def test_atoms_of_a_text_are_counted(text, counts):
 def test_pictures_of_another_format_are_refused(pixels):
   with pytest.raises(InputError, match='expects .B, 32, 32, 3. uint8; resize'):
     judge.read(pixels)
+
+
+def test_a_verdict_has_a_reason_exactly_where_it_is_wrong():
+  """Prompts against pictures of their own scenes, of others, and of others' with changed things."""
+  rng = np.random.default_rng(3)
+  wrong = 0
+  for i in range(600):
+    category = grammar.CATEGORIES[i % len(grammar.CATEGORIES)]
+    scene = grammar.prompt_scene(rng, category)
+    prompt = grammar.prompt_of(scene, category, rng)
+    other = scene if i % 3 else grammar.prompt_scene(rng, category)
+    if i % 3 == 1:
+      thing = other.things[0]
+      looks = (
+        thing._replace(colour=(thing.colour + 1) % 8),
+        thing._replace(shape=(thing.shape + 1) % 8),
+      )
+      other = other._replace(things=(looks[i % 2], *other.things[1:]))
+    reading = judge.Reading(other, blobs=int(i % 7 == 0))
+    right = judge.verdict(prompt, reading)['geneval']
+    reasons = judge.reasons(prompt, reading)
+    assert bool(reasons) != right and all(reasons)
+    wrong += not right
+  assert 100 < wrong < 500
+
+
+REASONS = {
+  'two discs': (
+    Atoms((Clause(2, 2),)),
+    'counting',
+    [Thing(2, 0, 0, 8, 0, 0)],
+    '2 asked for of disc, 1 drawn',
+  ),
+  'three discs too many': (
+    Atoms((Clause(2, 2),)),
+    'counting',
+    [Thing(2, 0, 0, 8, 0, col) for col in (0, 3, 6)],
+    '2 asked for of disc, 3 drawn',
+  ),
+  'a red ring': (
+    Atoms((Clause(3, 1, 0),)),
+    'colors',
+    [Thing(3, 4, 0, 8, 0, 0)],
+    'no red ring: it is blue',
+  ),
+  'a heart': (Atoms((Clause(6),)), 'single_object', [Thing(3, 4, 0, 8, 0, 0)], 'no heart'),
+  'a triangle above a diamond': (
+    Atoms((Clause(4), Clause(1)), (Relation(0, 'above', 1),)),
+    'position',
+    [Thing(4, 0, 0, 8, 2, 0), Thing(1, 0, 0, 8, 4, 5)],
+    'the triangle is not above the diamond: it lies 20 pixels left and 8 pixels above; the rule '
+    'asks that the way in that direction, 1.6 pixels left out, is more than half of the distance',
+  ),
+  'a ring next to a disc': (
+    Atoms((Clause(3), Clause(2)), (Relation(0, 'next', 1),)),
+    'spatial',
+    [Thing(3, 0, 0, 8, 0, 0), Thing(2, 0, 0, 8, 0, 5)],
+    'the ring is not next to the disc: 12 pixels apart, at most 4 count as next',
+  ),
+}
+
+
+@pytest.mark.parametrize('text', REASONS)
+def test_the_rule_that_failed_is_said(text):
+  atoms, category, things, reason = REASONS[text]
+  prompt = grammar.Prompt(text, atoms, category)
+  assert judge.reasons(prompt, judge.Reading(world.Scene(tuple(things)))) == (reason,)
+
+
+def test_a_picture_that_cannot_be_read_says_so():
+  prompt = grammar.Prompt('a disc', Atoms((Clause(2),)), 'single_object')
+  (reading,) = judge.read(np.zeros((32, 32, 3), np.uint8))
+  assert judge.reasons(prompt, reading) == ('no picture of this world: hardly any ground',)

@@ -69,7 +69,9 @@ class _CodeHead(nnx.Module):
 class Micro(nnx.Module):
   """Satisfies `unified.UnifiedModel`."""
 
-  spec = Spec(eos_id=EOS, num_codes=NUM_CODES, codebook_size=CODES, image_size=SIDE * PATCH)
+  spec = Spec(
+    eos_id=EOS, num_codes=NUM_CODES, codebook_size=CODES, image_size=SIDE * PATCH, max_pictures=0
+  )
 
   def __init__(self, rngs):
     self.trunk = _Trunk(rngs)
@@ -104,11 +106,13 @@ class Micro(nnx.Module):
 
   def _seen(self, pixels, question):
     """pixels (..., H, W, 3), question broadcast to it -> (..., D)."""
+    return self._looks(pixels) + 0.1 * self._bag(question)
+
+  def _looks(self, pixels):
+    """pixels (..., H, W, 3) -> (..., D)."""
     patches = self._patches(pixels.astype(self.eye.kernel[...].dtype))
     looks = self.eye(patches.reshape(*patches.shape[:-2], -1))
-    return jnp.mean(
-      jnp.tanh(looks) * (1 + jnp.arange(NUM_CODES) % 3)[:, None], axis=-2
-    ) + 0.1 * self._bag(question)
+    return jnp.mean(jnp.tanh(looks) * (1 + jnp.arange(NUM_CODES) % 3)[:, None], axis=-2)
 
   def _code_logits(self, previous, place, told, guidance):
     """previous (...) codes, place of the next, told (..., 1 or 2, D) -> (..., K)."""
@@ -138,7 +142,19 @@ class Micro(nnx.Module):
     return tuple(jnp.moveaxis(x, 0, -1) for x in out)
 
   def sample_texts(self, picture: Picture, question: Text, keys, how: Sampling):
-    seen = jnp.broadcast_to(self._seen(picture.pixels, question)[:, None], (*keys.shape, WIDTH))
+    seen = self._seen(picture.pixels, question)[:, None]
+    return self._write(jnp.broadcast_to(seen, (*keys.shape, WIDTH)), keys, how)
+
+  def read(self, pictures: Picture, mask):
+    """The mean of what is seen in the row's own pictures, (B, D)."""
+    seen = self._looks(pictures.pixels) * mask[..., None]
+    return jnp.sum(seen, axis=1) / jnp.sum(mask, axis=1)[:, None]
+
+  def answer(self, reading, question: Text, keys, how: Sampling):
+    return self._write(reading[:, None] + 0.1 * self._bag(question), keys, how)
+
+  def _write(self, seen, keys, how: Sampling):
+    """Texts about what is seen: seen (B, G, D), keys (B, G) -> Text (B, G, T), logps (B, G, T)."""
 
     def body(carry, t):
       previous, ended = carry
@@ -227,6 +243,9 @@ class NoisyMicro(Micro):
 
   def sample_texts(self, picture: Picture, question: Text, keys, how: Sampling):
     return super().sample_texts(self._shown(picture), question, keys, how)
+
+  def read(self, pictures: Picture, mask):
+    return super().read(self._shown(pictures), mask)
 
   def _shown(self, picture: Picture) -> Picture:
     """Only the codes are looked at."""

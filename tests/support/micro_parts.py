@@ -38,7 +38,7 @@ class Words:
   def encode_prompt(self, text):
     return [9 + sum(map(ord, word)) % 31 for word in text.split()]
 
-  encode_question = encode_prompt
+  encode_question = encode_turn = encode_prompt
 
   def decode(self, ids):
     return self.tokenizer.decode([i for i in ids if i not in (micro_model.EOS, micro_model.PAD)])

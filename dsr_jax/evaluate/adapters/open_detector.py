@@ -42,6 +42,7 @@ class OpenDetector:
       return []
     inputs = self._processor(
       text=[[f'a photo of a {label}' for label in labels]],
+      truncation=True,
       images=picture.convert('RGB'),
       return_tensors='pt',
     ).to(self._device)

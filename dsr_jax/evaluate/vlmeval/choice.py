@@ -139,7 +139,8 @@ class ChoiceBenchmark(TableBenchmark):
       sums=sums,
       statistics=statistics,
       items=tuple(
-        item(row, row['prediction'], extracted=option) for row, option in zip(rows, extracted)
+        item(row, row['prediction'], extracted=option, right=option == self.key(row))
+        for row, option in zip(rows, extracted)
       ),
       counts=self.counts(answers, counted=len(judged), unknown=extracted.count(None)),
     )
@@ -147,6 +148,10 @@ class ChoiceBenchmark(TableBenchmark):
   def extracted(self, row: Mapping[str, Any]) -> str | None:
     """The letter that an answered row chooses, None if it is not understood."""
     return chosen(row)
+
+  def key(self, row: Mapping[str, Any]) -> str | None:
+    """The letter that is right."""
+    return row['answer']
 
 
 class MMBench(ChoiceBenchmark):
@@ -221,3 +226,6 @@ class MMMU(ChoiceBenchmark):
 
   def extracted(self, row):
     return chosen(as_choice(row))
+
+  def key(self, row):
+    return as_choice(row)['answer']

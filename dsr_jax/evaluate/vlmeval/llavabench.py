@@ -125,7 +125,11 @@ class LLaVABench(TableBenchmark):
     super().__init__(path)
     self._rules = rules
     self._judge = judge
-    self._cache = cache
+    self.cache = cache
+
+  @property
+  def has_judge(self) -> bool:
+    return self._judge is not None
 
   def prompt(self, row: tsv.Row) -> str:
     return prompts.bare(row)
@@ -159,7 +163,7 @@ class LLaVABench(TableBenchmark):
         'found no judge for LLaVABench; expected --judge_url and --judge_model, or reviews; judge '
         'the written requests elsewhere and name the file of reviews'
       )
-    replies = judge_lib.ask_all(self.requests(answers), self._judge, self._cache)
+    replies = judge_lib.ask_all(self.requests(answers), self._judge, self.cache)
     values, clusters, items = [], [], []
     unreadable = 0
     for row, answer in self.answered(answers):

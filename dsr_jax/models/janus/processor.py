@@ -13,7 +13,7 @@ import pathlib
 from tokenizers import Tokenizer
 
 from dsr_jax import files
-from dsr_jax.errors import InputError
+from dsr_jax.errors import InputError, first_line
 from dsr_jax.models.border import TextBorder
 from dsr_jax.models.janus.config import ROLES, Templates
 
@@ -175,7 +175,7 @@ def _load_tokenizer(path):
     tokenizer = Tokenizer.from_file(str(path))
   except Exception as e:  # the Rust side raises bare Exception
     raise InputError(
-      f'found {path} unreadable ({e}); expected a tokenizer.json; fetch the file again'
+      f'found {path} unreadable ({first_line(e)}); expected a tokenizer.json; fetch the file again'
     ) from e
   return PreTrainedTokenizerFast(
     tokenizer_object=tokenizer,

@@ -1,0 +1,108 @@
+"""Pictures a second of one core: decoded for a batch, and opened to see whether they decode.
+
+  python -m benchmarks.pictures_per_second [--pictures=64 --seconds=4]
+
+JPEGs of 640 x 480, each step alone in one thread and by that thread's own clock, so that other work
+on the machine matters little:
+
+- `batch_N`: as a run of a model of N x N pixels reads them: decoded whole, then scaled and cut;
+- `verify`: as `prepare` and the start of a run look at them, where Pillow's draft mode computes an
+  eighth of each side and gives the same verdict;
+- `verify_whole`: the same without draft mode.
+
+Draft mode before scaling would change pixels; `draft_changes_N` says by how much (mean and largest
+of 255), and is the reason why batches do without it. Prints one JSON object.
+"""
+
+import io
+import json
+import os
+import platform
+import sys
+import time
+
+from absl import app, flags
+import numpy as np
+import PIL
+from PIL import Image, features
+
+from dsr_jax import cli, images
+
+SIDES = (640, 480)
+MODELS = (32, 384)  # pixels a side, of the embedded model and of Janus-Pro
+
+
+def photographs(number: int, seed: int = 0) -> list[bytes]:
+  """JPEG files of SIDES with detail at all scales, about as large as photographs."""
+  rng = np.random.default_rng(seed)
+  made = []
+  for _ in range(number):
+    pixels = np.zeros((SIDES[1], SIDES[0], 3), np.float32)
+    for scale in (4, 16, 64, 256):
+      noise = rng.normal(0, 160 / scale**0.5, (max(scale * 3 // 4, 1), scale, 3))
+      layer = [
+        Image.fromarray(noise[..., c].astype(np.float32)).resize(SIDES, Image.Resampling.BICUBIC)
+        for c in range(3)
+      ]
+      pixels += np.stack([np.asarray(channel) for channel in layer], -1)
+    file = io.BytesIO()
+    eight = np.clip(pixels + 128, 0, 255).astype(np.uint8)
+    Image.fromarray(eight).save(file, 'JPEG', quality=90)
+    made.append(file.getvalue())
+  return made
+
+
+def rate(function, files, seconds: float) -> float:
+  """Calls a second of this thread's time, over the files again and again."""
+  for data in files[:4]:
+    function(data)
+  began, count = time.thread_time(), 0
+  while time.thread_time() - began < seconds:
+    function(files[count % len(files)])
+    count += 1
+  return round(count / (time.thread_time() - began), 1)
+
+
+def for_batch(size):
+  return lambda data: images.preprocess(images.load_image(io.BytesIO(data)), size)
+
+
+def verify_whole(data):
+  Image.open(io.BytesIO(data)).load()
+
+
+def draft_change(data, size):
+  """(mean, largest) of what draft mode would change in a batch's picture, of 255."""
+  drafted = Image.open(io.BytesIO(data))
+  drafted.draft('RGB', (size, size))
+  a, b = (images.preprocess(image, size).astype(int) for image in (io.BytesIO(data), drafted))
+  return float(np.abs(a - b).mean()), int(np.abs(a - b).max())
+
+
+def main(argv, f=flags.FLAGS):
+  cli.no_arguments(argv)
+  files = photographs(f.pictures)
+  result = {
+    'pictures': f'{f.pictures} JPEGs of {SIDES[0]} x {SIDES[1]}, '
+    f'{sum(map(len, files)) // len(files) >> 10} KiB each'
+  }
+  for size in MODELS:
+    result[f'batch_{size}'] = rate(for_batch(size), files, f.seconds)
+  result['verify'] = rate(lambda d: images.verify(io.BytesIO(d), 'x'), files, f.seconds)
+  result['verify_whole'] = rate(verify_whole, files, f.seconds)
+  for size in MODELS:
+    mean, most = np.array([draft_change(data, size) for data in files[:8]]).T
+    result[f'draft_changes_{size}'] = [round(float(mean.mean()), 3), int(most.max())]
+  result |= {
+    'pillow': f'{PIL.__version__}, libjpeg-turbo {features.check_feature("libjpeg_turbo")}',
+    'machine': f'{platform.processor() or platform.machine()}, {os.cpu_count()} cores',
+    'load': [round(x, 1) for x in os.getloadavg()],
+    'date': time.strftime('%Y-%m-%d', time.gmtime()),
+  }
+  print(json.dumps(result, indent=1))
+
+
+if __name__ == '__main__':
+  flags.DEFINE_integer('pictures', 64, 'Different pictures.')
+  flags.DEFINE_float('seconds', 4.0, 'Of measuring, each.')
+  app.run(lambda argv: sys.exit(main(argv)))

@@ -1,0 +1,729 @@
+"""The Python interface: a model that draws, describes and scores, and runs that reinforce it.
+
+  import dsr_jax as dsr
+
+  model = dsr.load('scenes')
+  best, *others = model.generate('a red disc left of a blue square', num_samples=8, seed=42)
+  best.image, best.reward_generation, best.sampling_logps
+  texts = model.describe(best.image, num_samples=4)
+  score = model.score('a red disc', best.image)
+  run = dsr.train('scenes', 'runs/scenes', {'method.steps': 40})
+  model = dsr.load(run.workdir)
+
+Arguments have the names and defaults of the commands' flags, and the commands `generate`,
+`describe` and `score` print what these methods return. Pictures come in as files, PIL images or
+NumPy arrays and go out as PIL images. Whatever a user can mend is an `InputError`.
+
+Rewards are nats a token, at temperature 1, without guidance (arXiv 2506.07963, eq. 3).
+Axes: T text tokens, N image codes, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+import functools
+import math
+import numbers
+import os
+import threading
+from typing import Any, BinaryIO, overload
+
+from absl import logging
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from PIL import Image
+
+from dsr_jax import config as config_lib
+from dsr_jax import config_loading, families, files, images, inputs, saved_config
+from dsr_jax import train as train_lib
+from dsr_jax.convert import locate
+from dsr_jax.errors import InputError
+from dsr_jax.inference import BUCKET, Inference, Sampler
+from dsr_jax.models.unified import Scoring, Text
+from dsr_jax.probe import words as words_lib
+
+__all__ = [
+  'Description',
+  'Drawing',
+  'Explanation',
+  'InputError',
+  'Model',
+  'Run',
+  'Score',
+  'Word',
+  'load',
+  'train',
+]
+
+# Pictures that a model draws without a prompt stand for not having seen one.
+UNSEEN = 8
+
+
+# What comes back.
+
+
+@dataclasses.dataclass(frozen=True)
+class Word:
+  """A word of a text.
+
+  Attributes:
+    text: the word, `text[start:end]` of the whole text without blanks around it.
+    start, end: its characters.
+    value: nats; what they are is said where words are returned.
+  """
+
+  text: str
+  start: int
+  end: int
+  value: float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Drawing:
+  """A picture that a model drew of a prompt.
+
+  Attributes:
+    prompt: the prompt.
+    image: the picture, RGB.
+    candidate: its place among the seeds, from 0.
+    reward_generation: R_G, mean log p(prompt | picture) over the prompt's tokens.
+    reward_understanding: R_U, mean log p(picture | prompt) over the picture's codes.
+    codes: (N,) int32, the picture as the model drew it; `image` is rounded to 8 bits.
+    text_logps: (T,), of the prompt's tokens given the picture.
+    image_logps: (N,), of the codes given the prompt.
+    sampling_logps: (N,), of the codes as they were sampled, with guidance and temperature.
+  """
+
+  prompt: str
+  image: Image.Image
+  candidate: int
+  reward_generation: float
+  reward_understanding: float
+  codes: np.ndarray
+  text_logps: np.ndarray
+  image_logps: np.ndarray
+  sampling_logps: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Description:
+  """A text that a model wrote about a picture. An empty one has no rewards.
+
+  Attributes:
+    text: the text.
+    candidate: its place among the seeds, from 0.
+    reward_understanding: R_U, mean log p(picture | text) over the picture's codes.
+    reward_generation: R_G, mean log p(text | picture) over the text's tokens.
+    ended: whether it came to its end before `max_tokens`.
+    text_tokens: its content's ids.
+    sampling_logps: of the tokens as they were sampled, with the end if it came.
+  """
+
+  text: str
+  candidate: int
+  reward_understanding: float | None
+  reward_generation: float | None
+  ended: bool
+  text_tokens: list[int]
+  sampling_logps: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Score:
+  """Both rewards of a text and a picture.
+
+  Attributes:
+    reward_generation: R_G, mean log p(text | picture) over the text's tokens.
+    reward_understanding: R_U, mean log p(picture | text) over the picture's codes.
+    words: each word's share of R_G; the shares add up to it.
+    text_tokens: (T,) ids.
+    text_logps: (T,), of the tokens given the picture.
+    image_codes: (N,) int32.
+    image_logps: (N,), of the codes given the text.
+  """
+
+  reward_generation: float
+  reward_understanding: float
+  words: list[Word]
+  text_tokens: list[int]
+  text_logps: np.ndarray
+  image_codes: np.ndarray
+  image_logps: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Explanation:
+  """Where a text and a picture support one another.
+
+  Attributes:
+    words: log p(word | picture) - log p(word | no picture); pictures that the model draws without
+      a prompt stand for none.
+    patches: (n, n), log p(code | text) - log p(code | no text) at its place in the picture, by the
+      unconditional branch of guidance; (1, N) where the codes are no square.
+  """
+
+  words: list[Word]
+  patches: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A run that ended, or was stopped.
+
+  Attributes:
+    workdir: its folder; `load(workdir)` is the model as it is now.
+    report: the page that shows it.
+    summary: what summary.json holds.
+  """
+
+  workdir: str
+  report: str
+  summary: dict[str, Any]
+
+
+# What `describe` takes for a picture; arrays of other libraries too, if NumPy reads them.
+AnyImage = str | os.PathLike | BinaryIO | Image.Image | np.ndarray | Drawing
+
+
+# A model.
+
+
+def load(model: str | os.PathLike, template: str = '', base: str | os.PathLike = '') -> Model:
+  """Loads a model onto the default device.
+
+  Args:
+    model: 'scenes' for the embedded model, a model directory, a Hub id (OWNER/NAME), or a run's
+      workdir (DIR or DIR@STEP; of two models DIR:generator or DIR:understander).
+    template: what frames its prompts, a value of `method.template`. By default what the model was
+      reinforced with, else its family's first.
+    base: of a run, where the model that it began with lies now, if not where it was.
+
+  Raises:
+    InputError: where there is no such model, or its files are not sound.
+  """
+  if not isinstance(model, str | os.PathLike):
+    raise InputError(
+      f'found a model of type {type(model).__name__}; expected {locate.EXPECTED}; name one'
+    )
+  name = inputs.expanded(os.fspath(model), 'model')
+  found = locate.resolve(name, template=template, base=os.fspath(base))
+  return Model(Inference(found))
+
+
+class Model:
+  """A loaded model; made by `load`.
+
+  Seeds are common to all models: candidate i of seed s has the same random numbers in each.
+  """
+
+  def __init__(self, inference: Inference):
+    self._inference = inference
+    self._method = inference.source.method
+    # Asked again for each picture of a prompt.
+    self._without_picture = functools.lru_cache(maxsize=8)(self._score_unseen)
+
+  @property
+  def name(self) -> str:
+    """What it was loaded by."""
+    return self._inference.source.name
+
+  @property
+  def image_size(self) -> int:
+    """The side of its square pictures, in pixels."""
+    return self._inference.spec.image_size
+
+  @property
+  def guidance(self) -> float:
+    """The guidance that it draws with when no `cfg_weight` is given."""
+    return self._method.guidance
+
+  @property
+  def question(self) -> str:
+    """What `describe` asks when no question is given."""
+    return self._method.question
+
+  def __repr__(self):
+    side = self.image_size
+    return f'<dsr_jax.Model {self.name!r}: {side} x {side} pixels>'
+
+  @overload
+  def generate(
+    self,
+    prompts: str,
+    num_samples: int = ...,
+    seed: int = ...,
+    temperature: float | None = ...,
+    cfg_weight: float | None = ...,
+    cfg_interval: int | None = ...,
+    instruction: str | None = ...,
+  ) -> list[Drawing]: ...
+
+  @overload
+  def generate(
+    self,
+    prompts: Sequence[str],
+    num_samples: int = ...,
+    seed: int = ...,
+    temperature: float | None = ...,
+    cfg_weight: float | None = ...,
+    cfg_interval: int | None = ...,
+    instruction: str | None = ...,
+  ) -> list[list[Drawing]]: ...
+
+  def generate(
+    self,
+    prompts,
+    num_samples: int = 8,
+    seed: int = 42,
+    temperature: float | None = None,
+    cfg_weight: float | None = None,
+    cfg_interval: int | None = None,
+    instruction: str | None = None,
+  ):
+    """Draws pictures of prompts, and scores each by both rewards.
+
+    What is None is the model's own: of a run as it was configured, else as its files say.
+
+    Args:
+      prompts: one prompt, or several.
+      num_samples: pictures of each prompt.
+      seed: candidate i is drawn with (seed, i), whatever the number of pictures.
+      temperature: of sampling; 0 is greedy.
+      cfg_weight: guidance; 1 is off.
+      cfg_interval: codes that are guided; 0 is all of them.
+      instruction: what is asked before the prompt is scored given the picture.
+
+    Returns:
+      `Drawing`s, best first by R_G; of several prompts, a list of them for each.
+
+    Raises:
+      InputError: for an empty prompt, one that the model has no room for, or an impossible number.
+    """
+    one = isinstance(prompts, str)
+    prompts = _texts('prompts', prompts)
+    temperature = self._method.temperature if temperature is None else temperature
+    cfg_weight = self._method.guidance if cfg_weight is None else cfg_weight
+    _check_numbers(num_samples, temperature, seed)
+    _check_real('cfg_weight', cfg_weight, '0 or more (1 is without guidance)')
+    if cfg_interval is not None:
+      _check_whole('cfg_interval', cfg_interval, 0)
+    encoded = [self._inference.encode(prompt, 'prompt') for prompt in prompts]
+    asked = self._instruction(instruction)
+    how = {
+      'temperature': float(temperature),
+      'guidance': float(cfg_weight),
+      'cfg_interval': None if cfg_interval is None else int(cfg_interval),
+      'seed': int(seed),
+    }
+    drawn = []
+    for prompt, ids in zip(prompts, encoded):
+      codes, logps = self._inference.draw(ids, int(num_samples), **how)
+      drawn.append(self._drawings(prompt, ids, asked, codes, logps))
+    return drawn[0] if one else drawn
+
+  def _drawings(self, prompt, ids, asked, codes, logps) -> list[Drawing]:
+    """Codes (num_samples, N) with their scores, best first."""
+    drawn = []
+    for candidate in range(len(codes)):
+      pixels = self._inference.decode(codes[candidate])
+      scores = self._inference.score(ids, codes[candidate], pixels, asked)
+      drawn.append(
+        Drawing(
+          prompt=prompt,
+          image=Image.fromarray(images.to_uint8(pixels)),
+          candidate=candidate,
+          reward_generation=scores.reward_generation,
+          reward_understanding=scores.reward_understanding,
+          codes=codes[candidate],
+          text_logps=scores.text_logps,
+          image_logps=scores.image_logps,
+          sampling_logps=logps[candidate],
+        )
+      )
+    return sorted(drawn, key=lambda drawing: -drawing.reward_generation)
+
+  def describe(
+    self,
+    image: AnyImage,
+    num_samples: int = 4,
+    question: str | None = None,
+    seed: int = 42,
+    temperature: float | None = None,
+    max_tokens: int | None = None,
+    crop: str | None = None,
+  ) -> list[Description]:
+    """Writes texts about a picture, or answers to a question about it.
+
+    What is None is the model's own: of a run as it was configured, else as its files say.
+
+    Args:
+      image: a file, a PIL image, an array (H, W), (H, W, 3) or (H, W, 4) of uint8, uint16 or
+        floats in [0, 1], or a `Drawing`.
+      num_samples: how many texts.
+      question: what is asked.
+      seed: text i is sampled with (seed, i), whatever the number of texts.
+      temperature: of sampling; 0 is greedy.
+      max_tokens: of the longest text.
+      crop: how it becomes a square: 'crop' takes the centre, 'pad' all of it, between grey bars.
+
+    Returns:
+      `Description`s, best first by R_U; empty texts come last.
+
+    Raises:
+      InputError: for what is no picture, an empty question, or an impossible number.
+    """
+    method = self._method
+    temperature = method.temperature if temperature is None else temperature
+    max_tokens = method.max_text_tokens if max_tokens is None else max_tokens
+    _check_numbers(num_samples, temperature, seed)
+    _check_whole('max_tokens', max_tokens, 1)
+    (question,) = _texts('question', method.question if question is None else question)
+    pixels = self._pixels(image, crop)
+    asked = self._inference.encode(question, 'question')
+    instruction = self._instruction(None)
+    codes = self._inference.tokenize(pixels)
+    texts = self._inference.describe(
+      pixels,
+      asked,
+      int(num_samples),
+      temperature=float(temperature),
+      seed=int(seed),
+      max_tokens=int(max_tokens),
+    )
+    eos = self._inference.spec.eos_id
+    described = []
+    for candidate, (ids, logps) in enumerate(texts):
+      content = [int(i) for i in ids if i != eos]
+      scores = self._inference.score(content, codes, pixels, instruction) if content else None
+      described.append(
+        Description(
+          text=self._inference.processor.decode(content),
+          candidate=candidate,
+          reward_understanding=scores and scores.reward_understanding,
+          reward_generation=scores and scores.reward_generation,
+          ended=len(content) < len(ids),
+          text_tokens=content,
+          sampling_logps=logps,
+        )
+      )
+    return sorted(described, key=_worth, reverse=True)
+
+  def score(
+    self,
+    text: str,
+    image: AnyImage | None = None,
+    instruction: str | None = None,
+    codes: Sequence[int] | np.ndarray | None = None,
+    crop: str | None = None,
+  ) -> Score:
+    """Scores a text with a picture.
+
+    Args:
+      text: the text.
+      image: as in `describe`. A `Drawing` is scored by its codes, so its rewards are exactly those
+        it was drawn with; the model saw it before it was rounded to 8 bits.
+      instruction: as in `generate`.
+      codes: (N,) image codes, instead of a picture.
+      crop: as in `describe`.
+
+    Raises:
+      InputError: for an empty text, what is no picture, or codes of another model.
+    """
+    (text,) = _texts('text', text)
+    ids = self._inference.encode(text, 'text')
+    asked = self._instruction(instruction)
+    codes, pixels = self._codes_and_pixels(image, codes, crop)
+    scores = self._inference.score(ids, codes, pixels, asked)
+    shares = [float(logp) / len(ids) for logp in scores.text_logps]
+    return Score(
+      reward_generation=scores.reward_generation,
+      reward_understanding=scores.reward_understanding,
+      words=self._words(text, ids, shares),
+      text_tokens=ids,
+      text_logps=scores.text_logps,
+      image_codes=codes,
+      image_logps=scores.image_logps,
+    )
+
+  def explain(
+    self,
+    text: str,
+    image: AnyImage | None = None,
+    instruction: str | None = None,
+    codes: Sequence[int] | np.ndarray | None = None,
+    crop: str | None = None,
+  ) -> Explanation:
+    """Which words a picture supports, and which of its patches a text supports.
+
+    Arguments and errors are those of `score`.
+    """
+    (text,) = _texts('text', text)
+    ids = self._inference.encode(text, 'text')
+    asked = self._instruction(instruction)
+    codes, pixels = self._codes_and_pixels(image, codes, crop)
+    scores = self._inference.score(ids, codes, pixels, asked)
+    heat = scores.text_logps - self._without_picture(tuple(ids), tuple(asked))
+    patches = np.asarray(scores.image_logps - self._without_text(ids, codes))
+    side = math.isqrt(patches.size)
+    square = (side, side) if side * side == patches.size else (1, -1)
+    return Explanation(self._words(text, ids, heat), patches.reshape(square))
+
+  def as_seen(self, image: AnyImage, crop: str | None = None) -> Image.Image:
+    """A picture as the model reads it: square, RGB, of its size. Arguments as in `describe`."""
+    mode = crop or self._method.crop
+    return Image.fromarray(images.preprocess(_readable(image), self.image_size, mode=mode))
+
+  # What the methods share.
+
+  def _instruction(self, instruction):
+    if instruction is None:
+      instruction = self._method.instruction
+    if not isinstance(instruction, str) or not inputs.is_text(instruction):
+      raise InputError(
+        f'found instruction={instruction!r}; expected a text ("" asks nothing); change it'
+      )
+    return self._inference.encode(instruction, 'question')
+
+  def _pixels(self, image, crop) -> np.ndarray:
+    """(H, W, 3) float32 in [-1, 1]."""
+    return self._inference.read_image(_readable(image), crop or '')
+
+  def _codes_and_pixels(self, image, codes, crop):
+    if (image is None) == (codes is None):
+      both = 'neither' if image is None else 'both'
+      raise InputError(f'found {both} of image and codes; expected one of them; give one')
+    if isinstance(image, Drawing):
+      codes = image.codes
+    if codes is None:
+      pixels = self._pixels(image, crop)
+      return self._inference.tokenize(pixels), pixels
+    codes = self._checked(codes)
+    return codes, self._inference.decode(codes)
+
+  def _checked(self, codes) -> np.ndarray:
+    spec = self._inference.spec
+    try:
+      found = np.asarray(codes)
+    except ValueError:  # rows of several lengths
+      found = np.zeros(0)
+    if (
+      found.shape != (spec.num_codes,)
+      or not np.issubdtype(found.dtype, np.integer)
+      or not (0 <= found.min() and found.max() < spec.codebook_size)
+    ):
+      raise InputError(
+        f'found codes of shape {found.shape} and type {found.dtype}; expected {spec.num_codes} '
+        f'whole numbers from 0 to {spec.codebook_size - 1}, as this model draws; use its own codes'
+      )
+    return found.astype(np.int32)
+
+  def _words(self, text: str, ids: list[int], values) -> list[Word]:
+    """The words of a text with the sums of their tokens' values (T,).
+
+    A token counts in the word it begins in, one between two words in the later one, so the words
+    add up to the tokens.
+    """
+    text = text.strip()
+    places = words_lib.words_of(text)
+    sums = [0.0] * len(places)
+    for start, value in zip(self._starts(text, ids), values):
+      later = (i for i, (_, end) in enumerate(places) if end > start)
+      sums[next(later, len(places) - 1)] += float(value)
+    return [Word(text[a:b], a, b, value) for (a, b), value in zip(places, sums)]
+
+  def _starts(self, text: str, ids: list[int]) -> list[int]:
+    """Where each token begins in the text. Some families put a blank before a prompt."""
+    for before in (' ', ''):
+      found = self._inference.processor.tokenizer(
+        before + text, add_special_tokens=False, return_offsets_mapping=True
+      )
+      if found['input_ids'] == ids:
+        return [start - len(before) for start, _ in found['offset_mapping']]
+    raise AssertionError('a family whose prompts are not the text itself')
+
+  # What explanations compare with.
+
+  @functools.cached_property
+  def _sampler(self) -> Sampler:
+    model = families.model_of(self._inference.source.bundle, self.name, self._method)
+    return Sampler(model.graphdef, model.processor, chunk=1, seed=0)
+
+  @functools.cached_property
+  def _unseen(self) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Codes and pixels of pictures without a prompt: guidance 0 is the unconditional branch."""
+    ids = self._inference.encode(self.question, 'prompt')  # any text: its length alone is seen
+    codes, _ = self._inference.draw(ids, UNSEEN, temperature=1.0, guidance=0.0, seed=0)
+    return [(code, self._inference.decode(code)) for code in codes]
+
+  def _score_unseen(self, ids: tuple[int, ...], asked: tuple[int, ...]) -> np.ndarray:
+    """Log of the mean likelihood of each of a text's tokens (T,) over pictures without a prompt."""
+    scores = [self._inference.score(list(ids), *other, list(asked)) for other in self._unseen]
+    return np.logaddexp.reduce([s.text_logps for s in scores], axis=0) - math.log(UNSEEN)
+
+  def _without_text(self, ids, codes) -> np.ndarray:
+    """Log-probabilities of the codes (N,) without a text."""
+    room = -(-len(ids) // BUCKET) * BUCKET
+    padded = np.zeros((1, 1, room), np.int32)
+    padded[0, 0, : len(ids)] = ids
+    text = Text(padded, np.arange(room)[None, None] < len(ids))
+    scores = self._sampler.picture_logps(
+      self._inference.source.bundle.params, text, codes[None, None], Scoring(guidance=0.0)
+    )
+    return scores.logp[0, 0]
+
+
+# A run.
+
+
+def train(
+  config: str | os.PathLike | ml_collections.ConfigDict | config_lib.Config,
+  workdir: str | os.PathLike,
+  overrides: Mapping[str, Any] | None = None,
+) -> Run:
+  """Reinforces a model by its own rewards, or goes on with a run that was stopped.
+
+  Ctrl-C finishes the step and saves; the same call goes on.
+
+  Args:
+    config: the name of a shipped config ('scenes'), a Python file with get_config(), or what such
+      a file returns.
+    workdir: the folder that the run leaves everything in.
+    overrides: other values of keys, {'method.steps': 40}.
+
+  Raises:
+    InputError: for everything a user can mend; the workdir then holds its last good checkpoint.
+  """
+  if threading.current_thread() is not threading.main_thread():
+    raise InputError(
+      'found train called in a thread; expected the main one, where Ctrl-C arrives; call it there'
+    )
+  checked = _config(config, overrides or {})
+  workdir = os.fspath(workdir)
+  # Orbax tells a dozen lines a checkpoint.
+  before = logging.get_verbosity()
+  logging.set_verbosity(logging.ERROR)
+  try:
+    summary = train_lib.run(checked, workdir)
+  finally:
+    logging.set_verbosity(before)
+  return Run(workdir, os.path.join(workdir, 'report.html'), files.read_json(summary))
+
+
+def _config(config, overrides) -> config_lib.Config:
+  if isinstance(config, ml_collections.ConfigDict):
+    tree = config.to_dict()
+  elif isinstance(config, config_lib.Config):
+    tree = saved_config.to_json(config)
+  elif isinstance(config, str | os.PathLike):
+    tree = config_loading.read(os.fspath(config)).to_dict()
+  else:
+    raise InputError(
+      f'found a config of type {type(config).__name__}; expected the name of a config, as '
+      "'scenes', or a ConfigDict; give one"
+    )
+  for key, value in overrides.items():
+    *groups, name = key.split('.')
+    node = tree
+    for group in groups:
+      # What is no group is refused below, by its whole name.
+      node = node.setdefault(group, {}) if isinstance(node, dict) else {}
+    if isinstance(node, dict):
+      node[name] = value
+  for key in overrides:
+    config_loading.refuse_rate_of_others(key, saved_config.flat(tree))
+  return config_loading.from_config_dict(tree)
+
+
+# Arguments.
+
+
+def _texts(name: str, given) -> list[str]:
+  """One text or several as a list; InputError for what is none, or is empty."""
+  texts = [given] if isinstance(given, str) else given
+  if isinstance(texts, bytes) or not isinstance(texts, Iterable):
+    raise InputError(f'found {name} of type {type(given).__name__}; expected a text; give one')
+  texts = list(texts)
+  if not texts:
+    raise InputError(f'found no {name}; expected at least one; give one')
+  for text in texts:
+    if not isinstance(text, str):
+      raise InputError(
+        f'found a {type(text).__name__} in {name}; expected a text; convert it to one'
+      )
+    if not text.strip():
+      raise InputError(f'found an empty text in {name}; expected words; write some')
+    if not inputs.is_text(text):
+      raise InputError(f'found {text!r} in {name}; expected UTF-8 text; write it again')
+  return texts
+
+
+def _check_numbers(num_samples, temperature, seed):
+  _check_whole('num_samples', num_samples, 1)
+  _check_whole('seed', seed, 0, 2**32 - 1)
+  _check_real('temperature', temperature, '0 (greedy) or more')
+
+
+def _check_whole(name, value, low, high=None):
+  whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+  if not whole or value < low or (high is not None and value > high):
+    most = '' if high is None else f' to {high}'
+    least = f'{low}{most}' if most else f'at least {low}'
+    raise InputError(f'found {name}={value!r}; expected a whole number, {least}; change it')
+
+
+def _check_real(name, value, expected):
+  real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+  if not real or not 0 <= value < math.inf:
+    raise InputError(f'found {name}={value!r}; expected {expected}; change it')
+
+
+def _worth(description: Description) -> float:
+  reward = description.reward_understanding
+  return -math.inf if reward is None else reward
+
+
+# Pictures.
+
+
+def _readable(image):
+  """What `images.load_image` takes: a path, an open file or a PIL image."""
+  if isinstance(image, Drawing):
+    return image.image
+  if isinstance(image, str | os.PathLike | Image.Image) or hasattr(image, 'read'):
+    return image
+  try:
+    array = np.asarray(image)
+  except Exception as e:  # another library's array, on another device: it says what it wants
+    raise InputError(
+      f'found a picture of type {type(image).__name__} that is no array ({e}); expected a file, a '
+      'PIL image or a NumPy array; convert it'
+    ) from e
+  return _from_array(array)
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+  shape = array.shape[:2] + array.shape[2:] * (array.shape[2:] != (1,))
+  if len(shape) not in (2, 3) or shape[2:] not in ((), (3,), (4,)) or 0 in shape:
+    raise InputError(
+      f'found a picture of shape {array.shape}; expected (height, width), (height, width, 3) or '
+      '(height, width, 4); one picture, colors last'
+    )
+  array = array.reshape(shape)
+  if array.dtype == np.uint16:
+    array = array / 65535
+  elif array.dtype == bool or jnp.issubdtype(array.dtype, jnp.floating):
+    array = array.astype(np.float64)
+    if not (array.min() >= 0 and array.max() <= 1):  # a NaN is in no range
+      raise InputError(
+        f'found values from {array.min():g} to {array.max():g} in a picture of floats; expected 0 '
+        'to 1; divide it, or convert it to uint8'
+      )
+  elif array.dtype != np.uint8:
+    raise InputError(
+      f'found a picture of {array.dtype}; expected uint8, uint16, or floats from 0 to 1; convert it'
+    )
+  if array.dtype != np.uint8:
+    array = np.round(array * 255).astype(np.uint8)
+  return Image.fromarray(array)

@@ -1,0 +1,62 @@
+"""The data sets that `dsr_jax.prepare` knows by name: what their source is, and whose pictures they
+are.
+"""
+
+from typing import NamedTuple
+
+
+class Known(NamedTuple):
+  """description: one sentence. source: what --source takes. homepage: where it comes from.
+  license, terms: what is printed and stored. size: pictures of the whole set, 0 if it varies.
+  """
+
+  description: str
+  source: str
+  homepage: str
+  license: str
+  terms: str
+  size: int = 0
+
+
+KNOWN = {
+  'coco': Known(
+    description='The photographs of COCO train2017, without annotations.',
+    source='train2017.zip',
+    homepage='https://cocodataset.org',
+    license='Images: Flickr terms of use; annotations, which are not read: CC BY 4.0',
+    terms=(
+      'The COCO consortium does not own the copyright of the images; who uses them must abide by '
+      'the Flickr terms of use and takes full responsibility '
+      '(https://cocodataset.org/#termsofuse).'
+    ),
+    size=118_287,
+  ),
+  'journeydb': Known(
+    description='Pictures of JourneyDB, which Midjourney made, without annotations.',
+    source='journeydb/train/imgs',
+    homepage='https://journeydb.github.io',
+    license="JourneyDB's own Terms of Usage: non-commercial research only",
+    terms=(
+      'Whoever uses the pictures has accepted the Terms of Usage of JourneyDB at its gated '
+      'download (https://huggingface.co/datasets/JourneyDB/JourneyDB): non-commercial research, '
+      'no redistribution.'
+    ),
+  ),
+  'folder': Known(
+    description="Somebody's own pictures.",
+    source='pictures',
+    homepage='',
+    license='That of the pictures: not known here',
+    terms='What may be done with the pictures is what their owners allow.',
+  ),
+}
+
+
+def command(name: str, data_dir: str, source: str = '') -> str:
+  """The command that prepares a data set."""
+  dataset = name if name in KNOWN else 'folder'
+  named = '' if dataset == name else f' --name={name}'
+  return (
+    f'python -m dsr_jax.prepare --dataset={dataset} --source={source or KNOWN[dataset].source} '
+    f'--data_dir={data_dir}{named}'
+  )

@@ -1,0 +1,345 @@
+"""Data sets of pictures that lie prepared as TFDS lays them out, in ArrayRecord files: those of
+`dsr_jax.prepare`, and COCO 2017 as TFDS itself prepares it.
+
+    DATA_DIR/coco/1.0.0/                          DATA_DIR/coco/2017/1.1.0/
+      dataset_info.json  features.json              the same files, by TFDS
+      coco-train.array_record-00000 ...
+      prepared.json
+
+Read without TensorFlow, by index, as the bytes of each picture. In a bucket: the shards that are
+needed are copied to this machine's disk first.
+"""
+
+from collections.abc import Sequence
+import hashlib
+import io
+import json
+import os
+import re
+import resource
+import shutil
+
+from etils import epath
+
+from dsr_jax import cli, images, inputs
+from dsr_jax.data import folders, order
+from dsr_jax.errors import InputError, first_line
+
+VERSION = '1.0.0'
+SPLIT = 'train'
+INFO, FEATURES, RECORD = 'dataset_info.json', 'features.json', 'prepared.json'
+SHARD = '{name}-{split}.array_record-{index:05d}'
+SPARE_BYTES = 256 << 20  # of the disk that shards are copied to
+_NAME = re.compile(r'[a-z][a-z0-9_]*(/[A-Za-z0-9_.]+)?')
+_VERSION = re.compile(r'\d+\.\d+\.\d+')
+
+
+def is_remote(directory: str) -> bool:
+  """Whether a folder lies in a bucket."""
+  return '://' in os.fspath(directory)
+
+
+def check_reachable(directory: str, name: str):
+  """InputError for a bucket that cannot be asked; name: of the flag or key."""
+  if not is_remote(directory):
+    return
+  try:
+    epath.Path(directory).exists()
+  except Exception as e:  # a package that lacks, and whatever a store's own may raise
+    raise InputError(
+      f'cannot reach {name}={directory} ({first_line(e)}); expected a folder, or '
+      'gs://BUCKET/FOLDER and the package gcsfs with leave to read it; mend that, or name a folder'
+    ) from e
+
+
+# Where a set is.
+
+
+def is_name(name: str) -> bool:
+  """Whether a data set may be called so: `coco`, `coco/2017`."""
+  return _NAME.fullmatch(name) is not None
+
+
+def locate(name: str, data_dir: str) -> str | None:
+  """The folder of a prepared set: the newest version of `name`, of `coco` also TFDS' coco/2017."""
+  if not is_name(name):
+    return None
+  for candidate in (name, 'coco/2017') if name == 'coco' else (name,):
+    found = _newest(epath.Path(data_dir) / candidate)
+    if found:
+      return found
+  return None
+
+
+def _newest(folder) -> str | None:
+  try:
+    versions = [path for path in folder.iterdir() if _VERSION.fullmatch(path.name)]
+  except OSError:
+    return None
+  versions.sort(key=lambda path: [int(part) for part in path.name.split('.')])
+  return next((os.fspath(path) for path in reversed(versions) if (path / INFO).exists()), None)
+
+
+def begun(name: str, data_dir: str) -> dict | None:
+  """What is noted of a set whose preparation has not come to its end."""
+  record = _read(epath.Path(data_dir) / name / VERSION / RECORD)
+  return record if isinstance(record, dict) else None
+
+
+def _read(path):
+  try:
+    return json.loads(path.read_text())
+  except (OSError, ValueError):
+    return None
+
+
+# A set.
+
+
+class Prepared:
+  """The pictures of a prepared set, by index, as the bytes of their files.
+
+  Args:
+    directory: that of one version, with dataset_info.json.
+    name: what errors and the terminal call it.
+
+  Raises InputError where it is none, is no ArrayRecord, has no pictures, or is damaged.
+  """
+
+  def __init__(self, directory: str, name: str):
+    self._directory, self._name = directory, name
+    info = _read(epath.Path(directory) / INFO)
+    if not isinstance(info, dict) or not info.get('splits'):
+      raise InputError(
+        f'found {directory}/{INFO} unreadable or without splits; expected what TFDS or '
+        'dsr_jax.prepare wrote; prepare the set again'
+      )
+    _check_format(info, directory)
+    splits = {split['name']: split for split in info['splits']}
+    if SPLIT not in splits and len(splits) > 1:
+      raise InputError(
+        f'found the splits {", ".join(splits)} in {directory}; expected one called {SPLIT}; name '
+        'another set'
+      )
+    self._split = splits.get(SPLIT) or next(iter(splits.values()))
+    self._lengths = [int(n) for n in self._split.get('shardLengths', [])]
+    self._record = _read(epath.Path(directory) / RECORD)
+    self._source = None
+
+  def __len__(self) -> int:
+    return sum(self._lengths)
+
+  @property
+  def name(self) -> str:
+    return self._name
+
+  def open(self, indices: Sequence[int], bad_images: str = 'error', seed: int = 0) -> list[int]:
+    """Makes these pictures readable; returns those that decode.
+
+    What `dsr_jax.prepare` wrote was decoded there. Of another's set all are, up to
+    `folders.DECODED`, beyond that some.
+    """
+    self.connect(indices)
+    if self._record is not None:
+      return list(indices)
+    return self._decoding(list(indices), bad_images, seed)
+
+  def connect(self, indices: Sequence[int]):
+    """Makes these pictures readable; from a bucket, their shards are copied."""
+    import tensorflow_datasets as tfds  # noqa: PLC0415 (seconds, for those who need it)
+
+    directory = self._directory
+    needed = self._shards_of(indices)
+    if is_remote(directory):
+      directory = _copy(directory, needed)
+    self._check_shards(directory, needed)
+    _allow_files(len(self._lengths))
+    try:
+      builder = tfds.builder_from_directory(directory)
+      features = dict(builder.info.features)
+      if not isinstance(features.get('image'), tfds.features.Image):
+        raise InputError(
+          f'found no pictures in {self._directory} (features: '
+          f'{", ".join(features)}); expected a feature called image; name another set'
+        )
+      self._source = builder.as_data_source(
+        self._split['name'], decoders={'image': tfds.decode.SkipDecoding()}
+      )
+    except (OSError, ValueError, KeyError, NotImplementedError, RuntimeError, AttributeError) as e:
+      raise self._damaged(e) from e
+
+  def _shards_of(self, indices) -> list[str]:
+    """Names of the files that hold some pictures."""
+    ends, total = [], 0
+    for length in self._lengths:
+      total += length
+      ends.append(total)
+    held, shard = set(), 0
+    for index in sorted(indices):
+      while index >= ends[shard]:
+        shard += 1
+      held.add(shard)
+    return [self._file(shard) for shard in sorted(held)]
+
+  def _file(self, shard):
+    template = (
+      self._split.get('filepathTemplate') or '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
+    )
+    numbers = f'{shard:05d}', f'{len(self._lengths):05d}'
+    return template.format(
+      DATASET=_read(epath.Path(self._directory) / INFO)['name'],
+      SPLIT=self._split['name'],
+      FILEFORMAT='array_record',
+      SHARD_INDEX=numbers[0],
+      NUM_SHARDS=numbers[1],
+      SHARD_X_OF_Y='-of-'.join(numbers),
+    )
+
+  def _check_shards(self, directory, needed):
+    """InputError unless these files are there, in the sizes they were written with."""
+    sizes = {}
+    if self._record is not None:
+      sizes = {self._file(i): shard['bytes'] for i, shard in enumerate(self._record['shards'])}
+    for name in needed:
+      path = os.path.join(directory, name)
+      try:
+        size = os.stat(path).st_size
+      except OSError as e:
+        raise InputError(
+          f'cannot read {path} ({e.strerror}); expected a shard of {self._name}; prepare the set '
+          'again'
+        ) from e
+      if sizes.get(name, size) != size:
+        raise InputError(
+          f'found {size} bytes in {path}; expected {sizes[name]}; remove {directory} and prepare '
+          'the set again'
+        )
+
+  def _damaged(self, error) -> InputError:
+    return InputError(
+      f'cannot read the data set in {self._directory} ({type(error).__name__}: '
+      f'{" ".join(str(error).split())[:200]}); expected what TFDS or dsr_jax.prepare wrote; '
+      'prepare it again'
+    )
+
+  def _decoding(self, indices, bad_images, seed) -> list[int]:
+    tried = indices
+    if len(indices) > folders.DECODED:
+      tried = [indices[i] for i in order.choice(seed, len(indices), folders.SAMPLED)]
+    if len(tried) >= folders.SAMPLED:
+      cli.log(f'opening      {len(tried)} of {len(indices)} pictures of {self._name}')
+
+    def fault(index):
+      try:
+        name, data = self.read(index)
+        images.verify(io.BytesIO(data), name)
+      except InputError as e:
+        return folders.fault_of(e)
+      return ''
+
+    with folders.pool() as pool:
+      faults = dict(zip(tried, pool.map(fault, tried)))
+    faults = {index: why for index, why in faults.items() if why}
+    if not faults:
+      return indices
+    named = folders.shown_faults({self.read(i)[0]: why for i, why in faults.items()})
+    said = f'{len(faults)} of {len(tried)} pictures of {self._name} that do not decode ({named})'
+    if bad_images == 'error' or len(faults) == len(indices):
+      raise InputError(
+        f'found {said}; expected whole pictures; prepare the set again, or leave them out with '
+        'data.bad_images=skip'
+      )
+    cli.log(f'left out     {said}')
+    return [index for index in indices if index not in faults]
+
+  def read(self, index: int) -> tuple[str, bytes]:
+    """(what errors call it, the bytes of its file); after `open`, in any thread."""
+    name, data = self.read_named(index)
+    return f'{name} of {self._name}', data
+
+  def read_named(self, index: int) -> tuple[str, bytes]:
+    """(the name of its file, the bytes of its file); after `connect`, in any thread."""
+    try:
+      example = self._source[index]
+    except (OSError, RuntimeError, ValueError, IndexError, KeyError) as e:
+      raise self._damaged(e) from e
+    name = example.get('file_name', example.get('image/filename', b''))
+    return name.decode('utf-8', 'replace') or f'picture {index}', example['image']
+
+  def identity(self, indices: Sequence[int]) -> str:
+    """A text that differs where the set or the chosen pictures do."""
+    if self._record is not None:
+      whole = self._record['sha256']
+    else:
+      info = (epath.Path(self._directory) / INFO).read_bytes()
+      whole = hashlib.sha256(info).hexdigest()
+    chosen = hashlib.sha256(','.join(map(str, indices)).encode()).hexdigest()
+    return f'{whole} {len(indices)} {chosen}'
+
+
+def _check_format(info, directory):
+  """InputError where a set is not there as ArrayRecord, be it beside another format."""
+  formats = (info.get('fileFormat', 'tfrecord'), *info.get('alternativeFileFormats', []))
+  if 'array_record' not in formats:
+    raise InputError(
+      f'found {directory} prepared as {formats[0]}; expected array_record, which is read without '
+      'TensorFlow; convert it with: tfds convert_format '
+      f'--dataset_version_dir={directory} --out_file_format=array_record'
+    )
+
+
+def _allow_files(number):
+  """Each shard that is read stays open: the soft limit of open files is raised where it is low."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  wanted = number + 512
+  if soft != resource.RLIM_INFINITY and soft < wanted:
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+# From a bucket.
+
+
+def _copy(remote: str, needed: Sequence[str]) -> str:
+  """Copies a set's small files and the shards that are needed to this machine's disk; returns the
+  folder. What is there in its size is not copied again.
+  """
+  source = epath.Path(remote)
+  local = os.path.join(folders.cache_directory(), 'data')
+  try:
+    small = [name for name in (INFO, FEATURES, RECORD) if (source / name).exists()]
+    # A set that was prepared anew goes to another folder.
+    place = hashlib.sha256(remote.encode())
+    for name in small:
+      place.update((source / name).read_bytes())
+    local = os.path.join(local, place.hexdigest()[:32])
+    os.makedirs(local, exist_ok=True)
+    sizes = {name: (source / name).stat().length for name in (*small, *needed)}
+    missing = [name for name in sizes if _size(os.path.join(local, name)) != sizes[name]]
+    _check_room(local, sum(sizes[name] for name in missing), remote)
+    if missing:
+      cli.log(f'copying      {len(missing)} files of {remote} to {local}')
+    for name in missing:
+      aside = os.path.join(local, f'{name}.{os.getpid()}.new')
+      (source / name).copy(aside, overwrite=True)
+      os.replace(aside, os.path.join(local, name))
+  except OSError as e:
+    raise InputError(
+      f'cannot copy {remote} to {local} ({e.strerror or e}); expected the bucket to be there, and '
+      f'room; mend that, or set {folders.CACHE_VARIABLE} to another folder'
+    ) from e
+  return local
+
+
+def _size(path):
+  return os.stat(path).st_size if os.path.exists(path) else -1
+
+
+def _check_room(local, need, remote):
+  free = shutil.disk_usage(local).free
+  if free < need + SPARE_BYTES:
+    raise InputError(
+      f'found {free >> 20} MiB free at {inputs.shown(local)}; expected '
+      f'{(need + SPARE_BYTES) >> 20} MiB for the shards of {remote}; free some, or set '
+      f'{folders.CACHE_VARIABLE} to a folder on another disk'
+    )

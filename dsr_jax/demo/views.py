@@ -1,0 +1,360 @@
+"""What the page's buttons show: HTML of a model's pictures, texts and rewards. It needs no Gradio.
+
+Everything a user gave passes through templates that escape it. What cannot be answered is a
+sentence on the page. One request at a time works on the models and decodes a picture, so memory
+does not grow with users.
+
+Axes: N image codes, H W pixels.
+"""
+
+import collections
+import glob
+import os
+import threading
+from typing import NamedTuple
+
+import jinja2
+import numpy as np
+from PIL import Image
+
+from dsr_jax import api, images
+from dsr_jax.convert import locate
+from dsr_jax.errors import InputError
+from dsr_jax.reporting import html
+from dsr_jax.runtime import metrics
+
+MAX_PROMPT = 2000  # characters of a prompt or question
+MAX_PIXELS = 64_000_000  # of an uploaded picture; a phone's largest are 50 million
+MAX_FILE = 32 * 2**20  # bytes of one
+SMALLEST = 160  # pixels of a picture on the page, at least
+BEST_OF = (1, 2, 4, 8, 16, 32)
+# What can be chosen: each value is a program of its own, so there are few.
+TEMPERATURES = {'as it is (1)': 1.0, 'calmer (0.7)': 0.7, 'greedy (0)': 0.0}
+OWN_GUIDANCE = 'its own'
+GUIDANCES = {OWN_GUIDANCE: None, 'none (1)': 1.0, 'some (2)': 2.0, 'much (5)': 5.0}
+
+
+class Picture(NamedTuple):
+  """A picture on the page. mark: 'up', 'down' or ''; lines: what is said below it."""
+
+  src: str
+  alt: str
+  lines: list[str]
+  mark: str = ''
+
+
+class Heat(NamedTuple):
+  """A text's words under colors, and a picture's patches."""
+
+  title: str
+  words: list[html.Word]
+  patches: str
+
+
+class Views:
+  """The models of the page, and what each button shows.
+
+  model, compare: of `api`; compare may be None. run: the workdir of a run, or ''.
+  """
+
+  def __init__(self, model: api.Model, compare: api.Model | None, run: str, num_samples: int):
+    self._models = [model, *([compare] if compare else [])]
+    self._run = run
+    self._number = num_samples
+    self._turn = threading.Lock()
+
+  @property
+  def name(self) -> str:
+    """The model's."""
+    return self._models[0].name
+
+  @property
+  def compared(self) -> str:
+    """The other model's name, or ''."""
+    return self._models[1].name if len(self._models) > 1 else ''
+
+  @property
+  def question(self) -> str:
+    """What is asked about a picture where nothing else is."""
+    return self._models[0].question
+
+  def warm(self):
+    """Answers once, so that the programs are compiled before the first user comes."""
+    self.draw('a red disc')
+    picture = Image.new('RGB', (64, 64), 'white')
+    self._answer(self._described, picture, '', 42, 1.0)
+
+  # The buttons.
+
+  def draw(
+    self,
+    prompt: str,
+    seed: float = 42,
+    temperature: str = next(iter(TEMPERATURES)),
+    guidance: str = OWN_GUIDANCE,
+  ) -> str:
+    """A prompt's pictures by both rewards, best of n, and what the rewards come from."""
+    return self._answer(
+      self._drawn, prompt, seed, TEMPERATURES.get(temperature, 1.0), GUIDANCES.get(guidance)
+    )
+
+  def describe(
+    self,
+    file: str | None,
+    question: str = '',
+    seed: float = 42,
+    temperature: str = next(iter(TEMPERATURES)),
+  ) -> str:
+    """Texts about a picture file by R_U, or answers to a question."""
+    return self._answer(
+      self._described_file, file, question, seed, TEMPERATURES.get(temperature, 1.0)
+    )
+
+  def step(self, step: int | None) -> str:
+    """The candidates of a run's step."""
+    return self._answer(self._candidates, step)
+
+  def steps(self) -> list[int]:
+    """The steps of the run whose candidates are there."""
+    found = glob.glob(os.path.join(glob.escape(self._run), 'samples', '*.png'))
+    names = [os.path.splitext(os.path.basename(path))[0] for path in found]
+    return sorted(int(name) for name in names if name.isdecimal())
+
+  def _answer(self, show, *arguments) -> str:
+    try:
+      with self._turn:
+        return show(*arguments)
+    except InputError as e:
+      return _render('message.html.j2', message=str(e))
+
+  # Draw.
+
+  def _drawn(self, prompt, seed, temperature, guidance) -> str:
+    prompt = _text('prompt', prompt)
+    seed = _seed(seed)
+    rows = []
+    for model in self._models:
+      weight = self._models[0].guidance if guidance is None else guidance
+      drawn = model.generate(
+        prompt,
+        num_samples=self._number,
+        seed=seed,
+        temperature=temperature,
+        cfg_weight=weight,
+      )
+      rows.append(drawn)
+    first = rows[0]
+    return _render(
+      'draw.html.j2',
+      prompt=prompt,
+      rows=[
+        (model.name, [_picture(d, i, len(drawn)) for i, d in enumerate(drawn)])
+        for model, drawn in zip(self._models, rows)
+      ],
+      best_of=_best_of(first),
+      pairs=self._pairs(prompt, rows),
+      heats=[self._heat(prompt, d, name) for name, d in _ends(first)],
+    )
+
+  def _pairs(self, prompt, rows):
+    """Before and after by candidate: (number, two pictures), scored by the first model, which does
+    not move; and the mean change. None of one model.
+    """
+    if len(rows) < 2:
+      return None
+    judge = self._models[0]
+    names = (self.name, self.compared)
+    by_seed = [sorted(drawn, key=lambda d: d.candidate) for drawn in rows]
+    scores = [[judge.score(prompt, d.image).reward_generation for d in row] for row in by_seed]
+    pairs = []
+    for i, drawings in enumerate(zip(*by_seed)):
+      values = [row[i] for row in scores]
+      pairs.append(
+        [
+          Picture(
+            _src(drawing.image),
+            f'candidate {i} of {name}',
+            [f'R_G {value:.3f}'],
+            '' if values[0] == values[1] else 'up' if value == max(values) else 'down',
+          )
+          for drawing, name, value in zip(drawings, names, values)
+        ]
+      )
+    change = float(np.mean(scores[1]) - np.mean(scores[0]))
+    return {'pairs': pairs, 'names': names, 'change': html.signed(change)}
+
+  def _heat(self, prompt, drawing, title) -> Heat:
+    return _heat(title, self._models[0].explain(prompt, drawing), drawing.image)
+
+  # Describe.
+
+  def _described_file(self, file, question, seed, temperature) -> str:
+    return self._described(_read(file), question, seed, temperature)
+
+  def _described(self, image, question, seed, temperature) -> str:
+    question = _text('question', question) if question and question.strip() else ''
+    seed = _seed(seed)
+    rows = []
+    for model in self._models:
+      rows.append(
+        model.describe(
+          image,
+          num_samples=self._number,
+          question=question or self.question,
+          seed=seed,
+          temperature=temperature,
+        )
+      )
+    best = rows[0][0]
+    square = self._models[0].as_seen(image)
+    return _render(
+      'describe.html.j2',
+      question=question or self.question,
+      picture=Picture(_src(square), 'the picture as the model sees it', []),
+      rows=[(model.name, _texts_of(described)) for model, described in zip(self._models, rows)],
+      heat=self._heat_of_text(best.text, image, square),
+    )
+
+  def _heat_of_text(self, text, image, square) -> Heat | None:
+    """None for a text that cannot be read back: an empty one, or noise of too many tokens."""
+    try:
+      return _heat(text, self._models[0].explain(text, image), square)
+    except InputError:
+      return None
+
+  # A step.
+
+  def _candidates(self, step) -> str:
+    if step not in self.steps():
+      raise InputError(
+        f'found no candidates of step {step}; expected a step of the list; the run keeps those of '
+        'every system.samples_every steps'
+      )
+    image = images.load_image(os.path.join(self._run, 'samples', f'{step:06d}.png'))
+    line = next((x for x in metrics.repeatable(self._run) if x.get('step') == step), {})
+    numbers = [(name, value) for name, value in sorted(line.items()) if '/reward' in name]
+    return _render('step.html.j2', step=step, src=html.data_uri(images.png(image)), numbers=numbers)
+
+
+# What is shown.
+
+
+def _render(template: str, **values) -> str:
+  environment = jinja2.Environment(
+    loader=jinja2.PackageLoader('dsr_jax.demo'),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )
+  return environment.get_template(template).render(**values)
+
+
+def _src(image: Image.Image) -> str:
+  """A picture as a data URL; a small one keeps its pixels as squares."""
+  times = -(-SMALLEST // image.width)
+  if times > 1:
+    size = (image.width * times, image.height * times)
+    image = image.resize(size, Image.Resampling.NEAREST)
+  return html.data_uri(images.png(image))
+
+
+def _picture(drawing: api.Drawing, rank: int, number: int) -> Picture:
+  mark = 'up' if rank == 0 else 'down' if rank == number - 1 else ''
+  lines = [
+    f'R_G {drawing.reward_generation:.3f}',
+    f'R_U {drawing.reward_understanding:.3f}',
+    f'candidate {drawing.candidate}',
+  ]
+  return Picture(_src(drawing.image), f'candidate {drawing.candidate}', lines, mark)
+
+
+def _best_of(drawn: list[api.Drawing]) -> list[Picture]:
+  """The best of the first n candidates; `drawn` is sorted by R_G."""
+  found = []
+  for number in [n for n in BEST_OF if n <= len(drawn)]:
+    best = next(d for d in drawn if d.candidate < number)
+    lines = [f'best of {number}', f'R_G {best.reward_generation:.3f}']
+    found.append(Picture(_src(best.image), f'the best of {number}', lines))
+  return found
+
+
+def _ends(drawn: list[api.Drawing]) -> list[tuple[str, api.Drawing]]:
+  """The best and the worst, with their names."""
+  ends = [('The best picture', drawn[0])]
+  return ends + [('The worst picture', drawn[-1])] * (len(drawn) > 1)
+
+
+def _heat(title: str, found: api.Explanation, image: Image.Image) -> Heat:
+  words = [html.Word(w.text, w.value, html.signed(w.value, 1)) for w in found.words]
+  return Heat(title, words, html.patches(np.asarray(image), np.ravel(found.patches)))
+
+
+def _texts_of(described: list[api.Description]) -> list[tuple[str, str]]:
+  """Texts, and what is said of each; one that came several times is there once."""
+  times = collections.Counter(d.text for d in described)
+  first = {d.text: d for d in reversed(described)}
+  return [(d.text or '(empty)', _said(d, times[d.text])) for d in described if first[d.text] is d]
+
+
+def _said(described: api.Description, times: int) -> str:
+  lines = []
+  if described.reward_understanding is None:
+    lines.append('no reward')
+  else:
+    lines.append(f'R_U {described.reward_understanding:.3f}')
+    lines.append(f'R_G {described.reward_generation:.3f}')
+  if not described.ended:
+    lines.append('cut off')
+  if times > 1:
+    lines.append(f'{times} times')
+  return ', '.join(lines)
+
+
+# What is asked.
+
+
+def _text(name: str, text) -> str:
+  """A prompt or a question, of a length that a person writes."""
+  if not isinstance(text, str) or not text.strip():
+    raise InputError(f'found an empty {name}; expected a few words; write some')
+  if len(text) > MAX_PROMPT:
+    raise InputError(
+      f'found a {name} of {len(text)} characters; expected at most {MAX_PROMPT}; shorten it'
+    )
+  return ' '.join(text.split())
+
+
+def _seed(seed) -> int:
+  if seed is None or not 0 <= seed < 2**32 or seed != int(seed):
+    raise InputError(f'found the seed {seed}; expected a whole number from 0 to {2**32 - 1}')
+  return int(seed)
+
+
+def _read(file) -> Image.Image:
+  """An uploaded picture; its header is looked at first."""
+  if not file:
+    raise InputError('found no picture; expected one; drop a file into the field')
+  name = 'the uploaded file'
+  size = os.path.getsize(file)
+  if size > MAX_FILE:
+    raise InputError(
+      f'found {name} to have {size / 2**20:.0f} MiB; expected at most {MAX_FILE >> 20}; make it '
+      'smaller'
+    )
+  with open(file, 'rb') as opened:
+    _, (width, height) = images.header(opened, name)
+    if width * height > MAX_PIXELS:
+      raise InputError(
+        f'found {name} to have {width} x {height} pixels; expected at most '
+        f'{MAX_PIXELS // 10**6} million; make it smaller'
+      )
+    opened.seek(0)
+    return images.load_image(opened, name)
+
+
+def run_of(name: str) -> str:
+  """The workdir if a model's name is that of a run, its step or its role, else ''."""
+  without_role = name.rpartition(':')[0]
+  paths = (name, name.rpartition('@')[0], without_role, without_role.rpartition('@')[0])
+  return next((path for path in paths if path and locate.is_run(path)), '')

@@ -1,0 +1,33 @@
+"""One piece of work ahead: the host prepares the next while the devices are at the last."""
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
+from typing import TypeVar
+
+Work = TypeVar('Work')
+Started = TypeVar('Started')
+
+
+def one_ahead(
+  work: Iterable[Work], launch: Callable[[Work], Started]
+) -> Iterator[tuple[Work, Started]]:
+  """(piece, launch(piece)) of each piece, the next one launched before the last is handed out."""
+  last = None
+  for piece in work:
+    started = piece, launch(piece)
+    if last is not None:
+      yield last
+    last = started
+  if last is not None:
+    yield last
+
+
+def prepared(
+  work: Iterable[Work], prepare: Callable[[Work], Started]
+) -> Iterator[tuple[Work, Started]]:
+  """(piece, prepare(piece)) of each piece; the next one is prepared in a thread meanwhile."""
+  with futures.ThreadPoolExecutor(1) as pool:
+    yield from (
+      (piece, future.result())
+      for piece, future in one_ahead(work, lambda piece: pool.submit(prepare, piece))
+    )

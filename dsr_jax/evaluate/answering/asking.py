@@ -1,0 +1,255 @@
+"""Asks the questions of a benchmark, each picture read once for up to `QUESTIONS` of its questions,
+and writes the answers and VLMEvalKit's prediction file.
+
+Answers are greedy. Most are a word: all questions are asked with room for few tokens first, and
+those whose answer did not come to an end again with more.
+"""
+
+import importlib.util
+import os
+from typing import NamedTuple
+import zlib
+
+import numpy as np
+
+from dsr_jax import cli, files, sharding
+from dsr_jax.evaluate import protocol
+from dsr_jax.evaluate.answering import folders, manifest
+from dsr_jax.evaluate.answering.ahead import one_ahead, prepared
+from dsr_jax.evaluate.answering.limits import limited
+from dsr_jax.evaluate.answering.subject import Subject, word
+from dsr_jax.models.unified import Text
+from dsr_jax.runtime.distributed import Team
+
+ANSWERS, CANDIDATES = 'answers', 'candidates'
+QUESTIONS = 8  # about one reading at once
+FIRST_ROOM, MORE = 16, 16  # tokens of an answer at first; how many times as many then
+OPEN_ROOM = 256  # at first, where answers are sentences
+OPEN = ('llavabench',)  # benchmarks of open questions, whose answers may be the best of several
+LEAST_TURN = 32  # tokens that questions are padded to, and doubles of it
+
+
+class Row(NamedTuple):
+  """Questions about the same pictures, places in the list of questions."""
+
+  pictures: tuple[protocol.PictureKey, ...]
+  questions: tuple[int, ...]
+
+
+class Chunk(NamedTuple):
+  """Rows that are asked at once, all padded to P pictures, Q questions and T tokens."""
+
+  rows: tuple[Row, ...]
+  pictures: int
+  questions: int
+  tokens: int
+
+  def places(self) -> list[int]:
+    return [place for row in self.rows for place in row.questions]
+
+
+def questions_of(benchmark: protocol.Asking, limit: int) -> list[protocol.Question]:
+  """The questions that are asked."""
+
+  def category(question):
+    return question.category
+
+  def group(question):
+    return question.group
+
+  return limited(benchmark.questions(), limit, category, group)
+
+
+def ask(
+  name: str,
+  subject: Subject,
+  benchmark: protocol.Asking,
+  folder: str,
+  limit: int,
+  team: Team,
+  table: str = '',
+) -> None:
+  """Asks what is not answered yet. In several processes all must call together; the first writes.
+
+  table: md5 of the table of questions. Errors: InputError if the folder is another model's.
+  """
+  questions = questions_of(benchmark, limit)
+  if team.lead:
+    folders.claim(folder, manifest.of(name, subject, benchmark, limit, table))
+  answerable, beyond = _split(questions, subject.model.spec.max_pictures)
+  if beyond and team.lead:
+    cli.log(
+      f'note         {name}: {len(beyond)} questions are about more pictures than this model reads'
+    )
+  turns = dict(zip(answerable, subject.turns([questions[i].text for i in answerable])))
+  open_ended = name in OPEN
+  best = subject.how.best_of if open_ended else 1
+  room = min(OPEN_ROOM if open_ended else FIRST_ROOM, subject.how.max_tokens)
+  left = answerable
+  while left:
+    left = _ask_with_room(
+      name, subject, benchmark, folder, team, questions, turns, left, room, best
+    )
+    if room == subject.how.max_tokens:
+      break
+    room = min(room * MORE, subject.how.max_tokens)
+  if team.lead:
+    _write_predictions(name, subject, benchmark, folder)
+
+
+def _split(questions, most: int):
+  """Places of the questions that a model of at most `most` pictures can be asked, and of others."""
+  places = range(len(questions))
+  fits = [not most or len(question.pictures) <= most for question in questions]
+  return [i for i in places if fits[i]], [i for i in places if not fits[i]]
+
+
+def _ask_with_room(name, subject, benchmark, folder, team, questions, turns, left, room, best):
+  """Asks `left`; returns those whose answers did not end within `room` tokens."""
+  each = subject.rows if best == 1 else lambda count: subject.rows(count * best)
+  chunks = chunks_of(questions, turns, left, each, most=QUESTIONS if best == 1 else 1)
+  paths = [_path(folder, room, chunk, questions) for chunk in chunks]
+  missing = team.shared([i for i, path in enumerate(paths) if not os.path.isfile(path)])
+  done = len(chunks) - len(missing)
+
+  def load(i):
+    rows = each(chunks[i].pictures * chunks[i].questions)
+    return _arrays(subject, benchmark, questions, turns, chunks[i], rows)
+
+  def launch(item):
+    i, (pixels, shown, question) = item
+    words = _words(benchmark, questions, chunks[i], question.ids.shape[:2])
+    if best == 1:
+      return subject.answer(pixels, shown, question, words, room)
+    only = Text(question.ids[:, 0], question.mask[:, 0])
+    return subject.answer_best(pixels[:, 0], only, words[:, 0], room)
+
+  for (i, _), out in one_ahead(prepared(missing, load), launch):
+    out = [sharding.fetch(x) for x in out]
+    if team.lead:
+      files.write_json(paths[i], _record(subject, questions, chunks[i], out, room), indent=1)
+      done += 1
+      cli.log(f'answered     {name}: {done} of {len(chunks)} chunks')
+  if not team.lead:
+    return team.shared(None)
+  said = {}
+  for path in paths:
+    said |= files.read_json(path)
+  return team.shared([i for i in left if not said[questions[i].id]['ended']])
+
+
+# Chunks.
+
+
+def chunks_of(questions, turns, places, rows_of, most: int = QUESTIONS) -> list[Chunk]:
+  """Rows of the questions about the same pictures, those of one shape together.
+
+  Args:
+    questions: all of them.
+    turns: {place: ids of its turn}.
+    places: of the questions to ask.
+    rows_of: number of questions a row -> rows of a chunk.
+    most: questions of a row.
+  """
+  by_pictures = {}
+  for place in places:
+    by_pictures.setdefault(questions[place].pictures, []).append(place)
+  by_shape = {}
+  for pictures, members in by_pictures.items():
+    for first in range(0, len(members), most):
+      row = Row(pictures, tuple(members[first : first + most]))
+      longest = max(len(turns[place]) for place in row.questions)
+      shape = (
+        _power(len(pictures)),
+        _power(len(row.questions)),
+        _power(-(-longest // LEAST_TURN)) * LEAST_TURN,
+      )
+      by_shape.setdefault(shape, []).append(row)
+  chunks = []
+  for (pictures, asked, tokens), rows in sorted(by_shape.items()):
+    step = rows_of(pictures * asked)
+    for first in range(0, len(rows), step):
+      chunks.append(Chunk(tuple(rows[first : first + step]), pictures, asked, tokens))
+  return chunks
+
+
+def _power(count: int) -> int:
+  """The next power of two: few shapes, few programs."""
+  return 1 << (count - 1).bit_length()
+
+
+def _arrays(subject, benchmark, questions, turns, chunk, rows):
+  """pixels (B, P, H, W, 3) uint8, shown (B, P) bool, Text (B, Q, T); the first row fills up."""
+  shape = len(chunk.rows), chunk.pictures
+  side = subject.model.spec.image_size
+  pixels = np.zeros((*shape, side, side, 3), np.uint8)
+  shown = np.zeros(shape, bool)
+  ids, mask = [], []
+  for b, row in enumerate(chunk.rows):
+    for p, key in enumerate(row.pictures):
+      pixels[b, p] = subject.square(benchmark.picture(key))
+      shown[b, p] = True
+    asked = [turns[place] for place in row.questions]
+    padded = subject.model.processor.pad(
+      asked + [asked[0]] * (chunk.questions - len(asked)), chunk.tokens
+    )
+    ids.append(padded.ids)
+    mask.append(padded.mask)
+  filled = np.where(np.arange(rows) < len(chunk.rows), np.arange(rows), 0)
+  return pixels[filled], shown[filled], Text(np.stack(ids)[filled], np.stack(mask)[filled])
+
+
+def _words(benchmark, questions, chunk, shape) -> np.ndarray:
+  """(B, Q) uint32; those that only fill up have 0."""
+  words = np.zeros(shape, np.uint32)
+  for b, row in enumerate(chunk.rows):
+    for q, place in enumerate(row.questions):
+      words[b, q] = word(benchmark.about.name, questions[place].id)
+  return words
+
+
+# Files.
+
+
+def _path(folder, room, chunk, questions) -> str:
+  """Of a chunk's answers: chunks of other members have other names."""
+  places = chunk.places()
+  members = '\n'.join(questions[place].id for place in places)
+  name = f'{room:05d}-{min(places):06d}-{zlib.crc32(members.encode()):08x}.json'
+  return os.path.join(folder, ANSWERS, name)
+
+
+def _record(subject, questions, chunk, out, room):
+  """{question: {'answer', 'ended'}}, and of several candidates 'candidates' and 'rewards'."""
+  record = {}
+  eos = subject.model.spec.eos_id
+  for b, row in enumerate(chunk.rows):
+    for q, place in enumerate(row.questions):
+      said = {}
+      chosen = q
+      if len(out) == 3:  # (B, G, T) candidates of the row's only question
+        rewards = out[2][b]
+        chosen = int(np.argmax(rewards))
+        texts = [subject.words_of(i, m) for i, m in zip(out[0][b], out[1][b])]
+        said = {'candidates': texts, 'rewards': cli.rounded(rewards)}
+      ids, mask = out[0][b, chosen], out[1][b, chosen]
+      ended = bool(np.any(ids[mask] == eos)) or len(out) == 3
+      record[questions[place].id] = {'answer': subject.words_of(ids, mask), 'ended': ended, **said}
+  return record
+
+
+def records_of(folder: str) -> dict[str, dict]:
+  """{question: {'answer', ...}}; of one that was asked again, its last answer."""
+  return folders.read_all(os.path.join(folder, ANSWERS))
+
+
+def answers_of(folder: str) -> dict[str, str]:
+  """{question: answer} of all that is answered."""
+  return {identity: record['answer'] for identity, record in records_of(folder).items()}
+
+
+def _write_predictions(name, subject, benchmark, folder):
+  form = 'xlsx' if importlib.util.find_spec('openpyxl') else 'tsv'
+  model = folders.short_name(subject.name)
+  path = benchmark.write_predictions(answers_of(folder), folder, model, form)
+  cli.log(f'written      {path}, as VLMEvalKit has it')

@@ -1,0 +1,143 @@
+"""Draws the prompts of a benchmark into the folders of its official scorer."""
+
+from concurrent import futures
+import json
+import os
+
+import numpy as np
+from PIL import Image
+
+from dsr_jax import cli, files, images, sharding
+from dsr_jax.evaluate import protocol
+from dsr_jax.evaluate.answering import folders, manifest
+from dsr_jax.evaluate.answering.ahead import one_ahead
+from dsr_jax.evaluate.answering.limits import limited
+from dsr_jax.evaluate.answering.subject import Subject, word
+from dsr_jax.models.unified import Text
+from dsr_jax.runtime.distributed import Team
+
+REWARDS, CANDIDATES = 'rewards', 'candidates'
+
+
+def prompts_of(benchmark: protocol.Drawing, limit: int) -> list[protocol.Prompt]:
+  """The prompts that are drawn."""
+
+  def group(prompt):
+    return prompt.group
+
+  def identity(prompt):
+    return prompt.id
+
+  return limited(benchmark.prompts(), limit, group, identity)
+
+
+def paths_of(benchmark: protocol.Drawing, prompts) -> list[str]:
+  """The paths of all their pictures, below the benchmark's folder."""
+  return [benchmark.picture_path(p, i) for p in prompts for i in range(benchmark.samples)]
+
+
+def draw(
+  name: str, subject: Subject, benchmark: protocol.Drawing, folder: str, limit: int, team: Team
+) -> None:
+  """Draws what is not there yet. In several processes all must call together; the first writes.
+
+  Errors: InputError if the folder is another model's.
+  """
+  prompts = prompts_of(benchmark, limit)
+  if team.lead:
+    folders.claim(folder, manifest.of(name, subject, benchmark, limit))
+    folders.recover(folder)
+    _write_side_files(benchmark, prompts, folder)
+  shown = {first.id for first in _first_of_each_group(prompts)}
+  encoded = subject.prompts([prompt.text for prompt in prompts])
+
+  def launch(chunk):
+    """Starts a chunk; its last rows are filled up with its first."""
+    places = chunk + [chunk[0]] * (rows - len(chunk))
+    words = np.array([word(benchmark.about.name, prompts[i].id) for i in places], np.uint32)
+    return subject.draw(Text(encoded.ids[places], encoded.mask[places]), words, group)
+
+  group = benchmark.samples * subject.how.best_of
+  rows = subject.rows(group)
+  chunks = [list(range(i, min(i + rows, len(prompts)))) for i in range(0, len(prompts), rows)]
+  missing = team.shared(
+    [chunk for chunk in chunks if not _is_drawn(benchmark, [prompts[i] for i in chunk], folder)]
+    if team.lead
+    else None
+  )
+  done = len(prompts) - sum(map(len, missing))
+  for chunk, drawn in one_ahead(missing, launch):
+    pixels, rewards = (sharding.fetch(x)[: len(chunk)] for x in drawn)
+    if team.lead:
+      here = [prompts[i] for i in chunk]
+      folders.write_all(
+        folder, _files_of(benchmark, here, pixels, rewards, subject.how.best_of, shown)
+      )
+      done += len(chunk)
+      cli.log(f'drawn        {name}: {done} of {len(prompts)} prompts')
+
+
+def _is_drawn(benchmark, prompts, folder) -> bool:
+  wanted = [*paths_of(benchmark, prompts), _rewards_path(prompts)]
+  return all(os.path.isfile(os.path.join(folder, path)) for path in wanted)
+
+
+def _rewards_path(prompts) -> str:
+  return f'{REWARDS}/{_file_name(prompts[0].id)}-{len(prompts)}.json'
+
+
+def _file_name(identity: str) -> str:
+  return identity.replace('/', '_')
+
+
+def candidate_paths(prompt: protocol.Prompt, best_of: int) -> list[str]:
+  """Where the candidates of a shown prompt's first sample lie."""
+  return [f'{CANDIDATES}/{_file_name(prompt.id)}/{k}.png' for k in range(best_of)]
+
+
+def _first_of_each_group(prompts) -> list[protocol.Prompt]:
+  found = {}
+  for prompt in prompts:
+    found.setdefault(prompt.group, prompt)
+  return list(found.values())
+
+
+def _write_side_files(benchmark, prompts, folder):
+  """What the official scorer reads beside the pictures, where pictures will be."""
+  tops = {os.path.dirname(path).split('/')[0] for path in paths_of(benchmark, prompts)}
+  for path, text in benchmark.side_files().items():
+    target = os.path.join(folder, path)
+    if path.split('/')[0] in tops and not os.path.isfile(target):
+      files.write_text(target, text)
+
+
+def _files_of(benchmark, prompts, pixels, rewards, best_of, shown) -> dict[str, bytes]:
+  """The files of a chunk.
+
+  pixels (B, samples best_of, H, W, 3) in [-1, 1], rewards (B, samples best_of): candidate k of
+  sample i is i best_of + k.
+  """
+  rewards = rewards.reshape(len(prompts), benchmark.samples, best_of)
+  pixels = pixels.reshape(*rewards.shape, *pixels.shape[2:])
+  chosen = np.argmax(rewards, axis=-1)
+  wanted, records = {}, {}
+  for b, prompt in enumerate(prompts):
+    for i in range(benchmark.samples):
+      path = benchmark.picture_path(prompt, i)
+      wanted[path] = pixels[b, i, chosen[b, i]]
+      records[path] = {'rewards': cli.rounded(rewards[b, i]), 'chosen': int(chosen[b, i])}
+    if best_of > 1 and prompt.id in shown:
+      wanted |= zip(candidate_paths(prompt, best_of), pixels[b, 0])
+  with futures.ThreadPoolExecutor() as pool:
+    contents = dict(zip(wanted, pool.map(_png, wanted.values())))
+  contents[_rewards_path(prompts)] = (json.dumps(records, indent=1) + '\n').encode()
+  return contents
+
+
+def _png(pixels) -> bytes:
+  return images.png(Image.fromarray(images.to_uint8(pixels)))
+
+
+def rewards_of(folder: str) -> dict[str, dict]:
+  """{path: {'rewards', 'chosen'}} of all drawn pictures."""
+  return folders.read_all(os.path.join(folder, REWARDS))

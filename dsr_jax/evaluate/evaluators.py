@@ -1,0 +1,234 @@
+"""The models that look at drawn pictures, in a process of their own: torch and transformers, which
+nothing that answers a benchmark imports.
+
+  python -m dsr_jax.evaluate.evaluators --benchmark=geneval --folder=OUTPUT/MODEL/geneval
+  [--evaluator.mask2former=DIR --evaluator.clip_colors=DIR]
+
+Any folder in the official layout will do, whoever drew it. Leaves in it
+
+    records/          {picture: what was found}, a file a batch; nothing is looked at twice
+    evaluators.json   every evaluator with its version and hash, and the labels of its numbers
+    results.jsonl     GenEval's own results file; or T2I-CompBench's vqa_result.json
+"""
+
+from collections.abc import Callable
+import json
+import os
+from typing import Any, NamedTuple
+import zlib
+
+from absl import flags
+
+from dsr_jax import cli, files, flag_types
+from dsr_jax.errors import InputError
+from dsr_jax.evaluate import geneval, pictures, protocol
+from dsr_jax.evaluate.answering import folders
+from dsr_jax.evaluate.evaluator_choice import (
+  ABOUT,
+  KINDS,
+  RECORDS,
+  RESULTS,
+  check_directories,
+  chosen_of,
+  define_evaluator_flags,
+)
+from dsr_jax.evaluate.t2i_compbench import benchmark as t2i_compbench
+
+try:
+  from dsr_jax.evaluate.adapters import (
+    blip_vqa,
+    clip,
+    mask2former,
+    open_detector,
+    self_test,
+    tagger,
+  )
+except ImportError as e:  # torch and spaCy are extras: whoever lacks them is told so
+  MISSING = e.name or str(e)
+else:
+  MISSING = ''
+
+BATCH = 16  # pictures between two writes
+
+
+class Watcher(NamedTuple):
+  """The evaluators of a benchmark.
+
+  Attributes:
+    look: (folder, path of a picture below it) -> its record.
+    about: of the evaluators, JSON values.
+  """
+
+  look: Callable[[str, str], dict[str, Any]]
+  about: dict[str, Any]
+
+
+def evaluate(benchmark: str, folder: str, chosen: dict[str, str], blip_size: int = 0) -> str:
+  """Looks at every picture of a folder that has no record yet.
+
+  Args:
+    benchmark: geneval or t2i_compbench.
+    folder: in the official layout.
+    chosen: {kind: directory or Hub id}, of those that differ from the defaults.
+    blip_size: of BLIP's pictures; 0: its checkpoint's own.
+
+  Returns:
+    The path of `evaluators.json`.
+  """
+  if MISSING:
+    raise InputError(
+      f'found no {MISSING}, which the evaluators need; expected it installed; pip install -r '
+      'requirements-eval.txt'
+    )
+  paths = find_pictures(benchmark, folder)
+  names = {name: chosen.get(name) or kind.default for name, kind in KINDS.items()}
+  parts = sorted({path.split('/')[0] for path in paths})
+  build = _geneval if benchmark == geneval.NAME else _t2i_compbench
+  watcher = build(folder, names, parts, blip_size)
+  _claim(folder, watcher.about)
+  done = set(folders.read_all(os.path.join(folder, RECORDS)))
+  batches = [paths[i : i + BATCH] for i in range(0, len(paths), BATCH)]
+  for number, batch in enumerate(batches, 1):
+    if done.issuperset(batch):
+      continue
+    records = {path: watcher.look(folder, path) for path in batch}
+    name = f'{zlib.crc32(chr(10).join(batch).encode()):08x}.json'
+    files.write_json(os.path.join(folder, RECORDS, name), records, indent=1)
+    cli.log(f'looked at    {min(number * BATCH, len(paths))} of {len(paths)} pictures')
+  records = folders.read_all(os.path.join(folder, RECORDS))
+  records = {path: records[path] for path in paths}
+  if benchmark == geneval.NAME:
+    lines = ''.join(json.dumps(record) + '\n' for record in records.values())
+    files.write_text(os.path.join(folder, RESULTS), lines)
+  else:
+    t2i_compbench.T2ICompBench().write_results(records, folder)
+  return os.path.join(folder, ABOUT)
+
+
+def find_pictures(benchmark: str, folder: str) -> list[str]:
+  """Paths of all pictures below a folder in the official layout."""
+  if benchmark == geneval.NAME:
+    return [path for path, _ in geneval.find_pictures(folder)]
+  return t2i_compbench.find_pictures(folder)
+
+
+def _claim(folder, about):
+  """InputError if the folder's records are of other evaluators."""
+  path = os.path.join(folder, ABOUT)
+  found = files.read_json_or_none(path)
+  if found is not None and os.path.isdir(os.path.join(folder, RECORDS)):
+    for name in sorted({*found['evaluators'], *about['evaluators']}):
+      old, new = (x['evaluators'].get(name) for x in (found, about))
+      different = [k for k in new or {} if k != 'name' and (old or {}).get(k) != new[k]]
+      if (old is None) != (new is None) or different:
+        what = different[0] if different else 'presence'
+        raise InputError(
+          f'found records in {folder} that another {name} made ({what}: '
+          f'{(old or {}).get(what)} there, {(new or {}).get(what)} now); expected the same; remove '
+          f'its folder {RECORDS} to look again'
+        )
+  files.write_json(path, about, indent=1)
+
+
+def _geneval(folder, names, parts, blip_size) -> Watcher:
+  del parts, blip_size
+  detector = mask2former.Mask2Former(names['mask2former'])
+  warnings = _self_test(detector, names['mask2former'])
+  colors = clip.Clip(names['clip_colors'])
+  classifier = clip.ColorClassifier(colors)
+  rows = dict(geneval.find_pictures(folder))
+
+  def look(folder, path):
+    return pictures.judge_geneval(folder, path, rows[path], detector, classifier)
+
+  label = protocol.worst(mask2former.LABEL, colors.label(clip.COLOR_SHAPE))
+  about = {
+    'evaluators': {
+      'mask2former': detector.about._asdict(),
+      'clip_colors': colors.about._asdict(),
+    },
+    'labels': {'geneval': label.value},
+    'warnings': warnings,
+  }
+  return Watcher(look, _plain(about))
+
+
+def _t2i_compbench(folder, names, parts, blip_size) -> Watcher:
+  """Only the evaluators of the categories that are there are loaded."""
+  del folder
+  needed = {part for category in parts for part in t2i_compbench.PARTS.get(category, ())}
+  abouts, labels = {}, {}
+  vqa = detector = cosine = None
+  reads = tagger.SpacyTagger()
+  abouts['tagger'] = reads.about
+  if t2i_compbench.BINDING in needed:
+    vqa = blip_vqa.BlipVqa(names['blip'], size=blip_size or None)
+    abouts['blip'] = vqa.about._asdict()
+    labels[t2i_compbench.BINDING] = blip_vqa.LABEL
+  if needed & {t2i_compbench.SPATIAL, t2i_compbench.NUMERACY}:
+    detector = open_detector.OpenDetector(names['owlv2'])
+    # That it sees anything; its confidences are lower throughout, so .9 says nothing about it.
+    _self_test(_as_geneval(detector), names['owlv2'])
+    abouts['owlv2'] = detector.about._asdict()
+    labels[t2i_compbench.SPATIAL] = open_detector.LABEL
+    labels[t2i_compbench.NUMERACY] = open_detector.LABEL
+  if t2i_compbench.CLIP in needed:
+    scorer = clip.Clip(names['clip'])
+    cosine = scorer.cosines
+    abouts['clip'] = scorer.about._asdict()
+    labels[t2i_compbench.CLIP] = scorer.label(clip.SCORE_SHAPE)
+  by = pictures.CompBenchEvaluators(reads, vqa, detector, cosine)
+
+  def look(folder, path):
+    return pictures.measure_compbench(folder, path, by)
+
+  about = {'evaluators': abouts, 'labels': labels, 'warnings': []}
+  return Watcher(look, _plain(about))
+
+
+def _plain(about):
+  """JSON values, as they are read back."""
+  return json.loads(json.dumps(about))
+
+
+def _self_test(detector, name) -> list[str]:
+  return self_test.check(self_test.look(detector), name)
+
+
+def _as_geneval(detector):
+  """A detector of named things as one of the classes of the self-test's photos."""
+
+  def look(picture):
+    found = {}
+    for thing in detector(picture, ['person', 'cat', 'cup']):
+      found.setdefault(thing.label, []).append(geneval.Detection.of([*thing.box, thing.score]))
+    return found
+
+  return look
+
+
+# The command.
+
+
+def main(argv, f=flags.FLAGS):
+  cli.no_arguments(argv)
+  cli.require(benchmark=f.benchmark, folder=f.folder)
+  if f.benchmark not in (geneval.NAME, t2i_compbench.NAME):
+    raise InputError(
+      f'found --benchmark={f.benchmark}; expected {geneval.NAME} or {t2i_compbench.NAME}; '
+      'correct it'
+    )
+  chosen = chosen_of(f)
+  check_directories(chosen)
+  path = evaluate(f.benchmark, f.folder, chosen, f.blip_size)
+  cli.print_json({'evaluators': path})
+
+
+def define_flags(f=flags.FLAGS):
+  flags.DEFINE_string('benchmark', None, 'geneval or t2i_compbench.', flag_values=f)
+  flag_types.define_path('folder', None, 'Its pictures, in the official layout.', f)
+  define_evaluator_flags(f)
+
+
+if __name__ == '__main__':
+  cli.run_main(main, define_flags)

@@ -1,0 +1,74 @@
+"""People's own pictures, COCO's or JourneyDB's, as a data set that a run reads by name.
+
+  python -m dsr_jax.prepare --dataset=coco --source=train2017.zip --data_dir=DIR
+  python -m dsr_jax.prepare --dataset=journeydb --source=journeydb/train/imgs --data_dir=DIR
+  python -m dsr_jax.prepare --dataset=folder --source=pictures --data_dir=DIR --name=my_pictures
+
+The source is read as it is: a zip, .tgz archives (some or all), a folder, or what TFDS prepared.
+Pictures are decoded once, to see that they can be, and kept byte for byte. A command that was
+stopped goes on, and ends with the same files. Then `data.images=coco data.data_dir=DIR`, or a
+mixture, `coco:2800+journeydb:2800`.
+"""
+
+import os
+
+from absl import flags
+
+from dsr_jax import cli, flag_types
+from dsr_jax.data import known, prepared
+from dsr_jax.errors import InputError
+from dsr_jax.prepare import job
+
+
+def main(argv, f=flags.FLAGS):
+  """Prints one JSON object: where the data set is, how many pictures it has, and how it is named in
+  a run.
+  """
+  cli.no_arguments(argv)
+  cli.require(dataset=f.dataset, source=f.source, data_dir=f.data_dir)
+  if f.dataset not in known.KNOWN:
+    raise InputError(
+      f'found --dataset={f.dataset}; expected one of {", ".join(known.KNOWN)}; choose one'
+    )
+  name = f.name or f.dataset
+  if not prepared.is_name(name) or '/' in name:
+    raise InputError(
+      f'found --name={name}; expected small letters, digits and _, a letter first; choose another'
+    )
+  cli.check_range(1, 1024, workers=f.workers)
+  cli.print_json(
+    job.prepare(
+      dataset=f.dataset,
+      name=name,
+      source=f.source,
+      data_dir=f.data_dir,
+      workers=f.workers,
+      overwrite=f.overwrite,
+    )
+  )
+
+
+def define_flags(f=flags.FLAGS):
+  flags.DEFINE_string('dataset', None, f'What is read: {", ".join(known.KNOWN)}.', flag_values=f)
+  flag_types.define_path(
+    'source', None, 'A zip, a .tgz archive or a folder of them, or a folder.', f
+  )
+  flag_types.define_path(
+    'data_dir',
+    None,
+    'Where prepared sets lie: a folder, or gs://BUCKET/FOLDER; as data.data_dir of a run.',
+    f,
+  )
+  flags.DEFINE_string(
+    'name', None, 'What it is called in data.images; the dataset by default.', flag_values=f
+  )
+  flags.DEFINE_integer(
+    'workers', os.cpu_count() or 1, 'Threads that read and decode.', flag_values=f
+  )
+  flags.DEFINE_bool(
+    'overwrite', False, 'Begins anew where another source was prepared.', flag_values=f
+  )
+
+
+if __name__ == '__main__':
+  cli.run_main(main, define_flags)

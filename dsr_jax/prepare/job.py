@@ -1,0 +1,291 @@
+"""Preparing a data set: items of the source in order, looked at by threads, written in order."""
+
+import collections
+from collections.abc import Iterator
+import concurrent.futures
+import hashlib
+import io
+import json
+import os
+import time
+from typing import NamedTuple
+
+from dsr_jax import cli, images, inputs
+from dsr_jax.data import folders, known, prepared
+from dsr_jax.errors import InputError
+from dsr_jax.prepare import shards, sources
+
+MAX_FAULTY = 0.01  # share of pictures that may be left out
+SHOWN_NAMES = 3  # passed over, noted by name; the others are counted
+_QUEUED = 4  # items of each worker that are read before they are written
+_SAY_SECONDS = 10.0
+
+
+class Looked(NamedTuple):
+  """An item of the source: a picture (data, width, height), or its fault, or why it is none."""
+
+  name: str
+  data: bytes = b''
+  width: int = 0
+  height: int = 0
+  fault: str = ''
+  other: str = ''
+
+
+def look(item: sources.Item) -> Looked:
+  """Reads an item and decodes it whole."""
+  try:
+    data = item.read()
+    _, (width, height) = images.verify(io.BytesIO(data), inputs.shown(item.name))
+  except sources.NoPicture as e:
+    return Looked(item.name, other=str(e))
+  except InputError as e:
+    return Looked(item.name, fault=folders.fault_of(e))
+  return Looked(item.name, data, width, height)
+
+
+def prepare(
+  dataset: str,
+  name: str,
+  source: str,
+  data_dir: str,
+  workers: int,
+  overwrite: bool = False,
+  shard_size: int = shards.PICTURES_A_SHARD,
+) -> dict:
+  """Prepares a data set, or goes on with one; returns what came of it, as JSON values.
+
+  Args:
+    dataset: a name of `known.KNOWN`.
+    name: what it is to be called.
+    source, data_dir: from where and to where.
+    workers: threads that read and decode; they change nothing of the result.
+    overwrite: whether what was prepared, or begun, from another source goes.
+    shard_size: pictures a shard.
+
+  Raises InputError; nothing half-written is then taken for a data set.
+  """
+  cli.log(f'license      {known.KNOWN[dataset].license}')
+  cli.log(f'terms        {known.KNOWN[dataset].terms}')
+  prepared.check_reachable(data_dir, '--data_dir')
+  volumes = sources.open_source(source, dataset)
+  with shards.Place(data_dir, name) as place:
+    note = _note(place, volumes, overwrite, dataset, name, source, shard_size)
+    if not note['finished'] or place.size(prepared.INFO) < 0:
+      _Job(place, volumes, note, workers, shard_size).run()
+    return _result(place, note)
+
+
+def _note(place, volumes, overwrite, dataset, name, source, shard_size) -> dict:
+  """The note to go on from: that of an earlier start on this source, else a new one."""
+  found = place.read_json(prepared.RECORD)
+  if found is not None or place.size(prepared.INFO) >= 0:
+    if _is_of(found, volumes, shard_size) and _is_whole(place, found, name):
+      return found
+    if not overwrite:
+      raise InputError(
+        f'found {place.directory} prepared, or begun, from another source, or damaged; expected '
+        'the same source or a new place; add --overwrite to begin anew there, or name another '
+        '--name or --data_dir'
+      )
+  place.clear()
+  about = known.KNOWN[dataset]
+  return {
+    'dataset': dataset,
+    'name': name,
+    'source': os.path.abspath(source),
+    'license': about.license,
+    'terms': about.terms,
+    'shard_size': shard_size,
+    'volumes': [],  # identities of those that were begun
+    'next': [0, 0],  # volume and item from which the next shard begins
+    'shards': [],
+    'num_bytes': 0,
+    'left_out': [],
+    'passed_over': {},
+    'finished': False,
+    'sha256': '',
+  }
+
+
+def _is_of(note, volumes, shard_size) -> bool:
+  """Whether a note is of this source: a finished one of all of it, another of its beginning."""
+  try:
+    begun = [volume.identity for volume in volumes[: len(note['volumes'])]]
+    same = note['volumes'] == begun and note['shard_size'] == shard_size
+    return same and (not note['finished'] or len(begun) == len(volumes))
+  except (KeyError, TypeError):
+    return False
+
+
+def _is_whole(place, note, name) -> bool:
+  """Whether the shards of a note are there in their sizes."""
+  return all(
+    place.size(prepared.SHARD.format(name=name, split=prepared.SPLIT, index=i)) == shard['bytes']
+    for i, shard in enumerate(note['shards'])
+  )
+
+
+def _result(place, note) -> dict:
+  pictures = sum(shard['examples'] for shard in note['shards'])
+  name = note['name']
+  return {
+    'directory': place.directory,
+    'pictures': pictures,
+    'shards': len(note['shards']),
+    'bytes': note['num_bytes'],
+    'left_out': len(note['left_out']),
+    'passed_over': {why: entry['number'] for why, entry in note['passed_over'].items()},
+    'use': f'data.images={name}',
+  }
+
+
+class _Job:
+  """One start of a preparation."""
+
+  def __init__(self, place, volumes, note, workers, shard_size):
+    self._place, self._volumes, self._note = place, volumes, note
+    self._workers = workers
+    self._writer = shards.ShardWriter(place, note['name'], len(note['shards']), shard_size)
+    self._serialize = shards.serializer()
+    numbers = [volume.number for volume in volumes]
+    self._total = None if None in numbers else sum(numbers)
+    self._done = sum(shard['examples'] for shard in note['shards'])
+    self._began, self._said_at = time.monotonic(), time.monotonic()
+    self._began_with = self._done
+    # Of the shard that is not whole yet: noted with it.
+    self._left_out, self._passed_over, self._bytes = [], [], 0
+
+  def run(self):
+    note = self._note
+    if note['shards']:
+      cli.log(f'going on     after {self._done} pictures in {len(note["shards"])} shards')
+    left = sum(volume.num_bytes for volume in self._volumes) - note['num_bytes']
+    self._place.check_room(max(left, 0))
+    try:
+      for volume, number, looked in self._looked():
+        self._take(looked)
+        if self._writer.is_full:
+          self._finish_shard([volume, number + 1])
+      self._check_faults(at_the_end=True)
+      if self._writer.count:
+        self._finish_shard([len(self._volumes), 0])
+    except BaseException:
+      self._writer.drop()
+      raise
+    self._finish()
+
+  def _looked(self) -> Iterator[tuple[int, int, Looked]]:
+    """(volume, item, what it is) in order; a few are read ahead."""
+    queue = collections.deque()
+    with concurrent.futures.ThreadPoolExecutor(self._workers, 'pictures') as pool:
+      for volume, number, item in self._items():
+        queue.append((volume, number, pool.submit(look, item)))
+        if len(queue) > _QUEUED * self._workers:
+          volume, number, future = queue.popleft()
+          yield volume, number, future.result()
+      for volume, number, future in queue:
+        yield volume, number, future.result()
+
+  def _items(self):
+    first, start = self._note['next']
+    for index in range(first, len(self._volumes)):
+      items = self._volumes[index].items(start if index == first else 0)
+      for number, item in enumerate(items, start if index == first else 0):
+        yield index, number, item
+
+  def _take(self, looked):
+    if looked.other:
+      self._passed_over.append((looked.other, inputs.shown(looked.name)))
+    elif looked.fault:
+      cli.log(f'left out     {inputs.shown(looked.name)} ({looked.fault})')
+      self._left_out.append([inputs.shown(looked.name), looked.fault])
+      self._check_faults()
+    else:
+      name = inputs.shown(looked.name)
+      if self._note['dataset'] == 'coco':
+        name = name.rpartition('/')[2]  # the numbers are unique, in a zip or out of it
+      record = self._serialize(looked.data, name, looked.width, looked.height)
+      self._writer.write(record)
+      self._bytes += len(record)
+      self._done += 1
+    self._say()
+
+  def _check_faults(self, at_the_end=False):
+    """InputError once more pictures do not decode than may be left out."""
+    faults = [*self._note['left_out'], *self._left_out]
+    total = self._done + len(faults)
+    # Before the end they are measured by all that there may be, where that is known.
+    of = total if at_the_end else self._total
+    if faults and of is not None and len(faults) > MAX_FAULTY * of:
+      self._writer.drop()
+      self._place.clear()
+      named = folders.shown_faults(dict(faults))
+      raise InputError(
+        f'found {len(faults)} of {of if at_the_end else f"at most {of}"} pictures in '
+        f'{inputs.shown(self._note["source"])} that do not decode ({named}); expected at most '
+        f'{MAX_FAULTY:.0%}; fetch them again, or take them away'
+      )
+    if at_the_end and not self._done:
+      passed = self._passed()
+      said = ', '.join(f'{entry["number"]} {why}' for why, entry in passed.items())
+      self._place.clear()
+      raise InputError(
+        f'found no picture in {inputs.shown(self._note["source"])}{said and f" ({said})"}; '
+        'expected PNG, JPEG, WebP, TIFF, AVIF, GIF or BMP files; check --source'
+      )
+
+  def _passed(self):
+    passed = {why: dict(entry) for why, entry in self._note['passed_over'].items()}
+    for why, name in self._passed_over:
+      entry = passed.setdefault(why, {'number': 0, 'names': []})
+      entry['number'] += 1
+      entry['names'] = [*entry['names'], name][:SHOWN_NAMES]
+    return passed
+
+  def _finish_shard(self, next_item):
+    """Closes the shard, and notes that it is there; a kill between the two makes it once more."""
+    note = self._note
+    note['shards'].append(self._writer.finish())
+    note['next'] = next_item
+    note['volumes'] = [volume.identity for volume in self._volumes[: next_item[0] + 1]]
+    note['num_bytes'] += self._bytes
+    note['left_out'] += self._left_out
+    note['passed_over'] = self._passed()
+    self._left_out, self._passed_over, self._bytes = [], [], 0
+    self._write_note()
+
+  def _finish(self):
+    """What makes it a data set."""
+    note = self._note
+    note['left_out'] += self._left_out
+    note['passed_over'] = self._passed()
+    note['volumes'] = [volume.identity for volume in self._volumes]
+    note['next'] = [len(self._volumes), 0]
+    records = ''.join(shard['sha256'] for shard in note['shards'])
+    note['sha256'] = hashlib.sha256(records.encode()).hexdigest()
+    note['finished'] = True
+    about = known.KNOWN[note['dataset']]
+    if about.size and self._done != about.size:
+      cli.log(f'note         {self._done} pictures; all of {note["dataset"]} are {about.size}')
+    for why, entry in note['passed_over'].items():
+      cli.log(f'passed over  {entry["number"]} {why} ({", ".join(entry["names"])})')
+    if note['left_out']:
+      cli.log(f'left out     {len(note["left_out"])} pictures that do not decode')
+    self._write_note()
+    lengths = [shard['examples'] for shard in note['shards']]
+    with self._place.writing():
+      shards.write_info(self._place, note['name'], about, lengths, note['num_bytes'])
+    self._say(at_the_end=True)
+
+  def _write_note(self):
+    self._place.write(prepared.RECORD, (json.dumps(self._note, indent=1) + '\n').encode())
+
+  def _say(self, at_the_end=False):
+    now = time.monotonic()
+    if not at_the_end and now - self._said_at < _SAY_SECONDS:
+      return
+    self._said_at = now
+    rate = (self._done - self._began_with) / max(now - self._began, 1e-9)
+    of = f' of {self._total}' if self._total and not at_the_end else ''
+    cli.log(f'prepared     {self._done}{of} pictures, {rate:,.0f} a second')

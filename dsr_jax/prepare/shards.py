@@ -1,0 +1,261 @@
+"""The files of a prepared set: shards that appear whole, the note of how far it has come, and what
+TFDS needs to read it.
+
+Shards have a fixed number of pictures, in the order of the source, and get their names once they
+are whole; then the note says so. TFDS' own files come last, and without them nobody takes the
+folder for a data set. So a preparation that is killed anywhere leaves a beginning that the next one
+goes on from, and ends with the same bytes.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+
+from array_record.python import array_record_module as array_record
+from etils import epath
+import numpy as np
+import tensorflow_datasets as tfds
+
+from dsr_jax import files, inputs
+from dsr_jax.data import known, prepared
+from dsr_jax.errors import InputError, first_line
+
+PICTURES_A_SHARD = 2048
+SPARE_BYTES = 64 << 20
+LICENSE = 'LICENSE'
+LOCK = '.lock'
+# Pictures are packed already; groups of one are read one by one.
+_OPTIONS = 'group_size:1,uncompressed'
+
+
+def features():
+  """What an example holds: the file's bytes and name, and the picture's size as it is stored."""
+  return tfds.features.FeaturesDict(
+    {
+      'image': tfds.features.Image(shape=(None, None, 3)),
+      'file_name': tfds.features.Text(),
+      'width': tfds.features.Scalar(np.int32),
+      'height': tfds.features.Scalar(np.int32),
+    }
+  )
+
+
+class Place:
+  """The folder of a set that is being prepared, on a disk or in a bucket, for one process.
+
+  Enter it to hold it. In a bucket, shards are written on this machine's disk and uploaded whole.
+  """
+
+  def __init__(self, data_dir: str, name: str):
+    self.directory = os.path.join(data_dir, name, prepared.VERSION)
+    self.remote = prepared.is_remote(data_dir)
+    self._path = epath.Path(self.directory)
+    self._holding = contextlib.ExitStack()
+    self._aside = self.directory
+
+  def __enter__(self):
+    with self.writing(), contextlib.ExitStack() as holding:
+      if self.remote:
+        self._path.mkdir(parents=True, exist_ok=True)
+        self._aside = holding.enter_context(tempfile.TemporaryDirectory(prefix='dsr_jax_'))
+      else:
+        os.makedirs(self.directory, exist_ok=True)
+        lock = holding.enter_context(open(os.path.join(self.directory, LOCK), 'a'))
+        try:
+          fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+          raise InputError(
+            f'found another preparation at work in {self.directory}; expected none; wait for it, '
+            'or stop it'
+          ) from e
+      self._holding = holding.pop_all()
+    return self
+
+  def __exit__(self, *_):
+    with contextlib.suppress(OSError):
+      if not self.remote and os.listdir(self.directory) == [LOCK]:  # nothing came of it
+        os.unlink(os.path.join(self.directory, LOCK))
+        os.removedirs(self.directory)
+    self._holding.close()
+
+  @contextlib.contextmanager
+  def writing(self):
+    """An error of the disk inside is an InputError."""
+    try:
+      yield
+    # array_record raises RuntimeError for everything that the system refuses.
+    except (OSError, RuntimeError) as e:
+      raise InputError(
+        f'cannot write {inputs.shown(self.directory)} ({first_line(e)}); expected room and leave '
+        'to write there; mend that, and the same command goes on'
+      ) from e
+
+  def check_room(self, need: int):
+    """InputError where the disk has no room for so many bytes more."""
+    if self.remote:
+      return
+    free = shutil.disk_usage(self.directory).free
+    if free < need + SPARE_BYTES:
+      raise InputError(
+        f'found {free >> 20} MiB free at {inputs.shown(self.directory)}; expected about '
+        f'{(need + SPARE_BYTES) >> 20} MiB for the pictures; free some, or name another --data_dir'
+      )
+
+  def aside(self, name: str) -> str:
+    """Where a file is written before it gets its name."""
+    return os.path.join(self._aside, f'{name}.new')
+
+  def put(self, name: str):
+    """Gives the file that was written aside its name, or uploads it."""
+    if self.remote:
+      epath.Path(self.aside(name)).copy(self._path / name, overwrite=True)
+      os.unlink(self.aside(name))
+    else:
+      os.replace(self.aside(name), os.path.join(self.directory, name))
+
+  def write(self, name: str, data: bytes):
+    """A small file, whole or not at all."""
+    with self.writing():
+      if self.remote:
+        (self._path / name).write_bytes(data)
+      else:
+        files.write_bytes(os.path.join(self.directory, name), data)
+
+  def read_json(self, name: str):
+    """The JSON value in a file; None where it is missing or none."""
+    try:
+      return json.loads((self._path / name).read_text())
+    except (OSError, ValueError):
+      return None
+
+  def size(self, name: str) -> int:
+    """Bytes of a file; -1 where there is none."""
+    path = self._path / name
+    return path.stat().length if path.exists() else -1
+
+  def clear(self):
+    """Removes all that a preparation wrote here."""
+    with self.writing():
+      if not self._path.exists():
+        return
+      # First what makes it a data set.
+      names = sorted(path.name for path in self._path.iterdir() if path.name != LOCK)
+      for name in (prepared.INFO, prepared.RECORD, *names):
+        (self._path / name).unlink(missing_ok=True)
+
+
+class ShardWriter:
+  """Writes records into shards; `done(count, size, sha256)` is told of each that is whole.
+
+  sha256: of its records' bytes.
+  """
+
+  def __init__(self, place: Place, name: str, first: int, size: int):
+    self._place, self._name, self._size = place, name, size
+    self._index, self._count = first, 0
+    self._writer, self._digest = None, None
+
+  @property
+  def file(self) -> str:
+    return prepared.SHARD.format(name=self._name, split=prepared.SPLIT, index=self._index)
+
+  @property
+  def count(self) -> int:
+    """Records of the shard that is not whole yet."""
+    return self._count
+
+  @property
+  def is_full(self) -> bool:
+    return self._count == self._size
+
+  def write(self, record: bytes):
+    with self._place.writing():
+      if self._writer is None:
+        self._writer = array_record.ArrayRecordWriter(self._place.aside(self.file), _OPTIONS)
+        self._digest = hashlib.sha256()
+      self._writer.write(record)
+    self._digest.update(record)
+    self._count += 1
+
+  def finish(self) -> dict:
+    """Ends the shard; returns its line of the note: {'examples', 'bytes', 'sha256'}."""
+    with self._place.writing():
+      self._writer.close()
+      aside = self._place.aside(self.file)
+      # What could not be written may be found out only here.
+      reader = array_record.ArrayRecordReader(aside)
+      if reader.num_records() != self._count:
+        raise OSError(f'{aside} has {reader.num_records()} of {self._count} pictures')
+      reader.close()
+      size = os.path.getsize(aside)
+      with open(aside, 'rb') as file:
+        os.fsync(file.fileno())
+      self._place.put(self.file)
+    done = {'examples': self._count, 'bytes': size, 'sha256': self._digest.hexdigest()}
+    self._writer, self._count, self._index = None, 0, self._index + 1
+    return done
+
+  def drop(self):
+    """Removes what is not whole."""
+    if self._writer is not None:
+      with contextlib.suppress(OSError, RuntimeError):
+        self._writer.close()
+      with contextlib.suppress(OSError):
+        os.unlink(self._place.aside(self.file))
+      self._writer = None
+
+
+def serializer():
+  """(bytes, name, width, height) -> a record; the same bytes in every process."""
+  serialize = tfds.core.example_serializer.ExampleSerializer(features().get_serialized_info())
+
+  def record(data: bytes, name: str, width: int, height: int) -> bytes:
+    example = serialize.get_tf_example(
+      {'image': data, 'file_name': name, 'width': width, 'height': height}
+    )
+    # The fields are a map, whose order is up to the process unless it is asked for.
+    return example.SerializeToString(deterministic=True)
+
+  return record
+
+
+def write_info(place: Place, name: str, dataset: known.Known, lengths, num_bytes: int):
+  """features.json, the license, and dataset_info.json last: from then on it is a data set."""
+  with tempfile.TemporaryDirectory() as aside:
+    template = tfds.core.ShardedFileTemplate(
+      data_dir=aside,
+      dataset_name=name,
+      split=prepared.SPLIT,
+      filetype_suffix='array_record',
+      template='{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}',
+    )
+    split = tfds.core.SplitInfo(
+      name=prepared.SPLIT, shard_lengths=lengths, num_bytes=num_bytes, filename_template=template
+    )
+    identity = tfds.core.dataset_info.DatasetIdentity(
+      name=name,
+      version=tfds.core.Version(prepared.VERSION),
+      data_dir=aside,
+      module_name='dsr_jax.prepare',
+    )
+    info = tfds.core.DatasetInfo(
+      builder=identity,
+      description=dataset.description,
+      features=features(),
+      homepage=dataset.homepage or None,
+      license=f'{dataset.license}. {dataset.terms}',
+      disable_shuffling=True,
+    )
+    info.set_file_format('array_record')
+    info.set_splits(tfds.core.splits.SplitDict([split]))
+    info.write_to_directory(aside)
+    for file in (prepared.FEATURES, prepared.INFO):
+      with open(os.path.join(aside, file), 'rb') as written:
+        content = written.read()
+      if file == prepared.INFO:
+        place.write(LICENSE, f'{dataset.license}\n\n{dataset.terms}\n'.encode())
+      place.write(file, content)

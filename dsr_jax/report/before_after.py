@@ -1,0 +1,145 @@
+"""What the fixed list shows: the same prompts and pictures with the same keys, before and now.
+
+Axes: S samples of a prompt, H W pixels.
+"""
+
+import io
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from dsr_jax import rows as rows_lib
+from dsr_jax.reporting import html as page_lib
+from dsr_jax.reporting import sheets
+
+SHOWN = 8  # prompts, and pictures: always the first ones, whatever came of them
+
+
+class Side(NamedTuple):
+  """What one model made of an item: its name ('before', 'after step 40'), samples, and why samples
+  are wrong, a line each.
+  """
+
+  name: str
+  samples: list[page_lib.Sample]
+  reasons: list[str]
+
+
+class Item(NamedTuple):
+  """A prompt, or a picture (`src`), with what each model made of it."""
+
+  title: str
+  sides: list[Side]
+  src: str = ''
+
+
+def items(workdir: str, task: str) -> list[Item]:
+  """The first items of the fixed list, before and at the last step that was evaluated."""
+  steps = _steps(workdir)
+  by_step = [_by_input(workdir, step, task) for step in steps]
+  if not by_step or not by_step[0]:
+    return []
+  found = []
+  for i in sorted(by_step[0])[:SHOWN]:
+    groups = [groups.get(i, []) for groups in by_step]
+    first = groups[0][0]
+    sides = [_side(step, group, task) for step, group in zip(steps, groups)]
+    if task == 'generation':
+      found.append(Item(first['prompt'], sides))
+    else:
+      found.append(Item(f'Picture {i + 1}', sides, src=_src(first)))
+  return found
+
+
+def sheet(workdir: str, step: int) -> Image.Image:
+  """The drawn items of a step as one picture, beside those of step 0; and the described ones."""
+  steps = [0, step] if step and rows_lib.steps_of(workdir, rows_lib.WATCHED)[0] == 0 else [step]
+  parts = []
+  drawn = [_by_input(workdir, s, 'generation') for s in steps]
+  if drawn[0]:
+    chosen = sorted(drawn[0])[:SHOWN]
+    pixels = [np.stack([_pixels_of(groups[i]) for i in chosen]) for groups in drawn]
+    right = [
+      np.array([[bool(row['right']) for row in groups[i]] for i in chosen]) for groups in drawn
+    ]
+    prompts = [drawn[0][i][0]['prompt'] for i in chosen]
+    parts.append(sheets.side_by_side(prompts, [_name(s) for s in steps], pixels, right))
+  told = [_by_input(workdir, s, 'understanding') for s in steps]
+  if told[0]:
+    chosen = sorted(told[0])[:SHOWN]
+    shown = np.stack([_pixels_of(told[0][i])[0] for i in chosen])
+    lines = [
+      [
+        (_name(s), groups[i][0]['text'], groups[i][0]['right'] is not False)
+        for s, groups in zip(steps, told)
+      ]
+      for i in chosen
+    ]
+    parts.append(sheets.statements(shown, lines))
+  return sheets.stack(parts)
+
+
+def texts(workdir: str, step: int) -> str:
+  """The descriptions of a step as a Markdown table."""
+  lines = ['| picture | text | reward | |', '|---|---|---:|---|']
+  for row in rows_lib.read(workdir, step, rows_lib.WATCHED):
+    if row['text'] is not None:
+      text = row['text'].replace('|', '\\|').replace('\n', ' ')
+      reward = '' if row['reward'] is None else f'{row["reward"]:.3f}'
+      lines.append(
+        f'| {row["input"] + 1} | {text or "(empty)"} | {reward} | {row["reason"] or ""} |'
+      )
+  return '\n'.join(lines)
+
+
+def _steps(workdir: str) -> list[int]:
+  """Step 0, and the last one with a fixed list."""
+  steps = rows_lib.steps_of(workdir, rows_lib.WATCHED)
+  return sorted({steps[0], steps[-1]}) if steps else []
+
+
+def _name(step: int) -> str:
+  return f'after step {step}' if step else 'before'
+
+
+def _by_input(workdir: str, step: int, task: str) -> dict[int, list[dict]]:
+  """A step's rows of a task by input."""
+  rows = [r for r in rows_lib.read(workdir, step, rows_lib.WATCHED) if r['task'] == task]
+  return {i: list(group) for i, group in itertools.groupby(rows, key=lambda r: r['input'])}
+
+
+def _side(step: int, group: list[dict], task: str) -> Side:
+  samples, reasons = [], []
+  for row in group:
+    words = {True: 'right', False: 'wrong', None: ''}[row['right']]
+    reward = '' if row['reward'] is None else f'{row["reward"]:.2f}'
+    mark = {'right': 'up', 'wrong': 'down', '': ''}[words]
+    number = f'{row["candidate"] + 1}'
+    if task == 'generation':
+      alt = f'{row["prompt"]}, sample {number}, {_name(step)}'
+      lines = [' '.join(x for x in (number, words) if x), reward]
+      samples.append(page_lib.Sample(mark, lines, src=_src(row), alt=alt))
+    else:
+      lines = [' '.join(x for x in (_name(step), reward, words) if x)]
+      samples.append(page_lib.Sample(mark, lines, text=row['text']))
+    if row['reason']:
+      reasons.append(f'{number}: {row["reason"]}' if task == 'generation' else row['reason'])
+  return Side(_name(step), samples, reasons)
+
+
+def _src(row: dict) -> str:
+  """The picture of a row in a page: as it is, or smaller where it is large."""
+  png = row['picture']['bytes']
+  image = Image.open(io.BytesIO(png))
+  if image.width <= page_lib.TILE:
+    return page_lib.data_uri(png)
+  return page_lib.picture(np.asarray(image.convert('RGB')))
+
+
+def _pixels_of(group: list[dict]) -> np.ndarray:
+  """(S, H, W, 3) uint8."""
+  return np.stack(
+    [np.asarray(Image.open(io.BytesIO(row['picture']['bytes'])).convert('RGB')) for row in group]
+  )

@@ -1,0 +1,247 @@
+"""Scores of a run over the same items on both sides.
+
+An evaluation before or after training has whole lists, one during training their beginnings
+(`evaluate.evaluator`). A number of one beside a number of the other says how hard the items are,
+not what was learned. So what is compared here is always counted over the items that both have, from
+the rows that each evaluation leaves (`WORKDIR/evaluations`), with a paired interval.
+
+Axes: P prompts, S samples of a prompt, C clusters (pictures), M sums, R resamples.
+"""
+
+from collections.abc import Callable, Container
+import functools
+import glob
+import os
+from typing import NamedTuple
+
+import numpy as np
+
+from dsr_jax import effect
+from dsr_jax.errors import InputError
+from dsr_jax.evaluate import scores as scores_lib
+from dsr_jax.evaluate import stats, watched
+from dsr_jax.runtime import metrics as metrics_lib
+from dsr_jax.runtime import run_files
+from dsr_jax.scenes import grammar, sets
+
+PICTURES = {'description': 'pictures', 'description_greedy': 'pictures', 'yesno': 'pictures'}
+WATCHED = ('watched_generation', 'watched_understanding')
+# Scores of which less is better, and those that are neither good nor bad.
+LOWER_IS_BETTER = ('hallucination', 'unparsable')
+NEUTRAL = ('words', 'text_length', 'yes_ratio', 'dark_pixels', 'edge_density', 'color_entropy')
+
+
+class Measure(NamedTuple):
+  """A score of rows. rows: their name; task: the one whose prompts count, or all; statistic: of
+  the sums (R, M).
+  """
+
+  rows: str
+  statistic: Callable[[np.ndarray], np.ndarray]
+  task: str | None = None
+
+
+def _measures() -> dict[str, Measure]:
+  found = {'generation/mean': Measure('generation', scores_lib.mean_of_tasks)}
+  for task in grammar.GENEVAL:
+    found[f'generation/{task}'] = Measure('generation', scores_lib.mean_of_tasks, task)
+  for rows in ('description', 'description_greedy'):
+    for name in ('f1', 'precision', 'recall', 'hallucination', 'unparsable', 'words'):
+      found[f'{rows}/{name}'] = Measure(rows, scores_lib.DESCRIPTION[name])
+  for name, statistic in scores_lib.YESNO.items():
+    found[f'yesno/{name}'] = Measure('yesno', statistic)
+  for rows in WATCHED:
+    name = f'watched/reward_{rows.removeprefix("watched_")}'
+    found[name] = Measure(rows, watched.mean_reward)
+  return found
+
+
+MEASURES = _measures()
+
+
+class Compared(NamedTuple):
+  """A score before and after, over the same items.
+
+  Attributes:
+    name: of the metric, without `eval/`.
+    before, after: None where it was not measured.
+    step: of `after`.
+    low, high: the 95 % interval of the difference, None where there is none.
+    items: what both were counted over ('36 prompts'), '' where that is not known.
+  """
+
+  name: str
+  before: float | None
+  after: float | None
+  step: int
+  low: float | None = None
+  high: float | None = None
+  items: str = ''
+
+  @property
+  def change(self) -> float | None:
+    if self.before is None or self.after is None:
+      return None
+    return self.after - self.before
+
+  @property
+  def gain(self) -> float:
+    """The change, above 0 for the better; 0 where neither is better, or nothing is known."""
+    if self.change is None or self.name.endswith(NEUTRAL):
+      return 0.0
+    return -self.change if self.name.endswith(LOWER_IS_BETTER) else self.change
+
+
+class Point(NamedTuple):
+  """A score of one step with its 95 % interval, if that was asked for."""
+
+  step: int
+  value: float
+  low: float | None = None
+  high: float | None = None
+
+
+Rows = dict[str, np.ndarray]  # of one evaluation: {name: (P, S) or (C, M)}
+
+
+def evaluations(workdir: str) -> dict[int, Rows]:
+  """The rows of every evaluation of a run by step; what is no table of numbers is left out."""
+  found = {}
+  for path in sorted(glob.glob(os.path.join(workdir, 'evaluations', '*.json'))):
+    stem = os.path.basename(path)[:-5]
+    if not stem.isdigit():
+      continue
+    try:
+      content = run_files.read_json(path, '')
+    except InputError:
+      continue  # damaged: the logged numbers are still there
+    found[int(stem)] = {
+      name: rows for name, x in content.items() if (rows := _rows(name, x)) is not None
+    }
+  return found
+
+
+def _rows(name: str, values) -> np.ndarray | None:
+  try:
+    rows = np.array(values, float)
+  except (TypeError, ValueError):
+    return None
+  columns = effect.ROWS.get(name)
+  good = rows.ndim == 2 and rows.size and np.isfinite(rows).all()
+  return rows if good and columns in (None, rows.shape[-1]) else None
+
+
+def compare(workdir: str, steps: int, names: Container[str] | None = None) -> list[Compared]:
+  """Every score of a run's last evaluation beside its first.
+
+  steps: of the whole run: its first and last evaluation have the whole lists. names: the scores
+  that are asked for; all, if None.
+  """
+  curves = metrics_lib.read(workdir)
+  curves = {key[5:]: curve for key, curve in curves.items() if key.startswith('eval/')}
+  rows = evaluations(workdir)
+  return [
+    _compared(name, curve, rows, steps)
+    for name, curve in curves.items()
+    if not name.endswith(('_low', '_high')) and (names is None or name in names)
+  ]
+
+
+def _compared(name: str, curve, rows: dict[int, Rows], steps: int) -> Compared:
+  at, values = curve
+  step, after = at[-1], values[-1]
+  if not step:  # so far only the initial model
+    return Compared(name, after, None, 0)
+  measure = MEASURES.get(name)
+  if at[0] == 0 and measure and _have(measure, rows, 0, step):
+    first, last = common([rows[0][measure.rows], rows[step][measure.rows]], measure)
+    if first.shape == last.shape:
+      found = difference(measure, last, first)
+      return Compared(
+        name,
+        value(measure, first),
+        value(measure, last),
+        step,
+        found.low,
+        found.high,
+        _counted(measure, first),
+      )
+  # Without rows: the numbers themselves, where both are of the same list.
+  same = step == steps or name.startswith('watched/')
+  return Compared(name, values[0] if at[0] == 0 and same else None, after, step)
+
+
+def curve(rows: dict[int, Rows], name: str, intervals: bool = True) -> tuple[list[Point], str]:
+  """A score at every step that was evaluated, over the items that all of them have; and which those
+  are. Nothing where rows are missing.
+
+  rows: of `evaluations`. intervals: whether each point has one, which costs 2,000 resamples.
+  """
+  measure = MEASURES[name]
+  steps = [step for step, found in sorted(rows.items()) if measure.rows in found]
+  if len(steps) < 2:
+    return [], ''
+  lists = common([rows[step][measure.rows] for step in steps], measure)
+  if len({one.shape for one in lists}) > 1:
+    return [], ''
+  how = estimate if intervals else lambda measure, one: (value(measure, one),)
+  points = [Point(step, *how(measure, one)) for step, one in zip(steps, lists)]
+  return points, _counted(measure, lists[0])
+
+
+def common(lists: list[np.ndarray], measure: Measure) -> list[np.ndarray]:
+  """The items that all lists have: shorter lists are beginnings of longer ones, of generation task
+  by task.
+  """
+  tasks = len(grammar.GENEVAL) if measure.rows == 'generation' else 1
+  number = min(len(rows) // tasks for rows in lists)
+  return [
+    np.concatenate([part[:number] for part in np.split(rows, tasks)])
+    if len(rows) % tasks == 0
+    else rows
+    for rows in lists
+  ]
+
+
+def value(measure: Measure, rows: np.ndarray) -> float:
+  """The score of rows."""
+  sums, _ = _sums(measure, rows)
+  return float(measure.statistic(sums.sum(axis=0)[None])[0])
+
+
+def estimate(measure: Measure, rows: np.ndarray) -> stats.Estimate:
+  """The score of rows with its interval."""
+  sums, strata = _sums(measure, rows)
+  return stats.estimate(sums, measure.statistic, strata)
+
+
+def difference(measure: Measure, after: np.ndarray, before: np.ndarray) -> stats.Estimate:
+  """The paired difference of the score between rows of the same items."""
+  sums_after, strata = _sums(measure, after)
+  sums_before, _ = _sums(measure, before)
+  return stats.difference(sums_after, sums_before, measure.statistic, strata)
+
+
+def _have(measure: Measure, rows: dict[int, Rows], *steps: int) -> bool:
+  return all(measure.rows in rows.get(step, {}) for step in steps)
+
+
+def _sums(measure: Measure, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+  if measure.rows in WATCHED:
+    return watched.reward_sums(rows), None
+  if measure.rows != 'generation':
+    return rows, None
+  prompts = _prompts(len(rows) // len(grammar.GENEVAL))
+  chosen = [i for i, p in enumerate(prompts) if measure.task in (None, p.category)]
+  return scores_lib.generation_sums([prompts[i] for i in chosen], rows[chosen])
+
+
+@functools.lru_cache(maxsize=8)
+def _prompts(per_task: int) -> tuple[grammar.Prompt, ...]:
+  return tuple(sets.evaluation_prompts(per_task))
+
+
+def _counted(measure: Measure, rows: np.ndarray) -> str:
+  number = len(rows) // len(grammar.GENEVAL) if measure.task else len(rows)
+  pictures = measure.rows in PICTURES or measure.rows == 'watched_understanding'
+  return f'{number} {"picture" if pictures else "prompt"}{"s" if number != 1 else ""}'

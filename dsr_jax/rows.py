@@ -1,0 +1,247 @@
+"""Rows to look into: every candidate of a step, a file a step, as Parquet.
+
+  WORKDIR/rows/STEP.parquet       all candidates of a training step (`system.samples_every`)
+  WORKDIR/watched/STEP.parquet    what the model of a step makes of the fixed list (`eval.watched`)
+
+Both have the same columns, so pandas and `datasets` read a folder of them as one table. A file
+appears whole or not at all, and a step that runs again writes the same file again.
+
+Axes: B inputs, G candidates, T tokens, N image codes, H W pixels.
+"""
+
+import glob
+import json
+import os
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from PIL import Image
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dsr_jax import files, images
+from dsr_jax import state as state_lib
+from dsr_jax.inference import Sampler
+from dsr_jax.runtime import run_files
+
+FOLDER = 'rows'
+WATCHED = 'watched'
+DECODED = 3  # inputs whose pictures are decoded at once: as many as a sheet shows
+PAGE_BYTES = 8 << 20  # a picture that several rows have is stored about once within so much
+
+PICTURE = pa.struct([('bytes', pa.binary()), ('path', pa.string())])  # as `datasets.Image` has it
+COLUMNS = pa.schema(
+  [
+    ('step', pa.int32()),
+    ('task', pa.string()),
+    ('input', pa.int32()),
+    ('candidate', pa.int32()),
+    ('prompt', pa.string()),  # what the picture was drawn for, or what was asked about it
+    ('text', pa.string()),  # what was written about the picture; null where one was drawn
+    ('tokens', pa.list_(pa.int32())),  # of the text
+    ('codes', pa.list_(pa.int32())),  # of the picture
+    ('picture', PICTURE),
+    ('length', pa.int32()),  # codes drawn, or tokens written without the end
+    ('reward', pa.float32()),  # nats a token; in `watched` by the initial model
+    ('frozen_reward', pa.float32()),  # by the initial model, null where it did not score
+    ('chosen', pa.bool_()),  # the best of its group; nobody in a group of equal rewards
+    ('rejected', pa.bool_()),
+    ('right', pa.bool_()),  # in the judge's eyes, null where there is no judge
+    ('reason', pa.string()),  # the rules that a wrong one fails
+  ]
+)
+# `datasets` decodes the pictures by this.
+_FEATURES = {'picture': {'_type': 'Image'}}
+
+
+class Candidates(NamedTuple):
+  """A task's candidates on the host; None: what there is not.
+
+  codes: (B, G, N), or (B, N) of the pictures that texts are about. pixels uint8: (B, G, H, W, 3),
+  or (B, H, W, 3). tokens, mask: (B, G, T) of texts. rewards, frozen, right: (B, G). chosen,
+  rejected: (B,), -1 for nobody. reasons: B lists of G.
+  """
+
+  task: str
+  prompts: list[str]
+  codes: np.ndarray
+  pixels: np.ndarray
+  rewards: np.ndarray | None
+  frozen: np.ndarray | None = None
+  chosen: np.ndarray | None = None
+  rejected: np.ndarray | None = None
+  texts: list[list[str]] | None = None
+  tokens: list[list[list[int]]] | None = None
+  right: np.ndarray | None = None
+  reasons: list[list[str]] | None = None
+
+
+class StepRows:
+  """Makes the table of a step from its records (`tasks.Task.record`).
+
+  model: `families.Model`; its parameters are the state's. In several processes all must call.
+  """
+
+  def __init__(self, config, model):
+    self._question = config.method.question
+    self._family = model.family
+    self._eos = model.spec.eos_id
+    self._sampler = Sampler(model.graphdef, model.processor, chunk=DECODED, seed=0)
+
+  def __call__(self, state, records, step: int) -> pa.Table:
+    """(state after the step, records, step) -> rows of all its candidates, COLUMNS."""
+    found = []
+    if 'generation' in records:
+      record = jax.device_get(records['generation'])
+      params = state_lib.policy_params(state, self._family)
+      found.append(
+        Candidates(
+          task='generation',
+          prompts=self._sampler.words(record['prompt_ids'], record['prompt_mask']),
+          codes=record['codes'],
+          pixels=self._sampler.decode(params, record['codes']),
+          **_verdicts(record),
+        )
+      )
+    if 'understanding' in records:
+      record = jax.device_get(records['understanding'])
+      written = record['text_mask'] & (record['text_ids'] != self._eos)
+      groups = list(zip(record['text_ids'], written))
+      found.append(
+        Candidates(
+          task='understanding',
+          prompts=[self._question] * len(record['text_ids']),
+          codes=record['codes'],
+          pixels=record['pixels'],
+          texts=[self._sampler.words(ids, mask) for ids, mask in groups],
+          tokens=[[row[keep].tolist() for row, keep in zip(*group)] for group in groups],
+          **_verdicts(record),
+        )
+      )
+    return table(step, found)
+
+
+def _verdicts(record) -> dict:
+  tied = record['chosen'] == record['rejected']
+  return {
+    'rewards': record['rewards'],
+    'frozen': record['frozen_rewards'],
+    'chosen': np.where(tied, -1, record['chosen']),
+    'rejected': np.where(tied, -1, record['rejected']),
+  }
+
+
+def table(step: int, found: list[Candidates]) -> pa.Table:
+  """The rows of some tasks' candidates: inputs in order, and candidates within them."""
+  parts = [_table(step, one) for one in found]
+  joined = pa.concat_tables(parts) if parts else COLUMNS.empty_table()
+  about = {'info': {'features': {name: _feature(name) for name in COLUMNS.names}}}
+  return joined.replace_schema_metadata({'huggingface': json.dumps(about)})
+
+
+def _table(step: int, one: Candidates) -> pa.Table:
+  drawn = one.texts is None
+  inputs = len(one.codes)
+  group = one.codes.shape[1] if drawn else len(one.texts[0])
+  places = [(i, j) for i in range(inputs) for j in range(group)]
+
+  def numbers(values):
+    """(B, G) -> a value a row; null where there is none (NaN)."""
+    if values is None:
+      return [None] * len(places)
+    return [None if np.isnan(x) else x for x in np.asarray(values).reshape(-1).tolist()]
+
+  def is_at(index):
+    if index is None:
+      return [None] * len(places)
+    return [bool(index[i] == j) for i, j in places]
+
+  if drawn:
+    pictures = [_png(one.pixels[i, j]) for i, j in places]
+    lengths = [one.codes.shape[-1]] * len(places)
+  else:
+    of_input = [_png(pixels) for pixels in one.pixels]
+    pictures = [of_input[i] for i, _ in places]
+    lengths = [len(one.tokens[i][j]) for i, j in places]
+  values = {
+    'step': [step] * len(places),
+    'task': [one.task] * len(places),
+    'input': [i for i, _ in places],
+    'candidate': [j for _, j in places],
+    'prompt': [one.prompts[i] for i, _ in places],
+    'text': [None if drawn else one.texts[i][j] for i, j in places],
+    'tokens': [None if drawn else one.tokens[i][j] for i, j in places],
+    'codes': [one.codes[place if drawn else place[0]].tolist() for place in places],
+    'picture': [{'bytes': png, 'path': None} for png in pictures],
+    'length': lengths,
+    'reward': numbers(one.rewards),
+    'frozen_reward': numbers(one.frozen),
+    'chosen': is_at(one.chosen),
+    'rejected': is_at(one.rejected),
+    'right': [None if one.right is None else bool(one.right[place]) for place in places],
+    'reason': [None if one.reasons is None else one.reasons[i][j] for i, j in places],
+  }
+  return pa.table(values, schema=COLUMNS)
+
+
+def _png(pixels) -> bytes:
+  return images.png(Image.fromarray(np.asarray(pixels, np.uint8)))
+
+
+def _feature(name: str) -> dict:
+  """How `datasets` is to read a column."""
+  kind = COLUMNS.field(name).type
+  if name in _FEATURES:
+    return _FEATURES[name]
+  if pa.types.is_list(kind):
+    return {'feature': {'dtype': str(kind.value_type), '_type': 'Value'}, '_type': 'List'}
+  named = {'float': 'float32'}
+  return {'dtype': named.get(str(kind), str(kind)), '_type': 'Value'}
+
+
+# Files.
+
+
+def path_of(workdir: str, step: int, folder: str = FOLDER) -> str:
+  """Where the rows of a step are."""
+  return os.path.join(workdir, folder, f'{step:06d}.parquet')
+
+
+def write(workdir: str, step: int, rows: pa.Table, folder: str = FOLDER):
+  """Writes a step's rows, whole or not at all."""
+  path = path_of(workdir, step, folder)
+  out = pa.BufferOutputStream()
+  pq.write_table(rows, out, compression='zstd', data_page_size=PAGE_BYTES)
+  with run_files.writing(path):
+    files.write_bytes(path, out.getvalue().to_pybytes())
+
+
+def read(workdir: str, step: int, folder: str = FOLDER) -> list[dict]:
+  """A step's rows as dicts; none where there is no file."""
+  path = path_of(workdir, step, folder)
+  if not os.path.isfile(path):
+    return []
+  with run_files.reading(path):
+    try:
+      return pq.read_table(path).to_pylist()
+    except pa.ArrowInvalid as e:
+      raise run_files.damaged(path, 'it is no Parquet') from e
+
+
+def steps_of(workdir: str, folder: str = FOLDER) -> list[int]:
+  """The steps that have rows, ascending."""
+  names = glob.glob('*.parquet', root_dir=os.path.join(workdir, folder))
+  return sorted(int(stem) for stem in (name[:-8] for name in names) if stem.isdigit())
+
+
+def cut(workdir: str, last_step: int | None):
+  """Removes what was written after `last_step` (all of it where that is None): the run writes it
+  again.
+  """
+  for folder in (FOLDER, WATCHED):
+    for step in steps_of(workdir, folder):
+      if last_step is None or step > last_step:
+        path = path_of(workdir, step, folder)
+        with run_files.writing(path):
+          os.unlink(path)

@@ -1,0 +1,174 @@
+"""The evaluators on folders of pictures: records, official result files, resumed, refused."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+from PIL import Image
+from places import ROOT
+import pytest
+import tiny_evaluators
+import torch
+
+from dsr_jax.errors import InputError
+from dsr_jax.evaluate import evaluator_choice, evaluators, geneval, pictures, registry, scoring
+from dsr_jax.evaluate.adapters import blip_vqa, clip, mask2former, open_detector, self_test
+from dsr_jax.evaluate.answering import folders
+
+
+@pytest.fixture(scope='module')
+def chosen(tmp_path_factory):
+  """Tiny evaluators of every kind."""
+  torch.set_num_threads(1)
+  folder = tmp_path_factory.mktemp('evaluators')
+  return {
+    'mask2former': str(tiny_evaluators.mask2former(folder / 'mask2former', classes=80)),
+    'clip_colors': str(tiny_evaluators.clip(folder / 'clip_colors')),
+    'clip': str(tiny_evaluators.clip(folder / 'clip', context=24)),
+    'blip': str(tiny_evaluators.blip(folder / 'blip')),
+    'owlv2': str(tiny_evaluators.owlv2(folder / 'owlv2')),
+  }
+
+
+@pytest.fixture
+def sound(monkeypatch):
+  """Random detectors pass the self-test, and see pictures of a handy size."""
+  found = [self_test.Found(file, name, 0.8) for file, name in self_test.photos().items()]
+  monkeypatch.setattr(self_test, 'look', lambda detector: found)
+  small = functools.partial(mask2former.Mask2Former, sides=(64, 96))
+  monkeypatch.setattr(mask2former, 'Mask2Former', small)
+
+
+def draw(folder, name, wanted):
+  """Pictures of noise of some prompts in the official layout; returns their paths."""
+  benchmark = registry.open_drawing(name)
+  paths = []
+  side_files = benchmark.side_files()
+  for prompt in benchmark.prompts():
+    if prompt.id in wanted:
+      path = benchmark.picture_path(prompt, 0)
+      (folder / path).parent.mkdir(parents=True, exist_ok=True)
+      pixels = np.random.default_rng(prompt.number).integers(0, 256, (6, 6, 3), np.uint8)
+      Image.fromarray(pixels).resize((36, 36), Image.Resampling.BICUBIC).save(folder / path)
+      paths.append(path)
+      if f'{prompt.id}/metadata.jsonl' in side_files:
+        text = side_files[f'{prompt.id}/metadata.jsonl']
+        (folder / prompt.id / 'metadata.jsonl').write_text(text)
+  return paths
+
+
+def records_of(folder):
+  return folders.read_all(os.path.join(folder, evaluator_choice.RECORDS))
+
+
+def test_geneval(tmp_path, chosen, sound):
+  paths = draw(tmp_path, 'geneval', ('00000', '00100', '00300'))
+  evaluators.evaluate('geneval', str(tmp_path), chosen)
+  records = records_of(tmp_path)
+  assert sorted(records) == sorted(paths)
+  detector = mask2former.Mask2Former(chosen['mask2former'], 'cpu')
+  colors = clip.ColorClassifier(clip.Clip(chosen['clip_colors'], 'cpu'))
+  rows = dict(geneval.find_pictures(tmp_path))
+  for path in paths:
+    wanted = pictures.judge_geneval(str(tmp_path), path, rows[path], detector, colors)
+    assert records[path] == json.loads(json.dumps(wanted))
+  lines = (tmp_path / evaluator_choice.RESULTS).read_text().splitlines()
+  assert [json.loads(line)['filename'] for line in lines] == paths
+  about = json.loads((tmp_path / evaluator_choice.ABOUT).read_text())
+  assert about['labels'] == {'geneval': 'official rules, other model'}
+  assert len(about['evaluators']['mask2former']['sha256']) == 64
+  assert len(about['warnings']) == 3 and 'below 0.9' in about['warnings'][0]
+  scores = registry.open_drawing('geneval').score(records)
+  assert scores.counts['pictures'] == 3
+
+
+def test_t2i_compbench(tmp_path, chosen, sound):
+  paths = draw(
+    tmp_path, 't2i_compbench', ('color/000', 'spatial/000', 'non_spatial/000', 'complex/000')
+  )
+  evaluators.evaluate('t2i_compbench', str(tmp_path), chosen, blip_size=40)
+  records = records_of(tmp_path)
+  assert sorted(records) == sorted(paths)
+  about = json.loads((tmp_path / evaluator_choice.ABOUT).read_text())
+  assert about['labels'] == {
+    'binding': 'official rules, other model',
+    'spatial': 'not comparable',
+    'numeracy': 'not comparable',
+    'clip': 'official rules, other model',  # not the official one's shape
+  }
+  assert about['evaluators']['blip']['settings'] == {'size': 40, 'interpolated': True}
+  assert (tmp_path / 'complex' / 'annotation_3_in_1' / 'vqa_result.json').is_file()
+
+
+def test_nothing_is_looked_at_twice_and_other_evaluators_are_refused(
+  tmp_path, chosen, sound, monkeypatch
+):
+  paths = draw(tmp_path, 't2i_compbench', ('non_spatial/000', 'non_spatial/001', 'non_spatial/002'))
+  monkeypatch.setattr(evaluators, 'BATCH', 2)
+  seen = []
+  real = pictures.measure_compbench
+
+  def watched(folder, path, by):
+    if len(seen) == 2 and os.path.exists(tmp_path / 'stop'):
+      raise KeyboardInterrupt
+    seen.append(path)
+    return real(folder, path, by)
+
+  monkeypatch.setattr(pictures, 'measure_compbench', watched)
+  (tmp_path / 'stop').touch()
+  with pytest.raises(KeyboardInterrupt):
+    evaluators.evaluate('t2i_compbench', str(tmp_path), chosen)
+  (tmp_path / 'stop').unlink()
+  evaluators.evaluate('t2i_compbench', str(tmp_path), chosen)
+  assert seen == paths
+  with pytest.raises(
+    InputError, match='records in .* that another clip made .sha256: .* now.*remove'
+  ):
+    evaluators.evaluate('t2i_compbench', str(tmp_path), {**chosen, 'clip': chosen['clip_colors']})
+
+
+def test_only_what_a_folder_needs_is_loaded(tmp_path, chosen, sound):
+  draw(tmp_path, 't2i_compbench', ('non_spatial/000',))
+  only = {'clip': chosen['clip'], 'blip': '/nowhere', 'owlv2': '/nowhere'}
+  evaluators.evaluate('t2i_compbench', str(tmp_path), only)
+  about = json.loads((tmp_path / evaluator_choice.ABOUT).read_text())
+  assert set(about['evaluators']) == {'clip', 'tagger'}
+
+
+def test_another_architecture_is_found_without_torch(chosen):
+  with pytest.raises(InputError, match='found a CLIPModel in --evaluator.blip=.*expected a Blip'):
+    evaluator_choice.check_directories({'blip': chosen['clip']})
+  evaluator_choice.check_directories(chosen)
+
+
+def test_kinds_are_those_of_the_adapters():
+  for name, adapter in (('mask2former', mask2former), ('blip', blip_vqa), ('owlv2', open_detector)):
+    assert evaluator_choice.KINDS[name].architecture == adapter.ARCHITECTURES[0]
+    assert evaluator_choice.KINDS[name].default == adapter.DEFAULT
+  assert evaluator_choice.KINDS['clip'].default == clip.SCORE_DEFAULT
+  assert evaluator_choice.KINDS['clip_colors'].default == clip.COLOR_DEFAULT
+
+
+def test_a_broken_detector_stops_its_benchmark_with_a_sentence(tmp_path, chosen):
+  """In the evaluators' own process; a random detector sees nothing in the photos."""
+  draw(tmp_path, 'geneval', ('00000',))
+  with pytest.raises(InputError, match='found no object above 0.3 in the photos of the self-test'):
+    scoring.look('geneval', str(tmp_path), scoring.Looking(chosen))
+  assert not (tmp_path / evaluator_choice.RECORDS).exists()
+
+
+def test_without_torch_there_is_a_sentence(tmp_path, monkeypatch):
+  draw(tmp_path, 'geneval', ('00000',))
+  (tmp_path / 'path').mkdir()
+  (tmp_path / 'path' / 'torch.py').write_text("raise ImportError('no torch', name='torch')")
+  monkeypatch.setenv('PYTHONPATH', str(tmp_path / 'path'))
+  with pytest.raises(InputError, match='found no torch, which the evaluators need; .*requirements'):
+    scoring.look('geneval', str(tmp_path), scoring.Looking({}))
+
+
+def test_the_first_stage_imports_no_torch():
+  code = "import sys; import dsr_jax.evaluate.__main__; sys.exit('torch' in sys.modules)"
+  subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)

@@ -1,0 +1,63 @@
+"""The first stage on one device, on eight, and in two processes: the same pictures and answers."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+from places import ROOT
+import pytest
+import tiny_benchmarks
+
+pytestmark = pytest.mark.slow
+
+
+def start(model, data, output, devices, *more):
+  """The answering command in a process that sees so many devices."""
+  plain = os.environ.get('XLA_FLAGS', '')
+  command = [sys.executable, '-m', 'dsr_jax.evaluate', f'--model={model}', f'--data={data}']
+  command += ['--benchmarks=geneval,pope,mmmu', '--any_version', '--limit=1', '--max_tokens=6']
+  command += [f'--output={output}', '--stage=answer', *more]
+  return subprocess.Popen(
+    command,
+    cwd=ROOT,
+    env={
+      **os.environ,
+      'JAX_PLATFORMS': 'cpu',
+      'XLA_FLAGS': f'{plain} --xla_force_host_platform_device_count={devices}',
+    },
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+
+
+def finish(*processes):
+  for process in processes:
+    out, _ = process.communicate(timeout=3000)
+    assert process.returncode == 0, out[-3000:]
+
+
+def made(output):
+  """{path: bytes} of pictures and answers."""
+  root = pathlib.Path(output)
+  return {
+    str(path.relative_to(root)): path.read_bytes()
+    for path in sorted(root.rglob('*'))
+    if path.suffix == '.png' or 'answers' in path.parts
+  }
+
+
+def test_any_number_of_devices_and_processes_make_the_same(hf_directory, tmp_path):
+  data = tiny_benchmarks.write_all(tmp_path / 'data')
+  outputs = [tmp_path / name for name in ('one', 'eight', 'two_processes')]
+  finish(start(hf_directory, data, outputs[0], 1))
+  finish(start(hf_directory, data, outputs[1], 8))
+  with socket.create_server(('localhost', 0)) as free:
+    port = free.getsockname()[1]
+  cluster = [f'--coordinator=localhost:{port}', '--processes=2', '--wait_seconds=600']
+  finish(*(start(hf_directory, data, outputs[2], 4, *cluster, f'--process={i}') for i in (0, 1)))
+  one, eight, two = map(made, outputs)
+  assert sum(path.endswith('.png') for path in one) == 6 * 4
+  assert one == eight == two
