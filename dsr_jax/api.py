@@ -263,7 +263,7 @@ class Model:
   @overload
   def generate(
     self,
-    prompts: Sequence[str],
+    prompts: list[str] | tuple[str, ...],
     num_samples: int = ...,
     seed: int = ...,
     temperature: float | None = ...,
@@ -311,15 +311,16 @@ class Model:
       _check_whole('cfg_interval', cfg_interval, 0)
     encoded = [self._inference.encode(prompt, 'prompt') for prompt in prompts]
     asked = self._instruction(instruction)
-    how = {
-      'temperature': float(temperature),
-      'guidance': float(cfg_weight),
-      'cfg_interval': None if cfg_interval is None else int(cfg_interval),
-      'seed': int(seed),
-    }
     drawn = []
     for prompt, ids in zip(prompts, encoded):
-      codes, logps = self._inference.draw(ids, int(num_samples), **how)
+      codes, logps = self._inference.draw(
+        ids,
+        int(num_samples),
+        temperature=float(temperature),
+        guidance=float(cfg_weight),
+        cfg_interval=None if cfg_interval is None else int(cfg_interval),
+        seed=int(seed),
+      )
       drawn.append(self._drawings(prompt, ids, asked, codes, logps))
     return drawn[0] if one else drawn
 
@@ -401,8 +402,8 @@ class Model:
         Description(
           text=self._inference.processor.decode(content),
           candidate=candidate,
-          reward_understanding=scores and scores.reward_understanding,
-          reward_generation=scores and scores.reward_generation,
+          reward_understanding=scores.reward_understanding if scores else None,
+          reward_generation=scores.reward_generation if scores else None,
           ended=len(content) < len(ids),
           text_tokens=content,
           sampling_logps=logps,
@@ -434,8 +435,8 @@ class Model:
     (text,) = _texts('text', text)
     ids = self._inference.encode(text, 'text')
     asked = self._instruction(instruction)
-    codes, pixels = self._codes_and_pixels(image, codes, crop)
-    scores = self._inference.score(ids, codes, pixels, asked)
+    seen, pixels = self._codes_and_pixels(image, codes, crop)
+    scores = self._inference.score(ids, seen, pixels, asked)
     shares = [float(logp) / len(ids) for logp in scores.text_logps]
     return Score(
       reward_generation=scores.reward_generation,
@@ -443,7 +444,7 @@ class Model:
       words=self._words(text, ids, shares),
       text_tokens=ids,
       text_logps=scores.text_logps,
-      image_codes=codes,
+      image_codes=seen,
       image_logps=scores.image_logps,
     )
 
@@ -462,10 +463,10 @@ class Model:
     (text,) = _texts('text', text)
     ids = self._inference.encode(text, 'text')
     asked = self._instruction(instruction)
-    codes, pixels = self._codes_and_pixels(image, codes, crop)
-    scores = self._inference.score(ids, codes, pixels, asked)
+    seen, pixels = self._codes_and_pixels(image, codes, crop)
+    scores = self._inference.score(ids, seen, pixels, asked)
     heat = scores.text_logps - self._without_picture(tuple(ids), tuple(asked))
-    patches = np.asarray(scores.image_logps - self._without_text(ids, codes))
+    patches = np.asarray(scores.image_logps - self._without_text(ids, seen))
     side = math.isqrt(patches.size)
     square = (side, side) if side * side == patches.size else (1, -1)
     return Explanation(self._words(text, ids, heat), patches.reshape(square))
@@ -490,7 +491,7 @@ class Model:
     """(H, W, 3) float32 in [-1, 1]."""
     return self._inference.read_image(_readable(image), crop or '')
 
-  def _codes_and_pixels(self, image, codes, crop):
+  def _codes_and_pixels(self, image, codes, crop) -> tuple[np.ndarray, np.ndarray]:
     if (image is None) == (codes is None):
       both = 'neither' if image is None else 'both'
       raise InputError(f'found {both} of image and codes; expected one of them; give one')
@@ -567,11 +568,11 @@ class Model:
     room = -(-len(ids) // BUCKET) * BUCKET
     padded = np.zeros((1, 1, room), np.int32)
     padded[0, 0, : len(ids)] = ids
-    text = Text(padded, np.arange(room)[None, None] < len(ids))
+    text = Text(jnp.asarray(padded), jnp.arange(room)[None, None] < len(ids))
     scores = self._sampler.picture_logps(
       self._inference.source.bundle.params, text, codes[None, None], Scoring(guidance=0.0)
     )
-    return scores.logp[0, 0]
+    return np.asarray(scores.logp[0, 0])
 
 
 # A run.
