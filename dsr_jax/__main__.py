@@ -32,13 +32,15 @@ GROUPS = {
     'convert': Command('dsr_jax.convert', 'convert or export a model, a run or its adapters'),
   },
   'Reinforce it': {
+    'prepare': Command('dsr_jax.prepare', "make a data set of people's own pictures"),
     'probe': Command('dsr_jax.probe', 'before training: is the reward any good on these inputs?'),
     'plan': Command('dsr_jax.plan', 'does a run fit on this slice, and how long does it take?'),
     'train': Command('dsr_jax.main', 'train, or go on training'),
     'replay': Command('dsr_jax.replay', 'run a past step again and take it apart'),
   },
   'Measure it': {
-    'evaluate': Command('dsr_jax.evaluate', 'ask a model the fixed lists of benchmarks'),
+    'evaluate': Command('dsr_jax.evaluate', "ask models the paper's benchmarks, and compare them"),
+    'evaluators': Command('dsr_jax.evaluate.evaluators', 'judge drawn pictures by other models'),
     'effect': Command('dsr_jax.effect', 'what finished runs changed, paired, with intervals'),
     'study': Command('dsr_jax.study', 'variants x seeds x bases, with tables and figures'),
     'benchmark': Command('dsr_jax.benchmark', "time a step's phases on this machine"),

@@ -440,7 +440,7 @@ class Model:
     return Score(
       reward_generation=scores.reward_generation,
       reward_understanding=scores.reward_understanding,
-      words=self._words(text, shares),
+      words=self._words(text, ids, shares),
       text_tokens=ids,
       text_logps=scores.text_logps,
       image_codes=codes,
@@ -468,7 +468,7 @@ class Model:
     patches = np.asarray(scores.image_logps - self._without_text(ids, codes))
     side = math.isqrt(patches.size)
     square = (side, side) if side * side == patches.size else (1, -1)
-    return Explanation(self._words(text, heat), patches.reshape(square))
+    return Explanation(self._words(text, ids, heat), patches.reshape(square))
 
   def as_seen(self, image: AnyImage, crop: str | None = None) -> Image.Image:
     """A picture as the model reads it: square, RGB, of its size. Arguments as in `describe`."""
@@ -519,7 +519,7 @@ class Model:
       )
     return found.astype(np.int32)
 
-  def _words(self, text: str, values) -> list[Word]:
+  def _words(self, text: str, ids: list[int], values) -> list[Word]:
     """The words of a text with the sums of their tokens' values (T,).
 
     A token counts in the word it begins in, one between two words in the later one, so the words
@@ -527,20 +527,27 @@ class Model:
     """
     text = text.strip()
     places = words_lib.words_of(text)
-    spans = words_lib.token_spans(self._inference.processor, text)
-    if len(spans) != len(values):  # a tokenizer whose tokens have no places in the text
-      return []
     sums = [0.0] * len(places)
-    for (start, _), value in zip(spans, values):
+    for start, value in zip(self._starts(text, ids), values):
       later = (i for i, (_, end) in enumerate(places) if end > start)
       sums[next(later, len(places) - 1)] += float(value)
     return [Word(text[a:b], a, b, value) for (a, b), value in zip(places, sums)]
+
+  def _starts(self, text: str, ids: list[int]) -> list[int]:
+    """Where each token begins in the text. Some families put a blank before a prompt."""
+    for before in (' ', ''):
+      found = self._inference.processor.tokenizer(
+        before + text, add_special_tokens=False, return_offsets_mapping=True
+      )
+      if found['input_ids'] == ids:
+        return [start - len(before) for start, _ in found['offset_mapping']]
+    raise AssertionError('a family whose prompts are not the text itself')
 
   # What explanations compare with.
 
   @functools.cached_property
   def _sampler(self) -> Sampler:
-    model = families.model_of(self._inference.source.bundle, self.name)
+    model = families.model_of(self._inference.source.bundle, self.name, self._method)
     return Sampler(model.graphdef, model.processor, chunk=1, seed=0)
 
   @functools.cached_property
@@ -617,15 +624,19 @@ def _config(config, overrides) -> config_lib.Config:
       "'scenes', or a ConfigDict; give one"
     )
   for key, value in overrides.items():
-    *groups, name = key.split('.')
+    *groups, name = str(key).split('.')
     node = tree
     for group in groups:
-      # What is no group is refused below, by its whole name.
-      node = node.setdefault(group, {}) if isinstance(node, dict) else {}
-    if isinstance(node, dict):
-      node[name] = value
+      # A group that does not exist is refused below, by its name.
+      node = node.setdefault(group, {})
+      if not isinstance(node, dict):
+        raise InputError(
+          f'found the unknown key {key}; expected a key of the config, and {group} is no group; '
+          'leave out what follows it'
+        )
+    node[name] = value
   for key in overrides:
-    config_loading.refuse_rate_of_others(key, saved_config.flat(tree))
+    config_loading.refuse_rate_of_others(str(key), saved_config.flat(tree))
   return config_loading.from_config_dict(tree)
 
 

@@ -114,9 +114,8 @@ class Pools:
 
 def language_optimizer(config) -> optax.GradientTransformation:
   """Of a language model: warm-up, cosine, Muon and Adam."""
-  schedule = optax.warmup_cosine_decay_schedule(
-    0.0, config.lm.learning_rate, 60, config.lm.steps, config.lm.learning_rate * 0.01
-  )
+  steps, peak = config.lm.steps, config.lm.learning_rate
+  schedule = optax.warmup_cosine_decay_schedule(0.0, peak, min(60, steps // 2), steps, peak * 0.01)
   # Muon on the matrices (stacked layers are batches of matrices), Adam on embeddings, heads, norms
   # and biases.
   matrix = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)

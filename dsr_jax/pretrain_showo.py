@@ -38,7 +38,10 @@ def image_loss(model, pixels, quantized):
 
 def train_image_tokenizer(config, graphdef, params, run_dir):
   """Trains params['vqmodel'] and returns it."""
-  schedule = optax.warmup_cosine_decay_schedule(0.0, config.vq.learning_rate, 20, config.vq.steps)
+  steps = config.vq.steps
+  schedule = optax.warmup_cosine_decay_schedule(
+    0.0, config.vq.learning_rate, min(20, steps // 2), steps
+  )
   optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule, b2=0.99))
   trained = params['vqmodel']
   state = dict(params=trained, opt=optimizer.init(trained), step=jnp.int32(0))

@@ -202,6 +202,7 @@ def run(
   workdir_lib.check_writable(workdir)
   workdir_lib.check_bucket(config.system.bucket)
   workdir_lib.check_accelerator()
+  team.agree(devices=workdir_lib.local_devices())
   config = _with_rate_it_began_with(config, workdir)
   tracking.check(config.system.track)
   builders = builders or Builders()

@@ -37,6 +37,7 @@ MODULES = {
   'ml_collections': 'ml-collections',
   'tensorflow_datasets': 'tensorflow-datasets',
   'tensorboardX': 'tensorboardx',
+  'google_crc32c': 'google-crc32c',
 }
 COME_ALONG = {
   'tokenizers': 'transformers',

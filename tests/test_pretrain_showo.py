@@ -1,7 +1,5 @@
 """Pretraining of the small Show-o: what is masked, and what is learned."""
 
-import dataclasses
-
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -27,7 +25,6 @@ def test_masked_shares_follow_the_cosine_and_are_never_nothing():
 
 def test_what_is_shown_counts_nothing_and_blank_prompts_are_all_alike():
   config = micro_showo.CONFIG
-  model = micro_showo.model()
   rng = np.random.default_rng(0)
   codes = jnp.asarray(rng.integers(0, 16, (2, 16)), jnp.int32)
   masked = jnp.asarray(rng.random((2, 16)) < 0.5)
@@ -37,28 +34,25 @@ def test_what_is_shown_counts_nothing_and_blank_prompts_are_all_alike():
   ]
 
   @jax.jit
-  def scores(ids, blank):
-    model = nnx.merge(showo.graphdef_of(config), micro_showo.params())
+  def scores(params, ids, blank):
+    model = nnx.merge(showo.graphdef_of(config), params)
     prompt = Text(ids, jnp.ones(ids.shape, bool))
     return model.masked_logps(prompt, codes, masked, Scoring(), blank=blank).logp
 
   blank = jnp.asarray([True, False])
-  one, other = (np.asarray(scores(p.ids, blank)) for p in prompts)
+  one, other = (np.asarray(scores(micro_showo.params(), p.ids, blank)) for p in prompts)
   assert not one[~np.asarray(masked)].any() and (one[np.asarray(masked)] < 0).all()
   np.testing.assert_allclose(one[0], other[0], atol=1e-6)
   assert np.abs(one[1] - other[1]).max() > 1e-3
-  assert model.spec.num_codes == 16
 
 
 def test_signs_pass_gradients_through_and_the_quantizer_is_held():
-  config = dataclasses.replace(micro_showo.CONFIG)
+  graphdef = showo.graphdef_of(micro_showo.CONFIG)
   pixels = jnp.asarray(np.random.default_rng(1).uniform(-1, 1, (1, 16, 16, 3)), jnp.float32)
 
   def loss(vq, quantized):
     params = {**micro_showo.params(), 'vqmodel': vq}
-    return pretrain_showo.image_loss(
-      nnx.merge(showo.graphdef_of(config), params).vqmodel, pixels, quantized
-    )[0]
+    return pretrain_showo.image_loss(nnx.merge(graphdef, params).vqmodel, pixels, quantized)[0]
 
   grads = jax.jit(jax.grad(loss))(micro_showo.params()['vqmodel'], True)
   assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(grads['encoder']['quant_conv']))

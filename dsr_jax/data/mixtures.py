@@ -145,17 +145,18 @@ def _find_set(name, data) -> str | None:
 
 
 def _data_dir(data):
-  return inputs.expanded(data.data_dir, 'data.data_dir')
+  found = inputs.expanded(data.data_dir, 'data.data_dir')
+  prepared.check_reachable(found, 'data.data_dir')
+  return found
 
 
 def check_pictures(data, named):
   """InputError for what is not there, with the command for each set that is not prepared."""
-  data_dir = _data_dir(data)
   missing = []
   for name, _ in parts(data.images, 'data.images'):
     if name in named or _find_set(name, data) is not None:
       continue
-    if name in known.KNOWN or (not os.path.isdir(name) and prepared.begun(name, data_dir)):
+    if name in known.KNOWN or (not os.path.isdir(name) and prepared.begun(name, _data_dir(data))):
       missing.append(name)
     elif not os.path.isdir(name):
       raise InputError(
@@ -164,7 +165,7 @@ def check_pictures(data, named):
         'data.images'
       )
   if missing:
-    raise _not_prepared(missing, data_dir)
+    raise _not_prepared(missing, _data_dir(data))
 
 
 def _not_prepared(names, data_dir) -> InputError:

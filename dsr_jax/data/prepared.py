@@ -23,7 +23,7 @@ from etils import epath
 
 from dsr_jax import cli, images, inputs
 from dsr_jax.data import folders, order
-from dsr_jax.errors import InputError
+from dsr_jax.errors import InputError, first_line
 
 VERSION = '1.0.0'
 SPLIT = 'train'
@@ -37,6 +37,19 @@ _VERSION = re.compile(r'\d+\.\d+\.\d+')
 def is_remote(directory: str) -> bool:
   """Whether a folder lies in a bucket."""
   return '://' in os.fspath(directory)
+
+
+def check_reachable(directory: str, name: str):
+  """InputError for a bucket that cannot be asked; name: of the flag or key."""
+  if not is_remote(directory):
+    return
+  try:
+    epath.Path(directory).exists()
+  except Exception as e:  # a package that lacks, and whatever a store's own may raise
+    raise InputError(
+      f'cannot reach {name}={directory} ({first_line(e)}); expected a folder, or '
+      'gs://BUCKET/FOLDER and the package gcsfs with leave to read it; mend that, or name a folder'
+    ) from e
 
 
 # Where a set is.

@@ -63,11 +63,18 @@ def page(
     title=f'Evaluation of {made.after}',
     lead=f'Compared with {made.before}: differences are paired.' if made.before else '',
     facts=_facts(made, places),
-    overview=page_lib.Table(head, rows) if len(head) > 1 else None,
+    overview=_overview(head, rows) if len(head) > 1 else None,
     charts=_charts(made),
     sections=sections,
     source=paper.SOURCE,
   )
+
+
+def _overview(head, rows) -> page_lib.Table:
+  """The longer side of the table runs down: benchmarks, or the checkpoints of a run."""
+  if len(rows) < len(head):
+    head, *rows = (list(column) for column in zip(head, *rows))
+  return page_lib.Table(head, rows)
 
 
 def _facts(made, places) -> list[tuple[str, Any]]:

@@ -67,6 +67,7 @@ def prepare(
   """
   cli.log(f'license      {known.KNOWN[dataset].license}')
   cli.log(f'terms        {known.KNOWN[dataset].terms}')
+  prepared.check_reachable(data_dir, '--data_dir')
   volumes = sources.open_source(source, dataset)
   with shards.Place(data_dir, name) as place:
     note = _note(place, volumes, overwrite, dataset, name, source, shard_size)

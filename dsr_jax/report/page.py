@@ -228,8 +228,8 @@ def _result(compared: list[Compared], done: int, last: int) -> str:
   parts = [
     f'{words}: {"; ".join(_title(one.name) for one in found)}'
     for words, found in (
-      ('surely better', better),
-      ('surely worse', worse),
+      ('better', better),
+      ('worse', worse),
       ('no sure change', open_),
     )
     if found

@@ -9,8 +9,8 @@ import textwrap
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-INK, FAINT, PAPER = (28, 32, 38), (126, 134, 144), (255, 255, 255)
-CHOSEN, REJECTED = (22, 140, 84), (206, 58, 50)
+INK, FAINT, PAPER = (28, 32, 38), (98, 107, 119), (255, 255, 255)
+CHOSEN, REJECTED = (19, 122, 80), (197, 59, 51)
 GAP, FRAME = 10, 3
 
 

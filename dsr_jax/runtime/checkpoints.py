@@ -434,8 +434,12 @@ def _data_differences(saved, now) -> list[str]:
     if before != after:
       said.append(f'{before} {what} -> {after}')
   settings = [
-    {key: value for key, value in part.items() if key not in ('number', 'earlier_fingerprint')}
-    for part in (saved_config.completed({'data': saved})['data'], now)
+    {
+      key: value
+      for key, value in saved_config.completed({'data': part})['data'].items()
+      if key not in ('number', 'earlier_fingerprint')
+    }
+    for part in (saved, now)
   ]
   return said + saved_config.differences(*settings, 'data.')
 

@@ -1,16 +1,28 @@
 """Checksums of a folder of files: written once it is complete, compared when it is read.
 
-CHECKSUMS holds, of every file, its size and the CRC-32 of each of its blocks: {'state/d/ab12':
-[size, crc, crc, ...]}. One changed bit anywhere is always found; a CRC guards against damage, not
-against somebody who forges. Blocks are read by several threads, and of several processes each can
-read a part of them.
+CHECKSUMS holds, of every file, its size and the CRC of each of its blocks: {'algorithm': 'crc32c',
+'files': {'state/d/ab12': [size, crc, crc, ...]}}. One changed bit anywhere is always found; a CRC
+guards against damage, not against somebody who forges. Blocks are read by several threads, and of
+several processes each can read a part of them.
+
+The CRC is Castagnoli's, for which processors have an instruction: it takes a sixth of the time of
+CRC-32. Earlier versions wrote CRC-32, and no algorithm's name: {'state/d/ab12': [size, ...]}.
 """
 
+from collections.abc import Callable
 from concurrent import futures
 import json
 import os
 import zlib
 
+import google_crc32c
+
+# (bytes, CRC of what stands before them) -> CRC of all.
+ALGORITHMS: dict[str, Callable[[bytes, int], int]] = {
+  'crc32c': lambda data, crc: google_crc32c.extend(crc, data),
+  'crc32': zlib.crc32,
+}
+ALGORITHM = 'crc32c'
 CHECKSUMS = 'checksums.json'
 BLOCK_BYTES = 64 << 20
 READ_BYTES = 1 << 20  # at once: it is still in the processor's cache when its checksum is taken
@@ -26,13 +38,14 @@ def write(folder, later: dict[str, bytes] | None = None):
   """
   sizes = {path: _size(folder / path) for path in _files(folder)}
   blocks = [(path, block) for path, size in sizes.items() for block in _blocks(size)]
-  found = _crcs(folder, blocks)
+  found = _crcs(folder, blocks, ALGORITHM)
   content = {path: [size] for path, size in sizes.items()}
   for (path, _), crc in zip(blocks, found):
     content[path].append(crc)
   for name, data in (later or {}).items():
-    content[name] = [len(data), *(zlib.crc32(data) for _ in _blocks(len(data)))]
-  (folder / CHECKSUMS).write_text(json.dumps(content, indent=0, sort_keys=True) + '\n')
+    content[name] = [len(data), *(ALGORITHMS[ALGORITHM](data, 0) for _ in _blocks(len(data)))]
+  whole = {'algorithm': ALGORITHM, 'files': content}
+  (folder / CHECKSUMS).write_text(json.dumps(whole, indent=0, sort_keys=True) + '\n')
 
 
 def exist(folder) -> bool:
@@ -49,7 +62,7 @@ def damage(folder, part: int = 0, parts: int = 1) -> str:
     OSError: a file is there and cannot be read.
   """
   try:
-    content = _checked(json.loads((folder / CHECKSUMS).read_bytes()))
+    algorithm, content = _checked(json.loads((folder / CHECKSUMS).read_bytes()))
   except (ValueError, RecursionError):
     return f'{CHECKSUMS} is no list of checksums'
   for path, (size, *_) in content.items():
@@ -61,23 +74,28 @@ def damage(folder, part: int = 0, parts: int = 1) -> str:
   expected = [crc for _, (_, *crcs) in content.items() for crc in crcs]
   mine = slice(part, None, parts)
   for (path, _), crc, found in zip(
-    blocks[mine], expected[mine], _crcs(folder, blocks[mine]), strict=True
+    blocks[mine], expected[mine], _crcs(folder, blocks[mine], algorithm), strict=True
   ):
     if crc != found:
       return f'{path} is not as it was written'
   return ''
 
 
-def _checked(content):
-  """The content of CHECKSUMS; ValueError where it has another form."""
-  if not isinstance(content, dict) or not content:
+def _checked(found) -> tuple[str, dict[str, list[int]]]:
+  """The algorithm and the files of CHECKSUMS; ValueError where it has another form."""
+  if not isinstance(found, dict):
+    raise ValueError
+  algorithm, content = 'crc32', found  # as earlier versions wrote it
+  if found.keys() == {'algorithm', 'files'}:
+    algorithm, content = found['algorithm'], found['files']
+  if algorithm not in list(ALGORITHMS) or not isinstance(content, dict) or not content:
     raise ValueError
   for entry in content.values():
     if not isinstance(entry, list) or not all(type(number) is int for number in entry):
       raise ValueError
     if not entry or entry[0] < 0 or len(entry) != 1 + len(_blocks(entry[0])):
       raise ValueError
-  return content
+  return algorithm, content
 
 
 def _files(folder, inside='') -> list[str]:
@@ -101,8 +119,9 @@ def _blocks(size) -> range:
   return range(0, size, BLOCK_BYTES)
 
 
-def _crcs(folder, blocks) -> list[int]:
-  """The CRC-32 of each block (path, beginning), in their order."""
+def _crcs(folder, blocks, algorithm) -> list[int]:
+  """The CRC of each block (path, beginning), in their order."""
+  extended = ALGORITHMS[algorithm]
 
   def crc_of(block):
     path, start = block
@@ -111,7 +130,7 @@ def _crcs(folder, blocks) -> list[int]:
     with (folder / path).open('rb') as f:
       f.seek(start)
       while left and (data := f.read(min(READ_BYTES, left))):
-        crc = zlib.crc32(data, crc)
+        crc = extended(data, crc)
         left -= len(data)
     return crc
 

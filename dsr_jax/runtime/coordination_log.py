@@ -18,6 +18,7 @@ _SERVICE = re.compile(
   r'coordination_service|preemption_|client\.h|add_port|multihost\.py|async_checkpointer\.py'
 )
 _ABORT = 'Terminating process because the JAX distributed service'
+_AGAIN = re.compile(r'(\d+) unexpectedly tried to connect with a different incarnation')
 _SILENT = re.compile(r'stopped sending heartbeats\):\s+((?:[\d,]+\s+)+)')
 
 
@@ -31,6 +32,12 @@ def sentence(text: str, processes: str, where: str, wait: str, silent: str) -> s
   again = 'start all again: the run goes on from its last checkpoint'
   if 'ALREADY_EXISTS' in text:
     return 'found two processes of the same number; expected each of 0, 1, ... once; mend --process'
+  if found := _AGAIN.search(text):
+    return (
+      f'found that another process {found[1]} came to {where}, of another run or started again; '
+      'expected each number once, and a port for each run; mend --process or --coordinator of the '
+      f'other one, and {again}'
+    )
   if 'RegisterTask' in text and 'DEADLINE_EXCEEDED' in text:
     return (
       f'found that not all of {processes} processes came to {where} within {wait} s; expected all, '

@@ -27,7 +27,6 @@ from jax._src import clusters  # no public name says what was detected
 from jax._src import distributed as service  # nor reads and writes the store; Orbax does the same
 from jax.experimental import multihost_utils
 
-import dsr_jax
 from dsr_jax import saved_config
 from dsr_jax.errors import InputError, first_line
 from dsr_jax.runtime import coordination_log, workdir
@@ -42,6 +41,12 @@ _COUNTS = ('JAX_NUM_PROCESSES', 'SLURM_NTASKS', 'OMPI_COMM_WORLD_SIZE')
 _NUMBERS = (
   *('JAX_PROCESS_ID', 'JAX_COORDINATOR_PORT', 'SLURM_PROCID', 'SLURM_LOCALID', 'SLURM_JOB_ID'),
   *('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_LOCAL_RANK', 'TPU_WORKER_ID'),
+)
+# Beyond these a run computes alike.
+VERSIONS = (*workdir.PACKAGES, 'transformers', 'tokenizers', 'pillow')
+JAX_SETTINGS = (
+  *('jax_platforms', 'jax_enable_x64', 'jax_default_matmul_precision', 'jax_default_prng_impl'),
+  *('jax_threefry_partitionable', 'jax_numpy_dtype_promotion', 'jax_debug_nans'),
 )
 
 
@@ -337,10 +342,10 @@ class _Joined(Team):
     """Says what this process met, tells the others, and ends it: the usual end would wait for
     them.
     """
-    if 'Gloo' in f'{error}' or 'NCCL' in f'{error}':
+    if broken := _broken_connection(error):
       time.sleep(1)  # the one that met the error, or JAX, can say more
       error = InputError(
-        f'found that a connection to another process broke ({first_line(error)}); expected all of '
+        f'found that a connection to another process broke ({first_line(broken)}); expected all of '
         'them at work to the end; start all again: the run goes on from its last checkpoint'
       )
       status = DIED
@@ -356,15 +361,26 @@ class _Joined(Team):
       _say(f'error: {error}')
     else:
       _say(''.join(traceback.format_exception(error)).rstrip())
-    self._all_know()
+    self._all_know(1 if broken else 5)  # one of them has gone
     os._exit(status)
 
-  def _all_know(self):
-    """Waits until all have heard of the end, 5 s at most; the store goes with process 0."""
+  def _all_know(self, seconds=5):
+    """Waits until all have heard of the end, so long at most; the store goes with process 0."""
     with contextlib.suppress(Exception):
-      self._store.wait_at_barrier('dsr_jax/told', 5000)
+      self._store.wait_at_barrier('dsr_jax/told', 1000 * seconds)
     if self.lead:
       time.sleep(0.5)
+
+
+def _broken_connection(error: BaseException | None) -> BaseException | None:
+  """The error of a connection to another process in an error or behind it: who met it may have made
+  a sentence of it about a file.
+  """
+  while error is not None:
+    if ('Gloo' in f'{error}' or 'NCCL' in f'{error}') and not isinstance(error, InputError):
+      return error
+    error = error.__cause__ or error.__context__
+  return None
 
 
 def _say(text):
@@ -376,15 +392,25 @@ def _say(text):
 
 def facts(config, folder) -> dict:
   """What must be the same in all processes before any work: every key, where checkpoints go, the
-  versions of the libraries, and the source.
+  versions of the libraries, JAX's settings, and the files of the package.
+
+  Needs no device: of processes that see other devices, JAX waits for what never comes.
   """
-  root = pathlib.Path(dsr_jax.__file__).parent
-  source = hashlib.sha256()
-  for path in sorted(root.rglob('*.py')):
-    source.update(f'{path.relative_to(root)}\n'.encode() + path.read_bytes())
   return {
     'config': saved_config.to_json(config),
     'checkpoints in': config.system.bucket or os.path.abspath(folder),
-    'version': {name: importlib.metadata.version(name) for name in workdir.PACKAGES},
-    'source of dsr_jax (sha256)': source.hexdigest()[:12],
+    'version': {name: importlib.metadata.version(name) for name in VERSIONS},
+    'JAX': {name: jax.config.values[name] for name in JAX_SETTINGS},
+    'has an accelerator': bool(workdir.accelerators()),
+    'source of dsr_jax (sha256)': _source(),
   }
+
+
+def _source() -> str:
+  """A digest of every file of the package, lists of prompts and the embedded model among them."""
+  root = pathlib.Path(saved_config.__file__).parent
+  digest = hashlib.sha256()
+  for path in sorted(root.rglob('*')):
+    if path.is_file() and '__pycache__' not in path.parts:
+      digest.update(f'{path.relative_to(root)}\n'.encode() + path.read_bytes())
+  return digest.hexdigest()[:12]

@@ -101,8 +101,7 @@ def check_accelerator():
   """
   if jax.default_backend() != 'cpu' or _told_to_use_cpu():
     return
-  found = sorted(path for pattern in ACCELERATORS for path in glob.glob(pattern))
-  if found:
+  if found := accelerators():
     kind = 'gpu' if 'nvidia' in found[0] else 'tpu'
     raise InputError(
       f'found an accelerator ({found[0]}) that the installed JAX does not use; expected JAX for '
@@ -110,6 +109,16 @@ def check_accelerator():
       f'install -r requirements-{kind}.txt, or set JAX_PLATFORMS=cpu to train on the CPU all the '
       'same'
     )
+
+
+def accelerators() -> list[str]:
+  """The files of this machine's accelerators, in order, whether JAX uses them or not."""
+  return sorted(path for pattern in ACCELERATORS for path in glob.glob(pattern))
+
+
+def local_devices() -> str:
+  """This process's own devices: '8 x NVIDIA H200'."""
+  return f'{jax.local_device_count()} x {jax.local_devices()[0].device_kind}'
 
 
 def _told_to_use_cpu():

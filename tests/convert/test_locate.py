@@ -12,7 +12,7 @@ import original_layout
 import pytest
 import torch
 
-from dsr_jax import config_loading, convert, families
+from dsr_jax import config_loading, convert, families, train
 from dsr_jax.convert import locate as model_source
 from dsr_jax.errors import InputError
 from dsr_jax.models.janus.family import JANUS
@@ -233,3 +233,20 @@ def test_settings_of_another_model_are_said(hf_directory, capsys):
   scenes = model_source.locate(model_source.EMBEDDED)
   model_source.note_other_settings(config, scenes)
   assert capsys.readouterr().err == ''
+
+
+@pytest.mark.parametrize(
+  'key, limit', [('question', 'method.max_text_tokens'), ('instruction', 'data.max_prompt_tokens')]
+)
+def test_texts_for_which_a_model_has_no_room_are_refused_before_a_run(bundle, key, limit):
+  model = families.model_of(bundle, 'mine')
+  room = JANUS.room(model.config)
+  assert 0 < room < model.config.text.max_position_embeddings - model.config.num_codes
+  train.check_room(model, config_loading.load('scenes'))
+  asked = config_loading.load('scenes', **{f'method__{key}': 'red disc ' * 1500})
+  words = rf'found method.{key} of \d+ tokens with {limit}=48; expected at most {room} together'
+  with pytest.raises(InputError, match=words):
+    train.check_room(model, asked)
+  task = {'question': 'generation', 'instruction': 'understanding'}[key]  # where it is not asked
+  method = dataclasses.replace(asked.method, task=task)
+  train.check_room(model, dataclasses.replace(asked, method=method))

@@ -302,6 +302,19 @@ def test_shards_that_are_needed_come_from_a_bucket_and_stay(three, monkeypatch, 
     pictures('coco', three)
 
 
+def test_a_bucket_that_cannot_be_reached_is_one_sentence(tmp_path, monkeypatch):
+  def lacking(path):
+    raise ImportError('Please install gcsfs')
+
+  monkeypatch.setattr(prepared.epath, 'Path', lacking)
+  for act in (
+    lambda: pictures('coco', 'gs://bucket/folder'),
+    lambda: sets.prepare(tmp_path, 'gs://bucket/folder'),
+  ):
+    with pytest.raises(InputError, match=r'gs://bucket/folder \(Please install gcsfs\)'):
+      act()
+
+
 # In a run.
 
 

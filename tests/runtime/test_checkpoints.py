@@ -7,13 +7,13 @@ import dataclasses
 import errno
 import json
 import shutil
-import zlib
 
 from etils import epath
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tensorboardX.crc32c import crc32c
 
 from dsr_jax.errors import InputError
 from dsr_jax.runtime import checkpoints, checksums
@@ -266,10 +266,8 @@ def test_checksums_of_large_files_see_every_block(tmp_path, monkeypatch):
   for name, size in (('a', 0), ('b', 1000), ('in/c', 4321)):
     (tmp_path / name).write_bytes(rng.bytes(size))
   checksums.write(folder)
-  assert json.loads((tmp_path / checksums.CHECKSUMS).read_text())['b'] == [
-    1000,
-    zlib.crc32((tmp_path / 'b').read_bytes()),
-  ]
+  found = json.loads((tmp_path / checksums.CHECKSUMS).read_text())['files']['b']
+  assert found == [1000, crc32c((tmp_path / 'b').read_bytes())]
   assert not checksums.damage(folder)
   good = (tmp_path / 'in' / 'c').read_bytes()
   for place in range(0, 4321, 100):
@@ -281,13 +279,25 @@ def test_checksums_of_large_files_see_every_block(tmp_path, monkeypatch):
     assert sum(bool(checksums.damage(folder, part, 3)) for part in range(3)) == 1
 
 
+def test_checksums_of_an_earlier_version_are_compared(tmp_path):
+  folder = epath.Path(tmp_path)
+  (tmp_path / 'x').write_bytes(b'123456789')
+  (tmp_path / checksums.CHECKSUMS).write_text(json.dumps({'x': [9, 0xCBF43926]}))  # CRC-32
+  assert not checksums.damage(folder)
+  (tmp_path / 'x').write_bytes(b'123456788')
+  assert checksums.damage(folder) == 'x is not as it was written'
+  for other in ({'algorithm': 'md5', 'files': {'x': [9, 1]}}, {'algorithm': [], 'files': {}}):
+    (tmp_path / checksums.CHECKSUMS).write_text(json.dumps(other))
+    assert checksums.damage(folder) == 'checksums.json is no list of checksums'
+
+
 def test_a_checkpoint_in_a_bucket_has_checksums_of_its_last_file_too(tmp_path):
   folder = epath.Path(tmp_path) / '3'
   made = checkpoints._CheckedInBucket.from_final(folder)
   folder.mkdir()
   (folder / 'x').write_bytes(b'123456789')
   asyncio.run(made.finalize())
-  assert json.loads((folder / checksums.CHECKSUMS).read_text())['x'] == [9, 0xCBF43926]
+  assert json.loads((folder / checksums.CHECKSUMS).read_text())['files']['x'] == [9, 0xE3069283]
   assert not checksums.damage(folder)
   (folder / 'commit_success.txt').write_bytes(b'complet\n')
   assert 'commit_success.txt' in checksums.damage(folder)

@@ -10,11 +10,13 @@ import sys
 import threading
 import time
 
+import jax
 import mesh_processes
 import numpy as np
-from places import ROOT, SUPPORT
+from places import CONFIGS, ROOT, SUPPORT
 import pytest
 
+from dsr_jax import config_loading
 from dsr_jax.errors import InputError
 from dsr_jax.runtime import coordination_log, metrics
 from dsr_jax.runtime import distributed as processes
@@ -158,6 +160,26 @@ def test_a_taken_port_is_named(family):
       processes._check_free(port)
 
 
+# What all must have in common.
+
+
+def test_a_setting_of_jax_is_compared():
+  config = config_loading.load(str(CONFIGS / 'scenes_tiny.py'))
+  plain = processes.facts(config, 'run')
+  with jax.default_matmul_precision('bfloat16'):
+    assert processes.facts(config, 'run')['JAX'] != plain['JAX']
+  assert processes.facts(config, 'run') == plain
+
+
+def test_a_broken_connection_is_found_behind_the_sentence_about_a_file():
+  lost = RuntimeError('UNKNOWN: Gloo AllGather failed: Connection closed by peer')
+  told = InputError('cannot write a checkpoint (UNKNOWN: Gloo AllGather failed)')
+  told.__cause__ = lost
+  assert processes._broken_connection(told) is lost
+  assert processes._broken_connection(lost) is lost
+  assert processes._broken_connection(InputError('found no model')) is None
+
+
 # What JAX's service says before it aborts.
 
 ABORT = (
@@ -176,6 +198,7 @@ ABORT = (
     ('DEADLINE_EXCEEDED: \nRPC: /x.CoordinationService/RegisterTask', 'not all of 16'),
     ('ALREADY_EXISTS: Aborted connect\nRPC: /x/RegisterTask', 'two processes of the same number'),
     ('INVALID_ARGUMENT: Unexpected task\nRPC: /x/RegisterTask', 'Unexpected task'),
+    ('ABORTED: 1 unexpectedly tried to connect with a different incarnation.', 'another process 1'),
     ('INTERNAL: something new', 'something new'),
   ],
 )

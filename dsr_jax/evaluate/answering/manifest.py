@@ -10,7 +10,10 @@ from dsr_jax.evaluate import protocol
 from dsr_jax.evaluate.answering.subject import CROP, Subject
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'numpy', 'pillow', 'tokenizers')
-OF_PICTURES = ('temperature', 'guidance', 'cfg_interval', 'instruction')
+OF_PICTURES = (
+  *('temperature', 'guidance', 'cfg_interval', 'instruction'),
+  *('sampling_steps', 'sampling_noise'),
+)
 
 
 def of(

@@ -46,6 +46,7 @@ class How:
     instruction: what the model is asked in R_G.
     template: the role strings.
     precision: of the weights and of what is computed with them.
+    sampling_steps, sampling_noise: of a sampler that unmasks pictures; -1: the model's own.
   """
 
   temperature: float
@@ -57,6 +58,8 @@ class How:
   instruction: str
   template: str
   precision: str
+  sampling_steps: int = -1
+  sampling_noise: float = -1.0
 
 
 class Drawn(NamedTuple):
@@ -116,6 +119,8 @@ class Subject:
       guidance=self.how.guidance,
       segment=SEGMENT,
       cfg_interval=self.how.cfg_interval,
+      steps=self.how.sampling_steps,
+      noise=self.how.sampling_noise,
     )
     asked = self.model.processor.encode_question(self.how.instruction)
     instruction = self.model.processor.pad([asked])
@@ -294,6 +299,8 @@ def _how(model, method, wishes) -> How:
     instruction=method.instruction,
     template=model.template,
     precision=precision,
+    sampling_steps=method.sampling_steps,
+    sampling_noise=method.sampling_noise,
   )
 
 
