@@ -10,8 +10,8 @@ or waits for IDLE_SECONDS without computing, hangs: so a machine that is shared 
 Damage that may leave an input whole may also end with status 0.
 
 The commands are imported once; each case is a fork of that process, with its own streams and
-folder, which goes through `cli.run_main` as the command itself does. `--first=I --count=1` shows a
-case again. Prints one JSON object; exits with 1 if a case fails.
+folder, which goes through `cli.run_main` as the command itself does. `--cases=I,J` shows
+cases again. Prints one JSON object; exits with 1 if a case fails.
 """
 
 from collections import Counter
@@ -61,7 +61,7 @@ COMMANDS = {
   'convert': 'dsr_jax.convert.__main__',
   'prepare': 'dsr_jax.prepare.__main__',
 }
-OWN_FLAGS = ('seed', 'first', 'count', 'all', 'run')
+OWN_FLAGS = ('seed', 'first', 'count', 'cases', 'all', 'run')
 # What each command needs to begin; IN is the folder of given files.
 GOOD = {
   'main': {'config': TINY, 'workdir': 'out'},
@@ -564,6 +564,8 @@ def main(argv, f=flags.FLAGS):
       importlib.import_module(module)
     chosen = written_down() if f.all else cases(f.seed)
     chosen = list(enumerate(chosen))[f.first : f.first + f.count]
+    if f.cases:
+      chosen = [(i, item) for i, item in chosen if str(i) in f.cases]
     rows = []
     for index, item in chosen:
       found, seconds = outcome(item, run)
@@ -589,6 +591,7 @@ def define_flags(f=flags.FLAGS):
   flags.DEFINE_integer('seed', 0, 'Of the half that is made.', flag_values=f)
   flags.DEFINE_integer('first', 0, 'The first case.', flag_values=f)
   flags.DEFINE_integer('count', 300, 'How many.', flag_values=f)
+  flags.DEFINE_list('cases', [], 'Numbers of some, and no others.', flag_values=f)
   flags.DEFINE_bool('all', False, 'All that are written down, and none else.', flag_values=f)
   flag_types.define_path('run', '', 'A finished run of scenes_tiny; made where none is named.', f)
 
