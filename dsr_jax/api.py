@@ -624,15 +624,19 @@ def _config(config, overrides) -> config_lib.Config:
       "'scenes', or a ConfigDict; give one"
     )
   for key, value in overrides.items():
-    *groups, name = key.split('.')
+    *groups, name = str(key).split('.')
     node = tree
     for group in groups:
-      # What is no group is refused below, by its whole name.
-      node = node.setdefault(group, {}) if isinstance(node, dict) else {}
-    if isinstance(node, dict):
-      node[name] = value
+      # A group that does not exist is refused below, by its name.
+      node = node.setdefault(group, {})
+      if not isinstance(node, dict):
+        raise InputError(
+          f'found the unknown key {key}; expected a key of the config, and {group} is no group; '
+          'leave out what follows it'
+        )
+    node[name] = value
   for key in overrides:
-    config_loading.refuse_rate_of_others(key, saved_config.flat(tree))
+    config_loading.refuse_rate_of_others(str(key), saved_config.flat(tree))
   return config_loading.from_config_dict(tree)
 
 

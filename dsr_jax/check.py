@@ -29,11 +29,11 @@ from dsr_jax.errors import first_line
 from dsr_jax.inference import Inference
 from dsr_jax.models.janus.processor import ASSISTANT, BOI, USER
 
-PROMPT = 'a red disc left of a blue square'
+PROMPT = 'a photo of a red apple on a wooden table'
 PROMPTS = (
   PROMPT,
   'a red disc',
-  'a photo of a red apple on a wooden table',
+  'a red disc left of a blue square',
   'two blue rings',
   'A photo of a bench',
   'a cat, a dog, and a bird',

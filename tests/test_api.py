@@ -157,11 +157,13 @@ def test_an_explanation_compares_with_pictures_and_codes_without_a_text(model, d
   heat = drawn[0].text_logps - np.log(others.mean(axis=0))
   assert sum(w.value for w in found.words) == pytest.approx(heat.sum(), abs=1e-3)
 
-  # Its patches: another text changes what the codes are compared with nowhere.
-  other = model.explain('two blue squares', drawn[0])
-  difference = model.score(PROMPT, drawn[0]).image_logps
-  difference = difference - model.score('two blue squares', drawn[0]).image_logps
-  np.testing.assert_allclose((found.patches - other.patches).ravel(), difference, atol=1e-4, rtol=0)
+  # Its patches: codes without a text are the same beside another text of as many tokens.
+  turned = 'a blue circle left of a red square'
+  other = model.explain(turned, drawn[0])
+  one, two = (model.score(text, drawn[0]) for text in (PROMPT, turned))
+  assert len(one.text_tokens) == len(two.text_tokens) and one.text_tokens != two.text_tokens
+  difference = (found.patches - other.patches).ravel()
+  np.testing.assert_allclose(difference, one.image_logps - two.image_logps, atol=1e-4, rtol=0)
 
 
 # Texts.
@@ -218,8 +220,10 @@ def test_texts_come_best_first_and_repeat(model, pixels):
     (lambda m, p: dsr.train(3, 'x'), 'found a config of type int'),
     (lambda m, p: dsr.train('scenes', 'x', {'method.stepps': 3}), 'did you mean'),
     (lambda m, p: dsr.train('scenes', 'x', {'method.steps': 'x'}), 'config.method.steps='),
-    (lambda m, p: dsr.train('scenes', 'x', {'method.steps.a': 1}), 'config.method.steps='),
+    (lambda m, p: dsr.train('scenes', 'x', {'method.steps.a': 1}), 'steps is no group'),
     (lambda m, p: dsr.train('scenes', 'x', {'nonsense.a': 1}), 'nonsense'),
+    (lambda m, p: dsr.train('scenes', 'x', {3: 4}), 'found the unknown key config.3'),
+    (lambda m, p: dsr.train('scenes', 'x', {'method': 3}), 'found config.method=3'),
     (
       lambda m, p: dsr.train(
         'scenes', 'x', {'method.trainable': 'lora', 'method.learning_rate': 1e-4}
@@ -229,7 +233,8 @@ def test_texts_come_best_first_and_repeat(model, pixels):
     (lambda m, p: dsr.train('scenes', 'x', {'method.lora_rank': 1}), 'is now method.lora.rank'),
   ],
 )
-def test_what_cannot_be_done_is_one_sentence(model, pixels, ask, found):
+def test_what_cannot_be_done_is_one_sentence(model, pixels, ask, found, monkeypatch):
+  monkeypatch.setattr(api.train_lib, 'run', lambda *args: pytest.fail('a run began'))
   with pytest.raises(dsr.InputError, match=found):
     ask(model, pixels)
 

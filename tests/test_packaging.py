@@ -54,6 +54,7 @@ ON_REQUEST = {
   'convert/weights.py': {'torch'},  # reads .bin files, and is imported where one is met
   'study/figures.py': {'matplotlib'},
   'demo/page.py': {'gradio'},
+  'dsr_jax/tracking.py': {'wandb'},
   'evaluate/vlmeval/predictions.py': {'openpyxl'},
   'evaluate/adapters/*.py': {'torch', 'spacy'},
 }
@@ -135,7 +136,7 @@ def test_only_the_tests_and_extras_need_torch_gradio_and_matplotlib():
   assert {'-r requirements-eval.txt', '-r requirements-demo.txt'} <= set(included)
   pins = pinned('requirements-eval.txt', 'requirements-demo.txt', 'requirements-test.txt')
   extras = project()['optional-dependencies']
-  assert extras.keys() == {'demo', 'torch', 'study'}
+  assert extras.keys() == {'demo', 'torch', 'study', 'wandb'}
   for requirement in map(Requirement, itertools.chain(*extras.values())):
     assert '==' not in {spec.operator for spec in requirement.specifier}, requirement
     for version in pins[requirement.name]:
@@ -221,7 +222,7 @@ def test_an_installed_package_trains_by_the_name_of_a_config(installed, tmp_path
   assert (run / 'report.html').is_file()
 
 
-@pytest.mark.parametrize('extra', ['demo', 'torch', 'study'])
+@pytest.mark.parametrize('extra', ['demo', 'torch', 'study', 'wandb'])
 def test_every_extra_can_be_installed_beside_the_pins(extra, tmp_path):
   """By the index that pip knows; nothing is installed."""
   wanted = [f'{r.name}{r.specifier}' for r in requirements('requirements.txt') if holds(r)]

@@ -27,7 +27,6 @@ from jax._src import clusters  # no public name says what was detected
 from jax._src import distributed as service  # nor reads and writes the store; Orbax does the same
 from jax.experimental import multihost_utils
 
-import dsr_jax
 from dsr_jax import saved_config
 from dsr_jax.errors import InputError, first_line
 from dsr_jax.runtime import coordination_log, workdir
@@ -409,7 +408,7 @@ def facts(config, folder) -> dict:
 
 def _source() -> str:
   """A digest of every file of the package, lists of prompts and the embedded model among them."""
-  root = pathlib.Path(dsr_jax.__file__).parent
+  root = pathlib.Path(saved_config.__file__).parent
   digest = hashlib.sha256()
   for path in sorted(root.rglob('*')):
     if path.is_file() and '__pycache__' not in path.parts:
