@@ -5,6 +5,7 @@ Every example is a pure function of (seed, index).
 """
 
 import concurrent.futures
+import contextlib
 import json
 import time
 
@@ -15,6 +16,7 @@ import optax
 from dsr_jax import cli
 from dsr_jax.runtime import checkpoints
 from dsr_jax.scenes import grammar, render, sets, world
+from dsr_jax.state import TrainState
 
 TEXT_BUCKET = 16  # captions are padded to a multiple of this: few shapes, few compilations
 QUESTION_TOKENS = 24
@@ -144,6 +146,16 @@ def _is_inner_matrix(path: str, x) -> bool:
   )
 
 
+def _wrapped(state) -> TrainState:
+  """A stage's state, a dict with `step`, as checkpoints take one."""
+  parts = {name: part for name, part in state.items() if name != 'step'}
+  return TrainState(step=state['step'], params=parts, opt_state=None, fixed_params={})
+
+
+def _unwrapped(state: TrainState):
+  return {**state.params, 'step': state.step}
+
+
 def run_loop(title, config, part, steps, state, one, directory):
   """Runs `one(state, step) -> (state, (form, numbers))` to the end, from the last checkpoint of a
   run with the same settings.
@@ -158,21 +170,20 @@ def run_loop(title, config, part, steps, state, one, directory):
   }
   about = dict(method=settings, data=dict(fingerprint='scenes'), model=dict(fingerprint='none'))
   saved = checkpoints.Checkpoints(directory, about, keep_last=1)
-  if saved.latest() is not None:
-    state = saved.restore(state)
-  first = int(state['step'])
-  start = time.time()
-  for step in range(first, steps):
-    state, (form, numbers) = one(state, step)
-    if step % 20 == 0 or step == steps - 1:
-      line = form % tuple(map(float, numbers))
-      rate = (time.time() - start) / (step + 1 - first)
-      cli.log(
-        f'{title}: step {step + 1}/{steps}  {line}  {rate:.2f} s a step, '
-        f'{rate * (steps - step - 1) / 60:.0f} min left'
-      )
-    if (step + 1) % config.save_every == 0 or step + 1 == steps:
-      saved.save(step + 1, state)
-  saved.wait()
-  saved.close()
+  with contextlib.closing(saved):  # who is interrupted waits for a checkpoint under way
+    if saved.latest() is not None:
+      state = _unwrapped(saved.restore(_wrapped(state)))
+    first = int(state['step'])
+    start = time.time()
+    for step in range(first, steps):
+      state, (form, numbers) = one(state, step)
+      if step % 20 == 0 or step == steps - 1:
+        line = form % tuple(map(float, numbers))
+        rate = (time.time() - start) / (step + 1 - first)
+        cli.log(
+          f'{title}: step {step + 1}/{steps}  {line}  {rate:.2f} s a step, '
+          f'{rate * (steps - step - 1) / 60:.0f} min left'
+        )
+      if (step + 1) % config.save_every == 0 or step + 1 == steps:
+        saved.save(step + 1, _wrapped(state))
   return state

@@ -7,7 +7,7 @@ import micro_showo
 import numpy as np
 import pytest
 
-from dsr_jax import config_loading, pretrain, pretrain_showo
+from dsr_jax import config_loading, pretrain, pretrain_parts, pretrain_showo
 from dsr_jax.errors import InputError
 from dsr_jax.models.showo import model as showo
 from dsr_jax.models.unified import Scoring, Text
@@ -63,3 +63,25 @@ def test_another_family_is_refused():
   config.family = 'emu'
   with pytest.raises(InputError, match='found config.family=emu; expected janus or showo'):
     pretrain.check(config)
+
+
+def test_a_stage_that_is_killed_goes_on_where_it_was(tmp_path):
+  """Its state is a dict; what is done to it is counted."""
+  config = config_loading.read('scenes_showo_pretrain').unlock()
+  config.save_every = 2
+  seen = []
+
+  def one(state, step):
+    seen.append(step)
+    if len(seen) == 4:
+      raise KeyboardInterrupt
+    return {**state, 'sums': state['sums'] + step, 'step': state['step'] + 1}, ('%d', (step,))
+
+  def run():
+    start = dict(params={'a': jnp.ones(2)}, sums=jnp.zeros(()), step=jnp.int32(0))
+    return pretrain_parts.run_loop('stage', config, ('vq',), 5, start, one, str(tmp_path / 'stage'))
+
+  with pytest.raises(KeyboardInterrupt):
+    run()
+  state = run()
+  assert seen == [0, 1, 2, 3, 2, 3, 4] and float(state['sums']) == 10 and int(state['step']) == 5
