@@ -14,7 +14,7 @@ import shutil
 import subprocess
 
 import pytest
-import test_accessible
+from run_pages import PAGES
 
 pytestmark = pytest.mark.slow
 
@@ -100,9 +100,9 @@ def looked_at(text, folder, width, dark):
 @pytest.mark.skipif(BROWSER is None or axe() is None, reason='wants Chromium and axe-core-python')
 @pytest.mark.parametrize('dark', [False, True], ids=['light', 'dark'])
 @pytest.mark.parametrize('width', WIDTHS)
-@pytest.mark.parametrize('name', test_accessible.PAGES)
+@pytest.mark.parametrize('name', PAGES)
 def test_a_page_fits_and_axe_finds_nothing_serious(name, width, dark, tmp_path):
-  text = test_accessible.PAGES[name](tmp_path / 'made')
+  text = PAGES[name](tmp_path / 'made')
   found = looked_at(text, tmp_path, width, dark)
   assert found['width'] == width
   assert found['overflow'] <= 0 and found['wide'] == []
