@@ -111,7 +111,13 @@ def load(name, **overrides):
     node = config
     for parent in parents:
       node = node[parent]
-    node[last] = value
+    try:
+      node[last] = value
+    except OverflowError as e:  # a whole number for a key of type float
+      shown = key.replace('__', '.')
+      raise InputError(
+        f'found {shown} of {len(str(value))} digits; expected a finite number; change it'
+      ) from e
   values = saved_config.flat(config.to_dict())
   for key in overrides:
     refuse_rate_of_others(key.replace('__', '.'), values)

@@ -259,6 +259,7 @@ def test_the_real_step_stopped_and_resumed_equals_the_unbroken_run(
     TINY,
     model=str(hf_directory),
     eval__benchmark='none',
+    eval__watched=0,
     system__frozen_every=2,
     **own_inputs,
     **compile_cache,

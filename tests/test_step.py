@@ -133,8 +133,8 @@ def test_three_steps_compile_once_and_train_only_what_is_trainable(model):
   trained, fixed = state_lib.split_params(model[1], JANUS, METHOD.trainable)
   assert largest(state.fixed_params, fixed) == 0
   assert largest(state.params, trained) > 0
-  assert records['generation']['codes'].shape == (3, 4, 16)
-  assert records['understanding']['text_ids'].shape == (3, 4, 10)
+  assert records['generation']['codes'].shape == (4, 4, 16)
+  assert records['understanding']['text_ids'].shape == (4, 4, 10)
 
 
 def test_chunks_and_accumulation_and_rematerialisation_change_only_rounding(model):
@@ -195,7 +195,7 @@ def test_the_step_pushes_the_pair_apart(model):
   record = records['generation']
   pair = np.stack([record['chosen'], record['rejected']], axis=1)
   codes = jnp.asarray(np.take_along_axis(record['codes'], pair[..., None], axis=1))
-  prompt = Text(*(jnp.asarray(x[:3, None]) for x in given))
+  prompt = Text(*(jnp.asarray(x[:, None]) for x in given))
 
   def margin(params):
     mean = nnx.merge(graphdef, params).picture_logps(prompt, codes, None, Scoring()).logp.mean(-1)

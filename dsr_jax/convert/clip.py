@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from dsr_jax import files
 from dsr_jax.convert import configs, weights
-from dsr_jax.convert.configs import whole
+from dsr_jax.convert.configs import shown, whole
 from dsr_jax.errors import InputError, first_line
 from dsr_jax.models import clip
 
@@ -42,6 +42,18 @@ _FROM_TORCH = {2: (1, 0), 4: (2, 3, 1, 0)}
 
 
 @functools.lru_cache(maxsize=4)
+def _eos_id(text) -> int:
+  """The first id is one too; what is no id of the vocabulary is refused."""
+  vocab_size = whole(text['vocab_size'], 'vocab_size', 'text_config')
+  found = text['eos_token_id']
+  if type(found) is not int or not 0 <= found < vocab_size:
+    raise InputError(
+      f'found text_config.eos_token_id {shown(found)} in config.json; expected a whole number from 0 '
+      f'to {vocab_size - 1}; fetch the file again'
+    )
+  return found
+
+
 def read_config(directory) -> clip.ClipConfig:
   """config.json and preprocessor_config.json -> `ClipConfig`. Errors: InputError where it is no
   CLIP.
@@ -88,7 +100,7 @@ def read_config(directory) -> clip.ClipConfig:
     projection_dim=whole(content.get('projection_dim') or 512, 'hidden_size', 'projection_dim as'),
     vocab_size=whole(text['vocab_size'], 'vocab_size', 'text_config'),
     max_positions=whole(text['max_position_embeddings'], 'max_position_embeddings', 'text_config'),
-    eos_id=whole(text['eos_token_id'], 'vocab_size', 'text_config.eos_token_id as'),
+    eos_id=_eos_id(text),
     image_size=whole(vision['image_size'], 'image_size', 'vision_config'),
     patch_size=whole(vision['patch_size'], 'patch_size', 'vision_config'),
     mean=_three(settings.get('image_mean') or default['mean'].default, 'image_mean'),

@@ -318,7 +318,7 @@ class _Cache:
     self._records = {}
     self._changed = False
     # What another version of Pillow could not read, this one may.
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+    with contextlib.suppress(InputError, ValueError, TypeError, KeyError, AttributeError):
       found = files.read_json_or_none(self._path)
       if found['pillow'] == PIL.__version__ and found['pixels'] == images.max_pixels():
         self._records = dict(found['files'])

@@ -47,6 +47,7 @@ def contact_sheet(pictures, captions, columns: int = 4) -> Image.Image:
 
 def show(number: int, output: str, seed: int = 0):
   """Writes a sheet of pretraining pictures and captions to the PNG file `output`."""
+  files.check_output_file(output)
   examples = [sets.pretraining_example(seed, i) for i in range(number)]
   sheet = contact_sheet(*zip(*examples))
   files.write_bytes(output, images.png(sheet))

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dsr_jax import rows as rows_lib
 from dsr_jax import train
 from dsr_jax.errors import InputError
 from dsr_jax.report import page as run_page
@@ -268,6 +269,7 @@ class _Lane:
     self._log = RunLog(config, cell.folder, codes_per_picture, self._writer, Silence())
     self._evaluate = builders.make_evaluator(config, model)
     self._sheet = builders.make_sheet(model)
+    self._rows = builders.make_rows(config, model)
 
   @_alone
   def write(self, step, values, seconds):
@@ -286,7 +288,9 @@ class _Lane:
     folder, system, last = cell.folder, cell.config.system, cell.config.method.steps
     state = state_of(state, self._index)
     if due(last, system.samples_every):
-      workdir_lib.write_samples(folder, last, self._sheet(state, _take(records, self._index)))
+      own = _take(records, self._index)
+      workdir_lib.write_samples(folder, last, self._sheet(state, own))
+      rows_lib.write(folder, last, self._rows(state, own, last))
     train.check_finite(state, last, folder, cell.config.method.learning_rate_key)
     if cell.keeps_checkpoint:
       self._save(state, last)

@@ -518,7 +518,7 @@ def test_a_wrong_tensor_does_not_mislead_the_measured_sizes(original, original_c
     (lambda c: c['gen_vision_config'].update(cls='VQ-8'), "'VQ-8'"),
     (lambda c: c['language_config'].update(num_key_value_heads=4), 'grouped attention'),
     (lambda c: c['language_config'].update(rope_scaling=dict(type='linear', factor=2)), "'linear'"),
-    (lambda c: c['language_config'].update(hidden_size='wide'), 'not a number'),
+    (lambda c: c['language_config'].update(hidden_size='wide'), 'expected a whole number'),
     (lambda c: c['vision_config']['params'].update(image_size=100), 'pictures of 100 pixels'),
   ],
 )

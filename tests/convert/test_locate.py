@@ -76,6 +76,7 @@ def test_torchs_files_are_downloaded_only_where_there_are_no_others(
     assert name == 'deepseek-ai/Janus-Pro-1B'
     calls.append(allow_patterns)
     touch(tmp_path, *(f for f in remote if any(fnmatch.fnmatch(f, p) for p in allow_patterns)))
+    (tmp_path / 'config.json').write_text('{}')
     return str(tmp_path)
 
   monkeypatch.setattr(huggingface_hub, 'snapshot_download', snapshot_download)

@@ -74,6 +74,7 @@ def test_they_run_on_own_prompts_and_pictures(name, task, inputs, tmp_path):
     method__task=task,
     method__group_size=2,
     method__max_text_tokens=6,
+    data__max_prompt_tokens=40,
   )
   summary = json.loads(pathlib.Path(train.run(config, str(tmp_path))).read_text())
   assert summary['finished'] and summary['step'] == 1

@@ -45,7 +45,7 @@ def made(output):
   return {
     str(path.relative_to(root)): path.read_bytes()
     for path in sorted(root.rglob('*'))
-    if path.suffix == '.png' or 'answers' in path.parts
+    if path.is_file() and (path.suffix == '.png' or 'answers' in path.parts)
   }
 
 

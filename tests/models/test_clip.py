@@ -215,7 +215,7 @@ def test_the_step_runs_under_the_clip_reward(tmp_path):
   model = nnx.merge(*tiny_step.model())
   pixels = model.picture_from_codes(jnp.asarray(records['generation']['codes'])).pixels
   expected = clip.similarity(
-    files.read_config(tmp_path), files.load(tmp_path), pixels, jnp.asarray(ids[:3])
+    files.read_config(tmp_path), files.load(tmp_path), pixels, jnp.asarray(ids)
   )
   np.testing.assert_allclose(records['generation']['rewards'], expected, atol=1e-4)
   assert -1 <= metrics['generation/reward_mean'] <= 1 and state.reward_params is not None

@@ -205,7 +205,7 @@ def test_the_convert_command_writes_a_runs_adapter_and_says_where_there_is_none(
   for seed, overwrite in ((0, False), (1, True)):
     adapters = janus_adapters(seed)
     monkeypatch.setattr(
-      model_source, 'locate', lambda name, trained={'lora': adapters}: found(trained)
+      model_source, 'locate', lambda name, *_, adapters=adapters: found({'lora': adapters})
     )
     assert (
       command.convert('runs/a', str(tmp_path / 'out'), 'peft', overwrite=overwrite)['format']
@@ -215,7 +215,7 @@ def test_the_convert_command_writes_a_runs_adapter_and_says_where_there_is_none(
       adapter.load(tmp_path / 'out', TINY.text.num_hidden_layers)['q_proj']['b'],
       adapters['q_proj']['b'],
     )
-  monkeypatch.setattr(model_source, 'locate', lambda name: found({'lm_head': {}}))
+  monkeypatch.setattr(model_source, 'locate', lambda name, *_: found({'lm_head': {}}))
   with pytest.raises(InputError, match='no adapters in runs/a.*trainable=lora'):
     command.convert('runs/a', str(tmp_path / 'none'), 'peft')
   assert [path.name for path in tmp_path.iterdir()] == ['out']

@@ -345,6 +345,7 @@ def test_each_base_is_measured_with_its_own_tokenizer(fake, monkeypatch):
     'Scorers',
     lambda graphdef, config, processor, *rest: types.SimpleNamespace(run=lambda *a: processor),
   )
+  monkeypatch.setattr(bench_lib.train, 'framed', lambda model, config: (model, config))
   bench = bench_lib.Bench(plan, dataclasses.replace(fake_run.parts(), load_model=load))
   for name in ('one', 'two', 'one'):
     config = dataclasses.replace(cells[0].config, model=name)
