@@ -41,19 +41,19 @@ _TO_TORCH = {2: (1, 0), 4: (3, 2, 0, 1)}
 _FROM_TORCH = {2: (1, 0), 4: (2, 3, 1, 0)}
 
 
-@functools.lru_cache(maxsize=4)
 def _eos_id(text) -> int:
   """The first id is one too; what is no id of the vocabulary is refused."""
   vocab_size = whole(text['vocab_size'], 'vocab_size', 'text_config')
   found = text['eos_token_id']
   if type(found) is not int or not 0 <= found < vocab_size:
     raise InputError(
-      f'found text_config.eos_token_id {shown(found)} in config.json; expected a whole number from 0 '
-      f'to {vocab_size - 1}; fetch the file again'
+      f'found text_config.eos_token_id {shown(found)} in config.json; expected a whole number '
+      f'from 0 to {vocab_size - 1}; fetch the file again'
     )
   return found
 
 
+@functools.lru_cache(maxsize=4)
 def read_config(directory) -> clip.ClipConfig:
   """config.json and preprocessor_config.json -> `ClipConfig`. Errors: InputError where it is no
   CLIP.

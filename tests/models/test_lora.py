@@ -195,11 +195,11 @@ def test_impossible_adapters_are_refused_in_one_sentence(changes, words):
 
 
 def test_the_convert_command_writes_a_runs_adapter_and_says_where_there_is_none(
-  tmp_path, monkeypatch
+  tmp_path, monkeypatch, hf_directory
 ):
   def found(trained):
     return model_source.Located(
-      'runs/a', 'base', 'runs/a', 3, trained, {'model': {'name': 'some/base'}}
+      'runs/a', str(hf_directory), 'runs/a', 3, trained, {'model': {'name': 'some/base'}}
     )
 
   for seed, overwrite in ((0, False), (1, True)):
