@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from dsr_jax import files
 from dsr_jax.convert import configs, weights
-from dsr_jax.convert.configs import shown, whole
+from dsr_jax.convert.configs import MOST, shown, whole
 from dsr_jax.errors import InputError, first_line
 from dsr_jax.models import clip
 
@@ -42,13 +42,12 @@ _FROM_TORCH = {2: (1, 0), 4: (2, 3, 1, 0)}
 
 
 def _eos_id(text) -> int:
-  """The first id is one too; what is no id of the vocabulary is refused."""
-  vocab_size = whole(text['vocab_size'], 'vocab_size', 'text_config')
+  """The first id is one too. Configurations name ids beyond their vocabulary; those never come."""
   found = text['eos_token_id']
-  if type(found) is not int or not 0 <= found < vocab_size:
+  if type(found) is not int or not 0 <= found <= MOST['vocab_size']:
     raise InputError(
       f'found text_config.eos_token_id {shown(found)} in config.json; expected a whole number '
-      f'from 0 to {vocab_size - 1}; fetch the file again'
+      f'from 0 to {MOST["vocab_size"]:,}; fetch the file again'
     )
   return found
 
