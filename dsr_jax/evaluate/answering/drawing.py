@@ -12,7 +12,7 @@ from dsr_jax.evaluate import protocol
 from dsr_jax.evaluate.answering import folders, manifest
 from dsr_jax.evaluate.answering.ahead import one_ahead
 from dsr_jax.evaluate.answering.limits import limited
-from dsr_jax.evaluate.answering.subject import Subject, word
+from dsr_jax.evaluate.answering.subject import Drawn, Subject, word
 from dsr_jax.models.unified import Text
 from dsr_jax.runtime.distributed import Team
 
@@ -67,12 +67,10 @@ def draw(
   )
   done = len(prompts) - sum(map(len, missing))
   for chunk, drawn in one_ahead(missing, launch):
-    pixels, rewards = (sharding.fetch(x)[: len(chunk)] for x in drawn)
+    drawn = Drawn(*(sharding.fetch(x)[: len(chunk)] for x in drawn))
     if team.lead:
       here = [prompts[i] for i in chunk]
-      folders.write_all(
-        folder, _files_of(benchmark, here, pixels, rewards, subject.how.best_of, shown)
-      )
+      folders.write_all(folder, _files_of(benchmark, here, drawn, subject.how.best_of, shown))
       done += len(chunk)
       cli.log(f'drawn        {name}: {done} of {len(prompts)} prompts')
 
@@ -111,26 +109,32 @@ def _write_side_files(benchmark, prompts, folder):
       files.write_text(target, text)
 
 
-def _files_of(benchmark, prompts, pixels, rewards, best_of, shown) -> dict[str, bytes]:
-  """The files of a chunk.
+def _files_of(benchmark, prompts, drawn: Drawn, best_of, shown) -> dict[str, bytes]:
+  """The files of a chunk. drawn: of B prompts; candidate k of sample i is i best_of + k.
 
-  pixels (B, samples best_of, H, W, 3) in [-1, 1], rewards (B, samples best_of): candidate k of
-  sample i is i best_of + k.
+  Codes are kept beside the rewards: they are the same on any number of devices, where a pixel may
+  be rounded the other way.
   """
-  rewards = rewards.reshape(len(prompts), benchmark.samples, best_of)
-  pixels = pixels.reshape(*rewards.shape, *pixels.shape[2:])
+  rewards = drawn.rewards.reshape(len(prompts), benchmark.samples, best_of)
+  codes = drawn.codes.reshape(*rewards.shape, -1)
+  pixels = drawn.pixels.reshape(*rewards.shape, *drawn.pixels.shape[2:])
   chosen = np.argmax(rewards, axis=-1)
   wanted, records = {}, {}
   for b, prompt in enumerate(prompts):
     for i in range(benchmark.samples):
       path = benchmark.picture_path(prompt, i)
-      wanted[path] = pixels[b, i, chosen[b, i]]
-      records[path] = {'rewards': cli.rounded(rewards[b, i]), 'chosen': int(chosen[b, i])}
+      best = int(chosen[b, i])
+      wanted[path] = pixels[b, i, best]
+      records[path] = {
+        'rewards': cli.rounded(rewards[b, i]),
+        'chosen': best,
+        'codes': codes[b, i, best].tolist(),
+      }
     if best_of > 1 and prompt.id in shown:
       wanted |= zip(candidate_paths(prompt, best_of), pixels[b, 0])
   with futures.ThreadPoolExecutor() as pool:
     contents = dict(zip(wanted, pool.map(_png, wanted.values())))
-  contents[_rewards_path(prompts)] = (json.dumps(records, indent=1) + '\n').encode()
+  contents[_rewards_path(prompts)] = (json.dumps(records) + '\n').encode()
   return contents
 
 
@@ -139,5 +143,5 @@ def _png(pixels) -> bytes:
 
 
 def rewards_of(folder: str) -> dict[str, dict]:
-  """{path: {'rewards', 'chosen'}} of all drawn pictures."""
+  """{path: {'rewards', 'chosen', 'codes'}} of all drawn pictures."""
   return folders.read_all(os.path.join(folder, REWARDS))

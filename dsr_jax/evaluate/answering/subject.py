@@ -3,8 +3,8 @@
 Chance is a function of the benchmark, the prompt or question, and the sample: so nobody's picture
 depends on devices, chunks, `--limit` or what else is asked.
 
-Axes: B prompts or rows of pictures, G candidates of a prompt, P pictures of a row, Q questions of a
-row, T text tokens, H W pixels.
+Axes: B prompts or rows of pictures, G candidates of a prompt, N image codes, P pictures of a row, Q
+questions of a row, T text tokens, H W pixels.
 """
 
 import dataclasses
@@ -63,8 +63,11 @@ class How:
 
 
 class Drawn(NamedTuple):
-  """Pictures of B prompts: pixels (B, G, H, W, 3) float32 in [-1, 1], R_G (B, G)."""
+  """Pictures of B prompts: codes (B, G, N) int32, pixels (B, G, H, W, 3) float32 in [-1, 1], R_G
+  (B, G).
+  """
 
+  codes: np.ndarray
   pixels: np.ndarray
   rewards: np.ndarray
 
@@ -203,7 +206,7 @@ def _draw(graphdef, rules, params, prompt, words, seed, instruction, *, group, h
   rewards, _ = dual.generation(
     model, pictures, prompt, instruction, Scoring(), keys=score_keys(model, keys)
   )
-  return pictures.pixels, rewards
+  return codes, pictures.pixels, rewards
 
 
 @functools.partial(jax.jit, static_argnames=('graphdef', 'rules', 'how'))
