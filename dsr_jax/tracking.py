@@ -136,7 +136,9 @@ def _steps_there(run, workdir: str) -> set[int]:
   if not run.offline:
     return set(range(run.step))
   found = set()
-  pattern = os.path.join(workdir, 'wandb', f'offline-run-*-{run.id}', f'run-{run.id}.wandb')
+  pattern = os.path.join(
+    glob.escape(workdir), 'wandb', f'offline-run-*-{run.id}', f'run-{run.id}.wandb'
+  )
   for path in sorted(glob.glob(pattern)):
     found |= {
       record.history.step.num

@@ -115,14 +115,22 @@ class Prepared:
         'dsr_jax.prepare wrote; prepare the set again'
       )
     _check_format(info, directory)
-    splits = {split['name']: split for split in info['splits']}
+    try:
+      splits = {split['name']: split for split in info['splits']}
+    except (KeyError, TypeError) as e:
+      raise self._damaged(e) from e
     if SPLIT not in splits and len(splits) > 1:
       raise InputError(
         f'found the splits {", ".join(splits)} in {directory}; expected one called {SPLIT}; name '
         'another set'
       )
     self._split = splits.get(SPLIT) or next(iter(splits.values()))
-    self._lengths = [int(n) for n in self._split.get('shardLengths', [])]
+    try:
+      self._dataset = info['name']
+      self._lengths = [int(n) for n in self._split.get('shardLengths', [])]
+      self._files = [self._file(shard) for shard in range(len(self._lengths))]
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as e:
+      raise self._damaged(e) from e
     self._record = _read(epath.Path(directory) / RECORD)
     self._source = None
 
@@ -179,27 +187,30 @@ class Prepared:
       while index >= ends[shard]:
         shard += 1
       held.add(shard)
-    return [self._file(shard) for shard in sorted(held)]
+    return [self._files[shard] for shard in sorted(held)]
 
   def _file(self, shard):
     template = (
       self._split.get('filepathTemplate') or '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
     )
     numbers = f'{shard:05d}', f'{len(self._lengths):05d}'
-    return template.format(
-      DATASET=_read(epath.Path(self._directory) / INFO)['name'],
+    name = template.format(
+      DATASET=self._dataset,
       SPLIT=self._split['name'],
       FILEFORMAT='array_record',
       SHARD_INDEX=numbers[0],
       NUM_SHARDS=numbers[1],
       SHARD_X_OF_Y='-of-'.join(numbers),
     )
+    if name != os.path.basename(name):  # it is written below a cache
+      raise ValueError(f'{name} is no name of a file')
+    return name
 
   def _check_shards(self, directory, needed):
     """InputError unless these files are there, in the sizes they were written with."""
     sizes = {}
     if self._record is not None:
-      sizes = {self._file(i): shard['bytes'] for i, shard in enumerate(self._record['shards'])}
+      sizes = {self._files[i]: shard['bytes'] for i, shard in enumerate(self._record['shards'])}
     for name in needed:
       path = os.path.join(directory, name)
       try:

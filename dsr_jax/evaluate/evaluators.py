@@ -87,14 +87,13 @@ def evaluate(benchmark: str, folder: str, chosen: dict[str, str], blip_size: int
   watcher = build(folder, names, parts, blip_size)
   _claim(folder, watcher.about)
   done = set(folders.read_all(os.path.join(folder, RECORDS)))
-  batches = [paths[i : i + BATCH] for i in range(0, len(paths), BATCH)]
-  for number, batch in enumerate(batches, 1):
-    if done.issuperset(batch):
-      continue
+  left = [path for path in paths if path not in done]
+  for first in range(0, len(left), BATCH):
+    batch = left[first : first + BATCH]
     records = {path: watcher.look(folder, path) for path in batch}
     name = f'{zlib.crc32(chr(10).join(batch).encode()):08x}.json'
     files.write_json(os.path.join(folder, RECORDS, name), records, indent=1)
-    cli.log(f'looked at    {min(number * BATCH, len(paths))} of {len(paths)} pictures')
+    cli.log(f'looked at    {len(paths) - len(left) + first + len(batch)} of {len(paths)} pictures')
   records = folders.read_all(os.path.join(folder, RECORDS))
   records = {path: records[path] for path in paths}
   if benchmark == geneval.NAME:

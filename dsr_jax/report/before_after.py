@@ -58,17 +58,20 @@ def sheet(workdir: str, step: int) -> Image.Image:
   steps = [0, step] if step and rows_lib.steps_of(workdir, rows_lib.WATCHED)[0] == 0 else [step]
   parts = []
   drawn = [_by_input(workdir, s, 'generation') for s in steps]
-  if drawn[0]:
-    chosen = sorted(drawn[0])[:SHOWN]
-    pixels = [np.stack([_pixels_of(groups[i]) for i in chosen]) for groups in drawn]
+  chosen = _common(drawn)
+  if chosen:
+    # A run that goes on may have another `eval.watched`: what both steps have is shown.
+    each = min(len(groups[i]) for groups in drawn for i in chosen)
+    pixels = [np.stack([_pixels_of(groups[i][:each]) for i in chosen]) for groups in drawn]
     right = [
-      np.array([[bool(row['right']) for row in groups[i]] for i in chosen]) for groups in drawn
+      np.array([[bool(row['right']) for row in groups[i][:each]] for i in chosen])
+      for groups in drawn
     ]
     prompts = [drawn[0][i][0]['prompt'] for i in chosen]
     parts.append(sheets.side_by_side(prompts, [_name(s) for s in steps], pixels, right))
   told = [_by_input(workdir, s, 'understanding') for s in steps]
-  if told[0]:
-    chosen = sorted(told[0])[:SHOWN]
+  chosen = _common(told)
+  if chosen:
     shown = np.stack([_pixels_of(told[0][i])[0] for i in chosen])
     lines = [
       [
@@ -79,6 +82,11 @@ def sheet(workdir: str, step: int) -> Image.Image:
     ]
     parts.append(sheets.statements(shown, lines))
   return sheets.stack(parts)
+
+
+def _common(by_step: list[dict[int, list[dict]]]) -> list[int]:
+  """The first inputs that all steps have."""
+  return sorted(set.intersection(*(set(groups) for groups in by_step)))[:SHOWN]
 
 
 def texts(workdir: str, step: int) -> str:

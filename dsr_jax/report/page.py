@@ -425,7 +425,8 @@ def _role(name) -> str:
 
 def _sheets(workdir) -> list[tuple[int, str]]:
   """(step, data URL) of the first, the last and some sheets between."""
-  paths = sorted(glob.glob(os.path.join(workdir, 'samples', '*.png')))
+  folder = os.path.join(workdir, 'samples')
+  paths = [os.path.join(folder, name) for name in sorted(glob.glob('*.png', root_dir=folder))]
   if len(paths) > MAX_SHEETS:
     paths = [paths[round(i * (len(paths) - 1) / (MAX_SHEETS - 1))] for i in range(MAX_SHEETS)]
   sheets = []

@@ -107,8 +107,9 @@ Rows = dict[str, np.ndarray]  # of one evaluation: {name: (P, S) or (C, M)}
 def evaluations(workdir: str) -> dict[int, Rows]:
   """The rows of every evaluation of a run by step; what is no table of numbers is left out."""
   found = {}
-  for path in sorted(glob.glob(os.path.join(workdir, 'evaluations', '*.json'))):
-    stem = os.path.basename(path)[:-5]
+  folder = os.path.join(workdir, 'evaluations')
+  for name in sorted(glob.glob('*.json', root_dir=folder)):
+    path, stem = os.path.join(folder, name), name[:-5]
     if not stem.isdigit():
       continue
     try:

@@ -354,6 +354,16 @@ def test_the_best_of_several_by_its_own_reward(work, tables, tmp_path):
     assert record['answer'] == record['candidates'][best] and len(record['candidates']) == 3
 
 
+def test_the_best_of_several_has_as_much_room_as_one_answer(work, tables, tmp_path, monkeypatch):
+  """The first room is small; who has not ended in it is asked again, candidates too."""
+  monkeypatch.setattr(asking, 'OPEN_ROOM', 2)
+  asked = flags(tables, tmp_path / 'out', model='one', benchmarks='llavabench', best_of=2)
+  run(evaluate, **asked)
+  records = asking.records_of(str(tmp_path / 'out' / 'one' / 'llavabench')).values()
+  lengths = [len(text.split()) for record in records for text in record['candidates']]
+  assert max(lengths) > 2
+
+
 def test_a_picture_depends_on_its_prompt_and_sample_alone(tmp_path):
   """Not on what else is drawn, nor on how much at once."""
   mesh = sharding.make_mesh(config_lib.Mesh())

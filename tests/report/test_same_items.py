@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 from run_command import Page
+import run_pages
 
 from dsr_jax.evaluate import scores as scores_lib
 from dsr_jax.evaluate import stats
-from dsr_jax.report import page, same_items, summary
+from dsr_jax.report import before_after, page, same_items, summary
 from dsr_jax.scenes import grammar, sets
 
 WHOLE, SHORT = 6, 2  # prompts a task before and after, and during
@@ -179,3 +180,12 @@ def test_damaged_rows_are_left_out_and_the_logged_numbers_stay(run, tmp_path):
   assert one.low is None and one.before is not None
   (tmp_path / 'evaluations' / '000008.json').write_text('{"gen')
   assert compared(workdir, 'generation/mean').low is None
+
+
+def test_a_run_may_go_on_with_a_smaller_fixed_list(tmp_path):
+  rng = np.random.default_rng(0)
+  run_pages.watched(str(tmp_path), 0, rng, inputs=3, samples=4)
+  run_pages.watched(str(tmp_path), 2, rng, inputs=2, samples=2)
+  run_pages.watched(str(tmp_path), 4, rng, inputs=2, samples=2)
+  uneven, even = before_after.sheet(str(tmp_path), 2), before_after.sheet(str(tmp_path), 4)
+  assert uneven.size == even.size

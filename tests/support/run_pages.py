@@ -30,7 +30,7 @@ def finished_run(folder):
       }
     )
   for step in (0, 20, 40):
-    _watched(str(folder), step, rng)
+    watched(str(folder), step, rng)
     value = {f'generation/{name}': 0.5 + step / 100 for name in ('mean', 'strict', 'any')}
     value |= {'generation/mean_low': 0.4, 'generation/mean_high': 0.95}
     value |= {'watched/dark_pixels': 0.1 + step / 1000, 'watched/text_length': 5.0}
@@ -44,15 +44,19 @@ def finished_run(folder):
     return f.read()
 
 
-def _watched(folder, step, rng):
+def watched(folder, step, rng, inputs=2, samples=4):
+  """Writes the rows of a made-up fixed list: so many prompts, and samples of each."""
+  shape = inputs, samples
   drawn = rows.Candidates(
     task='generation',
-    prompts=['a photo of a red disc', 'a photo of two rings left of a very large blue hourglass'],
-    codes=rng.integers(0, 9, (2, 4, 16)),
-    pixels=rng.integers(0, 255, (2, 4, 32, 32, 3), np.uint8),
-    rewards=rng.normal(-1, 1, (2, 4)),
-    right=rng.random((2, 4)) < 0.5,
-    reasons=[['no red disc: it is blue', '', 'no disc', '']] * 2,
+    prompts=(
+      ['a photo of a red disc', 'a photo of two rings left of a very large blue hourglass'] * inputs
+    )[:inputs],
+    codes=rng.integers(0, 9, (*shape, 16)),
+    pixels=rng.integers(0, 255, (*shape, 32, 32, 3), np.uint8),
+    rewards=rng.normal(-1, 1, shape),
+    right=rng.random(shape) < 0.5,
+    reasons=[['no red disc: it is blue', '', 'no disc', ''][:samples]] * inputs,
   )
   told = rows.Candidates(
     task='understanding',

@@ -226,14 +226,16 @@ def _record(subject, questions, chunk, out, room):
   for b, row in enumerate(chunk.rows):
     for q, place in enumerate(row.questions):
       said = {}
-      chosen = q
+      chosen, candidates = q, [q]
       if len(out) == 3:  # (B, G, T) candidates of the row's only question
         rewards = out[2][b]
+        candidates = range(len(rewards))
         chosen = int(np.argmax(rewards))
         texts = [subject.words_of(i, m) for i, m in zip(out[0][b], out[1][b])]
         said = {'candidates': texts, 'rewards': cli.rounded(rewards)}
       ids, mask = out[0][b, chosen], out[1][b, chosen]
-      ended = bool(np.any(ids[mask] == eos)) or len(out) == 3
+      # Which candidate is the best is known once all have ended.
+      ended = all(np.any(out[0][b, k][out[1][b, k]] == eos) for k in candidates)
       record[questions[place].id] = {'answer': subject.words_of(ids, mask), 'ended': ended, **said}
   return record
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 import csv
 import dataclasses
 import hashlib
+import http.client
 import io
 import os
 import shutil
@@ -23,6 +24,7 @@ import urllib.request
 
 from PIL import Image
 
+from dsr_jax import images
 from dsr_jax.errors import InputError, first_line
 from dsr_jax.evaluate.protocol import PictureKey
 
@@ -120,11 +122,18 @@ def _download(known, path):
   try:
     with urllib.request.urlopen(known.url, timeout=60) as response, open(aside, 'wb') as f:
       shutil.copyfileobj(response, f)
-  except (urllib.error.URLError, OSError) as e:
+  except (urllib.error.URLError, http.client.HTTPException, OSError) as e:
     raise InputError(
       f'cannot fetch {known.url} ({e}); expected a network; fetch {known.file} elsewhere and name '
       'its path'
     ) from e
+  found = md5_of(aside)
+  if found != known.md5:  # cut, or another version: it gets no name that a later start would trust
+    os.unlink(aside)
+    raise InputError(
+      f'found md5 {found} of what {known.url} sent; expected {known.md5}; start again, or fetch '
+      f'{known.file} elsewhere and name its path'
+    )
   os.replace(aside, path)
 
 
@@ -191,7 +200,13 @@ class Table:
     if data is not None:
       return _decoded(_bytes_of(as_list(data)[key.place], place), place)
     path = as_list(cells['image_path'])[key.place]
-    path = os.path.join(os.path.dirname(os.path.abspath(self.path)), path)
+    folder = os.path.dirname(os.path.realpath(self.path))
+    path = os.path.join(folder, path)
+    if os.path.commonpath([folder, os.path.realpath(path)]) != folder:
+      raise InputError(
+        f'found the picture {path} of {place} outside of {folder}; expected one beside the table; '
+        'fetch the file again'
+      )
     try:
       with open(path, 'rb') as f:
         return _decoded(f.read(), place)
@@ -333,7 +348,7 @@ def _bytes_of(text, place):
 def _decoded(data, place):
   try:
     # As VLMEvalKit: what is transparent is not laid over white.
-    return Image.open(io.BytesIO(data)).convert('RGB')
+    return Image.open(io.BytesIO(data), formats=images.FORMATS).convert('RGB')
   # A damaged picture makes Pillow's readers fail in any way there is.
   except Exception as e:
     raise InputError(

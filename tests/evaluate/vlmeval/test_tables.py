@@ -107,6 +107,11 @@ def test_several_pictures_a_row_and_pictures_in_files(tmp_path):
   path = write(tmp_path / 'p.tsv', columns, [['v_1', 'One?', 'a.png', 'A', 'x', 'y', 'dev']])
   benchmark = choice.MMMU(path)
   assert benchmark.picture(benchmark.questions()[0].pictures[0]).getpixel((0, 0)) == (0, 255, 0)
+  (tmp_path / 'inner').mkdir()
+  path = write(tmp_path / 'inner/p.tsv', columns, [['v', 'Q?', '../a.png', 'A', 'x', 'y', 'dev']])
+  benchmark = choice.MMMU(path)
+  with pytest.raises(InputError, match='outside of'):
+    benchmark.picture(benchmark.questions()[0].pictures[0])
 
 
 def test_memory_does_not_grow_with_the_pictures(tmp_path):
