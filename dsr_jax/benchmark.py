@@ -403,8 +403,7 @@ def generation_phases(work: Work) -> list[Phase]:
   prefix, head = s.drawing_prefix, s.image_head
   guided_bytes = work.decode_bytes(prefix, head, s.guided, branches=2)
   plain_bytes = work.decode_bytes(prefix, head, n, first=s.guided)
-  learners = 1 if s.steps else s.learners  # all masked, one row serves all candidates
-  learners *= work.update_rows
+  learners, block = s.picture_rows * work.update_rows, s.picture_block
   return [
     Phase(
       'draw',
@@ -433,10 +432,11 @@ def generation_phases(work: Work) -> list[Phase]:
       'learn drawing',
       learn,
       args=(work.text(work.update_rows, 1, s.prompt), work.codes(work.update_rows, s.learners, n)),
-      counts=dict(tokens=learners * n + work.update_rows * prefix),
+      counts=dict(tokens=learners * block + work.update_rows * prefix),
       flops=work.passes
       * (
-        work.flops(work.update_rows * prefix, prefix) + work.flops(learners * n, prefix + n, head)
+        work.flops(work.update_rows * prefix, prefix)
+        + work.flops(learners * block, prefix + block, head)
       ),
       learns=True,
     ),

@@ -150,7 +150,7 @@ class Method:
   instruction: str = 'Describe this image in detail.'
   # of pictures: the centre square, or 'pad' to a square; for the vision tower and the VQ encoder
   crop: str = 'crop'
-  # 'lora': adapters on the seven projections of the language model
+  # 'lora': adapters on the projections of the language model
   trainable: str = 'language_model+gen_head'
   lora: Lora = Lora()
   learning_rate: float = 3e-6  # of the weights themselves; that of adapters is in `lora`

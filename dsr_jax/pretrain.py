@@ -99,14 +99,14 @@ def spread_codebook(key, z, size: int, rounds: int = 15):
 
   first = z[jax.random.randint(key, (), 0, z.shape[0])]
   centres = jnp.zeros((size, z.shape[1])).at[0].set(first)
-  centres, _ = jax.lax.forirun_loop(1, size, add, (centres, z @ first))
+  centres, _ = jax.lax.fori_loop(1, size, add, (centres, z @ first))
 
   def move(_, centres):
     hit = jax.nn.one_hot(jnp.argmax(z @ centres.T, axis=-1), size)
     sums = hit.T @ z
     return jnp.where(jnp.sum(hit, axis=0)[:, None] > 0, unit_norm(sums), centres)
 
-  return jax.lax.forirun_loop(0, rounds, move, centres)
+  return jax.lax.fori_loop(0, rounds, move, centres)
 
 
 def distinct_patches(pixels, z):

@@ -4,10 +4,11 @@ import importlib.util
 import os
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from places import ROOT
 
-from dsr_jax import pretrain_parts
+from dsr_jax import pretrain, pretrain_parts
 from dsr_jax.models.janus import processor as processor_lib
 from dsr_jax.scenes import grammar, sets
 
@@ -50,3 +51,14 @@ def test_a_curriculum_starts_with_one_thing_and_ends_with_the_whole_world():
 
   assert words(1.0) < 0.8 * words(0.0)
   assert sets.pretraining_example(0, 7, p_single=0.0)[1] == sets.pretraining_example(0, 7)[1]
+
+
+def test_a_codebook_is_spread_over_what_there_is():
+  """Eight clusters of latents, eight codes: each cluster has one of its own."""
+  rng = np.random.default_rng(0)
+  clusters = np.eye(8)[np.arange(64) % 8] + 0.05 * rng.normal(size=(64, 8))
+  z = jnp.asarray(clusters / np.linalg.norm(clusters, axis=-1, keepdims=True), jnp.float32)
+  codebook = pretrain.spread_codebook(jax.random.key(0), z, 8, rounds=3)
+  codes = np.asarray(jnp.argmax(z @ codebook.T, axis=-1))
+  assert len(set(codes[:8])) == 8
+  assert np.array_equal(codes, np.tile(codes[:8], 8))

@@ -167,14 +167,8 @@ def _drawn_in_steps(s: Sizes, mesh, chip) -> Phase:
 
 def _pictures_learned(s: Sizes):
   """(tokens, operations) of a forward pass over the pictures that learn, after their prefix."""
-  b, n, prefix = s.method.inputs_per_task, s.model.num_codes, s.drawing_prefix
-  if not s.steps:
-    tokens = b * s.learners * n
-    return tokens, operations(tokens, prefix + n, s, s.image_head)
-  # All codes masked, one row serves all candidates of an input; a bound has rows of its own.
-  bound = s.method.picture_likelihood == 'elbo'
-  tokens = b * s.counts.block * (s.learners * s.method.elbo_draws if bound else 1)
-  return tokens, operations(tokens, prefix + s.counts.block, s, s.image_head)
+  tokens = s.method.inputs_per_task * s.picture_rows * s.picture_block
+  return tokens, operations(tokens, s.drawing_prefix + s.picture_block, s, s.image_head)
 
 
 def _understanding(s: Sizes, mesh, chip):

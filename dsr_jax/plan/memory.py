@@ -172,19 +172,21 @@ def _logits(s: Sizes, mesh, rows, length, vocabulary):
 
 
 def _update(s: Sizes, mesh):
-  rows, t = _rows(s, mesh, 'update_chunk') * s.learners, s.model.text
+  inputs, t = _rows(s, mesh, 'update_chunk'), s.model.text
   split = mesh['fsdp'] * mesh['tp']
   trained = s.trained / (
     1 if s.method.trainable == 'lora' else split
   )  # adapters are whole everywhere
-  tasks = []
+  tasks = []  # (rows of an input, tokens of its prefix, of a row, vocabulary)
   if 'generation' in s.method.tasks:
-    tasks.append((s.drawing_prefix, s.model.num_codes, s.model.vq.num_embeddings))
+    own = s.picture_rows, s.drawing_prefix, s.picture_block
+    tasks.append((*own, s.model.vq.num_embeddings))
   if 'understanding' in s.method.tasks:
-    tasks.append((s.reading_prefix, s.method.max_text_tokens, t.vocab_size))
+    tasks.append((s.learners, s.reading_prefix, s.method.max_text_tokens, t.vocab_size))
   activations = []
-  for prefix, length, vocabulary in tasks:
-    tokens = prefix / s.learners + length  # a group's prefix is run once
+  for copies, prefix, length, vocabulary in tasks:
+    rows = inputs * copies
+    tokens = prefix / copies + length  # a group's prefix is run once
     kept = rows * tokens * t.num_hidden_layers * t.hidden_size * s.element
     inside = 2 * _inside(s, mesh, rows, tokens, prefix + length)  # forward again, and backward
     if not s.system.remat:

@@ -114,6 +114,21 @@ class Sizes:
     return jax.eval_shape(lambda r: choose(r, self.method), rewards)[0].shape[1]
 
   @property
+  def picture_rows(self):
+    """Rows of an input over which pictures learn. Where all codes are masked one row serves all
+    candidates; a bound has rows of its own for every candidate and draw.
+    """
+    if not self.steps:
+      return self.learners
+    bound = self.method.picture_likelihood == 'elbo'
+    return self.learners * self.method.elbo_draws if bound else 1
+
+  @property
+  def picture_block(self):
+    """Places of such a row."""
+    return self.counts.block if self.steps else self.model.num_codes
+
+  @property
   def drawing_prefix(self):
     """Tokens before the first code when a prompt is drawn."""
     return self.prompt + TEMPLATE

@@ -210,14 +210,20 @@ def test_the_variant_that_reads_through_clip_is_refused(copy, edit_json):
 
 
 class Harmful:
+  """Makes a file when it is unpickled."""
+
+  def __init__(self, path):
+    self.path = str(path)
+
   def __reduce__(self):
-    return (open, ('/tmp/dsr_jax_was_run', 'w'))
+    return (open, (self.path, 'w'))
 
 
 def test_a_pickle_of_more_than_tensors_is_not_run(copy):
   (copy / 'show-o' / WEIGHTS).unlink()
-  torch.save({'a': Harmful()}, copy / 'show-o/pytorch_model.bin')
+  torch.save({'a': Harmful(copy / 'was_run')}, copy / 'show-o/pytorch_model.bin')
   refused(copy / 'show-o', 'more than tensors')
+  assert not (copy / 'was_run').exists()
   torch.save([torch.zeros(2)], copy / 'show-o/pytorch_model.bin')
   refused(copy / 'show-o', 'no plain state dict')
 

@@ -223,7 +223,6 @@ def test_a_greedy_text_is_what_the_likelihoods_call_most_likely():
     )(codes, how=how)
     scores = text_scores(codes[:, None], question, sampled)
     close(scores.logp, logps)
-    assert np.all(np.asarray(sampled.ids) < CONFIG.text.vocab_size + 1)
 
 
 # Prompts: padding, candidates, words of two forms.

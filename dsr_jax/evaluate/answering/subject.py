@@ -1,6 +1,6 @@
 """The model under test on the mesh, and the two programs that draw and answer with it.
 
-Chance is a function of the benchmark, the prompt or question, and the sample: so nobody's picture
+Chance is a function of the benchmark, the prompt or question, and the sample: so nobody's chance
 depends on devices, chunks, `--limit` or what else is asked.
 
 Axes: B prompts or rows of pictures, G candidates of a prompt, N image codes, P pictures of a row, Q

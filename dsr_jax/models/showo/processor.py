@@ -14,7 +14,8 @@ import pathlib
 import numpy as np
 from tokenizers import Tokenizer
 
-from dsr_jax.errors import InputError
+from dsr_jax import files
+from dsr_jax.errors import InputError, first_line
 from dsr_jax.models.border import TextBorder
 from dsr_jax.models.showo.config import NEW_WORDS, Templates
 
@@ -113,11 +114,12 @@ def load_tokenizer(path):
       f'found no {path.name} in {path.parent}; expected the tokenizer of microsoft/phi-1_5; fetch '
       'it into that folder'
     )
+  files.check_no_pointer(path)
   try:
     tokenizer = Tokenizer.from_file(str(path))
   except Exception as e:  # the Rust side raises bare Exception
     raise InputError(
-      f'found {path} unreadable ({e}); expected a tokenizer.json; fetch the file again'
+      f'found {path} unreadable ({first_line(e)}); expected a tokenizer.json; fetch the file again'
     ) from e
   if tokenizer.token_to_id(EOS) is None:
     raise InputError(
