@@ -52,7 +52,7 @@ __all__ = [
 os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
 
 if sys.argv[:1] == ['-m']:  # a command begins: python -m dsr_jax.NAME
-  sys.excepthook = environment.while_imported
+  environment.begin_imports()
 
 
 def __getattr__(name: str):

@@ -85,7 +85,7 @@ def main() -> int:
     print(f'error: {_refusal(name)}', file=sys.stderr)
     return 2
   sys.argv[1:] = rest
-  sys.excepthook = environment.while_imported
+  environment.begin_imports()
   # With `alter_sys` absl finds the module's own words for --help.
   runpy.run_module(COMMANDS[name].module, run_name='__main__', alter_sys=True)
   return 0

@@ -35,7 +35,7 @@ def run_main(main, define_flags):
     main: (argv, f) -> exit status or None.
     define_flags: (f), adds the command's flags.
   """
-  sys.excepthook = sys.__excepthook__
+  environment.end_imports()
   try:
     status = _guarded(main, define_flags)
   except KeyboardInterrupt:

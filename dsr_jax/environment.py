@@ -149,7 +149,7 @@ def tell(message: str):
 
 def end_by_interrupt():
   """Ends this process as Ctrl-C ends others: a shell's loop around it ends too."""
-  with contextlib.suppress(OSError):
+  with contextlib.suppress(OSError, RuntimeError):  # it may come while another line is written
     print('stopped      by Ctrl-C', file=sys.stderr, flush=True)
   signal.signal(signal.SIGINT, signal.SIG_DFL)
   os.kill(os.getpid(), signal.SIGINT)
@@ -175,10 +175,37 @@ def drop(stream):
     os.close(nowhere)
 
 
-def while_imported(kind, error, trace):
-  """`sys.excepthook` until `cli.run_main` begins: importing takes seconds, and may be interrupted
-  or meet a variable that a library does not understand.
-  """
+# Importing takes seconds, and may be interrupted or meet a variable that a library does not
+# understand; what a collection of garbage calls loses what is raised in it.
+
+
+def begin_imports():
+  """Until `cli.run_main` begins."""
+  sys.excepthook = _while_imported
+  if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nohup may ignore it
+    signal.signal(signal.SIGINT, _interrupted_while_imported)
+
+
+def end_imports():
+  """Errors and Ctrl-C are again what they are elsewhere, but that no Ctrl-C is lost."""
+  sys.excepthook = sys.__excepthook__
+  sys.unraisablehook = _unraisable
+  if signal.getsignal(signal.SIGINT) is _interrupted_while_imported:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _interrupted_while_imported(number, frame):
+  del number, frame
+  end_by_interrupt()
+
+
+def _unraisable(unraisable):
+  if issubclass(unraisable.exc_type, KeyboardInterrupt):
+    end_by_interrupt()
+  sys.__unraisablehook__(unraisable)
+
+
+def _while_imported(kind, error, trace):
   if issubclass(kind, KeyboardInterrupt):
     end_by_interrupt()
   said = sentence(error) or of_variable(error)

@@ -9,6 +9,7 @@ appears whole or not at all, and a step that runs again writes the same file aga
 Axes: B inputs, G candidates, T tokens, N image codes, H W pixels.
 """
 
+from concurrent import futures
 import glob
 import json
 import os
@@ -78,7 +79,7 @@ class Candidates(NamedTuple):
 
 
 class StepRows:
-  """Makes the table of a step from its records (`tasks.Task.record`).
+  """Brings a step's candidates to the host, from its records (`tasks.Task.record`).
 
   model: `families.Model`; its parameters are the state's. In several processes all must call.
   """
@@ -89,8 +90,8 @@ class StepRows:
     self._eos = model.spec.eos_id
     self._sampler = Sampler(model.graphdef, model.processor, chunk=DECODED, seed=0)
 
-  def __call__(self, state, records, step: int) -> pa.Table:
-    """(state after the step, records, step) -> rows of all its candidates, COLUMNS."""
+  def __call__(self, state, records) -> list[Candidates]:
+    """(state after the step, records) -> the candidates of each of its tasks."""
     found = []
     if 'generation' in records:
       record = jax.device_get(records['generation'])
@@ -119,7 +120,7 @@ class StepRows:
           **_verdicts(record),
         )
       )
-    return table(step, found)
+    return found
 
 
 def _verdicts(record) -> dict:
@@ -157,11 +158,14 @@ def _table(step: int, one: Candidates) -> pa.Table:
       return [None] * len(places)
     return [bool(index[i] == j) for i, j in places]
 
+  # Compressing leaves Python's lock: a thread a core.
+  with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    shown = [one.pixels[place] for place in places] if drawn else one.pixels
+    of_input = list(pool.map(_png, shown))
   if drawn:
-    pictures = [_png(one.pixels[i, j]) for i, j in places]
+    pictures = of_input
     lengths = [one.codes.shape[-1]] * len(places)
   else:
-    of_input = [_png(pixels) for pixels in one.pixels]
     pictures = [of_input[i] for i, _ in places]
     lengths = [len(one.tokens[i][j]) for i, j in places]
   values = {

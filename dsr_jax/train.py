@@ -150,7 +150,7 @@ class Builders:
   make_evaluator: Callable[..., Any] = make_evaluator
   make_watcher: Callable[..., Any] = watched_lib.of_run  # (config, model, batches)
   make_sheet: Callable[..., Any] = StepSheet  # (model): (state, records) -> PIL image
-  make_rows: Callable[..., Any] = rows_lib.StepRows  # (config, model): (state, records, step)
+  make_rows: Callable[..., Any] = rows_lib.StepRows  # (config, model): (state, records)
   estimate_memory: Callable[..., Any] = estimate_memory
 
 
@@ -282,7 +282,8 @@ def run(
         _evaluate(this, _initial(state), 0)
       state = checkpoints.restore(state, start, verified=True)
       say(f'going on     from the checkpoint of step {start}')
-    state, step = _loop(this, state, start or 0)
+    ahead = closing.enter_context(contextlib.closing(Ahead(batches)))
+    state, step = _loop(this, state, start or 0, ahead)
     closing.close()
 
     # The end: everything below is made from what is on disk.
@@ -290,8 +291,6 @@ def run(
     if not team.lead:
       return ''
     check_ours()
-    with this.spent.on('summary'):
-      summary_lib.write(workdir, step, last, parameters)
     _write_page(this)
     summary = summary_lib.write(workdir, step, last, parameters, this.spent.seconds)
     mirror.push()
@@ -322,7 +321,7 @@ def _with_rate_it_began_with(config, workdir: str):
   return dataclasses.replace(config, method=dataclasses.replace(method, **changes))
 
 
-def _loop(this: _Run, state, start: int):
+def _loop(this: _Run, state, start: int, ahead: Ahead):
   """Steps start + 1 to the last; returns (state, the last step done)."""
   system, last, log, team = this.config.system, this.config.method.steps, this.log, this.team
 
@@ -342,7 +341,6 @@ def _loop(this: _Run, state, start: int):
   # Batches count steps from 0: this is the one of step start + 1.
   batch = this.batches.at(start)
   this.train_step.compile(state, batch)
-  ahead = Ahead(this.batches)
   can_fail = getattr(this.batches, 'can_fail', False)
   log.restart_clock()
 
@@ -387,12 +385,14 @@ def _loop(this: _Run, state, start: int):
       this.mirror.push()
       this.checkpoints.save(step, state)
     log.restart_clock()
-    if ahead.error is not None:
+    if failed:
       this.checkpoints.wait()
-      raise ahead.error
+      raise ahead.error or InputError(
+        f'found inputs after step {step} that another process could not read; expected all '
+        'readable; its own message says which; the step is saved'
+      )
     if stopping:
       break
-  ahead.close()
   log.close()
   return state, step
 
@@ -427,10 +427,10 @@ def _draw(this: _Run, state, records, step: int):
   """The step's candidates: the first as a picture, all of them as rows."""
   with this.spent.on('candidates'):
     image = this.sheet(state, records)
-    table = this.rows(state, records, step)
+    found = this.rows(state, records)
     if this.team.lead:
       png = workdir_lib.write_samples(this.workdir, step, image)
-      rows_lib.write(this.workdir, step, table)
+      rows_lib.write(this.workdir, step, rows_lib.table(step, found))
       this.log.media(step, {'candidates': png}, {})
 
 

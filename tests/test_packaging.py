@@ -233,7 +233,8 @@ def test_every_extra_can_be_installed_beside_the_pins(extra, tmp_path):
     capture_output=True,
     text=True,
   )
-  if 'NewConnectionError' in done.stderr or 'No matching distribution found' in done.stderr:
+  # An index that is there lists the versions it has, also where none of them fits.
+  if 'NewConnectionError' in done.stderr or '(from versions: none)' in done.stderr:
     pytest.skip('no index of packages can be reached')
   assert done.returncode == 0, done.stderr
 

@@ -8,6 +8,8 @@ import sys
 from places import ROOT
 import pytest
 
+from dsr_jax.report import summary
+
 # What a user has: an environment of requirements.txt, without torch.
 WITHOUT_TORCH = """
 from importlib.machinery import PathFinder
@@ -67,7 +69,7 @@ def test_a_run_and_its_replay_say_our_lines_alone(environment, tmp_path):
     environment, '-m', 'dsr_jax.main', '--config=configs/scenes_tiny.py', f'--workdir={run}'
   )
   said += stderr_of(environment, '-m', 'dsr_jax.replay', f'--workdir={run}', '--step=2')
-  lines = said.splitlines()
-  table = [line for line in lines if re.match(r'^(\S+/\S+ +-?[\d.]+ | +before +after)', line)]
-  strange = [line for line in lines if line not in table and not OURS.match(line)]
+  table = summary.table(run).splitlines()
+  assert set(table) <= set(said.splitlines())
+  strange = [line for line in said.splitlines() if line not in table and not OURS.match(line)]
   assert not [line for line in strange if not re.match(r'step \d', line)]

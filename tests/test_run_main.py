@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 from absl import flags
 from places import ROOT
@@ -191,14 +190,51 @@ def test_a_variable_that_jax_does_not_take_is_a_sentence(variable, value, said, 
   assert 'Traceback' not in done.stderr and os.listdir(tmp_path) == []
 
 
-def test_ctrl_c_while_it_is_imported_ends_it_in_a_word():
+# A library that takes long to import, and loses what is raised in it, as JAX's callbacks do.
+SLOW_LIBRARY = """
+import gc, sys, time
+
+class Lost:
+  def __del__(self):
+    print('imported', file=sys.stderr, flush=True)
+    time.sleep(60)
+
+lost = Lost()
+del lost
+"""
+
+
+def test_ctrl_c_while_it_is_imported_ends_it_in_a_word(tmp_path):
+  (tmp_path / 'jax.py').write_text(SLOW_LIBRARY)
   process = subprocess.Popen(
-    [sys.executable, '-m', 'dsr_jax.generate'], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    [sys.executable, '-m', 'dsr_jax.generate'],
+    cwd=ROOT,
+    env={**os.environ, 'PYTHONPATH': str(tmp_path)},
+    stderr=subprocess.PIPE,
+    text=True,
   )
-  time.sleep(0.7)
+  assert process.stderr.readline() == 'imported\n'
   process.send_signal(signal.SIGINT)
   _, said = process.communicate(timeout=20)
-  assert 'Traceback' not in said and process.returncode == -signal.SIGINT
+  assert said == 'stopped      by Ctrl-C\n' and process.returncode == -signal.SIGINT
+
+
+def test_ctrl_c_that_a_callback_loses_ends_it_still(command):
+  line = 'import gc, time; gc.callbacks.append(lambda *_: time.sleep(60)); gc.collect()'
+  source = command.read_text().replace(
+    '    time.sleep(60)\n  if f.do in', f'    {line}\n  if f.do in'
+  )
+  assert line in source
+  losing = command.with_name('losing.py')
+  losing.write_text(source)
+  environ = {**os.environ, 'PYTHONPATH': str(ROOT)}
+  process = subprocess.Popen(
+    [sys.executable, losing, '--do=sleep'], env=environ, stderr=subprocess.PIPE, text=True
+  )
+  assert process.stderr.readline() == 'at work\n'
+  process.send_signal(signal.SIGINT)
+  _, said = process.communicate(timeout=20)
+  assert said == 'stopped      by Ctrl-C\n' and process.returncode == -signal.SIGINT
 
 
 # Paths.

@@ -5,7 +5,7 @@ its folder a picture lies; evaluators look at the pictures and give a record of 
 the records. An `Asking` benchmark has questions about pictures; `score` reads the answers. Neither
 knows the model under test, nor torch, nor JAX: answering and evaluating are other people's work.
 
-    benchmark = registry.open_benchmark('pope', source='POPE.tsv')
+    benchmark = registry.open_asking('pope', data_dir, 'POPE.tsv')
     for question in benchmark.questions():
       answers[question.id] = model(benchmark.picture(question.pictures[0]), question.text)
     scores = benchmark.score(answers)

@@ -1,9 +1,7 @@
 """The benchmarks by name."""
 
-from collections.abc import Sequence
 import functools
 
-from dsr_jax.errors import InputError
 from dsr_jax.evaluate import geneval, protocol
 from dsr_jax.evaluate.t2i_compbench import benchmark as t2i_compbench
 from dsr_jax.evaluate.vlmeval import choice, hallusionbench, judge, llavabench, pope, tsv
@@ -26,15 +24,6 @@ TABLES = {
   'llavabench': llavabench.LLaVABench,
 }
 NAMES = (*DRAWINGS, *TABLES)
-
-
-def check_names(names: Sequence[str]) -> None:
-  """InputError for a name that is no benchmark's."""
-  for name in names:
-    if name not in NAMES:
-      raise InputError(
-        f'found the benchmark {name!r}; expected some of {", ".join(NAMES)}; correct it'
-      )
 
 
 def open_drawing(name: str, labels: dict[str, protocol.Label] | None = None) -> protocol.Drawing:

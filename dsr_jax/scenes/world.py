@@ -44,7 +44,6 @@ P_USUAL_COLOUR, P_USUAL_TEXTURE, P_COMPANION = 0.4, 0.45, 0.45
 # first half of each list occurs in reinforcement inputs, the second half in evaluation only.
 HELD_OUT_COLOUR = ((0, 4), (2, 6), (4, 1), (6, 3), (3, 0), (1, 0), (5, 2), (7, 5), (2, 3), (4, 7))
 HELD_OUT_TEXTURE = ((0, 2), (5, 1), (2, 1), (7, 2))
-HELD_OUT = ('exclude', 'half', 'include')
 
 KINDS = (
   'one',

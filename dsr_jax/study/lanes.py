@@ -290,7 +290,7 @@ class _Lane:
     if due(last, system.samples_every):
       own = _take(records, self._index)
       workdir_lib.write_samples(folder, last, self._sheet(state, own))
-      rows_lib.write(folder, last, self._rows(state, own, last))
+      rows_lib.write(folder, last, rows_lib.table(last, self._rows(state, own)))
     train.check_finite(state, last, folder, cell.config.method.learning_rate_key)
     if cell.keeps_checkpoint:
       self._save(state, last)

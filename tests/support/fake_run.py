@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from places import CONFIGS
 
-from dsr_jax import cli, config_loading, families, rows, sharding, train
+from dsr_jax import cli, config_loading, families, sharding, train
 from dsr_jax.runtime import distributed as processes
 from dsr_jax.state import TrainState
 from dsr_jax.step import StepOutput
@@ -142,7 +142,7 @@ def parts(delay=0.0, nan_at=None, evaluations=None) -> train.Builders:
     make_evaluator=evaluator,
     make_watcher=lambda config, model, batches: None,
     make_sheet=sheet,
-    make_rows=lambda config, model: lambda state, records, step: rows.table(step, []),
+    make_rows=lambda config, model: lambda state, records: [],
     estimate_memory=lambda model, config, mesh: None,
   )
 

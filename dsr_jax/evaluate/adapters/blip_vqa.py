@@ -22,7 +22,6 @@ from dsr_jax.evaluate.t2i_compbench import binding
 ARCHITECTURES = ('BlipForQuestionAnswering',)
 DEFAULT = 'Salesforce/blip-vqa-capfilt-large'
 LABEL = Label.OTHER_MODEL
-OFFICIAL_SIZE = 480
 
 
 def prepare(picture: Image.Image, size: int) -> torch.Tensor:

@@ -12,7 +12,6 @@ from typing import NamedTuple
 from dsr_jax.evaluate.t2i_compbench.words import Token, span
 
 RESIZED = 479
-CONFIDENCE = 0.5  # the detector's own threshold
 NEAR = 150
 MOST_OVERLAP = 0.1
 LEAST_SCORE = 0.5  # what is below becomes 0

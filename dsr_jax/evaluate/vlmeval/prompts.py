@@ -15,7 +15,6 @@ SHORT_ANSWER = '\nAnswer the question using a single word or phrase.'
 LETTER_ANSWER = "\nAnswer with the option's letter from the given choices directly."
 OPEN_ANSWER = 'Answer the question directly. '
 POPE_TAIL = ' Please answer yes or no.'
-MAX_NEW_TOKENS = 2048
 
 
 def yes_no(row: tsv.Row) -> str:
