@@ -25,7 +25,7 @@ CROPS = ('crop', 'pad')
 DTYPES = ('float32', 'bfloat16')
 CACHE_DTYPES = ('', 'int8')
 BAD_IMAGES = ('error', 'skip')
-BENCHMARKS = ('scenes', 'none')
+BENCHMARKS = ('auto', 'scenes', 'own', 'none')
 TRACKERS = ('', 'wandb')
 
 
@@ -257,16 +257,22 @@ class Data:
 class Eval:
   """The fixed lists both tasks are measured on, at the run's temperature and guidance."""
 
-  benchmark: str = 'scenes'  # 'scenes' or 'none'
+  # 'scenes': judged pictures, descriptions and questions of the small world. 'own': the run's own
+  # data, the fixed list below, of what is not learned from. 'auto': 'scenes' where prompts and
+  # pictures are, else 'own'. 'none'
+  benchmark: str = 'auto'
   prompts_per_task: int = 100  # before and after
   images_per_prompt: int = 4
   pictures: int = 1000  # described before and after
   quick_prompts_per_task: int = 16  # during
   quick_pictures: int = 64
   chunk: int = 50  # prompts or pictures at once
-  # prompts, and pictures, of the run's own data that are drawn and described at every evaluation
-  # with the same keys, and scored by the initial model; 0: none
+  # prompts, and pictures, that are drawn and described at every evaluation with the same keys, and
+  # scored by the initial model; 0: none
   watched: int = 24
+  # 'own': the share of the run's own files that is not learned from but measured on, in place of
+  # the list of `watched`: 4 at least, 64 at most; 0: none, and all is learned from
+  held_out: float = 0.1
   # the initial model is also measured at these two, its best on validation; -1: it is not
   tuned_temperature: float = -1.0
   tuned_guidance: float = 1.0

@@ -236,7 +236,7 @@ def from_config_dict(config):
   _check_method(result.method)
   _check_chunks(result.system, result.method)
   _check_data(result)
-  return result
+  return _with_benchmark(result)
 
 
 # Paths, as a shell's user means them.
@@ -262,6 +262,20 @@ def _replaced(config, key, value):
   name, _, rest = key.partition('.')
   inner = _replaced(getattr(config, name), rest, value) if rest else value
   return dataclasses.replace(config, **{name: inner})
+
+
+def _with_benchmark(config):
+  """With what eval.benchmark=auto stands for."""
+  if config.eval.benchmark != 'auto':
+    return config
+  found = 'scenes' if set(inputs_of(config)) == {'scenes'} else 'own'
+  return _replaced(config, 'eval.benchmark', found)
+
+
+def inputs_of(config) -> list[str]:
+  """What the tasks of a run are learned from, as its keys name it."""
+  read_from = {'generation': config.data.prompts, 'understanding': config.data.images}
+  return [read_from[task] for task in config.method.tasks]
 
 
 # Values of single keys.
@@ -333,6 +347,7 @@ _AT_LEAST = {  # least value -> keys
     'data.seed',
     'eval.seed',
     'eval.watched',
+    'eval.held_out',
   ),
 }
 _ABOVE_ZERO = (
@@ -345,7 +360,7 @@ _ABOVE_ZERO = (
   'method.cispo.ratio_max',
 )
 _BELOW = {  # bound, itself excluded -> keys
-  1: ('method.adam_b1', 'method.adam_b2', 'method.ema_decay'),
+  1: ('method.adam_b1', 'method.adam_b2', 'method.ema_decay', 'eval.held_out'),
   2**32: ('method.seed', 'data.seed'),
 }
 _NOT_EMPTY = {
@@ -497,8 +512,7 @@ def _check_chunks(system, method):
 
 
 def _check_data(config):
-  read_from = {'generation': config.data.prompts, 'understanding': config.data.images}
-  strange = {read_from[task] for task in config.method.tasks} - {'scenes'}
+  strange = set(inputs_of(config)) - {'scenes'}
   judged = 'judge' in [term.name for term in rewards.terms(config.method.reward)]
   if judged and strange:
     raise InputError(

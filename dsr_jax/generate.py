@@ -6,6 +6,13 @@
 Writes out/00.png (the best), out/01.png ..., and out/samples.json with every candidate's codes,
 log-probabilities and both rewards (nats a token). With --compare=MODEL2 the second model draws with
 the same seeds into out/compare, and out/grid.png shows both, a column a seed.
+
+  python -m dsr_jax.generate --model=scenes --prompts=prompts.txt --num_samples=4 --output=out
+
+Draws many: of a text file a line each, of .jsonl an object a line, of .csv a row each, under the
+name `prompt`; an `id` and a `seed` may stand beside it. All devices draw. Writes out/ID/00.png ...,
+out/samples.json, out/index.html to look at them, and out/manifest.json: the same command goes on
+with what a killed one left.
 """
 
 import os
@@ -16,8 +23,9 @@ from absl import flags
 import numpy as np
 from PIL import Image, ImageDraw
 
-from dsr_jax import api, cli, files, flag_types, inputs
+from dsr_jax import api, cli, files, flag_types, inputs, prompt_list
 from dsr_jax.convert import locate
+from dsr_jax.errors import InputError
 from dsr_jax.inference import Inference
 
 _TILE = 160  # pixels of a picture in the grid, at least
@@ -131,10 +139,16 @@ def _ours(name):
 
 def main(argv, f=flags.FLAGS):
   cli.no_arguments(argv)
-  cli.require(model=f.model, prompt=f.prompt, output=f.output)
+  if f.prompt and f.prompts:
+    raise InputError('found both --prompt and --prompts; expected one of them; leave one out')
+  cli.require(model=f.model, output=f.output)
+  cli.require(**({'prompts': f.prompts} if f.prompts else {'prompt': f.prompt}))
   inputs.check_text(prompt=f.prompt, instruction=f.instruction)
   temperature = 1.0 if f.temperature is None else f.temperature
   cli.check_sampling(f.num_samples, temperature, f.seed, f.cfg_weight)
+  if f.prompts:
+    _draw_many(f)
+    return
   files.check_output(f.output, _ours)
 
   settings, results = {}, []
@@ -168,6 +182,34 @@ def main(argv, f=flags.FLAGS):
   cli.print_json(summary, kept=f.output)
 
 
+def _draw_many(f):
+  if f.compare:
+    raise InputError(
+      'found --compare with --prompts; expected one model; draw with the other into a folder of '
+      'its own: the seeds are common'
+    )
+  lines = prompt_list.read(f.prompts)
+  prompt_list.check_output(f.output)
+  given = {
+    'temperature': f.temperature,
+    'guidance': f.cfg_weight,
+    'instruction': f.instruction,
+    'seed': f.seed,
+  }
+  cli.log(f'drawing {f.num_samples} pictures of each of {len(lines)} prompts by {f.model}')
+  page = prompt_list.draw(
+    f.model,
+    lines,
+    f.output,
+    samples=f.num_samples,
+    settings={key: value for key, value in given.items() if value is not None},
+    template=f.template,
+    base=f.base,
+  )
+  summary = {'output': f.output, 'prompts': len(lines), 'page': page}
+  cli.print_json(summary, kept=f.output)
+
+
 def define_flags(f=flags.FLAGS):
   flags.DEFINE_string(
     'instruction',
@@ -179,7 +221,13 @@ def define_flags(f=flags.FLAGS):
   flag_types.define_path('model', None, f'The model: {locate.EXPECTED}.', f)
   locate.define_flags(f)
   flags.DEFINE_string('prompt', None, 'What to draw.', flag_values=f)
-  flags.DEFINE_integer('num_samples', 8, 'How many pictures.', flag_values=f)
+  flag_types.define_path(
+    'prompts',
+    None,
+    'A file of prompts, to draw many: a line each, or .jsonl or .csv with a column prompt.',
+    f,
+  )
+  flags.DEFINE_integer('num_samples', 8, 'How many pictures of a prompt.', flag_values=f)
   flag_types.define_path(
     'output',
     None,

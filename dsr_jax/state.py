@@ -124,6 +124,19 @@ def init_state(params, family: Family, method, system, mesh) -> TrainState:
   return jax.jit(make, out_shardings=layout)(placed, reward_params)
 
 
+def initial_params(params, state: TrainState, family: Family, method, system):
+  """What `TrainState.ref_params` would be, of a model that is loaded again: with adapters nothing,
+  for those of a run begin at zero.
+
+  params: of the loaded model, read once it is known where they go.
+  """
+  trained, _ = split_params(params, family, method.trainable)
+  layout = jax.tree.map(lambda x: x.sharding, state.params.get('generator', state.params))
+  if not trained:
+    return {}
+  return cast(sharding.place(trained, layout), system.compute_dtype)
+
+
 def abstract_state(shapes, family: Family, method, system, mesh) -> TrainState:
   """Shapes, types and layouts of the state that `init_state` makes, without a reward's own weights.
 

@@ -33,7 +33,7 @@ from dsr_jax.errors import InputError
 from dsr_jax.evaluate import watched as watched_lib
 from dsr_jax.evaluate.evaluator import Evaluator
 from dsr_jax.plan import memory as plan_memory
-from dsr_jax.report import before_after
+from dsr_jax.report import before_after, same_items
 from dsr_jax.report import page as run_page
 from dsr_jax.report import summary as summary_lib
 from dsr_jax.reporting.step_sheet import StepSheet
@@ -43,7 +43,7 @@ from dsr_jax.runtime import metrics as metrics_lib
 from dsr_jax.runtime import workdir as workdir_lib
 from dsr_jax.runtime.compiled import CompiledStep
 from dsr_jax.runtime.host_time import HostTime
-from dsr_jax.runtime.progress import Progress, StopSignals, describe_run, say
+from dsr_jax.runtime.progress import Progress, StopSignals, describe_run, say, say_unfamiliar
 from dsr_jax.runtime.run_log import RunLog, due
 
 # What a run is made of.
@@ -120,7 +120,7 @@ def make_train_step(model, config, mesh, state):
 
 def make_evaluator(config, model):
   """Function (state, step) -> (flat dict of scores, rows for paired comparisons); or None."""
-  if config.eval.benchmark == 'none':
+  if config.eval.benchmark != 'scenes':
     return None
   evaluator = Evaluator(config, model.processor, model.graphdef)
 
@@ -131,6 +131,22 @@ def make_evaluator(config, model):
     return evaluator.run(state_lib.policy_params(state, model.family), step, reader)
 
   return evaluate
+
+
+def make_watcher(config, model, batches, load_model):
+  """Function (state, step) -> `watched.Watched`; or None."""
+  fingerprint = model.source['fingerprint']
+
+  def load():
+    again = load_model(config.model)
+    if again.source['fingerprint'] != fingerprint:
+      raise InputError(
+        f'found other weights in {config.model} than those that this run began with; expected the '
+        'same, which score for the initial model; restore that model'
+      )
+    return again.params
+
+  return watched_lib.of_run(config, model, batches, load)
 
 
 def estimate_memory(model, config, mesh):
@@ -144,11 +160,12 @@ class Builders:
 
   load_model: Callable[..., Any] = load_model
   make_mesh: Callable[..., Any] = sharding.make_mesh
-  make_batches: Callable[..., Any] = ShardedBatches  # (config, model, mesh): at(step), fingerprint
+  # (config, model, mesh, kept): at(step), fingerprint
+  make_batches: Callable[..., Any] = ShardedBatches
   init_state: Callable[..., Any] = init_state
   make_train_step: Callable[..., Any] = make_train_step
   make_evaluator: Callable[..., Any] = make_evaluator
-  make_watcher: Callable[..., Any] = watched_lib.of_run  # (config, model, batches)
+  make_watcher: Callable[..., Any] = make_watcher  # (config, model, batches, load_model)
   make_sheet: Callable[..., Any] = StepSheet  # (model): (state, records) -> PIL image
   make_rows: Callable[..., Any] = rows_lib.StepRows  # (config, model): (state, records)
   estimate_memory: Callable[..., Any] = estimate_memory
@@ -223,7 +240,8 @@ def run(
     batches_lib.check(config.data, config.method)  # a model is large
     model, config = framed(builders.load_model(config.model), config)
     check_room(model, config)
-    batches = builders.make_batches(config, model, mesh)
+    kept = checkpoints_lib.newest_held_out(system.bucket or workdir)
+    batches = builders.make_batches(config, model, mesh, kept)
     team.agree(data=batches.fingerprint, model=model.source['fingerprint'])
     estimate = builders.estimate_memory(model, config, mesh)
     room.check_step(estimate)
@@ -266,7 +284,7 @@ def run(
       batches=batches,
       train_step=CompiledStep(train_step, estimate),
       evaluate=builders.make_evaluator(config, model),
-      watch=builders.make_watcher(config, model, batches),
+      watch=builders.make_watcher(config, model, batches, builders.load_model),
       sheet=builders.make_sheet(model),
       rows=builders.make_rows(config, model),
       checkpoints=checkpoints,
@@ -419,6 +437,9 @@ def _evaluate(this: _Run, state, step: int):
         png = workdir_lib.write_samples(this.workdir, step, image, rows_lib.WATCHED)
         texts = {'watched/texts': before_after.texts(this.workdir, step)}
         this.log.media(step, {'watched/pictures': png}, texts)
+        if found.unfamiliar:
+          rows[same_items.UNFAMILIAR] = found.unfamiliar
+          say_unfamiliar(found.unfamiliar)
   # Its line comes last: it says that the evaluation is whole.
   this.log.evaluation(step, scores, rows)
 

@@ -306,7 +306,7 @@ def step(config, optimizer):
     ('system.keep_last', 0, 'at least 1'),
     ('data.prompts', '', 'a name or a path'),
     ('data.max_prompt_tokens', 0, 'at least 1'),
-    ('eval.benchmark', 'geneval', 'scenes, none'),
+    ('eval.benchmark', 'geneval', 'auto, scenes, own, none'),
   ],
 )
 def test_an_impossible_value_is_refused_with_what_was_found_and_expected(key, value, words):

@@ -138,8 +138,8 @@ def interrupted_at(step, action):
   """The fake run's parts; `action` is done while the batch after `step` is made."""
   made = fake_run.parts()
 
-  def batches(config, model, mesh):
-    inner = made.make_batches(config, model, mesh)
+  def batches(*args):
+    inner = made.make_batches(*args)
 
     def at(index):
       if index == step:

@@ -28,7 +28,5 @@ def get_config(arg=None):
   s.update_chunk = 8
   # places whose logits are held at a time, of 1,024
   s.logprob_chunk = 256
-  # the judge of the small world has nothing to say about photographs
-  config.eval.benchmark = 'none'
   slices.apply(config, 'showo', arg)
   return config

@@ -12,8 +12,8 @@ import hashlib
 import numpy as np
 
 from dsr_jax.data import fields as fields_lib
+from dsr_jax.data import held_out, mixtures, order, t2i_compbench
 from dsr_jax.data import images as images_lib
-from dsr_jax.data import mixtures, order, t2i_compbench
 from dsr_jax.data import prompts as prompts_lib
 from dsr_jax.errors import InputError
 from dsr_jax.models.unified import Text
@@ -22,7 +22,14 @@ from dsr_jax.rollouts import Batch, GenerationBatch, UnderstandingBatch
 from dsr_jax.scenes import sets, world
 
 
-def make(data, method, processor, image_size: int, fields: tuple[str, ...] = ()) -> 'Batches':
+def make(
+  data,
+  method,
+  processor,
+  image_size: int,
+  fields: tuple[str, ...] = (),
+  apart: held_out.Apart = held_out.NOTHING,
+) -> 'Batches':
   """Batches of a run.
 
   Args:
@@ -34,13 +41,16 @@ def make(data, method, processor, image_size: int, fields: tuple[str, ...] = ())
     image_size: side of the model's square pictures in pixels.
     fields: names in `fields.FIELDS` of what the batches hold besides, beyond what the reward
       declares.
+    apart: what is measured on and not learned from.
   """
   check(data, method)
   texts = pictures = None
   if 'generation' in method.tasks:
-    texts = mixtures.prompts(data, method.seed, NAMED_PROMPTS)
+    texts = mixtures.prompts(data, method.seed, NAMED_PROMPTS, VALIDATION_PROMPTS, apart)
   if 'understanding' in method.tasks:
-    pictures = mixtures.pictures(data, method.seed, image_size, method.crop, NAMED_PICTURES)
+    pictures = mixtures.pictures(
+      data, method.seed, image_size, method.crop, NAMED_PICTURES, VALIDATION_PICTURES, apart
+    )
   declared = table.fields(method.reward)
   return Batches(
     processor,
@@ -64,20 +74,38 @@ def _t2i_compbench(seed):
   return t2i_compbench.load()
 
 
-def _scenes_pictures(seed, size):
+def _scenes_validation(number):
+  prompts = [prompt.text for prompt in sets.mixed_prompts(number)]
+  return prompts_lib.Prompts(prompts, lambda i: f'evaluation prompt {i} of scenes')
+
+
+def _check_size(size):
   if size != world.IMAGE_SIZE:
     raise InputError(
       f'found a model of {size} x {size} pixels and data.images=scenes, whose pictures have '
       f'{world.IMAGE_SIZE} x {world.IMAGE_SIZE}; expected pictures of its own size; name a folder '
       'in data.images'
     )
+
+
+def _scenes_pictures(seed, size):
+  _check_size(size)
   return images_lib.Pictures(
     sets.REINFORCEMENT_INPUTS, lambda i: sets.training_picture(seed, i), f'scenes {seed}'
   )
 
 
+def _scenes_validation_pictures(number, size):
+  _check_size(size)
+  shown = sets.pictures(sets.evaluation_scenes(number))
+  return images_lib.Pictures(number, lambda i: shown[i], f'scenes evaluation {number}')
+
+
 NAMED_PROMPTS = {'scenes': _scenes_prompts, 't2i_compbench': _t2i_compbench}  # seed -> Prompts
 NAMED_PICTURES = {'scenes': _scenes_pictures}  # seed, side in pixels -> Pictures
+# What they are measured on: as many as asked for, which nobody learns from.
+VALIDATION_PROMPTS = {'scenes': _scenes_validation, 't2i_compbench': t2i_compbench.validation}
+VALIDATION_PICTURES = {'scenes': _scenes_validation_pictures}
 
 
 def check(data, method):
@@ -92,20 +120,30 @@ class Batches:
   """See `make`. Every step has the same shapes.
 
   fingerprint: hex; tells the data of one run from another's. earlier_fingerprint: the same as
-  earlier versions had it, where that was another one, else None.
+  earlier versions had it, where that was another one, else None. held_out: {'prompts': hashes,
+  'pictures': hashes} of what is not learned from. prompts, pictures: `mixtures.Parted`, None of a
+  task that is not trained.
   """
 
   def __init__(self, processor, prompts, pictures, method, max_prompt_tokens, fields=()):
-    self._prompts, self._pictures, self._seed = prompts, pictures, method.seed
+    self.prompts, self.pictures, self._seed = prompts, pictures, method.seed
+    self._prompts = None if prompts is None else prompts.learned
+    self._pictures = None if pictures is None else pictures.learned
     self._method, self._processor = method, processor
     self._fields = [fields_lib.FIELDS[name] for name in fields]
     self._inputs = method.inputs_per_task
     self._pad_id = processor.templates.pad_id
     if prompts is not None:
-      self._rows = [
-        prompts_lib.encode(prompts[i], processor.encode_prompt, max_prompt_tokens, prompts.where(i))
-        for i in range(len(prompts))
-      ]
+
+      def encoded(part):
+        return [
+          prompts_lib.encode(part[i], processor.encode_prompt, max_prompt_tokens, part.where(i))
+          for i in range(len(part))
+        ]
+
+      self._rows = encoded(prompts.learned)
+      if prompts.measured is not None:
+        encoded(prompts.measured)  # what is too long is an error now
       # The longest prompt there is: fixed over the run, and no step pays for tokens that no prompt
       # has.
       self._prompt_length = max(map(len, self._rows))
@@ -113,21 +151,23 @@ class Batches:
     if pictures is not None:
       self._question = _one_row(method.question, processor.encode_question, 'question')
     further = [field.identity(method) for field in self._fields if field.identity]
-    texts = [] if prompts is None else [prompts.fingerprint()]
-    shown = [] if pictures is None else [pictures.fingerprint()]
+    texts = [] if prompts is None else [prompts.everything.fingerprint()]
+    shown = [] if pictures is None else [pictures.everything.fingerprint()]
     self.fingerprint = _hash(*texts, *shown, *further)
-    earlier = None if pictures is None else pictures.earlier_fingerprint()
+    earlier = None if pictures is None else pictures.everything.earlier_fingerprint()
     self.earlier_fingerprint = earlier and _hash(*texts, earlier, *further)
+    self.held_out = {
+      name: part.held_out
+      for name, part in (('prompts', prompts), ('pictures', pictures))
+      if part is not None and part.held_out
+    }
 
   def sizes(self) -> dict[str, int]:
     """How many different prompts and pictures there are: {'prompts': n, 'pictures': m}, untrained
     tasks left out.
     """
-    return {
-      name: len(part)
-      for name, part in (('prompts', self._prompts), ('pictures', self._pictures))
-      if part is not None
-    }
+    parts = (('prompts', self.prompts), ('pictures', self.pictures))
+    return {name: len(part.everything) for name, part in parts if part is not None}
 
   def at(self, step: int, start: int = 0, stop: int | None = None) -> Batch:
     """The batch of step `step` (from 0), or its rows start to stop, of prompts and of pictures.

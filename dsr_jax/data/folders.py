@@ -212,11 +212,16 @@ class Folder:
     path = os.path.join(self._directory, self._names[index])
     return inputs.shown(path), _read(path)
 
-  def identity(self, indices: Sequence[int]) -> str:
-    """Names and hashes of some pictures, a line each."""
+  def hashes(self, indices: Sequence[int]) -> list[str]:
+    """SHA-256 of the bytes of some pictures."""
     names = [self._names[i] for i in indices]
     records = inspect(self._directory, names)
-    return '\n'.join(f'{records[name].sha256} {name}' for name in names)
+    return [records[name].sha256 for name in names]
+
+  def identity(self, indices: Sequence[int]) -> str:
+    """Names and hashes of some pictures, a line each."""
+    pairs = zip(self.hashes(indices), indices)
+    return '\n'.join(f'{sha256} {self._names[i]}' for sha256, i in pairs)
 
 
 def shown_faults(faults: dict[str, str]) -> str:

@@ -5,15 +5,18 @@ many of each.
 
 Which ones of a set is up to `data.seed`. A path that holds '+' or ':' is taken for the path it is.
 
-Sets that are made by a function, such as scenes, come as a table: named, {name: function}.
+Sets that are made by a function, such as scenes, come as a table: named, {name: function}; and so
+do the lists that they are measured on, which nobody learns from: validation. Of a user's own files
+and folders some items are held out instead (`held_out`).
 """
 
+from collections.abc import Callable, Mapping
 import os
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dsr_jax import inputs
-from dsr_jax.data import folders, known, order, prepared
+from dsr_jax.data import folders, held_out, known, order, prepared
 from dsr_jax.data import images as images_lib
 from dsr_jax.data import prompts as prompts_lib
 from dsr_jax.errors import InputError
@@ -26,6 +29,22 @@ class Part(NamedTuple):
 
   name: str
   number: int | None
+
+
+class Parted(NamedTuple):
+  """Prompts, or pictures: what a run has, in two parts.
+
+  Attributes:
+    everything: all that the key names; by it a run tells its data from others.
+    learned: what is learned from.
+    measured: what is measured on and never learned from; None where there is nothing.
+    held_out: hashes of what is held out of a user's own.
+  """
+
+  everything: Any
+  learned: Any
+  measured: Any
+  held_out: list[str]
 
 
 # What is written.
@@ -61,19 +80,67 @@ def _part(text, key):
 # Prompts.
 
 
-def prompts(data, seed: int, named) -> prompts_lib.Prompts:
+def prompts(
+  data,
+  seed: int,
+  named: Mapping[str, Callable],
+  validation: Mapping[str, Callable] | None = None,
+  apart: held_out.Apart = held_out.NOTHING,
+) -> Parted:
   """The prompts that `data.prompts` names; seed: the run's, of sets that are drawn."""
   check_prompts(data, named)
-  found = []
-  for name, number in parts(data.prompts, 'data.prompts'):
+  found = parts(data.prompts, 'data.prompts')
+  each = _each([name for name, _ in found if name in named], apart)
+  everything, own = [], []
+  measured = []
+  for name, number in found:
     if name in named:
       part = named[name](seed)
     else:
       part = prompts_lib.Prompts.from_file(name)
     if number is not None:
       part = prompts_lib.chosen(part, _choice(data, 'prompts', name, number, len(part)))
-    found.append(part)
-  return prompts_lib.joined(found)
+    everything.append(part)
+    own.append(name not in named)
+    if each and name in (validation or {}):
+      measured.append(validation[name](each))
+  hashes = [
+    [part.identity(i) for i in range(len(part))] if is_own else []
+    for part, is_own in zip(everything, own)
+  ]
+  held = apart.choose('prompts', (x for part in hashes for x in part))
+  learned = []
+  for part, identities in zip(everything, hashes):
+    inside, outside = _divided(identities, held)
+    measured += [prompts_lib.chosen(part, outside)] if outside else []
+    learned.append(prompts_lib.chosen(part, inside) if outside else part)
+  return _parted(prompts_lib.joined, everything, learned, measured, held, 'data.prompts')
+
+
+def _each(named, apart) -> int:
+  """Items of each named set's validation list."""
+  return -(-apart.listed // max(len(named), 1))
+
+
+def _divided(identities, held) -> tuple[list[int], list[int]]:
+  """Places of items that are learned from, and of those that are held out, each of these once."""
+  held = set(held)
+  inside = [i for i, identity in enumerate(identities) if identity not in held]
+  first = {}
+  for i, identity in enumerate(identities):
+    if identity in held:
+      first.setdefault(identity, i)
+  return inside, sorted(first.values())
+
+
+def _parted(joined, everything, learned, measured, held, key) -> Parted:
+  if not sum(map(len, learned)):
+    raise InputError(
+      f'found nothing in {key} but the {len(held)} that this run holds out to be measured on; '
+      'expected more to learn from; bring back what it began with'
+    )
+  learned = [part for part in learned if len(part)]
+  return Parted(joined(everything), joined(learned), joined(measured) if measured else None, held)
 
 
 def check_prompts(data, named):
@@ -89,41 +156,79 @@ def check_prompts(data, named):
 # Pictures.
 
 
-def pictures(data, seed: int, size: int, crop: str, named) -> images_lib.Pictures:
+def pictures(
+  data,
+  seed: int,
+  size: int,
+  crop: str,
+  named: Mapping[str, Callable],
+  validation: Mapping[str, Callable] | None = None,
+  apart: held_out.Apart = held_out.NOTHING,
+) -> Parted:
   """The pictures that `data.images` names, square, of `size` pixels.
 
   seed: the run's, of sets that are drawn. Raises InputError for what is not there, and for pictures
   that do not decode, all together.
   """
   check_pictures(data, named)
-  found = []
-  for name, number in parts(data.images, 'data.images'):
-    if name not in named:
-      part = _stored(data, name, number, size, crop)
-    else:
+  found = parts(data.images, 'data.images')
+  is_set = [name in named or _find_set(name, data) is not None for name, _ in found]
+  each = _each([name for (name, _), listed in zip(found, is_set) if listed], apart)
+  everything, learned, measured = [], [], []
+  own = []  # (place among the parts, folder, indices)
+  for (name, number), listed in zip(found, is_set):
+    if name in named:
       part = named[name](seed, size)
       if number is not None:
         part = images_lib.chosen(part, _choice(data, 'images', name, number, len(part)))
-    found.append(part)
-  return images_lib.joined(found)
+      if each and name in (validation or {}):
+        measured.append(validation[name](each, size))
+    elif listed:
+      part, others = _prepared(data, name, number, each, size, crop)
+      measured += [others] if others else []
+    else:
+      folder = folders.Folder(name, data.bad_images, data.seed)
+      indices = _indices(data, name, number, len(folder))
+      earlier = '\n'.join(folder.names) if number is None else None
+      part = images_lib.decoded(folder, indices, size, crop, data.bad_images, earlier)
+      own.append((len(everything), folder, indices))
+    everything.append(part)
+    learned.append(part)
+  hashes = [folder.hashes(indices) for _, folder, indices in own]
+  held = apart.choose('pictures', (x for part in hashes for x in part))
+  for (place, folder, indices), identities in zip(own, hashes):
+    inside, outside = _divided(identities, held)
+    if outside:
+      # Each side by itself: a picture that goes bad is replaced by one of its own side.
+      learned[place], others = (
+        images_lib.decoded(folder, [indices[i] for i in side], size, crop, data.bad_images)
+        for side in (inside, outside)
+      )
+      measured.append(others)
+  return _parted(images_lib.joined, everything, learned, measured, held, 'data.images')
 
 
-def _stored(data, name, number, size, crop):
-  def choose(of):
-    if number is None:
-      return list(range(of))
-    return _choice(data, 'images', name, number, of)
+def _indices(data, name, number, of) -> list[int]:
+  return list(range(of)) if number is None else _choice(data, 'images', name, number, of)
 
-  found = _find_set(name, data)
-  if found is not None:
-    stored = prepared.Prepared(found, name)
-    indices = stored.open(choose(len(stored)), data.bad_images, data.seed)
-    return images_lib.decoded(stored, indices, size, crop, data.bad_images)
 
-  folder = folders.Folder(name, data.bad_images, data.seed)
-  indices = choose(len(folder))
-  earlier = '\n'.join(folder.names) if number is None else None
-  return images_lib.decoded(folder, indices, size, crop, data.bad_images, earlier)
+def _prepared(data, name, number, each, size, crop):
+  """The pictures of a prepared set, and `each` of those that were not chosen, None without any."""
+  stored = prepared.Prepared(_find_set(name, data), name)
+  chosen = _indices(data, name, number, len(stored))
+  others = []
+  if each and number is not None:
+    more = order.choice(data.seed, len(stored), min(number + each, len(stored)))
+    others = sorted(set(more) - set(chosen))
+  found = []
+  for indices in (chosen, others):
+    if indices:
+      # Opened apart, so that what is measured on changes nothing of what is learned from.
+      opened = stored.open(indices, data.bad_images, data.seed)
+      found.append(images_lib.decoded(stored, opened, size, crop, data.bad_images))
+    else:
+      found.append(None)
+  return found
 
 
 def _choice(data, what, name, number, of):

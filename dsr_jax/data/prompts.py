@@ -1,24 +1,155 @@
-"""Prompts: anyone's own file, a line a prompt, and any sequence of texts as rows of token ids."""
+"""Prompts: anyone's own file, and any sequence of texts as rows of token ids.
+
+A file has a line a prompt, or a JSON object a line (.jsonl), or a table with a header (.csv, .tsv);
+of the last two the prompts stand under the name `prompt`.
+"""
 
 import bisect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+import csv
 import hashlib
+import io
 import itertools
+import json
 import os
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dsr_jax import inputs
 from dsr_jax.errors import InputError
 
+COLUMN = 'prompt'  # what a prompt is called in JSON lines and in tables
+JSON_LINES = ('.jsonl', '.ndjson', '.json')
+TABLES = {'.csv': ',', '.tsv': '\t'}  # suffix -> what stands between two columns
+
+
+class Row(NamedTuple):
+  """A prompt of a file. line: where it begins, from 1. further: what else its object or its row
+  says, by name; of a table texts.
+  """
+
+  line: int
+  text: str
+  further: Mapping[str, Any]
+
+
+def read(path: str) -> list[Row]:
+  """The prompts of a file, in order, repeats kept; empty lines are dropped.
+
+  What a file is its suffix says, and of others whether the first line is a JSON object with a
+  prompt. Errors: InputError names the file, and the line.
+  """
+  name = inputs.shown(os.path.basename(path))
+  suffix = os.path.splitext(path)[1].lower()
+  if suffix in TABLES:
+    rows = _table(_decoded(path), TABLES[suffix], name)
+  else:
+    lines = read_lines(path)
+    if suffix in JSON_LINES or _is_object(lines[0][1]):
+      rows = [_of_json(number, line, name) for number, line in lines]
+    else:
+      rows = [Row(number, line, {}) for number, line in lines]
+  for row in rows:
+    _check_visible(row, name)
+  if not rows:
+    raise InputError(f'found no prompt in {name}; expected a row a prompt; write at least one')
+  return rows
+
+
+def _is_object(line: str) -> bool:
+  try:
+    return isinstance(json.loads(line), dict)
+  except (ValueError, RecursionError):
+    return False
+
+
+def _of_json(number: int, line: str, name: str) -> Row:
+  try:
+    found = json.loads(line)
+  except (ValueError, RecursionError) as e:
+    raise InputError(
+      f'line {number} of {name} is no JSON ({e}); expected an object as {{"{COLUMN}": "a red '
+      'disc"}; mend the line'
+    ) from e
+  text = found.get(COLUMN) if isinstance(found, dict) else None
+  if not isinstance(text, str):
+    has = f'the keys {", ".join(map(repr, found))}' if isinstance(found, dict) else 'no object'
+    raise InputError(
+      f'line {number} of {name} has {has}; expected an object with a text under "{COLUMN}"; mend '
+      'the line'
+    )
+  return Row(number, text.strip(), {key: x for key, x in found.items() if key != COLUMN})
+
+
+def _table(content: str, delimiter: str, name: str) -> list[Row]:
+  """Rows of a table with a header; a field in quotes may go over several lines."""
+  reader = csv.reader(io.StringIO(content, newline=''), delimiter=delimiter, strict=True)
+  rows: list[Row] = []
+  head: list[str] | None = None
+  try:
+    line = 1
+    for cells in reader:
+      if any(cell.strip() for cell in cells):
+        if head is None:
+          head = _head(cells, name)
+        elif len(cells) != len(head):
+          raise InputError(
+            f'line {line} of {name} has {len(cells)} columns; expected {len(head)} as in its first '
+            'line; mend the line, with quotes around what holds a comma'
+          )
+        else:
+          found = dict(zip(head, cells))
+          rows.append(Row(line, found.pop(COLUMN).strip(), found))
+      line = reader.line_num + 1
+  except csv.Error as e:
+    raise InputError(
+      f'line {reader.line_num} of {name} is no row of a table ({e}); expected columns with '
+      f'{delimiter!r} between them; mend the line'
+    ) from e
+  return rows
+
+
+def _head(cells: list[str], name: str) -> list[str]:
+  head = [cell.strip() for cell in cells]
+  if COLUMN not in head:
+    raise InputError(
+      f'found the columns {", ".join(map(repr, head))} in {name}; expected one called {COLUMN!r} '
+      'in the first line; name it so'
+    )
+  return head
+
+
+def _check_visible(row: Row, name: str):
+  """InputError for what stands in a file and is no text: invisible characters, or UTF-16."""
+  where = f'line {row.line} of {name}'
+  if '\0' in row.text:
+    raise InputError(f'{where} holds a NUL; expected UTF-8 text; save the file as UTF-8')
+  if not inputs.is_visible(row.text):
+    raise InputError(
+      f'{where} has nothing to see ({row.text[:9]!a}); expected a prompt; write one or remove the '
+      'line'
+    )
+
 
 def read_lines(path: str) -> list[tuple[int, str]]:
-  """The prompts of a UTF-8 text file as (line number from 1, prompt); empty lines are dropped,
-  repeats and order kept.
+  """The lines of a UTF-8 text file as (line number from 1, text without blanks around it); empty
+  ones are dropped, repeats and order kept.
 
   A byte order mark and any of the three line ends are understood. Errors: InputError names the
   file.
   """
+  # Not splitlines(): it would cut at characters that may stand inside a prompt (form feed, U+2028).
+  lines = _decoded(path).replace('\r\n', '\n').replace('\r', '\n').split('\n')
+  found = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+  if not found:
+    raise InputError(
+      f'found no prompt in {inputs.shown(path)}; expected a line a prompt; write at least one'
+    )
+  return found
+
+
+def _decoded(path: str) -> str:
   name = inputs.shown(path)
   with inputs.open_plain(path, 'a text file with a line a prompt') as f:
     try:
@@ -29,17 +160,11 @@ def read_lines(path: str) -> list[tuple[int, str]]:
         'name another file'
       ) from e
   try:
-    text = content.decode('utf-8-sig')
+    return content.decode('utf-8-sig')
   except UnicodeDecodeError as e:
     raise InputError(
       f'{name} is not UTF-8 text (byte {e.start}); expected a line a prompt; save it as UTF-8'
     ) from e
-  # Not splitlines(): it would cut at characters that may stand inside a prompt (form feed, U+2028).
-  lines = text.replace('\r\n', '\n').replace('\r', '\n').split('\n')
-  found = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
-  if not found:
-    raise InputError(f'found no prompt in {name}; expected a line a prompt; write at least one')
-  return found
 
 
 class Prompts:
@@ -54,15 +179,19 @@ class Prompts:
 
   @classmethod
   def from_file(cls, path: str) -> 'Prompts':
-    numbered = read_lines(path)
+    rows = read(path)
     name = inputs.shown(os.path.basename(path))
-    return cls([text for _, text in numbered], lambda i: f'line {numbered[i][0]} of {name}')
+    return cls([row.text for row in rows], lambda i: f'line {rows[i].line} of {name}')
 
   def __len__(self) -> int:
     return len(self._texts)
 
   def __getitem__(self, index: int) -> str:
     return self._texts[index]
+
+  def identity(self, index: int) -> str:
+    """SHA-256 of a text."""
+    return hashlib.sha256(self[index].encode()).hexdigest()
 
   def fingerprint(self) -> str:
     """SHA-256 of all texts in order: a resumed run must read the same ones."""

@@ -1,4 +1,4 @@
-"""The 5,600 training prompts of T2I-CompBench++ (8 categories x 700).
+"""The prompts of T2I-CompBench++: 5,600 to train on (8 categories x 700), and those to validate on.
 
 The eight text files are shipped beside this module under their own license (MIT, Copyright (c) 2023
 HKU). Order and repeats are kept: 5,559 of the 5,600 strings are distinct.
@@ -22,10 +22,12 @@ CATEGORIES = (
 DIRECTORY = os.path.join(os.path.dirname(__file__), 't2i_compbench_prompts')
 
 
-def lines():
-  """(category, line number from 1, prompt) of every training prompt, in the files' order."""
+def lines(split: str = 'train'):
+  """(category, line number from 1, prompt) of every prompt of a split (train, val), in the files'
+  order.
+  """
   for category in CATEGORIES:
-    for line, prompt in prompts.read_lines(os.path.join(DIRECTORY, f'{category}_train.txt')):
+    for line, prompt in prompts.read_lines(os.path.join(DIRECTORY, f'{category}_{split}.txt')):
       yield category, line, prompt
 
 
@@ -39,3 +41,12 @@ def load() -> prompts.Prompts:
     return f'line {line} of {category}_train.txt'
 
   return prompts.Prompts([prompt for _, _, prompt in rows], where)
+
+
+def validation(number: int) -> prompts.Prompts:
+  """The first prompts of the validation lists, the categories in turn."""
+  by_category = {category: [] for category in CATEGORIES}
+  for category, line, prompt in lines('val'):
+    by_category[category].append((f'line {line} of {category}_val.txt', prompt))
+  rows = [row for turn in zip(*by_category.values()) for row in turn][:number]
+  return prompts.Prompts([prompt for _, prompt in rows], lambda i: rows[i][0])

@@ -140,8 +140,8 @@ class About:
 
 
 @runtime_checkable
-class Drawing(Protocol):
-  """A benchmark of pictures. Paths are relative to a folder of its own."""
+class Drawable(Protocol):
+  """Prompts to draw. Paths are relative to a folder of their own."""
 
   about: About
   samples: int  # of each prompt
@@ -155,6 +155,11 @@ class Drawing(Protocol):
   def side_files(self) -> dict[str, str]:
     """{path: text} of what the official scorer reads beside the pictures."""
     ...
+
+
+@runtime_checkable
+class Drawing(Drawable, Protocol):
+  """A benchmark of pictures."""
 
   def score(self, records: dict[str, dict[str, Any]]) -> Scores:
     """records: {picture's path: what the evaluators said of it}."""

@@ -15,6 +15,7 @@ import numpy as np
 
 from dsr_jax.errors import InputError
 
+FAR = 3.0  # nats a token below what is usual: a text, or a picture, of another world
 RESAMPLES = 2000
 BLOCK = 100  # resamples at once, so that a long list needs little memory
 
@@ -89,6 +90,17 @@ def share(hits) -> Estimate:
   """The share of true ones among independent cases (C,)."""
   hits = np.asarray(hits, float)
   return estimate(np.stack([hits, np.ones(len(hits))], axis=1), lambda s: s[:, 0] / s[:, 1])
+
+
+def unfamiliar(rewards) -> tuple[np.ndarray, float]:
+  """Inputs whose best candidate lies FAR below what the best quarter of inputs has: words or
+  pictures of another world than the model's.
+
+  rewards (P, G), nats a token. Returns which (P,) bool, and what is usual.
+  """
+  best = np.asarray(rewards, float).max(axis=1)
+  usual = float(np.quantile(best, 0.75))
+  return best < usual - FAR, usual
 
 
 def ratio(a, b):

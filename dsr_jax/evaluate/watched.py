@@ -6,14 +6,22 @@ while the model improves. Here nothing changes but the model: the same prompts, 
 the same keys, a scorer that stands still. So before and after are compared item by item, on the
 terminal, on the page and in its picture, for a run on anybody's prompts and pictures.
 
-In Scenes the items are the first of the evaluation lists, never trained on. Elsewhere they are the
-first that the run trains on.
+The items, of prompts and of pictures:
+- where the run holds some of its own out of training, those, and of named sets the first of their
+  validation lists (`data.mixtures`);
+- of Scenes the first of the evaluation lists, never trained on;
+- elsewhere the first that the run trains on.
+
+An item is known by a hash of what it is, so a run that goes on with changed data is compared over
+what both sides have (`report.same_items`).
 
 Axes: P prompts or pictures, S samples of a prompt, T tokens, H W pixels.
 """
 
+from collections.abc import Callable
 import functools
-from typing import NamedTuple
+import hashlib
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,6 +29,7 @@ import numpy as np
 from dsr_jax import chunks, sharding
 from dsr_jax import rows as rows_lib
 from dsr_jax import state as state_lib
+from dsr_jax.data import order
 from dsr_jax.evaluate import stats
 from dsr_jax.evaluate.evaluator import with_interval
 from dsr_jax.evaluate.sampler import QUESTION_TOKENS
@@ -31,13 +40,14 @@ from dsr_jax.scenes import grammar, judge, sets
 DARK = 0.2  # of full brightness: a pixel below is dark
 EDGE = 0.1  # of full brightness between neighbors: more is an edge
 COLOR_LEVELS = 8  # a channel, for the entropy of colors
+CHECKED = 256  # prompts at most that are looked at for words that the model does not know
+GREY = 128
 
 
 class Prompts(NamedTuple):
   """What is drawn. asked: their atoms where the judge of Scenes knows them."""
 
   words: list[str]
-  text: Text  # (P, T)
   asked: list[grammar.Prompt] | None = None
 
 
@@ -50,29 +60,66 @@ class Pictures(NamedTuple):
 
 
 class Watched(NamedTuple):
-  """What came out: flat scores, rows (P, S) of rewards to be paired, and the table of `rows`."""
+  """What came out.
+
+  Attributes:
+    scores: flat numbers.
+    rows: what they are means of, to be paired: (P, S) or (P, 1) as lists, and under `ITEMS` the
+      items' hashes (P,).
+    table: of `rows`.
+    unfamiliar: prompts far outside what the initial model knows, 'line 3 of prompts.txt: TEXT
+      (-14.2)'; asked at step 0 of a run on one's own prompts.
+  """
 
   scores: dict[str, float]
   rows: dict[str, list]
   table: object
+  unfamiliar: list[str]
 
 
-def of_run(config, model, batches):
+# Names of rows -> of what. The rewards' rows have the task's name, all others the score's.
+ITEMS = {'generation': 'watched_prompts', 'understanding': 'watched_pictures'}
+ROWS = {
+  'watched/reward_generation': ('generation', 'watched_generation'),
+  'watched/reward_understanding': ('understanding', 'watched_understanding'),
+  'watched/entropy_generation': ('generation', 'watched_entropy_generation'),
+  'watched/entropy_understanding': ('understanding', 'watched_entropy_understanding'),
+  'watched/similarity_generation': ('generation', 'watched_similarity_generation'),
+  'watched/similarity_understanding': ('understanding', 'watched_similarity_understanding'),
+  'watched/text_length': ('understanding', 'watched_text_length'),
+  'watched/dark_pixels': ('generation', 'watched_dark_pixels'),
+  'watched/edge_density': ('generation', 'watched_edge_density'),
+  'watched/color_entropy': ('generation', 'watched_color_entropy'),
+}
+
+
+def of_run(config, model, batches, load: Callable[[], Any] | None = None):
   """The watcher of a run: (state, step) -> `Watched`; None where nothing is to be watched.
 
-  model: `families.Model`. batches: `at(step)`, as a run has them.
+  model: `families.Model`. batches: as `data.sharded.ShardedBatches`. load: () -> the initial
+  model's parameters, for measuring a run's own data where the state has no copy of it.
   """
-  return Watcher(config, model, batches) if config.eval.watched else None
+  prompts = pictures = None
+  if 'generation' in config.method.tasks:
+    prompts = _prompts(config, batches)
+  if 'understanding' in config.method.tasks:
+    pictures = _pictures(config, batches)
+  if prompts is None and pictures is None:
+    return None
+  return Watcher(config, model, batches, prompts, pictures, load)
 
 
 class Watcher:
   """Draws and describes the fixed list with the model of a state. In several processes all call."""
 
-  def __init__(self, config, model, batches):
+  def __init__(self, config, model, batches, prompts, pictures, load):
     m, system = config.method, config.system
     self._config, self._family = config, model.family
-    self._eos = model.spec.eos_id
+    self._prompts, self._pictures = prompts, pictures
+    self._eos, self._side = model.spec.eos_id, model.spec.image_size
     self._rules, self._dtype = model.family.sharding_rules, system.compute_dtype
+    self._is_own = config.eval.benchmark == 'own'
+    self._load = load if self._is_own else None
     self._scoring = Scoring(chunk=system.logprob_chunk)
     self._sampling = functools.partial(
       Sampling,
@@ -84,20 +131,25 @@ class Watcher:
       noise=m.sampling_noise,
       chunk=system.logprob_chunk,
     )
-    # In Scenes the programs are the evaluation's: nothing is compiled for this list's drawing.
-    on_scenes = config.eval.benchmark == 'scenes'
-    number = min(config.eval.watched, chunks.size(system.rollout_chunk, m))
-    self._sampler = Sampler(
-      model.graphdef,
-      model.processor,
-      chunk=config.eval.chunk if on_scenes else number,
-      seed=config.eval.seed,
-    )
-    self._prompts = self._pictures = None
-    if 'generation' in m.tasks:
-      self._prompts = _prompts(config, self._sampler, batches)
-    if 'understanding' in m.tasks:
-      self._pictures = _pictures(config, batches)
+
+    def sampler(number):
+      # In Scenes the programs are the evaluation's: nothing is compiled for this list's drawing.
+      on_scenes = config.eval.benchmark == 'scenes'
+      chunk = config.eval.chunk if on_scenes else min(number, chunks.size(system.rollout_chunk, m))
+      return Sampler(model.graphdef, model.processor, chunk=chunk, seed=config.eval.seed)
+
+    if prompts is not None:
+      self._drawer = sampler(len(prompts.words))
+      # In Scenes as long as the evaluation's. Of a user's own prompts some are looked at beside the
+      # list, by the same program.
+      is_scenes = prompts.asked is not None
+      self._checked = _checked(batches) if self._is_own and not is_scenes else []
+      self._texts = self._drawer.prompts(
+        [*prompts.words, *(text for _, text in self._checked)],
+        config.data.max_prompt_tokens if is_scenes else None,
+      )
+    if pictures is not None:
+      self._reader = sampler(len(pictures.pixels))
 
     def as_sampled(params):
       return sharding.gather_for_rollout(state_lib.cast(params, self._dtype), self._rules)
@@ -105,51 +157,66 @@ class Watcher:
     self._as_sampled = jax.jit(as_sampled)
 
   def __call__(self, state, step: int) -> Watched:
-    """The fixed list by the model of `state`, scored by the initial model where the state has
-    one.
+    """The fixed list by the model of `state`, scored by the initial model where the state has one,
+    or it can be loaded.
     """
-    initial = None
-    if state.ref_params is not None:
-      initial = self._ready(state_lib.joined(self._family, state.fixed_params, state.ref_params))
-    scores, rows, found = {}, {}, []
+    initial = self._initial(state)
+    values, rows, found, unfamiliar = {}, {}, [], []
     if self._prompts is not None:
       params = self._ready(state_lib.policy_params(state, self._family))
-      drawn = self._draw(params, initial)
-      scores |= guard(drawn.pixels)
+      drawn, measured = self._draw(params, initial)
       found.append(drawn)
+      values |= measured
+      rows[ITEMS['generation']] = [_hash(text.encode()) for text in self._prompts.words]
+      if not step and initial is not None:
+        unfamiliar = self._unfamiliar(initial)
     if self._pictures is not None:
       params = self._ready(state_lib.policy_params(state, self._family, 'understander'))
-      written = self._describe(params, initial)
-      lengths = [len(tokens) for group in written.tokens for tokens in group]
-      scores['watched/text_length'] = float(np.mean(lengths))
+      written, measured = self._describe(params, initial)
       found.append(written)
+      values |= measured
+      rows[ITEMS['understanding']] = [_hash(x.tobytes()) for x in self._pictures.pixels]
     for one in found:
       if one.rewards is not None:
-        name = f'watched/reward_{one.task}'
-        rows[f'watched_{one.task}'] = one.rewards.tolist()
-        scores |= with_interval(name, stats.estimate(reward_sums(one.rewards), mean_reward))
-    return Watched(scores, rows, rows_lib.table(step, found))
+        values[f'watched/reward_{one.task}'] = one.rewards
+    scores = {}
+    for name, each in values.items():
+      rows[ROWS[name][1]] = np.asarray(each, float).tolist()
+      found_sums = row_sums(each)
+      if 'reward' in name:
+        scores |= with_interval(name, stats.estimate(found_sums, mean_of_rows))
+      else:
+        scores[name] = float(mean_of_rows(found_sums.sum(axis=0)[None])[0])
+    return Watched(scores, rows, rows_lib.table(step, found), unfamiliar)
+
+  def _initial(self, state):
+    """The initial model's parameters, None where there are none."""
+    ref_params, method = state.ref_params, self._config.method
+    if ref_params is None and self._load is None:
+      return None
+    if ref_params is None:
+      ref_params = state_lib.initial_params(
+        self._load(), state, self._family, method, self._config.system
+      )
+    return self._ready(state_lib.joined(self._family, state.fixed_params, ref_params))
 
   def _ready(self, params):
     """Parameters as the step samples with them; the image tokenizer as it is."""
     codec = {self._family.image_tokenizer: params[self._family.image_tokenizer]}
     return {**self._as_sampled({k: v for k, v in params.items() if k not in codec}), **codec}
 
-  def _draw(self, params, initial) -> rows_lib.Candidates:
+  def _draw(self, params, initial) -> tuple[rows_lib.Candidates, dict]:
     m, prompts = self._config.method, self._prompts
-    samples = self._sampler.sample_pictures(
+    text = self._text(0, len(prompts.words))
+    samples = self._drawer.sample_pictures(
       params,
-      prompts.text,
+      text,
       group=self._config.eval.images_per_prompt,
       how=self._sampling(guidance=m.guidance, cfg_interval=m.cfg_interval),
     )
     rewards = right = reasons = None
     if initial is not None:
-      ids, mask = self._sampler.questions([m.instruction])
-      instruction = Text(ids[0], mask[0])
-      rewards, _ = self._sampler.read_prompts(
-        initial, prompts.text, samples.codes, instruction, self._scoring
-      )
+      rewards = self._rewards(initial, text, samples.codes)
     if prompts.asked is not None:
       readings = judge.read(samples.pixels.reshape(-1, *samples.pixels.shape[2:]))
       each = self._config.eval.images_per_prompt
@@ -157,7 +224,7 @@ class Watcher:
       right = np.array([not found for found in said]).reshape(-1, each)
       said = ['; '.join(found) for found in said]
       reasons = [said[i : i + each] for i in range(0, len(said), each)]
-    return rows_lib.Candidates(
+    drawn = rows_lib.Candidates(
       task='generation',
       prompts=prompts.words,
       codes=samples.codes,
@@ -166,26 +233,61 @@ class Watcher:
       right=right,
       reasons=reasons,
     )
+    entropy = -np.mean(samples.logps, axis=-1, dtype=np.float64)
+    values = {'watched/entropy_generation': entropy, **guard(samples.pixels)}
+    if samples.codes.shape[1] > 1:
+      values['watched/similarity_generation'] = _alike(samples.codes)[:, None]
+    return drawn, values
 
-  def _describe(self, params, initial) -> rows_lib.Candidates:
+  def _text(self, start: int, stop: int) -> Text:
+    return Text(*(x[start:stop] for x in self._texts))
+
+  def _rewards(self, initial, text: Text, codes):
+    """R_G (P, S) of pictures by codes (P, S, N), by the initial model."""
+    ids, mask = self._drawer.questions([self._config.method.instruction])
+    instruction = Text(ids[0], mask[0])
+    return self._drawer.read_prompts(initial, text, codes, instruction, self._scoring)[0]
+
+  def _unfamiliar(self, initial) -> list[str]:
+    """Prompts whose words lie far outside what the initial model knows: how likely they are about a
+    grey picture, against the rest.
+    """
+    number = len(self._checked)
+    if not number:
+      return []
+    grey = np.full((1, self._side, self._side, 3), GREY, np.uint8)
+    codes = self._drawer.encode(initial, grey)
+    codes = np.broadcast_to(
+      codes[:, None], (number, self._config.eval.images_per_prompt, codes.shape[-1])
+    )
+    first = len(self._prompts.words)
+    rewards = self._rewards(initial, self._text(first, first + number), codes)
+    far, usual = stats.unfamiliar(rewards)
+    return [
+      f'{where}: {text} ({max(of_text):.1f} nats a token, where the best quarter has {usual:.1f})'
+      for (where, text), of_text, is_far in zip(self._checked, rewards, far)
+      if is_far
+    ]
+
+  def _describe(self, params, initial) -> tuple[rows_lib.Candidates, dict]:
     m, pictures = self._config.method, self._pictures
     number = len(pictures.pixels)
-    question = self._sampler.questions([pictures.question])
+    question = self._reader.questions([pictures.question])
     length = max(QUESTION_TOKENS, question.ids.shape[1])
-    question = self._sampler.questions([pictures.question] * number, length)
-    written = self._sampler.sample_texts(
+    question = self._reader.questions([pictures.question] * number, length)
+    written = self._reader.sample_texts(
       params,
       pictures.pixels,
       question,
       group=1,
       how=self._sampling(max_tokens=m.max_text_tokens),
     )
-    codes = self._sampler.encode(params, pictures.pixels)
+    codes = self._reader.encode(params, pictures.pixels)
     texts = Text(written.ids, written.mask)
     rewards = None
     if initial is not None:
-      rewards = self._sampler.score_texts(initial, codes, texts, self._scoring, eos_id=self._eos)
-    words = [self._sampler.words(*group) for group in zip(*texts)]
+      rewards = self._reader.score_texts(initial, codes, texts, self._scoring, eos_id=self._eos)
+    words = [self._reader.words(*group) for group in zip(*texts)]
     right = reasons = None
     if pictures.scenes is not None:
       counts = [
@@ -194,50 +296,74 @@ class Watcher:
       ]
       right = np.array([[c.parsed and c.right == c.stated for c in group] for group in counts])
       reasons = [[_what_is_wrong(c) for c in group] for group in counts]
-    return rows_lib.Candidates(
+    tokens = [
+      [ids[mask & (ids != self._eos)].tolist() for ids, mask in zip(*group)]
+      for group in zip(*texts)
+    ]
+    described = rows_lib.Candidates(
       task='understanding',
       prompts=[pictures.question] * number,
       codes=codes,
       pixels=pictures.pixels,
       rewards=rewards,
       texts=words,
-      tokens=[
-        [ids[mask & (ids != self._eos)].tolist() for ids, mask in zip(*group)]
-        for group in zip(*texts)
-      ],
+      tokens=tokens,
       right=right,
       reasons=reasons,
     )
+    logps = np.where(written.mask, written.logps, 0.0).sum(axis=-1, dtype=np.float64)
+    values = {
+      'watched/text_length': np.array([[len(one) for one in group] for group in tokens]),
+      'watched/entropy_understanding': -logps / np.maximum(written.mask.sum(axis=-1), 1),
+    }
+    if number > 1:
+      said = [group[0] for group in words]
+      alike = [(said.count(text) - 1) / (number - 1) for text in said]
+      values['watched/similarity_understanding'] = np.array(alike)[:, None]
+    return described, values
 
 
 # The items.
 
 
-def _prompts(config, sampler: Sampler, batches) -> Prompts:
-  """The first prompts, of each of GenEval's tasks in turn in Scenes."""
+def _prompts(config, batches) -> Prompts | None:
   number = config.eval.watched
   if config.data.prompts == 'scenes':
-    tasks = len(grammar.GENEVAL)
-    each = -(-number // tasks)
-    listed = sets.evaluation_prompts(each)
-    asked = [listed[task * each + i] for i in range(each) for task in range(tasks)][:number]
-    words = [prompt.text for prompt in asked]
-    return Prompts(words, sampler.prompts(words, config.data.max_prompt_tokens), asked)
-  half = batches.at(0).generation
-  ids, mask = (np.asarray(sharding.fetch(x))[:number] for x in half.prompt)
-  return Prompts(sampler.words(ids, mask), Text(ids, mask))
+    if not number:
+      return None
+    asked = sets.mixed_prompts(number)
+    return Prompts([prompt.text for prompt in asked], asked)
+  apart = batches.prompts.measured
+  if apart is not None:
+    return Prompts([apart[i] for i in range(len(apart))])
+  return Prompts(batches.texts_at(0)[:number]) if number else None
 
 
-def _pictures(config, batches) -> Pictures:
-  """The first pictures, and what the run asks about them."""
+def _pictures(config, batches) -> Pictures | None:
+  """The pictures, and what the run asks about them."""
   number, m = config.eval.watched, config.method
   if config.data.images == 'scenes':
+    if not number:
+      return None
     scenes = sets.evaluation_scenes(number)
     return Pictures(sets.pictures(scenes), m.question, scenes)
+  apart = batches.pictures.measured
+  if apart is not None:
+    return Pictures(apart.take(range(len(apart))), m.question)
+  if not number:
+    return None
   # With `separate` the understander's first turn comes after the generator's.
   first = m.separate.swap_every if m.strategy == 'separate' else 0
   pixels = sharding.fetch(batches.at(first).understanding.pixels)
   return Pictures(np.asarray(pixels)[:number], m.question)
+
+
+def _checked(batches) -> list[tuple[str, str]]:
+  """(where it stands, text) of different prompts of the run, CHECKED at most."""
+  texts = batches.prompts.everything
+  places = {texts[i]: i for i in reversed(range(len(texts)))}
+  places = sorted(places.values())
+  return [(texts.where(places[i]), texts[places[i]]) for i in order.choice(0, len(places), CHECKED)]
 
 
 def _what_is_wrong(counts: judge.TextCounts) -> str:
@@ -250,35 +376,33 @@ def _what_is_wrong(counts: judge.TextCounts) -> str:
 # Numbers.
 
 
-def reward_sums(rewards) -> np.ndarray:
-  """Rewards (P, S) -> (P, 2): each item's sum and number."""
-  rewards = np.asarray(rewards, float)
-  return np.stack([rewards.sum(axis=1), np.full(len(rewards), rewards.shape[1])], axis=1)
+def row_sums(values) -> np.ndarray:
+  """Values (P, S) -> (P, 2): each item's sum and number."""
+  values = np.asarray(values, float)
+  return np.stack([values.sum(axis=1), np.full(len(values), values.shape[1])], axis=1)
 
 
-def mean_reward(sums):
-  """Sums (R, 2) of `reward_sums` -> means (R,)."""
+def mean_of_rows(sums):
+  """Sums (R, 2) of `row_sums` -> means (R,)."""
   return sums[:, 0] / sums[:, 1]
 
 
-def guard(pixels) -> dict[str, float]:
+def guard(pixels) -> dict[str, np.ndarray]:
   """What pictures look like when a reward is hacked: all dark, without edges, of one color.
 
   pixels (P, S, H, W, 3) uint8 -> dark_pixels (share), edge_density (share of neighboring pixels
-  that differ), color_entropy (nats, of the picture's colors in 8 levels a channel), means over the
-  pictures.
+  that differ), color_entropy (nats, of the picture's colors in 8 levels a channel), (P, S) each.
   """
-  flat = pixels.reshape(-1, *pixels.shape[2:])
-  light = flat.astype(np.float32).mean(axis=-1) / 255
-  across = np.abs(np.diff(light, axis=2)) > EDGE
-  down = np.abs(np.diff(light, axis=1)) > EDGE
-  levels = flat // (256 // COLOR_LEVELS)
+  light = pixels.astype(np.float32).mean(axis=-1) / 255
+  across = np.abs(np.diff(light, axis=-1)) > EDGE
+  down = np.abs(np.diff(light, axis=-2)) > EDGE
+  levels = pixels // (256 // COLOR_LEVELS)
   colors = (levels[..., 0] * COLOR_LEVELS + levels[..., 1].astype(int)) * COLOR_LEVELS
-  colors = (colors + levels[..., 2]).reshape(len(flat), -1)
+  colors = (colors + levels[..., 2]).reshape(*pixels.shape[:2], -1)
   return {
-    'watched/dark_pixels': float((light < DARK).mean()),
-    'watched/edge_density': float((across.mean() + down.mean()) / 2),
-    'watched/color_entropy': float(np.mean([_entropy(row) for row in colors])),
+    'watched/dark_pixels': (light < DARK).mean(axis=(-1, -2)),
+    'watched/edge_density': (across.mean(axis=(-1, -2)) + down.mean(axis=(-1, -2))) / 2,
+    'watched/color_entropy': np.array([[_entropy(one) for one in group] for group in colors]),
   }
 
 
@@ -286,3 +410,15 @@ def _entropy(values) -> float:
   _, counts = np.unique(values, return_counts=True)
   share = counts / counts.sum()
   return float(-(share * np.log(share)).sum())
+
+
+def _alike(codes) -> np.ndarray:
+  """Pictures by codes (P, S, N) -> the share of equal codes in two pictures of a prompt, (P,)."""
+  samples = codes.shape[1]
+  pairs = [(i, j) for i in range(samples) for j in range(i)]
+  return np.mean([(codes[:, i] == codes[:, j]).mean(axis=-1) for i, j in pairs], axis=0)
+
+
+def _hash(content: bytes) -> str:
+  """What an item is known by."""
+  return hashlib.sha256(content).hexdigest()[:16]

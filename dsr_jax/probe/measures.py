@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dsr_jax.evaluate import stats
 from dsr_jax.evaluate.stats import Estimate, share
 
 
@@ -32,7 +33,6 @@ def lowest_is_wrong(groups) -> dict:
 
 
 GO, NO_GO, OPEN = 'go', 'no-go', 'not enough evidence'  # verdicts
-FAR = 3.0  # nats a token below what is usual: a text of another world
 FAMILIAR = 0.9  # share of the inputs that must not be so far off
 
 
@@ -167,17 +167,13 @@ def overall(verdicts) -> str:
 
 
 def unfamiliar(rewards) -> dict:
-  """Inputs whose best candidate lies FAR below what the best quarter of inputs has: words or
-  pictures of another world than the model's. rewards (P, G), nats a token.
-  """
-  best = np.asarray(rewards, float).max(axis=1)
-  usual = float(np.quantile(best, 0.75))
-  far = best < usual - FAR
+  """`stats.unfamiliar` in numbers; rewards (P, G), nats a token."""
+  far, usual = stats.unfamiliar(rewards)
   return {
     'inputs': int(far.sum()),
     'share': float(far.mean()),
     'usual': usual,
-    'lowest': float(best.min()),
+    'lowest': float(np.asarray(rewards, float).max(axis=1).min()),
   }
 
 

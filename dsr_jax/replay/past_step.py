@@ -34,6 +34,7 @@ class PastStep:
     batch: its inputs.
     metrics: its numbers, as they are logged.
     start: the checkpoint it was reached from (0: none).
+    kept: what the run holds out of training, as its checkpoints say.
   """
 
   before: TrainState
@@ -41,6 +42,7 @@ class PastStep:
   batch: Any
   metrics: dict[str, float]
   start: int = 0
+  kept: dict | None = None
 
 
 # The run.
@@ -120,7 +122,8 @@ def replay(builders, config, workdir: str, step: int, mesh, model) -> PastStep:
 
   builders: `train.Builders`.
   """
-  batches = builders.make_batches(config, model, mesh)
+  kept = checkpoints_lib.newest_held_out(config.system.bucket or workdir)
+  batches = builders.make_batches(config, model, mesh, kept)
   state = builders.init_state(model, config, mesh)
   facts = getattr(batches, 'facts', None)
   about = workdir_lib.about(config, model.source, batches.fingerprint, facts)
@@ -134,7 +137,7 @@ def replay(builders, config, workdir: str, step: int, mesh, model) -> PastStep:
     before = _copied(state) if now == step else None  # the step donates its state
     state, metrics, _ = train_step(state, batch)
     cli.log(f'step {now}')
-  return PastStep(before, state, batch, _as_logged(metrics), start)
+  return PastStep(before, state, batch, _as_logged(metrics), start, kept)
 
 
 def _nearest_checkpoint(state, about, config, workdir, step):
@@ -161,7 +164,8 @@ def what_if(builders, config, past: PastStep, mesh, model) -> PastStep:
     learned[part] = _copied(getattr(past.before, part))
   state = dataclasses.replace(state, **learned)
   before = _copied(state)
-  batch = builders.make_batches(config, model, mesh).at(int(past.before.step))
+  batches = builders.make_batches(config, model, mesh, past.kept)
+  batch = batches.at(int(past.before.step))
   train_step = builders.make_train_step(model, config, mesh, state)
   after, metrics, _ = train_step(state, batch)
   return PastStep(before, after, batch, _as_logged(metrics))

@@ -38,18 +38,16 @@ class Item(NamedTuple):
 def items(workdir: str, task: str) -> list[Item]:
   """The first items of the fixed list, before and at the last step that was evaluated."""
   steps = _steps(workdir)
-  by_step = [_by_input(workdir, step, task) for step in steps]
-  if not by_step or not by_step[0]:
-    return []
+  by_step = [_by_item(workdir, step, task) for step in steps]
   found = []
-  for i in sorted(by_step[0])[:SHOWN]:
-    groups = [groups.get(i, []) for groups in by_step]
+  for item in _common(by_step):
+    groups = [groups[item] for groups in by_step]
     first = groups[0][0]
     sides = [_side(step, group, task) for step, group in zip(steps, groups)]
     if task == 'generation':
       found.append(Item(first['prompt'], sides))
     else:
-      found.append(Item(f'Picture {i + 1}', sides, src=_src(first)))
+      found.append(Item(f'Picture {first["input"] + 1}', sides, src=_src(first)))
   return found
 
 
@@ -57,7 +55,7 @@ def sheet(workdir: str, step: int) -> Image.Image:
   """The drawn items of a step as one picture, beside those of step 0; and the described ones."""
   steps = [0, step] if step and rows_lib.steps_of(workdir, rows_lib.WATCHED)[0] == 0 else [step]
   parts = []
-  drawn = [_by_input(workdir, s, 'generation') for s in steps]
+  drawn = [_by_item(workdir, s, 'generation') for s in steps]
   chosen = _common(drawn)
   if chosen:
     # A run that goes on may have another `eval.watched`: what both steps have is shown.
@@ -69,7 +67,7 @@ def sheet(workdir: str, step: int) -> Image.Image:
     ]
     prompts = [drawn[0][i][0]['prompt'] for i in chosen]
     parts.append(sheets.side_by_side(prompts, [_name(s) for s in steps], pixels, right))
-  told = [_by_input(workdir, s, 'understanding') for s in steps]
+  told = [_by_item(workdir, s, 'understanding') for s in steps]
   chosen = _common(told)
   if chosen:
     shown = np.stack([_pixels_of(told[0][i])[0] for i in chosen])
@@ -84,9 +82,11 @@ def sheet(workdir: str, step: int) -> Image.Image:
   return sheets.stack(parts)
 
 
-def _common(by_step: list[dict[int, list[dict]]]) -> list[int]:
-  """The first inputs that all steps have."""
-  return sorted(set.intersection(*(set(groups) for groups in by_step)))[:SHOWN]
+def _common(by_step: list[dict]) -> list:
+  """The first items that all steps have."""
+  if not by_step:
+    return []
+  return [item for item in by_step[0] if all(item in one for one in by_step)][:SHOWN]
 
 
 def texts(workdir: str, step: int) -> str:
@@ -112,10 +112,18 @@ def _name(step: int) -> str:
   return f'after step {step}' if step else 'before'
 
 
-def _by_input(workdir: str, step: int, task: str) -> dict[int, list[dict]]:
-  """A step's rows of a task by input."""
+def _by_item(workdir: str, step: int, task: str) -> dict[tuple, list[dict]]:
+  """A step's rows of a task by what they are about, the prompt or the picture; of equal ones also
+  by how many came before. A run that goes on with changed data has an item at another place.
+  """
   rows = [r for r in rows_lib.read(workdir, step, rows_lib.WATCHED) if r['task'] == task]
-  return {i: list(group) for i, group in itertools.groupby(rows, key=lambda r: r['input'])}
+  found = {}
+  for _, group in itertools.groupby(rows, key=lambda r: r['input']):
+    group = list(group)
+    about = group[0]['prompt'] if task == 'generation' else group[0]['picture']['bytes']
+    before = sum(item == about for item, _ in found)
+    found[about, before] = group
+  return found
 
 
 def _side(step: int, group: list[dict], task: str) -> Side:

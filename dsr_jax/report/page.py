@@ -133,6 +133,27 @@ FIXED = {
     'nats a token',
     'The same pictures and keys, a scorer that stands still. Should rise.',
   ),
+  'watched/entropy_generation': (
+    'Entropy of drawing the fixed prompts',
+    'nats a code',
+    'With guidance and temperature, as samples had it. Falls a little as the policy grows surer; '
+    'near 0 all samples are one.',
+  ),
+  'watched/entropy_understanding': (
+    'Entropy of describing the fixed pictures',
+    'nats a token',
+    'Likewise.',
+  ),
+  'watched/similarity_generation': (
+    'Alike pictures of a fixed prompt',
+    'share of codes',
+    'Of two samples of a prompt. Near 1 the model draws the same picture again and again.',
+  ),
+  'watched/similarity_understanding': (
+    'The same text about two fixed pictures',
+    'share of pairs',
+    'Should stay near where it begins: at 1 the model says the same of every picture.',
+  ),
   'watched/text_length': ('Length of texts about the fixed pictures', 'tokens', 'No goal.'),
   'watched/dark_pixels': (
     'Dark pixels of the fixed prompts',
@@ -185,6 +206,8 @@ def write(workdir):
     name=name,
     result=_result(compared, done, last),
     facts=_facts(training, config, done),
+    fixed_list=_fixed_list(config),
+    unfamiliar=same_items.unfamiliar(workdir),
     tiles=_tiles(compared),
     drawn=before_after.items(workdir, 'generation'),
     described=before_after.items(workdir, 'understanding'),
@@ -298,6 +321,15 @@ def _facts(training, config, done) -> list[tuple]:
   return facts
 
 
+def _fixed_list(config) -> str:
+  """What the fixed list is made of, in a sentence; config: what config.json holds, or None."""
+  held = ((config or {}).get('about') or {}).get('data', {}).get('held_out') or {}
+  said = [f'{len(hashes)} {kind}' for kind, hashes in sorted(held.items(), reverse=True)]
+  if not said:
+    return ''
+  return f'{" and ".join(said)} of your own are held out: the run never learns from them.'
+
+
 def _learning_rate(method: dict) -> float:
   """Of what is trained; method: as config.json has it."""
   of_adapters = method.get('lora', {}) if method.get('trainable') == 'lora' else {}
@@ -325,7 +357,8 @@ def _fixed_charts(evaluation, rows) -> list[Chart]:
 
 
 def _role_of_list(name) -> str:
-  return 'understanding' if 'text' in name else 'generation'
+  of_texts = 'text' in name or name.endswith('understanding')
+  return 'understanding' if of_texts else 'generation'
 
 
 def _over_same_items(points, counted, role) -> Series | None:

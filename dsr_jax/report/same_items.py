@@ -24,21 +24,26 @@ from dsr_jax.runtime import metrics as metrics_lib
 from dsr_jax.runtime import run_files
 from dsr_jax.scenes import grammar, sets
 
-PICTURES = {'description': 'pictures', 'description_greedy': 'pictures', 'yesno': 'pictures'}
-WATCHED = ('watched_generation', 'watched_understanding')
+PICTURES = ('description', 'description_greedy', 'yesno')  # rows of pictures, all others of prompts
+UNFAMILIAR = 'unfamiliar'  # beside the rows of step 0: prompts that the model does not know
 # Scores of which less is better, and those that are neither good nor bad.
 LOWER_IS_BETTER = ('hallucination', 'unparsable')
-NEUTRAL = ('words', 'text_length', 'yes_ratio', 'dark_pixels', 'edge_density', 'color_entropy')
+NEUTRAL = (
+  *('words', 'text_length', 'yes_ratio', 'dark_pixels', 'edge_density', 'color_entropy'),
+  *('entropy_generation', 'entropy_understanding'),
+  *('similarity_generation', 'similarity_understanding'),
+)
 
 
 class Measure(NamedTuple):
   """A score of rows. rows: their name; task: the one whose prompts count, or all; statistic: of
-  the sums (R, M).
+  the sums (R, M); items: of the fixed list, the name of the items' hashes.
   """
 
   rows: str
   statistic: Callable[[np.ndarray], np.ndarray]
   task: str | None = None
+  items: str = ''
 
 
 def _measures() -> dict[str, Measure]:
@@ -50,9 +55,8 @@ def _measures() -> dict[str, Measure]:
       found[f'{rows}/{name}'] = Measure(rows, scores_lib.DESCRIPTION[name])
   for name, statistic in scores_lib.YESNO.items():
     found[f'yesno/{name}'] = Measure('yesno', statistic)
-  for rows in WATCHED:
-    name = f'watched/reward_{rows.removeprefix("watched_")}'
-    found[name] = Measure(rows, watched.mean_reward)
+  for name, (task, rows) in watched.ROWS.items():
+    found[name] = Measure(rows, watched.mean_of_rows, items=watched.ITEMS[task])
   return found
 
 
@@ -101,7 +105,8 @@ class Point(NamedTuple):
   high: float | None = None
 
 
-Rows = dict[str, np.ndarray]  # of one evaluation: {name: (P, S) or (C, M)}
+# Of one evaluation: {name: (P, S) or (C, M)}, and hashes of the fixed list's items (P,).
+Rows = dict[str, np.ndarray]
 
 
 def evaluations(workdir: str) -> dict[int, Rows]:
@@ -122,7 +127,19 @@ def evaluations(workdir: str) -> dict[int, Rows]:
   return found
 
 
+def unfamiliar(workdir: str) -> list[str]:
+  """Prompts far outside what the initial model knows, as the run said them."""
+  path = os.path.join(workdir, 'evaluations', f'{0:06d}.json')
+  try:
+    found = run_files.read_json(path, '').get(UNFAMILIAR, [])
+  except InputError:
+    return []
+  return [line for line in found if isinstance(line, str)] if isinstance(found, list) else []
+
+
 def _rows(name: str, values) -> np.ndarray | None:
+  if name in watched.ITEMS.values():
+    return np.array(values) if all(isinstance(x, str) for x in values) else None
   try:
     rows = np.array(values, float)
   except (TypeError, ValueError):
@@ -155,8 +172,8 @@ def _compared(name: str, curve, rows: dict[int, Rows], steps: int) -> Compared:
     return Compared(name, after, None, 0)
   measure = MEASURES.get(name)
   if at[0] == 0 and measure and _have(measure, rows, 0, step):
-    first, last = common([rows[0][measure.rows], rows[step][measure.rows]], measure)
-    if first.shape == last.shape:
+    first, last = common([rows[0], rows[step]], measure)
+    if len(first) and first.shape == last.shape:
       found = difference(measure, last, first)
       return Compared(
         name,
@@ -169,6 +186,9 @@ def _compared(name: str, curve, rows: dict[int, Rows], steps: int) -> Compared:
       )
   # Without rows: the numbers themselves, where both are of the same list.
   same = step == steps or name.startswith('watched/')
+  if measure and measure.items and at[0] == 0:
+    lists = [rows.get(s, {}).get(measure.items) for s in (0, step)]
+    same = any(one is None for one in lists) or np.array_equal(*lists)
   return Compared(name, values[0] if at[0] == 0 and same else None, after, step)
 
 
@@ -182,18 +202,25 @@ def curve(rows: dict[int, Rows], name: str, intervals: bool = True) -> tuple[lis
   steps = [step for step, found in sorted(rows.items()) if measure.rows in found]
   if len(steps) < 2:
     return [], ''
-  lists = common([rows[step][measure.rows] for step in steps], measure)
-  if len({one.shape for one in lists}) > 1:
+  lists = common([rows[step] for step in steps], measure)
+  if not len(lists[0]) or len({one.shape for one in lists}) > 1:
     return [], ''
   how = estimate if intervals else lambda measure, one: (value(measure, one),)
   points = [Point(step, *how(measure, one)) for step, one in zip(steps, lists)]
   return points, _counted(measure, lists[0])
 
 
-def common(lists: list[np.ndarray], measure: Measure) -> list[np.ndarray]:
-  """The items that all lists have: shorter lists are beginnings of longer ones, of generation task
-  by task.
+def common(evaluations: list[Rows], measure: Measure) -> list[np.ndarray]:
+  """The rows of the items that all evaluations have.
+
+  Items of the fixed list are found by their hashes, in the order of the first one. Of the whole
+  lists shorter ones are beginnings of longer ones, of generation task by task.
   """
+  lists = [found[measure.rows] for found in evaluations]
+  if measure.items and all(measure.items in found for found in evaluations):
+    places = [_places(found[measure.items]) for found in evaluations]
+    shared = [item for item in places[0] if all(item in one for one in places)]
+    return [rows[[one[item] for item in shared]] for rows, one in zip(lists, places)]
   tasks = len(grammar.GENEVAL) if measure.rows == 'generation' else 1
   number = min(len(rows) // tasks for rows in lists)
   return [
@@ -202,6 +229,16 @@ def common(lists: list[np.ndarray], measure: Measure) -> list[np.ndarray]:
     else rows
     for rows in lists
   ]
+
+
+def _places(hashes) -> dict[tuple[str, int], int]:
+  """(hash, how many of the same came before) -> its row."""
+  found: dict[tuple[str, int], int] = {}
+  seen: dict[str, int] = {}
+  for place, item in enumerate(hashes):
+    found[item, seen.setdefault(item, 0)] = place
+    seen[item] += 1
+  return found
 
 
 def value(measure: Measure, rows: np.ndarray) -> float:
@@ -228,8 +265,8 @@ def _have(measure: Measure, rows: dict[int, Rows], *steps: int) -> bool:
 
 
 def _sums(measure: Measure, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-  if measure.rows in WATCHED:
-    return watched.reward_sums(rows), None
+  if measure.items:
+    return watched.row_sums(rows), None
   if measure.rows != 'generation':
     return rows, None
   prompts = _prompts(len(rows) // len(grammar.GENEVAL))
@@ -244,5 +281,5 @@ def _prompts(per_task: int) -> tuple[grammar.Prompt, ...]:
 
 def _counted(measure: Measure, rows: np.ndarray) -> str:
   number = len(rows) // len(grammar.GENEVAL) if measure.task else len(rows)
-  pictures = measure.rows in PICTURES or measure.rows == 'watched_understanding'
+  pictures = measure.rows in PICTURES or measure.items == watched.ITEMS['understanding']
   return f'{number} {"picture" if pictures else "prompt"}{"s" if number != 1 else ""}'

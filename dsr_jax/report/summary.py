@@ -23,6 +23,11 @@ GROUPS = {
 NAMES = {
   'watched/reward_generation': 'R_G, nats a token',
   'watched/reward_understanding': 'R_U, nats a token',
+  'watched/entropy_generation': 'entropy of drawing, nats a code',
+  'watched/entropy_understanding': 'entropy of describing, nats a token',
+  'watched/similarity_generation': 'alike pictures of a prompt, share of codes',
+  'watched/similarity_understanding': 'same text about two pictures, share',
+  'watched/text_length': 'length of texts, tokens',
   'generation/mean': 'right pictures, mean of tasks',
   'generation/any': 'any sample of a prompt right',
   'generation/strict': 'right and nothing else',
@@ -95,7 +100,8 @@ def _rank(one: Compared):
   """The chief score of a group first, then gains from the largest to the largest loss; what has no
   better and worse, and what has no change, last.
   """
-  chief = one.name in NAMES or one.name.endswith('/f1')
+  chief = one.name in NAMES and not one.name.endswith(same_items.NEUTRAL)
+  chief = chief or one.name.endswith('/f1')
   neutral = one.change is None or one.name.endswith(same_items.NEUTRAL)
   return not chief, neutral, -one.gain, one.name
 

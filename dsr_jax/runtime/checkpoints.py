@@ -180,12 +180,23 @@ def read_state(directory, step, state):
 
 def newest_method(workdir) -> dict | None:
   """The part `method` of the newest checkpoint with today's keys, None where there is none."""
+  about = _newest_about(workdir)
+  return about and saved_config.of_run(about['method'])
+
+
+def newest_held_out(workdir) -> dict | None:
+  """What the newest checkpoint says is held out of training, None where there is none."""
+  about = _newest_about(workdir)
+  return about and about['data'].get('held_out', {})
+
+
+def _newest_about(workdir) -> dict | None:
   steps = steps_in(workdir)
   if not steps:
     return None
   directory = _directory(workdir)
   with _reading(directory, steps[-1]):
-    return saved_config.of_run(_about(directory, steps[-1])['method'])
+    return _about(directory, steps[-1])
 
 
 def load_trained(workdir, step=None):
@@ -437,7 +448,7 @@ def _data_differences(saved, now) -> list[str]:
     {
       key: value
       for key, value in saved_config.completed({'data': part})['data'].items()
-      if key not in ('number', 'earlier_fingerprint')
+      if key not in ('number', 'earlier_fingerprint', 'held_out')
     }
     for part in (saved, now)
   ]

@@ -12,6 +12,8 @@ import tqdm
 
 from dsr_jax.runtime import checkpoints
 
+_NAMED = 3  # prompts in a sentence
+
 
 def say(text):
   """One line to stderr, above a bar if there is one; of several processes the first speaks."""
@@ -162,6 +164,15 @@ def describe_run(config, mesh, model, state, idle_bytes: int = 0):
   say(f'learning     {m.trainable}, at a rate of {rate}')
   if m.template:
     say(f'template     {m.template} (method.template)')
+
+
+def say_unfamiliar(prompts):
+  """Warns of prompts far outside what the model knows."""
+  more = f' and {len(prompts) - _NAMED} more' if len(prompts) > _NAMED else ''
+  say(
+    f'warning      {len(prompts)} of the prompts lie far outside what the model knows, so their '
+    f'rewards say little: {"; ".join(prompts[:_NAMED])}{more}'
+  )
 
 
 def _bytes_a_device(tree):

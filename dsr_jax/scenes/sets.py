@@ -153,6 +153,14 @@ def evaluation_prompts(
   ]
 
 
+def mixed_prompts(number: int, split: str = 'evaluation') -> list[grammar.Prompt]:
+  """The first prompts of each of GenEval's tasks in turn."""
+  tasks = len(grammar.GENEVAL)
+  each = -(-number // tasks)
+  listed = evaluation_prompts(each, split)
+  return [listed[task * each + i] for i in range(each) for task in range(tasks)][:number]
+
+
 def evaluation_scenes(
   number: int = 1000, split: str = 'evaluation', seed: int = 0
 ) -> list[world.Scene]:

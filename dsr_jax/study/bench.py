@@ -238,11 +238,11 @@ class Bench:
       make_batches=self._make_batches,
       make_train_step=self._make_train_step,
       make_evaluator=make_evaluator,
-      make_watcher=lambda config, model, batches: None,  # the study's lists say more
+      make_watcher=lambda *args: None,  # the study's lists say more
     )
 
-  def _make_batches(self, config, model, mesh):
-    batches = self._builders.make_batches(config, model, mesh)
+  def _make_batches(self, config, model, mesh, kept=None):
+    batches = self._builders.make_batches(config, model, mesh, kept)
     return _SamePrograms(batches, config.method.peak_learning_rate)
 
   def _make_train_step(self, model, config, mesh, state, as_run: Callable | None = None):

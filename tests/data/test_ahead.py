@@ -26,8 +26,8 @@ def with_data(at=None, **facts):
   """The fake run's parts, whose batches have other facts, and come through `at(make, step)`."""
   made = fake_run.parts()
 
-  def batches(config, model, mesh):
-    inner = made.make_batches(config, model, mesh)
+  def batches(*args):
+    inner = made.make_batches(*args)
     make = (lambda step: at(inner.at, step)) if at else inner.at
     return types.SimpleNamespace(**{'at': make, 'fingerprint': inner.fingerprint, **facts})
 

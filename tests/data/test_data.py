@@ -92,6 +92,50 @@ def test_unreadable_prompts_are_one_sentence(tmp_path, content, said):
   assert str(file) in str(e.value) and '\n' not in str(e.value)
 
 
+def test_json_lines_and_tables_are_read_by_their_prompt_column(tmp_path):
+  rows = {
+    'p.jsonl': '{"prompt": " a red disc", "seed": 3}\n\n{"id": "b", "prompt": "two cats"}\n',
+    'p.txt': '{"prompt": "a red disc"}\n\n{"prompt": "two cats"}\n',
+    'p.csv': 'id,prompt\n1,a red disc\n\n"2",two cats\n',
+    'p.tsv': '\ufeffprompt\tid\na red disc\t1\n\ntwo cats\t2\n',
+  }
+  for name, content in rows.items():
+    (tmp_path / name).write_text(content)
+    found = prompts.read(str(tmp_path / name))
+    assert [row.text for row in found] == ['a red disc', 'two cats'], name
+    assert found[1].line == (4 if name.endswith('sv') else 3)
+  assert prompts.read(str(tmp_path / 'p.jsonl'))[0].further == {'seed': 3}
+  assert prompts.read(str(tmp_path / 'p.csv'))[1].further == {'id': '2'}
+  (tmp_path / 'q.csv').write_text('prompt\n"a, b\nc"\nd\n')
+  assert [(row.line, row.text) for row in prompts.read(str(tmp_path / 'q.csv'))] == [
+    (2, 'a, b\nc'),
+    (4, 'd'),
+  ]
+
+
+@pytest.mark.parametrize(
+  'name, content, said',
+  [
+    ('p.jsonl', '{"prompt": "a"}\n{"prompt":', 'line 2 of p.jsonl is no JSON'),
+    ('p.jsonl', '\n{"text": "a"}', "line 2 of p.jsonl has the keys 'text'; expected an object"),
+    ('p.jsonl', '{"prompt": "a"}\n["b"]', 'line 2 of p.jsonl has no object'),
+    ('p.jsonl', '{"prompt": 3}', "line 1 of p.jsonl has the keys 'prompt'"),
+    ('p.jsonl', '', 'found no prompt'),
+    ('p.csv', 'id,text\n1,a\n', "found the columns 'id', 'text' in p.csv; expected one called"),
+    ('p.csv', 'id,prompt\n1,a\n2,b,c\n', 'line 3 of p.csv has 3 columns; expected 2'),
+    ('p.csv', 'prompt\n"a\n', 'line 2 of p.csv is no row of a table'),
+    ('p.csv', 'prompt\n', 'found no prompt in p.csv'),
+    ('p.txt', 'a\n\u200b\n', 'line 2 of p.txt has nothing to see'),
+    ('p.txt', 'a\0 \0c\0', 'line 1 of p.txt holds a NUL'),
+  ],
+)
+def test_prompts_that_are_none_are_named_by_their_line(tmp_path, name, content, said):
+  (tmp_path / name).write_text(content)
+  with pytest.raises(InputError, match=said) as e:
+    prompts.read(str(tmp_path / name))
+  assert '\n' not in str(e.value)
+
+
 def test_a_too_long_prompt_is_named_by_its_line(tmp_path):
   with pytest.raises(InputError, match=r'line 3 of prompts.txt has 9 tokens; expected at most 8'):
     make(

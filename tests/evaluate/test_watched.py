@@ -9,7 +9,7 @@ from dsr_jax.evaluate import watched
 def guard(pixels):
   """Of one picture (H, W, 3)."""
   found = watched.guard(np.asarray(pixels, np.uint8)[None, None])
-  return {name.removeprefix('watched/'): value for name, value in found.items()}
+  return {name.removeprefix('watched/'): value.item() for name, value in found.items()}
 
 
 def test_a_black_picture_is_dark_empty_and_of_one_color():
@@ -31,15 +31,15 @@ def test_one_edge_is_counted_where_it_is():
   assert found['dark_pixels'] == 0
 
 
-def test_numbers_are_means_over_pictures():
+def test_every_picture_has_numbers_of_its_own():
   rng = np.random.default_rng(0)
   pixels = rng.integers(0, 255, (2, 3, 8, 8, 3), np.uint8)
-  each = [guard(picture) for group in pixels for picture in group]
-  for name, value in watched.guard(pixels).items():
-    assert value == pytest.approx(np.mean([one[name.removeprefix('watched/')] for one in each]))
+  for name, values in watched.guard(pixels).items():
+    each = [[guard(picture)[name.removeprefix('watched/')] for picture in row] for row in pixels]
+    assert values == pytest.approx(np.array(each))
 
 
-def test_the_mean_reward_of_sums_is_that_of_all_samples():
+def test_the_mean_of_sums_is_that_of_all_samples():
   rewards = np.random.default_rng(0).normal(size=(5, 4))
-  sums = watched.reward_sums(rewards)
-  assert watched.mean_reward(sums.sum(axis=0)[None])[0] == pytest.approx(rewards.mean())
+  sums = watched.row_sums(rewards)
+  assert watched.mean_of_rows(sums.sum(axis=0)[None])[0] == pytest.approx(rewards.mean())

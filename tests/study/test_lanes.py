@@ -183,10 +183,8 @@ class FakeBench(bench_lib.Bench):
 
     return jax.jit(step, donate_argnums=0)
 
-  def _make_batches(self, config, model, mesh):
-    return self._builders.make_batches(
-      config, model, mesh
-    )  # the fake step's, which have no prompts
+  def _make_batches(self, *args):
+    return self._builders.make_batches(*args)  # the fake step's, which have no prompts
 
   def _evaluate(self, cell, state, step):
     return fake_run.parts().make_evaluator(cell.config, None)(state, step)

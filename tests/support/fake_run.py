@@ -76,7 +76,9 @@ def parts(delay=0.0, nan_at=None, evaluations=None) -> train.Builders:
 
     return jax.jit(step, donate_argnums=0)
 
-  def batches(config, model, mesh):
+  def batches(config, model, mesh, kept=None):
+    del kept
+
     def at(step):
       time.sleep(delay)
       rng = np.random.default_rng((config.method.seed, step))
@@ -140,7 +142,7 @@ def parts(delay=0.0, nan_at=None, evaluations=None) -> train.Builders:
     init_state=init,
     make_train_step=make_train_step,
     make_evaluator=evaluator,
-    make_watcher=lambda config, model, batches: None,
+    make_watcher=lambda *args: None,
     make_sheet=sheet,
     make_rows=lambda config, model: lambda state, records: [],
     estimate_memory=lambda model, config, mesh: None,

@@ -19,7 +19,7 @@ from dsr_jax.runtime.distributed import Team
 REWARDS, CANDIDATES = 'rewards', 'candidates'
 
 
-def prompts_of(benchmark: protocol.Drawing, limit: int) -> list[protocol.Prompt]:
+def prompts_of(benchmark: protocol.Drawable, limit: int) -> list[protocol.Prompt]:
   """The prompts that are drawn."""
 
   def group(prompt):
@@ -31,13 +31,13 @@ def prompts_of(benchmark: protocol.Drawing, limit: int) -> list[protocol.Prompt]
   return limited(benchmark.prompts(), limit, group, identity)
 
 
-def paths_of(benchmark: protocol.Drawing, prompts) -> list[str]:
+def paths_of(benchmark: protocol.Drawable, prompts) -> list[str]:
   """The paths of all their pictures, below the benchmark's folder."""
   return [benchmark.picture_path(p, i) for p in prompts for i in range(benchmark.samples)]
 
 
 def draw(
-  name: str, subject: Subject, benchmark: protocol.Drawing, folder: str, limit: int, team: Team
+  name: str, subject: Subject, benchmark: protocol.Drawable, folder: str, limit: int, team: Team
 ) -> None:
   """Draws what is not there yet. In several processes all must call together; the first writes.
 

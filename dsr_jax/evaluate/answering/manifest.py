@@ -19,7 +19,7 @@ OF_PICTURES = (
 def of(
   name: str,
   subject: Subject,
-  benchmark: protocol.Drawing | protocol.Asking,
+  benchmark: protocol.Drawable | protocol.Asking,
   limit: int,
   table: str = '',
 ) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def of(
   about = benchmark.about
   how = dataclasses.asdict(subject.how)
   settings = {'size': subject.model.spec.image_size, 'limit': limit}
-  if isinstance(benchmark, protocol.Drawing):
+  if isinstance(benchmark, protocol.Drawable):
     how.pop('max_tokens')
     settings |= {'samples': benchmark.samples}
   else:
