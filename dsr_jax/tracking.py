@@ -49,8 +49,9 @@ def check(track: str):
 class Tracked:
   """As the `metrics.Writer` that it wraps; everything also goes to Weights & Biases."""
 
-  def __init__(self, writer, config, workdir: str, resumed: bool):
-    self._writer = writer
+  def __init__(self, writer, config, workdir: str, resumed: bool, kept: int = 1):
+    """kept: the step up to which rows wait, for what is measured of the initial model."""
+    self._writer, self._kept = writer, kept
     self._workdir = workdir
     self._rows = {}  # {step: values}, complete but for what may still come to the last step
     self._newest = 0
@@ -64,8 +65,8 @@ class Tracked:
   def write(self, step, values):
     """A line, of a step or of an evaluation."""
     self._writer.write(step, values)
-    # The initial model may be measured after the first step, so that one is kept for a while.
-    if step > max(1, self._newest):
+    # The initial model is measured after some steps: rows are kept until then.
+    if step > max(self._kept, self._newest):
       self._send(before=step)
     self._newest = max(self._newest, step)
     self._rows.setdefault(step, {}).update(values)

@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib
+import os
 import sys
 import types
 from typing import Any
@@ -45,6 +46,11 @@ from dsr_jax.runtime.compiled import CompiledStep
 from dsr_jax.runtime.host_time import HostTime
 from dsr_jax.runtime.progress import Progress, StopSignals, describe_run, say, say_unfamiliar
 from dsr_jax.runtime.run_log import RunLog, due
+
+# The fixed list is also measured after this step, so that a person sees early what comes of it:
+# long before the first evaluation, and before the initial model's whole lists.
+EARLY = 10
+LISTS, FIXED_LIST = 'lists', 'fixed list'  # what is evaluated, each with a line of its own
 
 # What a run is made of.
 
@@ -183,8 +189,8 @@ class _Run:
   team: distributed.Team
   batches: Any
   train_step: CompiledStep
-  evaluate: Callable[..., Any] | None
-  watch: Callable[..., Any] | None
+  evaluate: Any  # functions (state, step), or None
+  watch: Any
   sheet: Callable[..., Any]
   rows: Callable[..., Any]
   checkpoints: checkpoints_lib.Checkpoints
@@ -296,8 +302,8 @@ def run(
     )
     if start is not None:
       # The state is the initial model's until the checkpoint is read: now it can be measured.
-      if _is_due_and_missing(this, 0):
-        _evaluate(this, _initial(state), 0)
+      for part in _missing(this, 0):
+        _evaluate(this, _initial(state), 0, part)
       state = checkpoints.restore(state, start, verified=True)
       say(f'going on     from the checkpoint of step {start}')
     ahead = closing.enter_context(contextlib.closing(Ahead(batches)))
@@ -344,14 +350,14 @@ def _loop(this: _Run, state, start: int, ahead: Ahead):
   system, last, log, team = this.config.system, this.config.method.steps, this.log, this.team
 
   # Before the first step: what an earlier stop left to do. If the state has a copy of the initial
-  # model, that is evaluated after the first step, so that a start that fails shows it early. A run
-  # that goes on has measured it before its parameters were read.
-  initial_due = not start and _is_due_and_missing(this, 0)
-  if initial_due and state.ref_params is None:
-    _evaluate(this, state, 0)
-    initial_due = False
-  if start and _is_due_and_missing(this, start):
-    _evaluate(this, state, start)
+  # model, that is evaluated later, so that a start that fails shows it early; a run that goes on
+  # has measured it before its parameters were read.
+  initial = [] if start else _missing(this, 0)
+  if state.ref_params is None:
+    while initial:
+      _evaluate(this, state, 0, initial.pop(0))
+  for part in _missing(this, start) if start else ():
+    _evaluate(this, state, start, part)
   if team.stops(start, this.stop.requested) or start >= last:
     return state, start
 
@@ -379,21 +385,35 @@ def _loop(this: _Run, state, start: int, ahead: Ahead):
     stopping = team.stops(step, this.stop.requested) or failed
     saving = due(step, system.save_every) or step == last or stopping
     drawing = due(step, system.samples_every) and not stopping
-    evaluating = _evaluation_due(this, step) and not stopping
-    if due(step, system.log_every) or saving or drawing or evaluating or initial_due:
+    evaluating = [] if stopping else _parts_due(this, step)
+    # The initial model: the fixed list at once, the whole lists once the early look is over.
+    measuring = []
+    if initial and not stopping:
+      measuring = initial if step >= _early(this.config) else [x for x in initial if x != LISTS]
+    if due(step, system.log_every) or saving or drawing or evaluating or measuring:
       this.check_ours()
       log.flush()
 
     # Pictures and evaluation.
-    measured_first = initial_due and not stopping
-    if measured_first:
-      _evaluate(this, _initial(state), 0)
-      initial_due = False
+    if FIXED_LIST in measuring:
+      _evaluate(this, _initial(state), 0, FIXED_LIST)
+      _write_page(this)
+      say(
+        f'report       {os.path.join(this.workdir, "report.html")} has its first pictures; those '
+        f'after step {_early(this.config)} come beside them: reload it'
+      )
     if drawing:
       _draw(this, state, records, step)
-    if evaluating:
-      _evaluate(this, state, step)
-    if (drawing or evaluating or measured_first) and step < last and team.lead:
+    if FIXED_LIST in evaluating:
+      _evaluate(this, state, step, FIXED_LIST)
+      if LISTS in (*measuring, *evaluating):
+        _write_page(this)  # they take longer
+    if LISTS in measuring:
+      _evaluate(this, _initial(state), 0, LISTS)
+    if LISTS in evaluating:
+      _evaluate(this, state, step, LISTS)
+    initial = [part for part in initial if part not in measuring]
+    if (drawing or evaluating or measuring) and step < last:
       _write_page(this)
 
     # Checkpoint.
@@ -415,21 +435,41 @@ def _loop(this: _Run, state, start: int, ahead: Ahead):
   return state, step
 
 
-def _evaluation_due(this: _Run, step: int) -> bool:
-  """Whether the parameters after this step are to be evaluated; step 0 is the initial model."""
-  if this.evaluate is None and this.watch is None:
-    return False
-  return step in (0, this.config.method.steps) or due(step, this.config.system.eval_every)
+def _early(config) -> int:
+  """The step of the early look; the first evaluation's, where that comes sooner."""
+  return min(x for x in (EARLY, config.system.eval_every, config.method.steps) if x)
 
 
-def _evaluate(this: _Run, state, step: int):
-  """Measures a state's parameters and writes what came out."""
-  scores, rows = {}, {}
-  if this.evaluate is not None:
+def _parts_due(this: _Run, step: int) -> list[str]:
+  """What of the parameters after this step is to be evaluated; step 0 is the initial model."""
+  always = step in (0, this.config.method.steps) or due(step, this.config.system.eval_every)
+  parts = []
+  if this.watch is not None and (always or step == _early(this.config)):
+    parts.append(FIXED_LIST)
+  if this.evaluate is not None and always:
+    parts.append(LISTS)
+  return parts
+
+
+def _missing(this: _Run, step: int) -> list[str]:
+  """What of the parameters after this step is to be evaluated and has not been."""
+
+  def is_there(part):
+    found = metrics_lib.has_evaluation(this.workdir, step, fixed_list=part == FIXED_LIST)
+    return this.team.shared(found)
+
+  return [part for part in _parts_due(this, step) if not is_there(part)]
+
+
+def _evaluate(this: _Run, state, step: int, part: str):
+  """Measures a state's parameters on the whole lists or the fixed list, and writes what came
+  out.
+  """
+  if part == LISTS:
     scores, rows = this.evaluate(state, step)
-  if this.watch is not None:
+  else:
     found = this.watch(state, step)
-    scores, rows = {**scores, **found.scores}, {**rows, **found.rows}
+    scores, rows = found.scores, found.rows
     if this.team.lead:
       with this.spent.on('fixed list'):
         rows_lib.write(this.workdir, step, found.table, rows_lib.WATCHED)
@@ -453,13 +493,6 @@ def _draw(this: _Run, state, records, step: int):
       png = workdir_lib.write_samples(this.workdir, step, image)
       rows_lib.write(this.workdir, step, rows_lib.table(step, found))
       this.log.media(step, {'candidates': png}, {})
-
-
-def _is_due_and_missing(this: _Run, step: int) -> bool:
-  """Whether the parameters after this step are to be evaluated and have not been."""
-  if not _evaluation_due(this, step):
-    return False
-  return not this.team.shared(metrics_lib.has_evaluation(this.workdir, step))
 
 
 def _hold_folders(workdir: str, bucket: str, holding: contextlib.ExitStack) -> Callable[[], None]:
@@ -495,16 +528,19 @@ def _nothing_to_check():
 def _make_writer(config, workdir: str, start: int | None):
   """Where the run's numbers go. What was written after the step that it goes on from is cut."""
   rows_lib.cut(workdir, start)
+  workdir_lib.cut_evaluations(workdir, start)
   settings = saved_config.flat(saved_config.to_json(config))
   writer = metrics_lib.Writer(workdir, start, settings)
   if not config.system.track:
     return writer
-  return tracking.Tracked(writer, config, workdir, resumed=start is not None)
+  resumed = start is not None
+  return tracking.Tracked(writer, config, workdir, resumed, kept=1 if resumed else _early(config))
 
 
 def _write_page(this: _Run):
-  with this.spent.on('page'), run_files.writing(this.workdir):
-    run_page.write(this.workdir)
+  if this.team.lead:
+    with this.spent.on('page'), run_files.writing(this.workdir):
+      run_page.write(this.workdir)
 
 
 def _initial(state):

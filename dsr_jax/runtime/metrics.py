@@ -29,6 +29,7 @@ from dsr_jax.runtime import run_files
 
 FILE = 'metrics.jsonl'
 UNREPEATABLE = ('time/', 'memory/')
+FIXED_LIST = 'eval/watched/'
 
 
 class Writer:
@@ -170,12 +171,16 @@ def read(workdir):
   return curves
 
 
-def has_evaluation(workdir, step):
-  """Whether the parameters of `step` have been evaluated."""
+def has_evaluation(workdir, step, fixed_list=False):
+  """Whether the parameters of `step` have been evaluated; fixed_list: on that one, which has a line
+  of its own.
+  """
   path = os.path.join(workdir, FILE)
   if not os.path.exists(path):
     return False
-  return any(line['step'] == step and _is_eval(line) for _, line in _read(path).good)
+  lines = [line for _, line in _read(path).good if line['step'] == step]
+  names = [name for line in lines for name in line if name.startswith('eval/')]
+  return any(name.startswith(FIXED_LIST) == fixed_list for name in names)
 
 
 def memory():
@@ -187,12 +192,12 @@ def memory():
 
 
 def repeatable(workdir):
-  """The lines of a run without time and memory: a list of dicts, equal for two runs of the same
-  command.
+  """The lines of a run without time and memory, by step: a list of dicts, equal for two runs of the
+  same command. When the initial model is measured depends on where a run was stopped.
   """
   return [
     {name: value for name, value in line.items() if not name.startswith(UNREPEATABLE)}
-    for line in _good_lines(os.path.join(workdir, FILE))
+    for line in sorted(_good_lines(os.path.join(workdir, FILE)), key=_step_of)
   ]
 
 

@@ -350,11 +350,24 @@ def write_samples(workdir, step, image, folder='samples') -> bytes:
 
 def write_evaluation(workdir, step, details):
   """evaluations/STEP.json: {name: rows of sums, a row a prompt or picture}, for
-  `dsr_jax.effect`.
+  `dsr_jax.effect`. What the step's other evaluation wrote there stays.
   """
   path = os.path.join(workdir, 'evaluations', f'{step:06d}.json')
   with run_files.writing(path):
-    files.write_json(path, details)
+    files.write_json(path, (files.read_json_or_none(path) or {}) | details)
+
+
+def cut_evaluations(workdir, last_step: int | None):
+  """Removes the rows of evaluations after `last_step`, all where that is None: the run makes them
+  again.
+  """
+  folder = os.path.join(workdir, 'evaluations')
+  for name in glob.glob('*.json', root_dir=folder):
+    stem = name.removesuffix('.json')
+    if stem.isdigit() and (last_step is None or int(stem) > last_step):
+      path = os.path.join(folder, name)
+      with run_files.writing(path):
+        os.unlink(path)
 
 
 class Mirror:
