@@ -24,7 +24,6 @@ from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import functools
 import math
-import numbers
 import os
 import threading
 from typing import Any, BinaryIO, overload
@@ -305,10 +304,9 @@ class Model:
     prompts = _texts('prompts', prompts)
     temperature = self._method.temperature if temperature is None else temperature
     cfg_weight = self._method.guidance if cfg_weight is None else cfg_weight
-    _check_numbers(num_samples, temperature, seed)
-    _check_real('cfg_weight', cfg_weight, '0 or more (1 is without guidance)')
+    inputs.check_sampling(num_samples, temperature, seed, cfg_weight)
     if cfg_interval is not None:
-      _check_whole('cfg_interval', cfg_interval, 0)
+      inputs.check_whole('cfg_interval', cfg_interval, 0)
     encoded = [self._inference.encode(prompt, 'prompt') for prompt in prompts]
     asked = self._instruction(instruction)
     drawn = []
@@ -378,8 +376,8 @@ class Model:
     method = self._method
     temperature = method.temperature if temperature is None else temperature
     max_tokens = method.max_text_tokens if max_tokens is None else max_tokens
-    _check_numbers(num_samples, temperature, seed)
-    _check_whole('max_tokens', max_tokens, 1)
+    inputs.check_sampling(num_samples, temperature, seed)
+    inputs.check_whole('max_tokens', max_tokens, 1)
     (question,) = _texts('question', method.question if question is None else question)
     pixels = self._pixels(image, crop)
     asked = self._inference.encode(question, 'question')
@@ -652,36 +650,15 @@ def _texts(name: str, given) -> list[str]:
   texts = list(texts)
   if not texts:
     raise InputError(f'found no {name}; expected at least one; give one')
-  for text in texts:
+  for i, text in enumerate(texts):
+    where = name.removesuffix('s') if isinstance(given, str) else f'{name}[{i}]'
     if not isinstance(text, str):
-      raise InputError(
-        f'found a {type(text).__name__} in {name}; expected a text; convert it to one'
-      )
+      raise InputError(f'found a {type(text).__name__} as {where}; expected a text; convert it')
     if not text.strip():
-      raise InputError(f'found an empty text in {name}; expected words; write some')
+      raise InputError(f'found an empty {where}; expected words; write some')
     if not inputs.is_text(text):
-      raise InputError(f'found {text!r} in {name}; expected UTF-8 text; write it again')
+      raise InputError(f'found {text!r} as {where}; expected UTF-8 text; write it again')
   return texts
-
-
-def _check_numbers(num_samples, temperature, seed):
-  _check_whole('num_samples', num_samples, 1)
-  _check_whole('seed', seed, 0, 2**32 - 1)
-  _check_real('temperature', temperature, '0 (greedy) or more')
-
-
-def _check_whole(name, value, low, high=None):
-  whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-  if not whole or value < low or (high is not None and value > high):
-    most = '' if high is None else f' to {high}'
-    least = f'{low}{most}' if most else f'at least {low}'
-    raise InputError(f'found {name}={value!r}; expected a whole number, {least}; change it')
-
-
-def _check_real(name, value, expected):
-  real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-  if not real or not 0 <= value < math.inf:
-    raise InputError(f'found {name}={value!r}; expected {expected}; change it')
 
 
 def _worth(description: Description) -> float:

@@ -13,11 +13,10 @@ import sys
 
 from absl import flags, logging
 
-from dsr_jax import environment
+from dsr_jax import environment, inputs
 from dsr_jax.errors import InputError
 
 _HELP = ('help', 'h', 'helpshort', 'helpfull', '?')
-_MOST_SAMPLES = 4096
 # What absl calls the values of a flag -> what a person does.
 _KINDS = {'int': 'a whole number', 'float': 'a number', 'bool': 'true or false'}
 
@@ -168,14 +167,7 @@ def check_sampling(
   num_samples: int, temperature: float, seed: int, cfg_weight: float | None = None
 ):
   """InputError for numbers no model can sample with."""
-  check_range(1, _MOST_SAMPLES, num_samples=num_samples)
-  if not 0 <= temperature < float('inf'):
-    raise InputError(f'found --temperature={temperature}; expected 0 (greedy) or more; change it')
-  if cfg_weight is not None and not 0 <= cfg_weight < float('inf'):
-    raise InputError(
-      f'found --cfg_weight={cfg_weight}; expected 0 or more (1 is without guidance); change it'
-    )
-  check_range(0, 2**32 - 1, seed=seed)
+  inputs.check_sampling(num_samples, temperature, seed, cfg_weight, dashes='--')
 
 
 # What they print.

@@ -63,7 +63,7 @@ def main(argv, f=flags.FLAGS):
   result = {}
   for name in (f.model, *([f.compare] if f.compare else [])):
     cli.log(f'loading {name}')
-    base = f.base if locate.names_run(name) or not f.compare else ''
+    base = locate.base_for(name, f.base, several=bool(f.compare))
     model = Inference(locate.resolve(name, template=f.template, base=base))
     # The second model is asked the same of the same picture.
     method = model.source.method

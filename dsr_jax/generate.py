@@ -154,7 +154,7 @@ def main(argv, f=flags.FLAGS):
   settings, results = {}, []
   for name in (f.model, *([f.compare] if f.compare else [])):
     cli.log(f'loading {name}')
-    base = f.base if locate.names_run(name) or not f.compare else ''
+    base = locate.base_for(name, f.base, several=bool(f.compare))
     model = Inference(locate.resolve(name, template=f.template, base=base))
     # Both models draw with the settings of the first, or the comparison would be of those.
     method = model.source.method

@@ -1,5 +1,7 @@
 """What comes from outside: files that must be plain ones, and bytes that may be no text."""
 
+import math
+import numbers
 import os
 import re
 import stat
@@ -7,6 +9,7 @@ import unicodedata
 
 from dsr_jax.errors import InputError
 
+MOST_SAMPLES = 4096  # of one input
 _INVISIBLE = ('Cc', 'Cf', 'Zs', 'Zl', 'Zp')  # control, format, and spaces of three kinds
 _KINDS = (
   (stat.S_ISDIR, 'a folder'),
@@ -105,3 +108,29 @@ def is_text(value: str) -> bool:
   except UnicodeEncodeError:
     return False
   return True
+
+
+# Numbers, of flags ('--seed') and of arguments ('seed').
+
+
+def check_sampling(num_samples, temperature, seed, cfg_weight=None, dashes: str = ''):
+  """InputError for numbers that no model can sample with; dashes: before their names."""
+  check_whole(f'{dashes}num_samples', num_samples, 1, MOST_SAMPLES)
+  check_whole(f'{dashes}seed', seed, 0, 2**32 - 1)
+  _check_real(f'{dashes}temperature', temperature, '0 (greedy) or more')
+  if cfg_weight is not None:
+    _check_real(f'{dashes}cfg_weight', cfg_weight, '0 or more (1 is without guidance)')
+
+
+def check_whole(name: str, value, low: int, high: int | None = None):
+  """InputError unless a value is a whole number of this range."""
+  whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+  if not whole or value < low or (high is not None and value > high):
+    least = f'at least {low}' if high is None else f'{low} to {high}'
+    raise InputError(f'found {name}={value!r}; expected a whole number, {least}; change it')
+
+
+def _check_real(name, value, expected):
+  real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+  if not real or not 0 <= value < math.inf:
+    raise InputError(f'found {name}={value!r}; expected {expected}; change it')

@@ -102,7 +102,7 @@ class StepRows:
           prompts=self._sampler.words(record['prompt_ids'], record['prompt_mask']),
           codes=record['codes'],
           pixels=self._sampler.decode(params, record['codes']),
-          **_verdicts(record),
+          **verdicts(record),
         )
       )
     if 'understanding' in records:
@@ -117,13 +117,14 @@ class StepRows:
           pixels=record['pixels'],
           texts=[self._sampler.words(ids, mask) for ids, mask in groups],
           tokens=[[row[keep].tolist() for row, keep in zip(*group)] for group in groups],
-          **_verdicts(record),
+          **verdicts(record),
         )
       )
     return found
 
 
-def _verdicts(record) -> dict:
+def verdicts(record) -> dict:
+  """Rewards of a step's record, and who is chosen and rejected: nobody (-1) of equal ones."""
   tied = record['chosen'] == record['rejected']
   return {
     'rewards': record['rewards'],

@@ -185,9 +185,9 @@ def test_texts_come_best_first_and_repeat(model, pixels):
 @pytest.mark.parametrize(
   'ask, found',
   [
-    (lambda m, p: m.generate(''), 'found an empty text in prompts'),
+    (lambda m, p: m.generate(''), 'found an empty prompt; expected words'),
     (lambda m, p: m.generate([]), 'found no prompts'),
-    (lambda m, p: m.generate([PROMPT, 3]), 'found a int in prompts'),
+    (lambda m, p: m.generate([PROMPT, 3]), r'found a int as prompts\[1\]'),
     (lambda m, p: m.generate(7), 'found prompts of type int'),
     (lambda m, p: m.generate(b'red'), 'found prompts of type bytes'),
     (lambda m, p: m.generate(PROMPT, num_samples=0), 'found num_samples=0'),
@@ -199,7 +199,7 @@ def test_texts_come_best_first_and_repeat(model, pixels):
     (lambda m, p: m.generate(PROMPT, instruction=3), 'found instruction=3'),
     (lambda m, p: m.generate('\udcff'), 'expected UTF-8'),
     (lambda m, p: m.describe(p, max_tokens=0), 'found max_tokens=0'),
-    (lambda m, p: m.describe(p, question=' '), 'found an empty text in question'),
+    (lambda m, p: m.describe(p, question=' '), 'found an empty question; expected words'),
     (lambda m, p: m.describe('/nowhere.png'), 'cannot read /nowhere.png'),
     (lambda m, p: m.describe(p.astype(np.int64)), 'found a picture of int64'),
     (lambda m, p: m.describe(p * 1.0), 'found values from 0 to 255 in a picture of floats'),

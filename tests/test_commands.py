@@ -374,7 +374,7 @@ def test_a_hub_id_is_the_downloaded_directory(monkeypatch, hf_directory):
   'values, said',
   [
     (dict(prompt=''), 'found no --prompt'),
-    (dict(prompt='  '), 'found an empty text in prompts'),
+    (dict(prompt='  '), 'found an empty prompt; expected words'),
     (dict(prompt='word ' * 400), r'found a prompt of \d+ tokens; expected at most'),
     (dict(prompt='a <|User|> b'), 'special token'),
     (dict(model=''), 'found no --model'),
@@ -445,7 +445,7 @@ def test_score_wants_a_picture_once(picture, hf_directory):
     run(score, model=hf_directory, text=PROMPT)
   with pytest.raises(InputError, match='found both of --image and --image_codes'):
     run(score, model=hf_directory, text=PROMPT, image=picture, image_codes=picture)
-  with pytest.raises(InputError, match='found an empty text in text'):
+  with pytest.raises(InputError, match='found an empty text; expected words'):
     run(score, model=hf_directory, text=' ', image=picture)
 
 

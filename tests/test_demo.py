@@ -6,7 +6,6 @@ import html.parser
 import io
 import os
 import pathlib
-import shutil
 import socket
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import threading
 import time
 import urllib.request
 
+from browsers import BROWSER
 import numpy as np
 from PIL import Image
 from places import ROOT
@@ -240,13 +240,13 @@ def test_a_steps_candidates_are_its_sheet_and_rewards(model, tmp_path):
   (tmp_path / 'samples' / 'other.png').write_bytes(b'')
   line = '{"step": 10, "loss": 1.0, "generation/reward": -1.25}\n'
   (tmp_path / 'metrics.jsonl').write_text(line)
-  views = views_lib.Views(model, None, views_lib.run_of(f'{tmp_path}@10'), 4)
+  views = views_lib.Views(model, None, locate.run_of(f'{tmp_path}@10'), 4)
   assert views.steps() == [2, 10]
   shown = Tags(views.step(10))
   assert 'generation/reward -1.25' in shown.words and shown.tags.count('img') == 1
   for name in (f'{tmp_path}', f'{tmp_path}:generator', f'{tmp_path}@10:generator'):
-    assert views_lib.run_of(name) == str(tmp_path)
-  assert views_lib.run_of('scenes') == ''
+    assert locate.run_of(name) == str(tmp_path)
+  assert locate.run_of('scenes') == ''
 
 
 # The command.
@@ -281,11 +281,6 @@ def test_only_the_page_itself_needs_gradio():
 # In a browser.
 
 
-def browser_program():
-  names = ('chromium', 'chromium-browser', 'google-chrome', 'chrome')
-  return next(filter(None, map(shutil.which, names)), None)
-
-
 @pytest.fixture(scope='module')
 def address(tmp_path_factory):
   """The address of a page that serves the embedded model, compared with itself."""
@@ -316,11 +311,11 @@ def address(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def chromium():
-  if browser_program() is None:
+  if BROWSER is None:
     pytest.skip('no Chromium on this machine: apt-get install chromium')
   sync_api = pytest.importorskip('playwright.sync_api')
   with sync_api.sync_playwright() as playwright:
-    browser = playwright.chromium.launch(executable_path=browser_program(), args=['--no-sandbox'])
+    browser = playwright.chromium.launch(executable_path=BROWSER, args=['--no-sandbox'])
     yield browser
     browser.close()
 

@@ -7,8 +7,9 @@ COCO and JourneyDB are prepared first (docs/data.md); for your own inputs add
 
 The weights are downloaded (about 4.2 GB) and kept in the Hub's cache; `--config.model=DIR` names a
 directory in either layout instead. Worth touching: `method.task`, `method.steps`, `system.mesh`,
-`system.rollout_chunk`, `system.update_chunk`; for a slice of many devices
-`--config=configs/janus_pro_1b.py:v5e:2x4` sets the last three (configs/slices.py).
+`system.rollout_chunk`, `system.update_chunk`; `--config=configs/janus_pro_1b.py:h100:1` sets the
+last three for one accelerator, `:v5e:2x4` for a slice of many; `:trl` is the paper's batch in its
+other reading (configs/slices.py).
 """
 
 from dsr_jax.configs import common, slices

@@ -7,8 +7,9 @@ COCO and JourneyDB are prepared first (docs/data.md); for your own inputs add
 
 The weights are downloaded (about 14.8 GB) and kept in the Hub's cache; `--config.model=DIR` names a
 directory in either layout instead. Training all of it takes float32 masters with two moments, 78
-GiB, split over system.mesh; with `--config.method.trainable=lora` next to none of that. For a slice
-of many devices `--config=configs/janus_pro_7b.py:v5e:8x8` sets mesh and chunks (configs/slices.py).
+GiB, split over system.mesh; with `--config.method.trainable=lora` next to none of that.
+`--config=configs/janus_pro_7b.py:h100:1` is that on one accelerator, `:v5e:8x8` sets mesh and
+chunks for a slice of many, `:trl` is the paper's batch in its other reading (configs/slices.py).
 """
 
 from dsr_jax.configs import janus_pro_1b, slices

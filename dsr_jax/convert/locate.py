@@ -109,7 +109,7 @@ def locate(name: str, base: str = '') -> Located:
 
   base: of a run, where the model that it began with lies now, if not where it was.
   """
-  path, step, role = _split(name)
+  path, step, role = split(name)
   if is_run(path):
     return _locate_run(name, path, step, role, base)
   if base:
@@ -282,9 +282,17 @@ def _refuse_near_miss(name: str):
     )
 
 
-def names_run(name: str) -> bool:
-  """Whether a model's name is that of a run, of its checkpoint or of one of its two models."""
-  return is_run(_split(name)[0])
+def run_of(name: str) -> str:
+  """The workdir, where a model's name is that of a run, of its checkpoint or of one of its two
+  models; else ''.
+  """
+  path = split(name)[0]
+  return path if is_run(path) else ''
+
+
+def base_for(name: str, base: str, several: bool) -> str:
+  """The `base` of one model of a command: of several models it is the runs' alone."""
+  return base if run_of(name) or not several else ''
 
 
 def is_run(path: str) -> bool:
@@ -292,7 +300,7 @@ def is_run(path: str) -> bool:
   return os.path.isdir(os.path.join(path, 'checkpoints'))
 
 
-def _split(name):
+def split(name: str) -> tuple[str, int | None, str | None]:
   """'runs/a@20:generator' -> ('runs/a', 20, 'generator'); a directory whose very name has an @ or a
   : stays whole.
   """

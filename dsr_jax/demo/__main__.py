@@ -30,7 +30,7 @@ def main(argv, f=flags.FLAGS):
 
   model = _load(f.model, f)
   compare = _load(f.compare, f) if f.compare else None
-  run = views_lib.run_of(f.model) or views_lib.run_of(f.compare or '')
+  run = locate.run_of(f.model) or locate.run_of(f.compare or '')
   views = views_lib.Views(model, compare, run, f.num_samples)
   cli.log('compiling')
   views.warm()
@@ -42,7 +42,7 @@ def main(argv, f=flags.FLAGS):
 
 def _load(name, f) -> api.Model:
   cli.log(f'loading {name}')
-  base = f.base if locate.names_run(name) or not f.compare else ''
+  base = locate.base_for(name, f.base, several=bool(f.compare))
   return api.load(name, template=f.template, base=base)
 
 

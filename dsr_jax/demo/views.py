@@ -13,16 +13,15 @@ import os
 import threading
 from typing import NamedTuple
 
-import jinja2
 import numpy as np
 from PIL import Image
 
 from dsr_jax import api, images
-from dsr_jax.convert import locate
 from dsr_jax.errors import InputError
 from dsr_jax.reporting import html
 from dsr_jax.runtime import metrics
 
+PACKAGE = 'dsr_jax.demo'  # of the templates
 MAX_PROMPT = 2000  # characters of a prompt or question
 MAX_PIXELS = 64_000_000  # of an uploaded picture; a phone's largest are 50 million
 MAX_FILE = 32 * 2**20  # bytes of one
@@ -125,7 +124,7 @@ class Views:
       with self._turn:
         return show(*arguments)
     except InputError as e:
-      return _render('message.html.j2', message=str(e))
+      return html.render('message.html.j2', PACKAGE, message=str(e))
 
   # Draw.
 
@@ -144,8 +143,9 @@ class Views:
       )
       rows.append(drawn)
     first = rows[0]
-    return _render(
+    return html.render(
       'draw.html.j2',
+      PACKAGE,
       prompt=prompt,
       rows=[
         (model.name, [_picture(d, i, len(drawn)) for i, d in enumerate(drawn)])
@@ -207,8 +207,9 @@ class Views:
       )
     best = rows[0][0]
     square = self._models[0].as_seen(image)
-    return _render(
+    return html.render(
       'describe.html.j2',
+      PACKAGE,
       question=question or self.question,
       picture=Picture(_src(square), 'the picture as the model sees it', []),
       rows=[(model.name, _texts_of(described)) for model, described in zip(self._models, rows)],
@@ -233,21 +234,12 @@ class Views:
     image = images.load_image(os.path.join(self._run, 'samples', f'{step:06d}.png'))
     line = next((x for x in metrics.repeatable(self._run) if x.get('step') == step), {})
     numbers = [(name, value) for name, value in sorted(line.items()) if '/reward' in name]
-    return _render('step.html.j2', step=step, src=html.data_uri(images.png(image)), numbers=numbers)
+    return html.render(
+      'step.html.j2', PACKAGE, step=step, src=html.data_uri(images.png(image)), numbers=numbers
+    )
 
 
 # What is shown.
-
-
-def _render(template: str, **values) -> str:
-  environment = jinja2.Environment(
-    loader=jinja2.PackageLoader('dsr_jax.demo'),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-  )
-  return environment.get_template(template).render(**values)
 
 
 def _src(image: Image.Image) -> str:
@@ -351,10 +343,3 @@ def _read(file) -> Image.Image:
       )
     opened.seek(0)
     return images.load_image(opened, name)
-
-
-def run_of(name: str) -> str:
-  """The workdir if a model's name is that of a run, its step or its role, else ''."""
-  without_role = name.rpartition(':')[0]
-  paths = (name, name.rpartition('@')[0], without_role, without_role.rpartition('@')[0])
-  return next((path for path in paths if path and locate.is_run(path)), '')

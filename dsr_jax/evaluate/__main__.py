@@ -127,13 +127,11 @@ def models_of(model: str, before: str, base: str = '') -> Models:
 
 def _check_exists(name):
   """InputError unless there is such a model; nothing of its weights is read."""
-  path, _, _ = name.partition(':')
-  before, at, step = path.rpartition('@')
-  if at and step.isdecimal() and locate.is_run(before):
-    if int(step) not in checkpoints.steps_in(before):
-      locate.locate(name)  # says which there are
-  elif not locate.is_run(path):
-    locate.directory_of(name)
+  path, step, _ = locate.split(name)
+  if not locate.is_run(path):
+    locate.directory_of(path)
+  elif step is not None and step not in checkpoints.steps_in(path):
+    locate.locate(name)  # says which there are
 
 
 # The command.
@@ -432,7 +430,7 @@ def _measure_scenes(models, names, config, wishes) -> Part:
   """Measures the last model, and the first beside it."""
 
   def loaded(name):
-    base = wishes.base if locate.names_run(name) else ''
+    base = locate.base_for(name, wishes.base, several=True)
     return load(name, config, wishes.best_of, template=wishes.template, base=base)
 
   after = loaded(models.names[-1])

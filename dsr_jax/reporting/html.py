@@ -78,14 +78,14 @@ class Table(NamedTuple):
   sides: Mapping[str, str] = types.MappingProxyType({})
 
 
-def render(template: str, **values) -> str:
-  """A whole page: `templates/TEMPLATE` with these values."""
-  return _environment().get_template(template).render(**values)
+def render(template: str, package: str = 'dsr_jax.reporting', /, **values) -> str:
+  """A page, or a part of one: `templates/TEMPLATE` of a package with these values."""
+  return _environment(package).get_template(template).render(**values)
 
 
-def _environment() -> jinja2.Environment:
+def _environment(package: str = 'dsr_jax.reporting') -> jinja2.Environment:
   environment = jinja2.Environment(
-    loader=jinja2.PackageLoader('dsr_jax.reporting'),
+    loader=jinja2.PackageLoader(package),
     autoescape=True,
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,

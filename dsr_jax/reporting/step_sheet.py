@@ -3,13 +3,11 @@ marked.
 """
 
 import jax
-import numpy as np
 
+from dsr_jax import rows
 from dsr_jax import state as state_lib
 from dsr_jax.inference import Sampler
 from dsr_jax.reporting import sheets
-
-SHOWN = 3  # inputs of each task
 
 
 class StepSheet:
@@ -20,7 +18,7 @@ class StepSheet:
 
   def __init__(self, model):
     self._family = model.family
-    self._sampler = Sampler(model.graphdef, model.processor, chunk=SHOWN, seed=0)
+    self._sampler = Sampler(model.graphdef, model.processor, chunk=rows.DECODED, seed=0)
 
   def __call__(self, state, records):
     """(state after the step, records) -> PIL image."""
@@ -30,23 +28,21 @@ class StepSheet:
       prompts = self._sampler.words(record['prompt_ids'], record['prompt_mask'])
       params = state_lib.policy_params(state, self._family)
       pixels = self._sampler.decode(params, record['codes'])
-      parts.append(sheets.candidates(prompts, pixels, *_verdicts(record)))
+      parts.append(sheets.candidates(prompts, pixels, *_marks(record)))
     if 'understanding' in records:
       record = _first(records['understanding'])
       groups = zip(record['text_ids'], record['text_mask'])
       texts = [self._sampler.words(ids, mask) for ids, mask in groups]
-      parts.append(sheets.captions(record['pixels'], texts, *_verdicts(record)))
+      parts.append(sheets.captions(record['pixels'], texts, *_marks(record)))
     return sheets.stack(parts)
 
 
 def _first(record):
   """The first inputs of a task's record, on the host."""
-  return jax.device_get({name: values[:SHOWN] for name, values in record.items()})
+  return jax.device_get({name: values[: rows.DECODED] for name, values in record.items()})
 
 
-def _verdicts(record):
-  """Rewards, chosen, rejected; a group of equal rewards has neither (-1)."""
-  tied = record['chosen'] == record['rejected']
-  chosen = np.where(tied, -1, record['chosen'])
-  rejected = np.where(tied, -1, record['rejected'])
-  return record['rewards'], chosen, rejected
+def _marks(record):
+  """Rewards, chosen, rejected."""
+  found = rows.verdicts(record)
+  return found['rewards'], found['chosen'], found['rejected']

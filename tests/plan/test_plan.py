@@ -437,6 +437,26 @@ def test_each_slice_of_the_full_size_configs_fits_as_counted(size, name):
 
 def test_a_slice_that_a_config_does_not_know_is_refused():
   with pytest.raises(
-    InputError, match="found the slice 'v5e:1x1' after the config; expected one of v5p:4x4x4"
+    InputError, match="found 'v5e:1x1' after the config; expected one of the slices v5p:4x4x4"
   ):
     config_loading.load(os.path.join(ROOT, 'configs', 'janus_pro_7b.py:v5e:1x1'))
+
+
+def test_of_the_7b_one_accelerator_trains_adapters():
+  one, eight = (config_loading.load(f'janus_pro_7b:{name}') for name in ('h100:1', 'h200:8'))
+  assert (one.method.trainable, one.method.objective) == ('lora', 'simpo')
+  assert eight.method.trainable == config_loading.load('janus_pro_1b:h100:1').method.trainable
+  # Nothing else of the method differs.
+  assert one.method == dataclasses.replace(eight.method, trainable='lora')
+
+
+def test_the_batch_counted_in_completions_shows_as_many_inputs_five_times():
+  method = config_loading.load('janus_pro_7b:trl').method
+  paper = config_loading.load('janus_pro_7b').method
+  assert (method.inputs_per_step, method.steps, method.separate.swap_every) == (16, 3500, 700)
+  assert method.inputs_per_step * method.group_size == 64 * 2
+  # 5 epochs of 5,600 prompts and 5,600 pictures; the paper's last step is not whole.
+  assert method.steps * method.inputs_per_step == 5 * 11_200
+  assert 0 <= paper.steps * paper.inputs_per_step - 5 * 11_200 < paper.inputs_per_step
+  same = dict(inputs_per_step=128, steps=438, separate=paper.separate)
+  assert dataclasses.replace(method, **same) == paper

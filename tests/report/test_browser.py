@@ -10,16 +10,14 @@ import json
 import os
 import pathlib
 import re
-import shutil
 import subprocess
 
+from browsers import BROWSER
 import pytest
 from run_pages import PAGES
 
 pytestmark = pytest.mark.slow
 
-BROWSERS = ('chromium', 'chromium-browser', 'google-chrome', 'chrome')
-BROWSER = next((path for name in BROWSERS if (path := shutil.which(name))), None)
 WIDTHS = (1400, 390)
 # In the page: what is wider than it, and axe's findings of weight, as JSON in an element.
 PROBE = """

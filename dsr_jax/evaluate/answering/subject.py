@@ -267,7 +267,7 @@ def load(name: str, wishes: Wishes, mesh) -> Subject:
 
   Errors: InputError if there is no such model, or its files are not sound.
   """
-  located = locate.locate(name, wishes.base if locate.names_run(name) else '')
+  located = locate.locate(name, locate.base_for(name, wishes.base, several=True))
   method = locate.method_of(located)
   if wishes.config:
     locate.note_other_settings(wishes.config, located)
