@@ -34,6 +34,7 @@ class Effect(NamedTuple):
 
 # The tables of an evaluation on Scenes, and how many numbers a row has: pictures, or sums.
 ROWS = {'generation': None, 'description': 8, 'description_greedy': 8, 'yesno': 6}
+TUNED = 'generation_tuned'  # of some runs' step 0
 
 
 def rows_of(workdir: str, step: int) -> dict[str, np.ndarray]:
@@ -43,9 +44,11 @@ def rows_of(workdir: str, step: int) -> dict[str, np.ndarray]:
     path, 'expected a finished run that was evaluated; run dsr_jax.main there to its end'
   )
   rows = {}
-  for name, values in content.items():
+  for name in (*ROWS, TUNED):
+    if name not in content:
+      continue
     try:
-      rows[name] = np.array(values, float)
+      rows[name] = np.array(content[name], float)
     except (TypeError, ValueError) as e:
       raise run_files.damaged(path, f'{name} is no table of numbers') from e
   missing = [name for name in ROWS if name not in rows]
@@ -99,9 +102,9 @@ def effects(workdirs) -> list[Effect]:
   out = [_generation('generation, mean of six tasks', prompts, first, last)]
   for task in scores_lib.tasks_of(prompts):
     out.append(_generation(f'generation, {task}', prompts, first, last, task=task))
-  if 'generation_tuned' in first[0]:
+  if TUNED in first[0]:
     name = 'generation, against the base at its best temperature and guidance'
-    out.append(_generation(name, prompts, first, last, before='generation_tuned'))
+    out.append(_generation(name, prompts, first, last, before=TUNED))
   for rows in ('description', 'description_greedy'):
     for statistic in ('f1', 'precision', 'recall', 'hallucination'):
       name = f'{rows.replace("_", ", ")}: {statistic}'
