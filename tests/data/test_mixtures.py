@@ -2,6 +2,7 @@
 prepared.
 """
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -18,7 +19,7 @@ import run_command
 from dsr_jax import config as config_lib
 from dsr_jax import config_loading
 from dsr_jax.data import batches as batches_lib
-from dsr_jax.data import folders, mixtures, order, prepared, t2i_compbench
+from dsr_jax.data import folders, held_out, mixtures, order, prepared, t2i_compbench
 from dsr_jax.errors import InputError
 from dsr_jax.prepare import __main__ as command
 from dsr_jax.prepare import job
@@ -49,12 +50,12 @@ def shades(values):
 
 def pictures(images, tmp_path, seed=0, size=SIZE, **data):
   data = config_lib.Data(images=str(images), data_dir=str(tmp_path), seed=seed, **data)
-  return mixtures.pictures(data, 0, size, 'crop', batches_lib.NAMED_PICTURES)
+  return mixtures.pictures(data, 0, size, 'crop', batches_lib.NAMED_PICTURES).everything
 
 
 def prompts(named, seed=0):
   data = config_lib.Data(prompts=str(named), seed=seed)
-  found = mixtures.prompts(data, 0, batches_lib.NAMED_PROMPTS)
+  found = mixtures.prompts(data, 0, batches_lib.NAMED_PROMPTS).everything
   return [found[i] for i in range(len(found))], found
 
 
@@ -344,3 +345,16 @@ def test_a_run_of_an_earlier_version_knows_its_folder_by_names(tmp_path):
   assert stored.earlier_fingerprint() != stored.fingerprint()
   text = f'3\n{chr(10).join(names)}'
   assert stored.earlier_fingerprint() == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_a_prepared_set_is_measured_on_those_that_were_not_chosen(three, tmp_path):
+  data = config_lib.Data(images='coco:2', data_dir=str(tmp_path))
+  apart = held_out.Apart(share=0.5, listed=2)
+  table = batches_lib.NAMED_PICTURES
+  found = mixtures.pictures(data, 0, SIZE, 'crop', table, apart=apart)
+  plain = mixtures.pictures(data, 0, SIZE, 'crop', table)
+  assert values(found.learned) == values(plain.learned) == values(found.everything)
+  assert len(found.measured) == 2 and not set(values(found.measured)) & set(values(found.learned))
+  assert found.held_out == [] and plain.measured is None
+  whole = dataclasses.replace(data, images='coco')
+  assert mixtures.pictures(whole, 0, SIZE, 'crop', table, apart=apart).measured is None
