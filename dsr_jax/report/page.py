@@ -142,7 +142,7 @@ FIXED = {
   'watched/entropy_understanding': (
     'Entropy of describing the fixed pictures',
     'nats a token',
-    'Likewise.',
+    'Falls a little as the policy grows surer; near 0 there is one text left for each picture.',
   ),
   'watched/similarity_generation': (
     'Alike pictures of a fixed prompt',
