@@ -290,7 +290,7 @@ def test_the_real_step_stopped_and_resumed_equals_the_unbroken_run(
         os.kill(os.getpid(), signal.SIGTERM)
       return inner.at(step)
 
-    return types.SimpleNamespace(at=at, fingerprint=inner.fingerprint)
+    return types.SimpleNamespace(**{**vars(inner), 'at': at})
 
   kept = programs()
   assert kept
