@@ -29,8 +29,8 @@ MODULES = {
 
 @pytest.fixture
 def add(monkeypatch):
-  """Runs the documents' block that writes into a table, in that table's module, and takes it back at
-  the end.
+  """Runs the documents' block that writes into a table, in that table's module, and takes it back
+  at the end.
   """
 
   def run(where):
