@@ -8,14 +8,13 @@ that adapters stand beside, as the norm of what was added over the norm of the k
 docs/robustness_numbers.md has the result.
 """
 
-from absl import app, flags
+from absl import flags
 import jax
 import numpy as np
 
-from dsr_jax import config_loading, train
+from dsr_jax import cli, config_loading, train
 from dsr_jax import state as state_lib
 
-STEPS = flags.DEFINE_integer('steps', 4, 'Steps of each run.')
 # What is trained -> its rates. They are inputs of the step's program, as in the study.
 RUNS = {'lora': (3e-6, 1e-4), 'language_model': (3e-6,)}
 
@@ -63,12 +62,17 @@ def kernels(params, family) -> list[np.ndarray]:
   return found
 
 
-def main(_):
+def main(argv, f=flags.FLAGS):
   """Prints a line a run."""
+  cli.no_arguments(argv)
   for trainable, rates in RUNS.items():
-    for rate, found in zip(rates, movements(config_of(trainable, STEPS.value), rates)):
+    for rate, found in zip(rates, movements(config_of(trainable, f.steps), rates)):
       print(f'{trainable:<16} {rate:g}  {found:.3e}', flush=True)
 
 
+def define_flags(f=flags.FLAGS):
+  flags.DEFINE_integer('steps', 4, 'Steps of each run.', lower_bound=1, flag_values=f)
+
+
 if __name__ == '__main__':
-  app.run(main)
+  cli.run_main(main, define_flags)

@@ -531,9 +531,11 @@ def judged(item: Case, status: int, said: str, left: list[str], untouched: bool)
     return 'accepted'
   if code != 2:
     return f'wrong: status {code}: {said[-300:]}'
-  last = said.splitlines()[-1] if said else ''
-  if not last.startswith('error: '):
+  lines = said.splitlines()
+  if not lines or not lines[-1].startswith('error: '):
     return f'wrong: no sentence: {said[-300:]}'
+  if sum(line.startswith('error: ') for line in lines) > 1:
+    return f'wrong: more than one sentence: {said[-600:]}'
   return f'wrong: left behind: {left}' if left else 'refused'
 
 

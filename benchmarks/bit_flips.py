@@ -22,7 +22,7 @@ import sys
 import tempfile
 from unittest import mock
 
-from absl import app, flags, logging
+from absl import flags, logging
 import jax
 import numpy as np
 from PIL import Image
@@ -191,7 +191,7 @@ def main(argv, f=flags.FLAGS):
   print(f'| all | | {total.total() // len(all_commands)} | {total.total()} | {total[True]} |')
   for line in wrong:
     print(f'\nWrong: {line}')
-  sys.exit(bool(wrong))
+  return int(bool(wrong))
 
 
 def define_flags(f=flags.FLAGS):
@@ -200,5 +200,4 @@ def define_flags(f=flags.FLAGS):
 
 
 if __name__ == '__main__':
-  define_flags()
-  app.run(main)
+  cli.run_main(main, define_flags)

@@ -15,7 +15,7 @@ import tempfile
 import time
 from unittest import mock
 
-from absl import app, flags
+from absl import flags
 import jax
 import numpy as np
 
@@ -97,5 +97,4 @@ def define_flags(f=flags.FLAGS):
 
 
 if __name__ == '__main__':
-  define_flags()
-  app.run(main)
+  cli.run_main(main, define_flags)

@@ -22,7 +22,7 @@ import time
 import traceback
 import zlib
 
-from absl import app, flags
+from absl import flags
 import numpy as np
 import PIL
 from PIL import ExifTags, Image
@@ -269,9 +269,8 @@ def run_apart(files, seed: int, cases) -> list[tuple[str, str, str]]:
   return [(name, kind, f'wrong: the process ended with {end}')]
 
 
-def main(argv):
+def main(argv, f=flags.FLAGS):
   cli.no_arguments(argv)
-  f = flags.FLAGS
   files, begun, slowest, rows = originals(), time.perf_counter(), 0.0, []
   end = f.first + f.count
   for start in range(f.first, end, SLICE):
@@ -298,7 +297,7 @@ def main(argv):
       'wrong': wrong,
     }
   )
-  sys.exit(bool(wrong))
+  return int(bool(wrong))
 
 
 def _counts(rows) -> dict[str, dict[str, int]]:
@@ -317,5 +316,4 @@ def define_flags(f=flags.FLAGS):
 
 
 if __name__ == '__main__':
-  define_flags()
-  app.run(main)
+  cli.run_main(main, define_flags)

@@ -32,7 +32,7 @@ import tempfile
 import threading
 import time
 
-from absl import app, flags
+from absl import flags
 import numpy as np
 from PIL import Image
 from safetensors import numpy as safetensors
@@ -627,7 +627,7 @@ def main(argv, f=flags.FLAGS):
     print(answer.row(name))
   wrong = [name for name, answer in answers.items() if not answer.right]
   print(f'\n{len(answers)} cases, {len(wrong)} wrong, {time.monotonic() - began:.0f} s.')
-  sys.exit(bool(wrong))
+  return int(bool(wrong))
 
 
 def define_flags(f=flags.FLAGS):
@@ -636,5 +636,4 @@ def define_flags(f=flags.FLAGS):
 
 
 if __name__ == '__main__':
-  define_flags()
-  app.run(main)
+  cli.run_main(main, define_flags)

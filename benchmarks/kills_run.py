@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 
-from absl import app, flags
+from absl import flags
 
 from dsr_jax import cli
 from dsr_jax.runtime import metrics
@@ -158,7 +158,7 @@ def main(argv, f=flags.FLAGS):
     'moments': moments,
   }
   print(json.dumps(result, indent=2))
-  sys.exit(not all(same.values()))
+  return int(not all(same.values()))
 
 
 def define_flags(f=flags.FLAGS):
@@ -171,5 +171,4 @@ def define_flags(f=flags.FLAGS):
 
 
 if __name__ == '__main__':
-  define_flags()
-  app.run(main)
+  cli.run_main(main, define_flags)

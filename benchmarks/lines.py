@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 
-from absl import app, flags
+from absl import flags
 
 from dsr_jax import cli
 from dsr_jax.errors import InputError
@@ -113,5 +113,4 @@ def define_flags(f=flags.FLAGS):
 
 
 if __name__ == '__main__':
-  define_flags()
-  app.run(main)
+  cli.run_main(main, define_flags)

@@ -1,4 +1,4 @@
-"""The README's additions, run as they stand there: a reward, an objective, a data source, a field
+"""The documents' additions, run as they stand there: a reward, an objective, a data source, a field
 of the batch.
 """
 
@@ -18,7 +18,7 @@ from dsr_jax.data import batches, fields
 from dsr_jax.errors import InputError
 from dsr_jax.rewards import table
 
-README = (ROOT / 'README.md').read_text()
+DOCUMENTS = (ROOT / 'README.md').read_text() + (ROOT / 'docs' / 'extending.md').read_text()
 MODULES = {
   'table.REWARDS': table,
   'losses.OBJECTIVES': losses,
@@ -29,14 +29,14 @@ MODULES = {
 
 @pytest.fixture
 def add(monkeypatch):
-  """Runs the README's block that writes into a table, in that table's module, and takes it back at
-  the end.
+  """Runs the documents' block that writes into a table, in that table's module, and takes it back
+  at the end.
   """
 
   def run(where):
     module, name = MODULES[where], where.partition('.')[2]
     (block,) = (
-      b for b in re.findall(r'```python\n(.*?)```', README, re.DOTALL) if f'\n{name}[' in b
+      b for b in re.findall(r'```python\n(.*?)```', DOCUMENTS, re.DOTALL) if f'\n{name}[' in b
     )
     assert len(block.splitlines()) <= 10
     key = re.search(rf"{name}\['(\w+)'\]", block)[1]

@@ -12,7 +12,7 @@ from absl import flags
 from places import CONFIGS, ROOT
 import pytest
 
-from dsr_jax import cli, config_loading, saved_config
+from dsr_jax import cli, config_loading, main, saved_config
 from dsr_jax import config as config_lib
 from dsr_jax.errors import InputError
 
@@ -494,10 +494,12 @@ def test_differences_name_every_change_and_nothing_else():
     (['--config=configs/scenes.py', '--workdir=NEW', 'stray'], 'stray'),
   ],
 )
-def test_main_answers_wrong_flags_in_one_sentence(args, words, tmp_path):
+def test_main_answers_wrong_flags_in_one_sentence(args, words, tmp_path, monkeypatch):
   new = tmp_path / 'new'
-  command = [sys.executable, '-m', 'dsr_jax.main', *(a.replace('NEW', str(new)) for a in args)]
-  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=CPU)
-  assert done.returncode == 2 and done.stdout == ''
-  assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1 and words in done.stderr
+  f = flags.FlagValues()
+  main.define_flags(f)
+  monkeypatch.setattr(sys, 'argv', ['main', *(a.replace('NEW', str(new)) for a in args)])
+  with pytest.raises(InputError) as found:
+    main.main(cli.parse(f, sys.argv), f)
+  assert words in str(found.value) and '\n' not in str(found.value)
   assert not new.exists()

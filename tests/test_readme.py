@@ -176,7 +176,7 @@ $ A=1 .venv/bin/python -m dsr_jax.main --x=1
     ('dsr_jax.score', ['--text=a b', '--image=x.png']),
     ('dsr_jax.main', ['--x=1']),
   ]
-  assert len(list(python_commands((ROOT / 'README.md').read_text()))) > 10
+  assert len(list(python_commands((ROOT / 'README.md').read_text()))) >= 10
   assert flags_of(source_of('dsr_jax.generate'))['num_samples'] is int
   assert {'config', 'workdir'} <= set(flags_of(source_of('dsr_jax.pretrain')))
   with pytest.raises(AssertionError):
