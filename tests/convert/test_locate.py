@@ -42,7 +42,7 @@ def touch(directory, *names):
 def test_a_name_is_split_into_workdir_step_and_role(tmp_path, monkeypatch, name, parts):
   monkeypatch.chdir(tmp_path)
   touch(tmp_path, 'run/checkpoints/x', 'odd@3/x', 'odd:generator/x')
-  assert model_source._split(name) == parts
+  assert model_source.split(name) == parts
 
 
 @pytest.mark.parametrize(
