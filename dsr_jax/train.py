@@ -20,8 +20,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dsr_jax import asked_step, convert, families, saved_config, sharding, tracking
 from dsr_jax import config as config_lib
-from dsr_jax import convert, families, saved_config, sharding, tracking
 from dsr_jax import rows as rows_lib
 from dsr_jax import state as state_lib
 from dsr_jax import step as step_lib
@@ -37,13 +37,14 @@ from dsr_jax.report import before_after
 from dsr_jax.report import page as run_page
 from dsr_jax.report import summary as summary_lib
 from dsr_jax.reporting.step_sheet import StepSheet
+from dsr_jax.rewards import table as rewards
 from dsr_jax.runtime import checkpoints as checkpoints_lib
 from dsr_jax.runtime import distributed, room, run_files
 from dsr_jax.runtime import metrics as metrics_lib
 from dsr_jax.runtime import workdir as workdir_lib
 from dsr_jax.runtime.compiled import CompiledStep
 from dsr_jax.runtime.host_time import HostTime
-from dsr_jax.runtime.progress import Progress, StopSignals, describe_run, say
+from dsr_jax.runtime.progress import Progress, Stopped, StopSignals, describe_run, say
 from dsr_jax.runtime.run_log import RunLog, due
 
 # What a run is made of.
@@ -108,14 +109,28 @@ def step_context(model, config) -> step_lib.StepContext:
   )
 
 
-def make_train_step(model, config, mesh, state):
-  """The jitted step: (state, batch) -> `StepOutput`; the state is donated."""
+def make_train_step(model, config, mesh, state, answers: asked_step.Answers | None = None):
+  """The jitted step: (state, batch) -> `StepOutput`; the state is donated.
+
+  answers: where `method.reward` has a term that is asked outside of the step.
+  """
   ctx = step_context(model, config)
+  if answers is not None:
+    return asked_step.make(ctx, state, mesh, answers)
   return jax.jit(
     functools.partial(step_lib.train_step, ctx),
     donate_argnums=0,
     out_shardings=step_lib.output_shardings(ctx, state, mesh),
   )
+
+
+def answers_of(config, model, workdir: str, **how) -> dict[str, asked_step.Answers]:
+  """What `make_train_step` is given besides: `asked_step.Answers` where somebody is asked for
+  rewards. how: of `Answers`.
+  """
+  if not rewards.is_asked(config.method):
+    return {}
+  return {'answers': asked_step.Answers(config, workdir, model.processor, **how)}
 
 
 def make_evaluator(config, model):
@@ -225,13 +240,17 @@ def run(
     check_room(model, config)
     batches = builders.make_batches(config, model, mesh)
     team.agree(data=batches.fingerprint, model=model.source['fingerprint'])
+    asking = answers_of(config, model, workdir, team=team)
+    for answers in asking.values():
+      answers.check()
     estimate = builders.estimate_memory(model, config, mesh)
     room.check_step(estimate)
     state = builders.init_state(model, config, mesh)
-    train_step = builders.make_train_step(model, config, mesh, state)
+    train_step = builders.make_train_step(model, config, mesh, state, **asking)
     facts = getattr(batches, 'facts', None)
     about = workdir_lib.about(config, model.source, batches.fingerprint, facts)
     describe_run(config, mesh, model, state, state_lib.idle_bytes(state))
+    _say_rewards(config.method)
     model.params = None  # the state holds them now
 
     # Resume.
@@ -340,7 +359,8 @@ def _loop(this: _Run, state, start: int, ahead: Ahead):
   # Compile.
   # Batches count steps from 0: this is the one of step start + 1.
   batch = this.batches.at(start)
-  this.train_step.compile(state, batch)
+  with this.stop.compiling():
+    this.train_step.compile(state, batch)
   can_fail = getattr(this.batches, 'can_fail', False)
   log.restart_clock()
 
@@ -348,8 +368,14 @@ def _loop(this: _Run, state, start: int, ahead: Ahead):
     # Step; the next batch is made while the devices work.
     if step < last:
       ahead.begin(step)
-    with jax.transfer_guard_device_to_host('disallow'):
-      state, metrics, records = this.train_step(state, batch)
+    try:
+      with jax.transfer_guard_device_to_host('disallow'):
+        state, metrics, records = this.train_step(state, batch)
+    except asked_step.RewardsFailed:
+      if step - 1 > start:  # the steps that are done are not lost
+        log.flush()
+        _save(this, state, step - 1)
+      raise
     batch = ahead.finish(metrics)
     log.add(step, metrics, ahead.waited)
 
@@ -375,15 +401,14 @@ def _loop(this: _Run, state, start: int, ahead: Ahead):
       _draw(this, state, records, step)
     if evaluating:
       _evaluate(this, state, step)
+    if team.processes == 1 and this.stop.requested:  # an evaluation was left
+      stopping = saving = True
     if (drawing or evaluating or measured_first) and step < last and team.lead:
       _write_page(this)
 
     # Checkpoint.
     if saving:
-      check_finite(state, step, this.workdir, this.config.method.learning_rate_key)
-      this.check_ours()
-      this.mirror.push()
-      this.checkpoints.save(step, state)
+      _save(this, state, step)
     log.restart_clock()
     if failed:
       this.checkpoints.wait()
@@ -397,6 +422,22 @@ def _loop(this: _Run, state, start: int, ahead: Ahead):
   return state, step
 
 
+def _save(this: _Run, state, step: int):
+  check_finite(state, step, this.workdir, this.config.method.learning_rate_key)
+  this.check_ours()
+  this.mirror.push()
+  this.checkpoints.save(step, state)
+
+
+def _say_rewards(method):
+  """What is rewarded by what, where there is more than one term."""
+  for term in rewards.terms(method.reward):
+    able = rewards.tasks_of(term, method)
+    left_out = [task for task in method.tasks if task not in able]
+    if left_out:
+      say(f'reward       {term.name} does not cover {left_out[0]} and is left out there')
+
+
 def _evaluation_due(this: _Run, step: int) -> bool:
   """Whether the parameters after this step are to be evaluated; step 0 is the initial model."""
   if this.evaluate is None and this.watch is None:
@@ -405,12 +446,19 @@ def _evaluation_due(this: _Run, step: int) -> bool:
 
 
 def _evaluate(this: _Run, state, step: int):
-  """Measures a state's parameters and writes what came out."""
-  scores, rows = {}, {}
-  if this.evaluate is not None:
-    scores, rows = this.evaluate(state, step)
-  if this.watch is not None:
-    found = this.watch(state, step)
+  """Measures a state's parameters and writes what came out; or leaves it, if a signal comes, to the
+  start that goes on.
+  """
+  scores, rows, found = {}, {}, None
+  try:
+    with this.stop.leaving():
+      if this.evaluate is not None:
+        scores, rows = this.evaluate(state, step)
+      if this.watch is not None:
+        found = this.watch(state, step)
+  except Stopped:
+    return
+  if found is not None:
     scores, rows = {**scores, **found.scores}, {**rows, **found.rows}
     if this.team.lead:
       with this.spent.on('fixed list'):

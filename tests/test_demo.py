@@ -295,7 +295,7 @@ def address(tmp_path_factory):
   log = tmp_path_factory.mktemp('demo') / 'log'
   with open(log, 'wb') as out:
     server = subprocess.Popen(
-      [sys.executable, '-m', 'dsr_jax.demo', '--model=scenes', f'--port={port}'],
+      [sys.executable, '-m', 'dsr_jax.demo', '--model=scenes', '--num_samples=2', f'--port={port}'],
       cwd=ROOT,
       stdout=out,
       stderr=out,

@@ -70,6 +70,11 @@ class Located:
   about: dict = dataclasses.field(default_factory=dict)
 
 
+def is_hub_id(name: str) -> bool:
+  """Whether a name has the form OWNER/NAME."""
+  return bool(_HUB_ID.fullmatch(name))
+
+
 def define_flags(f=flags.FLAGS):
   """The flags of all commands that ask a model."""
   flags.DEFINE_string(
@@ -230,7 +235,7 @@ def directory_of(name: str) -> str:
   _refuse_near_miss(name)
   if os.path.isdir(name):
     return name
-  if _HUB_ID.fullmatch(name):
+  if is_hub_id(name):
     return _download(name)
   raise InputError(f'found no model {name!r}; expected {EXPECTED}; check the name')
 
