@@ -7,6 +7,7 @@ import unicodedata
 
 from dsr_jax.errors import InputError
 
+_HUB_ID = re.compile(r'[\w-][\w.-]*/[\w-][\w.-]*')
 _INVISIBLE = ('Cc', 'Cf', 'Zs', 'Zl', 'Zp')  # control, format, and spaces of three kinds
 _KINDS = (
   (stat.S_ISDIR, 'a folder'),
@@ -91,6 +92,11 @@ def check_text(**values):
         f'found bytes that are not UTF-8 in --{name}={shown(value)}; expected UTF-8 text; '
         'write it again, or set the terminal to UTF-8'
       )
+
+
+def is_hub_id(name: str) -> bool:
+  """Whether a name has the form of a repository's on the Hub, OWNER/NAME."""
+  return bool(_HUB_ID.fullmatch(name))
 
 
 def is_visible(text: str) -> bool:

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import huggingface_hub
 
-from dsr_jax import saved_config
-from dsr_jax.convert import locate, sidefiles
+from dsr_jax import inputs, saved_config
+from dsr_jax.convert import sidefiles
 
 METHOD = 'dual self-rewards (https://arxiv.org/abs/2506.07963)'
 PICTURE = 'before_after.png'
@@ -185,7 +185,7 @@ def _licence(located) -> dict:
 
 
 def _is_on_the_hub(name: str) -> bool:
-  return locate.is_hub_id(name) and not os.path.exists(name)
+  return inputs.is_hub_id(name) and not os.path.exists(name)
 
 
 # The body.

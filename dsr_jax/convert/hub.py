@@ -6,8 +6,8 @@ import os
 import huggingface_hub
 from huggingface_hub import errors
 
-from dsr_jax import cli
-from dsr_jax.convert import locate, writing
+from dsr_jax import cli, inputs
+from dsr_jax.convert import writing
 from dsr_jax.errors import InputError, first_line
 
 
@@ -16,7 +16,7 @@ def check(repository: str):
 
   A new one is private.
   """
-  if not locate.is_hub_id(repository):
+  if not inputs.is_hub_id(repository):
     raise InputError(
       f'found --push_to_hub={repository}; expected OWNER/NAME on the Hugging Face Hub; change it'
     )

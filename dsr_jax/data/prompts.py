@@ -1,6 +1,5 @@
 """Prompts: anyone's own file, a line a prompt, and any sequence of texts as rows of token ids."""
 
-import bisect
 from collections.abc import Callable, Sequence
 import hashlib
 import itertools
@@ -9,6 +8,7 @@ import os
 import numpy as np
 
 from dsr_jax import inputs
+from dsr_jax.data import order
 from dsr_jax.errors import InputError
 
 
@@ -84,8 +84,8 @@ def joined(parts: Sequence[Prompts]) -> Prompts:
   ends = list(itertools.accumulate(len(part) for part in parts))
 
   def where(index):
-    part = bisect.bisect_right(ends, index)
-    return parts[part].where(index - (ends[part] - len(parts[part])))
+    part, place = order.place(ends, index)
+    return parts[part].where(place)
 
   return Prompts([part[i] for part in parts for i in range(len(part))], where)
 
