@@ -24,7 +24,7 @@ from absl import flags
 from PIL import Image
 
 from dsr_jax import cli, files, flag_types, inputs
-from dsr_jax.errors import InputError
+from dsr_jax.errors import InputError, first_line
 from dsr_jax.evaluate import geneval, pictures, protocol
 from dsr_jax.evaluate.answering import folders
 from dsr_jax.evaluate.evaluator_choice import (
@@ -49,7 +49,7 @@ try:
     tagger,
   )
 except ImportError as e:  # torch and spaCy are extras: whoever lacks them is told so
-  MISSING = e.name or str(e)
+  MISSING = f'no {e.name}' if e.name else f'that they cannot be imported ({first_line(e)})'
 else:
   MISSING = ''
 
@@ -83,8 +83,8 @@ def evaluate(benchmark: str, folder: str, chosen: dict[str, str], blip_size: int
   """
   if MISSING:
     raise InputError(
-      f'found no {MISSING}, which the evaluators need; expected it installed; pip install -r '
-      'requirements-eval.txt'
+      f'looked for the evaluators and found {MISSING}; expected all that requirements-eval.txt '
+      'names; pip install -r requirements-eval.txt'
     )
   if not os.path.isdir(folder):
     raise InputError(
