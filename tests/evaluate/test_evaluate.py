@@ -362,9 +362,10 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(values, said, tmp_path):
   assert '\n' not in str(e.value) and os.listdir(tmp_path) == []
 
 
-def test_a_model_of_another_size_is_refused(hf_directory, tmp_path):
+def test_a_model_of_another_size_is_refused(inference, tmp_path, monkeypatch):
+  monkeypatch.setattr(evaluate.locate, 'resolve', lambda name, **how: inference.source)
   with pytest.raises(InputError, match='of 16 x 16 pixels; expected one of 32 x 32'):
-    run(evaluate, model=hf_directory, config=TINY, output=tmp_path / 'out')
+    run(evaluate, model='scenes', config=TINY, output=tmp_path / 'out')
   assert os.listdir(tmp_path) == []
 
 
