@@ -383,5 +383,5 @@ def levels(pixels):
 def png(image) -> bytes:
   """PIL image -> PNG bytes."""
   buffer = io.BytesIO()
-  image.save(buffer, 'PNG', optimize=True)
+  image.save(buffer, 'PNG')  # optimize=True takes eight times as long for 2 % of the bytes
   return buffer.getvalue()
