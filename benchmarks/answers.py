@@ -23,7 +23,7 @@ import tempfile
 import time
 from unittest import mock
 
-from absl import app, flags
+from absl import flags
 import jax
 import numpy as np
 from PIL import Image
@@ -167,6 +167,8 @@ def main(argv, f=flags.FLAGS):
         f.rounds, shared=lambda b=benchmark: first_stage(made, b), one_by_one=alone
       )
       result[name] = _compared(seconds, len(benchmark.questions()), 'one_by_one', 'shared')
+  result['load'] = [round(x, 1) for x in os.getloadavg()]
+  result['date'] = time.strftime('%Y-%m-%d', time.gmtime())
   print(json.dumps(result, indent=2))
 
 
@@ -177,11 +179,12 @@ def _compared(seconds, answers: int, slow: str, fast: str) -> dict:
 
 
 def define_flags(f=flags.FLAGS):
-  flags.DEFINE_integer('rounds', 5, 'Of each, after one that compiles.', flag_values=f)
-  flags.DEFINE_integer('pictures', 64, 'Of a table.', flag_values=f)
+  flags.DEFINE_integer(
+    'rounds', 5, 'Of each, after one that compiles.', lower_bound=1, flag_values=f
+  )
+  flags.DEFINE_integer('pictures', 64, 'Of a table.', lower_bound=1, flag_values=f)
   flags.DEFINE_integer('side', 384, 'Of the pictures that questions share.', flag_values=f)
 
 
 if __name__ == '__main__':
-  define_flags()
-  app.run(main)
+  cli.run_main(main, define_flags)

@@ -18,10 +18,9 @@ import io
 import json
 import os
 import platform
-import sys
 import time
 
-from absl import app, flags
+from absl import flags
 import numpy as np
 import PIL
 from PIL import Image, features
@@ -102,7 +101,10 @@ def main(argv, f=flags.FLAGS):
   print(json.dumps(result, indent=1))
 
 
+def define_flags(f=flags.FLAGS):
+  flags.DEFINE_integer('pictures', 64, 'Different pictures.', lower_bound=1, flag_values=f)
+  flags.DEFINE_float('seconds', 4.0, 'Of measuring, each.', flag_values=f)
+
+
 if __name__ == '__main__':
-  flags.DEFINE_integer('pictures', 64, 'Different pictures.')
-  flags.DEFINE_float('seconds', 4.0, 'Of measuring, each.')
-  app.run(lambda argv: sys.exit(main(argv)))
+  cli.run_main(main, define_flags)

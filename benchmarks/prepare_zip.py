@@ -24,7 +24,7 @@ import tempfile
 import time
 import zipfile
 
-from absl import app, flags
+from absl import flags
 import numpy as np
 from PIL import Image
 import tensorflow_datasets as tfds
@@ -175,9 +175,12 @@ def main(argv, f=flags.FLAGS):
   return 0 if good and len(moments) == f.kills and most - first <= GROWTH_MIB else 1
 
 
+def define_flags(f=flags.FLAGS):
+  flags.DEFINE_integer('pictures', 20_000, 'Pictures in the zip.', lower_bound=1, flag_values=f)
+  flags.DEFINE_integer('kills', 10, 'How often the second preparation is killed.', flag_values=f)
+  flags.DEFINE_integer('workers', os.cpu_count() or 1, 'Threads of the command.', flag_values=f)
+  flags.DEFINE_integer('seed', 0, 'Of the pictures and of the moments of kills.', flag_values=f)
+
+
 if __name__ == '__main__':
-  flags.DEFINE_integer('pictures', 20_000, 'Pictures in the zip.')
-  flags.DEFINE_integer('kills', 10, 'How often the second preparation is killed.')
-  flags.DEFINE_integer('workers', os.cpu_count() or 1, 'Threads of the command.')
-  flags.DEFINE_integer('seed', 0, 'Of the pictures and of the moments of kills.')
-  app.run(lambda argv: sys.exit(main(argv)))
+  cli.run_main(main, define_flags)

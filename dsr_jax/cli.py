@@ -35,6 +35,7 @@ def run_main(main, define_flags):
     define_flags: (f), adds the command's flags.
   """
   environment.end_imports()
+  environment.watch_interrupts()
   try:
     status = _guarded(main, define_flags)
   except KeyboardInterrupt:

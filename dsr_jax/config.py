@@ -83,6 +83,17 @@ class ClipReward:
 
 
 @dataclasses.dataclass(frozen=True)
+class ExternalReward:
+  """reward=external: who is asked about each task, 'module:function' of Python or 'http://...'.
+
+  '' is nobody. $VARIABLES are replaced when it is asked, so that a server may move.
+  """
+
+  generation: str = ''
+  understanding: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
 class Method:
   """What is learned and from what. Rewards and log-probabilities are in nats a token.
 
@@ -103,6 +114,7 @@ class Method:
   ema_decay: float = 0.99
   judge_accuracy: float = 1.0  # of the reward 'judge': other verdicts are turned around
   clip_reward: ClipReward = ClipReward()
+  external_reward: ExternalReward = ExternalReward()
   # of the reward 'vqa'; {} is the text
   yes_question: str = 'Does this image show {}? Answer yes or no.'
   group_size: int = 8  # candidates an input
@@ -181,6 +193,11 @@ class Method:
     """B: prompts in a step's generation half, and pictures in its understanding half."""
     return self.inputs_per_step // (1 if self.strategy == 'separate' else len(self.tasks))
 
+  def external_source(self, task) -> str:
+    """Who is asked outside of the step about a task's candidates; '' for nobody."""
+    asked = self.external_reward
+    return asked.generation if task == 'generation' else asked.understanding
+
   def role_at(self, step):
     """Who learns in step `step` (from 0) of 'separate', the generator first; None for one model."""
     if self.strategy != 'separate':
@@ -234,6 +251,8 @@ class System:
   save_every: int = 50  # steps between checkpoints; the last step always has one
   keep_last: int = 2
   keep_every: int = 0  # steps whose multiples are kept for good; 0 none
+  external_seconds: float = 60.0  # that reward=external may take for an answer
+  external_retries: int = 2  # further requests to an 'http://...' that does not answer
   track: str = ''  # 'wandb': metrics and pictures also go to Weights & Biases; '' nowhere
 
 

@@ -344,6 +344,7 @@ _AT_LEAST = {  # least value -> keys
     'system.samples_every',
     'system.eval_every',
     'system.keep_every',
+    'system.external_retries',
     'data.seed',
     'eval.seed',
     'eval.watched',
@@ -351,6 +352,7 @@ _AT_LEAST = {  # least value -> keys
   ),
 }
 _ABOVE_ZERO = (
+  'system.external_seconds',
   'method.beta',
   'method.temperature',
   'method.learning_rate',
@@ -466,12 +468,28 @@ def _check_method(method):
       f'found config.method.yes_question={method.yes_question!r}; expected a question with one '
       '{} inside, where the text goes'
     )
-  able = rewards.tasks(method.reward)
+  _check_external(names, method)
+  able = rewards.tasks(method)
   unable = [task for task in method.tasks if task not in able]
   if unable:
     raise InputError(
       f'found config.method.reward={method.reward} with the task {unable[0]}; expected method.task '
       f'to be {" or ".join(able)}'
+    )
+
+
+def _check_external(names, method):
+  asked = dataclasses.asdict(method.external_reward)
+  if 'external' in names and not any(asked.values()):
+    raise InputError(
+      f'found config.method.reward={method.reward} and nobody to ask; expected module:function or '
+      'http://... in config.method.external_reward.generation, .understanding, or both'
+    )
+  if 'external' not in names and any(asked.values()):
+    key = next(key for key, value in asked.items() if value)
+    raise InputError(
+      f'found config.method.external_reward.{key} with reward={method.reward}, which does not ask '
+      'it; expected external in the reward, as in dual+0.3*external'
     )
 
 

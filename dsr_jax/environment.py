@@ -4,17 +4,23 @@ machine refuses. One sentence each, at the start where it can be known by then.
 It imports no library, so that it is there before one of them fails.
 """
 
+from collections.abc import Callable
 import contextlib
+import ctypes
 import errno
 import os
 import re
+import select
 import signal
 import sys
+import threading
+import time
 
 from dsr_jax.errors import InputError, first_line
 
 # A process that was ended by this signal has 128 more as its status, as shells have it.
 PIPE_STATUS = 128 + signal.SIGPIPE
+_ENDING = threading.Lock()  # held from when this process says that a signal ends it
 
 # Before any work.
 
@@ -149,10 +155,20 @@ def tell(message: str):
 
 def end_by_interrupt():
   """Ends this process as Ctrl-C ends others: a shell's loop around it ends too."""
-  with contextlib.suppress(OSError, RuntimeError):  # it may come while another line is written
-    print('stopped      by Ctrl-C', file=sys.stderr, flush=True)
-  signal.signal(signal.SIGINT, signal.SIG_DFL)
-  os.kill(os.getpid(), signal.SIGINT)
+  end_by_signal(signal.SIGINT)
+
+
+def end_by_signal(number: int):
+  """Ends this process as a signal does that nobody handles, from any of its threads."""
+  said = 'Ctrl-C' if number == signal.SIGINT else signal.Signals(number).name
+  if _ENDING.acquire(blocking=False):  # two threads may come here for one signal
+    with contextlib.suppress(OSError, RuntimeError):  # it may come while another line is written
+      print(f'stopped      by {said}', file=sys.stderr, flush=True)
+  # Python's own `signal.signal` is for the main thread alone.
+  to_default = ctypes.CDLL(None).signal
+  to_default.argtypes, to_default.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+  to_default(number, None)
+  os.kill(os.getpid(), number)
 
 
 def flush():
@@ -173,6 +189,80 @@ def drop(stream):
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
+
+
+# Python runs handlers of signals when its main thread comes back to it: while that compiles or
+# waits for a device, minutes may pass.
+
+PATIENCE_SECONDS = 5.0
+_SAME_SIGNAL_SECONDS = 2.0  # the main thread may have its turn before the thread that watches
+
+
+class SignalWatch:
+  """While it is entered, a thread hears of signals at once and ends the process if it must.
+
+  heard: (number) -> seconds that the main thread may take to come back to Python, where its handler
+  calls `came_back`; 0: none, whether it has come back or not; None: as long as it likes. Called in
+  that thread, for each signal that has a handler in Python.
+  """
+
+  def __init__(self, heard: Callable[[int], float | None]):
+    self._heard = heard
+    self._back = 0.0
+
+  def __enter__(self):
+    self._read, self._write = os.pipe()
+    os.set_blocking(self._write, False)
+    self._before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+    threading.Thread(target=self._watch, daemon=True, name='signals').start()
+    return self
+
+  def __exit__(self, *_):
+    signal.set_wakeup_fd(self._before)
+    os.close(self._write)  # ends the thread
+
+  def came_back(self):
+    """The main thread's handler runs: it does what is to be done."""
+    self._back = time.monotonic()
+
+  def _watch(self):
+    since, seconds, number = 0.0, None, 0
+    while True:
+      left = None if seconds is None else max(0.0, since + seconds - time.monotonic())
+      if select.select([self._read], [], [], left)[0]:
+        told = os.read(self._read, 1)
+        if not told:
+          os.close(self._read)
+          return
+        since, number = time.monotonic(), told[0]
+        seconds = self._heard(number)
+      elif seconds == 0 or self._back < since - _SAME_SIGNAL_SECONDS:
+        end_by_signal(number)
+      else:
+        seconds = None
+
+
+def watch_interrupts():
+  """From here on the first Ctrl-C is a KeyboardInterrupt, or the end if the main thread does not
+  come back to Python for `PATIENCE_SECONDS`; the second one is the end.
+  """
+  if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # nohup may ignore it
+    return
+  times = []
+
+  def heard(number):
+    if number != signal.SIGINT:
+      return None
+    times.append(number)
+    return PATIENCE_SECONDS if len(times) == 1 else 0.0
+
+  def interrupted(number, frame):
+    del number, frame
+    watch.came_back()
+    raise KeyboardInterrupt
+
+  watch = SignalWatch(heard).__enter__()
+  signal.signal(signal.SIGINT, interrupted)
 
 
 # Importing takes seconds, and may be interrupted or meet a variable that a library does not

@@ -237,7 +237,7 @@ def whole_directory(directory, refusal: str = '', ours=None):
   target = os.path.realpath(directory)
   place = _place(target)
   try:
-    made = _make_folders(place)
+    made = make_folders(place)
     remove_leftovers(target)
     hidden, held = _make_hidden(place, target)
   except OSError as e:
@@ -319,7 +319,7 @@ def _held(hidden):
     os.close(file)
 
 
-def _make_folders(folder) -> list[str]:
+def make_folders(folder) -> list[str]:
   """Makes a folder and those above it; returns the new ones, the innermost first."""
   new, above = [], folder
   while not os.path.lexists(above):

@@ -375,8 +375,13 @@ def to_uint8(pixels):
   return np.clip((np.asarray(pixels, np.float32) * 0.5 + 0.5) * 255, 0, 255).astype(np.uint8)
 
 
+def levels(pixels):
+  """As `to_uint8`, inside jit."""
+  return jnp.clip((pixels * 0.5 + 0.5) * 255.0, 0, 255).astype(jnp.uint8)
+
+
 def png(image) -> bytes:
   """PIL image -> PNG bytes."""
   buffer = io.BytesIO()
-  image.save(buffer, 'PNG', optimize=True)
+  image.save(buffer, 'PNG')  # optimize=True takes eight times as long for 2 % of the bytes
   return buffer.getvalue()

@@ -359,11 +359,11 @@ class Sampler:
       filled = [np.concatenate([p, np.repeat(p[:1], chunk - here, axis=0)]) for p in parts]
       output = jax.tree.map(sharding.fetch, run(first, *filled))
       outputs.append(jax.tree.map(lambda x, n=here: x[:n], output))
-      _check_numbers(outputs[-1])
+      check_numbers(outputs[-1])
     return jax.tree.map(lambda *x: np.concatenate(x), *outputs)
 
 
-def _check_numbers(tree):
+def check_numbers(tree):
   """InputError for a NaN among a model's outputs: nothing could be told from them."""
   for x in jax.tree.leaves(tree):
     if np.issubdtype(x.dtype, np.floating) and np.isnan(x).any():

@@ -10,6 +10,7 @@ import unicodedata
 from dsr_jax.errors import InputError
 
 MOST_SAMPLES = 4096  # of one input
+_HUB_ID = re.compile(r'[\w-][\w.-]*/[\w-][\w.-]*')
 _INVISIBLE = ('Cc', 'Cf', 'Zs', 'Zl', 'Zp')  # control, format, and spaces of three kinds
 _KINDS = (
   (stat.S_ISDIR, 'a folder'),
@@ -94,6 +95,11 @@ def check_text(**values):
         f'found bytes that are not UTF-8 in --{name}={shown(value)}; expected UTF-8 text; '
         'write it again, or set the terminal to UTF-8'
       )
+
+
+def is_hub_id(name: str) -> bool:
+  """Whether a name has the form of a repository's on the Hub, OWNER/NAME."""
+  return bool(_HUB_ID.fullmatch(name))
 
 
 def is_visible(text: str) -> bool:

@@ -92,6 +92,7 @@ class Rollout(NamedTuple):
   that sampled. rewards (B, G). frozen_rewards (B, G): by the initial model, nan where it did not
   score. score_keys (B,): what every likelihood of these samples is given, or None. target_codes
   (B, N): understanding: the codes of the original picture. diagnostics: numbers of each input (B,).
+  pixels (B, G, H, W, 3) uint8: generation: where somebody outside of the step is asked; else None.
   """
 
   samples: Any
@@ -101,6 +102,7 @@ class Rollout(NamedTuple):
   score_keys: jax.Array | None
   target_codes: jax.Array | None
   diagnostics: dict[str, jax.Array]
+  pixels: jax.Array | None = None
 
 
 class LearnerScores(NamedTuple):
@@ -118,16 +120,17 @@ class Half(NamedTuple):
   learners (B, C): indices of the samples that are learned from. weight (B,): 0 where the group
   gives no gradient. pair (B, 2), pair_weight (B,): best and worst, and whether their rewards
   differ, for the log.
-  ref_logps (B, C, T): None where the objective has no KL.
+  ref_logps (B, C, T): None where the objective has no KL. All but the first two are None until
+  every reward is known.
   """
 
   inputs: Any  # GenerationInputs or UnderstandingInputs
   rollout: Rollout
-  learners: jax.Array
-  weight: jax.Array
-  pair: Any
-  pair_weight: Any
-  ref_logps: jax.Array | None
+  learners: Any = None
+  weight: Any = None
+  pair: Any = None
+  pair_weight: Any = None
+  ref_logps: jax.Array | None = None
 
 
 class UpdateAux(NamedTuple):

@@ -6,8 +6,9 @@ host.
   update   in chunks of its own: recompute with gradients the log-probabilities of the samples that
            learn, and update; `method.inner_updates` times on the same samples.
 
-`train` jits `train_step`; `replay` runs the same functions one by one. The step knows the model
-only through `models.unified.UnifiedModel`.
+`train` jits `train_step`; `replay` runs the same functions one by one, and so does `asked_step`,
+which asks somebody outside for rewards in between. The step knows the model only through
+`models.unified.UnifiedModel`.
 
 Axes: B inputs of a task, G samples, C samples that learn, T tokens.
 """
@@ -23,6 +24,7 @@ import optax
 from dsr_jax import chunks, losses, sharding
 from dsr_jax import state as state_lib
 from dsr_jax.config import ROLES, Method, System
+from dsr_jax.errors import InputError
 from dsr_jax.models.unified import Family, Spec
 from dsr_jax.rollouts import Batch, Half, Rollout, Scorers, UpdateAux
 from dsr_jax.state import TrainState
@@ -96,8 +98,14 @@ def train_step(ctx: StepContext, state: TrainState, batch: Batch) -> StepOutput:
   """Samples G outputs per input, scores them with the model's own reversed likelihoods, and
   updates.
 
-  To be jitted with the state donated.
+  To be jitted with the state donated. InputError for a reward that is asked outside of the step:
+  that takes an `asked_step`.
   """
+  if any(task.asked for task in ctx.tasks.values()):
+    raise InputError(
+      f'found method.reward={ctx.method.reward}, for which a run asks outside; expected '
+      'a reward inside the step; choose another here'
+    )
   halves = rollout(ctx, state, batch)
   return update(ctx, state, batch, halves)
 
@@ -106,7 +114,10 @@ def train_step(ctx: StepContext, state: TrainState, batch: Batch) -> StepOutput:
 
 
 def rollout(ctx: StepContext, state: TrainState, batch: Batch) -> dict[str, Half]:
-  """The halves of the step, by task: samples, rewards, and which samples are learned from."""
+  """The halves of the step, by task: samples, rewards, and which samples are learned from.
+
+  Where a reward is asked outside of the step, the half waits for `answered`.
+  """
   role = role_of(ctx.method, batch)
   params, _ = state.of_role(role)
   policy = rollout_policy(ctx, state, params)
@@ -121,23 +132,45 @@ def rollout(ctx: StepContext, state: TrainState, batch: Batch) -> dict[str, Half
     with jax.named_scope(f'{name}/rollout'):
       inputs = jax.tree.map(sharding.split_rows, task.inputs(batch))
       sample_and_score = functools.partial(task.rollout, policy, scorers, batch, task_key)
-      samples = chunks.mapped(sample_and_score, inputs, ctx.rollout_chunk)
-      pair, pair_weight = losses.best_and_worst(samples.rewards, ctx.method.min_margin)
-      learners, weight = ctx.objective.choose(samples.rewards, ctx.method)
-    ref_logps = None
-    if ctx.objective.needs_reference(ctx.method):
-      with jax.named_scope(f'{name}/reference'):
-        ref_logps = reference_logps(ctx, state, task, inputs, samples, learners)
-    halves[name] = Half(
-      inputs=inputs,
-      rollout=samples,
-      learners=learners,
-      weight=weight,
-      pair=pair,
-      pair_weight=pair_weight,
-      ref_logps=ref_logps,
-    )
+      half = Half(inputs, chunks.mapped(sample_and_score, inputs, ctx.rollout_chunk))
+    halves[name] = half if task.asked else choose(ctx, state, task, half)
   return halves
+
+
+def choose(ctx: StepContext, state: TrainState, task: Task, half: Half) -> Half:
+  """The half with those of its samples chosen that are learned from: all rewards are known."""
+  inputs, samples = half.inputs, half.rollout
+  with jax.named_scope(f'{task.name}/rollout'):
+    pair, pair_weight = losses.best_and_worst(samples.rewards, ctx.method.min_margin)
+    learners, weight = ctx.objective.choose(samples.rewards, ctx.method)
+  ref_logps = None
+  if ctx.objective.needs_reference(ctx.method):
+    with jax.named_scope(f'{task.name}/reference'):
+      ref_logps = reference_logps(ctx, state, task, inputs, samples, learners)
+  return Half(
+    inputs=inputs,
+    rollout=samples,
+    learners=learners,
+    weight=weight,
+    pair=pair,
+    pair_weight=pair_weight,
+    ref_logps=ref_logps,
+  )
+
+
+def answered(ctx: StepContext, state: TrainState, halves: dict[str, Half], answers):
+  """The halves of `rollout` once all rewards are known.
+
+  answers: {task: (B, G)} of those whose reward was asked outside of the step.
+  """
+  done = {}
+  for name, half in halves.items():
+    task = ctx.tasks[name]
+    if task.asked:
+      half = half._replace(rollout=task.with_answer(half.rollout, answers[name]))
+      half = choose(ctx, state, task, half)
+    done[name] = half
+  return done
 
 
 def rollout_policy(ctx: StepContext, state: TrainState, params):

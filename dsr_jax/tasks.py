@@ -26,6 +26,7 @@ from dsr_jax.models.unified import (
   row_keys,
   score_keys,
 )
+from dsr_jax.rewards import dual
 from dsr_jax.rewards import table as reward_table
 from dsr_jax.rewards.base import RewardInputs
 from dsr_jax.rollouts import (
@@ -54,6 +55,7 @@ class Task(abc.ABC):
     self.method = method
     self.system = system
     self.spec = spec
+    self.asked = reward_table.asked(method, self.name) is not None
     self.objective = losses.OBJECTIVES[method.objective]
     # Guidance is for pictures; texts are sampled without it.
     self.sampling = Sampling(
@@ -141,7 +143,7 @@ class Task(abc.ABC):
     live = scored.total
     unknown = jnp.full_like(live, jnp.nan)
     one_opinion = self.method.scorer == 'frozen' or not reward_table.is_self_reward(
-      self.method.reward, self.name
+      self.method, self.name
     )
     if scorers.frozen is None:
       frozen = unknown
@@ -153,6 +155,31 @@ class Task(abc.ABC):
         scorers.frozen_due, lambda: score_by(scorers.frozen).total, lambda: unknown
       )
     return Rewards(live=live, frozen=frozen, terms=scored.terms)
+
+  @abc.abstractmethod
+  def watched(self, samples, rewards) -> dict:
+    """What is watched of samples and their rewards (b, G), numbers of each input."""
+
+  @abc.abstractmethod
+  def total(self, samples, rewards):
+    """Rewards (b, G) of samples as they count."""
+
+  def with_answer(self, rollout: Rollout, answer) -> Rollout:
+    """The rollout with the rewards (B, G) that were asked outside of the step."""
+
+    def whole(rewards):
+      summed = reward_table.with_answer(rewards, answer, self.method, self.name)
+      return self.total(rollout.samples, summed)
+
+    rewards = whole(rollout.rewards)
+    return rollout._replace(
+      rewards=rewards,
+      frozen_rewards=whole(rollout.frozen_rewards),
+      diagnostics=rollout.diagnostics
+      | self.watched(rollout.samples, rewards)
+      | diagnostics.of_terms({'external': answer}),
+      pixels=None,
+    )
 
   def metrics(self, half: Half, aux: list[UpdateAux]) -> dict:
     """The task's numbers. aux: of each inner update; the first and the last are looked at."""
@@ -233,7 +260,7 @@ class Generation(Task):
     )
 
     # Monitoring.
-    watched = diagnostics.of_codes(codes, rewards.live) | diagnostics.of_terms(rewards.terms)
+    watched = self.watched(codes, rewards.live) | diagnostics.of_terms(rewards.terms)
     if self.sampler_is_exact:
       watched['sampler_gap'] = diagnostics.sampler_gap(
         policy,
@@ -261,7 +288,14 @@ class Generation(Task):
       score_keys=keys_to_score,
       target_codes=None,
       diagnostics=watched,
+      pixels=images.levels(pictures.pixels) if self.asked else None,
     )
+
+  def watched(self, samples, rewards) -> dict:
+    return diagnostics.of_codes(samples, rewards)
+
+  def total(self, samples, rewards):
+    return rewards
 
   def learner_scores(
     self, model: UnifiedModel, inputs: GenerationInputs, rollout: Rollout, index
@@ -326,8 +360,7 @@ class Understanding(Task):
       sample_keys=keys,
       keys_to_score=keys_to_score,
     )
-    watched = diagnostics.of_texts(texts, rewards.live, self.spec.eos_id)
-    watched |= diagnostics.of_terms(rewards.terms)
+    watched = self.watched(texts, rewards.live) | diagnostics.of_terms(rewards.terms)
     return Rollout(
       samples=texts,
       sample_logps=logps,
@@ -337,6 +370,12 @@ class Understanding(Task):
       target_codes=picture.codes,
       diagnostics=watched,
     )
+
+  def watched(self, samples, rewards) -> dict:
+    return diagnostics.of_texts(samples, rewards, self.spec.eos_id)
+
+  def total(self, samples, rewards):
+    return dual.worst_where_empty(rewards, samples, self.spec.eos_id)
 
   def learner_scores(
     self, model: UnifiedModel, inputs: UnderstandingInputs, rollout: Rollout, index

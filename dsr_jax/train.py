@@ -21,8 +21,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dsr_jax import asked_step, convert, families, saved_config, sharding, tracking
 from dsr_jax import config as config_lib
-from dsr_jax import convert, families, saved_config, sharding, tracking
 from dsr_jax import rows as rows_lib
 from dsr_jax import state as state_lib
 from dsr_jax import step as step_lib
@@ -38,13 +38,21 @@ from dsr_jax.report import before_after, same_items
 from dsr_jax.report import page as run_page
 from dsr_jax.report import summary as summary_lib
 from dsr_jax.reporting.step_sheet import StepSheet
+from dsr_jax.rewards import table as rewards
 from dsr_jax.runtime import checkpoints as checkpoints_lib
 from dsr_jax.runtime import distributed, room, run_files
 from dsr_jax.runtime import metrics as metrics_lib
 from dsr_jax.runtime import workdir as workdir_lib
 from dsr_jax.runtime.compiled import CompiledStep
 from dsr_jax.runtime.host_time import HostTime
-from dsr_jax.runtime.progress import Progress, StopSignals, describe_run, say, say_unfamiliar
+from dsr_jax.runtime.progress import (
+  Progress,
+  Stopped,
+  StopSignals,
+  describe_run,
+  say,
+  say_unfamiliar,
+)
 from dsr_jax.runtime.run_log import RunLog, due
 
 # The fixed list is also measured after this step, so that a person sees early what comes of it:
@@ -114,14 +122,28 @@ def step_context(model, config) -> step_lib.StepContext:
   )
 
 
-def make_train_step(model, config, mesh, state):
-  """The jitted step: (state, batch) -> `StepOutput`; the state is donated."""
+def make_train_step(model, config, mesh, state, answers: asked_step.Answers | None = None):
+  """The jitted step: (state, batch) -> `StepOutput`; the state is donated.
+
+  answers: where `method.reward` has a term that is asked outside of the step.
+  """
   ctx = step_context(model, config)
+  if answers is not None:
+    return asked_step.make(ctx, state, mesh, answers)
   return jax.jit(
     functools.partial(step_lib.train_step, ctx),
     donate_argnums=0,
     out_shardings=step_lib.output_shardings(ctx, state, mesh),
   )
+
+
+def answers_of(config, model, workdir: str, **how) -> dict[str, asked_step.Answers]:
+  """What `make_train_step` is given besides: `asked_step.Answers` where somebody is asked for
+  rewards. how: of `Answers`.
+  """
+  if not rewards.is_asked(config.method):
+    return {}
+  return {'answers': asked_step.Answers(config, workdir, model.processor, **how)}
 
 
 def make_evaluator(config, model):
@@ -249,13 +271,17 @@ def run(
     kept = checkpoints_lib.newest_held_out(system.bucket or workdir)
     batches = builders.make_batches(config, model, mesh, kept)
     team.agree(data=batches.fingerprint, model=model.source['fingerprint'])
+    asking = answers_of(config, model, workdir, team=team)
+    for answers in asking.values():
+      answers.check()
     estimate = builders.estimate_memory(model, config, mesh)
     room.check_step(estimate)
     state = builders.init_state(model, config, mesh)
-    train_step = builders.make_train_step(model, config, mesh, state)
+    train_step = builders.make_train_step(model, config, mesh, state, **asking)
     facts = getattr(batches, 'facts', None)
     about = workdir_lib.about(config, model.source, batches.fingerprint, facts)
     describe_run(config, mesh, model, state, state_lib.idle_bytes(state))
+    _say_rewards(config.method)
     model.params = None  # the state holds them now
 
     # Resume.
@@ -364,7 +390,8 @@ def _loop(this: _Run, state, start: int, ahead: Ahead):
   # Compile.
   # Batches count steps from 0: this is the one of step start + 1.
   batch = this.batches.at(start)
-  this.train_step.compile(state, batch)
+  with this.stop.compiling():
+    this.train_step.compile(state, batch)
   can_fail = getattr(this.batches, 'can_fail', False)
   log.restart_clock()
 
@@ -372,8 +399,14 @@ def _loop(this: _Run, state, start: int, ahead: Ahead):
     # Step; the next batch is made while the devices work.
     if step < last:
       ahead.begin(step)
-    with jax.transfer_guard_device_to_host('disallow'):
-      state, metrics, records = this.train_step(state, batch)
+    try:
+      with jax.transfer_guard_device_to_host('disallow'):
+        state, metrics, records = this.train_step(state, batch)
+    except asked_step.RewardsFailed:
+      if step - 1 > start:  # the steps that are done are not lost
+        log.flush()
+        _save(this, state, step - 1)
+      raise
     batch = ahead.finish(metrics)
     log.add(step, metrics, ahead.waited)
 
@@ -395,8 +428,7 @@ def _loop(this: _Run, state, start: int, ahead: Ahead):
       log.flush()
 
     # Pictures and evaluation.
-    if FIXED_LIST in measuring:
-      _evaluate(this, _initial(state), 0, FIXED_LIST)
+    if FIXED_LIST in measuring and _evaluate(this, _initial(state), 0, FIXED_LIST):
       _write_page(this)
       say(
         f'report       {os.path.join(this.workdir, "report.html")} has its first pictures; those '
@@ -413,15 +445,14 @@ def _loop(this: _Run, state, start: int, ahead: Ahead):
     if LISTS in evaluating:
       _evaluate(this, state, step, LISTS)
     initial = [part for part in initial if part not in measuring]
+    if team.processes == 1 and this.stop.requested:  # an evaluation was left
+      stopping = saving = True
     if (drawing or evaluating or measuring) and step < last:
       _write_page(this)
 
     # Checkpoint.
     if saving:
-      check_finite(state, step, this.workdir, this.config.method.learning_rate_key)
-      this.check_ours()
-      this.mirror.push()
-      this.checkpoints.save(step, state)
+      _save(this, state, step)
     log.restart_clock()
     if failed:
       this.checkpoints.wait()
@@ -433,6 +464,22 @@ def _loop(this: _Run, state, start: int, ahead: Ahead):
       break
   log.close()
   return state, step
+
+
+def _save(this: _Run, state, step: int):
+  check_finite(state, step, this.workdir, this.config.method.learning_rate_key)
+  this.check_ours()
+  this.mirror.push()
+  this.checkpoints.save(step, state)
+
+
+def _say_rewards(method):
+  """What is rewarded by what, where there is more than one term."""
+  for term in rewards.terms(method.reward):
+    able = rewards.tasks_of(term, method)
+    left_out = [task for task in method.tasks if task not in able]
+    if left_out:
+      say(f'reward       {term.name} does not cover {left_out[0]} and is left out there')
 
 
 def _early(config) -> int:
@@ -461,27 +508,33 @@ def _missing(this: _Run, step: int) -> list[str]:
   return [part for part in _parts_due(this, step) if not is_there(part)]
 
 
-def _evaluate(this: _Run, state, step: int, part: str):
-  """Measures a state's parameters on the whole lists or the fixed list, and writes what came
-  out.
+def _evaluate(this: _Run, state, step: int, part: str) -> bool:
+  """Measures a state's parameters on the whole lists or the fixed list, and writes what came out. If
+  a signal comes, leaves it to the start that goes on. Returns whether it is done.
   """
-  if part == LISTS:
-    scores, rows = this.evaluate(state, step)
-  else:
-    found = this.watch(state, step)
-    scores, rows = found.scores, found.rows
-    if this.team.lead:
-      with this.spent.on('fixed list'):
-        rows_lib.write(this.workdir, step, found.table, rows_lib.WATCHED)
-        image = before_after.sheet(this.workdir, step)
-        png = workdir_lib.write_samples(this.workdir, step, image, rows_lib.WATCHED)
-        texts = {'watched/texts': before_after.texts(this.workdir, step)}
-        this.log.media(step, {'watched/pictures': png}, texts)
-        if found.unfamiliar:
-          rows[same_items.UNFAMILIAR] = found.unfamiliar
-          say_unfamiliar(found.unfamiliar)
+  found = None
+  try:
+    with this.stop.leaving():
+      if part == LISTS:
+        scores, rows = this.evaluate(state, step)
+      else:
+        found = this.watch(state, step)
+        scores, rows = found.scores, found.rows
+  except Stopped:
+    return False
+  if found is not None and this.team.lead:
+    with this.spent.on('fixed list'):
+      rows_lib.write(this.workdir, step, found.table, rows_lib.WATCHED)
+      image = before_after.sheet(this.workdir, step)
+      png = workdir_lib.write_samples(this.workdir, step, image, rows_lib.WATCHED)
+      texts = {'watched/texts': before_after.texts(this.workdir, step)}
+      this.log.media(step, {'watched/pictures': png}, texts)
+      if found.unfamiliar:
+        rows[same_items.UNFAMILIAR] = found.unfamiliar
+        say_unfamiliar(found.unfamiliar)
   # Its line comes last: it says that the evaluation is whole.
   this.log.evaluation(step, scores, rows)
+  return True
 
 
 def _draw(this: _Run, state, records, step: int):

@@ -20,7 +20,7 @@ from places import ROOT
 import pytest
 from run_command import run
 
-from dsr_jax import api
+from dsr_jax import api, rows
 from dsr_jax import demo as demo_package
 from dsr_jax.convert import locate
 from dsr_jax.demo import __main__ as command
@@ -232,7 +232,26 @@ def test_one_request_at_a_time_works_on_the_model(views, monkeypatch):
 # A run.
 
 
-def test_a_steps_candidates_are_its_sheet_and_rewards(model, tmp_path):
+def _candidates():
+  """A drawn prompt with two pictures, and a picture with two texts."""
+  pixels = np.zeros((1, 2, 4, 4, 3), np.uint8)
+  rewards = np.array([[1.0, 2.0]], np.float32)
+  both = dict(rewards=rewards, chosen=np.array([1]), rejected=np.array([0]))
+  codes = np.zeros((1, 2, 4), np.int32)
+  drawn = rows.Candidates('generation', ['<b>one</b>'], codes, pixels, **both)
+  told = rows.Candidates(
+    'understanding',
+    ['what is it?'],
+    codes[:, 0],
+    pixels[:, 0],
+    texts=[['a disc', '']],
+    tokens=[[[1, 2], []]],
+    **both,
+  )
+  return [drawn, told]
+
+
+def test_a_steps_candidates_are_its_rows_or_its_sheet_and_rewards(model, tmp_path):
   (tmp_path / 'samples').mkdir()
   (tmp_path / 'checkpoints').mkdir()
   for step in (2, 10):
@@ -244,6 +263,12 @@ def test_a_steps_candidates_are_its_sheet_and_rewards(model, tmp_path):
   assert views.steps() == [2, 10]
   shown = Tags(views.step(10))
   assert 'generation/reward -1.25' in shown.words and shown.tags.count('img') == 1
+  rows.write(str(tmp_path), 10, rows.table(10, _candidates()))
+  shown = Tags(views.step(10))
+  assert shown.words.count('chosen') == shown.words.count('rejected') == 2
+  for words in ('<b>one</b>', 'R_G 2.000', 'R_U 1.000', '(empty)'):
+    assert words in shown.words
+  assert shown.tags.count('img') == 3 and shown.tags.count('li') == 2 and 'b' not in shown.tags
   for name in (f'{tmp_path}', f'{tmp_path}:generator', f'{tmp_path}@10:generator'):
     assert locate.run_of(name) == str(tmp_path)
   assert locate.run_of('scenes') == ''
@@ -290,7 +315,7 @@ def address(tmp_path_factory):
   log = tmp_path_factory.mktemp('demo') / 'log'
   with open(log, 'wb') as out:
     server = subprocess.Popen(
-      [sys.executable, '-m', 'dsr_jax.demo', '--model=scenes', f'--port={port}'],
+      [sys.executable, '-m', 'dsr_jax.demo', '--model=scenes', '--num_samples=2', f'--port={port}'],
       cwd=ROOT,
       stdout=out,
       stderr=out,

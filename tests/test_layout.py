@@ -81,6 +81,18 @@ def test_no_part_of_a_folder_imports_itself_by_way_of_its_neighbors(folder):
   assert not circle_in(graph)
 
 
+def test_who_answers_benchmarks_knows_nothing_of_the_evaluators():
+  """They bring torch. (transformers itself imports it where it is installed.)"""
+  needed, found = {f'{PACKAGE}.evaluate.__main__'}, set()
+  while needed:
+    name = needed.pop()
+    found.add(name)
+    needed |= imports(name) - found
+  assert f'{PACKAGE}.evaluate.answering.subject' in found
+  assert f'{PACKAGE}.evaluate.evaluators' in modules()
+  assert not {name for name in found if '.adapters' in name or name.endswith('.evaluators')}
+
+
 def test_circles_are_found():
   assert circle_in({'a': {'b'}, 'b': {'c'}, 'c': {'a'}}) and not circle_in({'a': {'b'}, 'b': set()})
   late = ast.parse('def f():\n  from dsr_jax import losses\n  from dsr_jax.models import unified')

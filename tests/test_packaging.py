@@ -216,6 +216,10 @@ def test_an_installed_package_trains_by_the_name_of_a_config(installed, tmp_path
     f'--workdir={run}',
     '--config.method.steps=1',
     '--config.eval.benchmark=none',
+    # What a second program would be compiled for.
+    '--config.eval.watched=0',
+    '--config.system.samples_every=0',
+    '--config.system.frozen_every=0',
   )
   assert done.returncode == 0, done.stderr
   assert done.stdout.strip() == str(run / 'summary.json')

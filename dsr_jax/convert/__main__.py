@@ -4,6 +4,7 @@ adapters to one of peft.
   python -m dsr_jax.convert --source=deepseek-ai/Janus-Pro-1B --target=janus_pro_1b --format=hf
   python -m dsr_jax.convert --source=runs/scenes@80 --target=reinforced --format=hf
   python -m dsr_jax.convert --source=runs/lora --target=adapter --format=peft
+  python -m dsr_jax.convert --source=runs/scenes --target=out --format=hf --push_to_hub=USER/NAME
 
 The source is a model directory in either layout (.safetensors or .bin), a Hub id, 'scenes', or a
 run's workdir. Weights keep their type, a run's trained ones are float32, unless --dtype says
@@ -17,7 +18,7 @@ from absl import flags
 
 from dsr_jax import cli, families, flag_types, saved_config
 from dsr_jax import convert as convert_lib
-from dsr_jax.convert import adapter, card, locate, overlay, table
+from dsr_jax.convert import adapter, card, hub, locate, overlay, table
 from dsr_jax.errors import InputError
 
 FORMATS = ('hf', 'deepseek', 'showo', 'peft')
@@ -31,13 +32,16 @@ def convert(
   dtype: str | None = None,
   overwrite: bool = False,
   base: str = '',
+  push_to_hub: str = '',
 ):
   """Converts; returns what the command prints. Errors: InputError for everything a user can
   mend.
 
-  base: see `locate.locate`.
+  base: see `locate.locate`. push_to_hub: OWNER/NAME of the repository that gets what was written.
   """
   convert_lib.check_target(target, overwrite)
+  if push_to_hub:
+    hub.check(push_to_hub)
   located = locate.locate(source, base)
   for path in filter(None, (located.directory, located.workdir)):
     # --overwrite would take the source away.
@@ -47,7 +51,15 @@ def convert(
         '--target'
       )
   if layout == 'peft':
-    return _adapter(source, target, located, overwrite)
+    done = _adapter(source, target, located, overwrite, push_to_hub)
+  else:
+    done = _model(source, target, layout, located, dtype, overwrite, push_to_hub)
+  if push_to_hub:
+    done['pushed'] = hub.push(target, push_to_hub)
+  return done
+
+
+def _model(source, target, layout, located, dtype, overwrite, repository):
   stored = convert_lib.open_stored(located.directory)
   if (layout == 'showo') != (stored.layout == 'showo'):
     family = families.family_of(stored.config).name
@@ -65,6 +77,7 @@ def convert(
   lacking = layout == 'deepseek' and [
     n for n in table.unused(stored.config.vision, layout) if n not in stored.kept_aside
   ]
+  told = card.make(located, layout, lacking or (), repository)
   zeros = convert_lib.export(
     target,
     layout,
@@ -75,7 +88,8 @@ def convert(
     kept_aside=stored.kept_aside,
     dtype=dtype,
     guidance=located.about['method'].get('guidance') if located.about else None,
-    card=card.body(located, layout, lacking or ()),
+    card=told.text,
+    beside=told.pictures,
     overwrite=overwrite,
   )
   if zeros:
@@ -90,18 +104,20 @@ def convert(
   return dict(target=target, format=layout, source=source, tensors=tensors, zeros=zeros)
 
 
-def _adapter(source, target, located, overwrite):
+def _adapter(source, target, located, overwrite, repository):
   if 'lora' not in located.trained:
     raise InputError(
       f'found no adapters in {source}; expected a run with method.trainable=lora; write --format=hf'
     )
   config, _ = convert_lib.read_config(located.directory)
+  told = card.make(located, 'peft', repository=repository)
   adapter.save(
     target,
     located.trained['lora'],
     located.about['model']['name'],
     overwrite,
     family=families.family_of(config),
+    beside={'README.md': told.text.encode(), **told.pictures},
   )
   return dict(target=target, format='peft', source=source)
 
@@ -116,7 +132,7 @@ def main(argv, f=flags.FLAGS):
       f'found --dtype={f.dtype}; expected float32 or bfloat16; choose one, or leave it out'
     )
   cli.log(f'converting {f.source} to {f.target}')
-  more = dict(dtype=f.dtype, overwrite=f.overwrite, base=f.base)
+  more = dict(dtype=f.dtype, overwrite=f.overwrite, base=f.base, push_to_hub=f.push_to_hub)
   done = convert(f.source, f.target, f.format, **more)
   cli.print_json(done, kept=f.target)
 
@@ -141,6 +157,12 @@ def define_flags(f=flags.FLAGS):
     flag_values=f,
   )
   flags.DEFINE_bool('overwrite', False, 'Replace the target if it is there.', flag_values=f)
+  flags.DEFINE_string(
+    'push_to_hub',
+    '',
+    'OWNER/NAME on the Hugging Face Hub: the target is uploaded there too; a new one is private.',
+    flag_values=f,
+  )
 
 
 if __name__ == '__main__':

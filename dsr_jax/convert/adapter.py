@@ -21,9 +21,11 @@ _WEIGHTS, _CONFIG = 'adapter_model.safetensors', 'adapter_config.json'
 _LAYERS = {JANUS.name: 'model.language_model.layers', SHOWO.name: 'showo.model.layers'}
 
 
-def save(directory, adapters, base: str, overwrite: bool = False, family: Family = JANUS):
+def save(
+  directory, adapters, base: str, overwrite: bool = False, family: Family = JANUS, beside=None
+):
   """Writes adapters, {projection: {'a': (L, in, r), 'b': (L, r, out)}}; `base` names the model they
-  belong to.
+  belong to. beside: {name: bytes} of further files, as the card.
   """
   directory_lib.check_target(directory, overwrite)
   tensors = {
@@ -52,6 +54,8 @@ def save(directory, adapters, base: str, overwrite: bool = False, family: Family
   ) as aside:
     save_file(tensors, os.path.join(aside, _WEIGHTS), metadata=dict(format='pt'))
     files.write_json(os.path.join(aside, _CONFIG), config, indent=2)
+    for name, content in (beside or {}).items():
+      files.write_bytes(os.path.join(aside, name), content)
 
 
 def load(directory, layers: int, family: Family = JANUS):

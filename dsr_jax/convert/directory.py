@@ -253,6 +253,7 @@ def export(
   dtype=None,
   guidance=None,
   card='',
+  beside=None,
   overwrite=False,
 ):
   """Writes a complete model directory, a piece of a tensor at a time: weights, config, tokenizer,
@@ -271,7 +272,8 @@ def export(
       it gets zeros.
     dtype: of the weights: 'float32', 'bfloat16' or 'float16'; None keeps that of each.
     guidance: the guidance weight that generation_config.json names; None keeps the source's.
-    card: Markdown body of README.md; a line about the format if empty.
+    card: Markdown body of README.md, or all of it; a line about the format if empty.
+    beside: {name: bytes} of further files, which the card shows.
   Returns:
     The names of the tensors made as zeros.
   """
@@ -288,6 +290,7 @@ def export(
     where = showo_parts.Parts(source_dir, source_dir, showo_parts.tokenizer_of(source_dir))
     with files.whole_directory(directory, NOT_WRITABLE, ours=writing.is_export) as aside:
       showo.write(aside, config, processor, read, where, dtype=kind, guidance=guidance, card=card)
+      _write_beside(aside, beside)
     return []
   source_layout = configs.layout_of(
     files.read_json(source_dir / 'config.json', default={'model_type': 'janus'})
@@ -316,7 +319,13 @@ def export(
     files.write_json(aside / 'config.json', content, indent=2)
     sidefiles.write(aside, layout, source_dir, source_layout, config, processor, guidance)
     sidefiles.write_card(aside, layout, card, source_dir / 'README.md')
+    _write_beside(aside, beside)
   return zeros
+
+
+def _write_beside(directory, beside):
+  for name, content in (beside or {}).items():
+    (pathlib.Path(directory) / name).write_bytes(content)
 
 
 def check_target(directory, overwrite):

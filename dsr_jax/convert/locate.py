@@ -12,7 +12,7 @@ from absl import flags
 import huggingface_hub
 import jax
 
-from dsr_jax import cli, families, files, flag_types, saved_config
+from dsr_jax import cli, families, files, flag_types, inputs, saved_config
 from dsr_jax import config as config_lib
 from dsr_jax.convert import configs, weights
 from dsr_jax.convert import directory as directory_lib
@@ -34,7 +34,6 @@ EXPECTED_SOURCE = "a model directory, 'scenes' for the embedded model, or a Hub 
 ROLES = ('generator', 'understander')  # of a run of two models
 MOST_GUIDANCE = 1000
 _CACHED = re.compile(r'models--(.+?)--(.+)')  # the Hub's folder of OWNER/NAME
-_HUB_ID = re.compile(r'[\w-][\w.-]*/[\w-][\w.-]*')
 _FILES = ('*.json', '*.jinja', '*.safetensors', 'LICENSE*', 'README.md')
 
 
@@ -230,7 +229,7 @@ def directory_of(name: str) -> str:
   _refuse_near_miss(name)
   if os.path.isdir(name):
     return name
-  if _HUB_ID.fullmatch(name):
+  if inputs.is_hub_id(name):
     return _download(name)
   raise InputError(f'found no model {name!r}; expected {EXPECTED}; check the name')
 

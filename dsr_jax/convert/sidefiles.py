@@ -44,6 +44,7 @@ NEEDED = {
 READERS = {
   'hf': '`transformers.JanusForConditionalGeneration.from_pretrained` reads this directory.',
   'deepseek': 'The `janus` package of https://github.com/deepseek-ai/Janus reads this directory.',
+  'peft': '`peft` loads these adapters onto the model that they belong to.',
   'showo': 'The code of https://github.com/showlab/Show-o reads this directory, its image '
   'tokenizer from magvitv2/ and its text tokenizer from here.',
 }
@@ -174,8 +175,11 @@ def _ensure_bos(path):
 
 def write_card(target, layout, body, source_card=None):
   """README.md: the header that the Hub reads, with the licence that the source's card names, then
-  the body.
+  the body. A body that has a header of its own is written as it is.
   """
+  if body.startswith('---\n'):
+    files.write_text(target / 'README.md', body)
+    return
   licence = []
   if source_card is not None and source_card.is_file():
     header = re.match(

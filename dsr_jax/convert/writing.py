@@ -21,6 +21,7 @@ _FILES = (
   *FORMS[0],
   'config.json',
   'README.md',
+  'before_after.png',
   'kept_aside/tensors.safetensors',
   'adapter_model.safetensors',
   'adapter_config.json',

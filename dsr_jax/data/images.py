@@ -1,6 +1,5 @@
 """Pictures by index, square and as bytes, decoded by threads when they are asked for."""
 
-import bisect
 from collections.abc import Callable, Sequence
 import hashlib
 import io
@@ -9,7 +8,7 @@ import itertools
 import numpy as np
 
 from dsr_jax import cli, images
-from dsr_jax.data import folders
+from dsr_jax.data import folders, order
 from dsr_jax.errors import InputError
 
 
@@ -124,7 +123,7 @@ def joined(parts: Sequence[Pictures]) -> Pictures:
   ends = list(itertools.accumulate(len(part) for part in parts))
 
   def draw(index):
-    part = bisect.bisect_right(ends, index)
-    return parts[part][index - (ends[part] - len(parts[part]))]
+    part, place = order.place(ends, index)
+    return parts[part][place]
 
   return Pictures(ends[-1], draw, '\n'.join(part.fingerprint() for part in parts))

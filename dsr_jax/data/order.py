@@ -7,6 +7,8 @@ between calls, so a resumed run, or another process of the same run, finds the s
 place.
 """
 
+import bisect
+from collections.abc import Sequence
 import functools
 
 import numpy as np
@@ -37,6 +39,15 @@ def choice(seed: int, size: int, number: int) -> list[int]:
   """`number` different items of `size`, in order; of fewer, some of the same."""
   chosen = np.argsort(_words(seed, _CHOICES, 0, size), kind='stable')[:number]
   return [int(i) for i in np.sort(chosen)]
+
+
+def place(ends: Sequence[int], index: int) -> tuple[int, int]:
+  """Where item `index` of several sets lies, one set after the other: (set, its place there).
+
+  ends: of each set, how many items it and those before it have.
+  """
+  part = bisect.bisect_right(ends, index)
+  return part, index - (ends[part - 1] if part else 0)
 
 
 def step_seed(seed: int, step: int) -> np.uint32:

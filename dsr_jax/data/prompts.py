@@ -4,7 +4,6 @@ A file has a line a prompt, or a JSON object a line (.jsonl), or a table with a 
 of the last two the prompts stand under the name `prompt`.
 """
 
-import bisect
 from collections.abc import Callable, Mapping, Sequence
 import csv
 import hashlib
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dsr_jax import inputs
+from dsr_jax.data import order
 from dsr_jax.errors import InputError
 
 COLUMN = 'prompt'  # what a prompt is called in JSON lines and in tables
@@ -213,8 +213,8 @@ def joined(parts: Sequence[Prompts]) -> Prompts:
   ends = list(itertools.accumulate(len(part) for part in parts))
 
   def where(index):
-    part = bisect.bisect_right(ends, index)
-    return parts[part].where(index - (ends[part] - len(parts[part])))
+    part, place = order.place(ends, index)
+    return parts[part].where(place)
 
   return Prompts([part[i] for part in parts for i in range(len(part))], where)
 

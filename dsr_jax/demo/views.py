@@ -9,6 +9,8 @@ Axes: N image codes, H W pixels.
 
 import collections
 import glob
+import io
+import itertools
 import os
 import threading
 from typing import NamedTuple
@@ -17,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from dsr_jax import api, images
+from dsr_jax import rows as rows_lib
 from dsr_jax.errors import InputError
 from dsr_jax.reporting import html
 from dsr_jax.runtime import metrics
@@ -27,6 +30,7 @@ MAX_PIXELS = 64_000_000  # of an uploaded picture; a phone's largest are 50 mill
 MAX_FILE = 32 * 2**20  # bytes of one
 SMALLEST = 160  # pixels of a picture on the page, at least
 BEST_OF = (1, 2, 4, 8, 16, 32)
+INPUTS = 3  # of a step, each task's first ones
 # What can be chosen: each value is a program of its own, so there are few.
 TEMPERATURES = {'as it is (1)': 1.0, 'calmer (0.7)': 0.7, 'greedy (0)': 0.0}
 OWN_GUIDANCE = 'its own'
@@ -48,6 +52,14 @@ class Heat(NamedTuple):
   title: str
   words: list[html.Word]
   patches: str
+
+
+class Input(NamedTuple):
+  """A step's input with its candidates. texts: (text, what is said of it, mark), of a picture."""
+
+  title: str
+  pictures: list[Picture]
+  texts: list[tuple[str, str, str]]
 
 
 class Views:
@@ -231,12 +243,14 @@ class Views:
         f'found no candidates of step {step}; expected a step of the list; the run keeps those of '
         'every system.samples_every steps'
       )
-    image = images.load_image(os.path.join(self._run, 'samples', f'{step:06d}.png'))
+    shown = _inputs(rows_lib.read(self._run, step))
+    src = ''
+    if not shown:  # of a run before there were rows
+      image = images.load_image(os.path.join(self._run, 'samples', f'{step:06d}.png'))
+      src = html.data_uri(images.png(image))
     line = next((x for x in metrics.repeatable(self._run) if x.get('step') == step), {})
     numbers = [(name, value) for name, value in sorted(line.items()) if '/reward' in name]
-    return html.render(
-      'step.html.j2', PACKAGE, step=step, src=html.data_uri(images.png(image)), numbers=numbers
-    )
+    return html.render('step.html.j2', PACKAGE, step=step, inputs=shown, src=src, numbers=numbers)
 
 
 # What is shown.
@@ -259,6 +273,33 @@ def _picture(drawing: api.Drawing, rank: int, number: int) -> Picture:
     f'candidate {drawing.candidate}',
   ]
   return Picture(_src(drawing.image), f'candidate {drawing.candidate}', lines, mark)
+
+
+def _inputs(rows: list[dict]) -> list[Input]:
+  """The first inputs of each task in a step's rows."""
+  found = []
+  for (task, number), group in itertools.groupby(rows, key=lambda r: (r['task'], r['input'])):
+    if number >= INPUTS:
+      continue
+    group = list(group)
+    pictures = [_row_picture(row) for row in (group if task == 'generation' else group[:1])]
+    texts = []
+    if task == 'understanding':
+      texts = [(row['text'] or '(empty)', f'R_U {row["reward"]:.3f}', _mark(row)) for row in group]
+    found.append(Input(group[0]['prompt'], pictures, texts))
+  return found
+
+
+def _row_picture(row: dict) -> Picture:
+  image = images.load_image(io.BytesIO(row['picture']['bytes']))
+  if row['text'] is not None:
+    return Picture(_src(image), 'the picture', [])
+  lines = [f'R_G {row["reward"]:.3f}', *(key for key in ('chosen', 'rejected') if row[key])]
+  return Picture(_src(image), f'candidate {row["candidate"]}', lines, _mark(row))
+
+
+def _mark(row: dict) -> str:
+  return 'up' if row['chosen'] else 'down' if row['rejected'] else ''
 
 
 def _best_of(drawn: list[api.Drawing]) -> list[Picture]:

@@ -24,6 +24,7 @@ import jax
 
 from dsr_jax import cli, config_loading, families, files, flag_types, images
 from dsr_jax.convert import locate
+from dsr_jax.data import folders as data_folders
 from dsr_jax.errors import InputError
 from dsr_jax.evaluate import (
   benchmarks,
@@ -155,7 +156,7 @@ def main(argv, f=flags.FLAGS):
   models = models_of(f.model, f.before, f.base)
   check_output(f.output)
   official = open_benchmarks(asked.official, f)
-  evaluator_choice.check_directories(evaluator_choice.chosen_of(f))
+  evaluator_choice.check(evaluator_choice.chosen_of(f), f.blip_size)
   wishes = subject.Wishes(config if given else None, f.best_of, f.max_tokens, f.template, f.base)
   places = folders_of(f.output, models.names)
 
@@ -265,10 +266,10 @@ def open_benchmarks(names, f) -> list[Official]:
       found.append(Official(name))
       continue
     source = sources.get(name, sources.get(''))
-    path = tsv.locate(name, source, DATA_DIR, any_version=f.any_version)
+    path = tsv.locate(name, source, tables_directory(), any_version=f.any_version)
     opened = registry.open_asking(
       name,
-      DATA_DIR,
+      tables_directory(),
       path,
       any_version=True,  # looked at already
       judge_rules=f.judge_rules or None,
@@ -279,7 +280,9 @@ def open_benchmarks(names, f) -> list[Official]:
   return found
 
 
-DATA_DIR = os.path.join(os.path.expanduser('~'), '.cache', 'dsr_jax', 'benchmarks')
+def tables_directory() -> str:
+  """Where tables of questions are kept that had to be downloaded."""
+  return os.path.join(data_folders.cache_directory(), 'benchmarks')
 
 
 def _sources(values) -> dict[str, str]:
@@ -330,7 +333,7 @@ def _score(models, official, places, f) -> 'Part':
       else:
         if isinstance(one.asking, llavabench.LLaVABench):
           one.asking.cache = os.path.join(folder, JUDGE_CACHE)
-        by_model[name] = scoring.score_asking(one.name, one.asking, folder)
+        by_model[name] = scoring.score_asking(one.name, one.asking, folder, one.table)
       if by_model[name].why_not:
         cli.log(f'not scored   {one.name} of {name}: {by_model[name].why_not}')
     scored[one.name] = tuple(by_model[name] for name in models.names)
@@ -523,7 +526,7 @@ def define_flags(f=flags.FLAGS):
     'data',
     [],
     'Where the tables of questions are: a folder, or NAME=FILE; by default they are downloaded to '
-    f'{DATA_DIR}.',
+    f'~/.cache/dsr_jax/benchmarks, or below {data_folders.CACHE_VARIABLE}.',
     f,
   )
   flags.DEFINE_bool(

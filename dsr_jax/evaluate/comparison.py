@@ -132,7 +132,7 @@ def to_json(tables: Sequence[Table]) -> dict[str, Any]:
   def numbers(estimate):
     if estimate is None:
       return None
-    return {k: x if math.isfinite(x) else None for k, x in estimate._asdict().items()}
+    return {k: finite(x) for k, x in estimate._asdict().items()}
 
   out = {}
   for t in tables:
@@ -155,6 +155,11 @@ def to_json(tables: Sequence[Table]) -> dict[str, Any]:
       'statistics': statistics,
     }
   return out
+
+
+def finite(value: float | None) -> float | None:
+  """A number as JSON has them: what is none becomes null."""
+  return value if value is not None and math.isfinite(value) else None
 
 
 def to_markdown(tables: Sequence[Table], after: str, before: str | None = None) -> str:

@@ -6,13 +6,14 @@ from typing import NamedTuple
 
 from absl import flags
 
-from dsr_jax import files, flag_types
+from dsr_jax import files, flag_types, inputs
 from dsr_jax.errors import InputError
 
 flags.disclaim_key_flags()  # --help lists the flags under the command, not under this module
 
 # What the evaluators leave in a benchmark's folder.
 RECORDS, ABOUT, RESULTS = 'records', 'evaluators.json', 'results.jsonl'
+BLIP_PATCH = 16  # pixels
 
 
 class Kind(NamedTuple):
@@ -50,11 +51,22 @@ KINDS = {
 }
 
 
-def check_directories(chosen: dict[str, str]) -> None:
-  """InputError for an evaluator's directory of another architecture; needs no torch."""
+def check(chosen: dict[str, str], blip_size: int) -> None:
+  """InputError for an evaluator that is not there, for a directory of another architecture, and for
+  a size that BLIP cannot look at; needs no torch.
+  """
+  if blip_size < 0 or blip_size % BLIP_PATCH:
+    raise InputError(
+      f'found --blip_size={blip_size}; expected 0 or a multiple of {BLIP_PATCH}, as 480; correct it'
+    )
   for name, place in chosen.items():
     if not os.path.isdir(place):
-      continue
+      if inputs.is_hub_id(place):
+        continue
+      raise InputError(
+        f'found no --evaluator.{name}={inputs.shown(place)}; expected a directory or a Hub id '
+        '(OWNER/NAME); correct it'
+      )
     config = files.read_json(os.path.join(place, 'config.json'))
     found = (config.get('architectures') or ['none'])[0]
     if found != KINDS[name].architecture:

@@ -6,21 +6,25 @@ nothing that answers a benchmark imports.
 
 Any folder in the official layout will do, whoever drew it. Leaves in it
 
-    records/          {picture: what was found}, a file a batch; nothing is looked at twice
+    records/          {picture: its hash and what was found}, a file a batch; nothing is looked at
+                      twice, but for a picture that changed
     evaluators.json   every evaluator with its version and hash, and the labels of its numbers
     results.jsonl     GenEval's own results file; or T2I-CompBench's vqa_result.json
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+import contextlib
+import fcntl
+import hashlib
 import json
 import os
 from typing import Any, NamedTuple
-import zlib
 
 from absl import flags
+from PIL import Image
 
-from dsr_jax import cli, files, flag_types
-from dsr_jax.errors import InputError
+from dsr_jax import cli, files, flag_types, inputs
+from dsr_jax.errors import InputError, first_line
 from dsr_jax.evaluate import geneval, pictures, protocol
 from dsr_jax.evaluate.answering import folders
 from dsr_jax.evaluate.evaluator_choice import (
@@ -28,10 +32,11 @@ from dsr_jax.evaluate.evaluator_choice import (
   KINDS,
   RECORDS,
   RESULTS,
-  check_directories,
+  check,
   chosen_of,
   define_evaluator_flags,
 )
+from dsr_jax.evaluate.overlap import parts_of, prepared
 from dsr_jax.evaluate.t2i_compbench import benchmark as t2i_compbench
 
 try:
@@ -44,27 +49,28 @@ try:
     tagger,
   )
 except ImportError as e:  # torch and spaCy are extras: whoever lacks them is told so
-  MISSING = e.name or str(e)
+  MISSING = f'no {e.name}' if e.name else f'that they cannot be imported ({first_line(e)})'
 else:
   MISSING = ''
 
-BATCH = 16  # pictures between two writes
+BATCH = 16  # pictures that are looked at together, and between two writes
+HASH = 'sha256'  # of a record's picture
 
 
 class Watcher(NamedTuple):
   """The evaluators of a benchmark.
 
   Attributes:
-    look: (folder, path of a picture below it) -> its record.
+    look: (pictures, their paths below the folder) -> their records.
     about: of the evaluators, JSON values.
   """
 
-  look: Callable[[str, str], dict[str, Any]]
+  look: Callable[[Sequence[Image.Image], Sequence[str]], list[dict[str, Any]]]
   about: dict[str, Any]
 
 
 def evaluate(benchmark: str, folder: str, chosen: dict[str, str], blip_size: int = 0) -> str:
-  """Looks at every picture of a folder that has no record yet.
+  """Looks at every picture of a folder that has no record yet, or has changed since.
 
   Args:
     benchmark: geneval or t2i_compbench.
@@ -77,31 +83,68 @@ def evaluate(benchmark: str, folder: str, chosen: dict[str, str], blip_size: int
   """
   if MISSING:
     raise InputError(
-      f'found no {MISSING}, which the evaluators need; expected it installed; pip install -r '
-      'requirements-eval.txt'
+      f'looked for the evaluators and found {MISSING}; expected all that requirements-eval.txt '
+      'names; pip install -r requirements-eval.txt'
+    )
+  if not os.path.isdir(folder):
+    raise InputError(
+      f'found no folder {inputs.shown(folder)}; expected the pictures of {benchmark}; correct '
+      '--folder'
     )
   paths = find_pictures(benchmark, folder)
   names = {name: chosen.get(name) or kind.default for name, kind in KINDS.items()}
   parts = sorted({path.split('/')[0] for path in paths})
   build = _geneval if benchmark == geneval.NAME else _t2i_compbench
   watcher = build(folder, names, parts, blip_size)
-  _claim(folder, watcher.about)
-  done = set(folders.read_all(os.path.join(folder, RECORDS)))
-  left = [path for path in paths if path not in done]
-  for first in range(0, len(left), BATCH):
-    batch = left[first : first + BATCH]
-    records = {path: watcher.look(folder, path) for path in batch}
-    name = f'{zlib.crc32(chr(10).join(batch).encode()):08x}.json'
-    files.write_json(os.path.join(folder, RECORDS, name), records, indent=1)
-    cli.log(f'looked at    {len(paths) - len(left) + first + len(batch)} of {len(paths)} pictures')
-  records = folders.read_all(os.path.join(folder, RECORDS))
-  records = {path: records[path] for path in paths}
+  with _alone(folder):
+    _claim(folder, watcher.about)
+    records = _look(folder, paths, watcher)
   if benchmark == geneval.NAME:
-    lines = ''.join(json.dumps(record) + '\n' for record in records.values())
-    files.write_text(os.path.join(folder, RESULTS), lines)
+    rows = ({k: x for k, x in record.items() if k != HASH} for record in records.values())
+    files.write_text(os.path.join(folder, RESULTS), ''.join(json.dumps(r) + '\n' for r in rows))
   else:
     t2i_compbench.T2ICompBench().write_results(records, folder)
   return os.path.join(folder, ABOUT)
+
+
+@contextlib.contextmanager
+def _alone(folder):
+  """One process at a time: what a command that was killed had started ends after its next pictures,
+  and nothing that it looks at yet should be looked at again.
+  """
+  held = os.open(folder, os.O_RDONLY)
+  try:
+    with contextlib.suppress(OSError):  # a file system without locks
+      try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError:
+        cli.log(f'waiting      for others who look at the pictures of {folder}')
+        fcntl.flock(held, fcntl.LOCK_EX)
+    yield
+  finally:
+    os.close(held)
+
+
+def _look(folder, paths, watcher) -> dict[str, dict[str, Any]]:
+  """The records of all pictures, in their order; those are looked at that have none."""
+  place = os.path.join(folder, RECORDS)
+  hashes = {path: _hash_of(os.path.join(folder, path)) for path in paths}
+  _forget_changed(place, hashes)
+  done = set(folders.read_all(place))
+  left = [path for path in paths if path not in done]
+
+  def load(batch):
+    return pictures.load(folder, batch)
+
+  for batch, shown in prepared(parts_of(left, BATCH), load):
+    found = watcher.look(shown, batch)
+    records = {path: {HASH: hashes[path], **record} for path, record in zip(batch, found)}
+    name = f'{folders.digest_of([*batch, *(hashes[path] for path in batch)])}.json'
+    files.write_json(os.path.join(place, name), records, indent=1)
+    done |= set(batch)
+    cli.log(f'looked at    {len(done)} of {len(paths)} pictures')
+  records = folders.read_all(place)
+  return {path: records[path] for path in paths}
 
 
 def find_pictures(benchmark: str, folder: str) -> list[str]:
@@ -109,6 +152,27 @@ def find_pictures(benchmark: str, folder: str) -> list[str]:
   if benchmark == geneval.NAME:
     return [path for path, _ in geneval.find_pictures(folder)]
   return t2i_compbench.find_pictures(folder)
+
+
+def _hash_of(path) -> str:
+  with open(path, 'rb') as f:
+    return hashlib.file_digest(f, 'sha256').hexdigest()
+
+
+def _forget_changed(place, hashes):
+  """Takes the records of pictures away that are not what they were, or are gone."""
+  forgotten = 0
+  for name in sorted(os.listdir(place)) if os.path.isdir(place) else ():
+    path = os.path.join(place, name)
+    if not name.endswith('.json'):
+      continue
+    records = files.read_json(path)
+    kept = {key: x for key, x in records.items() if hashes.get(key, '') == x.get(HASH)}
+    if len(kept) < len(records):
+      forgotten += len(records) - len(kept)
+      files.write_json(path, kept, indent=1)
+  if forgotten:
+    cli.log(f'note         {forgotten} pictures are not those that were looked at earlier: again')
 
 
 def _claim(folder, about):
@@ -137,8 +201,10 @@ def _geneval(folder, names, parts, blip_size) -> Watcher:
   classifier = clip.ColorClassifier(colors)
   rows = dict(geneval.find_pictures(folder))
 
-  def look(folder, path):
-    return pictures.judge_geneval(folder, path, rows[path], detector, classifier)
+  by = pictures.GenEvalEvaluators(detector, classifier)
+
+  def look(shown, paths):
+    return pictures.judge_geneval(shown, paths, [rows[path] for path in paths], by)
 
   label = protocol.worst(mask2former.LABEL, colors.label(clip.COLOR_SHAPE))
   about = {
@@ -178,8 +244,8 @@ def _t2i_compbench(folder, names, parts, blip_size) -> Watcher:
     labels[t2i_compbench.CLIP] = scorer.label(clip.SCORE_SHAPE)
   by = pictures.CompBenchEvaluators(reads, vqa, detector, cosine)
 
-  def look(folder, path):
-    return pictures.measure_compbench(folder, path, by)
+  def look(shown, paths):
+    return pictures.measure_compbench(shown, paths, by)
 
   about = {'evaluators': abouts, 'labels': labels, 'warnings': []}
   return Watcher(look, _plain(about))
@@ -197,13 +263,19 @@ def _self_test(detector, name) -> list[str]:
 def _as_geneval(detector):
   """A detector of named things as one of the classes of the self-test's photos."""
 
-  def look(picture):
-    found = {}
-    for thing in detector(picture, ['person', 'cat', 'cup']):
-      found.setdefault(thing.label, []).append(geneval.Detection.of([*thing.box, thing.score]))
-    return found
+  names = sorted(set(self_test.photos().values()))
+
+  def look(shown):
+    return [_by_class(found) for found in detector(shown, [names] * len(shown))]
 
   return look
+
+
+def _by_class(found) -> dict[str, list[geneval.Detection]]:
+  by_class: dict[str, list[geneval.Detection]] = {}
+  for thing in found:
+    by_class.setdefault(thing.label, []).append(geneval.Detection.of([*thing.box, thing.score]))
+  return by_class
 
 
 # The command.
@@ -218,7 +290,7 @@ def main(argv, f=flags.FLAGS):
       'correct it'
     )
   chosen = chosen_of(f)
-  check_directories(chosen)
+  check(chosen, f.blip_size)
   path = evaluate(f.benchmark, f.folder, chosen, f.blip_size)
   cli.print_json({'evaluators': path})
 

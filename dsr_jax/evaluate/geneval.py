@@ -136,16 +136,13 @@ def keep(
   threshold = settings.counting_threshold if tag == 'counting' else settings.threshold
   kept = {}
   for name, found in detections.items():
-    confident = [d for d in found if np.float32(d.score) > np.float32(threshold)]
-    confident.sort(key=_score, reverse=True)
+    # Of equal scores the later one comes first, as the original's reversed order has it.
+    order = np.argsort(np.array([d.score for d in found], np.float32))[::-1]
+    confident = [found[i] for i in order if np.float32(found[i].score) > np.float32(threshold)]
     best = _apart(confident[: settings.max_objects], settings.max_overlap)
     if best:
       kept[name] = best
   return kept
-
-
-def _score(detection):
-  return detection.score
 
 
 def _apart(best_first, max_overlap):
@@ -162,7 +159,7 @@ def _apart(best_first, max_overlap):
 def _include(clause, kept, matched, classify, settings):
   """The objects of an include clause, and None; or None, and why it failed."""
   name, count = clause['class'], clause['count']
-  objects = kept.get(name, [])[:count]
+  objects = _objects(clause, kept)
   if len(objects) < count:
     return None, f'expected {name}>={count}, found {len(objects)}'
   if 'color' in clause:
@@ -183,6 +180,24 @@ def _include(clause, kept, matched, classify, settings):
           found = ' and '.join(relations)
           return None, f'expected {name} {relation} target, found {found} target'
   return objects, None
+
+
+def _objects(clause, kept):
+  """What a clause is about: the best detections of its class, fewer where there are no more."""
+  return kept.get(clause['class'], [])[: clause['count']]
+
+
+def asked_colors(
+  metadata: Mapping[str, Any], kept: Mapping[str, Sequence[Detection]]
+) -> list[tuple[Sequence[Detection], str]]:
+  """(objects, class) of each time that `judge` asks for colors, in its order; so the objects of
+  many pictures can be looked at together.
+  """
+  return [
+    (_objects(clause, kept), clause['class'])
+    for clause in metadata.get('include', [])
+    if 'color' in clause and len(_objects(clause, kept)) == clause['count']
+  ]
 
 
 def iou(a: Sequence[float], b: Sequence[float]) -> float:
@@ -289,7 +304,7 @@ def find_pictures(folder: str) -> list[tuple[str, dict[str, Any]]]:
     with open(about, encoding='utf-8') as f:
       row = json.load(f)
     samples = os.path.join(folder, name, 'samples')
-    for picture in sorted(os.listdir(samples)):
+    for picture in sorted(os.listdir(samples)) if os.path.isdir(samples) else ():
       if re.match(r'\d+\.png', picture):
         found.append((os.path.join(name, 'samples', picture), row))
   if not found:

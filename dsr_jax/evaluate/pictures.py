@@ -1,7 +1,10 @@
-"""From a drawn picture to its record, by whatever evaluators it is given.
+"""From drawn pictures to their records, by whatever evaluators it is given.
 
 Evaluators are callables (those of `adapters`, or stubs), so this knows neither torch nor their
-models. A record is JSON values; a command keeps each as it comes and leaves out what it has.
+models; each is asked about many pictures at once. A record is JSON values; a command keeps each as
+it comes and leaves out what it has.
+
+Axis: N pictures.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,75 +19,163 @@ from dsr_jax.evaluate.t2i_compbench import benchmark, binding, mixed, numeracy, 
 from dsr_jax.evaluate.t2i_compbench.words import Tagger
 
 
+def load(folder: str, paths: Sequence[str]) -> list[Image.Image]:
+  """The pictures at N paths below a folder."""
+  return [images.load_image(os.path.join(folder, path)) for path in paths]
+
+
+# GenEval.
+
+
+class Object(NamedTuple):
+  """Something in a picture whose color is asked for; name: of its class."""
+
+  picture: Image.Image
+  detection: geneval.Detection
+  name: str
+
+
+class GenEvalEvaluators(NamedTuple):
+  """Who looks at the pictures of GenEval.
+
+  Attributes:
+    detector: N pictures -> of each {class: detections}.
+    colors: objects, of any pictures -> a color each.
+  """
+
+  detector: Callable[[Sequence[Image.Image]], Sequence[Mapping[str, Sequence[geneval.Detection]]]]
+  colors: Callable[[Sequence[Object]], Sequence[str]]
+
+
+def judge_geneval(
+  pictures: Sequence[Image.Image],
+  paths: Sequence[str],
+  rows: Sequence[Mapping[str, Any]],
+  by: GenEvalEvaluators,
+) -> list[dict[str, Any]]:
+  """GenEval's lines about N pictures.
+
+  Args:
+    pictures: N.
+    paths: of the pictures, below the benchmark's folder.
+    rows: the metadata of their prompts.
+    by: the evaluators.
+  """
+  found = by.detector(pictures)
+  asked = [
+    geneval.asked_colors(row, geneval.keep(detections, row['tag']))
+    for row, detections in zip(rows, found)
+  ]
+  objects = [
+    Object(picture, detection, name)
+    for picture, of_picture in zip(pictures, asked)
+    for detections, name in of_picture
+    for detection in detections
+  ]
+  colors = iter(by.colors(objects) if objects else ())
+
+  def classify(detections, name):
+    """`judge` asks in the order of `asked_colors`."""
+    del name
+    return [next(colors) for _ in detections]
+
+  return [
+    geneval.result_row(path, row, geneval.judge(row, detections, classify))
+    for path, row, detections in zip(paths, rows, found)
+  ]
+
+
+# T2I-CompBench.
+
+
 class CompBenchEvaluators(NamedTuple):
   """Who looks at the pictures of T2I-CompBench.
 
   Attributes:
     tagger: reads prompts.
-    vqa: (picture, questions) -> answers, four decimals each.
-    detector: (picture, labels) -> detections.
-    cosine: (pictures, texts) -> cosines.
+    vqa: (N pictures, questions of each) -> answers of each, four decimals.
+    detector: (N pictures, labels of each) -> detections of each.
+    cosine: (N pictures, N texts) -> N cosines.
   """
 
   tagger: Tagger
-  vqa: Callable[[Image.Image, Sequence[str]], Sequence[str]]
-  detector: Callable[[Image.Image, Sequence[str]], Sequence[spatial.Detection]]
+  vqa: Callable[[Sequence[Image.Image], Sequence[Sequence[str]]], Sequence[Sequence[str]]]
+  detector: Callable[
+    [Sequence[Image.Image], Sequence[Sequence[str]]], Sequence[Sequence[spatial.Detection]]
+  ]
   cosine: Callable[[Sequence[Image.Image], Sequence[str]], Sequence[float]]
 
 
-def judge_geneval(
-  folder: str,
-  path: str,
-  row: Mapping[str, Any],
-  detector: Callable[[Image.Image], Mapping[str, Sequence[geneval.Detection]]],
-  colors: Callable[[Image.Image, Sequence[geneval.Detection], str], Sequence[str]],
-) -> dict[str, Any]:
-  """GenEval's line about a picture.
+def measure_compbench(
+  pictures: Sequence[Image.Image], paths: Sequence[str], by: CompBenchEvaluators
+) -> list[dict[str, Any]]:
+  """T2I-CompBench's parts of N pictures: those of their categories (see `benchmark.PARTS`).
 
-  Args:
-    folder: of the benchmark.
-    path: of the picture, below it.
-    row: the prompt's metadata.
-    detector: picture -> {class: detections}.
-    colors: (picture, objects, class) -> a color each.
+  paths: of the pictures, below the benchmark's folder.
   """
-  picture = images.load_image(os.path.join(folder, path))
+  records: list[dict[str, Any]] = [{} for _ in paths]
+  for part, measure in MEASURES.items():
+    places = [i for i, path in enumerate(paths) if part in benchmark.PARTS[_category(path)]]
+    if places:
+      found = measure([pictures[i] for i in places], [paths[i] for i in places], by)
+      for place, record in zip(places, found):
+        records[place] |= record
+  return records
 
-  def classify(objects, name):
-    return colors(picture, objects, name)
 
-  verdict = geneval.judge(row, detector(picture), classify)
-  return geneval.result_row(path, row, verdict)
+def _category(path):
+  return path.split('/')[0]
 
 
-def measure_compbench(folder: str, path: str, by: CompBenchEvaluators) -> dict[str, Any]:
-  """T2I-CompBench's parts of a picture: those of its category (see `benchmark.PARTS`).
+def _is_complex(path):
+  return _category(path) == 'complex'
 
-  A prompt without a noun chunk has no question, and so the binding score 1, as in the original.
-  """
-  category = path.split('/')[0]
-  picture = images.load_image(os.path.join(folder, path))
-  prompt = benchmark.prompt_of(path)
-  parsed = by.tagger(prompt)
-  complex_prompt = category == 'complex'
-  record = {}
-  for part in benchmark.PARTS[category]:
-    if part == benchmark.BINDING:
-      questions = binding.questions(parsed.noun_chunks)
-      answers = list(by.vqa(picture, questions))
-      record[part] = binding.score(answers)
-      record['questions'] = dict(zip(questions, answers))
-    elif part == benchmark.SPATIAL:
-      find = spatial.complex_pair if complex_prompt else spatial.simple_pair
-      pair = find(parsed.tokens)
-      labels = [label for label in pair if label]
-      record[part] = spatial.score(prompt, pair, by.detector(picture, labels))
-    elif part == benchmark.CLIP:
-      text = mixed.clip_text(parsed.tokens) if complex_prompt else prompt
-      record[part] = float(by.cosine([picture], [text])[0])
-    elif part == benchmark.NUMERACY:
-      things = numeracy.wanted(parsed.tokens)
-      labels = [numeracy.LABELS.get(thing.noun, thing.noun) for thing in things]
-      found = numeracy.distinct(by.detector(picture, labels))
-      record[part] = numeracy.score(things, found)
-  return record
+
+def _parsed(paths, by):
+  return [by.tagger(benchmark.prompt_of(path)) for path in paths]
+
+
+def _binding(pictures, paths, by):
+  """A prompt without a noun chunk has no question, and so the score 1, as in the original."""
+  questions = [binding.questions(parsed.noun_chunks) for parsed in _parsed(paths, by)]
+  return [
+    {benchmark.BINDING: binding.score(answers), 'questions': dict(zip(asked, answers))}
+    for asked, answers in zip(questions, by.vqa(pictures, questions))
+  ]
+
+
+def _spatial(pictures, paths, by):
+  pairs = [
+    (spatial.complex_pair if _is_complex(path) else spatial.simple_pair)(parsed.tokens)
+    for path, parsed in zip(paths, _parsed(paths, by))
+  ]
+  found = by.detector(pictures, [[label for label in pair if label] for pair in pairs])
+  return [
+    {benchmark.SPATIAL: spatial.score(benchmark.prompt_of(path), pair, detections)}
+    for path, pair, detections in zip(paths, pairs, found)
+  ]
+
+
+def _clip(pictures, paths, by):
+  texts = [
+    mixed.clip_text(parsed.tokens) if _is_complex(path) else benchmark.prompt_of(path)
+    for path, parsed in zip(paths, _parsed(paths, by))
+  ]
+  return [{benchmark.CLIP: float(cosine)} for cosine in by.cosine(pictures, texts)]
+
+
+def _numeracy(pictures, paths, by):
+  things = [numeracy.wanted(parsed.tokens) for parsed in _parsed(paths, by)]
+  labels = [[numeracy.LABELS.get(thing.noun, thing.noun) for thing in one] for one in things]
+  return [
+    {benchmark.NUMERACY: numeracy.score(wanted, numeracy.distinct(detections))}
+    for wanted, detections in zip(things, by.detector(pictures, labels))
+  ]
+
+
+MEASURES = {
+  benchmark.BINDING: _binding,
+  benchmark.SPATIAL: _spatial,
+  benchmark.CLIP: _clip,
+  benchmark.NUMERACY: _numeracy,
+}

@@ -102,6 +102,7 @@ class Scores(NamedTuple):
     items: a record of each picture or question, JSON values, for files and pages.
     counts: how many were asked, not understood, failed and so on.
     notes: sentences that belong under a table.
+    breakdown: the original scorer's own table, {part: {number: value}}, without intervals.
   """
 
   clusters: tuple[str, ...]
@@ -113,6 +114,7 @@ class Scores(NamedTuple):
   items: tuple[dict[str, Any], ...] = ()
   counts: dict[str, int] = {}
   notes: tuple[str, ...] = ()
+  breakdown: dict[str, dict[str, float | None]] = {}
 
   def label(self, statistic: str) -> Label:
     return self.labels.get(statistic, Label.OFFICIAL)

@@ -141,7 +141,12 @@ def to_json(results: Results) -> dict[str, Any]:
   benchmarks = {}
   for name, table in results.tables().items():
     [benchmarks[name]] = comparison.to_json([table]).values()
-    about = results.scored[name][-1].about
+    scores, about = results.scored[name][-1].scores, results.scored[name][-1].about
+    if scores is not None and scores.breakdown:
+      benchmarks[name]['breakdown'] = {
+        part: {key: comparison.finite(x) for key, x in numbers.items()}
+        for part, numbers in scores.breakdown.items()
+      }
     if about:
       benchmarks[name]['evaluators'] = about['evaluators']
   found = {

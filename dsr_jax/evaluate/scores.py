@@ -128,6 +128,9 @@ def _f1(precision, recall):
   return ratio(2 * precision * recall, precision + recall)
 
 
+# precision: of the atoms that the texts state; recall: of the shapes, colors and textures there
+# are; hallucination: 1 - precision (CHAIR's instance rate); hallucinated_texts: texts with a wrong
+# atom (its sentence rate). An unparsable text states one atom, a wrong one.
 DESCRIPTION = {
   'f1': lambda s: _f1(ratio(s[:, 1], s[:, 0]), ratio(s[:, 2], s[:, 3])),
   'precision': lambda s: ratio(s[:, 1], s[:, 0]),
@@ -137,19 +140,6 @@ DESCRIPTION = {
   'unparsable': lambda s: ratio(s[:, 7], s[:, 5]),
   'words': lambda s: ratio(s[:, 4], s[:, 5]),
 }
-
-
-def description_scores(
-  scenes: Sequence[world.Scene], texts: Sequence[str], clusters: Sequence | None = None
-) -> dict[str, Estimate]:
-  """Scores of texts about scenes, over all atoms.
-
-  precision: of the atoms that the texts state; recall: of the shapes, colors and textures there
-  are; hallucination: 1 - precision (CHAIR's instance rate); hallucinated_texts: texts with a wrong
-  atom (its sentence rate). An unparsable text states one atom, a wrong one. clusters: each text's
-  picture, if several texts describe one.
-  """
-  return estimates(description_sums(scenes, texts, clusters), DESCRIPTION)
 
 
 # Questions.
@@ -200,13 +190,6 @@ YESNO = {
 }
 
 
-def yesno_scores(
-  answers: Sequence[str], truths: Sequence[str], clusters: Sequence | None = None
-) -> dict[str, Estimate]:
-  """F1 (positive = yes), accuracy and share of yes. clusters: each question's picture."""
-  return estimates(yesno_sums(answers, truths, clusters), YESNO)
-
-
 POPE_PARTS = {'overall': questions.TRACKS, **{track: (track,) for track in questions.TRACKS}}
 
 
@@ -251,13 +234,6 @@ CHOICE = {
 }
 
 
-def choice_scores(rows: Sequence[questions.Row], answers: Sequence[str]) -> dict[str, Estimate]:
-  """'accuracy' of single questions and 'circular': a question is right only if all its rotations
-  are.
-  """
-  return estimates(choice_sums(rows, answers), CHOICE)
-
-
 def hallusion_sums(rows: Sequence[questions.Row], answers: Sequence[str]) -> np.ndarray:
   """(C, 6) by set, a picture and its edit: right and number of questions, of figures, and of
   questions on all figures.
@@ -283,13 +259,6 @@ HALLUSION = {
   'qAcc': lambda s: ratio(s[:, 4], s[:, 5]),
   'mean': lambda s: sum(ratio(s[:, i], s[:, i + 1]) for i in (0, 2, 4)) / 3,
 }
-
-
-def hallusion_scores(rows: Sequence[questions.Row], answers: Sequence[str]) -> dict[str, Estimate]:
-  """HallusionBench's aAcc (questions), fAcc (figures with all questions right), qAcc (questions
-  right on all figures) and their mean.
-  """
-  return estimates(hallusion_sums(rows, answers), HALLUSION)
 
 
 # Players who do not look.

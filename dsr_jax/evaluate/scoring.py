@@ -101,10 +101,16 @@ def _drawn(name, benchmark, folder) -> list[str]:
   return paths
 
 
-def score_asking(name: str, benchmark: protocol.Asking, folder: str) -> Scored:
-  """Scores answers."""
+def score_asking(name: str, benchmark: protocol.Asking, folder: str, table: str) -> Scored:
+  """Scores answers. table: md5 of the questions, which must be those that were asked."""
   try:
     manifest = _manifest(name, folder)
+    asked = manifest['settings']['table_md5']
+    if asked != table:
+      raise InputError(
+        f'found answers to the table of md5 {asked} in {folder}; expected those to {table}, which '
+        '--data names now; name the table that was answered, or answer this one in another --output'
+      )
     questions = asking.questions_of(benchmark, manifest['settings']['limit'])
     records = asking.records_of(folder)
     most = manifest['settings'].get('max_pictures', 0)

@@ -56,6 +56,7 @@ class Place:
     self._path = epath.Path(self.directory)
     self._holding = contextlib.ExitStack()
     self._aside = self.directory
+    self._made: list[str] = []  # folders that were not there before, the innermost first
 
   def __enter__(self):
     with self.writing(), contextlib.ExitStack() as holding:
@@ -63,7 +64,7 @@ class Place:
         self._path.mkdir(parents=True, exist_ok=True)
         self._aside = holding.enter_context(tempfile.TemporaryDirectory(prefix='dsr_jax_'))
       else:
-        os.makedirs(self.directory, exist_ok=True)
+        self._made = files.make_folders(os.path.abspath(self.directory))
         lock = holding.enter_context(open(os.path.join(self.directory, LOCK), 'a'))
         try:
           fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -79,7 +80,8 @@ class Place:
     with contextlib.suppress(OSError):
       if not self.remote and os.listdir(self.directory) == [LOCK]:  # nothing came of it
         os.unlink(os.path.join(self.directory, LOCK))
-        os.removedirs(self.directory)
+        for folder in self._made:  # and not the user's own, which may have been empty too
+          os.rmdir(folder)
     self._holding.close()
 
   @contextlib.contextmanager

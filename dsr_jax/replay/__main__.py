@@ -55,7 +55,8 @@ def main(argv, f=flags.FLAGS):
     different = past_step.differences(lines[f.step], past.metrics)
     cli.log('looking      into its samples and gradients')
     ctx = train.step_context(model, config)
-    seen, by_part = look_lib.look(ctx, past.before, past.batch)
+    asking = train.answers_of(config, model, f.workdir, asks=False)
+    seen, by_part = look_lib.look(ctx, past.before, past.batch, **asking)
     result = {
       'workdir': f.workdir,
       'step': f.step,
@@ -71,9 +72,10 @@ def main(argv, f=flags.FLAGS):
     other_seen = None
     if other_config:
       cli.log(f'what if      {", ".join(f"{k}={v}" for k, v in changes.items())}')
-      other = past_step.what_if(builders, other_config, past, mesh, model)
+      other = past_step.what_if(builders, other_config, f.workdir, past, mesh, model)
       other_ctx = train.step_context(model, other_config)
-      other_seen, _ = look_lib.look(other_ctx, other.before, other.batch)
+      asking = train.answers_of(other_config, model, f.workdir, asks=False)
+      other_seen, _ = look_lib.look(other_ctx, other.before, other.batch, **asking)
       result['what_if'] = {
         'changes': changes,
         'metrics': other.metrics,

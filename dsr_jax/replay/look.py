@@ -50,14 +50,18 @@ class Seen(NamedTuple):
   norm: np.ndarray
 
 
-def look(ctx: step_lib.StepContext, state: TrainState, batch):
+def look(ctx: step_lib.StepContext, state: TrainState, batch, answers=None):
   """Takes the first inner update of a step apart.
 
-  state: before the step; it stays the caller's.
+  state: before the step; it stays the caller's. answers: `asked_step.Answers`, of a run that asked
+  for rewards.
 
   Returns: a `Seen` a task, and the share of the squared gradient norm by part of the model.
   """
   halves = jax.jit(functools.partial(step_lib.rollout, ctx))(state, batch)
+  if answers is not None:
+    said = answers(int(state.step) + 1, ctx, halves)
+    halves = jax.jit(functools.partial(step_lib.answered, ctx))(state, halves, said)
   params, _ = state.of_role(step_lib.role_of(ctx.method, batch))
 
   total = jax.tree.map(jnp.zeros_like, params)

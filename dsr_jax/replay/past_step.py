@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dsr_jax import cli, config_loading, saved_config
+from dsr_jax import cli, config_loading, saved_config, train
 from dsr_jax.convert import locate
 from dsr_jax.data.batches import NAMED_PICTURES, NAMED_PROMPTS
 from dsr_jax.errors import InputError
@@ -131,7 +131,8 @@ def replay(builders, config, workdir: str, step: int, mesh, model) -> PastStep:
   origin = f'the checkpoint of step {start}' if start else 'the initial model'
   cli.log(f'from         {origin}; {step - start} to run')
 
-  train_step = builders.make_train_step(model, config, mesh, state)
+  asking = train.answers_of(config, model, workdir, asks=False)
+  train_step = builders.make_train_step(model, config, mesh, state, **asking)
   for now in range(start + 1, step + 1):
     batch = batches.at(now - 1)
     before = _copied(state) if now == step else None  # the step donates its state
@@ -149,7 +150,7 @@ def _nearest_checkpoint(state, about, config, workdir, step):
   return state, start
 
 
-def what_if(builders, config, past: PastStep, mesh, model) -> PastStep:
+def what_if(builders, config, workdir: str, past: PastStep, mesh, model) -> PastStep:
   """The same step under another method, from the same parameters."""
   state = builders.init_state(model, config, mesh)
   learned = {}
@@ -166,7 +167,8 @@ def what_if(builders, config, past: PastStep, mesh, model) -> PastStep:
   before = _copied(state)
   batches = builders.make_batches(config, model, mesh, past.kept)
   batch = batches.at(int(past.before.step))
-  train_step = builders.make_train_step(model, config, mesh, state)
+  asking = train.answers_of(config, model, workdir, asks=False)
+  train_step = builders.make_train_step(model, config, mesh, state, **asking)
   after, metrics, _ = train_step(state, batch)
   return PastStep(before, after, batch, _as_logged(metrics))
 

@@ -50,14 +50,15 @@ class Reward(NamedTuple):
   """A line of the table.
 
   Attributes:
-    function: RewardInputs -> rewards (B, G) float32, the higher the better.
+    function: RewardInputs -> rewards (B, G) float32, the higher the better. None: who gives them
+      is no part of the step (`rewards.external`).
     fields: names in `data.fields.FIELDS`: what it needs of each batch beyond prompts and pictures.
     tasks: those that it can reward.
     load: config.Method -> weights of its own, a pytree of arrays; None: it has none.
     self_reward: whether it depends on the scorer, so that live and frozen scorers may differ.
   """
 
-  function: Callable[[RewardInputs], Any]
+  function: Callable[[RewardInputs], Any] | None
   fields: tuple[str, ...] = ()
   tasks: tuple[str, ...] = ('generation', 'understanding')
   load: Callable[[Any], Any] | None = None

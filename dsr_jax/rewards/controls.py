@@ -6,6 +6,7 @@ Axes: B inputs, G samples, N image codes, H W pixels.
 import jax
 import jax.numpy as jnp
 
+from dsr_jax import images
 from dsr_jax.errors import InputError
 from dsr_jax.losses import mean_logp
 from dsr_jax.models.unified import Picture, Text, without_eos
@@ -57,7 +58,7 @@ def judge(x: RewardInputs):
       f'found a model of {side} x {side} pixels and method.reward=judge, which reads pictures of '
       f'Scenes; expected {world.IMAGE_SIZE} x {world.IMAGE_SIZE}; choose another reward'
     )
-  pixels = jnp.clip((x.picture.pixels * 0.5 + 0.5) * 255.0, 0, 255).astype(jnp.uint8)
+  pixels = images.levels(x.picture.pixels)
   if x.task == 'generation':
     text, verdicts = x.text, scenes_judge.verdicts_on_pictures
   else:

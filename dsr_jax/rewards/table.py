@@ -31,6 +31,7 @@ REWARDS = {
   'forward': Reward(controls.forward),
   'shuffled': Reward(controls.shuffled, fields=('others',)),
   'judge': Reward(controls.judge, fields=('vocabulary',), self_reward=False),
+  'external': Reward(None, self_reward=False),
 }
 
 
@@ -48,8 +49,8 @@ class Term(NamedTuple):
 class Scored(NamedTuple):
   """What samples are worth.
 
-  total (B, G): the weighted sum. terms {name: (B, G)}: of a sum, each term as it is, unweighted;
-  of a single reward, nothing.
+  total (B, G): the weighted sum; what is asked outside of the step is not in it yet. terms {name:
+  (B, G)}: of a sum, each term as it is, unweighted; of a single reward, nothing.
   """
 
   total: Any
@@ -95,15 +96,33 @@ def _term(part: str, text: str) -> Term:
   return Term(name, number)
 
 
-def terms_of(text: str, task: str) -> tuple[Term, ...]:
+def terms_of(method, task: str) -> tuple[Term, ...]:
   """The terms that reward a task."""
-  return tuple(term for term in terms(text) if task in term.reward.tasks)
+  return tuple(term for term in terms(method.reward) if task in tasks_of(term, method))
 
 
-def tasks(text: str) -> tuple[str, ...]:
-  """The tasks that at least one term can reward."""
-  able = [task for term in terms(text) for task in term.reward.tasks]
+def tasks_of(term: Term, method) -> tuple[str, ...]:
+  """The tasks that a term rewards."""
+  if term.reward.function is not None:
+    return term.reward.tasks
+  return tuple(task for task in term.reward.tasks if method.external_source(task))
+
+
+def tasks(method) -> tuple[str, ...]:
+  """The tasks that at least one term rewards."""
+  able = [task for term in terms(method.reward) for task in tasks_of(term, method)]
   return tuple(dict.fromkeys(able))
+
+
+def asked(method, task: str) -> Term | None:
+  """The term of a task that is asked outside of the step, if there is one."""
+  outside = [term for term in terms_of(method, task) if term.reward.function is None]
+  return outside[0] if outside else None
+
+
+def is_asked(method) -> bool:
+  """Whether any task of the run has a term that is asked outside of the step."""
+  return any(asked(method, task) for task in method.tasks)
 
 
 def fields(text: str) -> tuple[str, ...]:
@@ -112,9 +131,9 @@ def fields(text: str) -> tuple[str, ...]:
   return tuple(dict.fromkeys(needed))
 
 
-def is_self_reward(text: str, task: str) -> bool:
+def is_self_reward(method, task: str) -> bool:
   """Whether a task's reward depends on the scorer."""
-  return any(term.reward.self_reward for term in terms_of(text, task))
+  return any(term.reward.self_reward for term in terms_of(method, task))
 
 
 def load(method) -> dict[str, Any] | None:
@@ -126,16 +145,28 @@ def load(method) -> dict[str, Any] | None:
 
 def score(x: RewardInputs) -> Scored:
   """The configured reward of each sample, float32. An empty text has the worst of its group."""
-  chosen = terms_of(x.method.reward, x.task)
+  chosen = [term for term in terms_of(x.method, x.task) if term.reward.function is not None]
   values = {term.name: _score_term(term, x) for term in chosen}
-  weighted = [
-    values[term.name] if term.weight == 1 else term.weight * values[term.name] for term in chosen
-  ]
-  total = functools.reduce(jnp.add, weighted)
+  weighted = [_weighted(term, values[term.name]) for term in chosen]
+  total = functools.reduce(jnp.add, weighted) if weighted else jnp.zeros(x.sample_keys.shape)
   if x.task == 'understanding':
     total = dual.worst_where_empty(total, x.text, x.eos_id)
-  is_sum = len(terms(x.method.reward)) > 1
-  return jax.lax.stop_gradient(Scored(total, values if is_sum else {}))
+  return jax.lax.stop_gradient(Scored(total, values if _is_sum(x.method) else {}))
+
+
+def with_answer(total, answer, method, task: str):
+  """Totals (B, G) and the answer (B, G) that came from outside of the step -> the whole sum."""
+  term = asked(method, task)
+  assert term is not None
+  return total + _weighted(term, answer)
+
+
+def _weighted(term: Term, values):
+  return values if term.weight == 1 else term.weight * values
+
+
+def _is_sum(method) -> bool:
+  return len(terms(method.reward)) > 1
 
 
 def _score_term(term: Term, x: RewardInputs):

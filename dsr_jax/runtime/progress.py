@@ -2,6 +2,7 @@
 signals that end it.
 """
 
+import contextlib
 import os
 import signal
 import statistics
@@ -10,6 +11,7 @@ import sys
 import jax
 import tqdm
 
+from dsr_jax import environment
 from dsr_jax.runtime import checkpoints
 
 _NAMED = 3  # prompts in a sentence
@@ -23,38 +25,104 @@ def say(text):
   sys.stderr.flush()
 
 
+class Stopped(KeyboardInterrupt):
+  """A signal came while something was at work that is left at once. What a callback loses of it
+  ends the process, as it does with every KeyboardInterrupt.
+  """
+
+
 class StopSignals:
   """While it is entered, SIGTERM and the first Ctrl-C only set `requested`; the loop looks there
-  after each step. Of several processes, JAX takes SIGTERM, for all of them, and Ctrl-C becomes one.
+  after each step. The second Ctrl-C ends the process at once.
+
+  Nothing is lost by an end at any moment: the run goes on from its last checkpoint. So while it
+  compiles the first signal ends it too, and what is at work under `leaving` is left.
+
+  Of several processes, JAX takes SIGTERM, for all of them, and Ctrl-C becomes one; they do the same
+  until they stop together, so none leaves anything alone.
   """
 
   def __init__(self, processes=1):
     self._several = processes > 1
+    # Seconds after which a signal ends the process if its main thread has not come back to Python.
+    self._patience: float | None = None
+    self._may_leave = False
 
   def __enter__(self):
-    self.requested = False
+    self.requested = self._said = False
+    self._interrupts = 0
+    self._watch = environment.SignalWatch(self._heard).__enter__()
     self._old = {}
     for number in (signal.SIGINT,) if self._several else (signal.SIGTERM, signal.SIGINT):
-      self._old[number] = signal.signal(number, self._request)
+      self._old[number] = signal.signal(number, self._handle)
     return self
-
-  def _request(self, number, frame):
-    del frame
-    if not self.requested:
-      print(
-        f'stopping     on {signal.Signals(number).name}, after this step',
-        file=sys.stderr,
-        flush=True,
-      )
-      if self._several:
-        os.kill(os.getpid(), signal.SIGTERM)
-    elif number == signal.SIGINT:
-      raise KeyboardInterrupt
-    self.requested = True
 
   def __exit__(self, *_):
     for number, handler in self._old.items():
       signal.signal(number, handler)
+    self._watch.__exit__()
+
+  @contextlib.contextmanager
+  def compiling(self):
+    """The first signal ends the process: the compiler cannot be left."""
+    with self._phase(None if self._several else 0.0):
+      yield
+
+  @contextlib.contextmanager
+  def leaving(self):
+    """The first signal raises `Stopped` here as soon as Python has its turn, or ends the process
+    where that takes long.
+    """
+    if self._several:
+      yield
+      return
+    with self._phase(environment.PATIENCE_SECONDS):
+      self._may_leave = True
+      try:
+        if self.requested:
+          raise Stopped
+        yield
+      finally:
+        self._may_leave = False
+
+  @contextlib.contextmanager
+  def _phase(self, patience):
+    self._patience = patience
+    try:
+      yield
+    finally:
+      self._patience = None
+      self._watch.came_back()
+
+  def _heard(self, number):
+    """In the watch's thread, at once."""
+    if number not in self._old:
+      return None
+    if number == signal.SIGINT:
+      self._interrupts += 1
+      if self._interrupts > 1:
+        return 0.0
+    if self._said:
+      return None
+    self.requested = self._said = True
+    if self._patience != 0:
+      name = signal.Signals(number).name
+      with contextlib.suppress(OSError, RuntimeError):  # it may come while another line is written
+        print(f'stopping     on {name}, after this step', file=sys.stderr, flush=True)
+    if self._several:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return self._patience
+
+  def _handle(self, number, frame):
+    """In the main thread, when it comes back to Python."""
+    del frame
+    self.requested = True
+    if self._patience == 0:
+      environment.end_by_signal(number)
+    if self._may_leave:
+      self._may_leave = False
+      self._watch.came_back()
+      raise Stopped
 
 
 class Progress:

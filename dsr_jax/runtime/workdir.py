@@ -34,6 +34,7 @@ MIRRORED = (
   'evaluations',
   'rows',
   'watched',
+  'external',
   'wandb.json',
 )
 STORES = {'gs': 'gcsfs', 's3': 's3fs'}  # kind of bucket -> the package that reaches it

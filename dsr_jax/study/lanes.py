@@ -168,8 +168,9 @@ def run(cells, builders_of):
       ends.callback(thing.close)
 
     # The initial model, and the program.
-    for lane in lanes:
-      lane.evaluate(0, state)
+    with stop.leaving():
+      for lane in lanes:
+        lane.evaluate(0, state)
 
     def batch_at(step):
       return stacked([b.at(step) for b in batches])
@@ -177,7 +178,8 @@ def run(cells, builders_of):
     batch = batch_at(0)
     one_lane = jax.eval_shape(lambda state: state_of(state, 0), state)
     train_step = CompiledStep(builders.make_train_step(model, config, mesh, one_lane))
-    train_step.compile(state, batch)
+    with stop.compiling():
+      train_step.compile(state, batch)
 
     # Train.
     metrics.restart_clock()
@@ -190,8 +192,9 @@ def run(cells, builders_of):
         return None
       if step == last or due(step, config.system.eval_every):
         metrics.flush()
-        for lane in lanes:
-          lane.evaluate(step, state)
+        with stop.leaving():
+          for lane in lanes:
+            lane.evaluate(step, state)
         metrics.restart_clock()
       elif due(step, config.system.log_every):
         metrics.flush(but=1)  # the devices are at work on the last one

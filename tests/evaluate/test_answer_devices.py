@@ -21,7 +21,7 @@ def start(model, data, output, devices, *more):
   """The answering command in a process that sees so many devices."""
   plain = os.environ.get('XLA_FLAGS', '')
   command = [sys.executable, '-m', 'dsr_jax.evaluate', f'--model={model}', f'--data={data}']
-  command += ['--benchmarks=geneval,pope,mmmu', '--any_version', '--limit=1', '--max_tokens=6']
+  command += ['--benchmarks=geneval,pope', '--any_version', '--limit=1', '--max_tokens=6']
   command += [f'--output={output}', '--stage=answer', *more]
   return subprocess.Popen(
     command,

@@ -7,21 +7,19 @@ import json
 import os
 
 from absl import flags
-import jax
+import micro_parts
 import numpy as np
 from PIL import Image
 import pytest
 from run_command import TINY, picture_of, run
 
 from dsr_jax import config as config_lib
-from dsr_jax import families, generate, images
-from dsr_jax.convert import locate
+from dsr_jax import generate, images
 from dsr_jax.errors import InputError
 from dsr_jax.evaluate import __main__ as evaluate
-from dsr_jax.evaluate import benchmarks
+from dsr_jax.evaluate import benchmarks, stats
 from dsr_jax.evaluate import scores as scores_lib
 from dsr_jax.evaluate.sampler import ListSampler
-from dsr_jax.inference import Inference
 from dsr_jax.probe.model import Prober
 from dsr_jax.scenes import grammar, judge, render, sets, world
 
@@ -129,8 +127,10 @@ def test_scores_are_those_of_the_libraries_own_functions():
     for key, e in scores.items()
   )
   scenes, rows = sets.evaluation_hallusion(3)
+  sums = scores_lib.hallusion_sums(rows, ['yes'] * len(rows))
+  expected = stats.estimates(sums, scores_lib.HALLUSION)
   assert benchmarks.measure('hallusion', player)['scores'] == {
-    k: e._asdict() for k, e in scores_lib.hallusion_scores(rows, ['yes'] * len(rows)).items()
+    k: e._asdict() for k, e in expected.items()
   }
 
 
@@ -209,8 +209,12 @@ INSTRUCTION = 'Describe the image.'
 
 
 @pytest.fixture(scope='module')
-def sampler(bundle):
-  model = families.model_of(bundle, 'tiny')
+def model():
+  return micro_parts.load()
+
+
+@pytest.fixture(scope='module')
+def sampler(model):
   return ListSampler(
     model.graphdef,
     model.processor,
@@ -223,13 +227,13 @@ def sampler(bundle):
 
 
 @pytest.fixture(scope='module')
-def inference(hf_directory):
-  return Inference(locate.resolve(str(hf_directory)))
+def inference():
+  return micro_parts.inference()
 
 
-def test_the_best_of_n_pictures_is_the_one_with_the_highest_reward(sampler, bundle, inference):
+def test_the_best_of_n_pictures_is_the_one_with_the_highest_reward(sampler, model, inference):
   prompts = ['a red circle', 'two small green rings', 'a blue square']
-  params = jax.tree.map(np.asarray, bundle.params)
+  params = model.params
   # The same keys: three samples, or one, the best of three.
   every = sampler.pictures(params, prompts, 3, temperature=1.0, guidance=2.0)
   best = sampler.pictures(params, prompts, 1, temperature=1.0, guidance=2.0, best=3)
@@ -245,8 +249,8 @@ def test_the_best_of_n_pictures_is_the_one_with_the_highest_reward(sampler, bund
     assert rewards[place] > max(rewards) - 1e-2  # these pixels are rounded to 8 bits
 
 
-def test_the_best_of_n_texts_has_the_highest_reward(sampler, bundle, inference):
-  params = jax.tree.map(np.asarray, bundle.params)
+def test_the_best_of_n_texts_has_the_highest_reward(sampler, model, inference):
+  params = model.params
   pixels = np.random.default_rng(0).integers(0, 255, (3, 16, 16, 3)).astype(np.uint8)
   asked = inference.encode('What?', 'question')
 
@@ -268,13 +272,12 @@ def test_the_best_of_n_texts_has_the_highest_reward(sampler, bundle, inference):
   assert texts(4) == texts(4) != texts(4, seed=9)
 
 
-def test_evaluation_probe_and_generate_draw_and_reward_the_same(bundle, inference):
+def test_evaluation_probe_and_generate_draw_and_reward_the_same(model, inference):
   prompt, group, seed = 'two small green rings', 3, 7
   method = dataclasses.replace(
     config_lib.Method(), group_size=group, guidance=2.0, instruction=INSTRUCTION
   )
   system = config_lib.System(compute_dtype='float32', rollout_chunk=2)
-  model = families.model_of(bundle, 'tiny')
   samples, pictures = generate.generate(
     inference, prompt, num_samples=group, seed=seed, cfg_weight=2.0, instruction=INSTRUCTION
   )
@@ -295,12 +298,14 @@ def test_evaluation_probe_and_generate_draw_and_reward_the_same(bundle, inferenc
     seed=seed,
     instruction=INSTRUCTION,
   )
-  params = jax.tree.map(np.asarray, bundle.params)
-  best = lists.pictures(params, [prompt], 1, temperature=1.0, guidance=2.0, best=group)[0, 0]
+  best = lists.pictures(model.params, [prompt], 1, temperature=1.0, guidance=2.0, best=group)[0, 0]
   assert np.abs(best.astype(int) - pictures[0]).max() <= 1  # truncation may fall to either side
 
 
-def test_the_command_writes_tables_and_sheets_and_equal_models_differ_by_nothing(tmp_path):
+def test_the_command_writes_tables_and_sheets_and_equal_models_differ_by_nothing(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(evaluate, 'ListSampler', lambda *model, **how: Knowing())
   said = run(
     evaluate,
     model='scenes',
@@ -357,9 +362,10 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(values, said, tmp_path):
   assert '\n' not in str(e.value) and os.listdir(tmp_path) == []
 
 
-def test_a_model_of_another_size_is_refused(hf_directory, tmp_path):
+def test_a_model_of_another_size_is_refused(inference, tmp_path, monkeypatch):
+  monkeypatch.setattr(evaluate.locate, 'resolve', lambda name, **how: inference.source)
   with pytest.raises(InputError, match='of 16 x 16 pixels; expected one of 32 x 32'):
-    run(evaluate, model=hf_directory, config=TINY, output=tmp_path / 'out')
+    run(evaluate, model='scenes', config=TINY, output=tmp_path / 'out')
   assert os.listdir(tmp_path) == []
 
 

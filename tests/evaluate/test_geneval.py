@@ -125,6 +125,8 @@ RULES = [
   ('the other side', left_of(), {'dog': [at(0, 0)], 'cat': [at(300, 0)]}, None, False),
   ('best boxes alone', left_of(), {'dog': [at(300, 0)], 'cat': [at(0, 0), at(900, 0, score=0.5)]},
    None, True),
+  ('of equal scores the later one', left_of(), {'dog': [at(300, 0)], 'cat': [at(900, 0), at(0, 0)]},
+   None, True),
   ('a failed target fails', left_of({'class': 'dog', 'count': 2}),
    {'dog': [at(300, 0)], 'cat': [at(0, 0)]}, None, False),
 ]  # fmt: skip

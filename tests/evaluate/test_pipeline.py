@@ -21,7 +21,7 @@ from dsr_jax import config as config_lib
 from dsr_jax import sharding
 from dsr_jax.errors import InputError
 from dsr_jax.evaluate import __main__ as evaluate
-from dsr_jax.evaluate import evaluators, geneval, registry, scoring
+from dsr_jax.evaluate import evaluators, geneval, registry, scoring, stats
 from dsr_jax.evaluate.answering import asking, drawing, folders, subject
 from dsr_jax.evaluate.t2i_compbench import benchmark as t2i_compbench
 from dsr_jax.evaluate.vlmeval import judge
@@ -71,13 +71,16 @@ def stub_watcher(folder, names, parts, blip_size):
   is_geneval = os.path.basename(folder) == 'geneval'
   rows = dict(geneval.find_pictures(folder)) if is_geneval else {}
 
-  def look(folder, path):
-    mean = float(np.asarray(Image.open(os.path.join(folder, path)), float).mean()) / 255
+  def record(picture, path):
+    mean = float(np.asarray(picture, float).mean()) / 255
     if path in rows:
       verdict = geneval.Verdict(mean > 0.5, 'dark' * (mean <= 0.5), {})
       return geneval.result_row(path, rows[path], verdict)
     parts = t2i_compbench.PARTS[path.split('/')[0]]
     return {part: f'{mean:.4f}' if part == 'binding' else mean for part in parts}
+
+  def look(pictures, paths):
+    return list(map(record, pictures, paths))
 
   labels = {'geneval': 'official rules, other model'} if rows else {'spatial': 'not comparable'}
   return evaluators.Watcher(look, {**ABOUT, 'labels': labels})
@@ -97,6 +100,7 @@ def command():
     evaluators.evaluate(benchmark, folder, looking.chosen)
 
   with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(stats, 'RESAMPLES', stats.BLOCK)  # few, for speed
     patch.setattr(subject, 'load', functools.partial(load, work=made))
     patch.setattr(evaluate, '_check_exists', lambda name: None)
     patch.setattr(evaluators, '_geneval', stub_watcher)
@@ -244,6 +248,9 @@ def test_layouts_tables_and_the_page(unbroken):
     for line in table['statistics'].values():
       assert line['paper'] == {}  # a part is no number of the paper's
       assert set(line['difference']) == {'value', 'low', 'high'}
+  assert found['benchmarks']['mmbench']['breakdown']['dev'].keys() == {'Overall', 'CP', 'shapes'}
+  assert found['benchmarks']['pope']['breakdown'].keys() > {'Overall', 'random'}
+  assert found['benchmarks']['llavabench']['breakdown']['overall']['relative'] > 0
   assert b'\\begin{tabular}' in files['results.tex']
   for section in ('GenEval', 'MMBench', 'LLaVABench', 'a quick look'):
     assert section in files['results.md'].decode()
@@ -294,6 +301,10 @@ def test_stages_apart_leave_what_both_together_leave(work, tables, tmp_path):
   run(evaluate, **flags(tables, tmp_path / 'apart', benchmarks=names, stage='score'))
   assert (len(work.drawn), len(work.answered)) == calls
   assert contents(tmp_path / 'apart') == contents(tmp_path / 'both')
+  # Answers are read by the questions that were asked, or not at all.
+  other = damaged(tables, tmp_path / 'data', lambda text: text.replace('Yes', 'No'))
+  said = run(evaluate, **flags(other, tmp_path / 'apart', benchmarks='pope', stage='score'))
+  assert 'found answers to the table of md5' in said['not_scored']['pope']
 
 
 def test_what_is_missing_is_one_sentence_and_the_others_get_their_scores(
@@ -364,32 +375,108 @@ def test_the_best_of_several_has_as_much_room_as_one_answer(work, tables, tmp_pa
   assert max(lengths) > 2
 
 
+def fresh(chunk, max_tokens=4):
+  """The model with so many candidates or answers at once."""
+  made = load('one', subject.Wishes(max_tokens=max_tokens), sharding.make_mesh(config_lib.Mesh()))
+  made.chunk = chunk
+  return made
+
+
+def stopped_at_its_third(made, method):
+  """Of three chunks one is kept: the second is at work when the third cannot be started."""
+  real, calls = getattr(made, method), []
+
+  def stops(*args):
+    calls.append(args)
+    if len(calls) == 3:
+      raise KeyboardInterrupt
+    return real(*args)
+
+  setattr(made, method, stops)
+  return made
+
+
+def pieces(folder):
+  """What each file of records is about."""
+  return [set(json.loads(path.read_text())) for path in sorted(pathlib.Path(folder).iterdir())]
+
+
 def test_a_picture_depends_on_its_prompt_and_sample_alone(tmp_path):
-  """Not on what else is drawn, nor on how much at once."""
-  mesh = sharding.make_mesh(config_lib.Mesh())
-  wishes = subject.Wishes(max_tokens=4)
-  benchmark = registry.open_drawing('geneval')
+  """Not on what else is drawn, nor on how much at once; and none is drawn twice."""
+  benchmark, team = registry.open_drawing('geneval'), evaluate.distributed.Team()
+  few, more = str(tmp_path / 'few'), str(tmp_path / 'more')
+  drawing.draw('geneval', fresh(8), benchmark, few, 1, team)
+  with pytest.raises(KeyboardInterrupt):
+    drawing.draw('geneval', stopped_at_its_third(fresh(8), 'draw'), benchmark, more, 2, team)
+  [kept] = pieces(os.path.join(more, 'rewards'))
+  times = {path: os.stat(os.path.join(more, path)).st_mtime_ns for path in kept}
+  # Gone on with by another machine: other chunks.
+  drawing.draw('geneval', fresh(24), benchmark, more, 2, team)
+  assert {path: os.stat(os.path.join(more, path)).st_mtime_ns for path in kept} == times
+  assert sum(map(len, pieces(os.path.join(more, 'rewards')))) == 2 * 6 * 4
+  records, others = drawing.rewards_of(few), drawing.rewards_of(more)
+  assert len(records) == 6 * 4 and len(others) == 2 * 6 * 4
+  for path, record in records.items():
+    assert others[path]['codes'] == record['codes']
+    one, other = (np.asarray(Image.open(os.path.join(f, path)), int) for f in (few, more))
+    # A pixel between two levels may be rounded to either.
+    assert np.abs(one - other).max() <= 1
+  assert len({str(record['codes']) for record in others.values()}) > len(others) / 2
+
+
+def test_a_picture_that_is_gone_is_drawn_again_and_no_other(tmp_path):
+  benchmark, team = registry.open_drawing('geneval'), evaluate.distributed.Team()
+  drawing.draw('geneval', fresh(8), benchmark, str(tmp_path), 1, team)
+  before = contents(tmp_path)
+  path = max(path for path in before if path.endswith('.png'))
+  os.unlink(tmp_path / path)
+  made = fresh(8)
+  real, drawn = made.draw, []
+  made.draw = lambda *args: (drawn.append(set(args[1])), real(*args))[1]
+  drawing.draw('geneval', made, benchmark, str(tmp_path), 1, team)
+  [words] = drawn
+  assert words == {subject.word('geneval', path.split('/')[0])}
+  after = contents(tmp_path)
+  assert {p: after[p] for p in before if p != path} == {p: before[p] for p in before if p != path}
+  assert path in after
+
+
+def test_an_answer_is_not_given_twice_by_another_machine(tables, tmp_path, monkeypatch):
+  """One that has room for more answers, and asks more questions about a picture at once."""
+  benchmark = registry.open_asking('pope', '', str(tables / 'POPE.tsv'), any_version=True)
   team = evaluate.distributed.Team()
-  found = []
-  for limit, chunk in ((1, 8), (2, 24)):
-    made = load('one', wishes, mesh)
-    made.chunk = chunk
-    folder = str(tmp_path / f'{limit}')
-    drawing.draw('geneval', made, benchmark, folder, limit, team)
-    found.append({k: v for k, v in contents(folder).items() if k.endswith('.png')})
-  few, more = found
-  assert 0 < len(few) < len(more)
-  assert all(more[path] == few[path] for path in few)
-  assert len(set(more.values())) > len(more) / 2
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    patch.setattr(asking, 'QUESTIONS', 1)
+    asking.ask('pope', stopped_at_its_third(fresh(2), 'answer'), benchmark, str(tmp_path), 0, team)
+  [kept] = pieces(tmp_path / 'answers')
+  assert len(kept) == 2
+  asking.ask('pope', fresh(16), benchmark, str(tmp_path), 0, team)
+  asking.ask('pope', fresh(16), benchmark, str(tmp_path / 'whole'), 0, team)
+  assert sum(map(len, pieces(tmp_path / 'answers'))) == 6
+  assert asking.answers_of(str(tmp_path)) == asking.answers_of(str(tmp_path / 'whole'))
+
+
+def test_a_model_of_no_numbers_is_refused(tables, tmp_path):
+  broken = fresh(8)
+  broken.model.params = jax.tree.map(lambda x: x * np.nan, broken.model.params)
+  pope = registry.open_asking('pope', '', str(tables / 'POPE.tsv'), any_version=True)
+  team = evaluate.distributed.Team()
+  for begin in (
+    lambda: drawing.draw(
+      'geneval', broken, registry.open_drawing('geneval'), str(tmp_path / 'drawn'), 1, team
+    ),
+    lambda: asking.ask('pope', broken, pope, str(tmp_path / 'asked'), 0, team),
+  ):
+    with pytest.raises(InputError, match='are not numbers; expected finite ones'):
+      begin()
+  assert not [path for path in contents(tmp_path) if path.endswith('.png') or 'answers' in path]
 
 
 def test_an_answer_that_does_not_end_is_asked_again_with_more_room(tables, tmp_path):
-  mesh = sharding.make_mesh(config_lib.Mesh())
   benchmark = registry.open_asking('pope', '', str(tables / 'POPE.tsv'), any_version=True)
   team = evaluate.distributed.Team()
-  long = load('one', subject.Wishes(max_tokens=300), mesh)
+  long, short = fresh(16, max_tokens=40), fresh(16, max_tokens=3)
   asking.ask('pope', long, benchmark, str(tmp_path / 'long'), 0, team)
-  short = load('one', subject.Wishes(max_tokens=3), mesh)
   asking.ask('pope', short, benchmark, str(tmp_path / 'short'), 0, team)
   rooms = {name[:5] for name in os.listdir(tmp_path / 'long' / 'answers')}
   assert '00016' in rooms

@@ -14,6 +14,22 @@ from dsr_jax.evaluate import stats
 from dsr_jax.scenes import grammar, questions, render, sets, world
 
 
+def description_scores(scenes, texts):
+  return stats.estimates(scores_lib.description_sums(scenes, texts), scores_lib.DESCRIPTION)
+
+
+def yesno_scores(answers, truths):
+  return stats.estimates(scores_lib.yesno_sums(answers, truths), scores_lib.YESNO)
+
+
+def choice_scores(rows, answers):
+  return stats.estimates(scores_lib.choice_sums(rows, answers), scores_lib.CHOICE)
+
+
+def hallusion_scores(rows, answers):
+  return stats.estimates(scores_lib.hallusion_sums(rows, answers), scores_lib.HALLUSION)
+
+
 @pytest.fixture(scope='module')
 def generated():
   """Prompts, and pictures of which about half are right: (P, 2, 32, 32, 3)."""
@@ -82,13 +98,9 @@ def test_resamples_draw_clusters_within_strata():
 def test_description_scores_of_true_noisy_and_foreign_texts():
   rng = np.random.default_rng(2)
   scenes = sets.evaluation_scenes(200)
-  true = scores_lib.description_scores(scenes, [grammar.caption(s, rng) for s in scenes])
-  noisy = scores_lib.description_scores(
-    scenes, [grammar.pretraining_caption(s, rng) for s in scenes]
-  )
-  foreign = scores_lib.description_scores(
-    scenes, [grammar.caption(s, rng) for s in scenes[1:] + scenes[:1]]
-  )
+  true = description_scores(scenes, [grammar.caption(s, rng) for s in scenes])
+  noisy = description_scores(scenes, [grammar.pretraining_caption(s, rng) for s in scenes])
+  foreign = description_scores(scenes, [grammar.caption(s, rng) for s in scenes[1:] + scenes[:1]])
   assert (
     true['precision'].value == 1
     and true['hallucination'] == (0, 0, 0)
@@ -98,7 +110,7 @@ def test_description_scores_of_true_noisy_and_foreign_texts():
   assert noisy['hallucination'].value == pytest.approx(1 - noisy['precision'].value)
   p, r = true['precision'].value, true['recall'].value
   assert true['f1'].value == pytest.approx(2 * p * r / (p + r))
-  nonsense = scores_lib.description_scores(scenes, ['a dog'] * 200)
+  nonsense = description_scores(scenes, ['a dog'] * 200)
   assert (
     nonsense['f1'].value == 0 and nonsense['unparsable'].value == 1 and nonsense['words'].value == 2
   )
@@ -120,7 +132,7 @@ def test_yesno_scores_against_a_plain_count():
   pairs = collections.Counter(zip(said, truths))
   precision = pairs['yes', 'yes'] / (pairs['yes', 'yes'] + pairs['yes', 'no'])
   recall = pairs['yes', 'yes'] / truths.count('yes')
-  scores = scores_lib.yesno_scores(answers, truths)
+  scores = yesno_scores(answers, truths)
   assert scores['f1'].value == pytest.approx(2 * precision * recall / (precision + recall))
   assert scores['accuracy'].value == pytest.approx(np.mean([a == b for a, b in zip(said, truths)]))
   assert scores['yes_ratio'].value == pytest.approx(said.count('yes') / 400)
@@ -159,11 +171,9 @@ def test_circular_choice_is_right_only_if_every_rotation_is():
     assert len(group) == 4 and len({r.answer for r in group}) == 1
     assert {r.options.index(r.answer) for r in group} == {0, 1, 2, 3}
     assert all(r.text.endswith(f'{", ".join(r.options[:3])} or {r.options[3]}?') for r in group)
-  first = scores_lib.choice_scores(
-    rows, [r.options[0] for r in rows]
-  )  # who always takes the first option
+  first = choice_scores(rows, [r.options[0] for r in rows])  # who always takes the first option
   assert first['accuracy'].value == pytest.approx(0.25) and first['circular'].value == 0
-  perfect = scores_lib.choice_scores(rows, [f'it is {r.answer}.' for r in rows])
+  perfect = choice_scores(rows, [f'it is {r.answer}.' for r in rows])
   assert perfect['circular'].value == 1
 
 
@@ -174,14 +184,14 @@ def test_hallusion_scores_of_the_reference_players():
     before, after = scenes[2 * k : 2 * k + 2]
     changed = [(a, b) for a, b in zip(before.things, after.things) if a != b]
     assert len(changed) == 1 and sum(x != y for x, y in zip(*changed[0])) == 1
-  perfect = scores_lib.hallusion_scores(rows, [r.answer for r in rows])
+  perfect = hallusion_scores(rows, [r.answer for r in rows])
   assert all(e.value == 1 for e in perfect.values())
-  always = scores_lib.hallusion_scores(rows, ['yes'] * len(rows))
+  always = hallusion_scores(rows, ['yes'] * len(rows))
   assert [always[k].value for k in ('aAcc', 'fAcc', 'qAcc')] == [0.5, 0, 0]
   # One wrong answer spoils one of 160 answers, one of 80 figures, one of 80 questions.
   spoiled = [r.answer for r in rows]
   spoiled[0] = 'no'
-  one = scores_lib.hallusion_scores(rows, spoiled)
+  one = hallusion_scores(rows, spoiled)
   assert [one[k].value for k in ('aAcc', 'fAcc', 'qAcc')] == pytest.approx(
     [159 / 160, 79 / 80, 79 / 80]
   )
@@ -205,7 +215,7 @@ def test_yes_and_no_are_extracted_as_words(text, answer):
 
 def test_lists_of_different_length_are_refused():
   with pytest.raises(InputError, match='found 2 answers to 1 inputs'):
-    scores_lib.yesno_scores(['yes', 'no'], ['yes'])
+    yesno_scores(['yes', 'no'], ['yes'])
   with pytest.raises(InputError, match='found 1 prompts and pictures of 2'):
     scores_lib.generation_scores(
       sets.evaluation_prompts(1)[:1], np.zeros((2, 1, 32, 32, 3), np.uint8)

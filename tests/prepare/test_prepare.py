@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pathlib
+import resource
 import signal
 import subprocess
 import sys
@@ -225,6 +226,7 @@ def test_a_preparation_that_is_stopped_at_any_write_ends_with_the_same_files(
   assert moments > 15
 
 
+@pytest.mark.slow
 def test_a_killed_preparation_goes_on(tmp_path):
   content = {f'{i:05d}.jpg': picture((8, 8)) for i in range(600)}
   source, to = write_zip(tmp_path / 'x.zip', content), tmp_path / 'killed'
@@ -428,6 +430,15 @@ def test_bad_sources_are_one_sentence_and_leave_no_data_set(case, tmp_path):
   assert not is_prepared(tmp_path / 'out')
 
 
+def test_folders_of_ones_own_stay_and_new_ones_go_where_nothing_came_of_them(tmp_path):
+  source = write_zip(tmp_path / 'x.zip', {'words.txt': b'no picture'})
+  (tmp_path / 'own').mkdir()
+  for to in ('own', 'new/deep'):
+    with pytest.raises(InputError, match='found no picture'):
+      prepare(source, tmp_path / to)
+  assert sorted(os.listdir(tmp_path)) == ['own', 'x.zip'] and os.listdir(tmp_path / 'own') == []
+
+
 @pytest.mark.parametrize('keep', range(0, 3000, 250))
 def test_no_cut_of_a_tar_is_taken_for_the_whole(keep, tmp_path):
   content = {f'{i}.jpg': picture((4, 4)) for i in range(2)}
@@ -458,15 +469,13 @@ def test_a_disk_that_fills_up_is_one_sentence_and_the_command_goes_on(tmp_path):
   content = {f'{i:02d}.jpg': picture((200, 200)) for i in range(50)}
   source = write_zip(tmp_path / 'x.zip', content)
   to = tmp_path / 'out'
-  script = (
-    'import resource, sys; from dsr_jax import cli; from dsr_jax.prepare import job; '
-    f'resource.setrlimit(resource.RLIMIT_FSIZE, ({300 << 10}, {300 << 10})); '
-    'cli.run_main(lambda argv, f: job.prepare('
-    f'"folder", "folder", {source!r}, {str(to)!r}, 1, shard_size=40) and 0, lambda f: None)'
-  )
-  done = subprocess.run([sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True)
-  assert done.returncode == 2, done.stderr
-  assert done.stderr.splitlines()[-1].startswith(f'error: cannot write {to}/folder/1.0.0 (')
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (300 << 10, limits[1]))  # of a file
+  try:
+    with pytest.raises(InputError, match=f'^cannot write {to}/folder/1.0.0 .*goes on$'):
+      prepare(source, to, shard_size=40)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
   assert not is_prepared(to) and not list(to.rglob('*.new'))
   prepare(source, to, shard_size=40)
   assert read(to) == expected(content)

@@ -57,7 +57,8 @@ def test_a_term_is_left_out_of_the_task_that_it_does_not_cover(monkeypatch):
     records['understanding']['rewards'], dual['understanding']['rewards'], atol=1e-6
   )
   assert 'generation/reward/red' in metrics and 'understanding/reward/red' not in metrics
-  assert [term.name for term in table.terms_of('dual+2*red', 'understanding')] == ['dual']
+  method = tiny_step.method(reward='dual+2*red')
+  assert [term.name for term in table.terms_of(method, 'understanding')] == ['dual']
 
 
 def test_every_term_brings_its_fields_and_its_own_weights(monkeypatch):

@@ -11,8 +11,11 @@ from micro_model import MICRO, MicroConfig
 import numpy as np
 from PIL import Image
 
+from dsr_jax import config as config_lib
 from dsr_jax import families, train
+from dsr_jax.convert import locate
 from dsr_jax.data import prompts as prompts_lib
+from dsr_jax.inference import Inference
 from dsr_jax.models.unified import Text
 
 SIZE = micro_model.SIDE * micro_model.PATCH  # pixels
@@ -36,7 +39,11 @@ class Words:
   tokenizer = _Tokenizer()
 
   def encode_prompt(self, text):
-    return [9 + sum(map(ord, word)) % 31 for word in text.split()]
+    """What was decoded is encoded as it was; any other word becomes some number."""
+    return [
+      int(word[1:]) if re.fullmatch(r'w\d+', word) else 9 + sum(map(ord, word)) % 31
+      for word in text.split()
+    ]
 
   encode_question = encode_turn = encode_prompt
 
@@ -59,6 +66,16 @@ def load(name='micro') -> families.Model:
     family=MICRO,
     spec=MICRO.spec(config),
   )
+
+
+def inference() -> Inference:
+  """The same, as the commands have it."""
+  model = load()
+  source = {'name': 'micro', 'hash': 'f' * 64}
+  bundle = types.SimpleNamespace(
+    config=model.config, params=model.params, processor=model.processor, source=source
+  )
+  return Inference(locate.Source('micro', bundle, config_lib.Method()))
 
 
 def real() -> train.Builders:

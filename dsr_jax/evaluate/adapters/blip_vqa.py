@@ -16,12 +16,12 @@ from transformers import AutoTokenizer, BlipForQuestionAnswering
 from dsr_jax.errors import InputError
 from dsr_jax.evaluate.adapters import loading
 from dsr_jax.evaluate.adapters.clip import MEAN, STD
+from dsr_jax.evaluate.overlap import parts_of
 from dsr_jax.evaluate.protocol import Label
 from dsr_jax.evaluate.t2i_compbench import binding
 
-ARCHITECTURES = ('BlipForQuestionAnswering',)
-DEFAULT = 'Salesforce/blip-vqa-capfilt-large'
 LABEL = Label.OTHER_MODEL
+QUESTIONS = 64  # asked at once
 
 
 def prepare(picture: Image.Image, size: int) -> torch.Tensor:
@@ -35,9 +35,9 @@ def prepare(picture: Image.Image, size: int) -> torch.Tensor:
 class BlipVqa:
   """Asks whether things are in pictures."""
 
-  def __init__(self, name: str = DEFAULT, device: str | None = None, size: int | None = None):
+  def __init__(self, name: str, device: str | None = None, size: int | None = None):
     """size: of the pictures; by default the checkpoint's own, 384. 480 is interpolated."""
-    directory = loading.find(name, ARCHITECTURES)
+    directory = loading.find(name, BlipForQuestionAnswering)
     self._device = device or loading.best_device()
     self._model = loading.load(BlipForQuestionAnswering, directory, self._device)
     self._tokenizer = AutoTokenizer.from_pretrained(directory)
@@ -52,51 +52,58 @@ class BlipVqa:
         "BLIP's, with [DEC] and [ENC]; name a BLIP that answers questions"
       )
 
-  def tokens(self, texts: Sequence[str]):
-    """Ids (N, T) and mask (N, T) of questions as the original gives them to its encoder."""
-    tokens = self._tokenizer(
-      list(texts),
-      padding='longest',
-      truncation=True,
-      max_length=binding.MOST_TOKENS,
-      return_tensors='pt',
-    )
-    tokens['input_ids'][:, 0] = binding.ENCODER_START
-    return tokens['input_ids'].to(self._device), tokens['attention_mask'].to(self._device)
+  def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+    """The ids of questions as the original gives them to its encoder."""
+    rows = self._tokenizer(list(texts), truncation=True, max_length=binding.MOST_TOKENS)
+    return [[binding.ENCODER_START, *ids[1:]] for ids in rows['input_ids']]
 
-  def __call__(self, picture: Image.Image, questions: Sequence[str]) -> list[str]:
-    """The answers to `binding.questions` of one picture, four decimals each."""
-    return [binding.answer(yes, no) for yes, no in self.chances(picture, questions)]
-
-  @torch.no_grad()
-  def chances(self, picture: Image.Image, questions: Sequence[str]) -> list[tuple[float, float]]:
-    """The probabilities of yes and of no, a pair a question."""
-    if not questions:
-      return []
-    ids, mask = self.tokens([binding.model_text(question) for question in questions])
-    pixels = prepare(picture, self.size)[None].to(self._device)
-    seen = self._model.vision_model(
-      pixel_values=pixels, interpolate_pos_encoding=self._interpolate
-    ).last_hidden_state
-    seen = seen.expand(len(questions), -1, -1)
-    asked = self._model.text_encoder(
-      input_ids=ids,
-      attention_mask=mask,
-      encoder_hidden_states=seen,
-      encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long, device=self._device),
-    )[0]
+  def __call__(
+    self, pictures: Sequence[Image.Image], questions: Sequence[Sequence[str]]
+  ) -> list[list[str]]:
+    """The answers to `binding.questions` of each picture, four decimals each."""
     return [
-      self._first_word(states[None, :length])
-      for states, length in zip(asked, mask.sum(-1).tolist())
+      [binding.answer(yes, no) for yes, no in chances]
+      for chances in self.chances(pictures, questions)
     ]
 
-  def _first_word(self, states: torch.Tensor) -> tuple[float, float]:
-    """states (1, T, D) of a question -> the probabilities of yes and of no.
+  @torch.no_grad()
+  def chances(
+    self, pictures: Sequence[Image.Image], questions: Sequence[Sequence[str]]
+  ) -> list[list[tuple[float, float]]]:
+    """The probabilities of yes and of no, a pair a question of each picture.
 
-    One question at a time, without padding: the cross-attention of BLIP in transformers 5.23 drops
-    its mask, so that padding would be attended.
+    Questions with as many tokens are asked together, so that none is padded: the cross-attention of
+    BLIP in transformers 5.23 drops its mask, and padding would be attended.
     """
-    start = torch.full((1, 1), binding.DECODER_START, device=self._device)
-    logits = self._model.text_decoder(input_ids=start, encoder_hidden_states=states).logits[0, 0]
-    yes, no = logits.float().softmax(-1)[[binding.YES, binding.NO]].tolist()
-    return yes, no
+    asked = [place for place, texts in enumerate(questions) if texts]
+    if not asked:
+      return [[] for _ in questions]
+    pixels = torch.stack([prepare(pictures[place], self.size) for place in asked])
+    seen = self._model.vision_model(
+      pixel_values=pixels.to(self._device), interpolate_pos_encoding=self._interpolate
+    ).last_hidden_state
+    shown = dict(zip(asked, seen))
+    found = [[(0.0, 0.0)] * len(texts) for texts in questions]
+    by_length = {}
+    for place in asked:
+      ids = self.tokens([binding.model_text(question) for question in questions[place]])
+      for number, row in enumerate(ids):
+        by_length.setdefault(len(row), []).append((place, number, row))
+    for members in by_length.values():
+      for part in parts_of(members, QUESTIONS):
+        chances = self._first_words(
+          torch.tensor([ids for _, _, ids in part], device=self._device),
+          torch.stack([shown[place] for place, _, _ in part]),
+        )
+        for (place, number, _), pair in zip(part, chances):
+          found[place][number] = pair
+    return found
+
+  def _first_words(self, ids: torch.Tensor, seen: torch.Tensor) -> list[tuple[float, float]]:
+    """Questions (N, T) without padding about pictures (N, P, D): the probabilities of yes and of
+    no as the first word of each answer.
+    """
+    asked = self._model.text_encoder(input_ids=ids, encoder_hidden_states=seen)[0]
+    start = torch.full((len(ids), 1), binding.DECODER_START, device=self._device)
+    logits = self._model.text_decoder(input_ids=start, encoder_hidden_states=asked).logits[:, 0]
+    return [tuple(row) for row in logits.float().softmax(-1)[:, [binding.YES, binding.NO]].tolist()]

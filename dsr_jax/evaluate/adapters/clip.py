@@ -15,11 +15,11 @@ from transformers import AutoTokenizer, CLIPModel
 
 from dsr_jax.evaluate import geneval
 from dsr_jax.evaluate.adapters import loading
+from dsr_jax.evaluate.overlap import parts_of
+from dsr_jax.evaluate.pictures import Object
 from dsr_jax.evaluate.protocol import Label
 
-ARCHITECTURES = ('CLIPModel',)
-COLOR_DEFAULT = 'openai/clip-vit-large-patch14'
-SCORE_DEFAULT = 'openai/clip-vit-base-patch32'
+AT_ONCE = 64  # pictures
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -65,7 +65,7 @@ class Clip:
   """Features of pictures and texts."""
 
   def __init__(self, name: str, device: str | None = None):
-    directory = loading.find(name, ARCHITECTURES)
+    directory = loading.find(name, CLIPModel)
     self.about = loading.about(name, directory, {})
     self._device = device or loading.best_device()
     self._model = loading.load(CLIPModel, directory, self._device)
@@ -80,10 +80,12 @@ class Clip:
 
   @torch.no_grad()
   def pictures(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
-    """(N, features), normalized."""
-    pixels = torch.stack([prepare(picture, self.size) for picture in pictures])
-    features = self._model.get_image_features(pixel_values=pixels.to(self._device)).pooler_output
-    return _normalized(features)
+    """(N, features), normalized; at least one picture."""
+    features = []
+    for part in parts_of(pictures, AT_ONCE):
+      pixels = torch.stack([prepare(picture, self.size) for picture in part]).to(self._device)
+      features.append(self._model.get_image_features(pixel_values=pixels).pooler_output)
+    return _normalized(torch.cat(features))
 
   @torch.no_grad()
   def texts(self, texts: Sequence[str]) -> torch.Tensor:
@@ -122,12 +124,13 @@ class ColorClassifier:
       self._classifiers[name] = torch.stack(rows)
     return self._classifiers[name]
 
-  def __call__(
-    self, picture: Image.Image, objects: Sequence[geneval.Detection], name: str
-  ) -> list[str]:
+  def __call__(self, objects: Sequence[Object]) -> list[str]:
     """The color of each object."""
-    features = self._clip.pictures([cut_out(picture, d) for d in objects])
-    places = (features @ self.classifier(name).T).argmax(-1)
+    if not objects:
+      return []
+    features = self._clip.pictures([cut_out(o.picture, o.detection) for o in objects])
+    classifiers = torch.stack([self.classifier(o.name) for o in objects])
+    places = torch.einsum('nf,ncf->nc', features, classifiers).argmax(-1)
     return [geneval.COLORS[place] for place in places.tolist()]
 
 

@@ -3,22 +3,22 @@
 Everything here and beside it needs torch; nothing that answers a benchmark imports it.
 """
 
-from collections.abc import Sequence
 import hashlib
 import os
-import re
 from typing import Any, NamedTuple
 
 import huggingface_hub
 import torch
 import transformers
 
-from dsr_jax import files
+from dsr_jax import files, inputs
 from dsr_jax.errors import InputError
 
-_HUB_ID = re.compile(r'[\w-][\w.-]*/[\w-][\w.-]*')
 _FILES = ('*.json', '*.txt', '*.safetensors')
 _WEIGHTS = ('.safetensors',)
+# Pictures that a detector looks at together. More would be hardly faster, and large pictures take
+# much memory.
+PICTURES = 4
 
 
 class About(NamedTuple):
@@ -39,18 +39,18 @@ class About(NamedTuple):
   settings: dict[str, Any]
 
 
-def find(name: str, architectures: Sequence[str]) -> str:
+def find(name: str, model_class: type) -> str:
   """The directory of an evaluator.
 
   Args:
     name: a directory, or a Hub id, which is downloaded.
-    architectures: which classes of transformers will do.
+    model_class: of transformers, that it must be of.
 
   Errors: InputError if there is none, or it is another kind of model.
   """
   directory = name
   if not os.path.isdir(name):
-    if not _HUB_ID.fullmatch(name):
+    if not inputs.is_hub_id(name):
       raise InputError(
         f'found no evaluator {name!r}; expected a directory or a Hub id (OWNER/NAME); correct it'
       )
@@ -62,10 +62,10 @@ def find(name: str, architectures: Sequence[str]) -> str:
         'repository; fetch it elsewhere and name its directory'
       ) from e
   found = files.read_json(os.path.join(directory, 'config.json')).get('architectures') or ['none']
-  if found[0] not in architectures:
+  if found[0] != model_class.__name__:
     raise InputError(
-      f'found a {found[0]} in {name}; expected {" or ".join(architectures)}; name an evaluator of '
-      'that kind'
+      f'found a {found[0]} in {name}; expected {model_class.__name__}; name an evaluator of that '
+      'kind'
     )
   if not any(file.endswith(_WEIGHTS) for file in os.listdir(directory)):
     raise InputError(

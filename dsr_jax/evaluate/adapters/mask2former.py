@@ -21,10 +21,9 @@ from transformers import Mask2FormerForUniversalSegmentation
 from dsr_jax.errors import InputError
 from dsr_jax.evaluate import geneval
 from dsr_jax.evaluate.adapters import loading
+from dsr_jax.evaluate.overlap import parts_of
 from dsr_jax.evaluate.protocol import Label
 
-ARCHITECTURES = ('Mask2FormerForUniversalSegmentation',)
-DEFAULT = 'facebook/mask2former-swin-small-coco-instance'
 LABEL = Label.OTHER_MODEL
 
 SHORT_SIDE, LONG_SIDE, DIVISOR = 800, 1333, 32
@@ -82,18 +81,23 @@ def instances(
   probabilities = class_logits.softmax(-1)[:, :-1]
   classes = probabilities.shape[-1]
   scores, places = probabilities.flatten().topk(min(MOST, probabilities.numel()))
+  shapes = {}  # of queries, some of which give several classes
   found = []
-  for score, place in zip(scores, places):
-    logits = masks[place // classes]
-    inside = logits > 0
-    certainty = (logits.sigmoid() * inside).sum() / (inside.sum() + 1e-6)
-    detection = geneval.Detection(
-      box=_box(inside),
-      score=np.float32((score * certainty).item()),
-      mask=inside.cpu().numpy(),
-    )
-    found.append((int(place % classes), detection))
+  for score, place in zip(scores, places.tolist()):
+    query, number = divmod(place, classes)
+    if query not in shapes:
+      shapes[query] = _shape(masks[query])
+    box, certainty, mask = shapes[query]
+    detection = geneval.Detection(box, np.float32((score * certainty).item()), mask)
+    found.append((number, detection))
   return found
+
+
+def _shape(logits: torch.Tensor) -> tuple[np.ndarray, torch.Tensor, np.ndarray]:
+  """Logits (H, W) of a query: its box, the mean probability inside its mask, and the mask."""
+  inside = logits > 0
+  certainty = (logits.sigmoid() * inside).sum() / (inside.sum() + 1e-6)
+  return _box(inside), certainty, inside.cpu().numpy()
 
 
 def _box(mask: torch.Tensor) -> np.ndarray:
@@ -109,13 +113,13 @@ class Mask2Former:
 
   def __init__(
     self,
-    name: str = DEFAULT,
+    name: str,
     device: str | None = None,
     names: Sequence[str] | None = None,
     sides: tuple[int, int] = (SHORT_SIDE, LONG_SIDE),
   ):
     """names: of the classes in the model's order, by default GenEval's. sides: short and long."""
-    directory = loading.find(name, ARCHITECTURES)
+    directory = loading.find(name, Mask2FormerForUniversalSegmentation)
     self.names = tuple(names or geneval.object_names())
     self.about = loading.about(name, directory, {'sides': sides, 'padding': GREY})
     self._device = device or loading.best_device()
@@ -127,18 +131,29 @@ class Mask2Former:
         'those of COCO; name a detector that was trained on its instances'
       )
 
-  @torch.no_grad()
-  def __call__(self, picture: Image.Image) -> dict[str, list[geneval.Detection]]:
-    """{class: detections}, before any threshold."""
-    ready = prepare(picture, *self._sides)
-    out = self._model(pixel_values=ready.pixels.to(self._device))
-    pairs = instances(
-      out.class_queries_logits[0].float(),
-      out.masks_queries_logits[0].float(),
-      ready,
-      (picture.height, picture.width),
-    )
+  def __call__(self, pictures: Sequence[Image.Image]) -> list[dict[str, list[geneval.Detection]]]:
+    """{class: detections} of each picture, before any threshold.
+
+    Those of one size are looked at together: padding pictures to a common size would change what
+    is found in them.
+    """
+    ready = [prepare(picture, *self._sides) for picture in pictures]
+    by_shape = {}
+    for place, one in enumerate(ready):
+      by_shape.setdefault(one.pixels.shape, []).append(place)
     found = {}
-    for place, detection in pairs:
-      found.setdefault(self.names[place], []).append(detection)
-    return found
+    for places in by_shape.values():
+      for part in parts_of(places, loading.PICTURES):
+        found |= zip(part, self._together([ready[i] for i in part], [pictures[i] for i in part]))
+    return [found[place] for place in range(len(pictures))]
+
+  @torch.no_grad()
+  def _together(self, ready, pictures):
+    """What is found in pictures whose pixels have one shape."""
+    out = self._model(pixel_values=torch.cat([one.pixels for one in ready]).to(self._device))
+    rows = zip(out.class_queries_logits.float(), out.masks_queries_logits.float(), ready, pictures)
+    for classes, masks, one, picture in rows:
+      found = {}
+      for place, detection in instances(classes, masks, one, (picture.height, picture.width)):
+        found.setdefault(self.names[place], []).append(detection)
+      yield found

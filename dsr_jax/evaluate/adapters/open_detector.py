@@ -12,11 +12,10 @@ import torch
 from transformers import AutoProcessor, Owlv2ForObjectDetection
 
 from dsr_jax.evaluate.adapters import loading
+from dsr_jax.evaluate.overlap import parts_of
 from dsr_jax.evaluate.protocol import Label
 from dsr_jax.evaluate.t2i_compbench import spatial
 
-ARCHITECTURES = ('Owlv2ForObjectDetection',)
-DEFAULT = 'google/owlv2-base-patch16-ensemble'
 LABEL = Label.NOT_COMPARABLE
 # UniDet's .5 would leave little of an open vocabulary's lower confidences.
 THRESHOLD = 0.3
@@ -26,29 +25,39 @@ LONGEST = 480  # of the picture whose pixels the rules count
 class OpenDetector:
   """Finds named things in pictures."""
 
-  def __init__(self, name: str = DEFAULT, device: str | None = None, threshold: float = THRESHOLD):
-    directory = loading.find(name, ARCHITECTURES)
+  def __init__(self, name: str, device: str | None = None, threshold: float = THRESHOLD):
+    directory = loading.find(name, Owlv2ForObjectDetection)
     self.about = loading.about(name, directory, {'threshold': threshold})
     self._device = device or loading.best_device()
     self._threshold = threshold
     self._model = loading.load(Owlv2ForObjectDetection, directory, self._device)
     self._processor = AutoProcessor.from_pretrained(directory)
 
+  def __call__(
+    self, pictures: Sequence[Image.Image], labels: Sequence[Sequence[str]]
+  ) -> list[list[spatial.Detection]]:
+    """The boxes of each picture's labels, the most certain first, in pixels of the rules' size."""
+    distinct = [list(dict.fromkeys(texts)) for texts in labels]
+    asked = [place for place, texts in enumerate(distinct) if texts]
+    found = {}
+    for part in parts_of(asked, loading.PICTURES):
+      found |= zip(part, self._together([pictures[i] for i in part], [distinct[i] for i in part]))
+    return [found.get(place, []) for place in range(len(pictures))]
+
   @torch.no_grad()
-  def __call__(self, picture: Image.Image, labels: Sequence[str]) -> list[spatial.Detection]:
-    """The boxes of the labels, the most certain first, in pixels of the rules' size."""
-    labels = list(dict.fromkeys(labels))
-    if not labels:
-      return []
+  def _together(self, pictures, labels):
+    """The boxes of each picture's labels, of which there is at least one."""
     inputs = self._processor(
-      text=[[f'a photo of a {label}' for label in labels]],
+      text=[[f'a photo of a {label}' for label in texts] for texts in labels],
       truncation=True,
-      images=picture.convert('RGB'),
+      images=[picture.convert('RGB') for picture in pictures],
       return_tensors='pt',
     ).to(self._device)
     out = self._model(**inputs)
-    width, height = rules_size(picture.size)
-    return detections(out.logits[0], out.pred_boxes[0], labels, (width, height), self._threshold)
+    for logits, boxes, texts, picture in zip(out.logits, out.pred_boxes, labels, pictures):
+      # Fewer labels than another picture has were filled up with blanks, which stand behind.
+      logits = logits[:, : len(texts)]
+      yield detections(logits, boxes, texts, rules_size(picture.size), self._threshold)
 
 
 def rules_size(size: tuple[int, int]) -> tuple[int, int]:

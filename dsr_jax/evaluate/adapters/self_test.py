@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from dsr_jax import files
+from dsr_jax import files, images
 from dsr_jax.errors import InputError
 from dsr_jax.evaluate import geneval
 
@@ -20,7 +20,8 @@ DIRECTORY = os.path.join(
 NOTHING = 0.3  # nothing above it in any photo: the detector is broken
 CERTAIN = 0.9  # what a sound one reaches
 
-Detector = Callable[[Image.Image], Mapping[str, Sequence[geneval.Detection]]]
+# Pictures -> of each {class: detections}.
+Detector = Callable[[Sequence[Image.Image]], Sequence[Mapping[str, Sequence[geneval.Detection]]]]
 
 
 class Found(NamedTuple):
@@ -39,13 +40,12 @@ def photos() -> dict[str, str]:
 
 def look(detector: Detector) -> list[Found]:
   """What the detector makes of each photo."""
-  found = []
-  for file, name in photos().items():
-    with Image.open(os.path.join(DIRECTORY, file)) as picture:
-      detections = detector(picture.convert('RGB')).get(name, [])
-    score = max((float(d.score) for d in detections), default=0.0)
-    found.append(Found(file, name, score))
-  return found
+  shown = photos()
+  found = detector([images.load_image(os.path.join(DIRECTORY, file)) for file in shown])
+  return [
+    Found(file, name, max((float(d.score) for d in detections.get(name, [])), default=0.0))
+    for (file, name), detections in zip(shown.items(), found)
+  ]
 
 
 def check(found: Sequence[Found], detector: str) -> list[str]:

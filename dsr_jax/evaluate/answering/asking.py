@@ -8,16 +8,17 @@ those whose answer did not come to an end again with more.
 import importlib.util
 import os
 from typing import NamedTuple
-import zlib
 
+import jax
 import numpy as np
 
 from dsr_jax import cli, files, sharding
 from dsr_jax.evaluate import protocol
 from dsr_jax.evaluate.answering import folders, manifest
-from dsr_jax.evaluate.answering.ahead import one_ahead, prepared
 from dsr_jax.evaluate.answering.limits import limited
 from dsr_jax.evaluate.answering.subject import Subject, word
+from dsr_jax.evaluate.overlap import one_ahead, parts_of, prepared
+from dsr_jax.inference import check_numbers
 from dsr_jax.models.unified import Text
 from dsr_jax.runtime.distributed import Team
 
@@ -105,72 +106,93 @@ def _split(questions, most: int):
 
 
 def _ask_with_room(name, subject, benchmark, folder, team, questions, turns, left, room, best):
-  """Asks `left`; returns those whose answers did not end within `room` tokens."""
+  """Asks those of `left` that were not asked yet with room for so many tokens; returns those whose
+  answers did not end within it.
+  """
   each = subject.rows if best == 1 else lambda count: subject.rows(count * best)
-  chunks = chunks_of(questions, turns, left, each, most=QUESTIONS if best == 1 else 1)
-  paths = [_path(folder, room, chunk, questions) for chunk in chunks]
-  missing = team.shared([i for i, path in enumerate(paths) if not os.path.isfile(path)])
-  done = len(chunks) - len(missing)
+  said = _said(folder, room) if team.lead else {}
+  missing = [place for place in left if questions[place].id not in said]
+  missing = team.shared(missing if team.lead else None)
+  rows = rows_of(questions, left, most=QUESTIONS if best == 1 else 1)
+  chunks = chunks_of(turns, _parts_in(rows, set(missing)), each)
+  done = len(left) - len(missing)
 
-  def load(i):
-    rows = each(chunks[i].pictures * chunks[i].questions)
-    return _arrays(subject, benchmark, questions, turns, chunks[i], rows)
+  def load(chunk):
+    count = each(chunk.pictures * chunk.questions)
+    return _arrays(subject, benchmark, questions, turns, chunk, count)
 
   def launch(item):
-    i, (pixels, shown, question) = item
-    words = _words(benchmark, questions, chunks[i], question.ids.shape[:2])
+    chunk, (pixels, shown, question) = item
+    words = _words(benchmark, questions, chunk, question.ids.shape[:2])
     if best == 1:
       return subject.answer(pixels, shown, question, words, room)
     only = Text(question.ids[:, 0], question.mask[:, 0])
     return subject.answer_best(pixels[:, 0], only, words[:, 0], room)
 
-  for (i, _), out in one_ahead(prepared(missing, load), launch):
-    out = [sharding.fetch(x) for x in out]
+  for (chunk, _), out in one_ahead(prepared(chunks, load), launch):
+    out = jax.tree.map(sharding.fetch, out)
+    check_numbers(out)
     if team.lead:
-      files.write_json(paths[i], _record(subject, questions, chunks[i], out, room), indent=1)
-      done += 1
-      cli.log(f'answered     {name}: {done} of {len(chunks)} chunks')
-  if not team.lead:
-    return team.shared(None)
-  said = {}
-  for path in paths:
-    said |= files.read_json(path)
-  return team.shared([i for i in left if not said[questions[i].id]['ended']])
+      record = _record(subject, questions, chunk, out)
+      files.write_json(_path(folder, room, chunk, questions), record, indent=1)
+      said |= record
+      done += len(record)
+      cli.log(f'answered     {name}: {done} of {len(left)} questions')
+  unended = [i for i in left if not said[questions[i].id]['ended']] if team.lead else None
+  return team.shared(unended)
 
 
 # Chunks.
 
 
-def chunks_of(questions, turns, places, rows_of, most: int = QUESTIONS) -> list[Chunk]:
-  """Rows of the questions about the same pictures, those of one shape together.
+def rows_of(questions, places, most: int = QUESTIONS) -> list[Row]:
+  """Questions about the same pictures, up to `most` together.
 
   Args:
     questions: all of them.
-    turns: {place: ids of its turn}.
     places: of the questions to ask.
-    rows_of: number of questions a row -> rows of a chunk.
     most: questions of a row.
   """
   by_pictures = {}
   for place in places:
     by_pictures.setdefault(questions[place].pictures, []).append(place)
+  return [
+    Row(pictures, tuple(part))
+    for pictures, members in by_pictures.items()
+    for part in parts_of(members, most)
+  ]
+
+
+def _parts_in(rows, missing) -> list[Row]:
+  """What of the rows is among `missing`, which has places of questions."""
+  parts = [row._replace(questions=tuple(q for q in row.questions if q in missing)) for row in rows]
+  return [row for row in parts if row.questions]
+
+
+def chunks_of(turns, rows, size_of) -> list[Chunk]:
+  """Rows of one shape together.
+
+  Where the rows of whole chunks are left out, all other chunks stay what they are.
+
+  Args:
+    turns: {place: ids of its turn}.
+    rows: to ask.
+    size_of: number of questions a row -> rows of a chunk.
+  """
   by_shape = {}
-  for pictures, members in by_pictures.items():
-    for first in range(0, len(members), most):
-      row = Row(pictures, tuple(members[first : first + most]))
-      longest = max(len(turns[place]) for place in row.questions)
-      shape = (
-        _power(len(pictures)),
-        _power(len(row.questions)),
-        _power(-(-longest // LEAST_TURN)) * LEAST_TURN,
-      )
-      by_shape.setdefault(shape, []).append(row)
-  chunks = []
-  for (pictures, asked, tokens), rows in sorted(by_shape.items()):
-    step = rows_of(pictures * asked)
-    for first in range(0, len(rows), step):
-      chunks.append(Chunk(tuple(rows[first : first + step]), pictures, asked, tokens))
-  return chunks
+  for row in rows:
+    longest = max(len(turns[place]) for place in row.questions)
+    shape = (
+      _power(len(row.pictures)),
+      _power(len(row.questions)),
+      _power(-(-longest // LEAST_TURN)) * LEAST_TURN,
+    )
+    by_shape.setdefault(shape, []).append(row)
+  return [
+    Chunk(tuple(part), pictures, asked, tokens)
+    for (pictures, asked, tokens), members in sorted(by_shape.items())
+    for part in parts_of(members, size_of(pictures * asked))
+  ]
 
 
 def _power(count: int) -> int:
@@ -214,29 +236,41 @@ def _words(benchmark, questions, chunk, shape) -> np.ndarray:
 def _path(folder, room, chunk, questions) -> str:
   """Of a chunk's answers: chunks of other members have other names."""
   places = chunk.places()
-  members = '\n'.join(questions[place].id for place in places)
-  name = f'{room:05d}-{min(places):06d}-{zlib.crc32(members.encode()):08x}.json'
-  return os.path.join(folder, ANSWERS, name)
+  digest = folders.digest_of(questions[place].id for place in places)
+  return os.path.join(folder, ANSWERS, f'{_prefix(room)}{min(places):06d}-{digest}.json')
 
 
-def _record(subject, questions, chunk, out, room):
-  """{question: {'answer', 'ended'}}, and of several candidates 'candidates' and 'rewards'."""
+def _prefix(room) -> str:
+  """Files of answers begin with the room that they had, so that the last answer is read last."""
+  return f'{room:05d}-'
+
+
+def _said(folder, room) -> dict[str, dict]:
+  """The records of all that was asked with so much room, in whatever chunks."""
+  return folders.read_all(os.path.join(folder, ANSWERS), _prefix(room))
+
+
+def _record(subject, questions, chunk, out):
+  """{question: {'answer', 'ended'}}, and of several candidates 'candidates' and 'rewards'.
+
+  out: a `Written`, whose rewards are those of a row's only question.
+  """
   record = {}
   eos = subject.model.spec.eos_id
   for b, row in enumerate(chunk.rows):
     for q, place in enumerate(row.questions):
       said = {}
       chosen, candidates = q, [q]
-      if len(out) == 3:  # (B, G, T) candidates of the row's only question
-        rewards = out[2][b]
+      if out.rewards is not None:
+        rewards = out.rewards[b]
         candidates = range(len(rewards))
         chosen = int(np.argmax(rewards))
-        texts = [subject.words_of(i, m) for i, m in zip(out[0][b], out[1][b])]
+        texts = [subject.words_of(i, m) for i, m in zip(out.ids[b], out.mask[b])]
         said = {'candidates': texts, 'rewards': cli.rounded(rewards)}
-      ids, mask = out[0][b, chosen], out[1][b, chosen]
+      answer = subject.words_of(out.ids[b, chosen], out.mask[b, chosen])
       # Which candidate is the best is known once all have ended.
-      ended = all(np.any(out[0][b, k][out[1][b, k]] == eos) for k in candidates)
-      record[questions[place].id] = {'answer': subject.words_of(ids, mask), 'ended': ended, **said}
+      ended = all(np.any(out.ids[b, k][out.mask[b, k]] == eos) for k in candidates)
+      record[questions[place].id] = {'answer': answer, 'ended': ended, **said}
   return record
 
 

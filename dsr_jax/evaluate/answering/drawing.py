@@ -10,9 +10,10 @@ from PIL import Image
 from dsr_jax import cli, files, images, sharding
 from dsr_jax.evaluate import protocol
 from dsr_jax.evaluate.answering import folders, manifest
-from dsr_jax.evaluate.answering.ahead import one_ahead
 from dsr_jax.evaluate.answering.limits import limited
 from dsr_jax.evaluate.answering.subject import Drawn, Subject, word
+from dsr_jax.evaluate.overlap import one_ahead, parts_of
+from dsr_jax.inference import check_numbers
 from dsr_jax.models.unified import Text
 from dsr_jax.runtime.distributed import Team
 
@@ -59,15 +60,11 @@ def draw(
 
   group = benchmark.samples * subject.how.best_of
   rows = subject.rows(group)
-  chunks = [list(range(i, min(i + rows, len(prompts)))) for i in range(0, len(prompts), rows)]
-  missing = team.shared(
-    [chunk for chunk in chunks if not _is_drawn(benchmark, [prompts[i] for i in chunk], folder)]
-    if team.lead
-    else None
-  )
-  done = len(prompts) - sum(map(len, missing))
-  for chunk, drawn in one_ahead(missing, launch):
+  missing = team.shared(_missing(benchmark, prompts, folder) if team.lead else None)
+  done = len(prompts) - len(missing)
+  for chunk, drawn in one_ahead(parts_of(missing, rows), launch):
     drawn = Drawn(*(sharding.fetch(x)[: len(chunk)] for x in drawn))
+    check_numbers(drawn)
     if team.lead:
       here = [prompts[i] for i in chunk]
       folders.write_all(folder, _files_of(benchmark, here, drawn, subject.how.best_of, shown))
@@ -75,13 +72,23 @@ def draw(
       cli.log(f'drawn        {name}: {done} of {len(prompts)} prompts')
 
 
-def _is_drawn(benchmark, prompts, folder) -> bool:
-  wanted = [*paths_of(benchmark, prompts), _rewards_path(prompts)]
-  return all(os.path.isfile(os.path.join(folder, path)) for path in wanted)
+def _missing(benchmark, prompts, folder) -> list[int]:
+  """Places of the prompts that lack a picture or what is recorded of it, whatever they were drawn
+  beside: another number of devices, or another chunk, draws the rest in other chunks.
+  """
+  recorded = rewards_of(folder)
+
+  def is_there(path):
+    return path in recorded and os.path.isfile(os.path.join(folder, path))
+
+  return [
+    i for i, prompt in enumerate(prompts) if not all(map(is_there, paths_of(benchmark, [prompt])))
+  ]
 
 
 def _rewards_path(prompts) -> str:
-  return f'{REWARDS}/{_file_name(prompts[0].id)}-{len(prompts)}.json'
+  """Of a chunk's rewards: chunks of other members have other names."""
+  return f'{REWARDS}/{_file_name(prompts[0].id)}-{folders.digest_of(p.id for p in prompts)}.json'
 
 
 def _file_name(identity: str) -> str:

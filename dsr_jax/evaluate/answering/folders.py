@@ -12,11 +12,13 @@ drawing anything again, and chunks keep their composition, on which the last bit
 depend.
 """
 
+from collections.abc import Iterable
 import io
 import os
 import re
 from typing import Any
 import zipfile
+import zlib
 
 from dsr_jax import files, saved_config
 from dsr_jax.errors import InputError
@@ -89,6 +91,11 @@ def short_name(model: str) -> str:
   return re.sub(r'[^\w.@-]+', '-', os.path.basename(os.path.abspath(model))) or 'model'
 
 
+def digest_of(names: Iterable[str]) -> str:
+  """In the names of files that hold something of several: other members, another name."""
+  return f'{zlib.crc32(chr(10).join(names).encode()):08x}'
+
+
 # Several files at once.
 
 
@@ -117,10 +124,12 @@ def recover(folder: str) -> None:
   os.unlink(pending)
 
 
-def read_all(folder: str) -> dict[str, Any]:
-  """The JSON objects in the files of a folder as one; empty where there is no folder."""
+def read_all(folder: str, prefix: str = '') -> dict[str, Any]:
+  """The JSON objects in the files of a folder whose names begin so, as one; of two values of a key
+  the later file's. Empty where there is no folder.
+  """
   joined = {}
   for name in _names(folder):
-    if name.endswith('.json'):
+    if name.startswith(prefix) and name.endswith('.json'):
       joined |= files.read_json(os.path.join(folder, name))
   return joined

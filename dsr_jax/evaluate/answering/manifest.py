@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from dsr_jax import __version__
 from dsr_jax.evaluate import protocol
 from dsr_jax.evaluate.answering.subject import CROP, Subject
 
@@ -50,15 +51,7 @@ def of(
     'family': subject.model.family.name,
     'versions': {
       **{package: importlib.metadata.version(package) for package in PACKAGES},
-      'dsr_jax': importlib.metadata.version('dsr_jax') if _is_installed() else 'a clone',
+      'dsr_jax': __version__,
       'device': jax.devices()[0].device_kind,
     },
   }
-
-
-def _is_installed() -> bool:
-  try:
-    importlib.metadata.version('dsr_jax')
-  except importlib.metadata.PackageNotFoundError:
-    return False
-  return True

@@ -72,6 +72,17 @@ class Drawn(NamedTuple):
   rewards: np.ndarray
 
 
+class Written(NamedTuple):
+  """Answers to K questions about each of B rows of pictures, or K candidates of an answer to one:
+  ids (B, K, T) int32, mask (B, K, T) bool, log-probabilities (B, K, T); of candidates R_U (B, K).
+  """
+
+  ids: np.ndarray
+  mask: np.ndarray
+  logps: np.ndarray
+  rewards: np.ndarray | None = None
+
+
 class Subject:
   """A model under test.
 
@@ -152,17 +163,18 @@ class Subject:
     return images.preprocess(picture, self.model.spec.image_size, mode=CROP)
 
   def answer(self, pixels, shown, question: Text, words, max_tokens: int):
-    """Starts to answer: ids and mask (B, Q, T), greedy, on the devices.
+    """Starts to answer, greedy: the arrays of a `Written`, on the devices.
 
     pixels (B, P, H, W, 3) uint8, shown (B, P) bool, question (B, Q, Tq), words (B, Q) uint32.
     """
     segment = SHORT_SEGMENT if max_tokens < SEGMENT else SEGMENT
     how = Sampling(temperature=0.0, max_tokens=max_tokens, segment=segment)
     fixed = self.model.graphdef, self.model.family.sharding_rules, self.model.params
-    return _answer(*fixed, pixels, shown, question, words, np.uint32(self.how.seed), how=how)
+    seed = np.uint32(self.how.seed)
+    return Written(*_answer(*fixed, pixels, shown, question, words, seed, how=how))
 
   def answer_best(self, pixels, question: Text, words, max_tokens: int):
-    """Starts to write candidates of answers: ids and mask (B, G, T), and R_U (B, G).
+    """Starts to write candidates of answers: the arrays of a `Written`, on the devices.
 
     pixels (B, H, W, 3) uint8, question (B, Tq), words (B,).
     """
@@ -170,9 +182,8 @@ class Subject:
       temperature=self.how.temperature, max_tokens=max_tokens, segment=min(SEGMENT, max_tokens)
     )
     fixed = self.model.graphdef, self.model.family.sharding_rules, self.model.params
-    return _answer_best(
-      *fixed, pixels, question, words, np.uint32(self.how.seed), group=self.how.best_of, how=how
-    )
+    seed, group = np.uint32(self.how.seed), self.how.best_of
+    return Written(*_answer_best(*fixed, pixels, question, words, seed, group=group, how=how))
 
   def words_of(self, ids, mask) -> str:
     """(T,) ids of an answer -> its text."""
@@ -214,8 +225,8 @@ def _answer(graphdef, rules, params, pixels, shown, question, words, seed, *, ho
   model = nnx.merge(graphdef, sharding.gather_for_rollout(params, rules))
   reading = model.read(picture_to_read(model, images.to_float(pixels)), shown)
   keys = _keys(seed, words.reshape(-1), 1).reshape(words.shape)
-  text, _ = model.answer(reading, question, keys, how)
-  return text.ids, text.mask
+  text, logps = model.answer(reading, question, keys, how)
+  return text.ids, text.mask, logps
 
 
 @functools.partial(jax.jit, static_argnames=('graphdef', 'rules', 'group', 'how'))
@@ -226,7 +237,7 @@ def _answer_best(graphdef, rules, params, pixels, question, words, seed, *, grou
   reading = model.read(shown, jnp.ones((pixels.shape[0], 1), bool))
   keys = _keys(seed, words, group)
   again = Text(*(jnp.repeat(x[:, None], group, axis=1) for x in question))
-  text, _ = model.answer(reading, again, keys, how)
+  text, logps = model.answer(reading, again, keys, how)
   rewards, _ = dual.understanding(
     model,
     picture.codes,
@@ -235,7 +246,7 @@ def _answer_best(graphdef, rules, params, pixels, question, words, seed, *, grou
     eos_id=model.spec.eos_id,
     keys=score_keys(model, keys),
   )
-  return text.ids, text.mask, rewards
+  return text.ids, text.mask, logps, rewards
 
 
 # Loading.

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dsr_jax.errors import InputError
 from dsr_jax.evaluate import protocol
 from dsr_jax.evaluate.vlmeval import extract, prompts, tsv
 from dsr_jax.evaluate.vlmeval.table_benchmark import SOURCE, TableBenchmark, item
@@ -143,6 +144,7 @@ class ChoiceBenchmark(TableBenchmark):
         for row, option in zip(rows, extracted)
       ),
       counts=self.counts(answers, counted=len(judged), unknown=extracted.count(None)),
+      breakdown=accuracies(judged),
     )
 
   def extracted(self, row: Mapping[str, Any]) -> str | None:
@@ -167,6 +169,16 @@ class MMBench(ChoiceBenchmark):
   )
   dataset = 'MMBench_DEV_EN'
   reported_split = 'dev'
+
+  def __init__(self, path: str):
+    super().__init__(path)
+    for row in self.table.rows:
+      for column in ('index', 'g_index'):
+        if row.get(column) is not None and not tsv.is_int(row[column]):
+          raise InputError(
+            f'found the {column} {row[column]} in {path}; expected a number, by which the '
+            'rotations of a question are known; name the table of MMBench'
+          )
 
   def group(self, row: tsv.Row) -> str:
     return str(circular_group(row))

@@ -103,11 +103,12 @@ class HallusionBench(TableBenchmark):
 
   def score(self, answers: Mapping[str, str]) -> protocol.Scores:
     """Clusters are sets: a figure, its edits, and what is asked about them."""
-    members, items = {}, []
+    members, rated, items = {}, [], []
     for row, text in self.answered(answers):
       said = extract.yes_or_no(text)
       right = said == row['answer']
       members.setdefault(self.group(row), []).append((Place.of(row), right))
+      rated.append({**row, 'score': right})
       items.append(item(row, text, extracted=said, right=right))
     rows = [
       sums_of([place for place, _ in pairs], [right for _, right in pairs])
@@ -120,4 +121,5 @@ class HallusionBench(TableBenchmark):
       statistics={'mean': _mean, **ACCURACIES},
       items=tuple(items),
       counts=self.counts(answers, unknown=sum(i['extracted'] == 'Unknown' for i in items)),
+      breakdown=rating(rated),
     )

@@ -7,11 +7,12 @@ texts of the judge's rules are the benchmark's own and are read from a file.
 """
 
 from collections.abc import Mapping, Sequence
+import os
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dsr_jax import files
+from dsr_jax import files, inputs
 from dsr_jax.errors import InputError
 from dsr_jax.evaluate import protocol
 from dsr_jax.evaluate.vlmeval import judge as judge_lib
@@ -44,9 +45,9 @@ def parse(review: str) -> Pair:
   return Pair(reference, model)
 
 
-def relative_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float, float]]:
-  """{overall and each category: (relative score, ten times the model's mean, ten times the
-  reference's)}, unrounded.
+def relative_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+  """VLMEvalKit's table, unrounded: {overall and each category: {relative score, ten times the
+  model's mean, ten times the reference's}}.
 
   rows: category, gpt4_score, score.
   """
@@ -58,7 +59,7 @@ def relative_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float,
     model = float(np.mean([row['score'] for row in members]))
     reference = float(np.mean([row['gpt4_score'] for row in members]))
     relative = 100 * model / reference if reference else float('nan')
-    table[name] = relative, 10 * model, 10 * reference
+    table[name] = {'relative': relative, 'model': 10 * model, 'reference': 10 * reference}
   return table
 
 
@@ -68,6 +69,10 @@ def read_rules(path: str) -> dict[str, tuple[str, str]]:
   The layout is that of LLaVA's own rule.json: {"llava_bench_conv": {"role": "Assistant", "prompt":
   ...}, ...}; a plain {"conv": ...} of texts will do as well.
   """
+  if not os.path.isfile(path):
+    raise InputError(
+      f"found no file {inputs.shown(path)}; expected LLaVA's rule.json; correct --judge_rules"
+    )
   content = files.read_json(path)
   rules = {}
   for category in CATEGORIES:
@@ -164,7 +169,7 @@ class LLaVABench(TableBenchmark):
         'the written requests elsewhere and name the file of reviews'
       )
     replies = judge_lib.ask_all(self.requests(answers), self._judge, self.cache)
-    values, clusters, items = [], [], []
+    values, rated, clusters, items = [], [], [], []
     unreadable = 0
     for row, answer in self.answered(answers):
       reply = replies[row['index']]
@@ -174,6 +179,7 @@ class LLaVABench(TableBenchmark):
       for place in (0, 1 + CATEGORIES.index(row['category'])):
         value[3 * place : 3 * place + 3] = pair.model, pair.reference, 1
       values.append(value)
+      rated.append({**row, 'score': pair.model, 'gpt4_score': pair.reference})
       clusters.append(self.picture_of(row))
       items.append(
         item(row, answer, review=reply.review, failure=reply.failure, scores=[str(x) for x in pair])
@@ -190,6 +196,7 @@ class LLaVABench(TableBenchmark):
       labels=dict.fromkeys(statistics, protocol.Label.OTHER_MODEL),
       items=tuple(items),
       counts=self.counts(answers, failed=failed, unreadable=unreadable),
+      breakdown=relative_scores(rated),
       notes=(
         f'judged by {getattr(self._judge, "model", "a callable")}; {failed} requests failed and '
         f'{unreadable} reviews could not be read: -1 for both sides, in the means',

@@ -108,7 +108,7 @@ class Pope(TableBenchmark):
   def score(self, answers: Mapping[str, str]) -> protocol.Scores:
     """Clusters are pictures, of which each is asked about six times a track."""
     splits = (OVERALL, *TRACKS)
-    rows, clusters, items = [], [], []
+    rows, rated, clusters, items = [], [], [], []
     unknown = 0
     for row, text in self.answered(answers):
       said = extract.yes_or_no(text)
@@ -128,6 +128,7 @@ class Pope(TableBenchmark):
         if track in splits:
           value[splits.index(track)] += added
       rows.append(value.ravel())
+      rated.append({**row, 'extracted': said})
       clusters.append(self.picture_of(row))
       items.append(item(row, text, extracted=said, right=said == row['answer'], tracks=tracks))
     names, sums, _ = protocol.gathered(rows, clusters)
@@ -137,6 +138,7 @@ class Pope(TableBenchmark):
       statistics=_statistics(splits),
       items=tuple(items),
       counts=self.counts(answers, unknown=unknown),
+      breakdown=rating(rated),
     )
 
 

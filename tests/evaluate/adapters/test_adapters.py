@@ -100,9 +100,11 @@ def test_colors_of_cut_out_objects(clip_directory, picture):
     classifier = F.normalize(torch.stack(rows), dim=-1)
     seen = model.get_image_features(pixel_values=clip.prepare(alone, 32)[None]).pooler_output
   colors = clip.ColorClassifier(ours)
+  as_asked = pictures.Object(picture, thing, 'cup')
   torch.testing.assert_close(colors.classifier('cup'), classifier, atol=TOLERANCE, rtol=0)
   wanted = geneval.COLORS[int((seen @ classifier.T).argmax())]
-  assert colors(picture, [thing, thing], 'cup') == [wanted, wanted]
+  assert colors([as_asked, as_asked._replace(name='dog'), as_asked])[::2] == [wanted, wanted]
+  assert colors([]) == []
 
 
 # Mask2Former.
@@ -130,7 +132,7 @@ def test_pictures_go_into_the_detector_as_mmdet_has_it():
 def test_boxes_masks_and_scores_of_the_detector(mask2former_directory, picture):
   names = ['person', 'cat', 'cup', 'dog', 'car']
   ours = mask2former.Mask2Former(str(mask2former_directory), 'cpu', names=names, sides=(96, 160))
-  found = ours(picture)
+  [found] = ours([picture])
   model = transformers.Mask2FormerForUniversalSegmentation.from_pretrained(mask2former_directory)
   ready = mask2former.prepare(picture, 96, 160)
   with torch.no_grad():
@@ -162,6 +164,21 @@ def test_boxes_masks_and_scores_of_the_detector(mask2former_directory, picture):
       assert detection.score == pytest.approx(score, abs=TOLERANCE)
       assert detection.box.tolist() == box
       np.testing.assert_array_equal(detection.mask, inside)
+
+
+def test_pictures_of_all_sizes_are_seen_as_if_alone(mask2former_directory, picture):
+  """Those of one size together; a common size would need padding, which changes what is found."""
+  names = ['person', 'cat', 'cup', 'dog', 'car']
+  ours = mask2former.Mask2Former(str(mask2former_directory), 'cpu', names=names, sides=(96, 160))
+  shown = [picture, picture.rotate(180), picture.crop((0, 0, 50, 60)), picture.rotate(7)]
+  for one, found in zip(shown, ours([*shown, *shown])):
+    [alone] = ours([one])
+    assert found.keys() == alone.keys()
+    for name in alone:
+      for a, b in zip(found[name], alone[name], strict=True):
+        assert a.score == pytest.approx(b.score, abs=TOLERANCE)
+        assert a.box.tolist() == b.box.tolist()
+        np.testing.assert_array_equal(a.mask, b.mask)
 
 
 def score_of(detection):
@@ -203,27 +220,36 @@ def test_yes_and_no_of_blip(blip_directory, picture, size):
   pixels = processor(images=picture, return_tensors='pt')['pixel_values']
   torch.testing.assert_close(blip_vqa.prepare(picture, size), pixels[0], atol=TOLERANCE, rtol=0)
   ids = {'a dog?': [30523, 1037, 3899, 1029, 102], 'red?': [30523, 2417, 1029, 102]}
-  wanted = []
-  with torch.no_grad():
-    for question in ids.values():
-      question = torch.tensor([question])
+
+  def wanted(picture, question):
+    pixels = processor(images=picture, return_tensors='pt')['pixel_values']
+    with torch.no_grad():
       seen = model.vision_model(pixels, interpolate_pos_encoding=size != 32).last_hidden_state
+      question = torch.tensor([ids[question]])
       asked = model.text_encoder(question, encoder_hidden_states=seen).last_hidden_state
       logits = model.text_decoder(torch.tensor([[30522]]), encoder_hidden_states=asked).logits
-      yes, no = logits[0, 0].softmax(-1)[[2748, 2053]].tolist()
-      wanted.append((yes, no))
-  found = ours.chances(picture, list(ids))
-  np.testing.assert_allclose(found, wanted, rtol=TOLERANCE, atol=0)
-  assert ours(picture, list(ids)) == [f'{yes / (yes + no):.4f}' for yes, no in found]
-  assert ours(picture, []) == []
+    return logits[0, 0].softmax(-1)[[2748, 2053]].tolist()
+
+  # Of several pictures at once, one of which nothing is asked about.
+  shown = [picture, picture.rotate(90), picture.rotate(180)]
+  questions = [['a dog?', 'red?'], [], ['red?']]
+  found = ours.chances(shown, questions)
+  assert list(map(len, found)) == [2, 0, 1]
+  for one, texts, chances in zip(shown, questions, found):
+    for text, chance in zip(texts, chances):
+      np.testing.assert_allclose(chance, wanted(one, text), rtol=TOLERANCE, atol=0)
+  assert ours(shown, questions) == [
+    [f'{yes / (yes + no):.4f}' for yes, no in chances] for chances in found
+  ]
+  assert ours([picture], [[]]) == [[]]
   assert ours.about.settings == {'size': size, 'interpolated': size != 32}
 
 
 def test_a_question_begins_with_enc_and_has_at_most_35_tokens(blip_directory):
   ours = blip_vqa.BlipVqa(str(blip_directory), 'cpu')
-  ids, mask = ours.tokens(['a dog ' * 40, 'red?'])
-  assert ids.shape == (2, 35) and ids[:, 0].tolist() == [binding.ENCODER_START] * 2
-  assert mask.sum(-1).tolist() == [35, 4]
+  rows = ours.tokens(['a dog ' * 40, 'red?'])
+  assert list(map(len, rows)) == [35, 4]
+  assert [ids[0] for ids in rows] == [binding.ENCODER_START] * 2
 
 
 # The detector of any words.
@@ -236,7 +262,12 @@ def owlv2_directory(folder):
 
 def test_boxes_of_the_open_detector(owlv2_directory, picture):
   ours = open_detector.OpenDetector(str(owlv2_directory), 'cpu', threshold=0.0)
-  found = ours(picture, ['dog', 'cat', 'dog'])
+  # Beside a picture of another size with more labels, and one without.
+  beside, none, found = ours(
+    [picture.rotate(90, expand=True), picture, picture],
+    [['cup', 'car', 'dog'], [], ['dog', 'cat', 'dog']],
+  )
+  assert len(beside) == 16 and none == []
   model = transformers.Owlv2ForObjectDetection.from_pretrained(owlv2_directory)
   processor = transformers.AutoProcessor.from_pretrained(owlv2_directory)
   inputs = processor(
@@ -254,10 +285,8 @@ def test_boxes_of_the_open_detector(owlv2_directory, picture):
     assert detection.score == pytest.approx(float(wanted['scores'][i]), abs=TOLERANCE)
     assert detection.label == ['dog', 'cat'][int(wanted['labels'][i])]
     np.testing.assert_allclose(detection.box, wanted['boxes'][i], atol=1e-3)
-  assert ours(picture, []) == []
-  assert (
-    open_detector.OpenDetector(str(owlv2_directory), 'cpu', threshold=1.0)(picture, ['x']) == []
-  )
+  sure = open_detector.OpenDetector(str(owlv2_directory), 'cpu', threshold=1.0)
+  assert sure([picture], [['x']]) == [[]]
 
 
 def test_rules_are_in_pixels_of_a_short_side_of_479():
@@ -295,10 +324,11 @@ def test_missing_weights_are_refused(clip_directory, tmp_path):
 
 
 def seen_at(score):
-  def detector(picture):
-    assert picture.mode == 'RGB' and min(picture.size) > 200
+  def detector(shown):
+    assert all(picture.mode == 'RGB' and min(picture.size) > 200 for picture in shown)
     box = np.array([0, 0, 9, 9], np.float32)
-    return {name: [geneval.Detection(box, np.float32(score))] for name in ('cat', 'dog')}
+    found = {name: [geneval.Detection(box, np.float32(score))] for name in ('cat', 'dog')}
+    return [found] * len(shown)
 
   return detector
 
@@ -329,21 +359,23 @@ def test_the_tagger_reads_as_the_facts_say(spacy_tagger):
   assert pair == ('dog', 'car')
 
 
-def test_records_of_pictures(spacy_tagger, tmp_path, picture):
-  """Both benchmarks' records, through evaluators that are tables."""
+def test_records_of_pictures(spacy_tagger, picture):
+  """Of all categories at once, through evaluators that are tables."""
   asked = []
 
   def vqa(_, questions):
-    asked.extend(questions)
-    return ['0.5000'] * len(questions)
+    return [['0.5000'] * len(of_picture) for of_picture in questions]
 
   def detector(_, labels):
     boxes = [(0, 0, 10, 10), (100, 0, 110, 10)]
-    return [spatial.Detection(label, box, 1.0) for label, box in zip(labels, boxes)]
+    return [
+      [spatial.Detection(label, box, 1.0) for label, box in zip(of_picture, boxes)]
+      for of_picture in labels
+    ]
 
   def cosine(_, texts):
     asked.extend(texts)
-    return [0.25]
+    return [0.25] * len(texts)
 
   by = pictures.CompBenchEvaluators(spacy_tagger, vqa, detector, cosine)
   wanted = {
@@ -355,26 +387,40 @@ def test_records_of_pictures(spacy_tagger, tmp_path, picture):
       'binding': '0.2500', 'spatial': 1.0, 'clip': 0.25
     },
   }  # fmt: skip
-  for path, parts in wanted.items():
-    (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-    picture.save(tmp_path / path)
-    record = pictures.measure_compbench(str(tmp_path), path, by)
+  records = pictures.measure_compbench([picture] * len(wanted), list(wanted), by)
+  for record, (path, parts) in zip(records, wanted.items()):
     assert {name: record[name] for name in parts} == parts, path
+    assert record.keys() - parts.keys() <= {'questions'}
   assert 'A man reads a red book' in asked
   assert 'The book is to the car .' in asked  # spaCy takes `next` for an adjective
 
-  row = geneval.metadata()[0]
-  name = row['include'][0]['class']
-  box = np.array([0, 0, 9, 9], np.float32)
 
-  def finds(_):
-    return {name: [geneval.Detection(box, np.float32(0.8))]}
+def test_pictures_of_several_prompts_are_judged_as_if_alone(picture, tmp_path):
+  """Colors are asked of all pictures at once, and each clause gets those of its own objects."""
+  rows = [
+    {'tag': 'color_attr', 'prompt': 'p', 'include': [
+      {'class': 'cup', 'count': 1, 'color': 'red'}, {'class': 'cat', 'count': 2, 'color': 'blue'}]},
+    {'tag': 'single_object', 'prompt': 'p', 'include': [{'class': 'cup', 'count': 1}]},
+    {'tag': 'colors', 'prompt': 'p', 'include': [{'class': 'dog', 'count': 1, 'color': 'red'}]},
+    {'tag': 'colors', 'prompt': 'p', 'include': [{'class': 'cat', 'count': 1, 'color': 'green'}]},
+  ]  # fmt: skip
+  boxes = {name: np.array([x, 0, x + 9, 9], np.float32) for x, name in enumerate(('cup', 'cat'))}
+  found = {name: [geneval.Detection(box, np.float32(0.8))] * 2 for name, box in boxes.items()}
+  asked = []
 
-  path = '00000/samples/0000.png'
-  (tmp_path / path).parent.mkdir(parents=True)
-  picture.save(tmp_path / path)
-  record = pictures.judge_geneval(str(tmp_path), path, row, finds, None)
-  assert record['correct'] and json.loads(record['details'])[name][0][:4] == [0, 0, 9, 9]
-  (tmp_path / path).write_bytes(b'no picture')
+  def colors(objects):
+    asked.append([thing.name for thing in objects])
+    assert all(thing.detection.box[0] == boxes[thing.name][0] for thing in objects)
+    return ['red', 'blue', 'blue', 'green'][: len(objects)]
+
+  by = pictures.GenEvalEvaluators(lambda shown: [found] * len(shown), colors)
+  paths = [f'{i}.png' for i in range(4)]
+  records = pictures.judge_geneval([picture] * 4, paths, rows, by)
+  assert asked == [['cup', 'cat', 'cat', 'cat']]  # no dog is found, and nobody asks for its color
+  assert [record['correct'] for record in records] == [True, True, False, True]
+  assert records[2]['reason'] == 'expected dog>=1, found 0'
+  assert json.loads(records[0]['details'])['cat'][0][:4] == [1, 0, 10, 9]
+  assert [record['filename'] for record in records] == paths
+  (tmp_path / '0.png').write_bytes(b'no picture')
   with pytest.raises(InputError, match='unreadable as a picture'):
-    pictures.judge_geneval(str(tmp_path), path, row, finds, None)
+    pictures.load(str(tmp_path), ['0.png'])

@@ -1,21 +1,22 @@
 """The evaluators on folders of pictures: records, official result files, resumed, refused."""
 
+from concurrent import futures
+import fcntl
 import functools
+import hashlib
 import json
 import os
-import subprocess
-import sys
+import time
 
 import numpy as np
 from PIL import Image
-from places import ROOT
 import pytest
 import tiny_evaluators
 import torch
 
 from dsr_jax.errors import InputError
 from dsr_jax.evaluate import evaluator_choice, evaluators, geneval, pictures, registry, scoring
-from dsr_jax.evaluate.adapters import blip_vqa, clip, mask2former, open_detector, self_test
+from dsr_jax.evaluate.adapters import clip, mask2former, self_test
 from dsr_jax.evaluate.answering import folders
 
 
@@ -34,12 +35,17 @@ def chosen(tmp_path_factory):
 
 
 @pytest.fixture
-def sound(monkeypatch):
-  """Random detectors pass the self-test, and see pictures of a handy size."""
+def small(monkeypatch):
+  """The detector sees pictures of a handy size."""
+  made = functools.partial(mask2former.Mask2Former, sides=(64, 96))
+  monkeypatch.setattr(mask2former, 'Mask2Former', made)
+
+
+@pytest.fixture
+def sound(small, monkeypatch):
+  """Random detectors pass the self-test."""
   found = [self_test.Found(file, name, 0.8) for file, name in self_test.photos().items()]
   monkeypatch.setattr(self_test, 'look', lambda detector: found)
-  small = functools.partial(mask2former.Mask2Former, sides=(64, 96))
-  monkeypatch.setattr(mask2former, 'Mask2Former', small)
 
 
 def draw(folder, name, wanted):
@@ -72,11 +78,14 @@ def test_geneval(tmp_path, chosen, sound):
   detector = mask2former.Mask2Former(chosen['mask2former'], 'cpu')
   colors = clip.ColorClassifier(clip.Clip(chosen['clip_colors'], 'cpu'))
   rows = dict(geneval.find_pictures(tmp_path))
-  for path in paths:
-    wanted = pictures.judge_geneval(str(tmp_path), path, rows[path], detector, colors)
-    assert records[path] == json.loads(json.dumps(wanted))
+  by = pictures.GenEvalEvaluators(detector, colors)
+  shown = pictures.load(str(tmp_path), paths)
+  wanted = pictures.judge_geneval(shown, paths, [rows[path] for path in paths], by)
   lines = (tmp_path / evaluator_choice.RESULTS).read_text().splitlines()
-  assert [json.loads(line)['filename'] for line in lines] == paths
+  for path, line, record in zip(paths, lines, wanted, strict=True):
+    digest = hashlib.sha256((tmp_path / path).read_bytes()).hexdigest()
+    assert records[path] == {'sha256': digest, **record}
+    assert json.loads(line) == record  # the official file has nothing of ours
   about = json.loads((tmp_path / evaluator_choice.ABOUT).read_text())
   assert about['labels'] == {'geneval': 'official rules, other model'}
   assert len(about['evaluators']['mask2former']['sha256']) == 64
@@ -111,11 +120,11 @@ def test_nothing_is_looked_at_twice_and_other_evaluators_are_refused(
   seen = []
   real = pictures.measure_compbench
 
-  def watched(folder, path, by):
+  def watched(shown, paths, by):
     if len(seen) == 2 and os.path.exists(tmp_path / 'stop'):
       raise KeyboardInterrupt
-    seen.append(path)
-    return real(folder, path, by)
+    seen.extend(paths)
+    return real(shown, paths, by)
 
   monkeypatch.setattr(pictures, 'measure_compbench', watched)
   (tmp_path / 'stop').touch()
@@ -124,10 +133,32 @@ def test_nothing_is_looked_at_twice_and_other_evaluators_are_refused(
   (tmp_path / 'stop').unlink()
   evaluators.evaluate('t2i_compbench', str(tmp_path), chosen)
   assert seen == paths
+  # But for a picture that changed, which is looked at again, and no other.
+  before = records_of(tmp_path)
+  Image.new('RGB', (36, 36), 'red').save(tmp_path / paths[0])
+  evaluators.evaluate('t2i_compbench', str(tmp_path), chosen)
+  assert seen == [*paths, paths[0]]
+  after = records_of(tmp_path)
+  assert [path for path in paths if after[path] != before[path]] == [paths[0]]
   with pytest.raises(
     InputError, match='records in .* that another clip made .sha256: .* now.*remove'
   ):
     evaluators.evaluate('t2i_compbench', str(tmp_path), {**chosen, 'clip': chosen['clip_colors']})
+
+
+def test_one_process_looks_at_a_folder_at_a_time(tmp_path, chosen, sound, capsys):
+  """What a command that was killed left at work ends first."""
+  paths = draw(tmp_path, 't2i_compbench', ('non_spatial/000',))
+  held = os.open(tmp_path, os.O_RDONLY)
+  fcntl.flock(held, fcntl.LOCK_EX)
+  with futures.ThreadPoolExecutor(1) as pool:
+    looking = pool.submit(evaluators.evaluate, 't2i_compbench', str(tmp_path), chosen)
+    while not looking.done() and 'waiting' not in capsys.readouterr().err:
+      time.sleep(0.01)
+    assert not looking.done() and not records_of(tmp_path)
+    os.close(held)
+    looking.result()
+  assert list(records_of(tmp_path)) == paths
 
 
 def test_only_what_a_folder_needs_is_loaded(tmp_path, chosen, sound):
@@ -140,40 +171,28 @@ def test_only_what_a_folder_needs_is_loaded(tmp_path, chosen, sound):
 
 def test_another_architecture_is_found_without_torch(chosen):
   with pytest.raises(InputError, match='found a CLIPModel in --evaluator.blip=.*expected a Blip'):
-    evaluator_choice.check_directories({'blip': chosen['clip']})
-  evaluator_choice.check_directories(chosen)
+    evaluator_choice.check({'blip': chosen['clip']}, 0)
+  with pytest.raises(InputError, match='found no --evaluator.blip=/nowhere; expected a directory'):
+    evaluator_choice.check({'blip': '/nowhere'}, 0)
+  for size in (-16, 100):
+    with pytest.raises(InputError, match=f'found --blip_size={size}; expected 0 or a multiple'):
+      evaluator_choice.check(chosen, size)
+  evaluator_choice.check({**chosen, 'blip': 'owner/name'}, 480)
 
 
-def test_kinds_are_those_of_the_adapters():
-  for name, adapter in (('mask2former', mask2former), ('blip', blip_vqa), ('owlv2', open_detector)):
-    assert evaluator_choice.KINDS[name].architecture == adapter.ARCHITECTURES[0]
-    assert evaluator_choice.KINDS[name].default == adapter.DEFAULT
-  assert evaluator_choice.KINDS['clip'].default == clip.SCORE_DEFAULT
-  assert evaluator_choice.KINDS['clip_colors'].default == clip.COLOR_DEFAULT
-
-
-def test_a_broken_detector_stops_its_benchmark_with_a_sentence(tmp_path, chosen):
-  """In the evaluators' own process; a random detector sees nothing in the photos."""
+def test_a_broken_detector_stops_its_benchmark_with_a_sentence(tmp_path, chosen, small):
+  """A random detector sees nothing in the photos."""
   draw(tmp_path, 'geneval', ('00000',))
   with pytest.raises(InputError, match='found no object above 0.3 in the photos of the self-test'):
-    scoring.look('geneval', str(tmp_path), scoring.Looking(chosen))
+    evaluators.evaluate('geneval', str(tmp_path), chosen)
   assert not (tmp_path / evaluator_choice.RECORDS).exists()
 
 
 def test_without_torch_there_is_a_sentence(tmp_path, monkeypatch):
+  """Through the evaluators' own process."""
   draw(tmp_path, 'geneval', ('00000',))
   (tmp_path / 'path').mkdir()
   (tmp_path / 'path' / 'torch.py').write_text("raise ImportError('no torch', name='torch')")
   monkeypatch.setenv('PYTHONPATH', str(tmp_path / 'path'))
-  with pytest.raises(InputError, match='found no torch, which the evaluators need; .*requirements'):
+  with pytest.raises(InputError, match='found no torch; expected all that requirements-eval.txt'):
     scoring.look('geneval', str(tmp_path), scoring.Looking({}))
-
-
-def test_the_first_stage_knows_nothing_of_the_evaluators():
-  """transformers itself imports torch where that is installed."""
-  code = (
-    'import sys; import dsr_jax.evaluate.__main__; '
-    "sys.exit(any('adapters' in name or name.endswith('.evaluators') for name in sys.modules"
-    " if name.startswith('dsr_jax.evaluate')))"
-  )
-  subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)

@@ -44,6 +44,18 @@ def write(path, columns, rows):
   return str(path)
 
 
+def test_rotations_are_known_by_numbers(tmp_path):
+  columns = ['index', 'question', 'image', 'answer', 'A', 'B']
+  path = write(tmp_path / 'x.tsv', columns, [['x7', 'Which?', RED, 'A', 'one', 'two']])
+  with pytest.raises(InputError, match='found the index x7 in .*; expected a number'):
+    choice.MMBench(path)
+
+
+def test_rules_of_the_judge_that_are_not_there(tmp_path):
+  with pytest.raises(InputError, match="found no file .*none.json; expected LLaVA's rule.json"):
+    llavabench.read_rules(str(tmp_path / 'none.json'))
+
+
 @pytest.fixture
 def pope_table(tmp_path):
   columns = ['index', 'question', 'image', 'answer', 'category']

@@ -1,11 +1,16 @@
-"""One piece of work ahead: the host prepares the next while the devices are at the last."""
+"""Work in pieces, one piece ahead: the host prepares the next while the devices are at the last."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 from typing import TypeVar
 
 Work = TypeVar('Work')
 Started = TypeVar('Started')
+
+
+def parts_of(work: Sequence[Work], size: int) -> list[list[Work]]:
+  """The pieces of work, `size` at a time."""
+  return [list(work[first : first + size]) for first in range(0, len(work), size)]
 
 
 def one_ahead(

@@ -1,0 +1,77 @@
+"""What was exported, uploaded to the Hugging Face Hub."""
+
+import contextlib
+import os
+
+import huggingface_hub
+from huggingface_hub import errors
+
+from dsr_jax import cli, inputs
+from dsr_jax.convert import writing
+from dsr_jax.errors import InputError, first_line
+
+
+def check(repository: str):
+  """InputError unless the repository is there, or can be made, and may be written: before any work.
+
+  A new one is private.
+  """
+  if not inputs.is_hub_id(repository):
+    raise InputError(
+      f'found --push_to_hub={repository}; expected OWNER/NAME on the Hugging Face Hub; change it'
+    )
+  if not huggingface_hub.get_token():
+    raise InputError(
+      'found no token for the Hugging Face Hub; expected one that may write, for --push_to_hub; '
+      'run hf auth login, or set HF_TOKEN'
+    )
+  api = huggingface_hub.HfApi()
+  with _answers(f'write {repository}'):
+    api.create_repo(repository, private=True, exist_ok=True)
+    api.auth_check(repository, write=True)
+
+
+def push(directory: str, repository: str) -> str:
+  """Uploads what an export wrote in a directory, in one commit; returns its address.
+
+  Errors: InputError; the directory is whole all the same.
+  """
+  found = [
+    os.path.relpath(os.path.join(folder, name), directory)
+    for folder, _, names in os.walk(directory)
+    for name in names
+  ]
+  ours = sorted(path for path in found if writing.is_export(path))
+  cli.log(f'uploading    {len(ours)} files to {repository}')
+  with _answers(f'upload {directory}, which is whole, to {repository}'):
+    done = huggingface_hub.HfApi().upload_folder(
+      repo_id=repository,
+      folder_path=directory,
+      allow_patterns=ours,
+      commit_message='Written by dsr_jax',
+    )
+  return done.commit_url
+
+
+@contextlib.contextmanager
+def _answers(what: str):
+  """Errors of the Hub and of the way there as a sentence about what was tried."""
+  try:
+    yield
+  except errors.HfHubHTTPError as e:
+    status = e.response.status_code
+    if status in (401, 403, 404):
+      raise InputError(
+        f'cannot {what} on the Hugging Face Hub with this token ({status}: {first_line(e)}); '
+        'expected one with write access there; run hf auth login with another, or name a '
+        'repository of yours'
+      ) from e
+    raise InputError(
+      f'cannot {what} on the Hugging Face Hub ({status}: {first_line(e)}); expected it to take '
+      'that; try again later'
+    ) from e
+  except (errors.OfflineModeIsEnabled, errors.HTTPError, OSError) as e:
+    raise InputError(
+      f'cannot {what}: the Hugging Face Hub cannot be reached ({first_line(e)}); expected a way '
+      'there; check the network and HF_HUB_OFFLINE'
+    ) from e
