@@ -509,8 +509,8 @@ def _missing(this: _Run, step: int) -> list[str]:
 
 
 def _evaluate(this: _Run, state, step: int, part: str) -> bool:
-  """Measures a state's parameters on the whole lists or the fixed list, and writes what came out. If
-  a signal comes, leaves it to the start that goes on. Returns whether it is done.
+  """Measures a state's parameters on the whole lists or the fixed list, and writes what came out.
+  If a signal comes, leaves it to the start that goes on. Returns whether it is done.
   """
   found = None
   try:
