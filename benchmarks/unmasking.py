@@ -29,13 +29,13 @@ from dsr_jax.models.showo.config import ShowoConfig
 from dsr_jax.models.showo.family import SHOWO
 from dsr_jax.models.unified import Sampling, Text, row_keys
 
-WORDS, PLACES, STEPS, GUIDANCE = 24, 48, 12, 2.0
+WORDS, PLACES, GUIDANCE = 24, 48, 2.0
 
 
 def ours(config, params):
   """Function (prompt ids (B, T), mask (B, T), keys (B, G)) -> codes (B, G, N)."""
   graphdef = showo.graphdef_of(config)
-  how = Sampling(guidance=GUIDANCE, steps=STEPS)
+  how = Sampling(guidance=GUIDANCE)
   run = jax.jit(
     lambda params, ids, mask, keys: nnx.merge(graphdef, params).sample_pictures(
       Text(ids, mask), keys, how
@@ -72,7 +72,8 @@ def theirs(config, params):
     }
   )
   total, first, mask_id = config.num_codes, config.first_code, config.mask_id
-  plan = maskgit.schedule(total, STEPS, 1.0)
+  steps = config.sampling_steps
+  plan = maskgit.schedule(total, steps, config.sampling_noise)
 
   def rows(contents):
     """Prompts, padded on the left -> ids (R, P + N + 2), all codes masked, and who sees whom."""
@@ -98,7 +99,7 @@ def theirs(config, params):
     known = torch.zeros(len(contents), total, dtype=torch.bool)
     codes = torch.zeros(len(contents), total, dtype=torch.long)
     start = ids.shape[1] - total - 1
-    for step in range(STEPS):
+    for step in range(steps):
       now = torch.where(known, codes + first, mask_id)
       ids[:, start:-1] = torch.cat([now, now])
       hidden = phi.model(input_ids=ids, attention_mask=visible).last_hidden_state[:, start:-1]

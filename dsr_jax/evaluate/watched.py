@@ -80,8 +80,6 @@ class Watcher:
       segment=system.decode_segment,
       scan=system.decode_scan,
       cache_dtype=system.cache_dtype,
-      steps=m.sampling_steps,
-      noise=m.sampling_noise,
       chunk=system.logprob_chunk,
     )
     # In Scenes the programs are the evaluation's: nothing is compiled for this list's drawing.

@@ -169,9 +169,8 @@ class Showo(nnx.Module):
     total = self.config.num_codes
     branches = 1 if how.guidance == 1.0 else 2
     prefix = self._generation_prefix(prompt, branches == 2)
-    steps = self.config.sampling_steps if how.steps < 0 else how.steps
-    noise = self.config.sampling_noise if how.noise < 0 else how.noise
-    plan = maskgit.schedule(total, steps, noise)
+    steps = self.config.sampling_steps
+    plan = maskgit.schedule(total, steps, self.config.sampling_noise)
 
     def propose(known, codes, step):
       """Codes (B, G, N) and their log-probabilities, for every place."""
