@@ -27,7 +27,15 @@ from dsr_jax import state as state_lib
 from dsr_jax import step as step_lib
 from dsr_jax.config import ROLES
 from dsr_jax.errors import InputError, first_line
-from dsr_jax.models.unified import Picture, Sampling, Scoring, Text, row_keys, score_keys
+from dsr_jax.models.unified import (
+  Picture,
+  Sampling,
+  Scoring,
+  Text,
+  named,
+  row_keys,
+  score_keys,
+)
 from dsr_jax.plan import memory as plan_memory
 from dsr_jax.plan import program as plan_program
 from dsr_jax.plan import sizes as plan_sizes
@@ -73,6 +81,7 @@ def benchmark(config, repeats: int, wanted=PHASES) -> dict:
     model, templates=model.templates or plan_program.stand_in_templates(model)
   )
   families.check(model, config)
+  model = families.sizes_as_drawn(model, config.method)
   mesh = sharding.make_mesh(config.system.mesh)
   sizes = plan_sizes.Sizes(model, config.method, config.system, config.data.max_prompt_tokens)
   chunks = {f'system.{key}': sizes.chunk(key) for key in ('rollout_chunk', 'update_chunk')}
@@ -318,7 +327,7 @@ class Work:
     """As the policy that learns is scored, without guidance."""
     method, system = self.ctx.method, self.ctx.system
     plain = Scoring(temperature=method.temperature, chunk=system.logprob_chunk, remat=system.remat)
-    method = families.named(self.ctx.spec, method)
+    method = named(self.ctx.spec, method)
     return dataclasses.replace(
       plain,
       picture_likelihood=method.picture_likelihood,

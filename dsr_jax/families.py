@@ -10,7 +10,7 @@ from typing import Any
 from dsr_jax.errors import InputError
 from dsr_jax.models.janus.family import JANUS
 from dsr_jax.models.showo.family import SHOWO
-from dsr_jax.models.unified import Family, Spec
+from dsr_jax.models.unified import Family, Spec, named
 
 FAMILIES = (JANUS, SHOWO)
 
@@ -106,14 +106,11 @@ def settled(model: Model, config):
   Raises:
     InputError: for values that make no sense for the model's family.
   """
-  if model.spec is None:
-    return model, config
   check(model.config, config)
-  method = config.method
-  if model.spec.sampling_steps:
-    method = named(model.spec, method)
-    model = drawn_as(model, method)
-  return model, dataclasses.replace(config, method=method)
+  if not model.spec.sampling_steps:
+    return model, config
+  model = drawn_as(model, config.method)
+  return model, dataclasses.replace(config, method=named(model.spec, config.method))
 
 
 def check(model_config, config):
@@ -140,29 +137,21 @@ def check_value(family: Family, key: str, value, name: str):
     )
 
 
-def named(spec: Spec, method):
-  """`config.Method` with the model's own values in the place of -1."""
-  return dataclasses.replace(
-    method,
-    prompt_drop=_or_own(method.prompt_drop, spec.prompt_drop),
-    sampling_steps=_or_own(method.sampling_steps, spec.sampling_steps),
-    sampling_noise=_or_own(method.sampling_noise, spec.sampling_noise),
-  )
+def sizes_as_drawn(model_config, method):
+  """A model's configuration, whose sampler takes the steps and the noise of a `config.Method`."""
+  family = family_of(model_config)
+  method = named(family.spec(model_config), method)
+  return family.drawn_as(model_config, method.sampling_steps, method.sampling_noise)
 
 
 def drawn_as(model: Model, method) -> Model:
   """The model, whose sampler takes the steps and the noise of a `config.Method`."""
-  if not model.spec.sampling_steps:
+  config = sizes_as_drawn(model.config, method)
+  if config == model.config:
     return model
-  method = named(model.spec, method)
-  config = model.family.drawn_as(model.config, method.sampling_steps, method.sampling_noise)
   return dataclasses.replace(
     model,
     config=config,
     graphdef=model.family.graphdef(config),
     spec=model.family.spec(config),
   )
-
-
-def _or_own(value, own):
-  return own if value < 0 else value

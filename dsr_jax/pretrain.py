@@ -414,6 +414,7 @@ def _make_showo(config, workdir: str) -> str:
   )
   graphdef, params = showo.create(sizes, config.seed)
   params['vqmodel'] = pretrain_showo.train_image_tokenizer(config, graphdef, params, workdir)
+  params = pretrain_showo.informed_start(params, sizes, config.seed)
   params = pretrain_showo.train_language_model(config, graphdef, params, processor, workdir)
   target = os.path.join(workdir, 'model')
   convert.save(

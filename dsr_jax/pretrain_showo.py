@@ -107,6 +107,26 @@ def language_loss(model, batch, key, config):
   return drawing + config.lm.text_weight * mean(weight), parts
 
 
+def informed_start(params, sizes, seed: int):
+  """Starting values that say which codes look alike: each bit has a direction of its own, in the
+  embedding and in the head, and a code is the sum of its bits'.
+
+  Most of the codes are rare. Without this a small model learns every one of them for itself.
+  sizes: `ShowoConfig`.
+  """
+  codes = slice(sizes.first_code, sizes.mask_id)
+  words = params['language_model']['embed_tokens']['embedding']
+  head = params['lm_head']['kernel']
+  directions = jax.random.normal(jax.random.key(seed), (sizes.vq.bits, words.shape[1]))
+  alike = magvit.signs_of(jnp.arange(sizes.vq.num_embeddings), sizes.vq.bits) @ directions
+  alike /= jnp.std(alike)
+  words = words.at[codes].set(alike * jnp.std(words[codes]))
+  head = head.at[:, codes].set(alike.T * jnp.std(head[:, codes]))
+  language_model = {**params['language_model'], 'embed_tokens': {'embedding': words}}
+  lm_head = {**params['lm_head'], 'kernel': head}
+  return {**params, 'language_model': language_model, 'lm_head': lm_head}
+
+
 def train_language_model(config, graphdef, params, processor, run_dir):
   """Trains everything but params['vqmodel'] on both tasks and returns it all."""
   fixed = {'vqmodel': params['vqmodel']}

@@ -23,6 +23,7 @@ from dsr_jax.models.unified import (
   Spec,
   Text,
   UnifiedModel,
+  named,
   row_keys,
   score_keys,
 )
@@ -66,8 +67,6 @@ class Task(abc.ABC):
       scan=system.decode_scan,
       cfg_interval=method.cfg_interval,
       cache_dtype=system.cache_dtype,
-      steps=method.sampling_steps,
-      noise=method.sampling_noise,
       chunk=system.logprob_chunk,
     )
     # Rewards are plain likelihoods; the policy is scored at the temperature that sampled.
@@ -77,7 +76,7 @@ class Task(abc.ABC):
       chunk=system.logprob_chunk,
       remat=system.remat,
       picture_likelihood=method.picture_likelihood,
-      prompt_drop=spec.prompt_drop if method.prompt_drop < 0 else method.prompt_drop,
+      prompt_drop=named(spec, method).prompt_drop,
       prompt_drop_way=method.prompt_drop_way,
       elbo_draws=method.elbo_draws,
     )

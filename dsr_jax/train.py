@@ -80,7 +80,7 @@ def framed(model, config):
 
 def check_room(model, config):
   """InputError for texts longer than the model's sequences, before anything is compiled."""
-  if model.family is None or model.family.room is None:
+  if model.family.room is None:
     return
   room = model.family.room(model.config)
   method, data = config.method, config.data
@@ -308,7 +308,6 @@ def run(
 
     # Train.
     progress = Progress(start or 0, last)
-    codes_per_picture = model.spec.num_codes if model.spec else 0
     this = _Run(
       config=config,
       workdir=workdir,
@@ -320,7 +319,7 @@ def run(
       sheet=builders.make_sheet(model),
       rows=builders.make_rows(config, model),
       checkpoints=checkpoints,
-      log=RunLog(config, workdir, codes_per_picture, writer, progress),
+      log=RunLog(config, workdir, model.spec.num_codes, writer, progress),
       mirror=mirror,
       stop=stop,
       check_ours=check_ours,

@@ -1,5 +1,7 @@
 """Pretraining of the small Show-o: what is masked, and what is learned."""
 
+import functools
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -56,6 +58,26 @@ def test_signs_pass_gradients_through_and_the_quantizer_is_held():
 
   grads = jax.jit(jax.grad(loss))(micro_showo.params()['vqmodel'], True)
   assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(grads['encoder']['quant_conv']))
+
+
+def test_codes_that_share_bits_begin_alike_and_words_as_they_were():
+  config, before = micro_showo.CONFIG, jax.tree.map(jnp.asarray, micro_showo.params())
+  after = pretrain_showo.informed_start(before, config, 0)
+  for path, axis in (
+    (('language_model', 'embed_tokens', 'embedding'), 0),
+    (('lm_head', 'kernel'), 1),
+  ):
+    old, new = (functools.reduce(dict.__getitem__, path, tree) for tree in (before, after))
+    old, new = (np.moveaxis(np.asarray(x), axis, 0) for x in (old, new))
+    codes = new[config.first_code : config.mask_id]
+    rest = np.delete(new - old, np.s_[config.first_code : config.mask_id], axis=0)
+    assert not rest.any()
+    far = np.linalg.norm(codes[:, None] - codes, axis=-1)
+    bits = np.array([[(i ^ j).bit_count() for j in range(16)] for i in range(16)])
+    assert all(far[bits == n].mean() < far[bits == n + 1].mean() for n in range(4))
+    np.testing.assert_allclose(
+      codes.std(), old[config.first_code : config.mask_id].std(), rtol=1e-4
+    )
 
 
 def test_another_family_is_refused():

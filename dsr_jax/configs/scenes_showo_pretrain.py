@@ -24,7 +24,7 @@ def get_config():
 
   c.lm = ConfigDict()
   c.lm.steps = 8000
-  c.lm.batch = 32  # captioned pictures; each is learned in both directions
+  c.lm.batch = 16  # captioned pictures; each is learned in both directions
   c.lm.learning_rate = 3e-3
   c.lm.prompt_dropout = 0.1  # what guidance needs
   # pictures of one thing are all at first and fewer with each step until this one

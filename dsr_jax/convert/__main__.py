@@ -115,8 +115,8 @@ def _adapter(source, target, located, overwrite, repository):
     target,
     located.trained['lora'],
     located.about['model']['name'],
+    families.family_of(config),
     overwrite,
-    family=families.family_of(config),
     beside={'README.md': told.text.encode(), **told.pictures},
   )
   return dict(target=target, format='peft', source=source)

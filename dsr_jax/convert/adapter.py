@@ -21,9 +21,7 @@ _WEIGHTS, _CONFIG = 'adapter_model.safetensors', 'adapter_config.json'
 _LAYERS = {JANUS.name: 'model.language_model.layers', SHOWO.name: 'showo.model.layers'}
 
 
-def save(
-  directory, adapters, base: str, overwrite: bool = False, family: Family = JANUS, beside=None
-):
+def save(directory, adapters, base: str, family: Family, overwrite: bool = False, beside=None):
   """Writes adapters, {projection: {'a': (L, in, r), 'b': (L, r, out)}}; `base` names the model they
   belong to. beside: {name: bytes} of further files, as the card.
   """
@@ -58,7 +56,7 @@ def save(
       files.write_bytes(os.path.join(aside, name), content)
 
 
-def load(directory, layers: int, family: Family = JANUS):
+def load(directory, layers: int, family: Family):
   """What `save` wrote: the adapters of a model of so many layers, as NumPy arrays, the scale folded
   into B.
   """

@@ -1,9 +1,10 @@
 """A whole model directory, in and out, in either layout."""
 
+from collections.abc import Callable
 import dataclasses
 import functools
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_dtypes
@@ -11,6 +12,7 @@ import numpy as np
 
 from dsr_jax import families, files
 from dsr_jax.convert import configs, configs_deepseek, placing, sidefiles, table, weights, writing
+from dsr_jax.convert import stored as stored_lib
 from dsr_jax.convert.showo import directory as showo
 from dsr_jax.convert.showo import parts as showo_parts
 from dsr_jax.errors import InputError
@@ -45,20 +47,8 @@ class Bundle:
   kept_aside: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
-def open_stored(directory):
-  """The `Stored` of a model directory of any family; see there."""
-  content = _read_content(pathlib.Path(directory))
-  showo_parts.refuse_lone_magvit(directory, content)
-  return showo.Stored(directory) if showo_parts.is_showo(content) else Stored(directory)
-
-
-class Stored:
-  """A model directory, checked: every tensor is there, of its shape, and none besides. Nothing of
-  the weights is in memory.
-
-  Attributes: directory, layout, config (with templates), processor, checkpoint, entries, kept_aside
-  (see `Bundle`).
-  """
+class Stored(stored_lib.Stored):
+  """A Janus, in either of its layouts."""
 
   def __init__(self, directory):
     self.directory = pathlib.Path(directory)
@@ -90,30 +80,6 @@ class Stored:
     return self.checkpoint.read(
       embed if name == head and name not in self.checkpoint.found else name
     )
-
-  @functools.cached_property
-  def _entry_of(self):
-    return {
-      (atom.leaf, atom.layer): (entry, place)
-      for entry in self.entries
-      for place, atom in enumerate(entry.atoms)
-    }
-
-  def atom(self, atom):
-    """An atom of `table.entries`, of any layout, as a view of its file."""
-    entry, place = self._entry_of[atom.leaf, atom.layer]
-    return entry.split(self.read(entry.name))[place]
-
-  def source(self):
-    """dict(name, hash); reads all the weights, and InputError if a number is not finite."""
-    digest = self.checkpoint.digest()
-    self.check_finite()
-    return dict(name=str(self.directory), hash=digest)
-
-  def check_finite(self):
-    """InputError naming the tensors that hold numbers which are not finite."""
-    here = self.checkpoint.found
-    self.checkpoint.check_finite(entry.name for entry in self.entries if entry.name in here)
 
   def _check(self):
     want = {entry.name: entry.shape for entry in self.entries}
@@ -151,6 +117,39 @@ class Stored:
         'kept aside when the original layout was converted; convert it again, or remove that file'
       )
     return {name: value for name, (_, value) in tensors.items()}
+
+
+class Reader(NamedTuple):
+  """Of the directories of a family.
+
+  is_one: whether an object of config.json is such a model's. open: a directory -> its `Stored`.
+  settings: an object of config.json -> how the family's own samples were drawn and its pictures
+  read, fields of `config.Method`.
+  """
+
+  is_one: Callable[[dict], bool]
+  open: Callable[[Any], stored_lib.Stored]
+  settings: Callable[[dict], dict]
+
+
+READERS = (
+  Reader(showo_parts.is_showo, showo.Stored, showo_parts.settings),
+  # What is neither is refused as a Janus that lacks something. Janus-Pro's own samples were drawn
+  # at 5, and its pictures padded.
+  Reader(lambda content: True, Stored, lambda content: dict(guidance=5.0, crop='pad')),
+)
+
+
+def reader_of(content) -> Reader:
+  """The reader of a model directory, by an object of its config.json."""
+  return next(reader for reader in READERS if reader.is_one(content))
+
+
+def open_stored(directory) -> stored_lib.Stored:
+  """The `Stored` of a model directory of any family; see there."""
+  content = _read_content(pathlib.Path(directory))
+  showo_parts.refuse_lone_magvit(directory, content)
+  return reader_of(content).open(directory)
 
 
 def read_config(directory):

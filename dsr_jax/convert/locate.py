@@ -43,8 +43,8 @@ class Source:
 
   bundle: config, params (float32, on the default device), processor and source of `convert.load`.
   method: the one place that says how the model is sampled from and how it reads: of a run, what it
-    was configured with; of another model, its generation_config.json's guidance, pictures padded as
-    Janus-Pro's own processor pads them, and the method's defaults (instruction, question ...).
+    was configured with; of another model, its generation_config.json's guidance, pictures cropped
+    or padded as its family's own processor does, and the method's defaults (instruction ...).
   """
 
   name: str
@@ -88,7 +88,7 @@ def define_crop_flag(f=flags.FLAGS):
     '',
     ['', *config_lib.CROPS],
     'How the picture becomes a square: its centre (crop), or whole between grey bars (pad). By '
-    'default as in the run; of a model that is no run pad, as Janus-Pro reads.',
+    'default as in the run; of a model that is no run as its family reads: Janus-Pro pads.',
     flag_values=f,
   )
 
@@ -339,11 +339,8 @@ def method_of(located: Located) -> config_lib.Method:
 def _method_of(directory):
   """The settings of a model that is no run; of the embedded one with the question it knows."""
   content = files.read_json(os.path.join(directory, 'config.json'), default={})
-  if showo_parts.is_showo(content):
-    guidance, crop = showo_parts.guidance(content), 'crop'
-  else:  # Janus-Pro's own samples were drawn at 5, and its pictures padded
-    guidance, crop = 5.0, 'pad'
-  method = config_lib.Method(guidance=_guidance(directory, guidance), crop=crop)
+  own = directory_lib.reader_of(content).settings(content)
+  method = config_lib.Method(**own | dict(guidance=_guidance(directory, own['guidance'])))
   if os.path.realpath(directory) == os.path.realpath(EMBEDDED):
     # The small model knows no other words for this than those it was trained with.
     method = dataclasses.replace(

@@ -127,8 +127,6 @@ class Watcher:
       segment=system.decode_segment,
       scan=system.decode_scan,
       cache_dtype=system.cache_dtype,
-      steps=m.sampling_steps,
-      noise=m.sampling_noise,
       chunk=system.logprob_chunk,
     )
 

@@ -41,6 +41,7 @@ __all__ = [
   'as_answer',
   'as_prompt',
   'guided_codes',
+  'named',
   'picture_to_read',
   'row_keys',
   'score_keys',
@@ -195,8 +196,8 @@ class Sampling:
     scan: whether a token is scanned through the stacked layers; else their loop is unrolled.
     cfg_interval: codes of a picture, from its first, that are guided; 0: all.
     cache_dtype: of keys and values: '' the model's own, or 'int8'.
-    steps, noise, chunk: of a sampler that unmasks: how many steps, the noise by which codes are
-      kept (both -1: the model's own), and places whose logits are held at a time (0: all).
+    chunk: of a sampler that unmasks: places whose logits are held at a time; 0: all. How many steps
+      it takes, and with how much noise, its model's configuration says (`Family.drawn_as`).
   """
 
   temperature: float = 1.0
@@ -206,9 +207,7 @@ class Sampling:
   scan: bool = False
   cfg_interval: int = 0
   cache_dtype: str = ''
-  steps: int = -1
-  noise: float = -1.0
-  chunk: int = 0
+  chunk: int = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,6 +294,20 @@ class UnifiedModel(Protocol):
     Returns:
       Text (B, Q, T), T = how.max_tokens, and log-probabilities (B, Q, T) float32.
     """
+
+
+def named(spec: Spec, method):
+  """`config.Method` with the model's own values in the place of -1."""
+
+  def or_own(value, own):
+    return own if value < 0 else value
+
+  return dataclasses.replace(
+    method,
+    prompt_drop=or_own(method.prompt_drop, spec.prompt_drop),
+    sampling_steps=or_own(method.sampling_steps, spec.sampling_steps),
+    sampling_noise=or_own(method.sampling_noise, spec.sampling_noise),
+  )
 
 
 def guided_codes(how, codes: int) -> int:

@@ -29,6 +29,7 @@ def plan(config, topology: str, compiling: bool = True, hlo: str = ''):
   name, chip, chips = plan_costs.parse(topology)
   model = plan_program.sizes_of(config.model)
   families.check(model, config)
+  model = families.sizes_as_drawn(model, config.method)
   axes = sharding.resolve(config.system.mesh, chips)
   sizes = plan_sizes.Sizes(model, config.method, config.system, config.data.max_prompt_tokens)
   chunks = {f'system.{key}': sizes.chunk(key) for key in ('rollout_chunk', 'update_chunk')}

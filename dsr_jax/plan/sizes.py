@@ -93,8 +93,7 @@ class Sizes:
   @property
   def steps(self):
     """Passes over a whole picture in which it is drawn; 0: it is drawn code by code."""
-    own = self.counts.steps
-    return self.method.sampling_steps if own and self.method.sampling_steps > 0 else own
+    return self.counts.steps
 
   @property
   def branches(self):

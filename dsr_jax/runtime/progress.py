@@ -222,7 +222,7 @@ def describe_run(config, mesh, model, state, idle_bytes: int = 0):
     f'{m.group_size} candidates, '
     f'{m.steps} steps'
   )
-  if model.spec and model.spec.sampling_steps:
+  if model.spec.sampling_steps:
     say(
       f'pictures     drawn in {m.sampling_steps} steps with noise {m.sampling_noise:g}; their '
       f'likelihood is an estimate, {m.picture_likelihood}; prompts lose {m.prompt_drop:.0%} of '

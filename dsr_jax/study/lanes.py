@@ -268,8 +268,7 @@ class _Lane:
     self._about = workdir_lib.about(config, model.source, data_fingerprint)
     workdir_lib.write_config(cell.folder, config, self._about)
     self._writer = metrics_lib.Writer(cell.folder)
-    codes_per_picture = model.spec.num_codes if model.spec else 0
-    self._log = RunLog(config, cell.folder, codes_per_picture, self._writer, Silence())
+    self._log = RunLog(config, cell.folder, model.spec.num_codes, self._writer, Silence())
     self._evaluate = builders.make_evaluator(config, model)
     self._sheet = builders.make_sheet(model)
     self._rows = builders.make_rows(config, model)

@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 import tiny_showo
 import torch
+import torch_phi
 
 from dsr_jax import config as config_lib
 from dsr_jax import convert, saved_config
@@ -113,22 +114,13 @@ def test_a_written_model_loads_into_transformers_phi(hub, tmp_path):
 
   written = load_torch(target / WEIGHTS)
   assert {v.dtype for v in written.values()} == {torch.bfloat16}
-  from transformers import PhiConfig, PhiForCausalLM  # noqa: PLC0415
 
-  rows = json.loads((target / 'config.json').read_text())['vocab_size']
-  phi = PhiForCausalLM(
-    PhiConfig(
-      vocab_size=rows,
-      hidden_size=tiny_showo.WIDTH,
-      intermediate_size=tiny_showo.INNER,
-      num_hidden_layers=tiny_showo.LAYERS,
-      num_attention_heads=tiny_showo.HEADS,
-      qk_layernorm=True,
-      tie_word_embeddings=False,
-      bos_token_id=None,
-      eos_token_id=None,
-      pad_token_id=None,
-    )
+  phi = torch_phi.language_model(
+    rows=json.loads((target / 'config.json').read_text())['vocab_size'],
+    width=tiny_showo.WIDTH,
+    inner=tiny_showo.INNER,
+    layers=tiny_showo.LAYERS,
+    heads=tiny_showo.HEADS,
   )
   phi.load_state_dict({k.removeprefix('showo.'): v for k, v in written.items()}, strict=True)
 

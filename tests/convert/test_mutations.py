@@ -10,4 +10,7 @@ def test_faults_of_model_directories_and_configs_are_one_sentence_each(tmp_path)
     if error is not None or seconds > mutations.SECONDS:
       faults.append((case, said[:200], round(seconds, 1), repr(error)))
   assert not faults
-  assert refused > 12  # many mutations harm nothing; the others are found, not passed over
+  # 14 of them are settings of runs, which are refused inside. 29 hurt nothing but what is not read
+  # here: cards, special_tokens_map.json, keys of config.json that are transformers' own. The rest
+  # is found, not passed over.
+  assert refused >= 17

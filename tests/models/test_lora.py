@@ -144,18 +144,18 @@ def janus_adapters(seed=0):
 
 def test_an_adapter_directory_comes_back_as_it_was(tmp_path):
   adapters = janus_adapters()
-  adapter.save(tmp_path / 'adapter', adapters, 'some/base')
-  again = adapter.load(tmp_path / 'adapter', TINY.text.num_hidden_layers)
+  adapter.save(tmp_path / 'adapter', adapters, 'some/base', JANUS)
+  again = adapter.load(tmp_path / 'adapter', TINY.text.num_hidden_layers, JANUS)
   for a, b in zip(jax.tree.leaves(adapters), jax.tree.leaves(again), strict=True):
     np.testing.assert_array_equal(a, b)
   with pytest.raises(InputError, match='not empty.*--overwrite'):
-    adapter.save(tmp_path / 'adapter', adapters, 'some/base')
+    adapter.save(tmp_path / 'adapter', adapters, 'some/base', JANUS)
 
 
 def test_peft_loads_the_adapter_and_computes_what_merged_weights_do(tmp_path, hf_directory, bundle):
   """transformers' Janus with the adapter under peft, against ours merged: text logits."""
   adapters = jax.device_get(random_adapters(bundle.params, JANUS.lora_targets, rank=4))
-  adapter.save(tmp_path / 'adapter', adapters, str(hf_directory))
+  adapter.save(tmp_path / 'adapter', adapters, str(hf_directory), JANUS)
   torch.set_num_threads(1)
   base = JanusForConditionalGeneration.from_pretrained(hf_directory, dtype=torch.float32).eval()
   model = PeftModel.from_pretrained(base, tmp_path / 'adapter').eval()
@@ -212,7 +212,7 @@ def test_the_convert_command_writes_a_runs_adapter_and_says_where_there_is_none(
       == 'peft'
     )
     np.testing.assert_array_equal(
-      adapter.load(tmp_path / 'out', TINY.text.num_hidden_layers)['q_proj']['b'],
+      adapter.load(tmp_path / 'out', TINY.text.num_hidden_layers, JANUS)['q_proj']['b'],
       adapters['q_proj']['b'],
     )
   monkeypatch.setattr(model_source, 'locate', lambda name, *_: found({'lm_head': {}}))

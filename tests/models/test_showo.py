@@ -12,7 +12,7 @@ from micro_showo import CONFIG, EOI, EOS, MMU, PAD, SOI, T2I
 import numpy as np
 import pytest
 import torch
-from transformers import PhiConfig, PhiForCausalLM
+import torch_phi
 
 from dsr_jax.models.common.decoder import Decoder
 from dsr_jax.models.showo import model as showo
@@ -84,6 +84,10 @@ def _score_texts(model, codes, question, answer, how):
   return model.text_logps(Picture(codes, None), question, answer, None, how)
 
 
+def _draw(model, *args):
+  return model.sample_pictures(*args)
+
+
 def _fill_blocks(model, prompt, inputs, how):
   del how
   return model.code_logits(model._block(model._generation_prefix(prompt, False), inputs))
@@ -91,7 +95,8 @@ def _fill_blocks(model, prompt, inputs, how):
 
 _code_scores = compiled(_score_codes)
 _text_scores = compiled(_score_texts)
-_drawn = compiled(lambda model, *args: model.sample_pictures(*args))
+
+
 _blocks = compiled(_fill_blocks)
 
 
@@ -103,8 +108,14 @@ def text_scores(codes, question, answer):
   return _text_scores(codes, question, answer)
 
 
-def drawn(prompt, keys, how):
-  return _drawn(prompt, keys, how=how)
+@functools.cache
+def _drawing(**changes):
+  return compiled(_draw, dataclasses.replace(CONFIG, **changes))
+
+
+def drawn(prompt, keys, how, **changes):
+  """changes: of the configuration."""
+  return _drawing(**changes)(prompt, keys, how=how)
 
 
 def block_logits(prompt, inputs):
@@ -126,20 +137,13 @@ CODES = jnp.asarray(np.random.default_rng(0).integers(0, 16, (3, 4, 16)), jnp.in
 def phi():
   """Our micro model's weights in transformers' class, two layers."""
   cfg = TWO_LAYERS.text
-  theirs = PhiForCausalLM(
-    PhiConfig(
-      vocab_size=CONFIG.rows,
-      hidden_size=cfg.hidden_size,
-      intermediate_size=cfg.intermediate_size,
-      num_hidden_layers=cfg.num_hidden_layers,
-      num_attention_heads=cfg.num_attention_heads,
-      qk_layernorm=True,
-      tie_word_embeddings=False,
-      bos_token_id=None,
-      eos_token_id=None,
-      pad_token_id=None,
-    )
-  ).eval()
+  theirs = torch_phi.language_model(
+    rows=CONFIG.rows,
+    width=cfg.hidden_size,
+    inner=cfg.intermediate_size,
+    layers=cfg.num_hidden_layers,
+    heads=cfg.num_attention_heads,
+  )
   ours = {k: v for k, v in micro_showo.params(TWO_LAYERS).items() if k != 'vqmodel'}
   leaves = jax.tree.leaves(ours)
   state = {}
@@ -324,7 +328,7 @@ def test_a_sample_depends_on_its_own_key_alone():
 def test_one_step_fixes_all_codes_by_the_likelihood_of_the_estimate():
   """Then the sampler's log-probabilities are the one-step ones, guided or not."""
   for guidance in (1.0, 2.5):
-    codes, logps = drawn(PROMPTS, keys_of(3, 2), Sampling(guidance=guidance, steps=1))
+    codes, logps = drawn(PROMPTS, keys_of(3, 2), Sampling(guidance=guidance), sampling_steps=1)
     close(code_scores(each(PROMPTS), codes, None, Scoring(guidance=guidance)).logp, logps)
 
 
@@ -335,18 +339,17 @@ def test_greedy_drawing_uses_no_chance():
   close(drawn(PROMPTS, keys_of(3, 2, seed=9), how)[0], codes, 0)
 
 
-def test_steps_and_noise_are_the_models_own_unless_asked_for():
+def test_steps_and_noise_are_those_of_the_configuration():
   keys = keys_of(3, 2)
   codes, _ = drawn(PROMPTS, keys, Sampling())
-  close(drawn(PROMPTS, keys, Sampling(steps=CONFIG.sampling_steps, noise=1.0))[0], codes, 0)
-  assert np.any(drawn(PROMPTS, keys, Sampling(steps=7))[0] != codes)
-  assert np.any(drawn(PROMPTS, keys, Sampling(noise=20.0))[0] != codes)
+  for change in ({'sampling_steps': 7}, {'sampling_noise': 20.0}):
+    assert np.any(drawn(PROMPTS, keys, Sampling(), **change)[0] != codes)
 
 
 def test_codes_of_a_sharp_model_are_drawn_by_their_probabilities():
   """First step of many samples: shares of codes are the guided softmax."""
   prompt = jax.tree.map(lambda x: x[:1], PROMPTS)
-  codes, _ = drawn(prompt, keys_of(1, 4000), Sampling(steps=1, guidance=1.5))
+  codes, _ = drawn(prompt, keys_of(1, 4000), Sampling(guidance=1.5), sampling_steps=1)
   one_of_each = jnp.broadcast_to(jnp.arange(16)[:, None], (1, 16, 16))
   logps = code_scores(each(prompt), one_of_each, None, Scoring(guidance=1.5)).logp[0]
   shares = np.mean(np.asarray(codes[0])[None] == np.arange(16)[:, None, None], axis=1)
@@ -428,6 +431,22 @@ def test_hidden_words_are_seen_by_nobody_but_keep_their_places(phi):
   keys = score_keys(showo.spec_of(TWO_LAYERS), keys_of(1))
   scores = compiled(_score_codes, TWO_LAYERS)(each(text(row)), CODES[:1], keys, how=how)
   close(scores.logp[0], wanted)
+
+
+def test_what_follows_a_prefix_in_two_parts_does_not_see_its_hidden_words(model):
+  """The second part in two ways, behind a first one that is padded and has a hidden word."""
+  lm = model.language_model
+  first, second = jnp.asarray([[T2I, 20, 21, PAD]]), jnp.asarray([[[22, 23], [30, 31]]])
+  shown = jnp.asarray([[True, False, True, True]])
+  prefix = lm.prefill(lm.embed_tokens(first), jnp.asarray([3]), shown=shown)
+  joined = lm.prefill_on(prefix, lm.embed_tokens(second), jnp.asarray([[2, 2]]))
+  token = lm.embed_tokens(jnp.full((2, 1, 1), 25))
+  for way in range(2):
+    ids = jnp.concatenate([first[:, :3], second[:, way]], axis=1)
+    whole = lm.prefill(
+      lm.embed_tokens(ids), jnp.asarray([5]), shown=jnp.asarray([[True, False, True, True, True]])
+    )
+    close(lm.extend(joined, token)[way], lm.extend(whole, token[:1])[0])
 
 
 def test_a_word_is_dropped_as_often_as_asked_and_never_all_of_them():

@@ -142,7 +142,7 @@ def test_a_schedule_of_more_steps_than_codes_ends_with_one():
 def test_sampled_codes_are_those_of_the_loop_step_by_step():
   """The compiled sampler, with its own chance, against what the golden run was held to."""
   model, keys = golden.showo(), row_keys(jax.random.key(3), 0, 3, 2)
-  how = Sampling(guidance=2.75, steps=6)
+  how = Sampling(guidance=2.75)
   codes, logps = jax.jit(lambda keys: model.sample_pictures(prompts(), keys, how))(keys)
   prefix = model._generation_prefix(prompts(), True)
   plan = maskgit.schedule(9, 6, 1.0)

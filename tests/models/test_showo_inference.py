@@ -7,10 +7,10 @@ import pytest
 import tiny_showo
 
 from dsr_jax import config as config_lib
-from dsr_jax import families
 from dsr_jax.convert import locate
 from dsr_jax.errors import InputError
 from dsr_jax.inference import Inference
+from dsr_jax.models.unified import named
 
 
 @pytest.fixture(scope='module')
@@ -53,7 +53,7 @@ def test_texts_are_words_of_the_tokenizer(model):
 
 def test_the_steps_of_a_run_are_those_of_its_commands(model):
   assert model.config.sampling_steps == 3
-  assert families.named(model.spec, config_lib.Method()).sampling_steps == 3
+  assert named(model.spec, config_lib.Method()).sampling_steps == 3
 
 
 def test_an_interval_of_guidance_is_refused(model):

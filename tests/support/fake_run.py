@@ -13,6 +13,7 @@ import types
 
 import jax
 import jax.numpy as jnp
+from micro_parts import MICRO, MicroConfig
 import numpy as np
 from PIL import Image
 from places import CONFIGS
@@ -112,11 +113,11 @@ def parts(delay=0.0, nan_at=None, evaluations=None) -> train.Builders:
     return families.Model(
       graphdef=None,
       params={'w': draw(0), 'frozen': draw(1)},
-      config=None,
+      config=MicroConfig(),
       processor=None,
       source={'name': name, 'fingerprint': 'f' * 64},
-      family=None,
-      spec=None,
+      family=MICRO,
+      spec=MICRO.spec(MicroConfig()),
     )
 
   def init(model, config, mesh):

@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 import torch
-from transformers import PhiConfig, PhiForCausalLM
+import torch_phi
 
 from dsr_jax.convert.showo import tokenizer_files
 
@@ -31,19 +31,8 @@ def write(folder, *, weights='safetensors', seed=0):
   )
 
   rows = words.vocab_size + 10 + 2**BITS + 1
-  language_model = PhiForCausalLM(
-    PhiConfig(
-      vocab_size=rows,
-      hidden_size=WIDTH,
-      intermediate_size=INNER,
-      num_hidden_layers=LAYERS,
-      num_attention_heads=HEADS,
-      qk_layernorm=True,
-      tie_word_embeddings=False,
-      bos_token_id=None,
-      eos_token_id=None,
-      pad_token_id=None,
-    )
+  language_model = torch_phi.language_model(
+    rows=rows, width=WIDTH, inner=INNER, layers=LAYERS, heads=HEADS
   )
   model = {
     f'showo.{name}': randomized(value, name, generator)

@@ -7,8 +7,13 @@ tensors. What this project knows besides stands in a section of its own, which o
 import re
 
 from dsr_jax.errors import InputError
-from dsr_jax.models.showo.config import NEW_WORDS, MagvitConfig, PhiConfig, ShowoConfig
-from dsr_jax.models.showo.processor import PROMPT_TOKENS
+from dsr_jax.models.showo.config import (
+  NEW_WORDS,
+  PROMPT_TOKENS,
+  MagvitConfig,
+  PhiConfig,
+  ShowoConfig,
+)
 
 DIFFUSERS = '0.30.1'  # the version that the original's files were written with
 _LAYER = 'showo.model.layers.0'

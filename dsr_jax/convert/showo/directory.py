@@ -1,14 +1,14 @@
 """A whole Show-o, in and out, in the layout that the original code reads (`parts`)."""
 
 import dataclasses
-import functools
 import hashlib
 import pathlib
 
 import numpy as np
 
 from dsr_jax import files
-from dsr_jax.convert import placing, sidefiles, table, weights, writing
+from dsr_jax.convert import sidefiles, table, weights, writing
+from dsr_jax.convert import stored as stored_lib
 from dsr_jax.convert.showo import configs, parts
 from dsr_jax.errors import InputError
 from dsr_jax.models.showo import magvit
@@ -50,10 +50,8 @@ class _Both:
     return hashlib.sha256(digests.encode()).hexdigest()
 
 
-class Stored:
-  """A Show-o, checked: every tensor is there, of its shape, and none besides. Nothing of the
-  weights is in memory. Attributes as `convert.directory.Stored`.
-  """
+class Stored(stored_lib.Stored):
+  """A Show-o, its image tokenizer's tensors included."""
 
   layout = 'showo'
 
@@ -78,33 +76,6 @@ class Stored:
     self.entries = table.entries(self.abstract, 'showo')
     self.kept_aside = {}
     self._check()
-
-  def read(self, name):
-    """A tensor by its name, as a view of its file."""
-    return self.checkpoint.read(name)
-
-  @functools.cached_property
-  def _entry_of(self):
-    return {(atom.leaf, atom.layer): entry for entry in self.entries for atom in entry.atoms}
-
-  def atom(self, atom):
-    """An atom of `table.entries` as a view of its file."""
-    entry = self._entry_of[atom.leaf, atom.layer]
-    return entry.split(self.read(entry.name))[0]
-
-  def leaves(self):
-    """The parameters, each a `placing.Leaf` that still lies in its file."""
-    return placing.leaves(self.abstract, self.entries, self.read)
-
-  def source(self):
-    """dict(name, hash); reads all the weights, and InputError if a number is not finite."""
-    digest = self.checkpoint.digest()
-    self.check_finite()
-    return dict(name=str(self.directory), hash=digest)
-
-  def check_finite(self):
-    """InputError naming the tensors that hold numbers which are not finite."""
-    self.checkpoint.check_finite([entry.name for entry in self.entries])
 
   def _check(self):
     want = {entry.name: entry.shape for entry in self.entries}

@@ -39,11 +39,11 @@ def is_showo(content) -> bool:
   return content.get('_class_name') == 'Showo'
 
 
-def guidance(content) -> float:
-  """The weight of guidance of the original's settings, by an object of config.json. Its own ones, 5
-  at 512 pixels and 1.75 at 256, count from the conditional.
+def settings(content) -> dict:
+  """How the original draws and reads (`directory.Reader`). Its own weights of guidance, 5 at 512
+  pixels and 1.75 at 256, count from the conditional.
   """
-  return 6.0 if content.get('num_vq_tokens') == 1024 else 2.75
+  return dict(guidance=6.0 if content.get('num_vq_tokens') == 1024 else 2.75, crop='crop')
 
 
 def find(directory) -> Parts:

@@ -133,8 +133,6 @@ class Subject:
       guidance=self.how.guidance,
       segment=SEGMENT,
       cfg_interval=self.how.cfg_interval,
-      steps=self.how.sampling_steps,
-      noise=self.how.sampling_noise,
     )
     asked = self.model.processor.encode_question(self.how.instruction)
     instruction = self.model.processor.pad([asked])
@@ -289,7 +287,9 @@ def load(name: str, wishes: Wishes, mesh) -> Subject:
   if located.workdir:
     locate.check_base(located, bundle.source['hash'])
     identity['trained'] = checkpoints.fingerprint(located.trained)
-  model = families.model_of(bundle, name)
+  if wishes.config:
+    method = wishes.config.method
+  model = families.model_of(bundle, name, method)
   sharding.check_fits(mesh.shape, model.family.num_heads(model.config), {})
   how = _how(model, method, wishes)
   model.params = _placed(model, located.trained, how.precision, mesh)
@@ -301,7 +301,6 @@ def _how(model, method, wishes) -> How:
   config = wishes.config
   seed, precision = 0, 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
   if config:
-    method = config.method
     seed, precision = config.eval.seed, config.system.compute_dtype
   return How(
     temperature=method.temperature,

@@ -2,8 +2,8 @@
 
 What stands before a text is split before its last token, which starts every candidate; so the
 state at place t predicts token t.
-Axes: B inputs, R prefixes (rows), C candidates of a prefix, G candidates of an input, T text
-tokens, D width, V vocabulary.
+Axes: B inputs, R prefixes (rows), C candidates of a prefix, G candidates of an input, Q questions
+about an input, T text tokens, D width, V vocabulary.
 """
 
 import functools
@@ -14,9 +14,10 @@ import jax.numpy as jnp
 
 from dsr_jax.models.common.logprobs import TokenScores, token_scores
 from dsr_jax.models.common.sampling import sample_tokens
+from dsr_jax.models.common.splice import spliced
 
 
-def write(decoder, embed, logits_fn, keys, how, *, start_id: int, eos_id: int, pad_id: int):
+def write(decoder, embed, logits_fn, keys, how, templates):
   """Samples a text a candidate, until its end-of-text token or `how.max_tokens`.
 
   Args:
@@ -25,12 +26,13 @@ def write(decoder, embed, logits_fn, keys, how, *, start_id: int, eos_id: int, p
     logits_fn: states (B, G, D) -> (B, G, V).
     keys: (B, G).
     how: `unified.Sampling`.
-    start_id: the last token before the text.
+    templates: the model's. The last token of its `understanding_suffix` starts a text.
 
   Returns:
     ids (B, G, T), padded after the end; log-probabilities (B, G, T), 0 there; mask (B, G, T).
   """
   inputs, group = keys.shape
+  eos_id, pad_id = templates.eos_id, templates.pad_id
 
   def body(carry, index, room):
     hidden, cache = decoder.step(carry.embeds, carry.cache, index, room)
@@ -48,7 +50,7 @@ def write(decoder, embed, logits_fn, keys, how, *, start_id: int, eos_id: int, p
     nothing = jnp.full(shape, pad_id, jnp.int32), jnp.zeros(shape), jnp.zeros(shape, bool)
     return carry, nothing
 
-  start = embed(jnp.asarray(start_id))
+  start = embed(jnp.asarray(templates.understanding_suffix[-1]))
   carry = _Writing(
     embeds=jnp.broadcast_to(start, (inputs, group, start.shape[-1])),
     ended=jnp.zeros((inputs, group), bool),
@@ -68,10 +70,37 @@ def write(decoder, embed, logits_fn, keys, how, *, start_id: int, eos_id: int, p
   return tuple(joined(x) for x in zip(*parts))
 
 
-def score(language_model, prefix, logits_fn, ids, mask, how, *, start_id: int) -> TokenScores:
+def answer(language_model, reading, question, keys, write_after, templates, *, infix=()):
+  """One answer to each question, as `unified.UnifiedModel.answer` has it.
+
+  Args:
+    reading: the prefix of B rows that a row's questions share.
+    question: ids and mask (B, Q, Tq).
+    keys: (B, Q).
+    write_after: (prefix of B Q rows, keys (B Q, 1)) -> arrays (B Q, 1, T).
+    infix: ids between what was read and the question.
+
+  Returns:
+    What `write_after` gives, (B, Q, T) each.
+  """
+  inputs, questions = keys.shape
+  ids, length = spliced(
+    infix,
+    question.ids.reshape(inputs * questions, -1),
+    question.mask.reshape(inputs * questions, -1),
+    templates.understanding_suffix[:-1],
+    pad_id=templates.pad_id,
+  )
+  embeds = language_model.embed_tokens(ids).reshape(inputs, questions, ids.shape[1], -1)
+  prefix = language_model.prefill_on(reading, embeds, length.reshape(inputs, questions))
+  answers = write_after(prefix, keys.reshape(-1, 1))
+  return jax.tree.map(lambda x: x.reshape(inputs, questions, -1), answers)
+
+
+def score(language_model, prefix, logits_fn, ids, mask, how, templates) -> TokenScores:
   """Log-probabilities of texts, ids and mask (R, C, T), after `prefix` -> (R, C, T)."""
   # Inputs are the text shifted by one, the last token before it first.
-  start = jnp.full((*ids.shape[:2], 1), start_id, ids.dtype)
+  start = jnp.full((*ids.shape[:2], 1), templates.understanding_suffix[-1], ids.dtype)
   shifted = jnp.concatenate([start, ids[..., :-1]], axis=-1)
   embeds = language_model.embed_tokens(shifted)
   hidden = language_model.extend(prefix, embeds, remat=how.remat)

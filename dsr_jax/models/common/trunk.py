@@ -90,9 +90,12 @@ class Trunk(nnx.Module):
         out.reshape(out.shape[0], rows * ways, *out.shape[3:]), stacked=True
       )
 
-    return Prefix(
-      joined(prefix.k, own[0]), joined(prefix.v, own[1]), (prefix.length[:, None] + length).ravel()
-    )
+    length = (prefix.length[:, None] + length).ravel()
+    shown = prefix.shown
+    if shown is not None:  # of what is new all is seen
+      shown |= jnp.arange(shown.shape[1]) >= prefix.length[:, None]
+      shown = jnp.repeat(jnp.pad(shown, ((0, 0), (0, t)), constant_values=True), ways, axis=0)
+    return Prefix(joined(prefix.k, own[0]), joined(prefix.v, own[1]), length, shown)
 
   def extend(self, prefix: Prefix, embeds, *, causal: bool = True, remat: bool = False):
     """Runs candidates after a shared prefix: causal ones, whose state t predicts what follows token

@@ -10,7 +10,6 @@ share, and the last one (begin-of-image, or the colon after the assistant's name
 candidate. So the state at place t predicts token t.
 """
 
-import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -21,7 +20,7 @@ import numpy as np
 
 from dsr_jax import sharding
 from dsr_jax.models.common import decoder as decoder_lib
-from dsr_jax.models.common import texts
+from dsr_jax.models.common import pictures, structure, texts
 from dsr_jax.models.common.candidates import pair_up
 from dsr_jax.models.common.layers import Embedding, Head, Linear, gelu
 from dsr_jax.models.common.logprobs import TokenScores, guide, token_scores
@@ -86,15 +85,10 @@ class Janus(nnx.Module):
   # Pictures: pixels <-> codes, and what the language model reads of pixels.
 
   def picture_from_pixels(self, pixels) -> Picture:
-    flat = pixels.reshape(-1, *pixels.shape[-3:])
-    codes = self._over_pictures(self.vqmodel, _encode, flat)
-    return Picture(codes.reshape(*pixels.shape[:-3], -1), pixels)
+    return Picture(pictures.encode(self.vqmodel, pixels, self.config.image_size), pixels)
 
   def picture_from_codes(self, codes) -> Picture:
-    flat = codes.reshape(-1, codes.shape[-1])
-    pixels = self._over_pictures(self.vqmodel, _decode, flat)
-    pixels = jnp.clip(pixels.astype(jnp.float32), -1.0, 1.0)
-    return Picture(codes, pixels.reshape(*codes.shape[:-1], *pixels.shape[1:]))
+    return Picture(codes, pictures.decode(self.vqmodel, codes, self.config.image_size))
 
   def image_features(self, pixels, *, remat: bool = False):
     """pixels: (R, H, W, 3) -> vectors in the place of words (R, N, D)."""
@@ -103,14 +97,8 @@ class Janus(nnx.Module):
     def see(parts, x):
       return parts[1](parts[0](x, remat=remat))
 
-    return self._over_pictures((self.vision_model, self.aligner), see, pixels)
-
-  def _over_pictures(self, module, fn, x):
-    """fn(module, x), split over all devices; x: (R, ...)."""
-    graphdef, params = nnx.split(module)
-    return sharding.over_pictures(
-      lambda params, x: fn(nnx.merge(graphdef, params), x), params, x, self.config.image_size**2
-    )
+    seeing = self.vision_model, self.aligner
+    return pictures.over_pictures(see, seeing, pixels, self.config.image_size)
 
   def code_embeddings(self, codes):
     """codes: (...) -> (..., D)."""
@@ -233,7 +221,6 @@ class Janus(nnx.Module):
 
   def _write(self, prefix: Prefix, keys, how: Sampling):
     """Texts after R prefixes: keys (R, G) -> Text (R, G, T), logps (R, G, T)."""
-    t = self.config.templates
     decoder = decoder_lib.make(
       self.language_model,
       prefix,
@@ -242,15 +229,9 @@ class Janus(nnx.Module):
       scan=how.scan,
       cache_dtype=how.cache_dtype,
     )
+    embed = self.language_model.embed_tokens
     ids, logps, mask = texts.write(
-      decoder,
-      self.language_model.embed_tokens,
-      self.text_logits,
-      keys,
-      how,
-      start_id=t.understanding_suffix[-1],
-      eos_id=t.eos_id,
-      pad_id=t.pad_id,
+      decoder, embed, self.text_logits, keys, how, self.config.templates
     )
     return Text(ids, mask), logps
 
@@ -280,18 +261,9 @@ class Janus(nnx.Module):
     return self.language_model.prefill(embeds, length)
 
   def answer(self, reading: Prefix, question: Text, keys, how: Sampling):
-    inputs, questions = keys.shape
-    flat = Text(*(x.reshape(inputs * questions, -1) for x in question))
-    suffix = self.config.templates.understanding_suffix[:-1]
-    ids, length = self._spliced((), flat, suffix)
-    embeds = self.language_model.embed_tokens(ids).reshape(inputs, questions, ids.shape[1], -1)
-    prefix = self.language_model.prefill_on(reading, embeds, length.reshape(inputs, questions))
-    text, logps = self._write(prefix, keys.reshape(-1, 1), how)
-
-    def by_input(x):
-      return x.reshape(inputs, questions, -1)
-
-    return Text(by_input(text.ids), by_input(text.mask)), by_input(logps)
+    write = functools.partial(self._write, how=how)
+    t = self.config.templates
+    return texts.answer(self.language_model, reading, question, keys, write, t)
 
   # Likelihoods: the prefix once a condition, then whole samples at once (teacher forcing).
 
@@ -354,7 +326,7 @@ class Janus(nnx.Module):
       ids,
       mask,
       how,
-      start_id=self.config.templates.understanding_suffix[-1],
+      self.config.templates,
     )
     return TokenScores(*(x.reshape(inputs, group, -1) for x in scores))
 
@@ -369,14 +341,6 @@ class _Drawing(NamedTuple):
 
   embeds: jax.Array
   cache: Any
-
-
-def _encode(vq, pixels):
-  return vq.encode(pixels)
-
-
-def _decode(vq, codes):
-  return vq.decode(codes)
 
 
 def _pieces(guided: int, total: int, segment: int):
@@ -399,32 +363,7 @@ def spec_of(config: JanusConfig) -> Spec:
   )
 
 
-def create(config: JanusConfig, seed: int = 0):
-  """A randomly initialised model as (graphdef, params): params is a nested dict of float32
-  arrays.
-  """
-  graphdef, state = nnx.split(Janus(config, rngs=nnx.Rngs(seed)))
-  return graphdef, nnx.to_pure_dict(state)
-
-
-def abstract_params(config: JanusConfig):
-  """The parameters' shapes and dtypes, without memory."""
-  return nnx.to_pure_dict(_structure(dataclasses.replace(config, templates=None))[1])
-
-
-def graphdef_of(config: JanusConfig):
-  """The model's structure; `nnx.merge(graphdef, params)` gives the module."""
-  model = nnx.merge(*_structure(dataclasses.replace(config, templates=None)))
-  model.config = config
-  return nnx.graphdef(model)
-
-
-@functools.lru_cache(maxsize=8)
-def _structure(config):
-  """Graphdef and shapes: tracing the model takes up to seconds, and nothing but `Janus.config`
-  depends on the templates.
-  """
-  graphdef, state = nnx.split(nnx.eval_shape(lambda: Janus(config, rngs=nnx.Rngs(0))))
-  return graphdef, jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state
-  )  # without the layout of whoever asked first
+# (config, seed) -> (graphdef, params); config -> shapes; config -> graphdef.
+create = functools.partial(structure.create, Janus)
+abstract_params = functools.partial(structure.abstract_params, Janus)
+graphdef_of = functools.partial(structure.graphdef_of, Janus)

@@ -5,6 +5,7 @@ import dataclasses
 # Rows of the vocabulary between the tokenizer's own words and the image codes: the padding token
 # and nine words such as <|soi|>.
 NEW_WORDS = 10
+PROMPT_TOKENS = 126  # of a prompt: a published model's text room of 128, less its two ends
 # How a question is framed: as the original's demonstration asks it, or as its models were tuned.
 TEMPLATES = ('demo', 'tuned')
 
@@ -99,7 +100,7 @@ class ShowoConfig:
   text: PhiConfig
   vq: MagvitConfig
   num_codes: int
-  prompt_tokens: int = 126
+  prompt_tokens: int = PROMPT_TOKENS
   sampling_steps: int = 18
   sampling_noise: float = 1.0
   templates: Templates | None = None

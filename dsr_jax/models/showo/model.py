@@ -14,7 +14,6 @@ tokens, N image codes, D width, V text vocabulary, K image codes in the codebook
 What is left of the bar is the prefix that candidates share.
 """
 
-import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -22,9 +21,8 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from dsr_jax import sharding
 from dsr_jax.models.common import decoder as decoder_lib
-from dsr_jax.models.common import texts
+from dsr_jax.models.common import pictures, structure, texts
 from dsr_jax.models.common.candidates import pair_up
 from dsr_jax.models.common.logprobs import TokenScores, guide, token_scores
 from dsr_jax.models.common.prefix import Prefix
@@ -59,22 +57,10 @@ class Showo(nnx.Module):
   # Pictures: pixels <-> codes.
 
   def picture_from_pixels(self, pixels) -> Picture:
-    flat = pixels.reshape(-1, *pixels.shape[-3:])
-    codes = self._over_pictures(_encode, flat)
-    return Picture(codes.reshape(*pixels.shape[:-3], -1), pixels)
+    return Picture(pictures.encode(self.vqmodel, pixels, self.config.image_size), pixels)
 
   def picture_from_codes(self, codes) -> Picture:
-    flat = codes.reshape(-1, codes.shape[-1])
-    pixels = self._over_pictures(_decode, flat)
-    pixels = jnp.clip(pixels.astype(jnp.float32), -1.0, 1.0)
-    return Picture(codes, pixels.reshape(*codes.shape[:-1], *pixels.shape[1:]))
-
-  def _over_pictures(self, fn, x):
-    """fn(image tokenizer, x), split over all devices; x: (R, ...)."""
-    graphdef, params = nnx.split(self.vqmodel)
-    return sharding.over_pictures(
-      lambda params, x: fn(nnx.merge(graphdef, params), x), params, x, self.config.image_size**2
-    )
+    return Picture(codes, pictures.decode(self.vqmodel, codes, self.config.image_size))
 
   def _codes(self, picture: Picture):
     """What is read of a picture, (..., N)."""
@@ -183,9 +169,8 @@ class Showo(nnx.Module):
     total = self.config.num_codes
     branches = 1 if how.guidance == 1.0 else 2
     prefix = self._generation_prefix(prompt, branches == 2)
-    steps = self.config.sampling_steps if how.steps < 0 else how.steps
-    noise = self.config.sampling_noise if how.noise < 0 else how.noise
-    plan = maskgit.schedule(total, steps, noise)
+    steps = self.config.sampling_steps
+    plan = maskgit.schedule(total, steps, self.config.sampling_noise)
 
     def propose(known, codes, step):
       """Codes (B, G, N) and their log-probabilities, for every place."""
@@ -246,7 +231,6 @@ class Showo(nnx.Module):
 
   def _write(self, prefix: Prefix, keys, how: Sampling):
     """Texts after R prefixes: keys (R, G) -> Text (R, G, T), logps (R, G, T)."""
-    t = self.config.templates
     # The kernel of `decoder.make` is made for blocks of another kind.
     decoder = decoder_lib.Decoder(
       self.language_model,
@@ -255,15 +239,9 @@ class Showo(nnx.Module):
       tokens=how.max_tokens,
       scan=how.scan,
     )
+    embed = self.language_model.embed_tokens
     ids, logps, mask = texts.write(
-      decoder,
-      self.language_model.embed_tokens,
-      self.text_logits,
-      keys,
-      how,
-      start_id=t.understanding_suffix[-1],
-      eos_id=t.eos_id,
-      pad_id=t.pad_id,
+      decoder, embed, self.text_logits, keys, how, self.config.templates
     )
     return Text(ids, mask), logps
 
@@ -288,23 +266,10 @@ class Showo(nnx.Module):
     return self.language_model.prefill(embeds, length, full=ids.shape[1])
 
   def answer(self, reading: Prefix, question: Text, keys, how: Sampling):
-    inputs, questions = keys.shape
+    write = functools.partial(self._write, how=how)
     t = self.config.templates
-    ids, length = spliced(
-      t.understanding_infix[1:],
-      question.ids.reshape(inputs * questions, -1),
-      question.mask.reshape(inputs * questions, -1),
-      t.understanding_suffix[:-1],
-      pad_id=t.pad_id,
-    )
-    embeds = self.language_model.embed_tokens(ids).reshape(inputs, questions, ids.shape[1], -1)
-    prefix = self.language_model.prefill_on(reading, embeds, length.reshape(inputs, questions))
-    text, logps = self._write(prefix, keys.reshape(-1, 1), how)
-
-    def by_input(x):
-      return x.reshape(inputs, questions, -1)
-
-    return Text(by_input(text.ids), by_input(text.mask)), by_input(logps)
+    infix = t.understanding_infix[1:]  # its first ended what was read
+    return texts.answer(self.language_model, reading, question, keys, write, t, infix=infix)
 
   def _fixed(self, ids, rows: int):
     """The same ids in every row, (rows, n)."""
@@ -410,7 +375,7 @@ class Showo(nnx.Module):
       ids,
       mask,
       how,
-      start_id=self.config.templates.understanding_suffix[-1],
+      self.config.templates,
     )
     return TokenScores(*(x.reshape(inputs, group, -1) for x in scores))
 
@@ -461,14 +426,6 @@ def _folded(keys, number):
   return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 
 
-def _encode(vq, pixels):
-  return vq.encode(pixels)
-
-
-def _decode(vq, codes):
-  return vq.decode(codes)
-
-
 def spec_of(config: ShowoConfig) -> Spec:
   """What code behind the protocol may know of a model of these sizes."""
   t = config.templates
@@ -489,27 +446,7 @@ def spec_of(config: ShowoConfig) -> Spec:
   )
 
 
-def create(config: ShowoConfig, seed: int = 0):
-  """A randomly initialized model as (graphdef, params): params is a nested dict of float32
-  arrays.
-  """
-  graphdef, state = nnx.split(Showo(config, rngs=nnx.Rngs(seed)))
-  return graphdef, nnx.to_pure_dict(state)
-
-
-def abstract_params(config: ShowoConfig):
-  """The parameters' shapes and dtypes, without memory."""
-  return nnx.to_pure_dict(_structure(dataclasses.replace(config, templates=None))[1])
-
-
-def graphdef_of(config: ShowoConfig):
-  """The model's structure; `nnx.merge(graphdef, params)` gives the module."""
-  model = nnx.merge(*_structure(dataclasses.replace(config, templates=None)))
-  model.config = config
-  return nnx.graphdef(model)
-
-
-@functools.lru_cache(maxsize=8)
-def _structure(config):
-  graphdef, state = nnx.split(nnx.eval_shape(lambda: Showo(config, rngs=nnx.Rngs(0))))
-  return graphdef, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+# (config, seed) -> (graphdef, params); config -> shapes; config -> graphdef.
+create = functools.partial(structure.create, Showo)
+abstract_params = functools.partial(structure.abstract_params, Showo)
+graphdef_of = functools.partial(structure.graphdef_of, Showo)

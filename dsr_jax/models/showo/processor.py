@@ -17,12 +17,11 @@ from tokenizers import Tokenizer
 from dsr_jax import files
 from dsr_jax.errors import InputError, first_line
 from dsr_jax.models.border import TextBorder
-from dsr_jax.models.showo.config import NEW_WORDS, Templates
+from dsr_jax.models.showo.config import NEW_WORDS, PROMPT_TOKENS, Templates
 
 EOS, PAD, SOI, EOI, T2I, MMU = '<|endoftext|>', '[PAD]', '<|soi|>', '<|eoi|>', '<|t2i|>', '<|mmu|>'
 # In this order behind the tokenizer's own, the first of them at the padding token's place.
 WORDS = (PAD, SOI, EOI, '<|sov|>', '<|eov|>', T2I, MMU, '<|t2v|>', '<|v2v|>', '<|lvg|>')
-PROMPT_TOKENS = 126  # a published model's text room of 128, less its two ends
 _SPACE = '\u0120'  # how byte-level vocabularies write a space
 
 
