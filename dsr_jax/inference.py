@@ -1,12 +1,14 @@
-"""One sampler and scorer for everything but the training step: commands, evaluation, probe, study.
+"""The sampler and scorer for everything except the training step: commands, evaluation, probe,
+study.
 
-`Sampler` works on lists, in chunks of one shape; parameters are an argument, so a run can measure
-itself. `Inference` is one loaded model for the commands: it scores every sample by itself, one row
-at a time, whoever asks, so a picture has bit for bit the same reward when it is drawn and when its
-codes are scored again.
+`Sampler` processes lists in chunks of one shape. Parameters are an argument, so a run can evaluate
+itself. `Inference` is one loaded model for the commands. It always scores samples one row at a
+time, so a picture has bit for bit the same reward when it is drawn and when its codes are scored
+again.
 
-Seeds are common: sample i of input p has the same key for every model, so differences are paired.
-Axes: P inputs, G samples of an input, K instructions, T text tokens, N image codes, H W pixels.
+All models share the seeds: sample i of input p has the same key for every model, so differences are
+paired.
+Axes: P inputs, G samples per input, K instructions, T text tokens, N image codes, H W pixels.
 """
 
 import dataclasses
@@ -35,39 +37,39 @@ from dsr_jax.models.unified import (
 )
 from dsr_jax.rewards import dual
 
-CHUNK = 16  # samples drawn at once by the commands; it changes nothing beyond float rounding
+CHUNK = 16  # samples that the commands draw at once; it changes only the float rounding
 BUCKET = (
-  64  # the commands pad texts to multiples of this, so that not every length is compiled anew
+  64  # the commands pad texts to multiples of this, so that not every length needs a compilation
 )
 
 
 class PictureSamples(NamedTuple):
-  """Pictures drawn for P prompts. rewards: R_G by instruction; prompt_logps: of the first one."""
+  """Pictures drawn for P prompts. rewards: R_G per instruction; prompt_logps: with the first."""
 
   codes: np.ndarray  # (P, G, N) int32
-  logps: np.ndarray  # (P, G, N), as they were sampled
+  logps: np.ndarray  # (P, G, N), under the distribution that sampled
   pixels: np.ndarray  # (P, G, H, W, 3) uint8
   rewards: np.ndarray | None = None  # (P, K, G)
   prompt_logps: np.ndarray | None = None  # (P, G, T)
 
 
 class TextSamples(NamedTuple):
-  """Texts written about P pictures. rewards: R_U; codes: the pictures' own."""
+  """Texts written about P pictures. rewards: R_U; codes: the codes of the pictures."""
 
   ids: np.ndarray  # (P, G, T) int32
-  mask: np.ndarray  # (P, G, T) bool, with the final EOS
-  logps: np.ndarray  # (P, G, T), as they were sampled
+  mask: np.ndarray  # (P, G, T) bool, including the final EOS
+  logps: np.ndarray  # (P, G, T), under the distribution that sampled
   rewards: np.ndarray | None = None  # (P, G)
   codes: np.ndarray | None = None  # (P, N)
 
 
 def _as_float(pixels):
-  """Pixels as files have them, uint8, or in [-1, 1] already."""
+  """Converts uint8 pixels to [-1, 1]; keeps floats, which are already in [-1, 1]."""
   return images.to_float(pixels) if pixels.dtype == jnp.uint8 else pixels
 
 
-# Programs, compiled once for all models of one structure: two that are compared share them.
-# first: the place of the chunk's first sample among all samples.
+# Programs, compiled once per model structure; two models that are compared share them.
+# first: the index of the chunk's first sample among all samples.
 
 
 @functools.partial(jax.jit, static_argnames=('graphdef', 'group', 'how', 'scoring', 'eos_id'))
@@ -179,10 +181,11 @@ def _score_pair(graphdef, params, text, picture, instruction):
 
 
 class Sampler:
-  """Samples from and scores with models of one structure, in chunks of one shape, for host data.
+  """Samples from models of one structure and scores with them, in chunks of one shape, on host
+  data.
 
-  chunk: inputs at once; the last chunk is filled up with copies of its first row. In several
-  processes all must call together; every process gets everything.
+  chunk: inputs at once; copies of its first row pad the last chunk. With several processes, all
+  must call together, and every process gets all results.
   """
 
   def __init__(self, graphdef, processor, *, chunk: int, seed: int):
@@ -191,18 +194,18 @@ class Sampler:
     self._chunk = chunk
     self._seed = seed
 
-  # Texts at the border.
+  # Texts to ids and back.
 
   def prompts(self, texts, length: int | None = None) -> Text:
-    """P prompts in words -> ids (P, T), padded to `length` or to the longest."""
+    """P prompt strings -> ids (P, T), padded to `length` or to the longest."""
     return self._processor.pad([self._processor.encode_prompt(t) for t in texts], length)
 
   def questions(self, texts, length: int | None = None) -> Text:
-    """P questions or instructions in words -> ids (P, T)."""
+    """P question or instruction strings -> ids (P, T)."""
     return self._processor.pad([self._processor.encode_question(t) for t in texts], length)
 
   def words(self, ids, mask) -> list[str]:
-    """Rows (P, T) -> P texts."""
+    """Rows of ids (P, T) -> P strings."""
     return [self._processor.decode(row[keep]) for row, keep in zip(ids, mask)]
 
   # Samples.
@@ -221,7 +224,7 @@ class Sampler:
   ) -> PictureSamples:
     """P prompts (P, T) -> G pictures each.
 
-    instructions (K, Ti): scores each picture by R_G with each of them. eos_id: counts the
+    instructions (K, Ti): scores each picture by R_G with each instruction. eos_id: also counts the
     end-of-text token in R_G.
     """
     asked = None
@@ -302,7 +305,7 @@ class Sampler:
     return self.chunked(run, pixels, *question, *text)
 
   def read_prompts(self, params, prompt: Text, codes, instruction: Text, how: Scoring):
-    """prompt (P, T), pictures by codes (P, G, N), instruction (Ti,) -> R_G (P, G) and the
+    """prompt (P, T), the pictures' codes (P, G, N), instruction (Ti,) -> R_G (P, G), and the
     log-probabilities of the prompt's tokens given each picture (P, G, T).
     """
 
@@ -321,7 +324,7 @@ class Sampler:
     return self.chunked(run, *prompt, codes)
 
   def score_texts(self, params, codes, text: Text, how: Scoring, *, eos_id: int):
-    """Pictures by codes (P, N), text (P, G, T) -> R_U (P, G)."""
+    """The pictures' codes (P, N), text (P, G, T) -> R_U (P, G)."""
 
     def run(first, codes, ids, mask):
       return _score_texts(
@@ -350,7 +353,9 @@ class Sampler:
     return self.chunked(run, codes)
 
   def chunked(self, run, *arrays):
-    """run(first, *parts) over parts of `chunk` rows of host arrays (P, ...); joined on the host."""
+    """Runs run(first, *parts) on chunks of `chunk` rows of host arrays (P, ...); joins the results
+    on the host.
+    """
     rows, chunk = len(arrays[0]), self._chunk
     outputs = []
     for first in range(0, rows, chunk):
@@ -364,7 +369,7 @@ class Sampler:
 
 
 def check_numbers(tree):
-  """InputError for a NaN among a model's outputs: nothing could be told from them."""
+  """InputError for a NaN in a model's outputs, which make every result meaningless."""
   for x in jax.tree.leaves(tree):
     if np.issubdtype(x.dtype, np.floating) and np.isnan(x).any():
       raise InputError(
@@ -375,7 +380,7 @@ def check_numbers(tree):
 
 
 def best_of(x, rewards):
-  """x (P, S K, ...), rewards (P, S, K) -> the best of each K, (P, S, ...)."""
+  """x (P, S K, ...), rewards (P, S, K) -> the best of each K samples, (P, S, ...)."""
   rows, samples, _ = rewards.shape
   x = x.reshape(*rewards.shape, *x.shape[2:])
   return x[np.arange(rows)[:, None], np.arange(samples), np.argmax(rewards, axis=-1)]
@@ -386,11 +391,11 @@ def best_of(x, rewards):
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-  """Both reversed likelihoods of one pair, in nats; the rewards are means over tokens, at
-  temperature 1, unguided.
+  """Both reversed likelihoods of one pair, in nats, at temperature 1 and without guidance. The
+  rewards are means over tokens.
 
-  text_logps (T,): of the text's content tokens given the picture. image_logps (N,): of the codes
-  given the text.
+  text_logps (T,): the text's content tokens given the picture. image_logps (N,): the codes given
+  the text.
   """
 
   text_logps: np.ndarray
@@ -406,7 +411,7 @@ class Scores:
 
 
 class Inference:
-  """A model of `locate.resolve`, with its parameters on the default device."""
+  """A model from `locate.resolve`, with its parameters on the default device."""
 
   def __init__(self, source: Source):
     self.source = source
@@ -420,8 +425,8 @@ class Inference:
     self._params = jax.device_put(source.bundle.params)
 
   def encode(self, text: str, what: str) -> list[int]:
-    """Content ids of a text (no end of sentence). Errors: InputError if it is empty or does not fit
-    the model.
+    """Content ids of a text, without EOS. InputError if the text is empty or does not fit the
+    model.
     """
     encode = self.processor.encode_question if what == 'question' else self.processor.encode_prompt
     ids = encode(text)
@@ -433,9 +438,9 @@ class Inference:
     return ids
 
   def read_image(self, path: str, crop: str = '') -> np.ndarray:
-    """A file as the square picture that the model reads: (H, W, 3) float32 in [-1, 1].
+    """Reads a file as the square picture for the model: (H, W, 3) float32 in [-1, 1].
 
-    crop: 'crop' or 'pad'; by default as the model reads.
+    crop: 'crop' or 'pad'; by default the model's own way.
     """
     image = images.load_image(path)
     square = images.preprocess(image, self.spec.image_size, mode=crop or self.source.method.crop)
@@ -453,7 +458,7 @@ class Inference:
   ):
     """Samples pictures: codes (number, N) int32 and their log-probabilities (number, N).
 
-    cfg_interval: as `method.cfg_interval`; by default the model's.
+    cfg_interval: see `method.cfg_interval`; by default the model's own value.
     """
     interval = self.source.method.cfg_interval if cfg_interval is None else cfg_interval
     families.check_value(self._family, 'method.cfg_interval', interval, self.source.name)
@@ -487,9 +492,8 @@ class Inference:
     max_tokens: int,
     seed: int,
   ):
-    """Samples texts of a picture (H, W, 3) in [-1, 1]: a list of (ids (T,), logps (T,)), with the
-    end
-    of sentence if it came.
+    """Samples texts about a picture (H, W, 3) in [-1, 1]: a list of (ids (T,), logps (T,)), with
+    the EOS if it was sampled.
     """
     how = Sampling(temperature=temperature, max_tokens=max_tokens, segment=64)
     texts = []
@@ -523,7 +527,7 @@ class Inference:
   def score(
     self, text: list[int], codes: np.ndarray, pixels: np.ndarray, instruction: list[int]
   ) -> Scores:
-    """Scores one pair of a text's content ids and a picture, codes (N,) and pixels (H, W, 3)."""
+    """Scores one pair: a text's content ids, and a picture's codes (N,) and pixels (H, W, 3)."""
     picture = Picture(jnp.asarray(codes)[None, None], jnp.asarray(pixels)[None, None])
     text_logps, image_logps = _score_pair(
       self._graphdef, self._params, _text(text), picture, _text(instruction)
@@ -533,7 +537,7 @@ class Inference:
     return scores
 
   def _check_finite(self, *logps):
-    """InputError for log-probabilities that are none: no reward could be told from them."""
+    """InputError for log-probabilities that are not finite, which give no reward."""
     if not all(np.isfinite(x).all() for x in logps):
       raise InputError(
         f'found log-probabilities of {self.source.name} that are not finite; expected finite ones; '
@@ -543,7 +547,7 @@ class Inference:
 
 
 def _text(ids) -> Text:
-  """One row: (1, T), T a multiple of BUCKET."""
+  """One row, (1, T), with T a multiple of BUCKET."""
   room = -(-len(ids) // BUCKET) * BUCKET
   padded = jnp.asarray([ids + [0] * (room - len(ids))], jnp.int32)
   return Text(padded, jnp.arange(room)[None] < len(ids))

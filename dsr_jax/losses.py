@@ -1,11 +1,10 @@
-"""Objectives: arrays in, one loss per group out; sums over groups are divided once, in the step.
+"""Objectives: arrays in, one loss per group out. The step normalizes the sum over groups once.
 
 Sources: SimPO and GRPO arXiv 2506.07963, eq. 5 and 6-9; Dr.GRPO 2503.20783; RLOO 2402.14740; GSPO
-2507.18071; CISPO 2506.13585; online DPO 2402.04792; estimators of the KL
-joschu.net/blog/kl-approx.html.
+2507.18071; CISPO 2506.13585; online DPO 2402.04792; KL estimators joschu.net/blog/kl-approx.html.
 
-Log-probabilities are of the policy that learns (`logps`), of the policy before the first inner
-update (`old_logps`) and of the initial model (`ref_logps`).
+Log-probabilities come from the current policy (`logps`), the policy before the first inner update
+(`old_logps`), and the initial model (`ref_logps`).
 Axes: B groups, C samples of a group that learn (2 of a pair, 1, or all G), T tokens.
 """
 
@@ -15,14 +14,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-STD_EPS = 1e-4  # added to a group's standard deviation
+STD_EPS = 1e-4  # added to the standard deviation of a group
 
 
 class LossInputs(NamedTuple):
-  """Samples that learn: (B, C, T) but rewards (B, C).
+  """The samples that learn: (B, C, T) each, but rewards (B, C).
 
-  ref_logps is None where the objective asks for none; rewards is None for pairs, which are chosen
-  by them already.
+  ref_logps is None if the objective does not need it; rewards is None for pairs, whose choice
+  already reflects the rewards.
   """
 
   logps: jax.Array
@@ -33,15 +32,15 @@ class LossInputs(NamedTuple):
 
 
 class Objective(NamedTuple):
-  """A line of the table.
+  """An entry of `OBJECTIVES`.
 
   Attributes:
     loss: (LossInputs, config.Method) -> the loss of each group (B,), float32.
     choose: (rewards (B, G), config.Method) -> indices (B, C) of the samples that learn, and weights
-      (B,) of the groups, 0 where a group gives no gradient.
-    measure: (LossInputs, config.Method) -> numbers for the metrics; None for pairs.
-    off_policy_ok: whether it may take several updates on the same samples.
-    needs_reference: config.Method -> whether the initial model's log-probabilities are needed.
+      (B,) of the groups, 0 if a group gives no gradient.
+    measure: (LossInputs, config.Method) -> metrics; None for pairs.
+    off_policy_ok: whether it supports several updates on the same samples.
+    needs_reference: config.Method -> whether it needs the initial model's log-probabilities.
   """
 
   loss: Callable
@@ -55,7 +54,7 @@ class Objective(NamedTuple):
 
 
 def mean_logp(logps, mask):
-  """log pi(y|x) / |y|, (...): the mean over a sequence's own tokens of (..., T), float32.
+  """log pi(y|x) / |y|: the mean over a sequence's unmasked tokens, (..., T) -> (...), float32.
 
   0 for an empty sequence.
   """
@@ -63,7 +62,7 @@ def mean_logp(logps, mask):
 
 
 def sum_logp(logps, mask):
-  """log pi(y|x), (...): the sum over a sequence's own tokens of (..., T), float32."""
+  """log pi(y|x): the sum over a sequence's unmasked tokens, (..., T) -> (...), float32."""
   return jnp.sum(jnp.where(mask, logps.astype(jnp.float32), 0.0), axis=-1)
 
 
@@ -73,7 +72,7 @@ def sum_logp(logps, mask):
 def best_and_worst(rewards, min_margin: float):
   """Rewards (B, G) -> indices of best and worst (B, 2), and whether the pair counts (B,) float32.
 
-  A pair counts if its rewards differ by more than `min_margin`; so equal rewards never do.
+  A pair counts if its rewards differ by more than `min_margin`, so equal rewards never count.
   """
   pair = jnp.stack([jnp.argmax(rewards, axis=-1), jnp.argmin(rewards, axis=-1)], axis=-1)
   gap = jnp.max(rewards, axis=-1) - jnp.min(rewards, axis=-1)
@@ -81,7 +80,7 @@ def best_and_worst(rewards, min_margin: float):
 
 
 def simpo_losses(chosen, rejected, *, beta: float, gamma: float):
-  """Eq. 5: -log sigmoid(beta (chosen - rejected) - gamma), (B,); no reference, no added likelihood.
+  """Eq. 5: -log sigmoid(beta (chosen - rejected) - gamma), (B,); no reference and no SFT term.
 
   chosen, rejected: (B,) length-normalized log-probabilities of the best and the worst sample.
   """
@@ -89,7 +88,7 @@ def simpo_losses(chosen, rejected, *, beta: float, gamma: float):
 
 
 def dpo_losses(chosen, rejected, *, beta: float):
-  """chosen, rejected: (B,) log-ratios of whole sequences, policy to reference -> losses (B,)."""
+  """chosen, rejected: (B,) sequence log-ratios, policy to reference -> losses (B,)."""
   return -jax.nn.log_sigmoid(beta * (chosen - rejected))
 
 
@@ -114,7 +113,7 @@ def _online_dpo(x: LossInputs, method):
 
 
 def _best_of_n(x: LossInputs, method):
-  """Plain fine-tuning on the best sample: a control, for what the worst one adds."""
+  """Plain fine-tuning on the best sample: a control that shows what the worst sample adds."""
   del method
   return -mean_logp(x.logps, x.mask)[:, 0]
 
@@ -123,7 +122,7 @@ def _best_of_n(x: LossInputs, method):
 
 
 def normalized(rewards):
-  """(R - mean) / (std + 1e-4) within the group; the standard deviation is the population's."""
+  """(R - mean) / (std + 1e-4) within the group, with the population standard deviation."""
   return centered(rewards) / (jnp.std(rewards, axis=-1, keepdims=True) + STD_EPS)
 
 
@@ -133,31 +132,31 @@ def centered(rewards):
 
 
 def against_others(rewards):
-  """R_i - the mean of the others of the group."""
+  """R_i minus the mean of the other rewards in the group."""
   return centered(rewards) * (rewards.shape[-1] / (rewards.shape[-1] - 1))
 
 
-# Reductions of token values (B, C, T) to one number a group (B,).
+# Reductions of token values (B, C, T) to one number per group (B,).
 
 
 def mean_over_tokens(values, mask):
-  """The sum divided by the number of the group's tokens."""
+  """The sum, divided by the number of tokens in the group."""
   total = jnp.sum(jnp.where(mask, values, 0.0), axis=(1, 2))
   return total / jnp.maximum(jnp.sum(mask, axis=(1, 2)), 1)
 
 
 def mean_over_capacity(values, mask):
-  """The sum divided by a constant, the number of tokens that a group has room for."""
+  """The sum, divided by a constant: the maximum number of tokens in a group."""
   return jnp.sum(jnp.where(mask, values, 0.0), axis=(1, 2)) / (mask.shape[1] * mask.shape[2])
 
 
 def mean_of_sums(values, mask):
-  """The mean over samples of their sums over tokens."""
+  """The sum over tokens, averaged over samples."""
   return jnp.mean(sum_logp(values, mask), axis=-1)
 
 
 def mean_of_means(values, mask):
-  """The mean over samples of their means over tokens."""
+  """The mean over tokens, averaged over samples."""
   return jnp.mean(mean_logp(values, mask), axis=-1)
 
 
@@ -170,44 +169,44 @@ def clipped(ratio, advantage, low: float, high: float):
 
 
 def grpo(logps, old_logps, mask, rewards, *, low: float, high: float):
-  """Eq. 6-8: normalized advantages, a clipped ratio a token, divided by the group's tokens."""
+  """Eq. 6-8: normalized advantages, one clipped ratio per token, divided by the group's tokens."""
   ratio = _token_ratio(logps, old_logps, mask)
   return -mean_over_tokens(clipped(ratio, normalized(rewards)[..., None], low, high), mask)
 
 
 def dr_grpo(logps, old_logps, mask, rewards, *, low: float, high: float):
-  """GRPO without its two biases: neither divided by the spread of rewards nor by the lengths."""
+  """GRPO without its two biases: it divides neither by the standard deviation nor by lengths."""
   ratio = _token_ratio(logps, old_logps, mask)
   return -mean_over_capacity(clipped(ratio, centered(rewards)[..., None], low, high), mask)
 
 
 def rloo(logps, old_logps, mask, rewards, *, low: float, high: float):
-  """Each sample against the mean of the others, with one ratio a sequence.
+  """Each sample against the mean of the others, with one ratio per sequence.
 
-  At ratio 1 the gradient is that of REINFORCE.
+  At ratio 1, this is the REINFORCE gradient.
   """
   ratio = jnp.exp(sum_logp(logps - old_logps, mask))
   return -jnp.mean(clipped(ratio, against_others(rewards), low, high), axis=-1)
 
 
 def gspo(logps, old_logps, mask, rewards, *, low: float, high: float):
-  """One ratio a sequence, the geometric mean of its tokens' ratios, clipped tightly."""
+  """One ratio per sequence, the geometric mean of its tokens' ratios, clipped tightly."""
   ratio = jnp.exp(mean_logp(logps - old_logps, mask))
   return -jnp.mean(clipped(ratio, normalized(rewards), low, high), axis=-1)
 
 
 def cispo(logps, old_logps, mask, rewards, *, ratio_max: float):
-  """The ratio, bounded above, only weighs the tokens; no token loses its gradient."""
+  """The ratio, bounded above, only weights the tokens; every token keeps its gradient."""
   ratio = jnp.minimum(_token_ratio(logps, old_logps, mask), ratio_max)
   weight = jax.lax.stop_gradient(ratio)
   return -mean_over_tokens(weight * normalized(rewards)[..., None] * logps, mask)
 
 
 def kl_tokens(logps, ref_logps, estimator: str):
-  """Estimates of KL(policy || reference) a token, with d = log reference - log policy.
+  """Per-token estimates of KL(policy || reference), with d = log reference - log policy.
 
-  From the policy's samples: k1 is -d, k2 d²/2, k3 exp(d) - 1 - d. As a loss only the gradients of
-  k2 and k3 pull towards the reference; k1's is 0 in the mean.
+  On samples from the policy: k1 is -d, k2 is d²/2, k3 is exp(d) - 1 - d. As a loss, only k2 and k3
+  have gradients that pull toward the reference; the gradient of k1 is 0 in expectation.
   """
   d = ref_logps - logps
   if estimator == 'k1':
@@ -229,27 +228,25 @@ def _token_log_ratio(gap, mask):
 
 
 def weighted(per_group, weight):
-  """Losses (B,), weights (B,) -> the sum over groups that count; a dropped group has no
-  gradient.
-  """
+  """Losses (B,), weights (B,) -> the weighted sum; a group with weight 0 has no gradient."""
   return jnp.sum(jnp.where(weight > 0, per_group, 0.0) * weight)
 
 
 def choose_all(rewards, method):
-  """Every sample of a group learns, in its own place."""
+  """Every sample of a group learns, in its original order."""
   del method
   return jnp.broadcast_to(jnp.arange(rewards.shape[1]), rewards.shape), jnp.ones(rewards.shape[0])
 
 
 def _group_objective(*, surrogate, reduce, log_ratio, advantages, bounds) -> Objective:
-  """An objective of whole groups, with its KL and its numbers for the metrics.
+  """An objective on whole groups, with its KL term and its metrics.
 
   Args:
     surrogate: (LossInputs, method) -> losses (B,).
-    reduce: how token values of the KL become one number a group.
-    log_ratio: (logps - old_logps, mask) -> that of a token (B, C, T) or of a sequence (B, C).
-    advantages: of rewards, whose sign says which bound can clip.
-    bounds: method -> the ratio's.
+    reduce: reduces the per-token KL to one number per group.
+    log_ratio: (logps - old_logps, mask) -> log-ratio per token (B, C, T) or per sequence (B, C).
+    advantages: rewards -> advantages, whose sign determines which bound can clip.
+    bounds: method -> lower and upper bound of the ratio.
   """
 
   def loss(x: LossInputs, method):
@@ -284,7 +281,7 @@ def _group_objective(*, surrogate, reduce, log_ratio, advantages, bounds) -> Obj
 
 
 def _clipped_by(surrogate, knobs: str):
-  """A surrogate with its ratio bounds read from the group `method.KNOBS`."""
+  """A surrogate with the ratio bounds of the config group `method.KNOBS`."""
 
   def of(x: LossInputs, method):
     group = getattr(method, knobs)
@@ -345,7 +342,7 @@ OBJECTIVES = {
     surrogate=_cispo,
     reduce=mean_over_tokens,
     log_ratio=_token_log_ratio,
-    advantages=jnp.ones_like,  # the upper bound can clip whatever the sign
+    advantages=jnp.ones_like,  # the upper bound can clip for either sign
     bounds=_cispo_bounds,
   ),
   'online_dpo': Objective(

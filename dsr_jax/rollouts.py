@@ -1,6 +1,6 @@
-"""The records that travel through a step: batch -> inputs -> rollout -> half -> loss.
+"""The records that pass through a step: batch -> inputs -> rollout -> half -> loss.
 
-Axes: B inputs of a task, G samples of an input, C samples that learn (2 of a pair, 1, or all G),
+Axes: B inputs of a task, G samples per input, C samples that learn (2 of a pair, 1, or all G),
 T tokens, N image codes, H W pixels.
 """
 
@@ -14,16 +14,16 @@ from dsr_jax.models.unified import Text
 class GenerationBatch(NamedTuple):
   """The generation half of a batch.
 
-  extra: fields of each input, (B, ...), that the reward declares (`data.fields`).
+  extra: per-input fields, (B, ...), that the reward declares (`data.fields`).
   """
 
   prompt: Text  # (B, Tp)
-  instruction: Text  # (Ti,), stands before the prompt in R_G
+  instruction: Text  # (Ti,), precedes the prompt in R_G
   extra: dict[str, Any]
 
 
 class UnderstandingBatch(NamedTuple):
-  """The understanding half of a batch; extra: as in `GenerationBatch`."""
+  """The understanding half of a batch. extra: see `GenerationBatch`."""
 
   pixels: jax.Array  # (B, H, W, 3) uint8
   question: Text  # (B, Tq)
@@ -33,20 +33,21 @@ class UnderstandingBatch(NamedTuple):
 class Batch(NamedTuple):
   """A step's inputs. The half of a task that does not learn in this step is None.
 
-  So with the strategy `separate` the batch says whose turn it is, and there is one program a role.
+  With the strategy `separate`, the batch therefore determines which role learns, and each role has
+  its own compiled program.
   """
 
   seed: jax.Array  # () uint32
   generation: GenerationBatch | None = None
   understanding: UnderstandingBatch | None = None
-  shared: dict[str, Any] = {}  # fields of no input in particular, (any,)
-  learning_rate: jax.Array | None = None  # () float32, where runs of several share the program
+  shared: dict[str, Any] = {}  # fields that are not per input, (any,)
+  learning_rate: jax.Array | None = None  # () float32, if runs with several rates share a program
 
 
 class GenerationInputs(NamedTuple):
-  """What pictures are drawn for, a row an input: chunks are parts of it.
+  """The inputs of generation, one row per input; chunks are slices of it.
 
-  place (B,): an input's global place in the step, which its random keys come from.
+  place (B,): each input's global index in the step, from which its PRNG keys are derived.
   """
 
   prompt: Text  # (B, Tp)
@@ -55,7 +56,7 @@ class GenerationInputs(NamedTuple):
 
 
 class UnderstandingInputs(NamedTuple):
-  """What texts are written about; place and extra: as in `GenerationInputs`."""
+  """The inputs of understanding. place and extra: see `GenerationInputs`."""
 
   pixels: jax.Array  # (B, H, W, 3) uint8
   question: Text  # (B, Tq)
@@ -64,20 +65,22 @@ class UnderstandingInputs(NamedTuple):
 
 
 class Scorers(NamedTuple):
-  """Who rewards. The two flags are scalars: whether this step's turn for a measurement has come."""
+  """The models that compute rewards. The two flags are scalars: whether this step runs the
+  measurement.
+  """
 
   scorer: Any  # the model that `method.scorer` names
-  reward_params: Any  # weights of the rewards that have their own, by name
+  reward_params: Any  # weights of the rewards that have some, by name
   frozen: Any  # the initial model, for the log; None if it is not kept
   frozen_due: jax.Array
   probe_due: jax.Array
 
 
 class Rewards(NamedTuple):
-  """What samples are worth, (B, G) each.
+  """The samples' rewards, (B, G) each.
 
-  live: by the scorer, learned from. frozen: by the initial model, nan where it did not score.
-  terms {name: (B, G)}: of a sum of rewards, each alone and unweighted; else nothing.
+  live: from the scorer; the loss uses these. frozen: from the initial model; nan if it did not
+  score. terms {name: (B, G)}: for a sum of rewards, each unweighted term; otherwise empty.
   """
 
   live: jax.Array
@@ -86,13 +89,13 @@ class Rewards(NamedTuple):
 
 
 class Rollout(NamedTuple):
-  """A task's samples of a step and what they are worth.
+  """A task's samples in a step and their rewards.
 
   samples: codes (B, G, N), or Text (B, G, T). sample_logps (B, G, N or T): under the distribution
-  that sampled. rewards (B, G). frozen_rewards (B, G): by the initial model, nan where it did not
-  score. score_keys (B,): what every likelihood of these samples is given, or None. target_codes
-  (B, N): understanding: the codes of the original picture. diagnostics: numbers of each input (B,).
-  pixels (B, G, H, W, 3) uint8: generation: where somebody outside of the step is asked; else None.
+  that sampled. rewards (B, G). frozen_rewards (B, G): from the initial model; nan if it did not
+  score. score_keys (B,): the PRNG keys of every likelihood of these samples, or None. target_codes
+  (B, N): understanding: the codes of the original picture. diagnostics: per-input numbers (B,).
+  pixels (B, G, H, W, 3) uint8: generation with an external reward; otherwise None.
   """
 
   samples: Any
@@ -106,7 +109,7 @@ class Rollout(NamedTuple):
 
 
 class LearnerScores(NamedTuple):
-  """The policy's view of the samples that learn, (B, C, T) each."""
+  """The policy's scores of the samples that learn, (B, C, T) each."""
 
   logps: jax.Array
   entropy: jax.Array
@@ -117,10 +120,10 @@ class LearnerScores(NamedTuple):
 class Half(NamedTuple):
   """One task's half of a step, between sampling and learning.
 
-  learners (B, C): indices of the samples that are learned from. weight (B,): 0 where the group
-  gives no gradient. pair (B, 2), pair_weight (B,): best and worst, and whether their rewards
-  differ, for the log.
-  ref_logps (B, C, T): None where the objective has no KL. All but the first two are None until
+  learners (B, C): indices of the samples that learn. weight (B,): 0 if the group gives no
+  gradient. pair (B, 2), pair_weight (B,): indices of the best and the worst sample, and whether
+  their rewards differ, for the log.
+  ref_logps (B, C, T): None if the objective has no KL. All fields but the first two are None until
   every reward is known.
   """
 
@@ -134,7 +137,7 @@ class Half(NamedTuple):
 
 
 class UpdateAux(NamedTuple):
-  """What one update leaves for the log: the loss and, (B, C, T) each, what it was computed from."""
+  """One update's values for the log: the loss and its inputs, (B, C, T) each."""
 
   loss: jax.Array | None  # None until chunks are summed
   logps: jax.Array

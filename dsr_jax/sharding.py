@@ -1,8 +1,8 @@
-"""The mesh and where everything lies on it: the only module that names mesh axes.
+"""The mesh and all shardings: the only module that names mesh axes.
 
-Axes of the mesh: `data` copies, `fsdp` splits parameters and inputs, `tp` splits heads, widths and
-vocabularies. Inputs (rows) are split over data and fsdp together. Training holds a parameter split
-over fsdp and tp; decoding holds it gathered over fsdp. The functions on arrays are called inside
+Axes of the mesh: `data` replicates, `fsdp` splits parameters and inputs, `tp` splits heads, widths
+and vocabularies. Inputs (rows) are split over data and fsdp together. In training, a parameter is
+split over fsdp and tp; in decoding, it is gathered over fsdp. Call the functions on arrays inside
 jit, under `jax.set_mesh`; on one device they do nothing.
 """
 
@@ -20,24 +20,24 @@ from dsr_jax.errors import InputError
 
 AXES = ('data', 'fsdp', 'tp')
 ROWS = ('data', 'fsdp')
-# Pixels that a device encodes or decodes at once: a picture of 384 x 384 needs some 300 MiB on its
-# way.
+# Pixels that a device encodes or decodes at once: a picture of 384 x 384 needs about 300 MiB of
+# temporary memory.
 PIXELS_AT_ONCE = {'gpu': 2**20}
 PIXELS_AT_ONCE_ELSEWHERE = 2**18
 
-# Layouts of parameters, which the families' rules name. `..._OUT` splits a kernel's outputs over tp
-# (column parallel), `..._IN` its inputs (row parallel). Stacked layers carry a leading layer axis,
+# Parameter shardings for the rules of the families. `..._OUT` splits a kernel's outputs over tp
+# (column parallel), `..._IN` its inputs (row parallel). Stacked layers have a leading layer axis,
 # which is never split.
 TP_OUT = P('fsdp', 'tp')
 TP_IN = P('tp', 'fsdp')
 STACKED_TP_OUT = P(None, 'fsdp', 'tp')
 STACKED_TP_IN = P(None, 'tp', 'fsdp')
-FSDP_OUT = P(None, 'fsdp')  # whole over tp, where the other axis has no even parts
+FSDP_OUT = P(None, 'fsdp')  # replicated over tp, if the other axis does not divide evenly
 FSDP_IN = P('fsdp')
-STACKED_TP = P(None, 'tp')  # biases of what is column parallel
+STACKED_TP = P(None, 'tp')  # biases of column-parallel layers
 WHOLE = P()
 
-# Rules of every family: adapters and a reward's own weights are small, and so are vectors.
+# Rules for every family: adapters, weights of rewards, and vectors are small, so replicate them.
 _RULES_BEFORE = ((r'(^|/)(lora|reward_params)/', WHOLE),)
 _RULES_AFTER = ((r'(bias|scale)$', WHOLE),)
 
@@ -46,8 +46,8 @@ _RULES_AFTER = ((r'(bias|scale)$', WHOLE),)
 
 
 def resolve(mesh, devices: int) -> dict[str, int]:
-  """`config.Mesh` (sizes of data, fsdp, tp; one may be -1) -> sizes by axis. InputError where they
-  do not match the devices.
+  """`config.Mesh` (sizes of data, fsdp, tp; one may be -1) -> sizes by axis. InputError if they do
+  not match the number of devices.
   """
   sizes = [getattr(mesh, axis) for axis in AXES]
   known = math.prod(s for s in sizes if s != -1)
@@ -63,13 +63,11 @@ def resolve(mesh, devices: int) -> dict[str, int]:
 
 
 def make_mesh(mesh, devices=None) -> jax.sharding.Mesh:
-  """`config.Mesh` -> a mesh of all devices, or of those given. InputError where they do not
-  match.
-  """
+  """`config.Mesh` -> a mesh of the given devices (None: all). InputError if they do not match."""
   devices = jax.devices() if devices is None else devices
   sizes = resolve(mesh, len(devices))
-  # A side of a TPU's torus may hold two axes, tp=4 on 8x8 say; `jax.make_mesh` would allow that on
-  # a v5e alone.
+  # One side of a TPU's torus may hold two axes, such as tp=4 on 8x8; `jax.make_mesh` allows that
+  # only on a v5e.
   placed = mesh_utils.create_device_mesh(
     tuple(sizes.values()), devices, allow_split_physical_axes=True
   )
@@ -77,13 +75,13 @@ def make_mesh(mesh, devices=None) -> jax.sharding.Mesh:
 
 
 def ways(axes) -> int:
-  """Into how many parts inputs are split; axes: sizes of the mesh by axis."""
+  """The number of parts into which inputs are split. axes: sizes of the mesh by axis."""
   return math.prod(axes[axis] for axis in ROWS)
 
 
 def check_fits(axes, heads: int, chunks: dict[str, int]):
-  """InputError unless the attention heads divide over tp, and inputs done at once (by the key that
-  sets them) over data x fsdp.
+  """InputError unless the attention heads divide evenly over tp, and every chunk of inputs over
+  data x fsdp. chunks: {config key: inputs at once}.
   """
   tp, n = axes['tp'], ways(axes)
   if heads % tp:
@@ -100,7 +98,7 @@ def check_fits(axes, heads: int, chunks: dict[str, int]):
       )
 
 
-# Layouts of a state.
+# Shardings of a state.
 
 
 def path_name(path) -> str:
@@ -109,7 +107,7 @@ def path_name(path) -> str:
 
 
 def _layout_of(path, shape, rules):
-  """(pattern of the first rule that matches a parameter, its layout); (None, whole) for scalars."""
+  """(pattern, sharding) of the first rule that matches a parameter; (None, WHOLE) for scalars."""
   name = path_name(path)
   for pattern, layout in (*_RULES_BEFORE, *rules, *_RULES_AFTER):
     if re.search(pattern, name):
@@ -126,14 +124,14 @@ def _fits(spec, shape, mesh):
 
 
 def shardings(state, mesh, rules):
-  """The layout of each array of a whole state.
+  """The sharding of each array of a state.
 
-  rules: (pattern of a path, layout), first match wins (`Family.sharding_rules`). Optimizer moments
-  lie as the parameter whose path ends theirs; scalars are whole.
+  rules: (path pattern, sharding), the first match wins (`Family.sharding_rules`). Optimizer moments
+  are sharded like the parameter whose path ends theirs; scalars are replicated.
 
   Raises:
-    InputError: a parameter does not divide over the mesh.
-    ValueError: a parameter without a rule, or a rule of the family without a parameter.
+    InputError: a parameter does not divide evenly over the mesh.
+    ValueError: a parameter matches no rule, or a rule of the family matches no parameter.
   """
   used = set()
 
@@ -156,25 +154,25 @@ def shardings(state, mesh, rules):
 
 
 def whole(mesh) -> NamedSharding:
-  """A copy on every device."""
+  """Replicated: a copy on every device."""
   return NamedSharding(mesh, P())
 
 
 def batch_sharding(mesh, rows: int | None = None) -> NamedSharding:
-  """Axis 0 over data and fsdp where it divides; None or too few rows: whole everywhere."""
+  """Splits axis 0 over data and fsdp if it divides evenly; otherwise, or for None, replicates."""
   return NamedSharding(mesh, P(ROWS) if rows and rows % ways(mesh.shape) == 0 else P())
 
 
 def rows_here(mesh, rows: int) -> tuple[int, int]:
-  """First and last (exclusive) of the rows that this process' devices hold."""
+  """First and last (exclusive) row on this process's devices."""
   by_device = batch_sharding(mesh, rows).addressable_devices_indices_map((rows,))
   held = [index[0].indices(rows) for index in by_device.values() if index is not None]
   return min(start for start, _, _ in held), max(stop for _, stop, _ in held)
 
 
 def place_batch(batch, mesh, first: int, rows: int):
-  """A step's inputs on the mesh. batch: arrays of this process' rows, from row `first` of all;
-  those of less than two axes are no rows.
+  """Places a step's inputs on the mesh. batch: arrays of this process's rows, which begin at row
+  `first` of all rows; arrays with less than two axes have no rows and are replicated.
   """
 
   def put(x):
@@ -192,11 +190,11 @@ def place_batch(batch, mesh, first: int, rows: int):
 
 
 def place(tree, layout):
-  """Host arrays -> arrays on the mesh, each process copying only what its devices hold. The tree
-  and its layout may be any pytrees.
+  """Host arrays -> arrays on the mesh; each process copies only the parts on its own devices. The
+  tree and its layout may be any pytrees.
 
-  What has a method `placed`, as the leaves of `convert.load` that still lie in files, goes there by
-  itself, piece by piece.
+  A leaf with a method `placed` places itself, piece by piece: `convert.load` returns such leaves
+  for arrays that are still in files.
   """
 
   def put(x, where):
@@ -210,7 +208,7 @@ def place(tree, layout):
 
 
 def fetch(x) -> np.ndarray:
-  """A whole array on this process' host, wherever its parts lie. All processes must ask."""
+  """The complete array on this process's host, for any sharding. All processes must call it."""
   if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
     return np.asarray(x)
   return multihost_utils.process_allgather(x, tiled=True)
@@ -220,14 +218,14 @@ def fetch(x) -> np.ndarray:
 
 
 def _mesh():
-  """The mesh inside jit, or None where there is only one device."""
+  """The mesh inside jit, or None with a single device."""
   mesh = jax.sharding.get_abstract_mesh()
   return None if mesh.empty or mesh.size == 1 else mesh
 
 
 def _constrain(x, *spec):
-  """x laid out as `spec` for its first axes, where they divide; `...` stands for the axes
-  between.
+  """Constrains the first axes of x to `spec`, where they divide evenly; `...` stands for the axes
+  in between.
   """
   mesh = _mesh()
   if mesh is None:
@@ -244,22 +242,22 @@ def _constrain(x, *spec):
 
 
 def split_rows(x):
-  """x: (rows, ...), split over data and fsdp, whole over tp."""
+  """x: (rows, ...), with rows split over data and fsdp, replicated over tp."""
   return _constrain(x, ROWS)
 
 
 def split_heads(x, stacked: bool = False):
-  """x: (rows, heads, ...), heads split over tp; stacked: after an axis of layers."""
+  """x: (rows, heads, ...), with heads split over tp. stacked: x has a leading layer axis."""
   return _constrain(x, *(None,) * stacked, ROWS, 'tp')
 
 
 def split_vocabulary(x):
-  """x: (rows, ..., vocabulary), the vocabulary split over tp."""
+  """x: (rows, ..., vocabulary), with the vocabulary split over tp."""
   return _constrain(x, ROWS, ..., 'tp')
 
 
 def split_params(tree, rules):
-  """Parameters, or gradients, in the layout of training."""
+  """Parameters or gradients in the training sharding."""
 
   def training(layout):
     return layout
@@ -268,8 +266,8 @@ def split_params(tree, rules):
 
 
 def gather_for_rollout(params, rules):
-  """Parameters in the layout of decoding: gathered over fsdp once, kept split over tp, so that no
-  decode step gathers weights.
+  """Parameters in the decoding sharding: gathered over fsdp once and still split over tp, so that
+  no decode step gathers weights.
   """
 
   def gathered(layout):
@@ -291,13 +289,13 @@ def _constrain_params(tree, rules, change):
 
 
 def keep_whole(x):
-  """x on every device: what is small and read at every token."""
+  """Replicates x on every device; for small arrays that are read at every token."""
   return _constrain(x, *(None,) * x.ndim)
 
 
 def look_up(table, ids):
-  """table (V, D) at ids (rows, ...) -> (rows, ..., D). Where V is split each device looks at its
-  own part, and one sum joins them.
+  """table (V, D) at ids (rows, ...) -> (rows, ..., D). If V is split, each device looks up its own
+  part, and one sum joins the parts.
   """
   mesh = _mesh()
   if mesh is None or mesh.shape['tp'] == 1:
@@ -315,8 +313,8 @@ def look_up(table, ids):
 
 
 def pick(x, index):
-  """x (..., V) at index (...) -> (...). Where the vocabulary is split a masked sum: looking up
-  would gather it.
+  """x (..., V) at index (...) -> (...). If the vocabulary is split, this is a masked sum, because
+  indexing would gather it.
   """
   mesh = _mesh()
   if mesh is None or mesh.shape['tp'] == 1:
@@ -325,7 +323,7 @@ def pick(x, index):
 
 
 def pick_each(x, index):
-  """x (R, T, V) at index (R, C, T) -> (R, C, T): several picks from one distribution."""
+  """x (R, T, V) at index (R, C, T) -> (R, C, T): several entries of each distribution."""
   mesh = _mesh()
   if mesh is None or mesh.shape['tp'] == 1:
     return jnp.moveaxis(jnp.take_along_axis(x, jnp.moveaxis(index, 1, 2), axis=-1), 2, 1)
@@ -333,10 +331,10 @@ def pick_each(x, index):
 
 
 def by_rows_and_heads(fn, arrays, heads, out_heads):
-  """fn(*arrays), each device at work on its own rows and heads.
+  """Computes fn(*arrays) with each device on its own rows and heads.
 
-  arrays: (rows, ...) and scalars. heads, out_heads: the axis of heads of each array and of each
-  result, or None where it has none.
+  arrays: (rows, ...) and scalars. heads, out_heads: the head axis of each array and of each result,
+  or None if it has none.
   """
   mesh = _mesh()
   if mesh is None:
@@ -355,10 +353,10 @@ def by_rows_and_heads(fn, arrays, heads, out_heads):
 
 
 def over_pictures(fn, params, x, pixels: int):
-  """fn(params, x) for x (pictures, ...), the pictures split over all axes of the mesh and taken a
-  few at a time.
+  """Computes fn(params, x) for x (pictures, ...), with the pictures split over all axes of the mesh
+  and processed a few at a time.
 
-  params: whole everywhere. pixels: of one picture. fn maps picture by picture.
+  params: replicated. pixels: number of pixels per picture. fn must treat each picture separately.
   """
   chunk = max(PIXELS_AT_ONCE.get(jax.default_backend(), PIXELS_AT_ONCE_ELSEWHERE) // pixels, 1)
 

@@ -1,4 +1,4 @@
-"""The state of a run: what is trained, what is not, and the optimizer's memory of it."""
+"""The state of a run: trained parameters, fixed parameters, and the optimizer state."""
 
 import dataclasses
 import functools
@@ -19,20 +19,20 @@ from dsr_jax.rewards import table
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-  """A pytree, donated to each step.
+  """A pytree that each step donates.
 
-  With the strategy `separate`, params, opt_state and ema_params are two such trees by role.
+  With the strategy `separate`, params, opt_state and ema_params are dicts of two trees, by role.
 
   Attributes:
     step: () int32, steps done.
-    params: float32 masters of the trainable parts (of the adapters, with `lora`).
-    opt_state: AdamW's moments; the idle role's stay as they are.
-    fixed_params: the model's other parts in the compute dtype, but the image tokenizer, a float32
-      island.
-    ref_params: a compute-dtype copy of the trainable parts as they were, where the initial model
-      scores or is the reference; else None.
-    reward_params: weights of the rewards that have their own, by name; else None.
-    ema_params: the running mean of params, float32, where it scores; else None.
+    params: float32 master weights of the trainable parts (with `lora`, of the adapters).
+    opt_state: AdamW's moments; a step does not change those of the idle role.
+    fixed_params: the model's other parts in the compute dtype, except the image tokenizer, which
+      stays in float32.
+    ref_params: a compute-dtype copy of the initial trainable parts, if the initial model scores or
+      is the reference; otherwise None.
+    reward_params: weights of the rewards that have some, by name; otherwise None.
+    ema_params: the running mean of params, float32, if it scores; otherwise None.
   """
 
   step: Any
@@ -44,13 +44,13 @@ class TrainState:
   ema_params: Any = None
 
   def of_role(self, role: str | None):
-    """(params, opt_state) of a role; of the one model where role is None."""
+    """(params, opt_state) of a role; role is None with one model."""
     if role is None:
       return self.params, self.opt_state
     return self.params[role], self.opt_state[role]
 
   def after_update(self, role: str | None, params, opt_state, ema_decay: float) -> 'TrainState':
-    """The state after a step: the learner's trees are replaced, the other role's stay."""
+    """The state after a step: replaces the trees of the role that learned, keeps the other's."""
 
     def put(tree, new):
       return {**tree, role: new} if role else new
@@ -73,7 +73,7 @@ class TrainState:
 
 
 def make_optimizer(method) -> optax.GradientTransformation:
-  """Clip and AdamW, to be multiplied by -`learning_rate`."""
+  """Gradient clipping and AdamW; the caller multiplies the updates by -`learning_rate`."""
   parts = [
     optax.clip_by_global_norm(method.clip),
     optax.scale_by_adam(b1=method.adam_b1, b2=method.adam_b2),
@@ -84,11 +84,10 @@ def make_optimizer(method) -> optax.GradientTransformation:
 
 
 def learning_rate(method, step, peak=None):
-  """Linear warm-up and cosine to 0, at step `step` (from 0) of the run, whoever learns in it. peak:
-  a scalar, if not the method's.
+  """Linear warm-up, then cosine decay to 0, at step `step` (from 0) of the run, for either role.
+  peak: a scalar that replaces the method's peak rate.
   """
-  # Shifted by one: neither the first update nor the last has learning rate 0, which would waste a
-  # whole rollout.
+  # Shifted by one: a learning rate of 0 in the first or last update would waste a whole rollout.
   schedule = optax.warmup_cosine_decay_schedule(
     init_value=0.0,
     peak_value=1.0,
@@ -103,19 +102,19 @@ def learning_rate(method, step, peak=None):
 
 
 def needs_ref_params(method, system) -> bool:
-  """Whether the state carries a copy of the initial model."""
+  """Whether the state needs a copy of the initial model."""
   reference = losses.OBJECTIVES[method.objective].needs_reference(method)
   return bool(system.frozen_every) or method.scorer == 'frozen' or reference
 
 
 def init_state(params, family: Family, method, system, mesh) -> TrainState:
-  """Parameters of a loaded model -> the state of a run, laid out on the mesh."""
+  """Parameters of a loaded model -> the initial state of a run, sharded over the mesh."""
   reward_params = table.load(method)
   make = functools.partial(_make, family, method, system)
   layout = sharding.shardings(
     jax.eval_shape(make, params, reward_params), mesh, family.sharding_rules
   )
-  # Each part goes straight to where the state will have it.
+  # Place each part directly with the sharding that the state will have.
   trained = layout.params.get('generator', layout.params)
   parts = {name: layout.fixed_params.get(name) or trained[name] for name in params}
   placed = sharding.place(params, parts)
@@ -125,10 +124,10 @@ def init_state(params, family: Family, method, system, mesh) -> TrainState:
 
 
 def initial_params(params, state: TrainState, family: Family, method, system):
-  """What `TrainState.ref_params` would be, of a model that is loaded again: with adapters nothing,
-  for those of a run begin at zero.
+  """`TrainState.ref_params` from a model that is loaded again. Empty with adapters, which begin at
+  zero.
 
-  params: of the loaded model, read once it is known where they go.
+  params: the loaded model's parameters, each read only when its placement is known.
   """
   trained, _ = split_params(params, family, method.trainable)
   layout = jax.tree.map(lambda x: x.sharding, state.params.get('generator', state.params))
@@ -138,9 +137,9 @@ def initial_params(params, state: TrainState, family: Family, method, system):
 
 
 def abstract_state(shapes, family: Family, method, system, mesh) -> TrainState:
-  """Shapes, types and layouts of the state that `init_state` makes, without a reward's own weights.
+  """Shapes, dtypes and shardings of `init_state`'s result, without the weights of rewards.
 
-  shapes: of the model's parameters.
+  shapes: shapes of the model's parameters.
   """
   state = jax.eval_shape(functools.partial(_make, family, method, system), shapes, None)
   layout = sharding.shardings(state, mesh, family.sharding_rules)
@@ -183,14 +182,14 @@ def _make(family, method, system, params, reward_params) -> TrainState:
 
 
 def split_params(params, family: Family, trainable: str):
-  """Parameters -> (trainable, fixed), two dicts by top-level part. Of `lora` all are fixed."""
+  """Parameters -> (trainable, fixed), two dicts by top-level part. With `lora`, all are fixed."""
   parts = family.trainable_parts[trainable]
   trained = {name: part for name, part in params.items() if name in parts}
   return trained, {name: part for name, part in params.items() if name not in parts}
 
 
 def cast(tree, dtype):
-  """Every array of a pytree in another type."""
+  """Casts every array of a pytree."""
   return jax.tree.map(lambda x: x.astype(dtype), tree)
 
 
@@ -198,15 +197,15 @@ def cast(tree, dtype):
 
 
 def build(graphdef, family: Family, fixed, trained):
-  """A module from fixed parts and trained ones, or adapters."""
+  """A module from fixed parts and trained parts (or adapters)."""
   if 'lora' in trained:
     return lora.attach(nnx.merge(graphdef, fixed), family.lora_targets, trained['lora'])
   return nnx.merge(graphdef, {**fixed, **trained})
 
 
 def joined(family: Family, fixed, trained):
-  """A whole model's parameters from fixed parts (or a whole model) and trained ones; adapters are
-  merged.
+  """A complete model's parameters from fixed parts (or a complete model) and trained parts. Merges
+  adapters.
   """
   if 'lora' in trained:
     return lora.merged(fixed, family.lora_targets, trained['lora'])
@@ -214,15 +213,15 @@ def joined(family: Family, fixed, trained):
 
 
 def policy_params(state: TrainState, family: Family, role: str = 'generator'):
-  """All parameters of the model as it is now, float32 masters included.
+  """All current parameters of the model, including the float32 master weights.
 
-  role: with `separate`, which of the two models.
+  role: which of the two models, with `separate`.
   """
   return joined(family, state.fixed_params, state.params.get(role, state.params))
 
 
 def idle_bytes(state: TrainState) -> int:
-  """With `separate`: bytes of the moments that lie idle in a step; 0 with one model."""
+  """Bytes of optimizer state that a step does not use (with `separate`); 0 with one model."""
   moments = state.opt_state
   idle = moments.get(next(iter(ROLES))) if isinstance(moments, dict) else None
   return sum(x.nbytes for x in jax.tree.leaves(idle))

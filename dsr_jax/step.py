@@ -1,13 +1,13 @@
-"""The training step: sample, score, choose, update. One compiled function, nothing goes to the
-host.
+"""The training step: sample, score, choose, update. It is one compiled function without host
+transfers.
 
-  rollout  no gradients, in chunks of inputs: sample G outputs of every input, and reward each by
+  rollout  without gradients, in chunks of inputs: sample G outputs per input, and reward each with
            the model's own likelihood of the input given the output.
-  update   in chunks of its own: recompute with gradients the log-probabilities of the samples that
-           learn, and update; `method.inner_updates` times on the same samples.
+  update   in its own chunks: recompute the log-probabilities of the samples that learn, with
+           gradients, and update; `method.inner_updates` times on the same samples.
 
-`train` jits `train_step`; `replay` runs the same functions one by one, and so does `asked_step`,
-which asks somebody outside for rewards in between. The step knows the model only through
+`train` jits `train_step`. `replay` calls the same functions one by one; so does `asked_step`, which
+requests external rewards in between. The step knows the model only through
 `models.unified.UnifiedModel`.
 
 Axes: B inputs of a task, G samples, C samples that learn, T tokens.
@@ -33,12 +33,12 @@ from dsr_jax.tasks import TASKS, Task
 
 @dataclasses.dataclass(frozen=True)
 class StepContext:
-  """All that is static about a step.
+  """Static inputs of a step.
 
   Attributes:
     graphdef: the model's structure.
-    family, spec: what is known of it besides.
-    method, system: of the configuration.
+    family, spec: static facts about the model.
+    method, system: those groups of the configuration.
   """
 
   graphdef: Any
@@ -49,7 +49,7 @@ class StepContext:
 
   @functools.cached_property
   def tasks(self) -> dict[str, Task]:
-    """The tasks of the run by name; a task's place in this order is folded into its keys."""
+    """The run's tasks by name. A task's index in this order is folded into its PRNG keys."""
     return {name: TASKS[name](self.method, self.system, self.spec) for name in self.method.tasks}
 
   @functools.cached_property
@@ -62,23 +62,23 @@ class StepContext:
 
   @property
   def rollout_chunk(self) -> int:
-    """Inputs of a task that are sampled and scored at once."""
+    """Inputs per task that are sampled and scored at once."""
     return chunks.size(self.system.rollout_chunk, self.method)
 
   @property
   def update_chunk(self) -> int:
-    """Inputs of a task that are differentiated at once."""
+    """Inputs per task that are differentiated at once."""
     return chunks.size(self.system.update_chunk, self.method)
 
   def build(self, state: TrainState, trained):
-    """The model with other trained parameters, in the compute dtype."""
+    """The model with the given trained parameters, in the compute dtype."""
     trained = state_lib.cast(trained, self.system.compute_dtype)
     return state_lib.build(self.graphdef, self.family, state.fixed_params, trained)
 
 
 class StepOutput(NamedTuple):
-  """state: after the step. metrics: a flat dict of float32 scalars. records: per task, samples,
-  rewards and pairs of all inputs.
+  """state: the state after the step. metrics: a flat dict of float32 scalars. records: per task,
+  the samples, rewards and pairs of all inputs.
   """
 
   state: Any  # TrainState
@@ -87,8 +87,8 @@ class StepOutput(NamedTuple):
 
 
 def output_shardings(ctx: StepContext, state: TrainState, mesh) -> StepOutput:
-  """Where `train_step` leaves what it returns: the state lies as it came, so that the step compiles
-  once; the rest is whole on every device.
+  """Shardings of `train_step`'s outputs. The state keeps its input sharding, so the step compiles
+  once; the rest is replicated.
   """
   layout = sharding.shardings(state, mesh, ctx.family.sharding_rules)
   return StepOutput(state=layout, metrics=sharding.whole(mesh), records=sharding.whole(mesh))
@@ -96,10 +96,10 @@ def output_shardings(ctx: StepContext, state: TrainState, mesh) -> StepOutput:
 
 def train_step(ctx: StepContext, state: TrainState, batch: Batch) -> StepOutput:
   """Samples G outputs per input, scores them with the model's own reversed likelihoods, and
-  updates.
+  updates the model.
 
-  To be jitted with the state donated. InputError for a reward that is asked outside of the step:
-  that takes an `asked_step`.
+  Jit it with the state donated. Raises InputError for an external reward, which needs
+  `asked_step`.
   """
   if any(task.asked for task in ctx.tasks.values()):
     raise InputError(
@@ -114,9 +114,9 @@ def train_step(ctx: StepContext, state: TrainState, batch: Batch) -> StepOutput:
 
 
 def rollout(ctx: StepContext, state: TrainState, batch: Batch) -> dict[str, Half]:
-  """The halves of the step, by task: samples, rewards, and which samples are learned from.
+  """The halves of the step by task: samples, rewards, and the samples that learn.
 
-  Where a reward is asked outside of the step, the half waits for `answered`.
+  With an external reward, the half is incomplete until `answered`.
   """
   role = role_of(ctx.method, batch)
   params, _ = state.of_role(role)
@@ -126,7 +126,7 @@ def rollout(ctx: StepContext, state: TrainState, batch: Batch) -> dict[str, Half
 
   halves = {}
   for place, (name, task) in enumerate(ctx.tasks.items()):
-    if getattr(batch, name) is None:  # with `separate`, the other role's turn
+    if getattr(batch, name) is None:  # with `separate`, it is the other role's turn
       continue
     task_key = jax.random.fold_in(step_key, place)
     with jax.named_scope(f'{name}/rollout'):
@@ -138,7 +138,7 @@ def rollout(ctx: StepContext, state: TrainState, batch: Batch) -> dict[str, Half
 
 
 def choose(ctx: StepContext, state: TrainState, task: Task, half: Half) -> Half:
-  """The half with those of its samples chosen that are learned from: all rewards are known."""
+  """Chooses the samples of a half that learn. All rewards must be known."""
   inputs, samples = half.inputs, half.rollout
   with jax.named_scope(f'{task.name}/rollout'):
     pair, pair_weight = losses.best_and_worst(samples.rewards, ctx.method.min_margin)
@@ -159,9 +159,9 @@ def choose(ctx: StepContext, state: TrainState, task: Task, half: Half) -> Half:
 
 
 def answered(ctx: StepContext, state: TrainState, halves: dict[str, Half], answers):
-  """The halves of `rollout` once all rewards are known.
+  """Completes the halves of `rollout` with the external rewards.
 
-  answers: {task: (B, G)} of those whose reward was asked outside of the step.
+  answers: {task: rewards (B, G)} of the tasks with an external reward.
   """
   done = {}
   for name, half in halves.items():
@@ -174,10 +174,10 @@ def answered(ctx: StepContext, state: TrainState, halves: dict[str, Half], answe
 
 
 def rollout_policy(ctx: StepContext, state: TrainState, params):
-  """The policy in the layout of decoding: compute-dtype weights, gathered over fsdp once."""
+  """The policy in the decoding layout: compute-dtype weights, gathered over fsdp once."""
   rules = ctx.family.sharding_rules
   fixed = state.fixed_params
-  if 'lora' in params:  # beside adapters the weights that decode are among the fixed ones
+  if 'lora' in params:  # with adapters, the fixed parameters hold the weights that decode
     fixed = sharding.gather_for_rollout(fixed, rules)
   trained = state_lib.cast(params, ctx.system.compute_dtype)
   trained = sharding.gather_for_rollout(trained, rules)
@@ -185,7 +185,7 @@ def rollout_policy(ctx: StepContext, state: TrainState, params):
 
 
 def make_scorers(ctx: StepContext, state: TrainState, role: str | None, policy) -> Scorers:
-  """The scorer that the configuration names, and the initial model for the log."""
+  """The configured scorer, and the initial model for the log."""
   method, system = ctx.method, ctx.system
   partner = None
   if role is not None:
@@ -198,7 +198,7 @@ def make_scorers(ctx: StepContext, state: TrainState, role: str | None, policy) 
     scorer = initial
   elif method.scorer == 'ema':
     scorer = ctx.build(state, state.ema_params[partner] if partner else state.ema_params)
-  elif partner is not None:  # of two models, a likelihood is the other one's to tell
+  elif partner is not None:  # with two models, the other one scores
     scorer = ctx.build(state, state.params[partner])
   else:
     scorer = policy
@@ -218,7 +218,7 @@ def make_scorers(ctx: StepContext, state: TrainState, role: str | None, policy) 
 def reference_logps(
   ctx: StepContext, state: TrainState, task: Task, inputs, samples: Rollout, learners
 ):
-  """Log-probabilities (B, C, T) of the samples that learn under the initial model."""
+  """Log-probabilities (B, C, T) of the samples that learn, under the initial model."""
   initial = ctx.build(state, state.ref_params)
 
   def score(chunk):
@@ -234,7 +234,7 @@ def reference_logps(
 def update(
   ctx: StepContext, state: TrainState, batch: Batch, halves: dict[str, Half]
 ) -> StepOutput:
-  """Learns from the halves of `rollout`, and says what happened."""
+  """Updates the model on the halves of `rollout`, and collects metrics and records."""
   method = ctx.method
   role = role_of(method, batch)
   params, opt_state = state.of_role(role)
@@ -262,8 +262,8 @@ def update(
 def inner_update(ctx, state, halves, rate, params, opt_state, old_logps=None, is_first=None):
   """One update. Returns (params, opt_state, {task: UpdateAux}, norms).
 
-  old_logps {task: (B, C, T)}: of the policy that sampled; None in the first update, where they are
-  the policy's own. is_first: a flag, where old_logps are given and may not count yet.
+  old_logps {task: (B, C, T)}: under the policy that sampled; None in the first update, where the
+  forward pass of this policy gives them. is_first: a scalar flag: ignore the given old_logps.
   """
   grads = jax.tree.map(jnp.zeros_like, params)
   aux = {}
@@ -281,8 +281,8 @@ def inner_update(ctx, state, halves, rate, params, opt_state, old_logps=None, is
 
 
 def inner_updates(ctx, state, halves, rate, params, opt_state):
-  """`method.inner_updates` updates on the same samples; returns as `inner_update`, with a list of
-  what each update left, and the norms' means.
+  """`method.inner_updates` updates on the same samples. Returns the same as `inner_update`, but a
+  list with the `UpdateAux` dict of each update, and the mean norms.
   """
 
   def body(carry, index):
@@ -294,7 +294,7 @@ def inner_updates(ctx, state, halves, rate, params, opt_state):
     return (params, opt_state, old_logps), (aux, norms)
 
   number = ctx.method.inner_updates
-  # Only objectives of whole groups take several updates, so C = G here.
+  # Only objectives on whole groups support several updates, so C = G here.
   nothing_yet = {name: jnp.zeros_like(half.rollout.sample_logps) for name, half in halves.items()}
   carry = (params, opt_state, nothing_yet)
   (params, opt_state, _), (aux, norms) = jax.lax.scan(body, carry, jnp.arange(number))
@@ -305,8 +305,8 @@ def inner_updates(ctx, state, halves, rate, params, opt_state):
 def task_gradient(ctx, state, task: Task, half: Half, params, old_logps=None, is_first=None):
   """A task's gradient and `UpdateAux`, summed over chunks.
 
-  The number of groups that count is known from the rollout, so every chunk divides by it, and
-  chunks and accumulation change nothing but rounding.
+  The rollout determines the number of groups that count, so every chunk divides by it; chunking
+  and accumulation then change only the rounding.
   """
   weight_sum = jnp.maximum(jnp.sum(half.weight), 1.0)
 
@@ -319,23 +319,23 @@ def task_gradient(ctx, state, task: Task, half: Half, params, old_logps=None, is
     (loss, aux), grad = jax.value_and_grad(loss_fn, has_aux=True)(params)
     return (sharding.split_params(grad, ctx.family.sharding_rules), loss), aux
 
-  learned_from = half._replace(pair=None, pair_weight=None)  # those two are for the log alone
+  learned_from = half._replace(pair=None, pair_weight=None)  # only the log needs these two
   (grad, loss), aux = chunks.summed(chunk_gradient, (learned_from, old_logps), ctx.update_chunk)
   return grad, aux._replace(loss=loss)
 
 
 def group_loss(ctx, state, task: Task, half: Half, params, weight_sum, old_logps, is_first):
-  """A chunk's share of the task's loss, and `UpdateAux` (whose loss is filled in by the caller)."""
+  """A chunk's share of the task's loss, and `UpdateAux` (the caller fills in its loss)."""
   model = ctx.build(state, params)
   scores = task.learner_scores(model, half.inputs, half.rollout, half.learners)
-  # The policy that sampled is the one before the first update, and its own forward pass then gives
-  # its log-probabilities: the ratio is exactly 1 there, at no extra cost.
+  # In the first update, the policy is still the one that sampled, so this forward pass gives the
+  # old log-probabilities too: the ratio is exactly 1, at no extra cost.
   own = jax.lax.stop_gradient(scores.logps)
   if old_logps is None:
     old_logps = own
   else:
     old_logps = jnp.where(is_first, own, old_logps)
-  # Rewards (B, G) stand beside log-probabilities (B, C, T) where all G learn in their own places.
+  # Rewards (B, G) align with log-probabilities (B, C, T) only if all G samples learn, in order.
   whole_groups = ctx.objective.choose is losses.choose_all
   per_group = ctx.objective.loss(
     losses.LossInputs(
@@ -360,7 +360,7 @@ def group_loss(ctx, state, task: Task, half: Half, params, weight_sum, old_logps
 
 
 def role_of(method, batch: Batch) -> str | None:
-  """Whose turn it is in `separate`, by what the batch holds; None where there is one model."""
+  """The role that learns (with `separate`), which follows from the batch; None with one model."""
   if method.strategy != 'separate':
     return None
   present = [role for role, task in ROLES.items() if getattr(batch, task) is not None]

@@ -1,7 +1,7 @@
-"""The two tasks: how each samples, has its samples scored, and scores those that learn.
+"""The two tasks: how each samples, rewards its samples, and scores the samples that learn.
 
-  generation     prompt  -> G pictures, each worth log p(prompt | picture)     (R_G)
-  understanding  picture -> G texts, each worth log p(picture's codes | text)  (R_U)
+  generation     prompt  -> G pictures, each with reward log p(prompt | picture)     (R_G)
+  understanding  picture -> G texts, each with reward log p(picture's codes | text)  (R_U)
 
 Axes: B inputs, b inputs of a chunk, G samples, C samples that learn (2 of a pair, 1, or all G), T
 text tokens, N image codes, H W pixels.
@@ -44,9 +44,9 @@ from dsr_jax.rollouts import (
 
 
 class Task(abc.ABC):
-  """What the two tasks share.
+  """Base class of the two tasks.
 
-  A task says how to sample (`rollout`) and how the policy scores what it sampled
+  A task defines how to sample (`rollout`) and how the policy scores its samples
   (`learner_scores`).
   """
 
@@ -58,7 +58,7 @@ class Task(abc.ABC):
     self.spec = spec
     self.asked = reward_table.asked(method, self.name) is not None
     self.objective = losses.OBJECTIVES[method.objective]
-    # Guidance is for pictures; texts are sampled without it.
+    # Guidance applies to pictures only; texts are sampled without it.
     self.sampling = Sampling(
       temperature=method.temperature,
       guidance=method.guidance,
@@ -69,7 +69,7 @@ class Task(abc.ABC):
       cache_dtype=system.cache_dtype,
       chunk=system.logprob_chunk,
     )
-    # Rewards are plain likelihoods; the policy is scored at the temperature that sampled.
+    # Rewards are plain likelihoods; policy scores use the sampling temperature.
     self.reward_scoring = Scoring(chunk=system.logprob_chunk)
     self.policy_scoring = Scoring(
       temperature=method.temperature,
@@ -80,12 +80,13 @@ class Task(abc.ABC):
       prompt_drop_way=method.prompt_drop_way,
       elbo_draws=method.elbo_draws,
     )
-    # Whether the sampler's log-probabilities are likelihoods, and policy_scoring's besides.
+    # Whether the sampler's log-probabilities are likelihoods, and whether they are also those of
+    # policy_scoring.
     self.sampler_is_exact = self.scores_its_sampler = spec.text_sampler_is_exact
 
   @abc.abstractmethod
   def inputs(self, batch: Batch) -> Any:
-    """The task's half of a batch, a row an input."""
+    """The task's half of a batch, one row per input."""
 
   @abc.abstractmethod
   def rollout(
@@ -98,7 +99,7 @@ class Task(abc.ABC):
     """`model`'s log-probabilities of samples `index` (b, C), as the loss sees them."""
 
   def sample_keys(self, task_key, place):
-    """place (b,): the inputs' global places -> one key a sample, (b, G)."""
+    """place (b,), the inputs' global indices -> one key per sample, (b, G)."""
     group = self.method.group_size
     return jax.vmap(lambda i: row_keys(task_key, i * group, 1, group)[0])(place)
 
@@ -114,10 +115,9 @@ class Task(abc.ABC):
     sample_keys,
     keys_to_score,
   ) -> Rewards:
-    """What samples are worth to the scorer, and to the initial model where that is due.
+    """The samples' rewards from the scorer, and from the initial model if that is due.
 
-    text, picture, question: as `RewardInputs` has them; sample_keys (b, G); keys_to_score (b,) or
-    None.
+    text, picture, question: see `RewardInputs`; sample_keys (b, G); keys_to_score (b,) or None.
     """
 
     def score_by(model):
@@ -149,7 +149,7 @@ class Task(abc.ABC):
     elif one_opinion:
       frozen = live
     else:
-      # In a branch, so that it costs nothing when it is not due.
+      # A branch, so that it costs nothing when it is not due.
       frozen = jax.lax.cond(
         scorers.frozen_due, lambda: score_by(scorers.frozen).total, lambda: unknown
       )
@@ -157,14 +157,14 @@ class Task(abc.ABC):
 
   @abc.abstractmethod
   def watched(self, samples, rewards) -> dict:
-    """What is watched of samples and their rewards (b, G), numbers of each input."""
+    """Per-input diagnostics of samples and their rewards (b, G)."""
 
   @abc.abstractmethod
   def total(self, samples, rewards):
-    """Rewards (b, G) of samples as they count."""
+    """The final rewards (b, G), after the task's own corrections."""
 
   def with_answer(self, rollout: Rollout, answer) -> Rollout:
-    """The rollout with the rewards (B, G) that were asked outside of the step."""
+    """The rollout with the external rewards (B, G) added."""
 
     def whole(rewards):
       summed = reward_table.with_answer(rewards, answer, self.method, self.name)
@@ -181,7 +181,7 @@ class Task(abc.ABC):
     )
 
   def metrics(self, half: Half, aux: list[UpdateAux]) -> dict:
-    """The task's numbers. aux: of each inner update; the first and the last are looked at."""
+    """The task's metrics. aux: one per inner update; only the first and the last are used."""
     first, last = aux[0], aux[-1]
     values = diagnostics.of_update(first)
     values |= diagnostics.of_rollout(half.rollout, half.pair, half.pair_weight)
@@ -197,7 +197,7 @@ class Task(abc.ABC):
     return values
 
   def record(self, half: Half) -> dict:
-    """All samples, rewards and pairs, for rows and pictures of the step."""
+    """All samples, rewards and pairs, for the rows and sample sheets of the step."""
     return dict(
       rewards=half.rollout.rewards,
       frozen_rewards=half.rollout.frozen_rewards,
@@ -213,7 +213,7 @@ class Generation(Task):
 
   def __init__(self, method, system, spec: Spec):
     super().__init__(method, system, spec)
-    # The mixture that guidance samples from, as a likelihood.
+    # The likelihood under the guided mixture that the sampler uses.
     self.guided_scoring = Scoring(
       temperature=method.temperature,
       guidance=method.guidance,
@@ -242,11 +242,11 @@ class Generation(Task):
     keys = self.sample_keys(task_key, inputs.place)
     keys_to_score = score_keys(self.spec, keys)
 
-    # Sample G pictures a prompt, and see them: codes -> pixels.
+    # Sample G pictures per prompt, and decode them: codes -> pixels.
     codes, logps = policy.sample_pictures(prompt, keys, self.sampling)
     pictures = policy.picture_from_codes(codes)
 
-    # Reward: how well the prompt can be read off each picture.
+    # Reward: how likely the prompt is given each picture.
     rewards = self.rewards(
       scorers,
       batch,
@@ -344,11 +344,11 @@ class Understanding(Task):
     keys = self.sample_keys(task_key, inputs.place)
     keys_to_score = score_keys(self.spec, keys)
 
-    # One crop for both: what the model reads, and the codes that R_U asks for.
+    # The model's input and the target codes of R_U come from the same crop.
     picture = policy.picture_from_pixels(images.to_float(inputs.pixels))
     texts, logps = policy.sample_texts(picture, question, keys, self.sampling)
 
-    # Reward: how well the picture can be drawn from each text.
+    # Reward: how likely the picture's codes are given each text.
     rewards = self.rewards(
       scorers,
       batch,
@@ -397,8 +397,8 @@ class Understanding(Task):
   def metrics(self, half: Half, aux: list[UpdateAux]) -> dict:
     values = super().metrics(half, aux)
     if self.sampler_is_exact:
-      # Texts are sampled without guidance: the policy that scores them, before its update, is the
-      # one that sampled them.
+      # Texts are sampled without guidance, so before its update, the policy that scores them is
+      # the one that sampled them.
       gap = jnp.abs(aux[0].logps - aux[0].sample_logps)
       values['sampler_gap'] = diagnostics.masked_mean(gap, aux[0].mask)
     return values

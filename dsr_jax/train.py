@@ -1,11 +1,11 @@
-"""The loop: data, step, metrics, pictures, evaluation, checkpoints, in that order and nothing
-hidden.
+"""The training loop: data, step, metrics, pictures, evaluation, checkpoints, explicitly and in that
+order.
 
-A run is a function of (model, method, data): whatever happens to the process, the same command goes
-on from the last complete checkpoint and ends with the same metrics (all but time and memory) and
-the same parameters. For that, everything due at step s is on disk before the checkpoint of step s
-begins, or is made up for when the run goes on. Of several processes all run this same loop; the
-first writes files and speaks, and all write the checkpoints.
+A run is a function of (model, method, data). If the process stops for any reason, the same command
+resumes from the last complete checkpoint and ends with the same metrics (except time and memory)
+and the same parameters. To guarantee this, everything due at step s is on disk before the
+checkpoint of step s begins, or the resumed run makes up for it. With several processes, all run
+this loop; the first writes files and prints, and all write the checkpoints.
 """
 
 from collections.abc import Callable
@@ -55,23 +55,23 @@ from dsr_jax.runtime.progress import (
 )
 from dsr_jax.runtime.run_log import RunLog, due
 
-# The fixed list is also measured after this step, so that a person sees early what comes of it:
-# long before the first evaluation, and before the initial model's whole lists.
+# The fixed list is also evaluated after this step, to show an early trend: long before the first
+# evaluation, and before the initial model's whole lists.
 EARLY = 10
-LISTS, FIXED_LIST = 'lists', 'fixed list'  # what is evaluated, each with a line of its own
+LISTS, FIXED_LIST = 'lists', 'fixed list'  # the parts of an evaluation; each logs its own line
 
-# What a run is made of.
+# The parts of a run.
 
 
 def load_model(name: str) -> families.Model:
-  """The model that `config.model` names; each array is read once it is known where it goes."""
+  """The model that `config.model` names. Each array is read only when its placement is known."""
   bundle = convert.load(locate.directory_of(name), lambda leaf: leaf)
   return families.model_of(bundle, name)
 
 
 def framed(model, config):
-  """(model, config) with the template and the sampler that the configuration asks for, named in
-  both. InputError for values that make no sense for the model's family.
+  """(model, config) with the configured template and sampler, resolved in both. InputError for
+  values that the model's family does not support.
   """
   model = families.with_template(model, config.method.template)
   method = dataclasses.replace(config.method, template=model.template)
@@ -79,12 +79,12 @@ def framed(model, config):
 
 
 def check_room(model, config):
-  """InputError for texts longer than the model's sequences, before anything is compiled."""
+  """InputError for texts that do not fit the model's sequences, before anything is compiled."""
   if model.family.room is None:
     return
   room = model.family.room(model.config)
   method, data = config.method, config.data
-  # key -> (the question, the key of how long its answer may be, how long)
+  # key -> (the question, the key that limits its answer, that limit in tokens)
   asked: dict[str, tuple[str, str, int]] = {}
   if 'understanding' in method.tasks:
     asked['question'] = method.question, 'method.max_text_tokens', method.max_text_tokens
@@ -101,7 +101,7 @@ def check_room(model, config):
 
 
 def init_state(model, config, mesh) -> state_lib.TrainState:
-  """The state of a run that begins, laid out on the mesh."""
+  """The initial state of a run, sharded over the mesh."""
   ctx = step_context(model, config)
   sharding.check_fits(
     mesh.shape,
@@ -112,7 +112,7 @@ def init_state(model, config, mesh) -> state_lib.TrainState:
 
 
 def step_context(model, config) -> step_lib.StepContext:
-  """All that is static about the run's step."""
+  """The static inputs of the run's step."""
   return step_lib.StepContext(
     graphdef=model.graphdef,
     family=model.family,
@@ -125,7 +125,7 @@ def step_context(model, config) -> step_lib.StepContext:
 def make_train_step(model, config, mesh, state, answers: asked_step.Answers | None = None):
   """The jitted step: (state, batch) -> `StepOutput`; the state is donated.
 
-  answers: where `method.reward` has a term that is asked outside of the step.
+  answers: required if `method.reward` has an external term.
   """
   ctx = step_context(model, config)
   if answers is not None:
@@ -138,8 +138,8 @@ def make_train_step(model, config, mesh, state, answers: asked_step.Answers | No
 
 
 def answers_of(config, model, workdir: str, **how) -> dict[str, asked_step.Answers]:
-  """What `make_train_step` is given besides: `asked_step.Answers` where somebody is asked for
-  rewards. how: of `Answers`.
+  """Extra keyword arguments of `make_train_step`: `asked_step.Answers` with an external reward,
+  otherwise empty. how: keyword arguments of `Answers`.
   """
   if not rewards.is_asked(config.method):
     return {}
@@ -147,7 +147,7 @@ def answers_of(config, model, workdir: str, **how) -> dict[str, asked_step.Answe
 
 
 def make_evaluator(config, model):
-  """Function (state, step) -> (flat dict of scores, rows for paired comparisons); or None."""
+  """A function (state, step) -> (flat dict of scores, rows for paired comparisons), or None."""
   if config.eval.benchmark != 'scenes':
     return None
   evaluator = Evaluator(config, model.processor, model.graphdef)
@@ -162,7 +162,7 @@ def make_evaluator(config, model):
 
 
 def make_watcher(config, model, batches, load_model):
-  """Function (state, step) -> `watched.Watched`; or None."""
+  """A function (state, step) -> `watched.Watched`, or None."""
   fingerprint = model.source['fingerprint']
 
   def load():
@@ -178,13 +178,13 @@ def make_watcher(config, model, batches, load_model):
 
 
 def estimate_memory(model, config, mesh):
-  """`plan.memory.Estimate` of a device's bytes."""
+  """`plan.memory.Estimate` of the bytes per device."""
   return plan_memory.estimate(model.config, config, mesh.shape)
 
 
 @dataclasses.dataclass(frozen=True)
 class Builders:
-  """What a run is built from. The study and tests put others in the place of some."""
+  """The functions that build a run. The study and the tests replace some of them."""
 
   load_model: Callable[..., Any] = load_model
   make_mesh: Callable[..., Any] = sharding.make_mesh
@@ -204,7 +204,7 @@ class Builders:
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-  """The parts of a run that its loop works with."""
+  """The parts of a run that its loop uses."""
 
   config: Any
   workdir: str
@@ -219,27 +219,28 @@ class _Run:
   log: RunLog
   mirror: workdir_lib.Mirror
   stop: StopSignals
-  check_ours: Callable[[], None]  # InputError if the run's folders are no longer its own
-  spent: HostTime  # on looking at the run
+  check_ours: Callable[[], None]  # InputError if this process no longer owns the run's folders
+  spent: HostTime  # host time for monitoring
 
 
 def run(
   config, workdir, builders: Builders | None = None, team=None, accept_changed_data: bool = False
 ) -> str:
-  """Trains to the end, or until SIGTERM or Ctrl-C, which finish the step and save.
+  """Trains to the end, or until SIGTERM or Ctrl-C; then it finishes the step and saves.
 
   Args:
     config: `config.Config`.
-    workdir: the run's folder; the run goes on if it holds checkpoints.
-    builders: see `Builders`; the real ones if None.
-    team: `distributed.Team`; this process alone if None.
-    accept_changed_data: goes on with the prompts and pictures that are there now.
+    workdir: the run's folder; the run resumes if it holds checkpoints.
+    builders: see `Builders`; None for the real ones.
+    team: `distributed.Team`; None for a single process.
+    accept_changed_data: resume even if prompts or images have changed.
 
   Returns:
     The path of the summary.
 
   Raises:
-    InputError: for everything a user can mend; the workdir then holds its last good checkpoint.
+    InputError: for every error that a user can fix; the workdir then holds its last good
+      checkpoint.
   """
   team = team or distributed.Team()
   if team.processes > 1:
@@ -326,7 +327,7 @@ def run(
       spent=HostTime(),
     )
     if start is not None:
-      # The state is the initial model's until the checkpoint is read: now it can be measured.
+      # The state holds the initial model until the checkpoint is restored: evaluate it now.
       for part in _missing(this, 0):
         _evaluate(this, _initial(state), 0, part)
       state = checkpoints.restore(state, start, verified=True)
@@ -335,7 +336,7 @@ def run(
     state, step = _loop(this, state, start or 0, ahead)
     closing.close()
 
-    # The end: everything below is made from what is on disk.
+    # The end: everything below is made from the files on disk.
     parameters = checkpoints_lib.fingerprint(state.params)
     if not team.lead:
       return ''
@@ -351,8 +352,8 @@ def run(
 
 
 def _with_rate_it_began_with(config, workdir: str):
-  """The configuration; of adapters that began before they had a rate of their own, with the rate
-  that they learn at.
+  """The configuration. If a run with adapters began before `method.lora.learning_rate` existed, it
+  keeps the rate it began with.
   """
   method = config.method
   if method.trainable != 'lora':
@@ -363,7 +364,7 @@ def _with_rate_it_began_with(config, workdir: str):
   rate = saved['learning_rate']
   if saved['lora']['learning_rate'] != rate:
     return config
-  # The key is read by nobody now, but it stands in the checkpoints.
+  # No code reads this key now, but the checkpoints store it.
   changes: dict[str, Any] = {'learning_rate': rate}
   if method.lora.learning_rate == config_lib.Lora().learning_rate:
     changes['lora'] = dataclasses.replace(method.lora, learning_rate=rate)
@@ -371,12 +372,12 @@ def _with_rate_it_began_with(config, workdir: str):
 
 
 def _loop(this: _Run, state, start: int, ahead: Ahead):
-  """Steps start + 1 to the last; returns (state, the last step done)."""
+  """Runs steps start + 1 to the last. Returns (state, the last step done)."""
   system, last, log, team = this.config.system, this.config.method.steps, this.log, this.team
 
-  # Before the first step: what an earlier stop left to do. If the state has a copy of the initial
-  # model, that is evaluated later, so that a start that fails shows it early; a run that goes on
-  # has measured it before its parameters were read.
+  # Before the first step: evaluations that an earlier stop left undone. If the state has a copy of
+  # the initial model, its evaluation comes later, so that a failing start fails early. A resumed
+  # run has evaluated the initial model before it restored its parameters.
   initial = [] if start else _missing(this, 0)
   if state.ref_params is None:
     while initial:
@@ -387,7 +388,7 @@ def _loop(this: _Run, state, start: int, ahead: Ahead):
     return state, start
 
   # Compile.
-  # Batches count steps from 0: this is the one of step start + 1.
+  # Batches count steps from 0, so this is the batch of step start + 1.
   batch = this.batches.at(start)
   with this.stop.compiling():
     this.train_step.compile(state, batch)
@@ -395,22 +396,22 @@ def _loop(this: _Run, state, start: int, ahead: Ahead):
   log.restart_clock()
 
   for step in range(start + 1, last + 1):
-    # Step; the next batch is made while the devices work.
+    # Step. The next batch is made while the devices compute.
     if step < last:
       ahead.begin(step)
     try:
       with jax.transfer_guard_device_to_host('disallow'):
         state, metrics, records = this.train_step(state, batch)
     except asked_step.RewardsFailed:
-      if step - 1 > start:  # the steps that are done are not lost
+      if step - 1 > start:  # do not lose the finished steps
         log.flush()
         _save(this, state, step - 1)
       raise
     batch = ahead.finish(metrics)
     log.add(step, metrics, ahead.waited)
 
-    # Metrics. Whatever is due below needs them on disk first. A batch that failed, in any process,
-    # ends the run, but only after this step is saved.
+    # Metrics. Everything due below needs them on disk first. A failed batch, in any process, ends
+    # the run, but only after this step is saved.
     failed = ahead.error is not None
     if can_fail:
       failed = team.any(failed)
@@ -418,7 +419,7 @@ def _loop(this: _Run, state, start: int, ahead: Ahead):
     saving = due(step, system.save_every) or step == last or stopping
     drawing = due(step, system.samples_every) and not stopping
     evaluating = [] if stopping else _parts_due(this, step)
-    # The initial model: the fixed list at once, the whole lists once the early look is over.
+    # The initial model: the fixed list now, the whole lists after the early evaluation.
     measuring = []
     if initial and not stopping:
       measuring = initial if step >= _early(this.config) else [x for x in initial if x != LISTS]
@@ -438,13 +439,13 @@ def _loop(this: _Run, state, start: int, ahead: Ahead):
     if FIXED_LIST in evaluating:
       _evaluate(this, state, step, FIXED_LIST)
       if LISTS in (*measuring, *evaluating):
-        _write_page(this)  # they take longer
+        _write_page(this)  # the whole lists take longer
     if LISTS in measuring:
       _evaluate(this, _initial(state), 0, LISTS)
     if LISTS in evaluating:
       _evaluate(this, state, step, LISTS)
     initial = [part for part in initial if part not in measuring]
-    if team.processes == 1 and this.stop.requested:  # an evaluation was left
+    if team.processes == 1 and this.stop.requested:  # an evaluation was interrupted
       stopping = saving = True
     if (drawing or evaluating or measuring) and step < last:
       _write_page(this)
@@ -473,7 +474,7 @@ def _save(this: _Run, state, step: int):
 
 
 def _say_rewards(method):
-  """What is rewarded by what, where there is more than one term."""
+  """Prints which term rewards which task, if there is more than one term."""
   for term in rewards.terms(method.reward):
     able = rewards.tasks_of(term, method)
     left_out = [task for task in method.tasks if task not in able]
@@ -482,12 +483,12 @@ def _say_rewards(method):
 
 
 def _early(config) -> int:
-  """The step of the early look; the first evaluation's, where that comes sooner."""
+  """The step of the early evaluation, or of the first regular one if that is sooner."""
   return min(x for x in (EARLY, config.system.eval_every, config.method.steps) if x)
 
 
 def _parts_due(this: _Run, step: int) -> list[str]:
-  """What of the parameters after this step is to be evaluated; step 0 is the initial model."""
+  """The parts of the evaluation that are due after this step; step 0 is the initial model."""
   always = step in (0, this.config.method.steps) or due(step, this.config.system.eval_every)
   parts = []
   if this.watch is not None and (always or step == _early(this.config)):
@@ -498,7 +499,7 @@ def _parts_due(this: _Run, step: int) -> list[str]:
 
 
 def _missing(this: _Run, step: int) -> list[str]:
-  """What of the parameters after this step is to be evaluated and has not been."""
+  """The parts of the evaluation that are due after this step and not done yet."""
 
   def is_there(part):
     found = metrics_lib.has_evaluation(this.workdir, step, fixed_list=part == FIXED_LIST)
@@ -508,8 +509,8 @@ def _missing(this: _Run, step: int) -> list[str]:
 
 
 def _evaluate(this: _Run, state, step: int, part: str) -> bool:
-  """Measures a state's parameters on the whole lists or the fixed list, and writes what came out.
-  If a signal comes, leaves it to the start that goes on. Returns whether it is done.
+  """Evaluates a state's parameters on the whole lists or the fixed list, and writes the results.
+  On a stop signal, leaves the evaluation to the resumed run. Returns whether it finished.
   """
   found = None
   try:
@@ -531,13 +532,13 @@ def _evaluate(this: _Run, state, step: int, part: str) -> bool:
       if found.unfamiliar:
         rows[same_items.UNFAMILIAR] = found.unfamiliar
         say_unfamiliar(found.unfamiliar)
-  # Its line comes last: it says that the evaluation is whole.
+  # Write its line last: the line marks the evaluation as complete.
   this.log.evaluation(step, scores, rows)
   return True
 
 
 def _draw(this: _Run, state, records, step: int):
-  """The step's candidates: the first as a picture, all of them as rows."""
+  """Writes the step's candidates: the first as a picture, all of them as rows."""
   with this.spent.on('candidates'):
     image = this.sheet(state, records)
     found = this.rows(state, records)
@@ -548,8 +549,8 @@ def _draw(this: _Run, state, records, step: int):
 
 
 def _hold_folders(workdir: str, bucket: str, holding: contextlib.ExitStack) -> Callable[[], None]:
-  """Takes the run's folders for this process until `holding` ends; returns a function that raises
-  InputError if they are no longer its own.
+  """Locks the run's folders for this process until `holding` closes. Returns a function that raises
+  InputError if this process no longer owns them.
   """
   folder = holding.enter_context(workdir_lib.locked(workdir))
   remote = holding.enter_context(workdir_lib.BucketLock(bucket, workdir))
@@ -563,7 +564,7 @@ def _hold_folders(workdir: str, bucket: str, holding: contextlib.ExitStack) -> C
 
 @contextlib.contextmanager
 def _closed_at_the_end(opened):
-  """Closes what was opened; of two errors the first one is told."""
+  """Closes `opened` at exit; if both the body and the closing fail, raises the first error."""
   try:
     yield
   except BaseException:
@@ -574,11 +575,11 @@ def _closed_at_the_end(opened):
 
 
 def _nothing_to_check():
-  """Of several processes the first looks."""
+  """With several processes, only the first checks."""
 
 
 def _make_writer(config, workdir: str, start: int | None):
-  """Where the run's numbers go. What was written after the step that it goes on from is cut."""
+  """The writer of the run's metrics. Removes lines after the step from which the run resumes."""
   rows_lib.cut(workdir, start)
   workdir_lib.cut_evaluations(workdir, start)
   settings = saved_config.flat(saved_config.to_json(config))
@@ -596,7 +597,7 @@ def _write_page(this: _Run):
 
 
 def _initial(state):
-  """A state whose parameters are the initial model's, where the state has a copy of them."""
+  """The state with the initial model's parameters, if the state has a copy of them."""
   if state.ref_params is None:
     return state
   return dataclasses.replace(state, params=state.ref_params)
@@ -610,8 +611,8 @@ def _all_finite(tree):
 def check_finite(state, step, workdir, key='method.learning_rate'):
   """InputError if the parameters are not finite.
 
-  A step's metrics are of the parameters before it: look at those after it before they replace a
-  good checkpoint. key: of the learning rate.
+  A step's metrics describe the parameters before it, so the parameters after it must be checked
+  before they replace a good checkpoint. key: the key of the learning rate.
   """
   if not sharding.fetch(_all_finite(state.params)):
     raise InputError(
@@ -620,11 +621,11 @@ def check_finite(state, step, workdir, key='method.learning_rate'):
     )
 
 
-# `dsr_jax.train` is this module for the code, and `dsr.train(config, workdir)` for people.
+# `dsr_jax.train` is this module for internal code, and callable as `dsr.train(config, workdir)`.
 
 
 class _CalledAsFunction(types.ModuleType):
-  """A module that does what `api.train` does when it is called."""
+  """A module that calls `api.train` when it is called."""
 
   def __call__(self, config, workdir, overrides=None):
     """See `dsr_jax.api.train`."""

@@ -1,21 +1,20 @@
-"""The protocol between the training step and a model: texts, pictures, and six methods; two more
-for benchmarks of questions, `read` and `answer`.
+"""The protocol between the training step and a model: texts, pictures, and six methods, plus two
+for question-answering benchmarks, `read` and `answer`.
 
-Any backbone that implements the six can be reinforced: `step`, `tasks`, `rewards` and `losses` call
+Any backbone that implements the six can be trained: `step`, `tasks`, `rewards` and `losses` call
 nothing else. docs/extending.md shows how to add one.
 
-The prefix of a question is in two parts, so that questions about the same pictures share the first:
+The prefix of a question has two parts, so that questions about the same pictures share the first:
 
   reading = model.read(pictures, mask)            # Picture (B, P, ...), mask (B, P)
   text, logps = model.answer(reading, question, keys, how)
                              # Text (B, Q, Tq), keys (B, Q) -> Text (B, Q, T), logps (B, Q, T)
 
-The content of such a question is all that follows the pictures in the user's turn, a leading line
-break included: `processor.encode_turn(text)` gives its ids.
+The content of such a question is everything after the pictures in the user's turn, including a
+leading line break: `processor.encode_turn(text)` returns its ids.
 
-Axes: B inputs, G samples of an input, P pictures of an input, Q questions about them, T text
-tokens, N image codes, H W pixels. Of the two leading axes written g and h each is 1 or G, and they
-broadcast.
+Axes: B inputs, G samples per input, P pictures per input, Q questions about them, T text tokens, N
+image codes, H W pixels. The second axes g and h are each 1 or G, and they broadcast.
 """
 
 from collections.abc import Callable, Mapping
@@ -48,14 +47,14 @@ __all__ = [
   'without_eos',
 ]
 
-# A sampler folds token indices into its keys, so this index is free for the likelihoods' keys.
+# Samplers fold token indices into their keys, so this index is free for the likelihoods' keys.
 SCORING = 2**31 - 2
 
 
 class Text(NamedTuple):
   """Content without a template.
 
-  ids (..., T) int32, left-justified; mask (..., T) bool: the content, and a final EOS if any.
+  ids (..., T) int32, left-justified; mask (..., T) bool: the content, and the final EOS if any.
   """
 
   ids: jax.Array
@@ -65,7 +64,7 @@ class Text(NamedTuple):
 class Picture(NamedTuple):
   """codes (..., N) int32 in [0, K), without vocabulary offset; pixels (..., H, W, 3) in [-1, 1].
 
-  A model reads one of the two (`Spec.reads`); the other may be None where a picture is only read.
+  A model reads one of the two (`Spec.reads`); the other may be None if a picture is only read.
   """
 
   codes: jax.Array | None
@@ -74,24 +73,25 @@ class Picture(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-  """Static facts about a model, for code that knows it through the protocol alone.
+  """Static facts about a model, for code that knows it only through the protocol.
 
   Attributes:
-    eos_id: ends a sampled text.
-    num_codes: N, codes of a picture.
+    eos_id: token that ends a sampled text.
+    num_codes: N, codes per picture.
     codebook_size: K.
     image_size: side of a square picture in pixels.
-    reads: 'pixels' or 'codes', what its likelihood of a text is conditioned on.
-    likelihood_is_random: whether its likelihoods need keys (masked diffusion); else they get None.
-    max_pictures: that one question can be about (P of `read`); 0: any number.
-    sampler_is_exact: whether the log-probabilities of sampled pictures are their likelihoods. Where
-      they are not, nobody compares the two.
-    text_sampler_is_exact: the same of texts.
-    as_prompt, as_answer: where a word has other ids at the beginning of a prompt than at that of an
-      answer: tables of ids (V,), int32 bytes. Empty where a text has the same ids in both places.
-    prompt_tokens: of a prompt, at most; 0: as many as there is room for.
-    prompt_drop, sampling_steps, sampling_noise: what `method` leaves to the model (its keys of
-      those names at -1).
+    reads: 'pixels' or 'codes'; the likelihood of a text is conditioned on these.
+    likelihood_is_random: whether its likelihoods need keys (masked diffusion); otherwise keys are
+      None.
+    max_pictures: images per question, at most (P of `read`); 0: any number.
+    sampler_is_exact: whether the log-probabilities of sampled pictures are their likelihoods. If
+      not, no code compares the two.
+    text_sampler_is_exact: the same for texts.
+    as_prompt, as_answer: tables of ids (V,), int32 bytes, for a model in which the first word of a
+      prompt has other ids than the first word of an answer. Empty if the ids are the same.
+    prompt_tokens: maximum number of tokens in a prompt; 0: no limit but the sequence length.
+    prompt_drop, sampling_steps, sampling_noise: the model's own values, used if the key of that
+      name in `method` is -1.
   """
 
   eos_id: int
@@ -113,17 +113,17 @@ class Spec:
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-  """What plans count with: weights, tokens and operations of a model of given sizes.
+  """Numbers for plans: weights, tokens and operations of a model of given sizes.
 
   Attributes:
-    layer: weights of a layer's matrices.
-    adapted: inputs and outputs of a layer's matrices that adapters go beside, summed.
-    image_head, text_head: weights behind the states of codes and of words.
-    tables: weights of heads and word embedding together.
-    reading_tokens: places that a picture takes where it is read.
-    eye_operations: of what turns a picture's pixels into what is read, besides the image tokenizer.
-    steps: passes over a whole picture in which it is drawn; 0: code by code.
-    block: places that such a pass has.
+    layer: weights in the matrices of one layer.
+    adapted: input and output sizes of the matrices in a layer that get adapters, summed.
+    image_head, text_head: weights of the heads for codes and for words.
+    tables: weights of the heads and the word embedding together.
+    reading_tokens: positions that a picture takes when the model reads it.
+    eye_operations: operations of the vision encoder per picture, without the image tokenizer.
+    steps: passes over the whole picture when it is drawn; 0: code by code.
+    block: positions in such a pass.
   """
 
   layer: int
@@ -139,29 +139,30 @@ class Counts:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Family:
-  """What a backbone brings besides its module. One folder in models/, one line in `families`.
+  """Everything that a backbone defines in addition to its module. Each has a folder in models/ and
+  a line in `families`.
 
   Attributes:
-    name: in messages.
+    name: its name in messages.
     config_type: the dataclass of its sizes.
     graphdef: config -> the module's structure; `nnx.merge(graphdef, params)` is a `UnifiedModel`.
     shapes: config -> shapes of its parameters, a nested dict by part.
     spec: config -> `Spec`.
-    num_heads: config -> attention heads, which tensor parallelism splits.
-    sharding_rules: (pattern of a parameter's path, layout of `sharding`), first match wins.
-    trainable_parts: value of `method.trainable` -> the top-level parts that are trained.
+    num_heads: config -> number of attention heads, which tensor parallelism splits.
+    sharding_rules: (pattern of a parameter's path, a sharding of `sharding`), the first match wins.
+    trainable_parts: value of `method.trainable` -> the top-level parts to train.
     image_tokenizer: the part between pixels and codes: never trained, always float32.
     lora_targets: name of an adapter -> path of the stacked linear layer that it adapts.
     counts: config -> `Counts`, for plans.
-    stand_in: config -> templates as long as real ones, for plans and benchmarks without a
+    stand_in: config -> templates of realistic length, for plans and benchmarks without a
       tokenizer.
-    only: key of a run's configuration -> (the values that make sense for this family, what of it
-      forbids the others, as the end of a sentence).
-    drawn_as: (config, steps, noise) -> a configuration whose own sampler takes so many steps with
-      so much noise, for a family that has such a sampler.
-    room: config -> content tokens that fit beside a template and a picture in one sequence.
-    templates: values of `method.template`, the default first: each frames prompts and questions in
-      its own words. The processor has `template`, the one it uses, and `with_template(name)`. None
+    only: key of a run's configuration -> (the values that this family supports, the reason why it
+      does not support others, as the end of a sentence).
+    drawn_as: (config, steps, noise) -> a configuration whose own sampler uses that number of steps
+      and that noise, for a family with such a sampler.
+    room: config -> content tokens that fit in one sequence beside a template and a picture.
+    templates: values of `method.template`, the default first. Each frames prompts and questions in
+      its own words. The processor has `template`, the one in use, and `with_template(name)`. Empty
       for a backbone without a choice.
   """
 
@@ -190,14 +191,14 @@ class Sampling:
   Attributes:
     temperature: 0 is greedy.
     guidance: weight of classifier-free guidance; 1 is off.
-    max_tokens: of a text, its EOS included.
-    segment: tokens decoded between two growths of the cache (and two checks whether all texts have
-      ended).
-    scan: whether a token is scanned through the stacked layers; else their loop is unrolled.
-    cfg_interval: codes of a picture, from its first, that are guided; 0: all.
-    cache_dtype: of keys and values: '' the model's own, or 'int8'.
-    chunk: of a sampler that unmasks: places whose logits are held at a time; 0: all. How many steps
-      it takes, and with how much noise, its model's configuration says (`Family.drawn_as`).
+    max_tokens: maximum length of a text, including its EOS.
+    segment: tokens decoded before the cache grows again (and before the next check whether all
+      texts have ended).
+    scan: scan over the stacked layers for each token; otherwise the loop over layers is unrolled.
+    cfg_interval: guide this many codes of a picture, from the first; 0: all.
+    cache_dtype: dtype of the KV cache: '' for the model's own, or 'int8'.
+    chunk: positions whose logits a sampler that unmasks holds at a time; 0: all. The model's
+      configuration sets its number of steps and its noise (`Family.drawn_as`).
   """
 
   temperature: float = 1.0
@@ -215,14 +216,15 @@ class Scoring:
   """How to compute log-probabilities.
 
   Attributes:
-    temperature: the one that sampled.
-    guidance: 1 is the plain conditional, 0 the unconditional branch alone.
+    temperature: the sampling temperature.
+    guidance: 1 is the plain conditional, 0 only the unconditional branch.
     chunk: tokens whose logits are held at a time; 0: all.
     remat: recompute each layer in the backward pass.
-    cfg_interval: as sampled.
-    picture_likelihood, prompt_drop, prompt_drop_way, elbo_draws: of a model whose likelihood of a
-      picture is an estimate: which one, the share of the prompt's words that is dropped at random,
-      how, and of how many draws a bound is the mean. Rewards keep the defaults.
+    cfg_interval: the value used in sampling.
+    picture_likelihood, prompt_drop, prompt_drop_way, elbo_draws: for a model whose likelihood of a
+      picture is an estimate: which estimate, the share of the prompt's words that is dropped at
+      random, how they are dropped, and the number of draws that a bound averages. Rewards use the
+      defaults.
   """
 
   temperature: float = 1.0
@@ -239,9 +241,9 @@ class Scoring:
 class UnifiedModel(Protocol):
   """A model that reads and draws pictures. All methods are pure.
 
-  Samplers take a key a sample, (B, G). Likelihoods take a key an input, (B,), the same for all
-  samples of a group and for policy, old policy and reference, so that what chance adds cancels
-  within a group; None where `spec.likelihood_is_random` is False.
+  Samplers take one key per sample, (B, G). Likelihoods take one key per input, (B,), shared by all
+  samples of a group and by policy, old policy and reference, so that the noise cancels within a
+  group; None if `spec.likelihood_is_random` is False.
   """
 
   spec: Spec
@@ -253,8 +255,8 @@ class UnifiedModel(Protocol):
     """(..., N) -> the codes and their pixels, clamped to [-1, 1]."""
 
   def sample_pictures(self, prompt: Text, keys, how: Sampling):
-    """prompt (B, Tp), keys (B, G) -> codes (B, G, N), and log-probabilities (B, G, N) float32: each
-    code's under the distribution that fixed it.
+    """prompt (B, Tp), keys (B, G) -> codes (B, G, N), and log-probabilities (B, G, N) float32 of
+    each code under the distribution from which it was sampled.
     """
 
   def sample_texts(self, picture: Picture, question: Text, keys, how: Sampling):
@@ -271,25 +273,25 @@ class UnifiedModel(Protocol):
     """
 
   def read(self, pictures: Picture, mask) -> Any:
-    """The part of a prefix that comes before any question, run once for all questions about it.
+    """Computes the part of the prefix before the questions, once for all questions about it.
 
     Args:
-      pictures: (B, P, ...), those of a row in the order in which they are shown.
-      mask: (B, P) bool, left-justified: the row's own pictures, at least one; the rest is padding.
+      pictures: (B, P, ...), the pictures of each row in the order in which they are shown.
+      mask: (B, P) bool, left-justified: the row's pictures, at least one; the rest is padding.
 
     Returns:
-      A pytree of arrays whose leading axes are the model's own business; goes to `answer`.
+      A pytree of arrays for `answer`. The model chooses its leading axes.
     """
 
   def answer(self, reading, question: Text, keys, how: Sampling):
-    """One answer to each question.
+    """Samples one answer per question.
 
     Args:
-      reading: of `read`, B rows.
-      question: (B, Q, Tq): what follows the pictures in the user's turn (`encode_turn`); rows with
-        fewer questions are filled up with any.
-      keys: (B, Q), of the answers' chance; unused at temperature 0, which is greedy.
-      how: `guidance` and `cfg_interval` are of pictures, and unused.
+      reading: the result of `read`, B rows.
+      question: (B, Q, Tq): the text after the pictures in the user's turn (`encode_turn`); rows
+        with fewer questions are padded with arbitrary ones.
+      keys: (B, Q), one PRNG key per answer; unused at temperature 0, which is greedy.
+      how: `guidance` and `cfg_interval` apply to pictures and are unused.
 
     Returns:
       Text (B, Q, T), T = how.max_tokens, and log-probabilities (B, Q, T) float32.
@@ -297,7 +299,7 @@ class UnifiedModel(Protocol):
 
 
 def named(spec: Spec, method):
-  """`config.Method` with the model's own values in the place of -1."""
+  """`config.Method` with each -1 replaced by the model's own value."""
 
   def or_own(value, own):
     return own if value < 0 else value
@@ -311,31 +313,31 @@ def named(spec: Spec, method):
 
 
 def guided_codes(how, codes: int) -> int:
-  """How many of a picture's `codes`, from its first, are guided.
+  """The number of a picture's `codes`, from the first, that are guided.
 
-  how: `Sampling`, `Scoring`, or whatever has guidance and cfg_interval.
+  how: `Sampling`, `Scoring`, or any object with guidance and cfg_interval.
   """
   return 0 if how.guidance == 1.0 else min(how.cfg_interval or codes, codes)
 
 
 def picture_to_read(model: UnifiedModel, pixels) -> Picture:
-  """Pixels (..., H, W, 3) in [-1, 1] -> a picture that the model can read, codes only if needed."""
+  """Pixels (..., H, W, 3) in [-1, 1] -> a picture that the model can read, with codes if needed."""
   if model.spec.reads == 'codes':
     return model.picture_from_pixels(pixels)
   return Picture(None, pixels)
 
 
 def row_keys(key, first_candidate, inputs: int, group: int):
-  """One key a sample, (B, G): fold_in(key, global sample index).
+  """One key per sample, (B, G): fold_in(key, global sample index).
 
-  So a sample's randomness depends on neither mesh, chunks, accumulation nor processes.
+  A sample's randomness therefore does not depend on mesh, chunks, accumulation or processes.
   """
   index = first_candidate + jnp.arange(inputs * group).reshape(inputs, group)
   return jax.vmap(jax.vmap(lambda i: jax.random.fold_in(key, i)))(index)
 
 
 def score_keys(model_or_spec, keys):
-  """Keys of samplers (B, G) -> keys of likelihoods (B,), or None for a model that needs none."""
+  """Sampler keys (B, G) -> likelihood keys (B,), or None for a model that needs none."""
   spec = getattr(model_or_spec, 'spec', model_or_spec)
   if not spec.likelihood_is_random:
     return None
@@ -343,17 +345,21 @@ def score_keys(model_or_spec, keys):
 
 
 def without_eos(text: Text, eos_id: int) -> Text:
-  """The content alone: what a sampled text is as a prompt."""
+  """Only the content: a sampled text as a prompt has no EOS."""
   return Text(text.ids, text.mask & (text.ids != eos_id))
 
 
 def as_prompt(model_or_spec, text: Text) -> Text:
-  """A sampled answer (..., T) as a prompt: its first word in the form that begins a prompt."""
+  """Converts a sampled answer (..., T) to a prompt: replaces its first id by the one that begins a
+  prompt.
+  """
   return _with_first(text, getattr(model_or_spec, 'spec', model_or_spec).as_prompt)
 
 
 def as_answer(model_or_spec, text: Text) -> Text:
-  """A prompt (..., T) as an answer: its first word in the form that begins an answer."""
+  """Converts a prompt (..., T) to an answer: replaces its first id by the one that begins an
+  answer.
+  """
   return _with_first(text, getattr(model_or_spec, 'spec', model_or_spec).as_answer)
 
 
