@@ -257,8 +257,9 @@ def _result(compared: list[Compared], done: int, last: int) -> str:
     )
     if found
   ]
+  said = '. '.join([parts[0], *(part[:1].upper() + part[1:] for part in parts[1:])])
   unfinished = '' if done >= last else ' This page is written anew at every evaluation.'
-  return f'{where}, on the same items as before: {". ".join(parts)}.{unfinished}'
+  return f'{where}, on the same items as before: {said}.{unfinished}'
 
 
 def _chief_of(evaluation) -> list[str]:
