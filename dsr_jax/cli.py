@@ -41,7 +41,7 @@ def run_main(main, define_flags):
   except KeyboardInterrupt:
     environment.end_by_interrupt()
   environment.flush()
-  sys.exit(status)
+  environment.end(status)
 
 
 def _guarded(main, define_flags):

@@ -21,6 +21,7 @@ from dsr_jax.errors import InputError, first_line
 # A process that was ended by this signal has 128 more as its status, as shells have it.
 PIPE_STATUS = 128 + signal.SIGPIPE
 _ENDING = threading.Lock()  # held from when this process says that a signal ends it
+_LEFT_AT_WORK = threading.Event()  # set when a signal has raised an exception
 
 # Before any work.
 
@@ -164,11 +165,27 @@ def end_by_signal(number: int):
   if _ENDING.acquire(blocking=False):  # two threads may come here for one signal
     with contextlib.suppress(OSError, RuntimeError):  # it may come while another line is written
       print(f'stopped      by {said}', file=sys.stderr, flush=True)
+  else:
+    time.sleep(1)  # the other one is saying so
   # Python's own `signal.signal` is for the main thread alone.
   to_default = ctypes.CDLL(None).signal
   to_default.argtypes, to_default.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
   to_default(number, None)
   os.kill(os.getpid(), number)
+
+
+def end(status: int):
+  """Ends this process with a status. After a signal that left something at work, without what
+  Python does at its end: devices may still compute, and their library would crash.
+  """
+  if _LEFT_AT_WORK.is_set():
+    os._exit(status)
+  sys.exit(status)
+
+
+def leave_at_work():
+  """Called where a signal is about to raise an exception in the midst of anything."""
+  _LEFT_AT_WORK.set()
 
 
 def flush():
@@ -259,6 +276,7 @@ def watch_interrupts():
   def interrupted(number, frame):
     del number, frame
     watch.came_back()
+    leave_at_work()
     raise KeyboardInterrupt
 
   watch = SignalWatch(heard).__enter__()

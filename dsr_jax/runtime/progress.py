@@ -122,6 +122,7 @@ class StopSignals:
     if self._may_leave:
       self._may_leave = False
       self._watch.came_back()
+      environment.leave_at_work()
       raise Stopped
 
 

@@ -13,6 +13,7 @@ import torch
 from transformers import JanusForConditionalGeneration
 
 from dsr_jax import config as config_lib
+from dsr_jax import saved_config
 from dsr_jax import state as state_lib
 from dsr_jax.convert import __main__ as command
 from dsr_jax.convert import adapter
@@ -198,9 +199,12 @@ def test_the_convert_command_writes_a_runs_adapter_and_says_where_there_is_none(
   tmp_path, monkeypatch, hf_directory
 ):
   def found(trained):
-    return model_source.Located(
-      'runs/a', str(hf_directory), 'runs/a', 3, trained, {'model': {'name': 'some/base'}}
-    )
+    about = {
+      'model': {'name': 'some/base', 'fingerprint': 'f' * 64},
+      'method': saved_config.to_json(config_lib.Config())['method'],
+      'data': {'prompts': 'mine.txt'},
+    }
+    return model_source.Located('runs/a', str(hf_directory), 'runs/a', 3, trained, about)
 
   for seed, overwrite in ((0, False), (1, True)):
     adapters = janus_adapters(seed)
