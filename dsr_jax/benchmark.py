@@ -556,18 +556,18 @@ def _table(report) -> str:
 
 def define_flags(f=flags.FLAGS):
   config_loading.define_config_flag(
-    'config', 'The run: a file of configs/, its keys set by --config.key=value.', f
+    'config', 'Config file of the run, from configs/; set its keys with --config.key=value.', f
   )
   flags.DEFINE_integer(
     'repeats',
     5,
-    'How often each phase is timed after warming up; the median is given.',
+    'Number of timed repeats of each phase after a warm-up; the result is their median.',
     flag_values=f,
   )
   flags.DEFINE_list(
     'phases',
     [],
-    'Some of the phases, for large models take minutes to compile; all by default.',
+    'Phases to time (default: all). For large models, each takes minutes to compile.',
     flag_values=f,
   )
 

@@ -287,15 +287,15 @@ def define_flags(f=flags.FLAGS):
   flag_types.define_path(
     'output',
     None,
-    'Folder to write the JSON and the picture to: new, empty, or an earlier output of this '
-    'command. By default the JSON is printed alone.',
+    'Output folder for the JSON and the image: new, empty, or an earlier output of this command. '
+    'By default, only print the JSON.',
     f,
   )
   flags.DEFINE_boolean(
     'compare',
     True,
-    'Whether transformers is asked too, where torch is installed. It takes four bytes a parameter '
-    'once more.',
+    'Compare with transformers if torch is installed. This needs another four bytes of memory per '
+    'parameter.',
     flag_values=f,
   )
 

@@ -98,30 +98,28 @@ def define_flags(f=flags.FLAGS):
   flag_types.define_path('model', None, f'The model: {locate.EXPECTED}.', f)
   locate.define_flags(f)
   locate.define_crop_flag(f)
-  flag_types.define_path('image', None, 'A picture file.', f)
+  flag_types.define_path('image', None, 'An image file.', f)
   flags.DEFINE_string(
     'question',
     None,
-    'What to ask about the picture. By default the question that the model was reinforced with.',
+    'Question about the image. By default, the one that the model was trained with.',
     flag_values=f,
   )
-  flags.DEFINE_integer('num_samples', 4, 'How many texts.', flag_values=f)
+  flags.DEFINE_integer('num_samples', 4, 'Number of texts.', flag_values=f)
   flags.DEFINE_integer(
     'max_tokens',
     None,
-    'Longest text. By default what the model was reinforced with.',
+    'Maximum length of a text in tokens. By default, as in training.',
     flag_values=f,
   )
   flags.DEFINE_float(
     'temperature',
     None,
-    'Sampling temperature; 0 is greedy. By default what the model was reinforced with, else 1.',
+    'Sampling temperature; 0 is greedy. By default, the one used in training, else 1.',
     flag_values=f,
   )
-  flags.DEFINE_integer(
-    'seed', 42, 'Text i of every model is sampled with (seed, i).', flag_values=f
-  )
-  flag_types.define_path('compare', None, 'A second model, which speaks with the same seeds.', f)
+  flags.DEFINE_integer('seed', 42, 'Sample i of every model uses the key (seed, i).', flag_values=f)
+  flag_types.define_path('compare', None, 'A second model, which samples with the same seeds.', f)
 
 
 if __name__ == '__main__':

@@ -181,8 +181,8 @@ def main(argv, f=flags.FLAGS):
 
 
 def define_flags(f=flags.FLAGS):
-  flag_types.define_paths('workdirs', [], 'Finished runs, seeds of one configuration.', f)
-  flag_types.define_path('output', '', 'Also write the table there.', f)
+  flag_types.define_paths('workdirs', [], 'Finished runs: several seeds of one configuration.', f)
+  flag_types.define_path('output', '', 'Also write the table to this file.', f)
 
 
 if __name__ == '__main__':

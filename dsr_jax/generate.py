@@ -214,44 +214,42 @@ def define_flags(f=flags.FLAGS):
   flags.DEFINE_string(
     'instruction',
     None,
-    'What is asked before the text is scored given the picture. By default what '
-    'the model was reinforced with.',
+    'Question before the prompt when it is scored given the image. By default, the one that '
+    'the model was trained with.',
     flag_values=f,
   )
   flag_types.define_path('model', None, f'The model: {locate.EXPECTED}.', f)
   locate.define_flags(f)
-  flags.DEFINE_string('prompt', None, 'What to draw.', flag_values=f)
+  flags.DEFINE_string('prompt', None, 'The prompt.', flag_values=f)
   flag_types.define_path(
     'prompts',
     None,
-    'A file of prompts, to draw many: a line each, or .jsonl or .csv with a column prompt.',
+    'A file of many prompts: one per line, or .jsonl or .csv with a column prompt.',
     f,
   )
-  flags.DEFINE_integer('num_samples', 8, 'How many pictures of a prompt.', flag_values=f)
+  flags.DEFINE_integer('num_samples', 8, 'Number of images per prompt.', flag_values=f)
   flag_types.define_path(
     'output',
     None,
-    'Folder to write: new, empty, or an earlier output of this command.',
+    'Output folder: new, empty, or an earlier output of this command.',
     f,
   )
   flags.DEFINE_float(
     'cfg_weight',
     None,
-    'Guidance; 1 is off. By default what the model was reinforced with, else what its '
-    'generation_config.json says.',
+    'Classifier-free guidance; 1 is off. By default, the value used in training, else the one in '
+    'generation_config.json.',
     flag_values=f,
   )
   flags.DEFINE_float(
     'temperature',
     None,
-    'Sampling temperature; 0 is greedy. By default what the model was reinforced with, else 1.',
+    'Sampling temperature; 0 is greedy. By default, the one used in training, else 1.',
     flag_values=f,
   )
-  flags.DEFINE_integer(
-    'seed', 42, 'Candidate i of every model draws with (seed, i).', flag_values=f
-  )
+  flags.DEFINE_integer('seed', 42, 'Sample i of every model uses the key (seed, i).', flag_values=f)
   flag_types.define_path(
-    'compare', None, 'A second model, drawn with the same seeds, side by side.', f
+    'compare', None, 'A second model with the same seeds, shown side by side.', f
   )
 
 

@@ -27,30 +27,26 @@ def main(argv, f=flags.FLAGS):
 
 def define_flags(f=flags.FLAGS):
   config_loading.define_config_flag(
-    'config', 'The run: a file of configs/, its keys set by --config.key=value.', f
+    'config', 'Config file of the run, from configs/; set its keys with --config.key=value.', f
   )
   flag_types.define_path(
     'workdir',
     None,
-    'The folder the run leaves everything in; a run that was stopped there goes on.',
+    'Folder for all outputs of the run. A run that was stopped there resumes.',
     f,
   )
   flags.DEFINE_bool(
     'accept_changed_data',
     False,
-    'Goes on although prompts or pictures are others than before.',
+    'Resume even if prompts or images have changed.',
     flag_values=f,
   )
   flags.DEFINE_string(
-    'coordinator', None, 'Several processes: HOST:PORT of the first.', flag_values=f
+    'coordinator', None, 'HOST:PORT of the first process, for several processes.', flag_values=f
   )
-  flags.DEFINE_integer('processes', None, 'Several processes: how many.', flag_values=f)
-  flags.DEFINE_integer(
-    'process', None, 'Several processes: which one this is, from 0.', flag_values=f
-  )
-  flags.DEFINE_float(
-    'wait_seconds', 120, 'How long to wait for the other processes.', flag_values=f
-  )
+  flags.DEFINE_integer('processes', None, 'Number of processes.', flag_values=f)
+  flags.DEFINE_integer('process', None, 'Index of this process, from 0.', flag_values=f)
+  flags.DEFINE_float('wait_seconds', 120, 'Seconds to wait for the other processes.', flag_values=f)
 
 
 if __name__ == '__main__':

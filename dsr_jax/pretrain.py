@@ -468,12 +468,12 @@ def main(argv, f=flags.FLAGS):
 
 def define_flags(f=flags.FLAGS):
   config_loading.define_config_flag(
-    'config', 'What to train, and how long.', f, default=DEFAULT_CONFIG
+    'config', 'Config file of the training.', f, default=DEFAULT_CONFIG
   )
   flag_types.define_path(
     'workdir',
     None,
-    'Where the run lives; its result is WORKDIR/model.',
+    'Folder for all outputs of the run; the result is WORKDIR/model.',
     f,
   )
 

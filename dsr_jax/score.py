@@ -100,20 +100,20 @@ def define_flags(f=flags.FLAGS):
   flags.DEFINE_string(
     'instruction',
     None,
-    'What is asked before the text is scored given the picture. By default what '
-    'the model was reinforced with.',
+    'Question before the text when it is scored given the image. By default, the one that '
+    'the model was trained with.',
     flag_values=f,
   )
   flag_types.define_path('model', None, f'The model: {locate.EXPECTED}.', f)
   locate.define_flags(f)
   locate.define_crop_flag(f)
-  flags.DEFINE_string('text', None, 'The text.', flag_values=f)
-  flag_types.define_path('image', None, 'A picture file; or', f)
+  flags.DEFINE_string('text', None, 'The text to score.', flag_values=f)
+  flag_types.define_path('image', None, 'An image file (or use --image_codes).', f)
   flag_types.define_path(
     'image_codes',
     None,
-    'A JSON file of image codes: a list, or what this command or '
-    'dsr_jax.generate wrote (of several samples the first).',
+    'A JSON file of image codes: a list, or an output of this command or of '
+    'dsr_jax.generate (with several samples, the first is used).',
     f,
   )
 

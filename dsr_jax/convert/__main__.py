@@ -141,26 +141,26 @@ def define_flags(f=flags.FLAGS):
   flag_types.define_path('source', None, f'The model: {locate.EXPECTED}.', f)
   locate.define_base_flag(f)
   flag_types.define_path(
-    'target', None, 'The directory to write; it appears whole or not at all.', f
+    'target', None, 'The directory to write. It appears only when it is complete.', f
   )
   flags.DEFINE_string(
     'format',
     None,
-    "hf (transformers), deepseek (the original code's), showo (a Show-o's), or peft (a run's "
-    'adapters).',
+    'hf (for transformers), deepseek (for the original Janus code), showo (for the original Show-o '
+    "code), or peft (only a run's adapters).",
     flag_values=f,
   )
   flags.DEFINE_string(
     'dtype',
     None,
-    'float32 or bfloat16, for all weights. By default each keeps the type it has.',
+    'float32 or bfloat16, for all weights. By default, each weight keeps its dtype.',
     flag_values=f,
   )
-  flags.DEFINE_bool('overwrite', False, 'Replace the target if it is there.', flag_values=f)
+  flags.DEFINE_bool('overwrite', False, 'Replace the target if it exists.', flag_values=f)
   flags.DEFINE_string(
     'push_to_hub',
     '',
-    'OWNER/NAME on the Hugging Face Hub: the target is uploaded there too; a new one is private.',
+    'Also upload the target to OWNER/NAME on the Hugging Face Hub; a new repository is private.',
     flag_values=f,
   )
 

@@ -74,8 +74,8 @@ def define_flags(f=flags.FLAGS):
   flags.DEFINE_string(
     'template',
     '',
-    'What frames prompts and questions: of Janus tokens (<|User|>) or plain (User). By default '
-    "what the model was reinforced with, else its family's first.",
+    'The words that frame prompts and questions. Janus: tokens (<|User|>) or plain (User). By '
+    "default, the template that the model was trained with, else its family's first.",
     flag_values=f,
   )
   define_base_flag(f)
@@ -87,8 +87,8 @@ def define_crop_flag(f=flags.FLAGS):
     'crop',
     '',
     ['', *config_lib.CROPS],
-    'How the picture becomes a square: its centre (crop), or whole between grey bars (pad). By '
-    'default as in the run; of a model that is no run as its family reads: Janus-Pro pads.',
+    'How to make the image square: crop to the center, or pad with gray bars. By default, as in '
+    'the run; for a model that is not a run, as its family does: Janus-Pro pads.',
     flag_values=f,
   )
 
@@ -98,7 +98,7 @@ def define_base_flag(f=flags.FLAGS):
   flag_types.define_path(
     'base',
     '',
-    'Of a run: the model that it began with, if that no longer lies where it did.',
+    'For a run: the model that it started from, if that model has moved.',
     f,
   )
 

@@ -73,14 +73,12 @@ def check_port(host: str, port: int):
 def define_flags(f=flags.FLAGS):
   flag_types.define_path('model', None, f'The model: {locate.EXPECTED}.', f)
   locate.define_flags(f)
-  flag_types.define_path(
-    'compare', None, 'A second model, which draws and speaks with the same seeds.', f
-  )
-  flags.DEFINE_integer('num_samples', 8, 'How many pictures or texts of a click.', flag_values=f)
+  flag_types.define_path('compare', None, 'A second model, which samples with the same seeds.', f)
+  flags.DEFINE_integer('num_samples', 8, 'Number of images or texts per click.', flag_values=f)
   flags.DEFINE_string(
-    'host', '127.0.0.1', 'The address to listen at; 0.0.0.0 is open to the network.', flag_values=f
+    'host', '127.0.0.1', 'Address to listen on; 0.0.0.0 is open to the network.', flag_values=f
   )
-  flags.DEFINE_integer('port', 7860, 'The port.', flag_values=f)
+  flags.DEFINE_integer('port', 7860, 'Port to listen on.', flag_values=f)
 
 
 if __name__ == '__main__':

@@ -470,11 +470,10 @@ def _measure_scenes(models, names, config, wishes) -> Part:
 def define_flags(f=flags.FLAGS):
   config_loading.define_config_flag(
     'config',
-    'How to sample and compute: a config file (its method.temperature, method.guidance, '
-    'method.cfg_interval, eval and system), keys set by --config.key=value. By default the lists '
-    f"of Scenes take {DEFAULT_CONFIG}; where nothing of it is changed, all others take the model's "
-    'own settings, float32 on a CPU, '
-    'bfloat16 elsewhere.',
+    'Config file for sampling and computing (only method.temperature, method.guidance, '
+    'method.cfg_interval, eval and system count); set its keys with --config.key=value. By '
+    f'default, the lists of Scenes use {DEFAULT_CONFIG}; unless you change a key, all other '
+    "benchmarks use the model's own settings, with float32 on a CPU and bfloat16 elsewhere.",
     f,
     default=DEFAULT_CONFIG,
   )
@@ -482,76 +481,72 @@ def define_flags(f=flags.FLAGS):
     'model',
     None,
     f'The model: {locate.EXPECTED}. BEFORE,AFTER compares the second with the first; '
-    f'RUN{ALL_STEPS} are all checkpoints of a run.',
+    f'RUN{ALL_STEPS} evaluates all checkpoints of a run.',
     f,
   )
   flag_types.define_path(
     'before',
     '',
-    'A model to compare with: measured with the same seeds, differences are paired.',
+    'A model to compare with. It uses the same seeds, so differences are paired.',
     f,
   )
   flags.DEFINE_list(
-    'benchmarks', [], f'Some of {", ".join(known_names())}; by default {SCENES}.', flag_values=f
+    'benchmarks', [], f'Any of {", ".join(known_names())} (default: {SCENES}).', flag_values=f
   )
   flag_types.define_path(
     'output',
     None,
-    'Folder to write: new, empty, or an earlier output of this command, which is gone on with.',
+    'Output folder: new, empty, or an earlier output of this command, which it then continues.',
     f,
   )
   flags.DEFINE_string(
     'stage',
     '',
-    'answer: draw and answer alone. score: score what is there. Both by default.',
+    'answer: only draw and answer. score: only score existing answers. By default, both.',
     flag_values=f,
   )
   flags.DEFINE_integer(
     'limit',
     0,
-    'A quick look: so many of each category, the same for every model; 0: all.',
+    'For a quick look: this many items of each category, the same for every model; 0: all.',
     flag_values=f,
   )
   flags.DEFINE_integer(
     'best_of',
     1,
-    "Every sampled picture or text is the best of so many by the model's own reward.",
+    "Each sampled image or text is the best of this many, by the model's own reward.",
     flag_values=f,
   )
   flags.DEFINE_integer(
-    'max_tokens', subject.MAX_TOKENS, 'The longest answer, in tokens.', flag_values=f
+    'max_tokens', subject.MAX_TOKENS, 'Maximum length of an answer, in tokens.', flag_values=f
   )
   locate.define_flags(f)
   flag_types.define_paths(
     'data',
     [],
-    'Where the tables of questions are: a folder, or NAME=FILE; by default they are downloaded to '
+    'Question tables: a folder, or NAME=FILE. By default, they are downloaded to '
     f'~/.cache/dsr_jax/benchmarks, or below {data_folders.CACHE_VARIABLE}.',
     f,
   )
-  flags.DEFINE_bool(
-    'any_version', False, 'Take tables of questions whatever their md5.', flag_values=f
-  )
+  flags.DEFINE_bool('any_version', False, 'Accept question tables with any md5.', flag_values=f)
   flags.DEFINE_string(
     'judge_url',
     '',
-    'LLaVABench: an address that talks like https://api.openai.com/v1.',
+    'LLaVABench: URL of an API compatible with https://api.openai.com/v1.',
     flag_values=f,
   )
-  flags.DEFINE_string('judge_model', '', "LLaVABench: the judge's name there.", flag_values=f)
-  flag_types.define_path('judge_rules', '', "LLaVABench: the rules' texts, LLaVA's rule.json.", f)
-  flag_types.define_path('judge_reviews', '', 'LLaVABench: a file of reviews made elsewhere.', f)
+  flags.DEFINE_string('judge_model', '', "LLaVABench: the judge's name at that URL.", flag_values=f)
+  flag_types.define_path(
+    'judge_rules', '', "LLaVABench: the judge's prompts, LLaVA's rule.json.", f
+  )
+  flag_types.define_path('judge_reviews', '', 'LLaVABench: a file of existing reviews.', f)
   evaluator_choice.define_evaluator_flags(f)
   flags.DEFINE_string(
-    'coordinator', None, 'Several processes: HOST:PORT of the first.', flag_values=f
+    'coordinator', None, 'HOST:PORT of the first process, for several processes.', flag_values=f
   )
-  flags.DEFINE_integer('processes', None, 'Several processes: how many.', flag_values=f)
-  flags.DEFINE_integer(
-    'process', None, 'Several processes: which one this is, from 0.', flag_values=f
-  )
-  flags.DEFINE_float(
-    'wait_seconds', 120, 'How long to wait for the other processes.', flag_values=f
-  )
+  flags.DEFINE_integer('processes', None, 'Number of processes.', flag_values=f)
+  flags.DEFINE_integer('process', None, 'Index of this process, from 0.', flag_values=f)
+  flags.DEFINE_float('wait_seconds', 120, 'Seconds to wait for the other processes.', flag_values=f)
 
 
 if __name__ == '__main__':

@@ -91,13 +91,13 @@ def define_evaluator_flags(f=flags.FLAGS):
     flag_types.define_path(
       f'evaluator.{name}',
       '',
-      f'{kind.what}: a directory or a Hub id of a {kind.architecture}; by default {kind.default}.',
+      f'{kind.what}: directory or Hub id of a {kind.architecture} (default: {kind.default}).',
       f,
     )
   flags.DEFINE_integer(
     'blip_size',
     0,
-    "Side of BLIP's pictures: 0 is the checkpoint's own, 384; 480, the official scorer's, is "
-    'interpolated.',
+    "Side of BLIP's input images. 0: the checkpoint's own, 384. 480: the official scorer's, with "
+    'interpolated position embeddings.',
     flag_values=f,
   )

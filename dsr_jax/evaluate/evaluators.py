@@ -297,7 +297,7 @@ def main(argv, f=flags.FLAGS):
 
 def define_flags(f=flags.FLAGS):
   flags.DEFINE_string('benchmark', None, 'geneval or t2i_compbench.', flag_values=f)
-  flag_types.define_path('folder', None, 'Its pictures, in the official layout.', f)
+  flag_types.define_path('folder', None, "The benchmark's images, in the official layout.", f)
   define_evaluator_flags(f)
 
 

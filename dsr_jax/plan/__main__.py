@@ -38,18 +38,18 @@ def main(argv, f=flags.FLAGS):
 
 def define_flags(f=flags.FLAGS):
   config_loading.define_config_flag(
-    'config', 'The run: a file of configs/, its keys set by --config.key=value.', f
+    'config', 'Config file of the run, from configs/; set its keys with --config.key=value.', f
   )
   flags.DEFINE_string(
-    'topology', None, 'The slice: v5e:8x8, v5p:4x4x4, v6e:8x8, h200:8.', flag_values=f
+    'topology', None, 'The slice, such as v5e:8x8, v5p:4x4x4, v6e:8x8, h200:8.', flag_values=f
   )
   flags.DEFINE_bool(
     'compile',
     True,
-    'Whether to compile the step for a TPU slice; --nocompile counts only.',
+    'Compile the step for a TPU slice; --nocompile only counts memory and operations.',
     flag_values=f,
   )
-  flag_types.define_path('hlo', '', 'Where to leave the compiled program as text.', f)
+  flag_types.define_path('hlo', '', 'Output file for the text of the compiled program.', f)
 
 
 if __name__ == '__main__':

@@ -49,24 +49,24 @@ def main(argv, f=flags.FLAGS):
 
 
 def define_flags(f=flags.FLAGS):
-  flags.DEFINE_string('dataset', None, f'What is read: {", ".join(known.KNOWN)}.', flag_values=f)
+  flags.DEFINE_string('dataset', None, f'Kind of source: {", ".join(known.KNOWN)}.', flag_values=f)
   flag_types.define_path(
-    'source', None, 'A zip, a .tgz archive or a folder of them, or a folder.', f
+    'source', None, 'A zip, a .tgz archive or a folder of them, or a folder of images.', f
   )
   flag_types.define_path(
     'data_dir',
     None,
-    'Where prepared sets lie: a folder, or gs://BUCKET/FOLDER; as data.data_dir of a run.',
+    "Folder of prepared sets, or gs://BUCKET/FOLDER; a run's data.data_dir.",
     f,
   )
   flags.DEFINE_string(
-    'name', None, 'What it is called in data.images; the dataset by default.', flag_values=f
+    'name', None, 'Its name in data.images (default: the dataset).', flag_values=f
   )
   flags.DEFINE_integer(
-    'workers', os.cpu_count() or 1, 'Threads that read and decode.', flag_values=f
+    'workers', os.cpu_count() or 1, 'Number of threads that read and decode.', flag_values=f
   )
   flags.DEFINE_bool(
-    'overwrite', False, 'Begins anew where another source was prepared.', flag_values=f
+    'overwrite', False, 'Start over if another source was prepared there.', flag_values=f
   )
 
 

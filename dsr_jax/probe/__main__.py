@@ -88,25 +88,23 @@ def main(argv, f=flags.FLAGS):
 
 def define_flags(f=flags.FLAGS):
   config_loading.define_config_flag(
-    'config', 'The run that is thought of: a config file, keys set by --config.key=value.', f
+    'config', 'Config file of the planned run; set its keys with --config.key=value.', f
   )
   flag_types.define_path('model', None, f'The model: {locate.EXPECTED}.', f)
   locate.define_flags(f)
   flag_types.define_path(
     'output',
     None,
-    'Folder to write: new, empty, or an earlier output of this command.',
+    'Output folder: new, empty, or an earlier output of this command.',
     f,
   )
   flags.DEFINE_integer(
     'num_inputs',
     64,
-    'How many prompts, and how many pictures; each has method.group_size samples.',
+    'Number of prompts, and number of images; each gets method.group_size samples.',
     flag_values=f,
   )
-  flags.DEFINE_integer(
-    'seed', 42, 'Sample i of input k is sampled with (seed, k, i).', flag_values=f
-  )
+  flags.DEFINE_integer('seed', 42, 'Sample i of input k uses the key (seed, k, i).', flag_values=f)
 
 
 if __name__ == '__main__':

@@ -114,21 +114,21 @@ def _in_short(result: dict, output: str) -> dict:
 
 
 def define_flags(f=flags.FLAGS):
-  flag_types.define_path('workdir', None, 'The folder of a run; only read.', f)
+  flag_types.define_path('workdir', None, 'The folder of a run, which is only read.', f)
   locate.define_base_flag(f)
-  flags.DEFINE_integer('step', None, 'The step to run again, from 1.', flag_values=f)
+  flags.DEFINE_integer('step', None, 'The step to repeat, from 1.', flag_values=f)
   flags.DEFINE_integer(
     'input',
     None,
-    'The one prompt, and picture, to show, from 0; the first three by default.',
+    'Index of the prompt and the image to show, from 0 (default: the first three).',
     flag_values=f,
   )
   flags.DEFINE_string(
-    'objective', '', 'What if the step had had this method.objective?', flag_values=f
+    'objective', '', 'Recompute the update with this method.objective.', flag_values=f
   )
-  flags.DEFINE_string('scorer', '', 'What if it had had this method.scorer?', flag_values=f)
-  flags.DEFINE_string('reward', '', 'What if it had had this method.reward?', flag_values=f)
-  flag_types.define_path('output', '', 'Folder to write; WORKDIR/replays/STEP by default.', f)
+  flags.DEFINE_string('scorer', '', 'Recompute it with this method.scorer.', flag_values=f)
+  flags.DEFINE_string('reward', '', 'Recompute it with this method.reward.', flag_values=f)
+  flag_types.define_path('output', '', 'Output folder (default: WORKDIR/replays/STEP).', f)
 
 
 if __name__ == '__main__':

@@ -1,5 +1,5 @@
-"""What a reward is given and what it declares. A new reward is a function of `RewardInputs` and a
-line of `table.REWARDS`.
+"""The inputs and the declaration of a reward. A new reward is a function of `RewardInputs` and an
+entry in `table.REWARDS`.
 
 Rewards run on the device and are never differentiated.
 Axes: B inputs, G samples, T text tokens, N image codes, H W pixels.
@@ -13,7 +13,7 @@ from dsr_jax.models.unified import Picture, Scoring, Text, UnifiedModel
 
 
 class RewardInputs(NamedTuple):
-  """The samples of a chunk of inputs, and whatever may score them.
+  """The samples for a chunk of inputs, and everything that a reward may use to score them.
 
   Attributes:
     task: 'generation' or 'understanding'.
@@ -21,14 +21,14 @@ class RewardInputs(NamedTuple):
     text: generation: the prompts (B, Tp); understanding: the sampled texts (B, G, T), with their
       end-of-text token.
     picture: generation: the drawn pictures (B, G, ...); understanding: the original ones (B, ...).
-    question: what a text answers. generation: the instruction before the prompt in R_G (Ti,);
-      understanding: the questions (B, Tq).
-    sample_keys: (B, G), the samples' own keys.
-    score_keys: (B,), what likelihoods are given; None for a model that needs none.
-    extra: the batch's fields that the reward declares, (B, ...) or of no input in particular.
-    reward_params: what the reward's `load` returned; to `table.score`, by name for all terms.
+    question: the user's turn before the text. generation: the instruction before the prompt in R_G
+      (Ti,); understanding: the questions (B, Tq).
+    sample_keys: (B, G), the PRNG keys of the samples.
+    score_keys: (B,), the PRNG keys for likelihoods; None for a model that needs none.
+    extra: the batch fields that the reward declares, (B, ...) or not per input.
+    reward_params: the result of the reward's `load`; for `table.score`, a dict of all terms.
     scoring: `Scoring` of plain likelihoods.
-    eos_id: ends a text.
+    eos_id: the token that ends a text.
     method: `config.Method`.
   """
 
@@ -47,14 +47,15 @@ class RewardInputs(NamedTuple):
 
 
 class Reward(NamedTuple):
-  """A line of the table.
+  """An entry in `table.REWARDS`.
 
   Attributes:
-    function: RewardInputs -> rewards (B, G) float32, the higher the better. None: who gives them
-      is no part of the step (`rewards.external`).
-    fields: names in `data.fields.FIELDS`: what it needs of each batch beyond prompts and pictures.
-    tasks: those that it can reward.
-    load: config.Method -> weights of its own, a pytree of arrays; None: it has none.
+    function: RewardInputs -> rewards (B, G) float32, higher is better. None: the reward is computed
+      outside the step (`rewards.external`).
+    fields: names in `data.fields.FIELDS`: the batch fields that it needs beyond prompts and
+      pictures.
+    tasks: the tasks that it can reward.
+    load: config.Method -> the reward's weights, a pytree of arrays; None: it has no weights.
     self_reward: whether it depends on the scorer, so that live and frozen scorers may differ.
   """
 

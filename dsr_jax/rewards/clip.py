@@ -1,4 +1,4 @@
-"""The CLIP reward (the paper's A.4): an external reward with weights of its own."""
+"""The CLIP reward (appendix A.4 of the paper), which has its own weights."""
 
 from dsr_jax.convert import clip as clip_files
 from dsr_jax.models import clip as clip_lib
@@ -12,5 +12,5 @@ def clip(x: RewardInputs):
 
 
 def load(method):
-  """The weights of `method.clip_reward.model`."""
+  """Loads the weights of `method.clip_reward.model`."""
   return clip_files.load(method.clip_reward.model)

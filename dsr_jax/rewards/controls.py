@@ -1,4 +1,4 @@
-"""Controls: rewards that a gain must be compared with.
+"""Control rewards, to compare a gain with.
 
 Axes: B inputs, G samples, N image codes, H W pixels.
 """
@@ -17,7 +17,7 @@ from dsr_jax.scenes import world
 
 
 def random(x: RewardInputs):
-  """A number in [0, 1) by the sample's key."""
+  """A random number in [0, 1) from the sample's key."""
 
   def draw(key):
     return jax.random.uniform(jax.random.fold_in(key, 2**31 - 1))  # sampling folds in token indices
@@ -26,7 +26,7 @@ def random(x: RewardInputs):
 
 
 def forward(x: RewardInputs):
-  """How likely the sample itself is, given its input, a token: is the reward mere confidence?"""
+  """The mean log-probability of the sample given its input: is the reward mere confidence?"""
   if x.task == 'generation':
     prompt = Text(x.text.ids[:, None], x.text.mask[:, None])
     return mean_logp(*code_logps(x.model, x.picture.codes, prompt, x.scoring, keys=x.score_keys))
@@ -36,7 +36,7 @@ def forward(x: RewardInputs):
 
 
 def shuffled(x: RewardInputs):
-  """R_G and R_U of another input than the one that was asked for: is only a look rewarded?"""
+  """R_G and R_U with a different input: does the reward depend on the input at all?"""
   if x.task == 'generation':
     x = x._replace(text=Text(x.extra['other_ids'], x.extra['other_mask']))
   else:
@@ -45,11 +45,11 @@ def shuffled(x: RewardInputs):
 
 
 def judge(x: RewardInputs):
-  """The exact judge of Scenes: the share of a prompt's atoms that are drawn, or F1 of a text's.
+  """The exact judge of Scenes: the share of a prompt's atoms in the picture, or a text's F1.
 
-  The one exception to the rule that nothing leaves the device inside a step: the judge is NumPy
-  code on the host. With `method.judge_accuracy` below 1 that share of the verdicts v is right, and
-  the others are turned around to 1 - v, by the sample's key.
+  This is the one exception to the rule that a step has no host transfers: the judge is NumPy code
+  on the host. If `method.judge_accuracy` is below 1, that share of the verdicts v stays correct,
+  and the others become 1 - v; the sample's key decides.
   """
   inputs, group = x.sample_keys.shape
   side = x.picture.pixels.shape[-2]

@@ -1,9 +1,9 @@
 """The dual self-rewards (arXiv 2506.07963, eq. 3): how likely is the original input, given a
-sampled output? Means over tokens of plain conditional log-probabilities in nats: no guidance,
-temperature 1.
+sampled output? They are means over tokens of plain conditional log-probabilities in nats, without
+guidance and at temperature 1.
 
-  R_G  a drawn picture is worth log p(prompt | picture) / |prompt|
-  R_U  a written text is worth log p(picture's codes | text) / N
+  R_G  reward of a drawn picture: log p(prompt | picture) / |prompt|
+  R_U  reward of a written text: log p(picture's codes | text) / N
 
 Axes: B inputs, G samples, T text tokens, N image codes.
 """
@@ -33,15 +33,15 @@ def generation(
   eos_id: int | None = None,
   keys=None,
 ):
-  """R_G, for code outside the step: mean log-probability of the prompt's tokens, read off each
-  sampled picture. In the step `dual` computes the same.
+  """R_G, for code outside the step: the mean log-probability of the prompt's tokens given each
+  sampled picture. In the step, `dual` computes the same.
 
   Args:
-    pictures: (B, G, ...), as the image tokenizer decodes the sampled codes.
+    pictures: (B, G, ...), the sampled codes as decoded by the image tokenizer.
     prompt: (B, Tp), the original prompt's content.
-    instruction: (Ti,), what the model is asked about the picture.
+    instruction: (Ti,), the question about the picture.
     how: `Scoring`.
-    eos_id: counts the end-of-text token too, if given.
+    eos_id: if given, the end-of-text token counts too.
     keys: (B,), or None for a model whose likelihoods need none.
 
   Returns:
@@ -52,19 +52,19 @@ def generation(
 
 
 def understanding(model: UnifiedModel, codes, texts: Text, how: Scoring, *, eos_id: int, keys=None):
-  """R_U, for code outside the step: mean log-probability of the original picture's codes, drawn
-  from each sampled text. In the step `dual` computes the same.
+  """R_U, for code outside the step: the mean log-probability of the original picture's codes given
+  each sampled text. In the step, `dual` computes the same.
 
   Args:
-    codes: (B, N), the original picture's.
-    texts: (B, G, T), sampled; their end-of-text token is no part of the prompt.
+    codes: (B, N), the codes of the original picture.
+    texts: (B, G, T), sampled; their end-of-text token is not part of the prompt.
     how: `Scoring`.
-    eos_id: ends a text.
+    eos_id: the token that ends a text.
     keys: (B,), or None for a model whose likelihoods need none.
 
   Returns:
-    Rewards (B, G), where an empty text has the worst of its group, and per-token log-probabilities
-    (B, G, N), float32.
+    Rewards (B, G), where an empty text gets the worst reward of its group, and per-token
+    log-probabilities (B, G, N), float32.
   """
   prompt = as_prompt(model, texts)
   logps, mask = code_logps(model, codes[:, None], prompt, how, keys=keys)
@@ -73,11 +73,11 @@ def understanding(model: UnifiedModel, codes, texts: Text, how: Scoring, *, eos_
 
 
 def dual(x: RewardInputs):
-  """R_G of drawn pictures or R_U of written texts, eq. 3: the reward of the step."""
+  """R_G of drawn pictures or R_U of written texts, eq. 3: the reward in the step."""
   return mean_logp(*reversed_logps(x))
 
 
-# The two reversed likelihoods, which the other self-rewards are made of too.
+# The two reversed likelihoods, which the other self-rewards also use.
 
 
 def reversed_logps(x: RewardInputs):
@@ -90,7 +90,7 @@ def reversed_logps(x: RewardInputs):
 
 
 def prompt_given_samples(x: RewardInputs, prompt: Text):
-  """Log-probabilities (B, G, T) of a prompt an input, (B, T), given each drawn picture; and
+  """Log-probabilities (B, G, T) of each input's prompt, (B, T), given each drawn picture, and their
   mask.
   """
   return prompt_logps(
@@ -105,8 +105,8 @@ def prompt_given_samples(x: RewardInputs, prompt: Text):
 
 
 def prompt_logps(model, pictures: Picture, prompt: Text, instruction: Text, how, *, eos_id, keys):
-  """Log-probabilities (B, G, T) of a prompt an input, (B, T), read off each picture (B, G, ...),
-  and their mask (B, 1, T).
+  """Log-probabilities (B, G, T) of each input's prompt, (B, T), given each picture (B, G, ...), and
+  their mask (B, 1, T).
   """
   if eos_id is not None:
     prompt = with_eos(prompt, eos_id)
@@ -118,13 +118,13 @@ def prompt_logps(model, pictures: Picture, prompt: Text, instruction: Text, how,
 
 
 def code_logps(model, codes, text: Text, how: Scoring, *, keys):
-  """Log-probabilities (B, G, N) of codes (B, h, N) drawn from texts (B, g, T), and their mask."""
+  """Log-probabilities (B, G, N) of codes (B, h, N) given texts (B, g, T), and their mask."""
   logps = model.picture_logps(text, codes, keys, how).logp
   return logps, jnp.ones(logps.shape, bool)
 
 
 def counted_eos(x: RewardInputs) -> int | None:
-  """The end-of-text id where it counts in R_G (`method.eos_in_reward`)."""
+  """The end-of-text id if it counts in R_G (`method.eos_in_reward`), else None."""
   return x.eos_id if x.method.eos_in_reward else None
 
 
@@ -137,7 +137,7 @@ def with_eos(text: Text, eos_id: int) -> Text:
 
 
 def worst_where_empty(rewards, texts: Text, eos_id: int):
-  """Rewards (B, G) with the worst of the group in the place of a text without content."""
+  """Replaces the reward (B, G) of a text without content by the worst reward of its group."""
   empty = ~jnp.any(texts.mask & (texts.ids != eos_id), axis=-1)
   worst = jnp.min(jnp.where(empty, jnp.inf, rewards), axis=-1, keepdims=True)
   return jnp.where(empty & jnp.isfinite(worst), worst, rewards)

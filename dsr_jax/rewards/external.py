@@ -1,11 +1,11 @@
-"""Rewards from outside of the step: a Python function, or an address that answers by HTTP.
+"""External rewards, computed outside the step: by a Python function or an HTTP server.
 
   method.external_reward.generation=mine:score    a function; the current folder is on the path
   method.external_reward.understanding=http://host:8000/score
 
-Both get a step's candidates of a task and give a number each, the higher the better. What they said
-is kept in WORKDIR/external/STEP.json before it is learned from, so a run that goes on and a replay
-never ask again.
+Both get all candidates of a task in a step and return one number for each; higher is better. Their
+answers are saved to WORKDIR/external/STEP.json before the update, so a resumed run or a replay
+never asks again.
 
 Axes: B inputs, G samples.
 """
@@ -31,20 +31,20 @@ from dsr_jax import files, images
 from dsr_jax.errors import InputError, first_line
 
 FOLDER = 'external'
-AT_ONCE = 64  # candidates of a request, about: groups stay whole
-REQUESTS = 4  # at the same time
-MOST_BYTES = 16 << 20  # of an answer
-PAUSE_SECONDS = 1.0  # before the first retry; twice as long before each further one
+AT_ONCE = 64  # candidates per request, approximately: groups are not split
+REQUESTS = 4  # parallel requests
+MOST_BYTES = 16 << 20  # size limit of a response
+PAUSE_SECONDS = 1.0  # before the first retry; doubles before each further retry
 
 
 class Candidate(NamedTuple):
-  """A sample that waits for its reward.
+  """A sample that needs a reward.
 
   Attributes:
-    input, candidate: its place, from 0; candidates of one input compete with each other.
-    prompt: what the picture was drawn for, or what was asked about it.
-    picture: uint8 (H, W, 3), what was drawn, or what the text is about.
-    text: what was written about the picture; None where one was drawn.
+    input, candidate: its indices, from 0; candidates of the same input compete with each other.
+    prompt: the prompt of the picture, or the question about it.
+    picture: uint8 (H, W, 3), the sampled picture, or the one that the text describes.
+    text: the sampled text; None if the sample is a picture.
   """
 
   input: int
@@ -55,15 +55,15 @@ class Candidate(NamedTuple):
 
 
 class _Unanswered(Exception):
-  """A request that another one may answer."""
+  """A request without an answer, worth a retry."""
 
 
-# Who is asked.
+# Sources of rewards.
 
 
 def check(method, seconds: float, retries: int):
-  """InputError unless all who are to be asked are there, before any work. A function is imported;
-  an address is asked for the rewards of no candidates.
+  """InputError unless all configured sources respond; called before any work. Imports a function;
+  sends a server a request without candidates.
   """
   for task in method.tasks:
     source = method.external_source(task)
@@ -72,9 +72,9 @@ def check(method, seconds: float, retries: int):
 
 
 def ask(source: str, task: str, candidates: Sequence[Candidate], seconds: float, retries: int):
-  """A number for each candidate, (len(candidates),) float32.
+  """Requests one number for each candidate, (len(candidates),) float32.
 
-  Errors: InputError for no answer in time, and for one that is not a finite number each.
+  InputError if the answer is late or is not one finite number per candidate.
   """
   name = os.path.expandvars(source)
   if name.startswith(('http://', 'https://')):
@@ -128,7 +128,7 @@ def _called(name: str, task: str, candidates, seconds: float):
 
 
 def _imported(name: str) -> Callable:
-  """The function that 'module:function' names; modules of the current folder are found too."""
+  """The function that 'module:function' names; also finds modules in the current folder."""
   module_name, _, function_name = name.partition(':')
   if not all(part.isidentifier() for part in (*module_name.split('.'), function_name)):
     raise InputError(
@@ -153,7 +153,7 @@ def _imported(name: str) -> Callable:
 
 
 def _within(seconds: float, function: Callable):
-  """function(), or TimeoutError. Its thread is left behind then: Python cannot end one."""
+  """function(), or TimeoutError; its thread then keeps running, as Python cannot stop threads."""
   done: concurrent.futures.Future = concurrent.futures.Future()
 
   def work():
@@ -173,7 +173,7 @@ def _too_late(name: str, task: str, seconds: float) -> InputError:
   )
 
 
-# An address.
+# A server.
 
 
 def _asked_by_http(url: str, task: str, candidates, seconds: float, retries: int):
@@ -187,7 +187,7 @@ def _asked_by_http(url: str, task: str, candidates, seconds: float, retries: int
 
 
 def _parts(candidates) -> list:
-  """Some candidates a request, groups whole; one without any where there are none."""
+  """The candidates of each request; groups are not split. One empty request if there are none."""
   found: list[list[Candidate]] = [[]]
   for one in candidates:
     if one.candidate == 0 and len(found[-1]) >= AT_ONCE:
@@ -197,7 +197,7 @@ def _parts(candidates) -> list:
 
 
 def _answer(url: str, task: str, candidates, seconds: float, retries: int) -> list:
-  """A part's rewards, asked for again where a request is not answered."""
+  """The rewards for one request's candidates; retries a request that gets no answer."""
   body = json.dumps(_request(task, candidates)).encode()
   for attempt in range(retries + 1):
     if attempt:
@@ -225,7 +225,7 @@ def _answer(url: str, task: str, candidates, seconds: float, retries: int) -> li
 
 
 def _request(task: str, candidates) -> dict:
-  """JSON of a request: a picture that several candidates have is there once."""
+  """The JSON of a request. A picture that several candidates share appears once."""
   pictures: list[str] = []
   places: dict[int, int] = {}
   told = []
@@ -271,11 +271,11 @@ def _posted(url: str, body: bytes, seconds: float):
     ) from e
 
 
-# What was said.
+# Saved answers.
 
 
 def digest(*arrays) -> str:
-  """Of samples: whether those of a step that runs again are the same."""
+  """A digest of samples, to check whether a repeated step has the same samples."""
   found = hashlib.sha256()
   for array in arrays:
     found.update(np.ascontiguousarray(array))
@@ -283,13 +283,13 @@ def digest(*arrays) -> str:
 
 
 def path_of(workdir: str, step: int) -> str:
-  """Where what was said of a step's candidates is."""
+  """The path of the saved answers of a step."""
   return os.path.join(workdir, FOLDER, f'{step:06d}.json')
 
 
 def kept(workdir: str, step: int) -> dict:
-  """{task: {'samples': their digest, 'rewards': B lists of G}} that were said of a step; none where
-  nobody was asked. Errors: InputError for a damaged file.
+  """Reads a step's saved answers: {task: {'samples': their digest, 'rewards': B lists of G}}; empty
+  if there are none. InputError for a damaged file.
   """
   path = path_of(workdir, step)
   found = files.read_json_or_none(path) or {}
@@ -305,12 +305,12 @@ def kept(workdir: str, step: int) -> dict:
 
 
 def keep(workdir: str, step: int, answers: dict):
-  """Writes what was said of a step, whole or not at all; see `kept`."""
+  """Saves a step's answers atomically; see `kept`."""
   path = path_of(workdir, step)
   os.makedirs(os.path.dirname(path), exist_ok=True)
   files.write_json(path, answers)
 
 
 def equal_groups(rewards) -> int:
-  """Of rewards (B, G), the groups of which all are equal: nothing is learned from those."""
+  """The number of groups in rewards (B, G) whose rewards are all equal: they give no gradient."""
   return int(np.sum(np.ptp(rewards, axis=1) == 0))

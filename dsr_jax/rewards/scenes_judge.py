@@ -1,5 +1,5 @@
-"""The judge of Scenes for the reward `judge`, called on the host from inside a step: a control,
-never what a run learns from by default.
+"""The judge of Scenes for the reward `judge`, called on the host from inside a step. It is a
+control, never the default reward.
 
 Axes: B inputs, G candidates, T tokens.
 """
@@ -12,8 +12,8 @@ from dsr_jax.scenes import judge
 def verdicts_on_pictures(pixels, ids, mask, token_bytes, token_ends):
   """Share of the prompt's atoms that each picture shows, (B, G) float32.
 
-  pixels (B, G, 32, 32, 3) uint8; ids, mask (B, T) of the prompts; token_bytes, token_ends as
-  `data.fields` makes them.
+  pixels (B, G, 32, 32, 3) uint8; ids, mask (B, T) of the prompts; token_bytes, token_ends from
+  `data.fields`.
   """
   pixels = np.asarray(pixels)
   texts = _texts(ids, mask, token_bytes, token_ends)
@@ -30,7 +30,7 @@ def verdicts_on_pictures(pixels, ids, mask, token_bytes, token_ends):
 def verdicts_on_texts(pixels, ids, mask, token_bytes, token_ends):
   """F1 of the atoms that each text states about its picture, (B, G) float32.
 
-  pixels (B, 32, 32, 3) uint8; ids, mask (B, G, T) of the texts, without their end.
+  pixels (B, 32, 32, 3) uint8; ids, mask (B, G, T) of the texts, without EOS.
   """
   ids, mask = np.asarray(ids), np.asarray(mask)
 
@@ -60,7 +60,7 @@ def _texts(ids, mask, token_bytes, token_ends):
   def word(i):
     return (
       data[starts[i] : ends[i]] if i < len(ends) else b'?'
-    )  # rows of the model beyond the tokenizer
+    )  # rows of the embedding beyond the tokenizer's vocabulary
 
   return [
     b''.join(word(i) for i in row[keep]).decode('utf-8', 'replace').strip()

@@ -3,7 +3,7 @@
   dual               one reward
   dual+0.3*clip      a sum: each term in its own units, times its weight
 
-A term that cannot reward a task is left out there.
+A task skips the terms that cannot reward it.
 Axes: B inputs, G samples.
 """
 
@@ -36,7 +36,7 @@ REWARDS = {
 
 
 class Term(NamedTuple):
-  """A reward of a sum. weight: a finite number, 1 where none is written."""
+  """One reward in a sum. weight: a finite number, 1 if omitted."""
 
   name: str
   weight: float
@@ -47,10 +47,10 @@ class Term(NamedTuple):
 
 
 class Scored(NamedTuple):
-  """What samples are worth.
+  """The rewards of samples.
 
-  total (B, G): the weighted sum; what is asked outside of the step is not in it yet. terms {name:
-  (B, G)}: of a sum, each term as it is, unweighted; of a single reward, nothing.
+  total (B, G): the weighted sum, still without the external term. terms {name: (B, G)}: each
+  unweighted term of a sum; empty for a single reward.
   """
 
   total: Any
@@ -61,7 +61,7 @@ def terms(text: str) -> tuple[Term, ...]:
   """The terms of `method.reward`.
 
   Raises:
-    InputError: for what is no sum of known rewards, each once.
+    InputError: unless it is a sum of known rewards, each at most once.
   """
   found = [_term(part, text) for part in text.split('+')]
   names = [term.name for term in found]
@@ -115,18 +115,18 @@ def tasks(method) -> tuple[str, ...]:
 
 
 def asked(method, task: str) -> Term | None:
-  """The term of a task that is asked outside of the step, if there is one."""
+  """The external term of a task, or None."""
   outside = [term for term in terms_of(method, task) if term.reward.function is None]
   return outside[0] if outside else None
 
 
 def is_asked(method) -> bool:
-  """Whether any task of the run has a term that is asked outside of the step."""
+  """Whether any task of the run has an external term."""
   return any(asked(method, task) for task in method.tasks)
 
 
 def fields(text: str) -> tuple[str, ...]:
-  """Names in `data.fields.FIELDS` that the terms need of a batch."""
+  """The names in `data.fields.FIELDS` that the terms need in a batch."""
   needed = [field for term in terms(text) for field in term.reward.fields]
   return tuple(dict.fromkeys(needed))
 
@@ -137,14 +137,14 @@ def is_self_reward(method, task: str) -> bool:
 
 
 def load(method) -> dict[str, Any] | None:
-  """The weights of the terms that have some, by name; None where none has."""
+  """The weights of the terms that have some, by name; None if no term has any."""
   loaders = {term.name: term.reward.load for term in terms(method.reward)}
   weights = {name: loader(method) for name, loader in loaders.items() if loader is not None}
   return weights or None
 
 
 def score(x: RewardInputs) -> Scored:
-  """The configured reward of each sample, float32. An empty text has the worst of its group."""
+  """The configured reward of each sample, float32. An empty text gets the worst of its group."""
   chosen = [term for term in terms_of(x.method, x.task) if term.reward.function is not None]
   values = {term.name: _score_term(term, x) for term in chosen}
   weighted = [_weighted(term, values[term.name]) for term in chosen]
@@ -155,7 +155,7 @@ def score(x: RewardInputs) -> Scored:
 
 
 def with_answer(total, answer, method, task: str):
-  """Totals (B, G) and the answer (B, G) that came from outside of the step -> the whole sum."""
+  """Totals (B, G) and the external rewards (B, G) -> the complete weighted sum."""
   term = asked(method, task)
   assert term is not None
   return total + _weighted(term, answer)

@@ -1,4 +1,4 @@
-"""Other self-rewards: the same two likelihoods weighted, contrasted, or asked as a question.
+"""Other self-rewards: the same two likelihoods with weights or with negatives, or self-VQA.
 
 Axes: B inputs, G samples, T text tokens, N image codes, H W pixels, M hard negatives.
 """
@@ -28,20 +28,20 @@ from dsr_jax.rewards.dual import (
   reversed_logps,
 )
 
-UNCONDITIONAL = 0.0  # guidance weight 0 = the unconditional branch's logits alone
+UNCONDITIONAL = 0.0  # guidance weight 0: only the unconditional branch's logits
 
 
 def probability(x: RewardInputs):
-  """The mean probability of the original input's tokens: one hopeless token costs little."""
+  """The mean probability of the original input's tokens: one very unlikely token costs little."""
   logps, mask = reversed_logps(x)
   return mean_logp(jnp.exp(logps), mask)
 
 
 def pmi(x: RewardInputs):
-  """R_G and R_U with tokens weighted by how much the samples say about them.
+  """R_G and R_U with each token weighted by its mutual information with the samples.
 
   The weight of token t is the group's mean of |log p(x_t | y) - log p(x_t | nothing)|; the weights
-  of a sequence sum to 1. Nothing is a gray picture, or the unconditional prompt of guidance.
+  of a sequence sum to 1. "Nothing" is a gray picture, or the unconditional prompt of guidance.
   """
   logps, mask = reversed_logps(x)
   if x.task == 'generation':
@@ -65,11 +65,11 @@ def pmi(x: RewardInputs):
 
 
 def contrastive(x: RewardInputs):
-  """log of the original input's share among itself and M hard negatives, by their whole likelihoods
+  """Log-softmax of the original input against M hard negatives, with whole-sequence likelihoods
   given the sample.
 
-  Negatives of a prompt: words of one kind (colors, counts, sides ...) changed places or were
-  replaced. Of a picture: other pictures.
+  Negatives for a prompt swap or replace words of one kind (colors, counts, sides ...). Negatives
+  for a picture are other pictures.
   """
   logps, mask = reversed_logps(x)
   totals = [jnp.sum(jnp.where(mask, logps, 0.0), axis=-1)]
@@ -88,7 +88,7 @@ def contrastive(x: RewardInputs):
 
 
 def vqa(x: RewardInputs):
-  """Self-VQA: the probability of yes against no when asked whether the picture shows the text."""
+  """Self-VQA: the probability of yes against no, asked whether the picture shows the text."""
   inputs, group = x.sample_keys.shape
   pairs = inputs * group
 
@@ -96,13 +96,13 @@ def vqa(x: RewardInputs):
     return jnp.broadcast_to(y, (inputs, group, *y.shape[2:])).reshape(-1, *y.shape[2:])
 
   if x.task == 'generation':
-    # Inside the question the first word of a prompt follows another one.
+    # Inside the question, another word precedes the first word of the prompt.
     text = as_answer(x.model, x.text)
     picture, text = x.picture, Text(text.ids[:, None], text.mask[:, None])
   else:
     picture = Picture(*(y[:, None] for y in x.picture))
     text = without_eos(x.text, x.eos_id)
-  # Ids that were dropped in the middle of a text leave no hole.
+  # Close the gaps of ids that were dropped in the middle of a text.
   content = compacted(flat(text.ids), flat(text.mask))
   ids, length = spliced(x.extra['yes_before'], *content, x.extra['yes_after'], pad_id=0)
   question = Text(ids, jnp.arange(ids.shape[1]) < length[:, None])
@@ -116,15 +116,15 @@ def vqa(x: RewardInputs):
 
 
 def gray_picture(model: UnifiedModel, pixels) -> Picture:
-  """Pixels (B, ..., H, W, 3) -> a gray picture an input, (B, 1, ...): a text is then guessed, not
-  read.
+  """Pixels (B, ..., H, W, 3) -> one gray picture per input, (B, 1, ...), which says nothing about a
+  text.
   """
   gray = jnp.zeros((pixels.shape[0], 1, *pixels.shape[-3:]), pixels.dtype)
   return picture_to_read(model, gray)
 
 
 def _stacked(*rows) -> Text:
-  """Ids of several lengths, (T,) each -> one Text of that many rows."""
+  """Id lists of several lengths, (T,) each -> one Text with a row for each."""
   longest = max(map(len, rows))
   ids = jnp.stack([jnp.pad(row, (0, longest - len(row))) for row in rows])
   return Text(ids, jnp.stack([jnp.arange(longest) < len(row) for row in rows]))

@@ -125,17 +125,17 @@ def main(argv, f=flags.FLAGS):
 
 
 def define_flags(f=flags.FLAGS):
-  flags.DEFINE_integer('show', None, 'Number of pictures to show.', flag_values=f)
+  flags.DEFINE_integer('show', None, 'Number of images to show.', flag_values=f)
   flag_types.define_path('output', None, 'PNG file for --show.', f)
-  flag_types.define_path('judge', None, 'Picture file to judge.', f)
-  flags.DEFINE_string('prompt', None, 'What the judged picture should show.', flag_values=f)
+  flag_types.define_path('judge', None, 'Image file to judge.', f)
+  flags.DEFINE_string('prompt', None, 'The prompt of the judged image.', flag_values=f)
   flags.DEFINE_integer(
     'entropy',
     None,
-    'Prints the conditional entropy of the grammar over this many texts.',
+    'Print the conditional entropy of the grammar over this many texts.',
     flag_values=f,
   )
-  flags.DEFINE_integer('seed', 0, 'Which pictures are shown.', lower_bound=0, flag_values=f)
+  flags.DEFINE_integer('seed', 0, 'Selects the images for --show.', lower_bound=0, flag_values=f)
 
 
 if __name__ == '__main__':

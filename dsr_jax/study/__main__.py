@@ -70,47 +70,41 @@ def _command():
 def define_flags(f=flags.FLAGS):
   config_loading.define_config_flag(
     'config',
-    'The study: configs/scenes_study.py, keys set by --config.key=value.',
+    'Config file of the study, configs/scenes_study.py; set its keys with --config.key=value.',
     f,
     prefix='run.',
   )
-  flag_types.define_path(
-    'output', None, 'The folder of the study; what was finished there stays.', f
-  )
-  flags.DEFINE_list(
-    'variants', [], f'Some of {", ".join(VARIANTS)}; all by default.', flag_values=f
-  )
+  flag_types.define_path('output', None, 'Folder of the study. Finished cells in it are kept.', f)
+  flags.DEFINE_list('variants', [], f'Any of {", ".join(VARIANTS)} (default: all).', flag_values=f)
   flags.DEFINE_list(
     'seeds',
     [],
-    'Seeds of every variant; by default config.seeds, of controls config.control_seeds.',
+    'Seeds of every variant (default: config.seeds; for controls, config.control_seeds).',
     flag_values=f,
   )
   flag_types.define_paths(
     'bases',
     [],
-    "Names in config.bases, or NAME=MODEL; by default all for the paper's variants, the first for "
-    'controls.',
+    "Names in config.bases, or NAME=MODEL (default: all for the paper's variants, the first for "
+    'controls).',
     f,
   )
   flags.DEFINE_bool(
     'tune',
     False,
-    'Choose learning rates on validation instead: the same grid for every variant.',
+    'Choose learning rates on validation instead, with the same grid for every variant.',
     flag_values=f,
   )
   flags.DEFINE_string(
     'lanes',
     'auto',
-    'How many seeds of a variant, or with --tune learning rates, run side by side in one program; '
-    'auto: one on CPUs, all on one accelerator.',
+    'Number of seeds of a variant (with --tune, of learning rates) that run side by side in one '
+    'program; auto: one on CPUs, all on one accelerator.',
     flag_values=f,
   )
+  flags.DEFINE_bool('retry', False, 'Rerun failed cells from the start.', flag_values=f)
   flags.DEFINE_bool(
-    'retry', False, 'Run cells that failed again, from their beginning.', flag_values=f
-  )
-  flags.DEFINE_bool(
-    'tables_only', False, 'Run nothing: tables and figures from what is there.', flag_values=f
+    'tables_only', False, 'Run nothing; make tables and figures of existing cells.', flag_values=f
   )
 
 

@@ -228,28 +228,30 @@ def main(argv, f=flags.FLAGS):
 
 
 def define_flags(f=flags.FLAGS):
-  flag_types.define_path('output', None, 'Directory of the CLIP to be trained.', f)
-  flag_types.define_path('compare', None, 'Directory of a CLIP to be measured beside R_G.', f)
+  flag_types.define_path('output', None, 'Output directory for the trained CLIP.', f)
+  flag_types.define_path('compare', None, 'Directory of a CLIP to compare with R_G.', f)
   flag_types.define_path(
     'model',
     'scenes',
-    f'Whose tokenizer it takes, or, with --compare, who draws and scores: {locate.EXPECTED}.',
+    f'The model whose tokenizer CLIP uses; with --compare, it draws and scores: {locate.EXPECTED}.',
     f,
   )
-  flags.DEFINE_integer('steps', 3000, 'Updates.', lower_bound=1, flag_values=f)
-  flags.DEFINE_integer('batch', 64, 'Captioned pictures an update.', lower_bound=2, flag_values=f)
-  flags.DEFINE_float('learning_rate', 1e-3, 'Its peak.', lower_bound=0.0, flag_values=f)
+  flags.DEFINE_integer('steps', 3000, 'Number of updates.', lower_bound=1, flag_values=f)
+  flags.DEFINE_integer('batch', 64, 'Captioned images per update.', lower_bound=2, flag_values=f)
+  flags.DEFINE_float('learning_rate', 1e-3, 'Peak learning rate.', lower_bound=0.0, flag_values=f)
   flags.DEFINE_integer(
     'prompts_per_task',
     20,
-    'With --compare: prompts of each of the six tasks.',
+    'With --compare: number of prompts for each of the six tasks.',
     lower_bound=1,
     flag_values=f,
   )
   flags.DEFINE_integer(
-    'num_samples', 8, 'With --compare: pictures of a prompt.', lower_bound=2, flag_values=f
+    'num_samples', 8, 'With --compare: images per prompt.', lower_bound=2, flag_values=f
   )
-  flags.DEFINE_integer('seed', 0, 'Of weights, captions and samples.', lower_bound=0, flag_values=f)
+  flags.DEFINE_integer(
+    'seed', 0, 'Seed of weights, captions and samples.', lower_bound=0, flag_values=f
+  )
 
 
 if __name__ == '__main__':
