@@ -1,11 +1,11 @@
-"""Times the phases of a step on this machine, against ceilings measured in the same run. Random
-weights, any configuration.
+"""Times the phases of a step on this machine, and compares them with ceilings measured in the same
+run. Uses random weights and any configuration.
 
   python -m dsr_jax.benchmark --config=configs/scenes.py [--config.key=value] [--repeats=5]
       [--phases=draw,learn drawing]
 
-A table on stderr, JSON on stdout. No weights are read or downloaded: a phase takes as long with
-random ones.
+Prints a table on stderr and JSON on stdout. Reads and downloads no weights: a phase takes as long
+with random ones.
 
 Axes: B inputs, G samples, C samples that learn, N image codes, T text tokens, H W pixels.
 """

@@ -1,13 +1,13 @@
-"""Does this model run on this machine, and as in transformers? One JSON object on stdout, to be
-pasted into an issue.
+"""Checks that a model runs on this machine, and that it agrees with transformers. Prints one JSON
+object on stdout, to paste into an issue.
 
   python -m dsr_jax.check --model=deepseek-community/Janus-Pro-1B --output=check
 
-Draws one guided picture, greedily, and says what it took: seconds and memory. Where torch is
-installed, the same directory is loaded by transformers, in float32, and compared: the ids of 20
-prompts with their template, the log-probabilities of a text given the picture and of the picture's
-codes given the text, and the first 16 greedy codes. With --output the JSON and the picture are
-written there too. Exit status: 0; 1 where something differs; 2 for bad input.
+Draws one guided image greedily, and reports time and memory. If torch is installed, loads the same
+directory with transformers in float32 and compares the ids of 20 prompts with their template, the
+log-probabilities of a text given the image and of the image's codes given the text, and the first
+16 greedy codes. --output also writes the JSON and the image to a folder. Exit status: 0; 1 if
+something differs; 2 for bad input.
 """
 
 import importlib.metadata

@@ -1,8 +1,7 @@
-"""What the commands share: how they begin and end, their flags, checks of these, and what they
-print.
+"""Code that the commands share: start and exit, parsing and checking of flags, and output.
 
 Every command module has `define_flags(f)`, which adds its flags to an absl `FlagValues`, and
-`main(argv, f)`, which reads them there; importing one defines nothing. Its last line is
+`main(argv, f)`, which reads them from it; importing a command defines no flags. Its last line is
 `cli.run_main(main, define_flags)`.
 """
 

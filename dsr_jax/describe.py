@@ -1,9 +1,9 @@
-"""Describes a picture in words, best first by the model's own reward R_U. JSON on stdout.
+"""Describes an image in words, ranked by the model's own reward R_U. Prints JSON on stdout.
 
   python -m dsr_jax.describe --model=scenes --image=picture.png --num_samples=4
 
-A question may be asked instead of the description (--question). With --compare=MODEL2 the second
-model speaks with the same seeds, under the key `compare`.
+--question asks a question instead. With --compare=MODEL2, a second model samples with the same
+seeds; its results are under the key `compare`.
 """
 
 from absl import flags

@@ -1,11 +1,11 @@
-"""What a run changed: paired differences of its last evaluation and its first, over one run or
-several seeds of it.
+"""Measures what training changed: paired differences between the last and the first evaluation, for
+one run or several seeds of it.
 
   python -m dsr_jax.effect --workdirs=runs/seed0,runs/seed1,runs/seed2 [--output=docs/effect.md]
 
-Every evaluation uses the same prompts, pictures and keys, so a difference is paired by prompt or
-picture. Of several runs the mean over seeds is taken for each prompt first; intervals are 95 %
-bootstraps over prompts (within tasks) and pictures, and, of the seeds, the spread is shown.
+Every evaluation uses the same prompts, images and keys, so differences are paired by prompt or
+image. For several runs, it first averages over seeds for each prompt. Intervals are 95% bootstraps
+over prompts (within tasks) and images; the table also shows the spread over seeds.
 """
 
 import os

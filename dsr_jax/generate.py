@@ -1,18 +1,18 @@
-"""Draws pictures of a prompt, best first by the model's own reward R_G.
+"""Draws images for a prompt, ranked by the model's own reward R_G.
 
   python -m dsr_jax.generate --model=scenes --prompt="a red disc left of a blue square"
   --num_samples=8 --output=out
 
-Writes out/00.png (the best), out/01.png ..., and out/samples.json with every candidate's codes,
-log-probabilities and both rewards (nats a token). With --compare=MODEL2 the second model draws with
-the same seeds into out/compare, and out/grid.png shows both, a column a seed.
+Writes out/00.png (the best), out/01.png ..., and out/samples.json with every sample's codes,
+log-probabilities and both rewards (nats per token). With --compare=MODEL2, a second model draws
+with the same seeds into out/compare, and out/grid.png shows both, with one column per seed.
 
   python -m dsr_jax.generate --model=scenes --prompts=prompts.txt --num_samples=4 --output=out
 
-Draws many: of a text file a line each, of .jsonl an object a line, of .csv a row each, under the
-name `prompt`; an `id` and a `seed` may stand beside it. All devices draw. Writes out/ID/00.png ...,
-out/samples.json, out/index.html to look at them, and out/manifest.json: the same command goes on
-with what a killed one left.
+This form draws images for many prompts on all devices. A text file has one prompt per line; each
+object of a .jsonl file or row of a .csv file has a `prompt`, and optionally an `id` and a `seed`.
+Writes out/ID/00.png ..., out/samples.json, out/index.html to view them, and out/manifest.json. If
+the command is killed, the same command resumes.
 """
 
 import os

@@ -1,10 +1,10 @@
-"""Trains, or goes on training.
+"""Trains a model, or resumes its training.
 
   python -m dsr_jax.main --config=configs/scenes.py --workdir=DIR [--config.key=value]
 
-On several hosts: the same command on each, which on a TPU slice (with `tpu/`), under Slurm or Open
-MPI find one another; elsewhere with --coordinator=HOST:PORT --processes=M --process=0 (1, 2, ... on
-the others; PORT of HOST must be open).
+On several hosts, run the same command on each. On a TPU slice (with `tpu/`), under Slurm or under
+Open MPI, the processes find each other. Elsewhere, add --coordinator=HOST:PORT --processes=M
+--process=0 (1, 2, ... on the others; PORT of HOST must be open).
 """
 
 from absl import flags

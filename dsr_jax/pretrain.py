@@ -1,8 +1,8 @@
-"""Makes the embedded model from nothing: word tokenizer, picture tokenizer (VQ), then both tasks
+"""Trains the embedded model from scratch: text tokenizer, image tokenizer (VQ), then both tasks
 jointly.
 
-Every example is a pure function of (seed, index), so a run that is killed continues as if it had
-not been.
+Every example is a pure function of (seed, index), so a run that is killed resumes with the same
+result.
 Axes: B examples, T text tokens, N image codes, K codebook size, E code width.
 """
 

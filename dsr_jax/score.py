@@ -1,12 +1,12 @@
-"""Scores a pair of a text and a picture by both reversed likelihoods. One JSON object on stdout.
+"""Scores a text and an image with both reversed likelihoods. Prints one JSON object on stdout.
 
   python -m dsr_jax.score --model=scenes --text="a red disc" --image=picture.png
   python -m dsr_jax.score --model=scenes --text="a red disc" --image_codes=out/samples.json
 
-`reward_generation` is the mean log p(text | picture) over the text's tokens, `reward_understanding`
-the mean log p(picture | text) over its codes (eq. 3; nats a token, temperature 1, without
-guidance). With the codes that `dsr_jax.generate` wrote, both are exactly the rewards it wrote: it
-saw the picture before it was rounded into a PNG.
+`reward_generation` is the mean log p(text | image) over the text's tokens, `reward_understanding`
+the mean log p(image | text) over the image's codes (eq. 3; nats per token, temperature 1, without
+guidance). With codes from `dsr_jax.generate`, both equal the rewards in its output exactly; its PNG
+files are rounded, so they give slightly different rewards.
 """
 
 import json

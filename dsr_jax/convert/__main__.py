@@ -1,5 +1,5 @@
-"""Converts a model to a directory in the Hugging Face layout or in the original one, or a run's
-adapters to one of peft.
+"""Converts a model to a directory in the Hugging Face layout or in the original layout, or a run's
+adapters to a peft directory.
 
   python -m dsr_jax.convert --source=deepseek-ai/Janus-Pro-1B --target=janus_pro_1b --format=hf
   python -m dsr_jax.convert --source=runs/scenes@80 --target=reinforced --format=hf
@@ -7,9 +7,9 @@ adapters to one of peft.
   python -m dsr_jax.convert --source=runs/scenes --target=out --format=hf --push_to_hub=USER/NAME
 
 The source is a model directory in either layout (.safetensors or .bin), a Hub id, 'scenes', or a
-run's workdir. Weights keep their type, a run's trained ones are float32, unless --dtype says
-otherwise. Of a run that trained adapters, hf and deepseek are merged, and peft is the adapter
-alone. Prints a JSON object about the target.
+run's workdir. Unless you set --dtype, weights keep their dtype, and the trained weights of a run
+are float32. For a run that trained adapters, hf and deepseek merge them, and peft has only the
+adapters. Prints a JSON object about the target.
 """
 
 import pathlib
@@ -34,17 +34,17 @@ def convert(
   base: str = '',
   push_to_hub: str = '',
 ):
-  """Converts; returns what the command prints. Errors: InputError for everything a user can
-  mend.
+  """Converts a model. Returns the object that the command prints. InputError for every error that a
+  user can fix.
 
-  base: see `locate.locate`. push_to_hub: OWNER/NAME of the repository that gets what was written.
+  base: see `locate.locate`. push_to_hub: OWNER/NAME of the repository to upload the target to.
   """
   convert_lib.check_target(target, overwrite)
   if push_to_hub:
     hub.check(push_to_hub)
   located = locate.locate(source, base)
   for path in filter(None, (located.directory, located.workdir)):
-    # --overwrite would take the source away.
+    # --overwrite would delete the source.
     if pathlib.Path(path).resolve().is_relative_to(pathlib.Path(target).resolve()):
       raise InputError(
         f'found the source {path} in the target {target}; expected two directories; name another '

@@ -1,10 +1,11 @@
-"""A page to click on: draw with rewards, describe and ask, compare two models, look into a run.
+"""Serves an interactive page: draw with rewards, describe and ask, compare two models, inspect a
+run.
 
   python -m dsr_jax.demo --model=scenes
   python -m dsr_jax.demo --model=runs/scenes --compare=scenes
 
-It is served on this machine alone unless --host says otherwise, and fetches nothing from elsewhere.
-Needs the extra `demo`: pip install 'dsr_jax[demo]'.
+Only this machine can open the page unless you set --host, and the page loads nothing from other
+servers. Needs the extra `demo`: pip install 'dsr_jax[demo]'.
 """
 
 import errno

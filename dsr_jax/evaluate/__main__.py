@@ -1,15 +1,15 @@
-"""Asks models the paper's benchmarks, or the lists of Scenes, and compares them.
+"""Evaluates models on the paper's benchmarks or the lists of Scenes, and compares them.
 
   python -m dsr_jax.evaluate --model=MODEL --benchmarks=geneval,pope,scenes/geneval --output=OUT
   python -m dsr_jax.evaluate --model=BEFORE,AFTER --benchmarks=t2i_compbench --output=OUT --limit=10
   python -m dsr_jax.evaluate --model=RUN@all --benchmarks=geneval,mmbench --output=OUT
 
-Two stages: the model draws and answers (--stage=answer), evaluators and rules score
-(--stage=score); both by default. OUT/MODEL/BENCHMARK has the official scorer's own layout. The same
-command goes on where it was stopped. Leaves OUT/results.{json,md,tex} and OUT/page.html; of Scenes
-sheets too.
+There are two stages: the model draws and answers (--stage=answer), then evaluators and rules score
+(--stage=score). By default, both run. OUT/MODEL/BENCHMARK has the layout of the official scorer.
+The same command resumes where it stopped. Writes OUT/results.{json,md,tex} and OUT/page.html, and
+for Scenes also sheets.
 
-Several processes draw and answer together: the same command in each, with --coordinator,
+Several processes can draw and answer together: run the same command in each, with --coordinator,
 --processes and --process as in training.
 """
 

@@ -1,13 +1,13 @@
-"""The models that look at drawn pictures, in a process of their own: torch and transformers, which
-nothing that answers a benchmark imports.
+"""Runs the models that evaluate sampled images, in a separate process: it imports torch and
+transformers, which the code that answers benchmarks never imports.
 
   python -m dsr_jax.evaluate.evaluators --benchmark=geneval --folder=OUTPUT/MODEL/geneval
   [--evaluator.mask2former=DIR --evaluator.clip_colors=DIR]
 
-Any folder in the official layout will do, whoever drew it. Leaves in it
+The folder may come from any program, as long as it has the official layout. Writes to it
 
-    records/          {picture: its hash and what was found}, a file a batch; nothing is looked at
-                      twice, but for a picture that changed
+    records/          {image: its hash and the evaluator's outputs}, one file per batch; an image is
+                      evaluated again only if it changed
     evaluators.json   every evaluator with its version and hash, and the labels of its numbers
     results.jsonl     GenEval's own results file; or T2I-CompBench's vqa_result.json
 """

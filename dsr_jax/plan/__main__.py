@@ -1,10 +1,11 @@
-"""Plans a run for a slice without having it: does it fit, what does it do, how long does it take.
+"""Plans a run for a slice without the slice: does it fit, what does it compute, how long does it
+take?
 
   python -m dsr_jax.plan --config=configs/janus_pro_7b.py --topology=v5e:8x8 [--config.key=value]
 
-For TPU slices the real step is compiled by the real TPU compiler (libtpu, from
-requirements-tpu.txt; no TPU). For others, as h200:8, the counted half alone. A table on stderr,
-JSON on stdout.
+For TPU slices, the real TPU compiler compiles the real step (libtpu, from requirements-tpu.txt; no
+TPU needed). For other devices, such as h200:8, the plan only counts memory and operations. Prints
+a table on stderr and JSON on stdout.
 """
 
 import os

@@ -1,12 +1,12 @@
-"""People's own pictures, COCO's or JourneyDB's, as a data set that a run reads by name.
+"""Prepares your own images, COCO or JourneyDB as a data set that a run reads by name.
 
   python -m dsr_jax.prepare --dataset=coco --source=train2017.zip --data_dir=DIR
   python -m dsr_jax.prepare --dataset=journeydb --source=journeydb/train/imgs --data_dir=DIR
   python -m dsr_jax.prepare --dataset=folder --source=pictures --data_dir=DIR --name=my_pictures
 
-The source is read as it is: a zip, .tgz archives (some or all), a folder, or what TFDS prepared.
-Pictures are decoded once, to see that they can be, and kept byte for byte. A command that was
-stopped goes on, and ends with the same files. Then `data.images=coco data.data_dir=DIR`, or a
+The source needs no unpacking: a zip, .tgz archives (some or all), a folder, or a data set prepared
+by TFDS. Images are decoded once as a check, and stored byte for byte. A command that was stopped
+resumes, and ends with the same files. Then train with `data.images=coco data.data_dir=DIR`, or a
 mixture, `coco:2800+journeydb:2800`.
 """
 

@@ -1,12 +1,11 @@
-"""Is the self-reward good on this model, these prompts and pictures? Asked before any training; one
-page, and its numbers.
+"""Measures, before any training, how good the self-reward is for a model and its prompts and
+images. Writes a page and its numbers.
 
   python -m dsr_jax.probe --model=scenes --config=configs/scenes.py --output=out
 
-Samples a run's first inputs as the run would, and measures whether the two rewards order the
-samples well. In Scenes the exact judge says what is good; with other prompts and pictures those
-measures are left out, and the others still tell much. Writes out/probe.html, one self-contained
-page, and out/probe.json.
+Samples for the run's first inputs as the run would, and measures how well the two rewards rank the
+samples. For Scenes, the exact judge is the ground truth; with other prompts and images, it omits
+the measures that need the judge. Writes out/probe.html, a self-contained page, and out/probe.json.
 """
 
 import os

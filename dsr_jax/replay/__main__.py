@@ -1,14 +1,14 @@
-"""A past step again: executed from the nearest checkpoint, compared with what was logged, and taken
-apart.
+"""Repeats a past step from the nearest checkpoint, compares it with the log, and shows its parts.
 
   python -m dsr_jax.replay --workdir=runs/scenes --step=7 --input=2
   python -m dsr_jax.replay --workdir=runs/scenes --step=7 --objective=grpo --scorer=frozen
 
-The recomputed line of metrics equals the logged one exactly on the CPU (all but time and memory).
-The page shows the step's samples with their log-probabilities and rewards, who was chosen, and
-whose gradient it was; with another objective, scorer or reward also what the update would have
-been, from the same parameters and the same samples. The run's folder is only read, but for the
-output, WORKDIR/replays/STEP by default: replay.html and replay.json.
+On a CPU, the recomputed metrics equal the logged ones exactly (except time and memory). The page
+shows the step's samples with their log-probabilities and rewards, which samples were chosen, and
+what each contributed to the gradient. With another objective, scorer or reward, it also shows the
+update that these would have given, from the same parameters and samples. The command only reads
+the run's folder, except for its output, replay.html and replay.json, by default in
+WORKDIR/replays/STEP.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Shows the small world and its judge.
+"""Shows Scenes, the small synthetic world, and its judge.
 
 python -m dsr_jax.scenes --show=16 --output=scenes.png            # pictures with captions
 python -m dsr_jax.scenes --judge=FILE --prompt="a photo of a red disc"   # the verdict, JSON on

@@ -1,15 +1,15 @@
-"""The study: variants x seeds x bases, each a cell that is run once and kept; tables and figures
-from whatever is there.
+"""Runs the study: variants x seeds x bases. Each cell runs once and is kept; tables and figures use
+all existing cells.
 
   python -m dsr_jax.study --config=configs/scenes_study.py --output=runs/study --tune
   python -m dsr_jax.study --config=configs/scenes_study.py --output=runs/study
       [--variants=unified,grpo] [--seeds=0,1] [--bases=scenes,second=DIR] [--lanes=5] [--retry]
       [--tables_only]
 
-The first chooses learning rates, on validation; the second is the study. The same command goes on
-with what is missing. Cells that failed stay as they are, are reported, and are run again with
---retry. Results are in DIR/results (README.md, results.json, figures). Exit status: 0; 1 where a
-cell failed; 2 for bad input.
+The first command chooses learning rates on validation; the second runs the study. The same command
+resumes with the missing cells. Failed cells are kept and reported; --retry reruns them. Results are
+in DIR/results (README.md, results.json, figures). Exit status: 0; 1 if a cell failed; 2 for bad
+input.
 """
 
 import sys

@@ -1,13 +1,13 @@
-"""A CLIP of Scenes, of the embedded model's size and taught by the same noisy captions: what an
-external reward is worth there.
+"""Trains a CLIP on Scenes, with the embedded model's size and the same noisy captions, to measure
+an external reward there.
 
   python -m dsr_jax.study.clip --output=DIR
   python -m dsr_jax.study.clip --compare=DIR --model=scenes
 
-The first trains one and writes a directory that transformers loads; the second measures how well
-its cosine, and R_G, order pictures. Both print JSON on stdout.
+The first command trains a CLIP and writes a directory that transformers loads. The second measures
+how well its cosine and R_G rank pictures. Both print JSON on stdout.
 
-Axes: B pairs, P prompts, G pictures of a prompt, T tokens.
+Axes: B pairs, P prompts, G pictures per prompt, T tokens.
 """
 
 import concurrent.futures
