@@ -50,13 +50,17 @@ def draw(
     folders.recover(folder)
     _write_side_files(benchmark, prompts, folder)
   shown = {first.id for first in _first_of_each_group(prompts)}
-  encoded = subject.prompts([prompt.text for prompt in prompts])
+  # Padded to the longest of all: the same program, and so the same last bits, for any limit.
+  every = benchmark.prompts()
+  row_of = {prompt.id: row for row, prompt in enumerate(every)}
+  encoded = subject.prompts([prompt.text for prompt in every])
 
   def launch(chunk):
     """Starts a chunk; its last rows are filled up with its first."""
-    places = chunk + [chunk[0]] * (rows - len(chunk))
-    words = np.array([word(benchmark.about.name, prompts[i].id) for i in places], np.uint32)
-    return subject.draw(Text(encoded.ids[places], encoded.mask[places]), words, group)
+    drawn = [prompts[i].id for i in chunk + [chunk[0]] * (rows - len(chunk))]
+    words = np.array([word(benchmark.about.name, identity) for identity in drawn], np.uint32)
+    here = [row_of[identity] for identity in drawn]
+    return subject.draw(Text(encoded.ids[here], encoded.mask[here]), words, group)
 
   group = benchmark.samples * subject.how.best_of
   rows = subject.rows(group)
