@@ -1,4 +1,4 @@
-"""Checkpoints in and out, in either layout; only this package knows foreign tensor names.
+"""Imports and exports checkpoints in either layout; only this package knows foreign tensor names.
 
 python -m dsr_jax.convert --source=MODEL --target=DIR --format=hf
 """

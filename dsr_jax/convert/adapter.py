@@ -1,5 +1,5 @@
-"""A run's adapters as a directory that peft loads onto transformers' JanusForConditionalGeneration,
-of a Show-o onto the original's module, and back.
+"""Writes a run's adapters as a directory that peft loads onto transformers'
+JanusForConditionalGeneration (for a Show-o, onto the original module), and reads it back.
 """
 
 import os
@@ -16,14 +16,14 @@ from dsr_jax.models.showo.family import SHOWO
 from dsr_jax.models.unified import Family
 
 _WEIGHTS, _CONFIG = 'adapter_model.safetensors', 'adapter_config.json'
-# The layers in the module that peft wraps. Only the language model's are adapted: Janus' vision
-# tower has projections of the same names.
+# The layers in the module that peft wraps. Adapt only the language model's: Janus' vision tower has
+# projections with the same names.
 _LAYERS = {JANUS.name: 'model.language_model.layers', SHOWO.name: 'showo.model.layers'}
 
 
 def save(directory, adapters, base: str, family: Family, overwrite: bool = False, beside=None):
-  """Writes adapters, {projection: {'a': (L, in, r), 'b': (L, r, out)}}; `base` names the model they
-  belong to. beside: {name: bytes} of further files, as the card.
+  """Writes adapters, {projection: {'a': (L, in, r), 'b': (L, r, out)}}. base: name of their base
+  model. beside: {name: bytes} of additional files, such as the card.
   """
   directory_lib.check_target(directory, overwrite)
   tensors = {
@@ -57,8 +57,8 @@ def save(directory, adapters, base: str, family: Family, overwrite: bool = False
 
 
 def load(directory, layers: int, family: Family):
-  """What `save` wrote: the adapters of a model of so many layers, as NumPy arrays, the scale folded
-  into B.
+  """Reads the output of `save`: the adapters of a model with this many layers, as NumPy arrays with
+  the scale folded into B.
   """
   directory = pathlib.Path(directory)
   config = files.read_json(directory / _CONFIG)
@@ -75,7 +75,7 @@ def load(directory, layers: int, family: Family):
 
 
 def _targets(family):
-  """A pattern of the modules that are adapted, for peft."""
+  """The pattern of the adapted modules, for peft."""
   layers = _LAYERS[family.name].removeprefix('model.').replace('.', r'\.')
   parts = dict.fromkeys(path[-2] for path in family.lora_targets.values())
   return rf'.*{layers}\.\d+\.({"|".join(parts)})\.({"|".join(family.lora_targets)})'

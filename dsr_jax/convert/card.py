@@ -1,7 +1,7 @@
-"""The model card: how a model is used, where it comes from, what was done to it, what came of it.
+"""The model card: how to use the model, its origin, its training, and the results.
 
-The header is what the Hub reads. The snippets run as they stand, in the directory of the card or,
-where it was pushed, anywhere.
+The Hub reads the header. The snippets run unchanged in the directory of the card or, if it was
+pushed, anywhere.
 """
 
 import json
@@ -18,7 +18,7 @@ from dsr_jax.convert import sidefiles
 METHOD = 'dual self-rewards (https://arxiv.org/abs/2506.07963)'
 PICTURE = 'before_after.png'
 WHOLE_GROUPS = ('grpo', 'dr_grpo', 'rloo', 'gspo', 'cispo')
-# Settings that say something under one choice alone, or their group -> whether it was made.
+# Settings (or groups) that matter only for one choice -> whether the run made that choice.
 APPLIES = {
   'beta': lambda m: m.objective == 'simpo',
   'gamma': lambda m: m.objective == 'simpo',
@@ -46,7 +46,7 @@ APPLIES = {
   'question': lambda m: 'understanding' in m.tasks,
   'crop': lambda m: 'understanding' in m.tasks,
   'max_text_tokens': lambda m: 'understanding' in m.tasks,
-  # Of models that draw by unmasking, which alone have a number of steps.
+  # Only for models that draw by unmasking, which have a number of steps.
   'picture_likelihood': lambda m: m.sampling_steps > 0,
   'elbo_draws': lambda m: m.sampling_steps > 0 and m.picture_likelihood == 'elbo',
   'prompt_drop': lambda m: m.sampling_steps > 0,
@@ -93,9 +93,9 @@ ADAPTED = """PeftModel.from_pretrained(
 
 
 class Card(NamedTuple):
-  """README.md of an export, and what it shows.
+  """README.md of an export and its images.
 
-  text: the file. pictures {name: bytes}: files that stand beside it.
+  text: the file. pictures {name: bytes}: image files in the same directory.
   """
 
   text: str
@@ -107,9 +107,9 @@ def make(located, layout: str, zeros=(), repository: str = '') -> Card:
 
   Args:
     located: `locate.Located`.
-    layout: of the directory the card is for; 'peft' for adapters alone.
-    zeros: tensors that the source does not have and that were made as zeros.
-    repository: on the Hub, where it will lie; '' for nowhere.
+    layout: layout of the card's directory; 'peft' for adapters only.
+    zeros: tensors that the source does not have and that were written as zeros.
+    repository: its future repository on the Hub; '' for none.
   """
   about = located.about
   base = about['model']['name'] if about else located.name
@@ -174,7 +174,7 @@ def _header(layout, base, title, summary, pictures, licence) -> str:
 
 
 def _licence(located) -> dict:
-  """What the header of the source's own card says of its licence."""
+  """The license fields in the header of the source's own card."""
   path = pathlib.Path(located.directory) / 'README.md'
   if not path.is_file():
     return {}
@@ -192,7 +192,7 @@ def _is_on_the_hub(name: str) -> bool:
 
 
 def _usage(layout, base, repository, about) -> list[str]:
-  """How it is used, where a library reads it."""
+  """How to use it, if a library reads this layout."""
   if layout not in ('hf', 'peft'):
     return []
   method = saved_config.saved_method(about['method']) if about else None
@@ -223,7 +223,7 @@ def _source(located, base) -> list[str]:
 
 
 def _method(about) -> list[str]:
-  """The settings that had a meaning in this run."""
+  """The settings that mattered in this run."""
   saved = saved_config.of_run(about['method'])
   method = saved_config.saved_method(about['method'])
   lines = ['## Method', '', f'Reinforced with {METHOD}.', '', '| setting | value |', '|---|---|']
@@ -237,7 +237,7 @@ def _method(about) -> list[str]:
 
 
 def _summary(located) -> dict:
-  """summary.json, which a run writes at its end, where it is about this very step."""
+  """summary.json, which a run writes at its end, if it describes exactly this step."""
   if not located.workdir:
     return {}
   try:
@@ -272,7 +272,7 @@ def _results(summary) -> list[str]:
 
 
 def _pictures(located) -> dict[str, bytes]:
-  """The fixed list as the initial model and the model of this step saw it, where that is there."""
+  """The fixed list's sheets from the initial model and from this step's model, if they exist."""
   if not located.workdir:
     return {}
   path = pathlib.Path(located.workdir) / 'watched' / f'{located.step:06d}.png'
@@ -284,7 +284,7 @@ def _terms(method) -> list[str]:
 
 
 def _shown(name):
-  """A Hub id as it is, a path by its last part: a card is read elsewhere."""
+  """A Hub id unchanged, or the last part of a path: readers of the card do not have the path."""
   return name if not pathlib.Path(name).exists() else pathlib.Path(name).name
 
 

@@ -1,5 +1,5 @@
-"""A CLIP's directory in the Hugging Face layout, in and out. Leaves are laid out as `table` says;
-here are the names.
+"""Reads and writes CLIP directories in the Hugging Face layout. Leaves have the layout described in
+`table`; this module has the names.
 """
 
 import functools
@@ -19,7 +19,7 @@ from dsr_jax.convert.configs import MOST, shown, whole
 from dsr_jax.errors import InputError, first_line
 from dsr_jax.models import clip
 
-# Our module path -> theirs; the first pattern that matches the whole path wins. {layer} is the
+# Our module path -> their path; the first pattern that matches the whole path wins. {layer} is the
 # index on the stacked axis.
 NAMES = (
   (
@@ -42,7 +42,9 @@ _FROM_TORCH = {2: (1, 0), 4: (2, 3, 1, 0)}
 
 
 def _eos_id(text) -> int:
-  """The first id is one too. Configurations name ids beyond their vocabulary; those never come."""
+  """The EOS id. 0 is valid; some configurations have an id beyond the vocabulary, which never
+  occurs in a text.
+  """
   found = text['eos_token_id']
   if type(found) is not int or not 0 <= found <= MOST['vocab_size']:
     raise InputError(
@@ -54,9 +56,7 @@ def _eos_id(text) -> int:
 
 @functools.lru_cache(maxsize=4)
 def read_config(directory) -> clip.ClipConfig:
-  """config.json and preprocessor_config.json -> `ClipConfig`. Errors: InputError where it is no
-  CLIP.
-  """
+  """config.json and preprocessor_config.json -> `ClipConfig`. InputError if it is not a CLIP."""
   directory = pathlib.Path(directory)
   if not directory.is_dir():
     raise InputError(
@@ -69,7 +69,7 @@ def read_config(directory) -> clip.ClipConfig:
       f'found a model of type {content.get("model_type")!r} in {directory}; expected clip; name a '
       'CLIPModel in the Hugging Face layout in method.clip_reward.model'
     )
-  # Defaults are transformers': published files leave out what equals them.
+  # Use transformers' defaults: published files omit values that equal them.
   text = dict(
     vocab_size=49408,
     hidden_size=512,
@@ -108,7 +108,7 @@ def read_config(directory) -> clip.ClipConfig:
 
 
 def _three(value, key):
-  """Of each color one number."""
+  """Checks a list of one number per color channel."""
   fine = isinstance(value, (list, tuple)) and len(value) == 3
   if not fine or not all(type(x) in (int, float) and abs(x) < 1e6 for x in value):
     raise InputError(
@@ -136,8 +136,8 @@ def _tower(section, name):
 
 
 def load(directory):
-  """Parameters of a CLIP: nested dict of float32 NumPy arrays. Errors: InputError naming every
-  tensor that is wrong.
+  """Parameters of a CLIP: nested dict of float32 NumPy arrays. InputError naming every wrong
+  tensor.
   """
   abstract = jax.eval_shape(lambda: clip.create(read_config(directory)))
   checkpoint = weights.Checkpoint(directory)
@@ -173,13 +173,13 @@ def digest(directory) -> str:
 
 
 def encode(directory, texts) -> np.ndarray:
-  """Texts -> ids (B, T) int32 by a CLIP's own tokenizer, T the model's length."""
+  """Texts -> ids (B, T) int32 from the CLIP's own tokenizer, with T the model's length."""
   return encode_texts(_tokenizer(str(directory)), texts, read_config(directory).max_positions)
 
 
 def encode_texts(tokenizer, texts, length: int) -> np.ndarray:
-  """Texts -> ids (B, length) int32, each with its end and filled up with it; longer ones are cut,
-  as CLIP's processor does.
+  """Texts -> ids (B, length) int32, each ended and padded with EOS; truncates longer texts, as
+  CLIP's processor does.
   """
   eos = tokenizer.eos_token_id
   out = np.full((len(texts), length), eos, np.int32)
@@ -201,7 +201,7 @@ def _tokenizer(directory):
 
 
 def save(directory, config: clip.ClipConfig, params, tokenizer_dir):
-  """Writes a CLIP's directory, with the tokenizer of another model directory."""
+  """Writes a CLIP directory, with the tokenizer of another model directory."""
   directory = pathlib.Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
   leaves = [np.asarray(x) for x in jax.tree.leaves(params)]
@@ -211,7 +211,7 @@ def save(directory, config: clip.ClipConfig, params, tokenizer_dir):
     value = leaves[leaf] if layer is None else leaves[leaf][layer]
     tensors[name] = np.asarray(
       value.transpose(_TO_TORCH[value.ndim]) if kernels[leaf] else value, order='C'
-    )  # keeps a scalar one
+    )  # keeps a scalar a scalar
   save_file(tensors, directory / 'model.safetensors', metadata=dict(format='pt'))
 
   def tower(t):
@@ -262,12 +262,12 @@ def save(directory, config: clip.ClipConfig, params, tokenizer_dir):
 
 
 def _kernels(params):
-  """Of each leaf, whether it is a matrix that torch has transposed."""
+  """For each leaf, whether torch stores it as a transposed matrix."""
   return [str(path[-1].key) == 'kernel' for path, _ in jax.tree_util.tree_leaves_with_path(params)]
 
 
 def _entries(params):
-  """(name, shape, place of the leaf, layer or None) of every tensor."""
+  """(name, shape, index of the leaf, layer or None) of every tensor."""
   found = []
   for leaf, (path, value) in enumerate(jax.tree_util.tree_leaves_with_path(params)):
     keys = [str(key.key) for key in path]

@@ -1,9 +1,9 @@
-"""config.json of the Hugging Face layout <-> JanusConfig; what both layouts say of the language
-model.
+"""config.json of the Hugging Face layout <-> JanusConfig, and the language model's part of both
+layouts.
 
-The file is a stranger's: every size is a whole number within `MOST`, or it is named. Missing keys
-take the defaults of transformers' LlamaConfig, JanusVisionConfig and JanusVQVAEConfig, because
-published files are partial. What our model cannot express is refused, all of it in one error.
+The file is not trusted: every size must be a whole number within `MOST`, or the error names it.
+Missing keys take the defaults of transformers' LlamaConfig, JanusVisionConfig and JanusVQVAEConfig,
+because published files are partial. One error lists everything that our model cannot express.
 """
 
 import math
@@ -37,7 +37,7 @@ _VQ = dict(
   num_res_blocks=2,
 )
 
-# The largest sizes that are taken for a model's and not for a slip; each is far above any Janus.
+# Larger sizes are treated as mistakes; each limit is far above any Janus.
 MOST = dict(
   num_hidden_layers=512,
   num_attention_heads=1024,
@@ -56,7 +56,7 @@ MOST = dict(
 )
 MOST_LEVELS, MOST_MULTIPLE = 8, 64  # of vq_config.channel_multiplier
 
-# (key, its default in transformers, the one value our model has)
+# (key, its default in transformers, the only value that our model supports)
 _FIXED_TEXT = (
   ('model_type', 'llama', 'llama'),
   ('hidden_act', 'silu', 'silu'),
@@ -78,8 +78,8 @@ _FIXED = (
 
 
 def from_json(content):
-  """config.json's object -> `JanusConfig` without templates. Raises InputError naming every key
-  that does not fit.
+  """config.json object -> `JanusConfig` without templates. InputError naming every key that does
+  not fit.
   """
   sections = {
     name: object_in(content, name) for name in ('text_config', 'vision_config', 'vq_config')
@@ -100,13 +100,12 @@ def from_json(content):
 
 
 def to_json(config, dtype='float32'):
-  """`JanusConfig` with templates -> config.json's object, read by transformers 4.52 and later."""
+  """`JanusConfig` with templates -> config.json object, for transformers 4.52 and later."""
   text, vision, vq, ids = config.text, config.vision, config.vq, config.templates
   return dict(
     architectures=['JanusForConditionalGeneration'],
     model_type='janus',
-    # transformers ties the head to the embedding where this key is absent; Janus' head is a matrix
-    # of its own.
+    # Without this key, transformers ties the head to the embedding; Janus has a separate head.
     tie_word_embeddings=False,
     dtype=dtype,
     image_token_id=ids.image_id,
@@ -172,9 +171,7 @@ def to_json(config, dtype='float32'):
 
 
 def layout_of(content):
-  """The layout that a config.json belongs to: 'hf' or 'deepseek'. InputError for another
-  model's.
-  """
+  """The layout of a config.json: 'hf' or 'deepseek'. InputError for another model's."""
   kind = content.get('model_type')
   if kind not in ('janus', 'multi_modality'):
     raise InputError(
@@ -184,11 +181,11 @@ def layout_of(content):
   return 'hf' if kind == 'janus' else 'deepseek'
 
 
-# Values of a stranger's file.
+# Values of an untrusted file.
 
 
 def object_in(content, name, where=''):
-  """The object `name` of config.json, or of its part `where`; {} where it is absent or null."""
+  """The object `name` of config.json, or of its part `where`; {} if it is absent or null."""
   value = content.get(name)
   if value is None:
     return {}
@@ -200,7 +197,7 @@ def object_in(content, name, where=''):
 
 
 def whole(value, key, where):
-  """A size by its key in `MOST`. where: the part of config.json, for the error."""
+  """Checks a size against its key in `MOST`. where: the part of config.json, for the error."""
   if type(value) is not int or not 1 <= value <= MOST[key]:
     raise InputError(
       f'found {where}.{key} {shown(value)} in config.json; expected a whole number from 1 to '
@@ -220,7 +217,7 @@ def above_zero(value, key, where):
 
 
 def multiples(value, where):
-  """The VQ model's channel_multiplier, a tuple."""
+  """The VQ model's channel_multiplier, as a tuple."""
   fine = isinstance(value, (list, tuple)) and 1 <= len(value) <= MOST_LEVELS
   if not fine or not all(type(m) is int and 1 <= m <= MOST_MULTIPLE for m in value):
     raise InputError(
@@ -231,7 +228,7 @@ def multiples(value, where):
 
 
 def shown(value) -> str:
-  """A value for an error, however long it is."""
+  """A value for an error message, shortened if it is long."""
   text = repr(value)
   return text if len(text) <= 60 else f'{text[:60]} ...'
 
@@ -261,7 +258,7 @@ def text_from(section, name):
 def _vision(section):
   name = 'vision_config'
   values = {key: section.get(key, default) for key, default in _VISION.items()}
-  for key in ('image_size', 'patch_size'):  # transformers allows a pair; ours are square
+  for key in ('image_size', 'patch_size'):  # transformers allows a pair; ours must be square
     pair = values[key]
     if isinstance(pair, list):
       if len(pair) != 2 or pair[0] != pair[1]:
@@ -285,7 +282,7 @@ def _vq(section):
 
 
 def _unsupported(sections, config):
-  """Sentences about what our model does not do."""
+  """Sentences about features that our model does not support."""
   text, vision, vq = config.text, config.vision, config.vq
   for name, key, default, only in _FIXED:
     value = sections[name].get(key, default)
@@ -317,8 +314,8 @@ def _unsupported(sections, config):
 
 
 def text_misfits(section, text, name):
-  """Sentences about what our language model does not do. section: of config.json, called `name`;
-  text: made of it.
+  """Sentences about features that our language model does not support. section: the part `name` of
+  config.json; text: the config made from it.
   """
   for key, default, only in _FIXED_TEXT:
     value = section.get(key, default)

@@ -1,10 +1,10 @@
 """config.json of the original layout <-> JanusConfig.
 
-It names its towers by class and says little of their sizes, which the original's code has built in.
-So a size comes from, in this order: our own section `dsr_jax` (written for models that are not of
-the published sizes, and ignored by others), the published towers where the widths are theirs, the
-shapes of the tensors. The language model's missing keys take LlamaConfig's defaults, as the
-original does.
+The file gives class names for its towers but few sizes, which are built into the original code. A
+size therefore comes from, in this order: our own section `dsr_jax` (written for models with other
+than the published sizes, and ignored by other readers), the published towers if the widths match,
+the shapes of the tensors. Missing keys of the language model take LlamaConfig's defaults, as in the
+original code.
 
 Source: deepseek-ai/Janus janus/models/{modeling_vlm,clip_encoder,siglip_vit,vq_model}.py.
 """
@@ -43,13 +43,13 @@ _CLASSES = dict(
 )
 _PUBLISHED = JanusConfig.janus_pro_1b()
 _MODEL_NAME = 'siglip_large_patch16_384'
-_HEADS = 16  # of every tower the original knows
-_EPS = 1e-6  # of every norm outside the language model
+_HEADS = 16  # in every tower of the original code
+_EPS = 1e-6  # in every norm outside the language model
 
 
 def from_json(content, shapes):
-  """config.json's object and name -> shape of the tensors -> `JanusConfig` without templates.
-  InputError names all misfits.
+  """config.json object, and tensor name -> shape -> `JanusConfig` without templates. InputError
+  names everything that does not fit.
   """
   sections = {name: content.get(name) for name in (*_SECTIONS, 'language_config')}
   broken = [name for name, section in sections.items() if not isinstance(section, dict)]
@@ -77,8 +77,8 @@ def from_json(content, shapes):
 
 
 def to_json(config, dtype='float32', system_prompt=True):
-  """`JanusConfig` -> config.json's object. Raises InputError for what the original's code cannot
-  do.
+  """`JanusConfig` -> config.json object. InputError for features that the original code does not
+  support.
   """
   text, vision, vq = config.text, config.vision, config.vq
   if vision.layer_norm_eps != _EPS:
@@ -106,7 +106,7 @@ def to_json(config, dtype='float32', system_prompt=True):
     torch_dtype=dtype,
   )
   if text.head_dim * text.num_attention_heads != text.hidden_size:
-    language['head_dim'] = text.head_dim  # understood by transformers from 4.48 on
+    language['head_dim'] = text.head_dim  # supported by transformers 4.48 and later
   width, codes = text.hidden_size, vq.num_embeddings
   content = dict(
     architectures=['MultiModalityCausalLM'],
@@ -186,7 +186,7 @@ def _vision(params, ours, shapes):
 
 
 def _said(ours, names, part):
-  """The sizes in a part of our section. names: of its keys, in `MOST`."""
+  """The sizes in a part of our section. names: its keys, in `MOST`."""
   return {key: whole(ours[key], names[key], f'{OURS}.{part}') for key in names if key in ours}
 
 
@@ -237,8 +237,8 @@ def _vq(params, ours, shapes):
 
 
 def _common(shapes, pattern, axis):
-  """The size along an axis that most tensors of a pattern have: one wrong tensor is then a mistake,
-  not the measure.
+  """The most common size along an axis among the tensors of a pattern, so that one wrong tensor is
+  reported as a mistake instead of setting the size.
   """
   sizes = collections.Counter(
     shape[axis] for name, shape in shapes.items() if shape and re.fullmatch(pattern, name)
@@ -255,7 +255,7 @@ def _count(shapes, pattern):
 
 
 def _misfits(sections, params, config):
-  """Sentences about what our model does not do, and about numbers that contradict one another."""
+  """Sentences about features that our model does not support, and about contradictory numbers."""
   text, vq = config.text, config.vq
   for name, only in _CLASSES.items():
     if sections[name].get('cls') != only:
@@ -286,9 +286,9 @@ def _misfits(sections, params, config):
 
 
 def size_misfits(config):
-  """Sentences about sizes that do not go together."""
+  """Sentences about incompatible sizes."""
   vision, vq = config.vision, config.vq
-  # Where config.json says nothing, the tensors' names and shapes do.
+  # For sizes that config.json does not give, use the tensors' names and shapes.
   for part in (vision, vq):
     for field in dataclasses.fields(part):
       size = getattr(part, field.name)

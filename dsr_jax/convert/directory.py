@@ -1,4 +1,4 @@
-"""A whole model directory, in and out, in either layout."""
+"""Reads and writes complete model directories, in either layout."""
 
 from collections.abc import Callable
 import dataclasses
@@ -19,8 +19,8 @@ from dsr_jax.errors import InputError
 from dsr_jax.models.janus import model as janus
 from dsr_jax.models.janus.processor import Processor
 
-# Tensors of the original layout that nothing reads lie here in the Hugging Face layout, so that the
-# way back is exact. A folder of its own, because some programs read every *.safetensors beside
+# The Hugging Face layout keeps unused tensors of the original layout here, so that converting back
+# is exact. It is a separate folder because some programs read every *.safetensors beside
 # config.json.
 KEPT_ASIDE = pathlib.Path('kept_aside') / 'tensors.safetensors'
 NOT_WRITABLE = (
@@ -33,11 +33,11 @@ DTYPES = dict(float32=np.float32, bfloat16=ml_dtypes.bfloat16, float16=np.float1
 class Bundle:
   """A model read from a directory.
 
-  config: with the templates of its tokenizer. params: nested dict of float32 leaves, transformer
-  layers stacked.
+  config: includes the templates of its tokenizer. params: nested dict of float32 leaves, with
+  transformer layers stacked.
   source: dict(name: the directory as given, hash: sha256 of the weight files). kept_aside: name ->
-  array of the tensors of the original layout that no forward pass reads, as they were; empty where
-  the source has none.
+  array, the unchanged tensors of the original layout that no forward pass reads; empty if the
+  source has none.
   """
 
   config: Any  # of its family's `config_type`
@@ -48,7 +48,7 @@ class Bundle:
 
 
 class Stored(stored_lib.Stored):
-  """A Janus, in either of its layouts."""
+  """A Janus directory, in either of its layouts."""
 
   def __init__(self, directory):
     self.directory = pathlib.Path(directory)
@@ -85,8 +85,7 @@ class Stored(stored_lib.Stored):
     want = {entry.name: entry.shape for entry in self.entries}
     unused = table.unused(self.config.vision, self.layout)
     found = dict(self.checkpoint.found)
-    # A head that stands in the file is used, whatever the config says; the embedding serves only
-    # where there is none.
+    # Use the head in the file, whatever the config says; use the embedding only if there is none.
     head, embed = table.HEAD[self.layout], table.EMBED[self.layout]
     if head not in found and embed in found and self._tied:
       found[head] = found[embed]
@@ -120,11 +119,11 @@ class Stored(stored_lib.Stored):
 
 
 class Reader(NamedTuple):
-  """Of the directories of a family.
+  """Reads the directories of a family.
 
-  is_one: whether an object of config.json is such a model's. open: a directory -> its `Stored`.
-  settings: an object of config.json -> how the family's own samples were drawn and its pictures
-  read, fields of `config.Method`.
+  is_one: whether a config.json object belongs to the family. open: a directory -> its `Stored`.
+  settings: a config.json object -> the settings of the family's published samples and of its image
+  reading, fields of `config.Method`.
   """
 
   is_one: Callable[[dict], bool]
@@ -134,19 +133,19 @@ class Reader(NamedTuple):
 
 READERS = (
   Reader(showo_parts.is_showo, showo.Stored, showo_parts.settings),
-  # What is neither is refused as a Janus that lacks something. Janus-Pro's own samples were drawn
-  # at 5, and its pictures padded.
+  # A model of no known family is refused as an incomplete Janus. Janus-Pro's published samples use
+  # guidance 5, and it pads images.
   Reader(lambda content: True, Stored, lambda content: dict(guidance=5.0, crop='pad')),
 )
 
 
 def reader_of(content) -> Reader:
-  """The reader of a model directory, by an object of its config.json."""
+  """The reader for a model directory, given its config.json object."""
   return next(reader for reader in READERS if reader.is_one(content))
 
 
 def open_stored(directory) -> stored_lib.Stored:
-  """The `Stored` of a model directory of any family; see there."""
+  """The `stored.Stored` of a model directory of any family."""
   content = _read_content(pathlib.Path(directory))
   showo_parts.refuse_lone_magvit(directory, content)
   return reader_of(content).open(directory)
@@ -173,8 +172,8 @@ def load(directory, place=np.asarray):
 
   Args:
     directory: the model directory.
-    place: function of a `placing.Leaf`, what becomes of each; by default a NumPy array. `lambda
-      leaf: leaf` leaves all in the files, to be read when it is known where to; `lambda leaf:
+    place: function of a `placing.Leaf` that returns the array to use; by default a NumPy array.
+      `lambda leaf: leaf` leaves the data in the files until the placement is known; `lambda leaf:
       leaf.placed(sharding)` puts it on devices.
   """
   stored = open_stored(directory)
@@ -197,15 +196,15 @@ def save(
   layout='hf',
   kept_aside=None,
 ):
-  """Writes a complete model directory from parameters. See `export`; returns what it returns.
+  """Writes a complete model directory from parameters. Returns the same as `export`.
 
   Args:
     directory: the target.
-    config: `JanusConfig`; its templates are taken from `source_dir`.
-    params: nested dict of arrays as `load` gives.
-    source_dir: the model directory that tokenizer and processor files come from.
-    dtype: of the weights: 'float32', 'bfloat16' or 'float16'.
-    kept_aside: of the `Bundle`, if any.
+    config: `JanusConfig`; its templates come from `source_dir`.
+    params: nested dict of arrays, as from `load`.
+    source_dir: the model directory that provides tokenizer and processor files.
+    dtype: dtype of the weights: 'float32', 'bfloat16' or 'float16'.
+    kept_aside: from the `Bundle`, if any.
     guidance, card, overwrite, layout: see `export`.
   """
   leaves = jax.tree.leaves(params)
@@ -213,7 +212,7 @@ def save(
     processor = showo.Processor.from_directory(source_dir, prompt_tokens=config.prompt_tokens)
   else:
     processor = Processor.from_directory(source_dir, config.text.vocab_size)
-  # The ids written are those of the tokenizer beside them.
+  # Write the ids of the tokenizer in the same directory.
   config = dataclasses.replace(config, templates=processor.templates)
   shapes = families.family_of(config).shapes(config)
   found = {entry.name: (entry.shape, 'F32') for entry in table.entries(params, layout)}
@@ -255,26 +254,26 @@ def export(
   beside=None,
   overwrite=False,
 ):
-  """Writes a complete model directory, a piece of a tensor at a time: weights, config, tokenizer,
-  processor, card.
+  """Writes a complete model directory piece by piece: weights, config, tokenizer, processor, card.
 
-  It is written aside and takes its place at the end: at every moment `directory` is the old one or
-  the new one, each whole. Files of other names stay (`writing.is_export`).
+  It is written to a temporary folder and moved into place at the end, so `directory` is always
+  either the complete old one or the complete new one. Files of other names stay
+  (`writing.is_export`).
 
   Args:
     directory: the target; refused if it exists and is not empty, unless `overwrite`.
-    layout: 'hf' or 'deepseek'; of a Show-o 'showo'.
+    layout: 'hf' or 'deepseek'; for a Show-o, 'showo'.
     config, processor: the model's, with templates.
     read: `table.Atom` -> array.
-    source_dir: the model directory, in either layout, that tokenizer and processor files come from.
-    kept_aside: name -> array of tensors that only the original layout has; where they are lacking
-      it gets zeros.
-    dtype: of the weights: 'float32', 'bfloat16' or 'float16'; None keeps that of each.
-    guidance: the guidance weight that generation_config.json names; None keeps the source's.
-    card: Markdown body of README.md, or all of it; a line about the format if empty.
-    beside: {name: bytes} of further files, which the card shows.
+    source_dir: the model directory, in either layout, that provides tokenizer and processor files.
+    kept_aside: name -> array of tensors that only the original layout has; missing ones are written
+      as zeros.
+    dtype: dtype of the weights: 'float32', 'bfloat16' or 'float16'; None keeps each tensor's own.
+    guidance: the guidance weight for generation_config.json; None keeps the source's.
+    card: the Markdown body of README.md, or all of it; if empty, a line about the format.
+    beside: {name: bytes} of additional files that the card shows.
   Returns:
-    The names of the tensors made as zeros.
+    The names of the tensors that were written as zeros.
   """
   directory, source_dir = pathlib.Path(directory), pathlib.Path(source_dir)
   check_target(directory, overwrite)
@@ -282,7 +281,7 @@ def export(
     raise InputError(f'found dtype {dtype!r}; expected one of {sorted(DTYPES)}; choose one')
   kind = None if dtype is None else np.dtype(DTYPES[dtype])
   if layout == 'showo':
-    # With the source's own file of generation settings, where nobody says another guidance.
+    # Copy the source's own generation settings, unless the caller sets another guidance.
     if guidance is None:
       settings = files.read_json(source_dir / 'generation_config.json', default={})
       guidance = settings.get('guidance_scale')
@@ -303,7 +302,7 @@ def export(
     content = configs_deepseek.to_json(config, widest.name, processor.system_prompt)
   else:
     content = configs.to_json(config, widest.name)
-  if processor.template != 'tokens':  # whoever reads the directory asks in the same words
+  if processor.template != 'tokens':  # so that readers of the directory use the same template
     content.setdefault(configs_deepseek.OURS, {})['template'] = processor.template
   extra, zeros = _unused(config, layout, kept_aside, kind, widest)
   writing.check_room(directory, tensors + extra)
@@ -330,7 +329,7 @@ def _write_beside(directory, beside):
 def check_target(directory, overwrite):
   """InputError if the target cannot be written, or is not empty and may not be overwritten.
 
-  Of one that is overwritten only what an export makes is replaced.
+  Overwriting replaces only the files that an export writes.
   """
   files.check_place(directory, '--target')
   directory = pathlib.Path(directory)
@@ -341,21 +340,21 @@ def check_target(directory, overwrite):
 
 
 def _tensor(entry, read, kind):
-  """The `writing.Tensor` of an entry; kind: numpy dtype, or None for that of its atoms."""
+  """The `writing.Tensor` of an entry. kind: NumPy dtype, or None for the dtype of its atoms."""
   if kind is None:
     kind = _widest(read(atom).dtype for atom in entry.atoms)
   return writing.Tensor(entry.name, entry.shape, kind, lambda: [read(atom) for atom in entry.atoms])
 
 
 def _widest(dtypes):
-  """The type that holds every one of these exactly; float32 for float16 with bfloat16, which NumPy
-  cannot say.
+  """The dtype that represents all of these exactly; float32 for float16 with bfloat16, a case that
+  NumPy does not handle.
   """
   return np.dtype(functools.reduce(jax.numpy.promote_types, set(dtypes)))
 
 
 def _unused(config, layout, kept_aside, kind, widest):
-  """(tensors that the model does not use, names of those which had to be made as zeros)."""
+  """(tensors that the model does not use, the names of those written as zeros)."""
   if layout == 'hf' and not kept_aside:
     return [], []
   tensors, zeros = [], []

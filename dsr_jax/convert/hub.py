@@ -1,4 +1,4 @@
-"""What was exported, uploaded to the Hugging Face Hub."""
+"""Uploads exports to the Hugging Face Hub."""
 
 import contextlib
 import os
@@ -12,9 +12,10 @@ from dsr_jax.errors import InputError, first_line
 
 
 def check(repository: str):
-  """InputError unless the repository is there, or can be made, and may be written: before any work.
+  """InputError unless the repository exists or can be created, and is writable. Called before any
+  work.
 
-  A new one is private.
+  A new repository is private.
   """
   if not inputs.is_hub_id(repository):
     raise InputError(
@@ -32,9 +33,9 @@ def check(repository: str):
 
 
 def push(directory: str, repository: str) -> str:
-  """Uploads what an export wrote in a directory, in one commit; returns its address.
+  """Uploads the exported files of a directory in one commit. Returns the repository's URL.
 
-  Errors: InputError; the directory is whole all the same.
+  InputError if the upload fails; the directory stays complete.
   """
   found = [
     os.path.relpath(os.path.join(folder, name), directory)
@@ -55,7 +56,7 @@ def push(directory: str, repository: str) -> str:
 
 @contextlib.contextmanager
 def _answers(what: str):
-  """Errors of the Hub and of the way there as a sentence about what was tried."""
+  """Turns errors of the Hub or the network into one sentence about the attempted action."""
   try:
     yield
   except errors.HfHubHTTPError as e:

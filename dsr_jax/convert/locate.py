@@ -1,4 +1,4 @@
-"""From what a user calls a model to its parameters: a directory in either layout, the embedded one,
+"""Resolves the name of a model to its parameters: a directory in either layout, the embedded model,
 a run, or a Hub id.
 """
 
@@ -22,7 +22,7 @@ from dsr_jax.models.common import lora
 from dsr_jax.runtime import checkpoints, room
 from dsr_jax.scenes import grammar
 
-flags.disclaim_key_flags()  # --help lists what `define_flags` defines under the command
+flags.disclaim_key_flags()  # --help lists the flags of `define_flags` under the command
 
 EMBEDDED = os.path.join(os.path.dirname(os.path.dirname(__file__)), 'assets', 'scenes_base')
 EXPECTED = (
@@ -31,20 +31,20 @@ EXPECTED = (
   "'scenes' for the embedded model, or a Hub id (OWNER/NAME)"
 )
 EXPECTED_SOURCE = "a model directory, 'scenes' for the embedded model, or a Hub id (OWNER/NAME)"
-ROLES = ('generator', 'understander')  # of a run of two models
+ROLES = ('generator', 'understander')  # of a run with two models
 MOST_GUIDANCE = 1000
-_CACHED = re.compile(r'models--(.+?)--(.+)')  # the Hub's folder of OWNER/NAME
+_CACHED = re.compile(r'models--(.+?)--(.+)')  # the Hub cache's folder for OWNER/NAME
 _FILES = ('*.json', '*.jinja', '*.safetensors', 'LICENSE*', 'README.md')
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """A model ready for use, and how it wants to be used.
+  """A loaded model and its settings.
 
   bundle: config, params (float32, on the default device), processor and source of `convert.load`.
-  method: the one place that says how the model is sampled from and how it reads: of a run, what it
-    was configured with; of another model, its generation_config.json's guidance, pictures cropped
-    or padded as its family's own processor does, and the method's defaults (instruction ...).
+  method: the single source of settings for sampling and reading. For a run: its configuration. For
+    another model: the guidance in its generation_config.json, the crop or pad of its family's own
+    processor, and the method's defaults (instruction ...).
   """
 
   name: str
@@ -54,11 +54,11 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Located:
-  """Where a model lies.
+  """The location of a model.
 
-  directory: of the model, for a run of the one it began with. Of a run also: workdir, step, trained
-  (the leaves that it changed, nested dicts of NumPy arrays, or adapters under 'lora'), about (see
-  `checkpoints.Checkpoints`).
+  directory: the model's directory; for a run, that of the model it started from. For a run also:
+  workdir, step, trained (the leaves that it changed, nested dicts of NumPy arrays, or adapters
+  under 'lora'), about (see `checkpoints.Checkpoints`).
   """
 
   name: str
@@ -70,7 +70,7 @@ class Located:
 
 
 def define_flags(f=flags.FLAGS):
-  """The flags of all commands that ask a model."""
+  """The flags of all commands that use a model."""
   flags.DEFINE_string(
     'template',
     '',
@@ -82,7 +82,7 @@ def define_flags(f=flags.FLAGS):
 
 
 def define_crop_flag(f=flags.FLAGS):
-  """--crop of the commands that read a picture."""
+  """--crop, for the commands that read an image."""
   flags.DEFINE_enum(
     'crop',
     '',
@@ -94,7 +94,7 @@ def define_crop_flag(f=flags.FLAGS):
 
 
 def define_base_flag(f=flags.FLAGS):
-  """--base alone."""
+  """Only --base."""
   flag_types.define_path(
     'base',
     '',
@@ -104,9 +104,9 @@ def define_base_flag(f=flags.FLAGS):
 
 
 def locate(name: str, base: str = '') -> Located:
-  """Finds a model, a run's included. Errors: InputError if there is none.
+  """Finds a model or a run. InputError if there is none.
 
-  base: of a run, where the model that it began with lies now, if not where it was.
+  base: for a run, the current location of the model that it started from, if that has moved.
   """
   path, step, role = split(name)
   if is_run(path):
@@ -130,15 +130,15 @@ def resolve(name: str, *, template: str = '', base: str = '', config=None) -> So
   """Finds and loads a model.
 
   Args:
-    name: what `EXPECTED` says.
-    template: what frames its prompts, a value of `method.template`; by default the run's, else the
+    name: see `EXPECTED`.
+    template: a value of `method.template`, which frames its prompts; by default the run's, else the
       model's own.
     base: see `locate`.
-    config: of a command that uses the model as a `config.Config` says: its template then goes
-      before the model's, and where it was written for another model that is said.
+    config: the `config.Config` of a command that uses the model with its settings. Its template
+      then overrides the model's; prints a note if it was written for another model.
 
   Raises:
-    InputError: if there is no such model, its files are not sound, or its family has no such
+    InputError: if there is no such model, its files are damaged, or its family has no such
       template.
   """
   located = locate(name, base)
@@ -160,7 +160,7 @@ def resolve(name: str, *, template: str = '', base: str = '', config=None) -> So
   return Source(name, bundle, method)
 
 
-# What a configuration says of sampling and asking, which fits the model that it was written for.
+# Config keys for sampling and asking, which fit only the model that the file was written for.
 _OF_A_MODEL = (
   'temperature',
   'guidance',
@@ -172,7 +172,7 @@ _OF_A_MODEL = (
 
 
 def note_other_settings(config, located: Located):
-  """Says what a model is asked with by a configuration that was written for another one."""
+  """Prints the settings that a configuration written for another model applies to this one."""
   began_with = located.about['model']['name'] if located.workdir else located.name
   if _same(config.model, str(began_with)):
     return
@@ -189,13 +189,13 @@ def note_other_settings(config, located: Located):
 
 
 def _same(one: str, other: str) -> bool:
-  """Whether two names are of one model; asks no Hub."""
+  """Whether two names refer to the same model; does not contact the Hub."""
   places = [os.path.realpath(EMBEDDED if name == 'scenes' else name) for name in (one, other)]
   return one == other or (places[0] == places[1] and os.path.isdir(places[0]))
 
 
 def _trained_params(bundle, trained):
-  """The parameters of a run: of the model that it began with, and what it trained."""
+  """The parameters of a run: those of the model that it started from, plus the trained ones."""
   if 'lora' in trained:
     targets = families.family_of(bundle.config).lora_targets
     return lora.merged(bundle.params, targets, trained['lora'])
@@ -203,7 +203,7 @@ def _trained_params(bundle, trained):
 
 
 def check_base(located: Located, fingerprint: str):
-  """InputError unless the model that a run began with still has the weights it had."""
+  """InputError if the model that a run started from now has other weights."""
   if located.about['model']['fingerprint'] != fingerprint:
     raise InputError(
       f'found other weights in {located.about["model"]["name"]} than those that the run '
@@ -213,7 +213,7 @@ def check_base(located: Located, fingerprint: str):
 
 
 def directory_of(name: str) -> str:
-  """The directory, in either layout, of a model that is no run; a Hub id is downloaded first."""
+  """The directory, in either layout, of a model that is not a run. Downloads a Hub id first."""
   if name == 'scenes':
     if not os.path.isdir(EMBEDDED):
       raise InputError(
@@ -235,13 +235,12 @@ def directory_of(name: str) -> str:
 
 
 def base_of(model: dict, workdir: str, base: str = '') -> str:
-  """The directory of the model that a run began with.
+  """The directory of the model that a run started from.
 
   Args:
-    model: what the run says of it: the name it was called by and, but for old runs, the directory
-      that this was then.
-    workdir: of the run.
-    base: where it lies now, if the user says so.
+    model: the run's record of it: its name, and (except in old runs) its directory at that time.
+    workdir: the workdir of the run.
+    base: its current location, if the user gives one.
   """
   name, then = str(model.get('name')), str(model.get('directory', ''))
   if base:
@@ -258,7 +257,7 @@ def base_of(model: dict, workdir: str, base: str = '') -> str:
 
 
 def _refuse_near_miss(name: str):
-  """InputError for a folder beside the one that was meant."""
+  """InputError for a folder near the one that the user probably meant."""
   path = os.path.abspath(name)
   above = os.path.dirname(path)
   if os.path.basename(above) == 'checkpoints' and os.path.basename(path).isdecimal():
@@ -282,15 +281,13 @@ def _refuse_near_miss(name: str):
 
 
 def run_of(name: str) -> str:
-  """The workdir, where a model's name is that of a run, of its checkpoint or of one of its two
-  models; else ''.
-  """
+  """The workdir, if the name refers to a run, its checkpoint or one of its two models; else ''."""
   path = split(name)[0]
   return path if is_run(path) else ''
 
 
 def base_for(name: str, base: str, several: bool) -> str:
-  """The `base` of one model of a command: of several models it is the runs' alone."""
+  """The `base` for one model of a command; with several models, it applies only to runs."""
   return base if run_of(name) or not several else ''
 
 
@@ -300,8 +297,8 @@ def is_run(path: str) -> bool:
 
 
 def split(name: str) -> tuple[str, int | None, str | None]:
-  """'runs/a@20:generator' -> ('runs/a', 20, 'generator'); a directory whose very name has an @ or a
-  : stays whole.
+  """'runs/a@20:generator' -> ('runs/a', 20, 'generator'). Does not split the name of an existing
+  directory that contains @ or :.
   """
   if os.path.isdir(name):
     return name, None, None
@@ -318,7 +315,7 @@ def split(name: str) -> tuple[str, int | None, str | None]:
 def _guidance(directory, own):
   path = os.path.join(directory, 'generation_config.json')
   guidance = files.read_json(path, default={}).get('guidance_scale')
-  # A model that says nothing is drawn as the samples of its family were.
+  # A model without settings is sampled with those of its family's published samples.
   if guidance is None:
     return own
   if type(guidance) not in (int, float) or not 0 <= guidance <= MOST_GUIDANCE:
@@ -330,19 +327,19 @@ def _guidance(directory, own):
 
 
 def method_of(located: Located) -> config_lib.Method:
-  """The `Source.method` of a model that was found, before anything of it is read."""
+  """The `Source.method` of a located model, before its weights are read."""
   if located.workdir:
     return saved_config.saved_method(located.about['method'])
   return _method_of(located.directory)
 
 
 def _method_of(directory):
-  """The settings of a model that is no run; of the embedded one with the question it knows."""
+  """The settings of a model that is not a run; the embedded model uses the question it knows."""
   content = files.read_json(os.path.join(directory, 'config.json'), default={})
   own = directory_lib.reader_of(content).settings(content)
   method = config_lib.Method(**own | dict(guidance=_guidance(directory, own['guidance'])))
   if os.path.realpath(directory) == os.path.realpath(EMBEDDED):
-    # The small model knows no other words for this than those it was trained with.
+    # The embedded model understands only the words that it was trained with.
     method = dataclasses.replace(
       method,
       question=grammar.QUESTION_DESCRIBE,
@@ -371,8 +368,8 @@ def _locate_run(name, workdir, step, role, base):
 
 
 def merged(base, trained, path=''):
-  """`base` with the leaves of `trained` in their places; both nested dicts. A leaf without a place
-  is an InputError.
+  """Replaces leaves of `base` by those of `trained`; both are nested dicts. InputError for a leaf
+  that `base` does not have.
   """
   whole = dict(base)
   for key, value in trained.items():
@@ -409,7 +406,7 @@ def _download(hub_id):
     reason = first_line(e)
     kept = _kept(hub_id)
     if kept:
-      # Of an earlier download, or of another program's: a card and a licence may be lacking.
+      # From an earlier download, or from another program: the card and license may be missing.
       cli.log(f'note         could not ask the Hub ({reason}): {hub_id} is read from {kept}')
       return kept
     raise InputError(
@@ -419,7 +416,7 @@ def _download(hub_id):
 
 
 def _kept(hub_id) -> str:
-  """The snapshot of a Hub id in the cache, if it has all that a model needs; else ''."""
+  """The cached snapshot of a Hub id, if it has every file that a model needs; else ''."""
   cache = huggingface_hub.constants.HF_HUB_CACHE
   needed = ('config.json', 'tokenizer.json')
   paths = [huggingface_hub.try_to_load_from_cache(hub_id, name, cache) for name in needed]

@@ -1,5 +1,5 @@
-"""A run's parameters as a converter reads them: what it trained in its place, the rest from the
-model it began with.
+"""A run's parameters for the converter: the trained ones from the run, the rest from the model that
+it started from.
 """
 
 import jax
@@ -10,9 +10,7 @@ from dsr_jax.convert import locate as model_source
 
 
 def reader(stored, trained):
-  """Function of a `table.Atom` -> array. stored: the `Stored` base; trained: see
-  `model_source.Located`.
-  """
+  """A function `table.Atom` -> array. stored: the `Stored` base; trained: see `locate.Located`."""
   if 'lora' in trained:
     return _with_adapters(stored, trained['lora'])
   leaves = jax.tree.leaves(model_source.merged(stored.abstract, trained))
@@ -42,6 +40,6 @@ def _with_adapters(stored, adapters):
     if name is None:
       return stored.atom(atom)
     a, b = (np.asarray(adapters[name][x][atom.layer], np.float32) for x in 'ab')
-    return stored.atom(atom).astype(np.float32) + (a @ b).T  # a kernel's atom lies transposed
+    return stored.atom(atom).astype(np.float32) + (a @ b).T  # a kernel's atom is transposed
 
   return read

@@ -1,7 +1,7 @@
-"""Parameters from stored tensors: a piece at a time, straight to the memory that will hold it.
+"""Reads parameters from stored tensors piece by piece, directly into their final memory.
 
-Nothing is held beside the parameters but the piece that is being read; what files are mapped to
-belongs to the files.
+Beyond the parameters, this needs memory only for the piece being read; mapped pages belong to the
+files.
 """
 
 import functools
@@ -10,15 +10,15 @@ import math
 import jax
 import numpy as np
 
-SLAB_BYTES = 128 << 20  # what is copied at once
+SLAB_BYTES = 128 << 20  # bytes copied at once
 _COLUMNS = 64
 
 
 class Leaf:
-  """A float32 leaf of the parameters that still lies in files. Indexing, `numpy.asarray` and
-  `placed` read it.
+  """A float32 leaf of the parameters that is still in files. Indexing, `numpy.asarray` and `placed`
+  read it.
 
-  layers: views in our orientation, one a layer of a stacked leaf, or the one view of another leaf.
+  layers: views in our orientation, one per layer of a stacked leaf, or a single view.
   """
 
   dtype = np.dtype(np.float32)
@@ -39,7 +39,7 @@ class Leaf:
     return self.size * self.dtype.itemsize
 
   def __getitem__(self, index):
-    """index: slices of step 1, at most one an axis -> a NumPy array."""
+    """index: slices of step 1, at most one per axis -> a NumPy array."""
     index = index if isinstance(index, tuple) else (index,)
     index = [
       slice(*s.indices(size)[:2])
@@ -50,12 +50,12 @@ class Leaf:
     return out
 
   def __array__(self, dtype=None, copy=None):
-    del copy  # always one
+    del copy  # the result is always a copy
     return self[:].astype(dtype or self.dtype, copy=False)
 
   def placed(self, sharding):
-    """As a `jax.Array`: each device's part is read for itself, so a process reads only what its
-    devices hold.
+    """Returns a `jax.Array`. Reads each device's part separately, so a process reads only the parts
+    on its own devices.
     """
     parts = [
       self._on_device(
@@ -66,7 +66,7 @@ class Leaf:
     return jax.make_array_from_single_device_arrays(self.shape, sharding, parts)
 
   def _on_device(self, index, device):
-    """self[index] on one device, in slabs along axis 0 where it is large."""
+    """self[index] on one device, in slabs along axis 0 if it is large."""
     first, end = index[0].start, index[0].stop
     shape = tuple(s.stop - s.start for s in index)
     rows = max(1, SLAB_BYTES // max(1, math.prod(shape[1:]) * self.dtype.itemsize))
@@ -76,7 +76,7 @@ class Leaf:
     for row in range(first, end, rows):
       slab = jax.device_put(self[(slice(row, min(row + rows, end)), *index[1:])], device)
       whole = _write_slab(whole, slab, row - first)
-      whole.block_until_ready()  # or slabs would queue up in memory
+      whole.block_until_ready()  # otherwise slabs would queue up in memory
     return whole
 
   def _read_into(self, out, index):
@@ -88,8 +88,8 @@ class Leaf:
 
 
 def _copy(out, view):
-  """out[...] = view, widening; a transposed matrix in blocks of columns, which is three times as
-  fast as at once.
+  """out[...] = view, with widening. Copies a transposed matrix in blocks of columns, which is three
+  times as fast as a single copy.
   """
   if view.ndim != 2 or view.strides[0] >= view.strides[1]:
     out[...] = view
@@ -100,8 +100,8 @@ def _copy(out, view):
 
 
 def leaves(abstract, wanted, read):
-  """The `Leaf`s of a tree of shapes, in the same tree. wanted: its `table.entries`; read: name ->
-  the tensor, a view.
+  """A tree of `Leaf`s for a tree of shapes. wanted: its `table.entries`; read: name -> the tensor,
+  as a view.
   """
   views = [{} for _ in jax.tree.leaves(abstract)]
   for entry in wanted:

@@ -1,10 +1,10 @@
-"""What belongs to a model directory beside weights and config.json: tokenizer, processor,
-generation settings, card.
+"""Files of a model directory other than weights and config.json: tokenizer, processor, generation
+settings, card.
 
-In one layout they are carried over as they are. From one layout to the other the tokenizer is
-carried over, and the files that name classes and sizes are written anew for the classes that will
-read them. So is what the source does not have, where it follows from the rest: transformers 5
-itself writes no preprocessor_config.json any more, but a section of processor_config.json.
+Within a layout, they are copied unchanged. Between layouts, the tokenizer is copied, and the files
+with class names and sizes are rewritten for the classes that will read them. Files that the source
+lacks are also written if they follow from the rest: transformers 5 itself no longer writes
+preprocessor_config.json but a section of processor_config.json.
 
 Source: deepseek-ai/Janus janus/models/{processing_vlm,image_processing_vlm}.py; transformers'
 processing_janus.py.
@@ -48,14 +48,12 @@ READERS = {
   'showo': 'The code of https://github.com/showlab/Show-o reads this directory, its image '
   'tokenizer from magvitv2/ and its text tokenizer from here.',
 }
-# What the Hub calls the library that reads a directory, by layout.
+# The Hub's name of the library that reads a directory, by layout.
 LIBRARIES = {'hf': ('transformers',), 'showo': ('diffusers',)}
 
 
 def check(source, layout):
-  """InputError unless the directory `source` has the files that its layout needs beside the
-  model.
-  """
+  """InputError unless the directory `source` has all side files that its layout needs."""
   lacking = [name for name in NEEDED[layout] if not (source / name).is_file()]
   if lacking:
     raise InputError(
@@ -65,14 +63,14 @@ def check(source, layout):
 
 
 def write(target, layout, source, source_layout, config, processor, guidance=None):
-  """Writes all of them.
+  """Writes all these files.
 
   Args:
     target, layout: the directory to write to, and its layout.
-    source, source_layout: the directory they come from.
+    source, source_layout: the directory to copy from, and its layout.
     config, processor: the model's `JanusConfig`, and the source's `Processor`.
-    guidance: the guidance weight that generation_config.json names; None keeps the source's, or
-      Janus-Pro's own.
+    guidance: the guidance weight for generation_config.json; None keeps the source's, or
+      Janus-Pro's.
   """
   for name in (*COMMON, 'generation_config.json') if layout != source_layout else FILES:
     if (source / name).is_file():
@@ -102,7 +100,7 @@ def _hugging_face(source, config, processor):
     processor.system_prompt,
     theirs.get('model_max_length', config.text.max_position_embeddings),
   )
-  # tokenizer.json has the tokens, each with its flags.
+  # tokenizer.json contains the tokens with their flags.
   del contents['tokenizer_config.json']['added_tokens_decoder']
   if 'image_processor' in files.read_json(source / 'processor_config.json', default={}):
     del contents['preprocessor_config.json']
@@ -155,11 +153,10 @@ def _deepseek(source, config, processor):
 
 
 def _ensure_bos(path):
-  """Has tokenizer.json itself put begin-of-sentence in front, where it left that to the class which
-  reads it.
+  """Makes tokenizer.json prepend the BOS token, if it left that to the class that reads it.
 
-  transformers 5 reads tokenizer.json alone; the original's LlamaTokenizerFast adds the token by a
-  setting of its own.
+  transformers 5 reads only tokenizer.json; the original's LlamaTokenizerFast adds the token through
+  its own setting.
   """
   tokenizer = Tokenizer.from_file(str(path))
   bos = tokenizer.token_to_id(BOS)
@@ -174,8 +171,8 @@ def _ensure_bos(path):
 
 
 def write_card(target, layout, body, source_card=None):
-  """README.md: the header that the Hub reads, with the licence that the source's card names, then
-  the body. A body that has a header of its own is written as it is.
+  """Writes README.md: the header that the Hub reads, with the license from the source's card, then
+  the body. A body with its own header is written unchanged.
   """
   if body.startswith('---\n'):
     files.write_text(target / 'README.md', body)

@@ -1,4 +1,4 @@
-"""What the model directories of all families have in common once they are open."""
+"""The common base of opened model directories of all families."""
 
 import functools
 import pathlib
@@ -8,17 +8,17 @@ import numpy as np
 
 
 class Stored:
-  """A model directory, checked: every tensor is there, of its shape, and none besides. Nothing of
-  the weights is in memory. A family's class fills in the attributes.
+  """A checked model directory: it has every expected tensor with its shape, and no others. No
+  weights are in memory. A family's subclass fills in the attributes.
 
   Attributes:
-    directory: where it lies.
+    directory: its path.
     layout: 'hf', 'deepseek' or 'showo'.
     config: the model's sizes, with templates.
     processor: its tokenizer.
     checkpoint: its tensors, see `weights.Checkpoint`.
     abstract: shapes of the parameters.
-    entries: of `table.entries`, what each parameter is called here.
+    entries: from `table.entries`, the name of each parameter in this layout.
     kept_aside: see `directory.Bundle`.
   """
 
@@ -44,17 +44,17 @@ class Stored:
     }
 
   def atom(self, atom):
-    """An atom of `table.entries`, of any layout, as a view of its file."""
+    """An atom of `table.entries`, for any layout, as a view of its file."""
     entry, place = self._entry_of[atom.leaf, atom.layer]
     return entry.split(self.read(entry.name))[place]
 
   def source(self):
-    """dict(name, hash); reads all the weights, and InputError if a number is not finite."""
+    """dict(name, hash). Reads all weights; InputError if a number is not finite."""
     digest = self.checkpoint.digest()
     self.check_finite()
     return dict(name=str(self.directory), hash=digest)
 
   def check_finite(self):
-    """InputError naming the tensors that hold numbers which are not finite."""
+    """InputError naming the tensors with numbers that are not finite."""
     here = self.checkpoint.found
     self.checkpoint.check_finite(entry.name for entry in self.entries if entry.name in here)

@@ -1,6 +1,6 @@
-"""Which tensor of a checkpoint is which leaf of ours: the tables of foreign names, one a layout.
+"""Maps checkpoint tensors to our parameter leaves: one table of foreign names per layout.
 
-A leaf's last name and its rank say how it is laid out, so the tables speak of modules only:
+The last name of a leaf and its rank determine its memory layout, so the tables list only modules:
 
   ours                      torch                        change
   kernel (in, out)          weight (out, in)             transposed
@@ -8,9 +8,9 @@ A leaf's last name and its rank say how it is laid out, so the tables speak of m
   scale, embedding          weight                       none
   bias                      bias                         none
 
-Transformer layers are stacked on axis 0 here and are tensors of their own there. One layer of one
-leaf, oriented as torch has it, is an atom: every layout is made of the same atoms, one a tensor, or
-several side by side. So one layout turns into another without a change of a single number.
+We stack transformer layers on axis 0; checkpoints store them as separate tensors. One layer of one
+leaf, in torch's orientation, is an atom. Every layout consists of the same atoms, one per tensor or
+several side by side, so converting between layouts changes no number.
 
 Sources: the names of deepseek-ai/Janus (janus/models/*.py) and of transformers' modeling_janus.py.
 """
@@ -21,10 +21,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-# Rows: our module path; its path there; optionally what is special. The first pattern that matches
-# the whole path wins. {layer} is the index on the stacked axis, the other braces are groups of the
-# pattern. Special is an int (the tensor holds several modules side by side on axis 0, this one in
-# that place) or BARE (the name ends there, and an axis of 1 is in front).
+# Rows: our module path, the foreign path, and optionally a special case. The first pattern that
+# matches the whole path wins. {layer} is the index on the stacked axis; other braces are groups of
+# the pattern. The special case is an int (the tensor holds several modules side by side on axis 0,
+# and this one has that index) or BARE (the name ends there, and there is a leading axis of 1).
 BARE = 'bare'
 
 HUGGING_FACE = (
@@ -78,7 +78,7 @@ DEEPSEEK = (
   (r'vqmodel/(?P<rest>.+)', 'gen_vision_model.{rest}'),
 )
 
-# Show-o: names that begin with `showo.` are its own, the others those of showlab/magvitv2.
+# Show-o: names that begin with `showo.` are in its own file, the others in showlab/magvitv2.
 SHOWO = (
   (r'language_model/layers/(?P<rest>.+)', 'showo.model.layers.{layer}.{rest}'),
   (r'language_model/norm', 'showo.model.final_layernorm'),
@@ -88,15 +88,15 @@ SHOWO = (
 )
 
 LAYOUTS = {'hf': HUGGING_FACE, 'deepseek': DEEPSEEK, 'showo': SHOWO}
-# The text embedding and the text head, by layout: where a file has no head, and the config ties
-# them, one serves as both.
+# The text embedding and the text head, by layout: if a file has no head and the config ties the
+# two, the embedding serves as both.
 EMBED = {
   'hf': 'model.language_model.embed_tokens.weight',
   'deepseek': 'language_model.model.embed_tokens.weight',
 }
 HEAD = {'hf': 'lm_head.weight', 'deepseek': 'language_model.lm_head.weight'}
 
-USAGE_COUNTS = 65536  # length of the usage statistics, whatever the size of the codebook
+USAGE_COUNTS = 65536  # length of the usage statistics, for any codebook size
 
 _STACKED = re.compile(r'(language_model|vision_model)/layers/')
 _LEAVES = dict(kernel='weight', scale='weight', embedding='weight', bias='bias')
@@ -105,9 +105,9 @@ _FROM_TORCH = {2: (1, 0), 4: (2, 3, 1, 0)}
 
 
 class Atom(NamedTuple):
-  """One layer of one leaf, as torch orients it.
+  """One layer of one leaf, in torch's orientation.
 
-  leaf: place in `jax.tree.leaves` order; layer: index on its stacked axis or None; shape: torch's.
+  leaf: index in `jax.tree.leaves` order; layer: index on its stacked axis, or None; shape: torch's.
   """
 
   leaf: int
@@ -126,8 +126,8 @@ class Atom(NamedTuple):
 
 
 class Entry(NamedTuple):
-  """One tensor of a checkpoint: its atoms, side by side on axis 0 of `shape` (after an axis of 1
-  where it has one).
+  """One tensor of a checkpoint: its atoms, side by side on axis 0 of `shape` (after the leading
+  axis of 1, if there is one).
   """
 
   name: str
@@ -135,7 +135,7 @@ class Entry(NamedTuple):
   atoms: tuple[Atom, ...]
 
   def split(self, value):
-    """This tensor -> its atoms, views."""
+    """This tensor -> its atoms, as views."""
     if len(self.atoms) == 1:
       return [value.reshape(self.atoms[0].shape)]
     ends = np.cumsum([atom.shape[0] for atom in self.atoms])
@@ -143,8 +143,8 @@ class Entry(NamedTuple):
 
 
 def entries(params, layout='hf'):
-  """All tensors of a checkpoint in a layout, for a tree of parameters or of their shapes, in the
-  tree's order.
+  """All tensors of a checkpoint in a layout, in the order of the tree `params`, which holds
+  parameters or shapes.
   """
   table, parts, bare = LAYOUTS[layout], {}, set()
   for leaf, (path, value) in enumerate(jax.tree_util.tree_leaves_with_path(params)):
@@ -182,11 +182,11 @@ def _foreign(module, table, layer):
 
 
 def unused(vision, layout):
-  """Tensors that a layout holds and no forward pass reads, name -> shape: the tower's attention
+  """Tensors of a layout that no forward pass reads, name -> shape: the vision tower's attention
   pool, and usage statistics.
 
-  They are kept aside when such a checkpoint is read, and given back when one is written. vision:
-  the `VisionConfig`.
+  They are kept aside when such a checkpoint is read, and restored when one is written. vision: the
+  `VisionConfig`.
   """
   if layout != 'deepseek':
     return {}
@@ -201,11 +201,11 @@ def unused(vision, layout):
   return shapes
 
 
-NAMED = 20  # mistakes of a kind that are named; of more, these and how many there are
+NAMED = 20  # mistakes of a kind that an error lists; beyond that, it also gives their number
 
 
 def mistakes(want, found):
-  """Everything wrong with a checkpoint: sentences, empty if it fits.
+  """All mistakes in a checkpoint, as sentences; empty if it fits.
 
   Args:
     want: name -> shape.

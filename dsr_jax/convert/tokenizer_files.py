@@ -1,7 +1,7 @@
-"""The files of a model directory around its tokenizer, made for a new model or a converted one.
+"""Tokenizer and related files of a model directory, for a new model or a converted one.
 
-tokenizer.json comes from texts (`make_tokenizer`); the others name classes, sizes and ids for
-whoever reads the directory (`side_files`).
+tokenizer.json is trained on texts (`make_tokenizer`); the others give classes, sizes and ids to
+readers of the directory (`side_files`).
 """
 
 import pathlib
@@ -22,7 +22,7 @@ from dsr_jax.errors import InputError
 from dsr_jax.models.janus.config import ROLES
 from dsr_jax.models.janus.processor import BOI, BOS, EOI, EOS, IMAGE, PAD, SPECIALS, Processor
 
-# Of the template `tokens`; `chat_template` has it for all.
+# For the template `tokens`; `chat_template` handles all templates.
 CHAT_TEMPLATE = (
   '{%- for message in messages -%}'
   "{%- if message['role'] == 'system' -%}"
@@ -41,7 +41,7 @@ CHAT_TEMPLATE = (
 
 
 def chat_template(template: str) -> str:
-  """transformers' chat template in the words of a prompt template, a key of `ROLES`."""
+  """transformers' chat template with the words of a prompt template, a key of `ROLES`."""
   text = CHAT_TEMPLATE
   for token, role in zip(ROLES['tokens'], ROLES[template]):
     text = text.replace(token, role)
@@ -58,19 +58,19 @@ def make_tokenizer(
   system_prompt=False,
   model_max_length=1024,
 ):
-  """Trains a byte-level BPE tokenizer with Janus' special tokens and writes all of a model
-  directory but the model.
+  """Trains a byte-level BPE tokenizer with Janus' special tokens and writes a model directory
+  without the model.
 
-  That is tokenizer.json, tokenizer_config.json, special_tokens_map.json, chat_template.jinja,
-  processor_config.json, preprocessor_config.json and generation_config.json; config.json and the
-  weights are `convert.save`'s.
+  It writes tokenizer.json, tokenizer_config.json, special_tokens_map.json, chat_template.jinja,
+  processor_config.json, preprocessor_config.json and generation_config.json; `convert.save` writes
+  config.json and the weights.
 
   Args:
     texts: iterable of strings to learn merges from.
-    vocab_size: at most so many tokens, special ones included (>= 264: 256 bytes and 8 special
+    vocab_size: maximum number of tokens, including special ones (>= 264: 256 bytes and 8 special
       tokens).
-    image_size, patch_size: pixels; the vision tower sees (image_size / patch_size)² tokens a
-      picture.
+    image_size, patch_size: pixels; the vision tower sees (image_size / patch_size)² tokens per
+      image.
     system_prompt: whether understanding prompts begin with Janus' system prompt.
   Returns:
     The `Processor` of the new directory. The last eight ids are the special tokens.
@@ -106,11 +106,11 @@ def make_tokenizer(
 
 
 def train_bpe(texts, vocab_size):
-  """A byte-level BPE of at most `vocab_size` tokens, learned from texts; no special tokens."""
+  """A byte-level BPE with at most `vocab_size` tokens, trained on texts, without special tokens."""
   tokenizer = Tokenizer(models.BPE())
 
-  # As DeepSeek-LLM splits: each line break alone, a space goes with the word or the mark after it,
-  # digits one by one.
+  # Split as DeepSeek-LLM does: each line break alone, a space together with the word or mark after
+  # it, digits one by one.
   def split(pattern):
     return pre_tokenizers.Split(Regex(pattern), 'isolated')
 
@@ -124,7 +124,7 @@ def train_bpe(texts, vocab_size):
     ]
   )
   tokenizer.decoder = decoders.ByteLevel()
-  # Contents follow ':' or an image, hence with and without the leading space, as they will be
+  # Contents follow ':' or an image, so train with and without the leading space, as they will be
   # encoded.
   lines = [line for text in texts for line in (' ' + text.strip(), text.strip())]
   tokenizer.train_from_iterator(
@@ -139,10 +139,10 @@ def train_bpe(texts, vocab_size):
 
 
 def side_files(ids, image_size, patch_size, system_prompt, model_max_length):
-  """File name -> JSON content of everything of the Hugging Face layout beside tokenizer.json,
+  """File name -> JSON content, for all files of the Hugging Face layout except tokenizer.json,
   config.json and the weights.
 
-  ids: of the `SPECIALS`, by their text. For the other arguments see `make_tokenizer`.
+  ids: the ids of the `SPECIALS`, by their text. For the other arguments, see `make_tokenizer`.
   """
   tokens = dict(bos_token=BOS, eos_token=EOS, pad_token=PAD)
   return {

@@ -1,9 +1,8 @@
 """Tensors of a checkpoint as views of its files: safetensors or torch's .bin, single or sharded
 with an index.
 
-Files are memory-mapped, so a tensor costs memory only while its pages are looked at, and those
-belong to the file. Pickled files are read by torch with `weights_only=True`: no code in them is
-run.
+Files are memory-mapped, so a tensor uses memory only while its pages are read, and those belong to
+the file. Torch reads pickled files with `weights_only=True`, so no code in them runs.
 """
 
 import hashlib
@@ -18,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from dsr_jax import files
 from dsr_jax.errors import InputError, first_line
 
-# (single file, index of shards); the first form that a directory has is read.
+# (single file, index of shards); the first form found in a directory is read.
 FORMS = (
   ('model.safetensors', 'model.safetensors.index.json'),
   ('pytorch_model.bin', 'pytorch_model.bin.index.json'),
@@ -35,13 +34,13 @@ DTYPES = dict(
   U8=np.uint8,
   BOOL=np.bool_,
 )
-_BLOCK = 1 << 18  # numbers looked at at once
+_BLOCK = 1 << 18  # numbers checked at once
 DTYPE_NAMES = {np.dtype(kind): name for name, kind in DTYPES.items()}
 
 
 class Checkpoint:
-  """The tensors of a directory. found: name -> (shape, dtype name); read(name): the tensor, a view
-  in the file's dtype.
+  """The tensors of a directory. found: name -> (shape, dtype name); read(name): the tensor, as a
+  view in the file's dtype.
   """
 
   def __init__(self, directory, forms=FORMS):
@@ -70,11 +69,11 @@ class Checkpoint:
       )
 
   def read(self, name):
-    """The tensor as a NumPy view of the file, in the file's dtype; not to be written to."""
+    """The tensor as a NumPy view of the file, in the file's dtype. Do not write to it."""
     return self._tensors[name]
 
   def check_finite(self, names):
-    """InputError naming the tensors that hold a NaN or an infinity, of those named; reads them."""
+    """Reads the named tensors. InputError naming those with a NaN or an infinity."""
     bad = [name for name in names if not is_finite(self._tensors[name])]
     if bad:
       raise InputError(
@@ -137,16 +136,16 @@ class Checkpoint:
 
 
 def is_finite(value) -> bool:
-  """Whether all numbers of an array are finite as float32; a block at a time."""
+  """Whether all numbers of an array are finite in float32; checks block by block."""
   flat = value.reshape(-1)
   return all(_is_finite(flat[first : first + _BLOCK]) for first in range(0, flat.size, _BLOCK))
 
 
 def _is_finite(block) -> bool:
   if block.dtype == np.float64:
-    return bool(np.all(np.abs(block) <= np.finfo(np.float32).max))  # a NaN is not
-  # Infinity is the number after the largest finite one, and NaNs come after it: compared as whole
-  # numbers, which is faster than to ask, and for bfloat16 by far.
+    return bool(np.all(np.abs(block) <= np.finfo(np.float32).max))  # False for NaN
+  # As integers, infinity follows the largest finite number, and NaNs follow infinity. Comparing
+  # integers is faster than isfinite, for bfloat16 by far.
   bits = block.view(f'u{block.dtype.itemsize}')
   infinity = np.array(np.inf, block.dtype).view(bits.dtype)
   return bool(np.max(bits & ~np.array(-0.0, block.dtype).view(bits.dtype)) < infinity)
@@ -161,7 +160,7 @@ def read_file(path):
 def _read_safetensors(path):
   try:
     with safe_open(str(path), framework='np'):
-      pass  # its own checks: header, offsets, length of the file
+      pass  # safetensors checks the header, the offsets and the length of the file
   except (SafetensorError, OSError) as e:
     raise InputError(
       f'found {path} truncated or damaged ({first_line(e)}); expected a whole safetensors file; '
@@ -176,7 +175,7 @@ def _read_safetensors(path):
   tensors = {}
   for name, info in header.items():
     shape, (first, end) = tuple(info['shape']), info['data_offsets']
-    kind = DTYPES.get(info['dtype'])  # of another kind nothing is read: it is named as a mistake
+    kind = DTYPES.get(info['dtype'])  # other dtypes are not read but reported as mistakes
     value = None if kind is None else data[first:end].view(kind).reshape(shape)
     tensors[name] = (shape, info['dtype']), value
   return tensors

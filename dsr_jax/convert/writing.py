@@ -1,6 +1,4 @@
-"""Safetensors files written as a stream: a piece of a tensor at a time, so that a model never lies
-in memory for it.
-"""
+"""Writes safetensors files piece by piece, so that the whole model is never in memory."""
 
 from collections.abc import Callable
 import json
@@ -16,7 +14,7 @@ from dsr_jax.convert.weights import DTYPE_NAMES, FORMS
 SHARD_BYTES = 4 << 30
 PIECE_BYTES = 64 << 20
 SPARE_BYTES = 64 << 20  # tokenizer, configuration, card
-# What an export writes beside `sidefiles.FILES`.
+# Files that an export writes in addition to `sidefiles.FILES`.
 _FILES = (
   *FORMS[0],
   'config.json',
@@ -36,9 +34,7 @@ _SHARD = r'model-\d{5}-of-\d{5}\.safetensors'
 
 
 class Tensor(NamedTuple):
-  """A tensor to be written. parts(): its pieces along the first axis, in order; dtype: in the
-  file.
-  """
+  """A tensor to write. parts(): its pieces along the first axis, in order; dtype: in the file."""
 
   name: str
   shape: tuple[int, ...]
@@ -56,12 +52,12 @@ def check_room(directory, tensors):
 
 
 def is_export(path: str) -> bool:
-  """Whether an export writes a file of this path in its target; all others are the user's."""
+  """Whether an export writes this path in its target; all other files are the user's."""
   return path in (*sidefiles.FILES, *_FILES) or bool(re.fullmatch(_SHARD, path))
 
 
 def write(directory, tensors):
-  """Writes tensors as one safetensors file, or as shards with an index where they are more than
+  """Writes tensors as one safetensors file, or as shards with an index if they exceed
   `SHARD_BYTES`.
   """
   single, index = FORMS[0]
@@ -89,9 +85,9 @@ def write(directory, tensors):
 
 
 def write_file(path, tensors):
-  """One safetensors file."""
-  tensors = sorted(tensors, key=lambda t: -t.dtype.itemsize)  # stable; keeps every tensor aligned
-  # transformers refuses files without the format.
+  """Writes one safetensors file."""
+  tensors = sorted(tensors, key=lambda t: -t.dtype.itemsize)  # stable; aligns every tensor
+  # transformers refuses files without `format`.
   header, offset = {'__metadata__': {'format': 'pt'}}, 0
   for tensor in tensors:
     header[tensor.name] = dict(
@@ -112,7 +108,7 @@ def write_file(path, tensors):
 
 
 def _write_array(f, array, dtype):
-  """Row-major bytes of an array (NumPy or JAX), cast piece by piece."""
+  """Writes the row-major bytes of an array (NumPy or JAX), cast piece by piece."""
   array = np.asarray(array)
   row = max(1, int(np.prod(array.shape[1:], dtype=np.int64)) * dtype.itemsize)
   rows = max(1, PIECE_BYTES // row)

@@ -1,4 +1,4 @@
-"""One batch ahead: made by a thread while the devices are at work on the one before."""
+"""Prefetching: a thread makes the next batch while the devices compute on the current one."""
 
 import concurrent.futures
 import time
@@ -7,13 +7,13 @@ import jax
 
 from dsr_jax.errors import InputError
 
-_GLANCE_SECONDS = 0.002  # between two looks at whether the devices are still at work
+_GLANCE_SECONDS = 0.002  # between two checks whether the devices are still computing
 
 
 class Ahead:
-  """Makes the next batch beside the step.
+  """Makes the next batch during the step.
 
-  batches: `at(step)`. Use: `begin(step)`, start the step, then `finish(metrics)`.
+  batches: has `at(step)`. Usage: `begin(step)`, start the step, then `finish(metrics)`.
   """
 
   def __init__(self, batches):
@@ -21,17 +21,17 @@ class Ahead:
     self._thread = concurrent.futures.ThreadPoolExecutor(1, 'batch')
     self._future: concurrent.futures.Future | None = None
     self.error: InputError | None = None
-    self.waited = 0.0  # seconds that the devices had nothing to do but wait for the last batch
+    self.waited = 0.0  # seconds that the devices were idle, waiting for the last batch
 
   def begin(self, step: int):
-    """Starts to make the batch of step `step` (from 0)."""
+    """Starts making the batch of step `step` (from 0)."""
     self._future = self._thread.submit(self._batches.at, step)
 
   def finish(self, at_work):
-    """The batch that was begun; None if there is none, or it failed by an InputError, which then
-    stands in `error`.
+    """The batch that `begin` started; None if there is none, or if it failed with an InputError,
+    which is then in `error`.
 
-    at_work: arrays that the devices are computing meanwhile; waiting counts once they are done.
+    at_work: arrays that the devices are computing; the waiting time counts from when they are done.
     """
     self.waited, future, self._future = 0.0, self._future, None
     if future is None:
@@ -50,7 +50,7 @@ class Ahead:
       return None
 
   def close(self):
-    """Ends the thread, after the batch it is at."""
+    """Ends the thread after its current batch."""
     self._thread.shutdown(cancel_futures=True)
 
 

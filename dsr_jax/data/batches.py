@@ -1,10 +1,10 @@
-"""Batches of prompts and pictures as a pure function of (seed, step), in fixed shapes.
+"""Batches of prompts and pictures as a pure function of (seed, step), with fixed shapes.
 
-Axes: B prompts, and as many pictures, a step; Tp / Tq / Ti tokens of prompts / the question / the
+Axes: B prompts, and B pictures, per step; Tp / Tq / Ti tokens of prompts / the question / the
 instruction; H = W pixels.
 
     batches = make(config.data, config.method, processor, image_size=32)
-    batches.at(step)   # the same arrays whenever and wherever it is asked
+    batches.at(step)   # always returns the same arrays, in any process
 """
 
 import hashlib
@@ -30,18 +30,18 @@ def make(
   fields: tuple[str, ...] = (),
   apart: held_out.Apart = held_out.NOTHING,
 ) -> 'Batches':
-  """Batches of a run.
+  """The batches of a run.
 
   Args:
-    data: `config.Data`: what to read (`mixtures`), and max_prompt_tokens.
-    method: `config.Method`: tasks, inputs_per_task (B), seed (of the order and of all sampling),
-      crop, question (asked for the sampled texts), instruction (stands before the prompt when its
+    data: `config.Data`: the sources to read (`mixtures`), and max_prompt_tokens.
+    method: `config.Method`: tasks, inputs_per_task (B), seed (for the order and all sampling),
+      crop, question (which the sampled texts answer), instruction (precedes the prompt when its
       likelihood is scored).
     processor: `processor.Processor`; only its encode_* methods and templates are used.
     image_size: side of the model's square pictures in pixels.
-    fields: names in `fields.FIELDS` of what the batches hold besides, beyond what the reward
+    fields: names in `fields.FIELDS` of additional batch fields, beyond those that the reward
       declares.
-    apart: what is measured on and not learned from.
+    apart: the inputs held out for evaluation.
   """
   check(data, method)
   texts = pictures = None
@@ -62,7 +62,7 @@ def make(
   )
 
 
-# Data sets by name; a new one is a function and a line here.
+# Data sets by name; to add one, write a function and add a line here.
 
 
 def _scenes_prompts(seed):
@@ -103,13 +103,13 @@ def _scenes_validation_pictures(number, size):
 
 NAMED_PROMPTS = {'scenes': _scenes_prompts, 't2i_compbench': _t2i_compbench}  # seed -> Prompts
 NAMED_PICTURES = {'scenes': _scenes_pictures}  # seed, side in pixels -> Pictures
-# What they are measured on: as many as asked for, which nobody learns from.
+# Their validation lists, with the requested number of items; never used for training.
 VALIDATION_PROMPTS = {'scenes': _scenes_validation, 't2i_compbench': t2i_compbench.validation}
 VALIDATION_PICTURES = {'scenes': _scenes_validation_pictures}
 
 
 def check(data, method):
-  """InputError for inputs that are not there, before anything is read, or a model is downloaded."""
+  """InputError for missing inputs, before anything is read or a model is downloaded."""
   if 'generation' in method.tasks:
     mixtures.check_prompts(data, NAMED_PROMPTS)
   if 'understanding' in method.tasks:
@@ -119,10 +119,10 @@ def check(data, method):
 class Batches:
   """See `make`. Every step has the same shapes.
 
-  fingerprint: hex; tells the data of one run from another's. earlier_fingerprint: the same as
-  earlier versions had it, where that was another one, else None. held_out: {'prompts': hashes,
-  'pictures': hashes} of what is not learned from. prompts, pictures: `mixtures.Parted`, None of a
-  task that is not trained.
+  fingerprint: hex; identifies the data of a run. earlier_fingerprint: the fingerprint in earlier
+  versions if it differed, else None. held_out: {'prompts': hashes, 'pictures': hashes} of the
+  inputs held out from training. prompts, pictures: `mixtures.Parted`; None for a task that is not
+  trained.
   """
 
   def __init__(self, processor, prompts, pictures, method, max_prompt_tokens, fields=()):
@@ -143,9 +143,9 @@ class Batches:
 
       self._rows = encoded(prompts.learned)
       if prompts.measured is not None:
-        encoded(prompts.measured)  # what is too long is an error now
-      # The longest prompt there is: fixed over the run, and no step pays for tokens that no prompt
-      # has.
+        encoded(prompts.measured)  # raise the error for too long prompts now
+      # The length of the longest prompt: constant over the run, without padding that no prompt
+      # needs.
       self._prompt_length = max(map(len, self._rows))
       self._instruction = list(processor.encode_question(method.instruction))
     if pictures is not None:
@@ -163,17 +163,18 @@ class Batches:
     }
 
   def sizes(self) -> dict[str, int]:
-    """How many different prompts and pictures there are: {'prompts': n, 'pictures': m}, untrained
-    tasks left out.
+    """The numbers of different prompts and pictures, {'prompts': n, 'pictures': m}, without those
+    of untrained tasks.
     """
     parts = (('prompts', self.prompts), ('pictures', self.pictures))
     return {name: len(part.everything) for name, part in parts if part is not None}
 
   def at(self, step: int, start: int = 0, stop: int | None = None) -> Batch:
-    """The batch of step `step` (from 0), or its rows start to stop, of prompts and of pictures.
+    """The batch of step `step` (from 0), or only its rows start to stop, of prompts and of
+    pictures.
 
-    Arrays are NumPy's. The half of a task that does not learn in this step is None; `seed` is a
-    uint32 of (seed, step).
+    Arrays are NumPy arrays. The half of a task that does not learn in this step is None; `seed` is
+    a uint32 derived from (seed, step).
     """
     stop = self._inputs if stop is None else stop
     learning = self._method.tasks_at(step)
@@ -219,7 +220,7 @@ class Batches:
     )
 
   def _further(self, of: str, rows) -> dict[str, np.ndarray]:
-    """What the declared fields add to `rows`; of: 'prompts' or 'pictures'."""
+    """The declared fields for `rows`. of: 'prompts' or 'pictures'."""
     further = {}
     for field in self._fields:
       make = getattr(field, of)
@@ -228,7 +229,7 @@ class Batches:
     return further
 
   def texts_at(self, step: int) -> list[str]:
-    """The step's prompts (P) in words, for reports."""
+    """The step's prompts (P) as strings, for reports."""
     first = step * self._inputs
     chosen = order.items(
       self._seed, order.PROMPTS, range(first, first + self._inputs), len(self._prompts)

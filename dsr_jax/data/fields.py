@@ -1,7 +1,7 @@
-"""Further fields of a batch, for rewards that need more than prompts and pictures. A new one is a
-function and a line of `FIELDS`.
+"""Additional batch fields, for rewards that need more than prompts and pictures. To add one, write
+a function and add a line to `FIELDS`.
 
-They stand in `extra` of a task's half of a batch, (B, ...) each, or in `Batch.shared`, with one
+The fields are in `extra` of a task's half of a batch, (B, ...) each, or in `Batch.shared`, with one
 axis.
 Axes: B inputs, M hard negatives, T tokens, H W pixels, V vocabulary.
 """
@@ -15,15 +15,15 @@ from dsr_jax.convert import clip
 from dsr_jax.data import prompts as prompts_lib
 from dsr_jax.data import swaps
 
-NEGATIVES = 3  # of a prompt
+NEGATIVES = 3  # per prompt
 
 
 class Rows(NamedTuple):
-  """Inputs of one task in a step.
+  """The inputs of one task in a step.
 
   texts (of prompts) or pictures: the whole data set, by index. items: indices of these inputs.
-  following: of the inputs after each, in the order of the run. prompt_length: tokens of the longest
-  prompt.
+  following: indices of the input after each one, in the order of the run. prompt_length: tokens of
+  the longest prompt.
   """
 
   data: Any
@@ -35,11 +35,11 @@ class Rows(NamedTuple):
 
 
 class Field(NamedTuple):
-  """What a field adds for prompts and for pictures (functions of Rows -> {name: (B, ...)}), and to
-  any batch (of (processor, method)).
+  """A field's arrays for prompts and for pictures (functions Rows -> {name: (B, ...)}), and for
+  every batch (a function of (processor, method)).
 
-  identity: method -> a text that differs where the field's own files do; a resumed run must have
-  the same.
+  identity: method -> a text that changes if the field's own files change; it must be the same in a
+  resumed run.
   """
 
   prompts: Callable | None = None
@@ -49,8 +49,8 @@ class Field(NamedTuple):
 
 
 def _negative_prompts(rows: Rows):
-  # Words of a kind are of a length, but not in every tokenizer: some room, and what is longer is
-  # cut, in negatives only.
+  # Words of a kind usually have the same number of tokens, but not in every tokenizer: leave some
+  # room, and truncate longer texts, only in negatives.
   room = rows.prompt_length + 8
 
   def encode(text):
@@ -101,7 +101,7 @@ def _yes_question(processor, method):
     return np.array(processor.encode_question(text), np.int32)
 
   def word(text):
-    return np.array(processor.encode_answer(text)[:-1], np.int32)  # without the end of text
+    return np.array(processor.encode_answer(text)[:-1], np.int32)  # without EOS
 
   return {
     'yes_before': ids(before),
@@ -112,8 +112,8 @@ def _yes_question(processor, method):
 
 
 def _vocabulary(processor, method):
-  """Every token's text: for code on the host that must read what was sampled. Bytes one after
-  another, and where each ends.
+  """The text of every token, for host code that reads samples: concatenated bytes, and the end of
+  each token.
   """
   del method
   tokenizer = processor.tokenizer

@@ -1,10 +1,9 @@
-"""A folder of anyone's own pictures: what counts as one, and that all of them are looked at before
-the first step.
+"""A folder of a user's own images: finds the images, and checks all of them before the first step.
 
-Contents decide, not names. What is passed over is counted and said; what is a picture and does not
-decode is an error that names all of them, or left out and counted. A picture's identity is the hash
-of its bytes. Looking at 20,000 of them takes a minute or two, so what was found is kept in the
-user's cache, and a file of the same size and times is not looked at again.
+File contents decide, not names. Other files are skipped, counted and reported. Images that do not
+decode raise an error that lists all of them, or are omitted and counted. An image's identity is the
+hash of its bytes. Checking 20,000 images takes a minute or two, so the user's cache stores the
+results, and a file with the same size and times is not checked again.
 """
 
 import collections
@@ -24,15 +23,15 @@ from dsr_jax import cli, files, images, inputs
 from dsr_jax.data import order
 from dsr_jax.errors import InputError
 
-# A file so called is a picture, or a damaged one.
+# A file with such a suffix is an image, perhaps a damaged one.
 SUFFIXES = (
   *('.avif', '.bmp', '.gif', '.jfif', '.jp2', '.jpe', '.jpeg', '.jpg', '.pbm', '.pgm', '.png'),
   *('.pnm', '.ppm', '.qoi', '.tif', '.tiff', '.webp'),
 )
-DECODED = 20_000  # pictures of a folder that are all decoded before the first step
-SAMPLED = 1_000  # of a larger one, so many
+DECODED = 20_000  # folders up to this number of images are fully decoded before the first step
+SAMPLED = 1_000  # images to decode in a larger folder
 SHOWN = 5  # names in a sentence
-# A file that changed so shortly before it was looked at may change again with the same times.
+# A file that changed this shortly before its check may change again within the same timestamp.
 RACY_NS = 2_000_000_000
 _REASONS = [
   re.compile(pattern, re.DOTALL)
@@ -46,21 +45,21 @@ _REASONS = [
 CACHE_VARIABLE = 'DSR_JAX_CACHE'
 
 
-# What is there.
+# Finding the images.
 
 
 class Found(NamedTuple):
-  """Paths relative to a folder with '/', sorted. passed_over: why -> paths."""
+  """Paths relative to a folder, with '/', sorted. passed_over: reason -> skipped paths."""
 
   names: list[str]
   passed_over: dict[str, list[str]]
 
 
 def find(directory: str) -> Found:
-  """The pictures in `directory` and below. Each real folder is read once, also one behind a link;
-  hidden files and folders are passed over.
+  """The images in `directory` and below. Each real folder is read once, even behind a link; hidden
+  files and folders are skipped.
 
-  Raises InputError where there is no picture or a folder cannot be read.
+  Raises InputError if there is no image or a folder cannot be read.
   """
   if not os.path.isdir(directory):
     raise InputError(
@@ -85,26 +84,26 @@ def find(directory: str) -> Found:
 
 
 def said_of(passed_over: dict[str, Sequence[str]]) -> str:
-  """'3 no pictures (a.txt, b.csv, c.md); 1 links to nothing (x.jpg)'."""
+  """Such as '3 no pictures (a.txt, b.csv, c.md); 1 links to nothing (x.jpg)'."""
   return '; '.join(f'{len(names)} {why} ({shown(names)})' for why, names in passed_over.items())
 
 
 def shown(names: Iterable[str]) -> str:
-  """A few names, and that there are more."""
+  """The first few names, and a note if there are more."""
   names = list(names)
   more = f' and {len(names) - SHOWN} more' if len(names) > SHOWN else ''
   return ', '.join(inputs.shown(name) for name in names[:SHOWN]) + more
 
 
 def _walk(directory):
-  """(relative path, why it is passed over or '') of all that is there, a folder as a whole."""
+  """(relative path, reason to skip it or '') of every entry; a skipped folder is one entry."""
   read = set()
   folders, links = collections.deque(['']), []
   while folders or links:
     if folders:
       folder = folders.popleft()
     else:
-      # A folder's own place goes before the links to it, so that these come last.
+      # A folder's own path takes precedence over links to it, so links come last.
       links.sort()
       folder = links.pop(0)
     real = os.path.realpath(os.path.join(directory, folder))
@@ -149,25 +148,25 @@ def _is_picture(path):
     return False
 
 
-# What it holds.
+# Checking the images.
 
 
 class Record(NamedTuple):
-  """sha256: of the file's bytes. fault: why it does not decode, '' if it does, None if untried."""
+  """sha256: hash of the bytes. fault: why it does not decode; '' if it does, None if untested."""
 
   sha256: str
   fault: str | None
 
 
 class Folder:
-  """The pictures of a folder that are to be used, by index, as the bytes of their files.
+  """The usable images of a folder, by index, as the bytes of their files.
 
   Args:
     directory: the folder.
-    bad_images: 'error' or 'skip', of what does not decode.
-    seed: which pictures of a large folder are decoded.
+    bad_images: 'error' or 'skip', for images that do not decode.
+    seed: selects the images of a large folder to decode.
 
-  Raises InputError where there is none, or some do not decode.
+  Raises InputError if there are none, or if some do not decode.
   """
 
   def __init__(self, directory: str, bad_images: str = 'error', seed: int = 0):
@@ -208,31 +207,31 @@ class Folder:
     return self._names
 
   def read(self, index: int) -> tuple[str, bytes]:
-    """(what errors call it, the bytes of its file)."""
+    """(its name in errors, the bytes of its file)."""
     path = os.path.join(self._directory, self._names[index])
     return inputs.shown(path), _read(path)
 
   def hashes(self, indices: Sequence[int]) -> list[str]:
-    """SHA-256 of the bytes of some pictures."""
+    """SHA-256 of the bytes of the given images."""
     names = [self._names[i] for i in indices]
     records = inspect(self._directory, names)
     return [records[name].sha256 for name in names]
 
   def identity(self, indices: Sequence[int]) -> str:
-    """Names and hashes of some pictures, a line each."""
+    """Names and hashes of the given images, one per line."""
     pairs = zip(self.hashes(indices), indices)
     return '\n'.join(f'{sha256} {self._names[i]}' for sha256, i in pairs)
 
 
 def shown_faults(faults: dict[str, str]) -> str:
-  """'a.jpg: empty, b.png: no format that is known and 3 more'."""
+  """Such as 'a.jpg: empty, b.png: no format that is known and 3 more'."""
   first = list(faults.items())[:SHOWN]
   more = f' and {len(faults) - SHOWN} more' if len(faults) > SHOWN else ''
   return ', '.join(f'{inputs.shown(name)}: {fault}' for name, fault in first) + more
 
 
 def fault_of(error: InputError) -> str:
-  """The reason inside a sentence about a picture: what stands in its brackets, or its beginning."""
+  """The reason in an error about an image: the text in parentheses, or the start of the message."""
   found = str(error).partition('; expected')[0]
   for pattern in _REASONS:
     reason = pattern.search(found)
@@ -242,7 +241,7 @@ def fault_of(error: InputError) -> str:
 
 
 def inspect(directory: str, names: Sequence[str], decode: bool = False) -> dict[str, Record]:
-  """The records of some pictures; decode: whether it must be known that they decode."""
+  """The records of the given images. decode: also test whether they decode."""
   cache = _Cache(directory)
 
   def look(name):
@@ -263,7 +262,7 @@ def inspect(directory: str, names: Sequence[str], decode: bool = False) -> dict[
 
 
 def pool() -> concurrent.futures.ThreadPoolExecutor:
-  """Threads that decode: Pillow works outside the interpreter's lock."""
+  """Threads for decoding: Pillow releases the GIL."""
   return concurrent.futures.ThreadPoolExecutor(min(16, os.cpu_count() or 1), 'pictures')
 
 
@@ -302,18 +301,18 @@ def _read(path) -> bytes:
       ) from e
 
 
-# What is known of it.
+# Cached records.
 
 
 def cache_directory() -> str:
-  """The user's folder for what can be made anew: $DSR_JAX_CACHE, else XDG's."""
+  """The user's cache folder: $DSR_JAX_CACHE, else XDG's."""
   base = os.environ.get('XDG_CACHE_HOME') or os.path.join('~', '.cache')
   named = os.environ.get(CACHE_VARIABLE) or os.path.join(base, 'dsr_jax')
   return os.path.expanduser(named)
 
 
 class _Cache:
-  """Records of a folder's files with their sizes and times; without a place to keep them, none."""
+  """Records of a folder's files with their sizes and times; empty if they cannot be stored."""
 
   def __init__(self, directory):
     real = os.fsencode(os.path.realpath(directory))
@@ -322,14 +321,14 @@ class _Cache:
     self._began = time.time_ns()
     self._records = {}
     self._changed = False
-    # What another version of Pillow could not read, this one may.
+    # This version of Pillow may read files that another version could not.
     with contextlib.suppress(InputError, ValueError, TypeError, KeyError, AttributeError):
       found = files.read_json_or_none(self._path)
       if found['pillow'] == PIL.__version__ and found['pixels'] == images.max_pixels():
         self._records = dict(found['files'])
 
   def get(self, name, status) -> Record | None:
-    """What is known of a file of this very size and these times."""
+    """The record of a file with exactly this size and these times."""
     try:
       size, modified, changed, looked, sha256, fault = self._records[name]
       if [size, modified, changed] != _stamp(status) or looked - changed < RACY_NS:

@@ -1,26 +1,25 @@
-"""Which of a user's own prompts and pictures are kept out of training, so that a run is measured on
-what it never learned from.
+"""Selects the user's own prompts and pictures that are held out from training, so that a run is
+evaluated on inputs that it never learned from.
 
-Hashes decide: of a text, or of a file's bytes. So it does not matter where an item stands or what
-it is called, two equal ones are on the same side, and a run that goes on with a changed list keeps
-the items that it began with.
+The hash of a text, or of a file's bytes, decides. Names and order therefore do not matter, two
+equal items are on the same side, and a run that resumes with a changed list keeps its held-out
+items.
 """
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
-LEAST, MOST = 4, 64  # items that are held out of a list, whatever the share is
+LEAST, MOST = 4, 64  # limits on the held-out items of a list, for any share
 KINDS = ('prompts', 'pictures')
 
 
 class Apart(NamedTuple):
-  """What is measured on and not learned from.
+  """The inputs for evaluation, separate from training.
 
   Attributes:
-    share: of a user's own files and folders, that is held out.
-    listed: items of the validation lists of named sets, which are learned from whole.
-    kept: {'prompts': hashes, 'pictures': hashes} of what a run that goes on holds out; None for one
-      that begins.
+    share: the share of a user's own files and folders to hold out.
+    listed: items to take from the validation lists of named sets, which train on all their items.
+    kept: {'prompts': hashes, 'pictures': hashes} that a resumed run holds out; None for a new run.
   """
 
   share: float = 0.0
@@ -28,18 +27,18 @@ class Apart(NamedTuple):
   kept: Mapping[str, Collection[str]] | None = None
 
   def choose(self, kind: str, hashes: Iterable[str]) -> list[str]:
-    """The hashes of what is held out, of a user's own items; kind: one of `KINDS`."""
+    """The hashes of the held-out items among a user's own. kind: one of `KINDS`."""
     if self.kept is not None:
       return sorted(self.kept.get(kind, ()))
     distinct = sorted(set(hashes))
     return distinct[: number(self.share, len(distinct))]
 
 
-NOTHING = Apart()  # all is learned from
+NOTHING = Apart()  # train on everything
 
 
 def number(share: float, items: int) -> int:
-  """How many of different items are held out: a share of them, LEAST at least and MOST at most, and
+  """The number of distinct items to hold out: a share of them, at least LEAST and at most MOST, and
   never more than half.
   """
   if not share:

@@ -1,4 +1,4 @@
-"""Pictures by index, square and as bytes, decoded by threads when they are asked for."""
+"""Square uint8 pictures by index, which threads decode on demand."""
 
 from collections.abc import Callable, Sequence
 import hashlib
@@ -15,8 +15,8 @@ from dsr_jax.errors import InputError
 class Pictures:
   """Square uint8 pictures (H, W, 3) by index, made by `draw(index)`.
 
-  identity: a text that differs where the pictures do. earlier: what earlier versions took for it,
-  where that was another one.
+  identity: a text that changes if the pictures change. earlier: the identity in earlier versions,
+  if it differed.
   """
 
   def __init__(
@@ -39,21 +39,19 @@ class Pictures:
     return self._draw(index)
 
   def take(self, indices: Sequence[int]) -> np.ndarray:
-    """Pictures (B, H, W, 3) uint8; decoded by several threads, for Pillow works outside the
-    interpreter's lock.
-    """
+    """Pictures (B, H, W, 3) uint8; several threads decode them, as Pillow releases the GIL."""
     if self._pool is None:
       self._pool = folders.pool()
     return np.stack(list(self._pool.map(self._draw, indices)))
 
   def fingerprint(self) -> str:
-    """SHA-256 of what identifies the pictures (contents, or the world's own name) and their
-    number.
+    """SHA-256 of the identity of the pictures (their contents, or the name of a generated set) and
+    their number.
     """
     return self._hash(self._identity)
 
   def earlier_fingerprint(self) -> str | None:
-    """The same as an earlier version had it, which knew a folder by its names; or None."""
+    """The fingerprint in an earlier version, which identified folders by file names; or None."""
     return None if self._earlier is None else self._hash(self._earlier)
 
   def _hash(self, identity):
@@ -73,10 +71,10 @@ def decoded(
   processor does.
 
   Args:
-    stored: `folders.Folder` or `prepared.Prepared`: read(index) and identity(indices).
-    indices: which of them.
-    size, mode: of `images.preprocess`.
-    bad_images: 'skip' takes the next one in the place of one that no longer decodes.
+    stored: `folders.Folder` or `prepared.Prepared`: has read(index) and identity(indices).
+    indices: the images to use.
+    size, mode: see `images.preprocess`.
+    bad_images: 'skip' replaces an image that no longer decodes by the next one.
     earlier: see `Pictures`.
   """
 
@@ -91,7 +89,7 @@ def decoded(
 
 
 def _or_the_next(draw, number):
-  """`draw`, but for what it refuses the next picture that it does not, the same one each time."""
+  """`draw`, but replaces a picture that it refuses by the next one that works, always the same."""
   said = set()
 
   def either(index):
@@ -111,13 +109,13 @@ def _or_the_next(draw, number):
 
 
 def chosen(pictures: Pictures, indices: Sequence[int]) -> Pictures:
-  """Some of them, as pictures of their own."""
+  """A subset of the pictures."""
   identity = f'{pictures.fingerprint()} {",".join(map(str, indices))}'
   return Pictures(len(indices), lambda i: pictures[indices[i]], identity)
 
 
 def joined(parts: Sequence[Pictures]) -> Pictures:
-  """All pictures of several sets, one set after the other; a single one stays what it is."""
+  """Concatenates the pictures of several sets; returns a single set unchanged."""
   if len(parts) == 1:
     return parts[0]
   ends = list(itertools.accumulate(len(part) for part in parts))

@@ -1,13 +1,11 @@
-"""The data sets that `dsr_jax.prepare` knows by name: what their source is, and whose pictures they
-are.
-"""
+"""The data sets that `dsr_jax.prepare` knows by name, with their sources and licenses."""
 
 from typing import NamedTuple
 
 
 class Known(NamedTuple):
-  """description: one sentence. source: what --source takes. homepage: where it comes from.
-  license, terms: what is printed and stored. size: pictures of the whole set, 0 if it varies.
+  """description: one sentence. source: the value for --source. homepage: its origin. license,
+  terms: printed and stored. size: number of images in the whole set, 0 if it varies.
   """
 
   description: str

@@ -1,13 +1,13 @@
-"""What `data.prompts` and `data.images` name: a set, a file or a folder, or several of them with so
-many of each.
+"""The sources in `data.prompts` and `data.images`: a set, a file or a folder, or a mixture of them
+with optional counts.
 
     t2i_compbench          coco:2800+journeydb:2800          coco/2017:500+~/photos+scenes:100
 
-Which ones of a set is up to `data.seed`. A path that holds '+' or ':' is taken for the path it is.
+`data.seed` selects the items if there is a count. An existing path may contain '+' or ':'.
 
-Sets that are made by a function, such as scenes, come as a table: named, {name: function}; and so
-do the lists that they are measured on, which nobody learns from: validation. Of a user's own files
-and folders some items are held out instead (`held_out`).
+Sets made by a function, such as scenes, come in a table, named: {name: function}. So do their
+validation lists, which are never used for training. A user's own files and folders have no such
+lists, so some of their items are held out (`held_out`).
 """
 
 from collections.abc import Callable, Mapping
@@ -25,20 +25,20 @@ _NUMBER = re.compile(r'(.+):(\d+)', re.DOTALL)
 
 
 class Part(NamedTuple):
-  """name: of a set, a file or a folder. number: how many of it, None is all."""
+  """name: a set, a file or a folder. number: how many of its items; None for all."""
 
   name: str
   number: int | None
 
 
 class Parted(NamedTuple):
-  """Prompts, or pictures: what a run has, in two parts.
+  """A run's prompts or pictures, split into training and evaluation.
 
   Attributes:
-    everything: all that the key names; by it a run tells its data from others.
-    learned: what is learned from.
-    measured: what is measured on and never learned from; None where there is nothing.
-    held_out: hashes of what is held out of a user's own.
+    everything: all items that the key names; they identify the data of the run.
+    learned: the items for training.
+    measured: the items for evaluation, never used for training; None if there are none.
+    held_out: hashes of the held-out items among the user's own.
   """
 
   everything: Any
@@ -47,14 +47,14 @@ class Parted(NamedTuple):
   held_out: list[str]
 
 
-# What is written.
+# Parsing.
 
 
 def parts(text: str, key: str) -> list[Part]:
-  """'a:3+b' -> [('a', 3), ('b', None)]; key: what errors say it stands in."""
+  """'a:3+b' -> [('a', 3), ('b', None)]. key: the config key, for errors."""
   pieces, found = text.split('+'), []
   while pieces:
-    # The longest beginning that is a path, else up to the first '+'.
+    # The longest prefix that is a path; otherwise up to the first '+'.
     for end in range(len(pieces), 0, -1):
       part = _part('+'.join(pieces[:end]), key)
       if end == 1 or os.path.lexists(part.name):
@@ -87,7 +87,7 @@ def prompts(
   validation: Mapping[str, Callable] | None = None,
   apart: held_out.Apart = held_out.NOTHING,
 ) -> Parted:
-  """The prompts that `data.prompts` names; seed: the run's, of sets that are drawn."""
+  """The prompts that `data.prompts` names. seed: the run's seed, for generated sets."""
   check_prompts(data, named)
   found = parts(data.prompts, 'data.prompts')
   each = _each([name for name, _ in found if name in named], apart)
@@ -118,12 +118,12 @@ def prompts(
 
 
 def _each(named, apart) -> int:
-  """Items of each named set's validation list."""
+  """The number of items to take from each named set's validation list."""
   return -(-apart.listed // max(len(named), 1))
 
 
 def _divided(identities, held) -> tuple[list[int], list[int]]:
-  """Places of items that are learned from, and of those that are held out, each of these once."""
+  """Indices of the training items and of the held-out items; each held-out item appears once."""
   held = set(held)
   inside = [i for i, identity in enumerate(identities) if identity not in held]
   first = {}
@@ -144,7 +144,7 @@ def _parted(joined, everything, learned, measured, held, key) -> Parted:
 
 
 def check_prompts(data, named):
-  """InputError for what is not there; nothing is read."""
+  """InputError for missing sources; reads nothing."""
   for name, _ in parts(data.prompts, 'data.prompts'):
     if name not in named and not os.path.lexists(name):
       raise InputError(
@@ -165,17 +165,17 @@ def pictures(
   validation: Mapping[str, Callable] | None = None,
   apart: held_out.Apart = held_out.NOTHING,
 ) -> Parted:
-  """The pictures that `data.images` names, square, of `size` pixels.
+  """The pictures that `data.images` names, as squares of `size` pixels.
 
-  seed: the run's, of sets that are drawn. Raises InputError for what is not there, and for pictures
-  that do not decode, all together.
+  seed: the run's seed, for generated sets. Raises InputError for missing sources, and one for all
+  images that do not decode.
   """
   check_pictures(data, named)
   found = parts(data.images, 'data.images')
   is_set = [name in named or _find_set(name, data) is not None for name, _ in found]
   each = _each([name for (name, _), listed in zip(found, is_set) if listed], apart)
   everything, learned, measured = [], [], []
-  own = []  # (place among the parts, folder, indices)
+  own = []  # (index among the parts, folder, indices)
   for (name, number), listed in zip(found, is_set):
     if name in named:
       part = named[name](seed, size)
@@ -199,7 +199,7 @@ def pictures(
   for (place, folder, indices), identities in zip(own, hashes):
     inside, outside = _divided(identities, held)
     if outside:
-      # Each side by itself: a picture that goes bad is replaced by one of its own side.
+      # Each side separately: an image that goes bad is replaced by one from its own side.
       learned[place], others = (
         images_lib.decoded(folder, [indices[i] for i in side], size, crop, data.bad_images)
         for side in (inside, outside)
@@ -213,7 +213,7 @@ def _indices(data, name, number, of) -> list[int]:
 
 
 def _prepared(data, name, number, each, size, crop):
-  """The pictures of a prepared set, and `each` of those that were not chosen, None without any."""
+  """The chosen pictures of a prepared set, and `each` of the others, or None if there are none."""
   stored = prepared.Prepared(_find_set(name, data), name)
   chosen = _indices(data, name, number, len(stored))
   others = []
@@ -223,7 +223,7 @@ def _prepared(data, name, number, each, size, crop):
   found = []
   for indices in (chosen, others):
     if indices:
-      # Opened apart, so that what is measured on changes nothing of what is learned from.
+      # Open them separately, so that the evaluation items do not affect the training items.
       opened = stored.open(indices, data.bad_images, data.seed)
       found.append(images_lib.decoded(stored, opened, size, crop, data.bad_images))
     else:
@@ -241,7 +241,7 @@ def _choice(data, what, name, number, of):
 
 
 def _find_set(name, data) -> str | None:
-  """The folder of the prepared set that is called so, or that is this very folder."""
+  """The folder of the prepared set with this name, or the folder itself if `name` is its path."""
   if os.path.isfile(os.path.join(name, prepared.INFO)) or prepared.is_remote(name):
     return name
   if name not in known.KNOWN and os.path.isdir(name):
@@ -256,7 +256,7 @@ def _data_dir(data):
 
 
 def check_pictures(data, named):
-  """InputError for what is not there, with the command for each set that is not prepared."""
+  """InputError for missing sources, with the command to prepare each missing set."""
   missing = []
   for name, _ in parts(data.images, 'data.images'):
     if name in named or _find_set(name, data) is not None:

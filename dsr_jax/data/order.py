@@ -1,10 +1,9 @@
-"""The order of the data: which input stands in which row of which step, as a pure function of
-(seed, step).
+"""The order of the data: the input in each row of each step, as a pure function of (seed, step).
 
-Inputs are numbered through the run: row r of step s is input s * B + r. Input i belongs to epoch i
-// n, and each epoch is a permutation of the n items keyed by (seed, stream, epoch). Nothing is kept
-between calls, so a resumed run, or another process of the same run, finds the same item in the same
-place.
+Inputs are numbered over the run: row r of step s is input s * B + r. Input i belongs to epoch
+i // n, and each epoch is a permutation of the n items keyed by (seed, stream, epoch). There is no
+state between calls, so a resumed run, or another process of the same run, gets the same item in
+the same row.
 """
 
 import bisect
@@ -19,7 +18,7 @@ _CHOICES = 3
 
 
 def _words(seed: int, stream: int, index: int, number: int) -> np.ndarray:
-  # Philox' raw words are guaranteed stable over NumPy's versions; Generator.permutation is not.
+  # NumPy guarantees stable raw words of Philox across versions, but not Generator.permutation.
   key = np.array([seed, (stream << 48) | index], np.uint64)
   return np.random.Philox(key=key).random_raw(number)
 
@@ -31,25 +30,25 @@ def permutation(seed: int, stream: int, epoch: int, size: int) -> np.ndarray:
 
 
 def items(seed: int, stream: int, inputs: range, size: int) -> list[int]:
-  """The items, in [0, size), that the run's inputs numbered `inputs` are."""
+  """The items, in [0, size), of the run's inputs with the numbers `inputs`."""
   return [int(permutation(seed, stream, i // size, size)[i % size]) for i in inputs]
 
 
 def choice(seed: int, size: int, number: int) -> list[int]:
-  """`number` different items of `size`, in order; of fewer, some of the same."""
+  """`number` distinct items out of `size`, sorted; a smaller number gives a subset of them."""
   chosen = np.argsort(_words(seed, _CHOICES, 0, size), kind='stable')[:number]
   return [int(i) for i in np.sort(chosen)]
 
 
 def place(ends: Sequence[int], index: int) -> tuple[int, int]:
-  """Where item `index` of several sets lies, one set after the other: (set, its place there).
+  """Locates item `index` in the concatenation of several sets: (set, index within the set).
 
-  ends: of each set, how many items it and those before it have.
+  ends: cumulative numbers of items of the sets.
   """
   part = bisect.bisect_right(ends, index)
   return part, index - (ends[part - 1] if part else 0)
 
 
 def step_seed(seed: int, step: int) -> np.uint32:
-  """32 random bits for all that is sampled in a step."""
+  """32 random bits that seed all sampling in a step."""
   return np.uint32(_words(seed, _STEPS, step, 1)[0] >> np.uint64(32))

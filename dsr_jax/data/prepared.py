@@ -1,13 +1,13 @@
-"""Data sets of pictures that lie prepared as TFDS lays them out, in ArrayRecord files: those of
-`dsr_jax.prepare`, and COCO 2017 as TFDS itself prepares it.
+"""Prepared image data sets in the TFDS layout with ArrayRecord files: those of `dsr_jax.prepare`,
+and COCO 2017 as prepared by TFDS.
 
     DATA_DIR/coco/1.0.0/                          DATA_DIR/coco/2017/1.1.0/
       dataset_info.json  features.json              the same files, by TFDS
       coco-train.array_record-00000 ...
       prepared.json
 
-Read without TensorFlow, by index, as the bytes of each picture. In a bucket: the shards that are
-needed are copied to this machine's disk first.
+They are read without TensorFlow, by index, as the bytes of each image. From a bucket, the needed
+shards are first copied to this machine's disk.
 """
 
 from collections.abc import Sequence
@@ -29,39 +29,41 @@ VERSION = '1.0.0'
 SPLIT = 'train'
 INFO, FEATURES, RECORD = 'dataset_info.json', 'features.json', 'prepared.json'
 SHARD = '{name}-{split}.array_record-{index:05d}'
-SPARE_BYTES = 256 << 20  # of the disk that shards are copied to
+SPARE_BYTES = 256 << 20  # to leave free on the disk that shards are copied to
 _NAME = re.compile(r'[a-z][a-z0-9_]*(/[A-Za-z0-9_.]+)?')
 _VERSION = re.compile(r'\d+\.\d+\.\d+')
 
 
 def is_remote(directory: str) -> bool:
-  """Whether a folder lies in a bucket."""
+  """Whether a folder is in a bucket."""
   return '://' in os.fspath(directory)
 
 
 def check_reachable(directory: str, name: str):
-  """InputError for a bucket that cannot be asked; name: of the flag or key."""
+  """InputError for a bucket that cannot be reached. name: the flag or key."""
   if not is_remote(directory):
     return
   try:
     epath.Path(directory).exists()
-  except Exception as e:  # a package that lacks, and whatever a store's own may raise
+  except Exception as e:  # a missing package, and any error of the store's own package
     raise InputError(
       f'cannot reach {name}={directory} ({first_line(e)}); expected a folder, or '
       'gs://BUCKET/FOLDER and the package gcsfs with leave to read it; mend that, or name a folder'
     ) from e
 
 
-# Where a set is.
+# Locating a set.
 
 
 def is_name(name: str) -> bool:
-  """Whether a data set may be called so: `coco`, `coco/2017`."""
+  """Whether this is a valid name for a data set, such as `coco` or `coco/2017`."""
   return _NAME.fullmatch(name) is not None
 
 
 def locate(name: str, data_dir: str) -> str | None:
-  """The folder of a prepared set: the newest version of `name`, of `coco` also TFDS' coco/2017."""
+  """The folder of a prepared set: the newest version of `name` (for `coco`, also TFDS' coco/2017)
+  or None.
+  """
   if not is_name(name):
     return None
   for candidate in (name, 'coco/2017') if name == 'coco' else (name,):
@@ -81,7 +83,7 @@ def _newest(folder) -> str | None:
 
 
 def begun(name: str, data_dir: str) -> dict | None:
-  """What is noted of a set whose preparation has not come to its end."""
+  """The notes of an unfinished preparation of a set, or None."""
   record = _read(epath.Path(data_dir) / name / VERSION / RECORD)
   return record if isinstance(record, dict) else None
 
@@ -97,13 +99,13 @@ def _read(path):
 
 
 class Prepared:
-  """The pictures of a prepared set, by index, as the bytes of their files.
+  """The images of a prepared set, by index, as the bytes of their files.
 
   Args:
-    directory: that of one version, with dataset_info.json.
-    name: what errors and the terminal call it.
+    directory: the folder of one version, with dataset_info.json.
+    name: its name in errors and on the terminal.
 
-  Raises InputError where it is none, is no ArrayRecord, has no pictures, or is damaged.
+  Raises InputError if it is not a prepared set, is not ArrayRecord, has no images, or is damaged.
   """
 
   def __init__(self, directory: str, name: str):
@@ -142,10 +144,10 @@ class Prepared:
     return self._name
 
   def open(self, indices: Sequence[int], bad_images: str = 'error', seed: int = 0) -> list[int]:
-    """Makes these pictures readable; returns those that decode.
+    """Makes these images readable; returns those that decode.
 
-    What `dsr_jax.prepare` wrote was decoded there. Of another's set all are, up to
-    `folders.DECODED`, beyond that some.
+    `dsr_jax.prepare` has already decoded its own sets. For other sets, this decodes all images up
+    to `folders.DECODED`, and a sample of larger ones.
     """
     self.connect(indices)
     if self._record is not None:
@@ -153,8 +155,8 @@ class Prepared:
     return self._decoding(list(indices), bad_images, seed)
 
   def connect(self, indices: Sequence[int]):
-    """Makes these pictures readable; from a bucket, their shards are copied."""
-    import tensorflow_datasets as tfds  # noqa: PLC0415 (seconds, for those who need it)
+    """Makes these images readable; copies their shards if they are in a bucket."""
+    import tensorflow_datasets as tfds  # noqa: PLC0415 (takes seconds, and few runs need it)
 
     directory = self._directory
     needed = self._shards_of(indices)
@@ -177,7 +179,7 @@ class Prepared:
       raise self._damaged(e) from e
 
   def _shards_of(self, indices) -> list[str]:
-    """Names of the files that hold some pictures."""
+    """Names of the files that contain the given images."""
     ends, total = [], 0
     for length in self._lengths:
       total += length
@@ -202,12 +204,12 @@ class Prepared:
       NUM_SHARDS=numbers[1],
       SHARD_X_OF_Y='-of-'.join(numbers),
     )
-    if name != os.path.basename(name):  # it is written below a cache
+    if name != os.path.basename(name):  # it will be written below a cache folder
       raise ValueError(f'{name} is no name of a file')
     return name
 
   def _check_shards(self, directory, needed):
-    """InputError unless these files are there, in the sizes they were written with."""
+    """InputError unless these files exist with their original sizes."""
     sizes = {}
     if self._record is not None:
       sizes = {self._files[i]: shard['bytes'] for i, shard in enumerate(self._record['shards'])}
@@ -264,7 +266,7 @@ class Prepared:
     return [index for index in indices if index not in faults]
 
   def read(self, index: int) -> tuple[str, bytes]:
-    """(what errors call it, the bytes of its file); after `open`, in any thread."""
+    """(its name in errors, the bytes of its file); after `open`, in any thread."""
     name, data = self.read_named(index)
     return f'{name} of {self._name}', data
 
@@ -278,7 +280,7 @@ class Prepared:
     return name.decode('utf-8', 'replace') or f'picture {index}', example['image']
 
   def identity(self, indices: Sequence[int]) -> str:
-    """A text that differs where the set or the chosen pictures do."""
+    """A text that changes if the set or the chosen images change."""
     if self._record is not None:
       whole = self._record['sha256']
     else:
@@ -289,7 +291,7 @@ class Prepared:
 
 
 def _check_format(info, directory):
-  """InputError where a set is not there as ArrayRecord, be it beside another format."""
+  """InputError if a set has no ArrayRecord files, even if it has another format."""
   formats = (info.get('fileFormat', 'tfrecord'), *info.get('alternativeFileFormats', []))
   if 'array_record' not in formats:
     raise InputError(
@@ -300,7 +302,7 @@ def _check_format(info, directory):
 
 
 def _allow_files(number):
-  """Each shard that is read stays open: the soft limit of open files is raised where it is low."""
+  """Raises the soft limit of open files if it is low: every shard that is read stays open."""
   soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
   wanted = number + 512
   if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -312,14 +314,14 @@ def _allow_files(number):
 
 
 def _copy(remote: str, needed: Sequence[str]) -> str:
-  """Copies a set's small files and the shards that are needed to this machine's disk; returns the
-  folder. What is there in its size is not copied again.
+  """Copies a set's small files and the needed shards to this machine's disk; returns the folder.
+  Does not copy a file again if one with its size is there.
   """
   source = epath.Path(remote)
   local = os.path.join(folders.cache_directory(), 'data')
   try:
     small = [name for name in (INFO, FEATURES, RECORD) if (source / name).exists()]
-    # A set that was prepared anew goes to another folder.
+    # A set that was prepared again goes to another folder.
     place = hashlib.sha256(remote.encode())
     for name in small:
       place.update((source / name).read_bytes())

@@ -1,7 +1,7 @@
-"""Prompts: anyone's own file, and any sequence of texts as rows of token ids.
+"""Prompts: reads a user's own file, and turns any sequence of texts into rows of token ids.
 
-A file has a line a prompt, or a JSON object a line (.jsonl), or a table with a header (.csv, .tsv);
-of the last two the prompts stand under the name `prompt`.
+A file has one prompt per line, or one JSON object per line (.jsonl), or a table with a header
+(.csv, .tsv); in the last two, the prompts are under the name `prompt`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,14 +19,14 @@ from dsr_jax import inputs
 from dsr_jax.data import order
 from dsr_jax.errors import InputError
 
-COLUMN = 'prompt'  # what a prompt is called in JSON lines and in tables
+COLUMN = 'prompt'  # the key of a prompt in JSON lines and in tables
 JSON_LINES = ('.jsonl', '.ndjson', '.json')
-TABLES = {'.csv': ',', '.tsv': '\t'}  # suffix -> what stands between two columns
+TABLES = {'.csv': ',', '.tsv': '\t'}  # suffix -> delimiter
 
 
 class Row(NamedTuple):
-  """A prompt of a file. line: where it begins, from 1. further: what else its object or its row
-  says, by name; of a table texts.
+  """A prompt in a file. line: its first line, from 1. further: the other fields of its object or
+  row, by name; strings for a table.
   """
 
   line: int
@@ -35,10 +35,10 @@ class Row(NamedTuple):
 
 
 def read(path: str) -> list[Row]:
-  """The prompts of a file, in order, repeats kept; empty lines are dropped.
+  """The prompts of a file, in order and with repeats; empty lines are dropped.
 
-  What a file is its suffix says, and of others whether the first line is a JSON object with a
-  prompt. Errors: InputError names the file, and the line.
+  The suffix determines the format; for other suffixes, it is JSON lines if the first line is a JSON
+  object with a prompt. InputError names the file and the line.
   """
   name = inputs.shown(os.path.basename(path))
   suffix = os.path.splitext(path)[1].lower()
@@ -83,7 +83,7 @@ def _of_json(number: int, line: str, name: str) -> Row:
 
 
 def _table(content: str, delimiter: str, name: str) -> list[Row]:
-  """Rows of a table with a header; a field in quotes may go over several lines."""
+  """Rows of a table with a header; a quoted field may span several lines."""
   reader = csv.reader(io.StringIO(content, newline=''), delimiter=delimiter, strict=True)
   rows: list[Row] = []
   head: list[str] | None = None
@@ -121,7 +121,7 @@ def _head(cells: list[str], name: str) -> list[str]:
 
 
 def _check_visible(row: Row, name: str):
-  """InputError for what stands in a file and is no text: invisible characters, or UTF-16."""
+  """InputError for a prompt that is not text: invisible characters, or UTF-16."""
   where = f'line {row.line} of {name}'
   if '\0' in row.text:
     raise InputError(f'{where} holds a NUL; expected UTF-8 text; save the file as UTF-8')
@@ -133,13 +133,12 @@ def _check_visible(row: Row, name: str):
 
 
 def read_lines(path: str) -> list[tuple[int, str]]:
-  """The lines of a UTF-8 text file as (line number from 1, text without blanks around it); empty
-  ones are dropped, repeats and order kept.
+  """The lines of a UTF-8 text file as (line number from 1, stripped text), in order and with
+  repeats; empty lines are dropped.
 
-  A byte order mark and any of the three line ends are understood. Errors: InputError names the
-  file.
+  Accepts a byte order mark and any of the three line endings. InputError names the file.
   """
-  # Not splitlines(): it would cut at characters that may stand inside a prompt (form feed, U+2028).
+  # Not splitlines(): it would split at characters that a prompt may contain (form feed, U+2028).
   lines = _decoded(path).replace('\r\n', '\n').replace('\r', '\n').split('\n')
   found = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
   if not found:
@@ -168,9 +167,9 @@ def _decoded(path: str) -> str:
 
 
 class Prompts:
-  """Texts by index, tokenized once when first asked for.
+  """Texts by index, tokenized once on first use.
 
-  `where(i)` names the place of text i in errors: `line 7 of prompts.txt`.
+  `where(i)` names text i in errors, such as `line 7 of prompts.txt`.
   """
 
   def __init__(self, texts: Sequence[str], where: Callable[[int], str]):
@@ -194,7 +193,7 @@ class Prompts:
     return hashlib.sha256(self[index].encode()).hexdigest()
 
   def fingerprint(self) -> str:
-    """SHA-256 of all texts in order: a resumed run must read the same ones."""
+    """SHA-256 of all texts in order, which must be the same in a resumed run."""
     digest = hashlib.sha256()
     for i in range(len(self)):
       digest.update(self[i].encode() + b'\n')
@@ -202,12 +201,12 @@ class Prompts:
 
 
 def chosen(prompts: Prompts, indices: Sequence[int]) -> Prompts:
-  """Some of them, as prompts of their own."""
+  """A subset of the prompts."""
   return Prompts([prompts[i] for i in indices], lambda i: prompts.where(indices[i]))
 
 
 def joined(parts: Sequence[Prompts]) -> Prompts:
-  """All prompts of several sets, one set after the other; a single one stays what it is."""
+  """Concatenates the prompts of several sets; returns a single set unchanged."""
   if len(parts) == 1:
     return parts[0]
   ends = list(itertools.accumulate(len(part) for part in parts))
@@ -222,8 +221,8 @@ def joined(parts: Sequence[Prompts]) -> Prompts:
 def encode(
   text: str, encode_one: Callable[[str], Sequence[int]], length: int, where: str
 ) -> list[int]:
-  """Token ids of one text, at least one and at most `length`; InputError says `where` the text
-  stands.
+  """Token ids of one text, at least one and at most `length`. where: names the text in the
+  InputError.
   """
   try:
     ids = list(encode_one(text))
@@ -242,7 +241,7 @@ def encode(
 
 
 def pad(rows: Sequence[Sequence[int]], length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-  """Left-justified rows: ids (B, length) int32, mask (B, length) bool, True on content."""
+  """Left-justified rows: ids (B, length) int32, mask (B, length) bool, True for content."""
   ids = np.full((len(rows), length), pad_id, np.int32)
   mask = np.zeros((len(rows), length), bool)
   for i, row in enumerate(rows):

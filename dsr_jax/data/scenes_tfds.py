@@ -23,9 +23,7 @@ from dsr_jax.scenes import grammar, render, sets, world
 
 @dataclasses.dataclass
 class Sizes(tfds.core.BuilderConfig):
-  """What the examples are ('pictures', 'captions' or 'prompts'), how many, and the seed they are
-  drawn from.
-  """
+  """The kind of examples ('pictures', 'captions' or 'prompts'), their number, and their seed."""
 
   kind: str = 'pictures'
   pretraining: int = 20_000
@@ -35,7 +33,7 @@ class Sizes(tfds.core.BuilderConfig):
 
 
 class Scenes(tfds.core.GeneratorBasedBuilder):
-  """Builder of the small world."""
+  """Builder of Scenes."""
 
   VERSION = tfds.core.Version('1.0.0')
   RELEASE_NOTES = {'1.0.0': 'First release.'}
@@ -58,7 +56,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
     )
 
   def _split_generators(self, dl_manager):
-    del dl_manager  # everything is drawn
+    del dl_manager  # everything is generated
     make = {'captions': self._captions, 'pictures': self._pictures, 'prompts': self._prompts}[
       self.builder_config.kind
     ]
@@ -82,7 +80,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
     else:
       scenes = sets.evaluation_scenes(sizes.held_out, split, sizes.seed)
     for i, scene in enumerate(scenes):
-      # Training pictures are unpaired: no text goes with them.
+      # Training pictures are unpaired: they have no text.
       caption = (
         ''
         if split == 'training'

@@ -1,4 +1,4 @@
-"""A run's batches on the mesh: each process makes the rows that its devices hold."""
+"""A run's batches on the mesh: each process makes the rows for its own devices."""
 
 from collections.abc import Mapping
 
@@ -10,10 +10,10 @@ from dsr_jax.data.held_out import Apart
 class ShardedBatches:
   """`at(step)` is a `rollouts.Batch` of arrays on the mesh.
 
-  fingerprint tells data apart. facts is what a checkpoint keeps beside it: how many prompts and
-  pictures there are, and which are held out. prompts, pictures: see `batches.Batches`.
+  fingerprint: identifies the data. facts: stored with it in a checkpoint: the numbers of prompts
+  and pictures, and the held-out ones. prompts, pictures: see `batches.Batches`.
 
-  kept: what a run that goes on holds out, None for one that begins.
+  kept: the held-out inputs of a resumed run; None for a new run.
   """
 
   def __init__(self, config, model, mesh, kept: Mapping | None = None):
@@ -40,7 +40,7 @@ class ShardedBatches:
       self.facts['held_out'] = self._batches.held_out
     if self._batches.earlier_fingerprint:
       self.facts['earlier_fingerprint'] = self._batches.earlier_fingerprint
-    # Files may go bad while the run is at work; drawn pictures do not.
+    # Files may go bad during the run; generated pictures do not.
     self.can_fail = 'understanding' in m.tasks and config.data.images != 'scenes'
 
   def at(self, step: int):
@@ -49,5 +49,5 @@ class ShardedBatches:
     return sharding.place_batch(self._batches.at(step, first, last), self._mesh, first, self._rows)
 
   def texts_at(self, step: int) -> list[str]:
-    """The step's prompts in words."""
+    """The step's prompts as strings."""
     return self._batches.texts_at(step)

@@ -1,13 +1,13 @@
-"""Hard negatives of a prompt: the same words, but what is said of what has changed.
+"""Hard negatives of a prompt: the same words, but with attributes exchanged between objects.
 
-A word of one of five kinds (colour, count, side, surface, size) changes places with another of its
-kind, or is replaced by one. They serve as contrast in rewards and as a test of whether a model
+A word of one of five kinds (color, count, side, surface, size) swaps places with another of its
+kind, or is replaced by one. Rewards use them as contrast, and probes test with them whether a model
 reads word order at all.
 """
 
 import re
 
-# Kinds in the order in which they are tried. Words of a row may stand for each other in a sentence.
+# Kinds in the order in which they are tried. Words in a row are interchangeable in a sentence.
 KINDS = {
   'colour': (
     'red',
@@ -74,15 +74,15 @@ _WORD = re.compile(r'\w+|\W+')
 
 
 def swapped(text: str, kind: str) -> str | None:
-  """The text with two different words of `kind` exchanged, or its one word of that kind replaced;
-  None where it has none.
+  """The text with two different words of `kind` exchanged, or its only word of that kind replaced;
+  None if it has none.
   """
   parts = _WORD.findall(text)
   at = [i for i, part in enumerate(parts) if part.lower() in KINDS[kind]]
   if not at:
     return None
   other = next((i for i in at[1:] if _meaning(parts[i]) != _meaning(parts[at[0]])), None)
-  if other is not None and kind != 'side':  # two sides of one text seldom fit each other's places
+  if other is not None and kind != 'side':  # two side words in a text are rarely interchangeable
     parts[at[0]], parts[other] = parts[other], parts[at[0]]
   else:
     old = parts[at[0]].lower()
@@ -98,7 +98,7 @@ def _meaning(word: str) -> str:
 
 
 def _others(word: str, kind: str) -> list[str]:
-  """Words of the kind that mean something else, from the one after `word` on."""
+  """Words of the kind with another meaning, starting after `word`."""
   words = KINDS[kind]
   start = words.index(word)
   return [w for w in (*words[start:], *words[:start]) if _meaning(w) != _meaning(word)]
@@ -106,7 +106,7 @@ def _others(word: str, kind: str) -> list[str]:
 
 def negatives(text: str, number: int, other: str) -> list[str]:
   """`number` texts that differ from `text`: its swaps by kind, then further replacements, then
-  `other` where it has no such word.
+  `other` if it has no such word.
   """
   found = [s for s in (swapped(text, kind) for kind in KINDS) if s is not None]
   for kind, words in KINDS.items():

@@ -1,7 +1,8 @@
-"""The prompts of T2I-CompBench++: 5,600 to train on (8 categories x 700), and those to validate on.
+"""The prompts of T2I-CompBench++: 5,600 for training (8 categories x 700), and those for
+validation.
 
-The eight text files are shipped beside this module under their own license (MIT, Copyright (c) 2023
-HKU). Order and repeats are kept: 5,559 of the 5,600 strings are distinct.
+The eight text files are next to this module, under their own license (MIT, Copyright (c) 2023 HKU).
+Order and repeats are kept: 5,559 of the 5,600 strings are distinct.
 """
 
 import functools
@@ -44,7 +45,7 @@ def load() -> prompts.Prompts:
 
 
 def validation(number: int) -> prompts.Prompts:
-  """The first prompts of the validation lists, the categories in turn."""
+  """The first prompts of the validation lists, cycling through the categories."""
   by_category = {category: [] for category in CATEGORIES}
   for category, line, prompt in lines('val'):
     by_category[category].append((f'line {line} of {category}_val.txt', prompt))

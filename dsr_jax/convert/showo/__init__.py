@@ -1,3 +1,3 @@
-"""Show-o in and out: a model, showlab/magvitv2 and Phi-1.5's tokenizer, as the Hub has them or in
-one directory.
+"""Imports and exports Show-o: a model, showlab/magvitv2 and Phi-1.5's tokenizer, as separate Hub
+repositories or in one directory.
 """

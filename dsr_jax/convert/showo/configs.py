@@ -1,7 +1,7 @@
 """config.json of a Show-o <-> `ShowoConfig`.
 
-The file names neither the language model's sizes nor the image tokenizer's: they follow from the
-tensors. What this project knows besides stands in a section of its own, which others ignore.
+The file gives the sizes of neither the language model nor the image tokenizer: they follow from the
+tensors. This project stores further facts in its own section, which other readers ignore.
 """
 
 import re
@@ -15,12 +15,12 @@ from dsr_jax.models.showo.config import (
   ShowoConfig,
 )
 
-DIFFUSERS = '0.30.1'  # the version that the original's files were written with
+DIFFUSERS = '0.30.1'  # the version that wrote the original files
 _LAYER = 'showo.model.layers.0'
 
 
 def from_json(content, found, magvit_found, directory) -> ShowoConfig:
-  """config.json's object and the shapes of both checkpoints -> `ShowoConfig` without templates.
+  """config.json object and the shapes of both checkpoints -> `ShowoConfig` without templates.
 
   found, magvit_found: name -> (shape, dtype name). directory: for errors.
   """
@@ -78,7 +78,7 @@ def from_json(content, found, magvit_found, directory) -> ShowoConfig:
 
 
 def to_json(config: ShowoConfig, processor) -> dict:
-  """`ShowoConfig` -> config.json's object, as the original writes it, and our section."""
+  """`ShowoConfig` -> config.json object, as in the original, with our section."""
   return dict(
     _class_name='Showo',
     _diffusers_version=DIFFUSERS,
@@ -102,7 +102,7 @@ def magvit_json() -> dict:
 
 
 def _named(config):
-  """What config.json says that follows from the sizes."""
+  """The entries of config.json that follow from the sizes."""
   return dict(
     codebook_size=config.vq.num_embeddings,
     llm_vocab_size=config.text.vocab_size,
@@ -143,7 +143,7 @@ def _multiple(width, base):
 
 
 def _count(found, pattern):
-  """How many numbers the names have in one place, from 0 on."""
+  """The count of numbered names that match a pattern, from 0."""
   numbers = {int(m.group(1)) for name in found if (m := re.match(pattern, name))}
   if numbers != set(range(len(numbers))) or not numbers or len(numbers) > 512:
     raise ValueError(f'no unbroken numbers in the names {pattern}')

@@ -1,4 +1,4 @@
-"""A whole Show-o, in and out, in the layout that the original code reads (`parts`)."""
+"""Reads and writes a complete Show-o, in the layout that the original code reads (`parts`)."""
 
 import dataclasses
 import hashlib
@@ -16,15 +16,15 @@ from dsr_jax.models.showo import model as showo
 from dsr_jax.models.showo.config import TEMPLATES
 from dsr_jax.models.showo.processor import EOS, PAD, Processor
 
-# The original's loader reads these two names, and one file.
+# The original loader reads these two names, from a single file.
 FORMS = (
   ('pytorch_model.safetensors', 'pytorch_model.safetensors.index.json'),
   ('pytorch_model.bin', 'pytorch_model.bin.index.json'),
 )
 WEIGHTS = FORMS[0][0]
-# What the quantizer keeps in its file and follows from the number of bits.
+# Buffers in the quantizer's file that follow from the number of bits.
 EMBEDDING, POWERS = 'quantize.embedding', 'quantize.power_vals'
-# Carried over from the text tokenizer; tokenizer.json is written with Show-o's words in it.
+# Copied from the text tokenizer; tokenizer.json is written with Show-o's words added.
 _CARRIED = ('tokenizer_config.json', 'special_tokens_map.json', 'vocab.json', 'merges.txt')
 
 
@@ -40,18 +40,18 @@ class _Both:
     return next(c for c in self._checkpoints if name in c.found).read(name)
 
   def check_finite(self, names):
-    """InputError naming the tensors that hold a NaN or an infinity, of those named; reads them."""
+    """Reads the named tensors. InputError naming those with a NaN or an infinity."""
     for checkpoint in self._checkpoints:
       checkpoint.check_finite(name for name in names if name in checkpoint.found)
 
   def digest(self):
-    """sha256 over the digests of both."""
+    """sha256 of the digests of both."""
     digests = ''.join(c.digest() for c in self._checkpoints)
     return hashlib.sha256(digests.encode()).hexdigest()
 
 
 class Stored(stored_lib.Stored):
-  """A Show-o, its image tokenizer's tensors included."""
+  """A Show-o directory, including the image tokenizer's tensors."""
 
   layout = 'showo'
 
@@ -82,7 +82,7 @@ class Stored(stored_lib.Stored):
     found = dict(self.checkpoint.found)
     kept = {name: value.shape for name, value in buffers(self.config.vq.bits).items()}
     powers = found.get(POWERS)
-    if powers is not None and powers[1] == 'I64':  # the one tensor that is no float
+    if powers is not None and powers[1] == 'I64':  # the only tensor that is not float
       found[POWERS] = (powers[0], 'F32')
     if wrong := table.mistakes(want | kept, found):
       raise InputError(
@@ -93,7 +93,7 @@ class Stored(stored_lib.Stored):
 
 
 def read_processor(where: parts.Parts, content, config) -> Processor:
-  """The processor of a model of these sizes. InputError where the tokenizer is another one's."""
+  """The processor of a model with these sizes. InputError if the tokenizer is another model's."""
   template = (content.get('dsr_jax') or {}).get('template', TEMPLATES[0])
   if template not in TEMPLATES:
     raise InputError(
@@ -111,7 +111,7 @@ def read_processor(where: parts.Parts, content, config) -> Processor:
 
 
 def buffers(bits: int) -> dict[str, np.ndarray]:
-  """The quantizer's own tensors, which nothing here reads."""
+  """The quantizer's own tensors, which this project never reads."""
   codes = np.arange(2**bits)
   return {
     EMBEDDING: np.asarray(magvit.signs_of(codes, bits)),
@@ -124,9 +124,9 @@ def write(
 ):
   """Writes everything into an empty directory.
 
-  config, processor: with templates. read: `table.Atom` -> array. where: of the source, for the
-  tokenizer's files and the card. dtype: NumPy's, of all weights; None keeps that of each.
-  guidance: that generation_config.json names; None: none.
+  config, processor: with templates. read: `table.Atom` -> array. where: the parts of the source,
+  for the tokenizer files and the card. dtype: NumPy dtype of all weights; None keeps each tensor's
+  own. guidance: the guidance for generation_config.json; None: none.
   """
   directory = pathlib.Path(directory)
   own, theirs = [], []
@@ -162,7 +162,7 @@ def write(
 
 
 def write_tokenizer(directory, processor, source):
-  """tokenizer.json with Show-o's words in it, and what else `source` has of a tokenizer's files."""
+  """Writes tokenizer.json with Show-o's words added, and the other tokenizer files of `source`."""
   for name in _CARRIED if source != directory else ():
     if (source / name).is_file():
       (directory / name).write_bytes((source / name).read_bytes())

@@ -1,7 +1,7 @@
-"""Where the three parts of a Show-o lie: the model, its image tokenizer, and its text tokenizer.
+"""Locates the three parts of a Show-o: the model, its image tokenizer, and its text tokenizer.
 
-The Hub has them as three repositories. They are found in one directory, as this project writes
-them, or side by side as they were fetched:
+On the Hub, they are three repositories. On disk, they are in one directory, as this project writes
+them, or side by side, as downloaded:
 
   DIR/                       config.json, pytorch_model.safetensors or .bin, tokenizer.json
   DIR/magvitv2/              config.json, pytorch_model.safetensors or .bin
@@ -27,7 +27,7 @@ _FETCHED = ('*.json', '*.txt', '*.safetensors', 'LICENSE*', 'README.md')
 
 
 class Parts(NamedTuple):
-  """Directories of a Show-o's parts."""
+  """The directories of a Show-o's parts."""
 
   model: pathlib.Path
   magvit: pathlib.Path
@@ -35,19 +35,19 @@ class Parts(NamedTuple):
 
 
 def is_showo(content) -> bool:
-  """Whether an object of config.json is a Show-o's."""
+  """Whether a config.json object belongs to a Show-o."""
   return content.get('_class_name') == 'Showo'
 
 
 def settings(content) -> dict:
-  """How the original draws and reads (`directory.Reader`). Its own weights of guidance, 5 at 512
-  pixels and 1.75 at 256, count from the conditional.
+  """The original's settings for drawing and reading (`directory.Reader`). Its own guidance weights,
+  5 at 512 pixels and 1.75 at 256, count from the conditional.
   """
   return dict(guidance=6.0 if content.get('num_vq_tokens') == 1024 else 2.75, crop='crop')
 
 
 def find(directory) -> Parts:
-  """The parts of the Show-o whose model lies in `directory`. InputError naming what lacks."""
+  """The parts of the Show-o whose model is in `directory`. InputError naming missing parts."""
   directory = pathlib.Path(directory)
   beside = directory.resolve().parent
   magvit = _first(directory / MAGVIT, beside / MAGVIT, having='config.json')
@@ -66,13 +66,13 @@ def find(directory) -> Parts:
 
 
 def tokenizer_of(directory) -> pathlib.Path | None:
-  """Where the text tokenizer of the Show-o in `directory` lies; None: nowhere."""
+  """The path of the text tokenizer of the Show-o in `directory`; None if there is none."""
   beside = directory.resolve().parent
   return _first(directory, directory / PHI, beside / PHI, having='tokenizer.json')
 
 
 def refuse_lone_magvit(directory, content):
-  """InputError if a directory holds the image tokenizer alone."""
+  """InputError if a directory has only the image tokenizer."""
   if content.get('_class_name') == 'MAGVITv2':
     raise InputError(
       f'found an image tokenizer alone in {directory}; expected a whole Show-o, which has it as '
@@ -81,15 +81,15 @@ def refuse_lone_magvit(directory, content):
 
 
 def fetched(hub_id: str, directory: str) -> str:
-  """The snapshot of a Hub repository; of a Show-o, a directory that links it and the two
-  repositories it needs.
+  """The snapshot of a Hub repository; for a Show-o, a directory with links to it and to the two
+  other repositories that it needs.
   """
   if not is_showo(files.read_json(os.path.join(directory, 'config.json'), default={})):
     return directory
   if _first(pathlib.Path(directory) / MAGVIT, having='config.json'):
-    return directory  # written by this project: whole by itself
+    return directory  # written by this project, so complete
   others = {name: _snapshot(repository) for name, repository in REPOSITORIES.items()}
-  # Links to the three snapshots, named by them: a newer revision gets a directory of its own.
+  # Links to the three snapshots, in a directory named after them, so a newer revision gets its own.
   sources = [directory, *others.values()]
   digest = hashlib.sha256('\0'.join(map(os.path.realpath, sources)).encode()).hexdigest()[:12]
   cache = pathlib.Path(huggingface_hub.constants.HF_HUB_CACHE) / 'dsr_jax'

@@ -16,8 +16,8 @@ from dsr_jax.models.showo.processor import EOS, Processor
 def make_tokenizer(texts, vocab_size: int, directory) -> Processor:
   """Trains a byte-level BPE and writes its files; returns the `Processor` of the new directory.
 
-  texts: iterable of strings to learn merges from. vocab_size: at most so many tokens, the end of
-  text and Show-o's words included (>= 267: 256 bytes besides).
+  texts: iterable of strings to learn merges from. vocab_size: maximum number of tokens, including
+  the end of text and Show-o's words (>= 267: these 11 and 256 bytes).
   """
   least = 256 + 1 + NEW_WORDS
   if vocab_size < least:
