@@ -1,14 +1,13 @@
-"""Checkpoints of a run: written beside the training, complete or absent, and read back onto any
-mesh.
+"""Checkpoints of a run: written asynchronously and atomically, and restored onto any mesh.
 
-A checkpoint at step s holds the trainable parameters, the optimizer's state and the step, and a
-description of the run: the configuration that must match, the source model's name and hash. Random
-keys and the place in the data are functions of (seed, step), so they are not in it; frozen
-parameters come from the source model. A directory `checkpoints/<step>` appears by a rename once all
-of it is on disk, so a kill leaves none behind that is half-written.
+A checkpoint at step s has the trainable parameters, the optimizer state, the step, and a
+description of the run: the configuration that must match, and the source model's name and hash. It
+has no PRNG keys and no data position, which are functions of (seed, step), and no frozen
+parameters, which come from the source model. A directory `checkpoints/<step>` appears by a rename
+when all of it is on disk, so a kill never leaves a partial one.
 
-The last thing that is written before that rename are checksums of all files. Whoever reads a
-checkpoint compares them first, so damage is a sentence that offers the checkpoint before it.
+The last files written before that rename are the checksums of all files. Readers compare them
+first, so damage gives a one-sentence error that suggests the previous checkpoint.
 """
 
 import contextlib
@@ -31,21 +30,21 @@ from dsr_jax import cli, saved_config, sharding
 from dsr_jax.errors import InputError, first_line
 from dsr_jax.runtime import checksums
 
-SPARE_BYTES = 64 << 20  # left to the rest of the run: metrics, pictures, the page
-# Names in a checkpoint -> attributes of `TrainState`. All else comes from the source model.
+SPARE_BYTES = 64 << 20  # reserved for the rest of the run: metrics, pictures, the page
+# Names in a checkpoint -> attributes of `TrainState`. The rest comes from the source model.
 SAVED = {'params': 'params', 'opt_state': 'opt_state', 'step': 'step', 'ema': 'ema_params'}
-# What a bucket's checkpoint has once it is complete; there is no rename there.
+# File that marks a checkpoint in a bucket as complete; buckets have no rename.
 COMMITTED = b'complete\n'
-# Said in the metadata that Orbax keeps: this checkpoint has checksums, so it is damaged without.
+# Entry in Orbax's metadata: this checkpoint has checksums, so if they are missing, it is damaged.
 CHECKED = {'checksums': checksums.CHECKSUMS}
-# Reading fails for a reason outside of the checkpoint.
+# Read errors whose reason is outside the checkpoint.
 NOT_ITS_FAULT = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE)
 
 
 class Checkpoints:
-  """The checkpoints of one workdir, or of the bucket that stands for it.
+  """The checkpoints of a workdir, or of the bucket that replaces it.
 
-  `about` describes the run, in JSON values: {'method': its settings, 'data': {..., 'fingerprint'},
+  about: describes the run in JSON values: {'method': its settings, 'data': {..., 'fingerprint'},
   'model': {..., 'fingerprint'}}.
   """
 
@@ -59,7 +58,7 @@ class Checkpoints:
       cleanup_tmp_directories=True,
       enable_async_checkpointing=True,
       temporary_path_class=_CheckedInBucket if in_bucket else _Checked,
-      lightweight_initialize=True,  # what is there is looked at when it is read
+      lightweight_initialize=True,  # check existing checkpoints only when they are read
     )
     with _writing(self._directory):
       self._manager = ocp.CheckpointManager(
@@ -71,11 +70,11 @@ class Checkpoints:
     return self._manager.latest_step()
 
   def save(self, step, state):
-    """Starts writing `state`; returns once the arrays are the writer's own, so that the caller may
+    """Starts writing `state`. Returns when the writer has copied the arrays, so that the caller may
     donate them.
 
-    Errors: InputError if the disk has no room, before anything is written, or if the checkpoint
-    before this one could not be written.
+    InputError if the disk has no room (before writing anything), or if writing the previous
+    checkpoint failed.
     """
     if self.latest() == step:
       return
@@ -91,8 +90,8 @@ class Checkpoints:
       )
 
   def verify(self, step, accept_changed_data=False):
-    """InputError unless checkpoint `step` is whole and was written by this very run (the
-    differences are named). accept_changed_data: other prompts and pictures are no difference.
+    """InputError unless checkpoint `step` is intact and belongs to this run; it names the
+    differences. accept_changed_data: ignore changed prompts and pictures.
     """
     with _reading(self._directory, step):
       _check_whole(self._directory, step)
@@ -104,8 +103,8 @@ class Checkpoints:
       check_same_run(saved, self._about, self._directory)
 
   def restore(self, state, step=None, verified=False):
-    """Returns `state` with its saved parts from checkpoint `step` (the newest), placed as `state`'s
-    own arrays are. Errors: as `verify`, which comes first unless it was called before.
+    """Returns `state` with the saved parts from checkpoint `step` (None: the newest), with the
+    shardings of `state`. Calls `verify` first, with its errors, unless `verified`.
     """
     step = self.latest() if step is None else step
     if not verified:
@@ -113,8 +112,8 @@ class Checkpoints:
     return read_state(self._directory, step, state)
 
   def check_room(self, state):
-    """InputError if the disk has no room for one more checkpoint of `state`. Buckets (`gs://`) have
-    no such limit.
+    """InputError if the disk has no room for another checkpoint of `state`. Buckets (`gs://`) have
+    no limit.
     """
     if '://' in self._directory:
       return
@@ -129,12 +128,12 @@ class Checkpoints:
       )
 
   def wait(self):
-    """Waits until what was started is on disk. InputError if it could not be written."""
+    """Waits until the pending checkpoint is on disk. InputError if writing it failed."""
     with _writing(self._directory):
       self._manager.wait_until_finished()
 
   def close(self):
-    """As `wait`, and ends the writer's threads."""
+    """Calls `wait`, and ends the writer's threads."""
     with _writing(self._directory):
       self._manager.close()
 
@@ -143,15 +142,15 @@ class Checkpoints:
 
 
 def steps_in(workdir) -> list[int]:
-  """The complete checkpoints of a workdir or bucket, in order; none where there is no such folder.
+  """The complete checkpoints of a workdir or bucket, in order; none if there is no such folder.
 
-  One that was emptied counts: whoever reads it says that it is damaged.
+  An emptied checkpoint counts: reading it reports the damage.
   """
   return _steps(_directory(workdir))
 
 
 def restore(workdir, step, state, about):
-  """`Checkpoints.restore` for who only reads, beside a run that may be at work there."""
+  """`Checkpoints.restore` for readers, while a run may be writing there."""
   directory = _directory(workdir)
   with _reading(directory, step):
     _check_whole(directory, step)
@@ -160,7 +159,7 @@ def restore(workdir, step, state, about):
 
 
 def read_state(directory, step, state):
-  """`state` with its saved parts from a checkpoint that has been verified."""
+  """`state` with the saved parts from a verified checkpoint."""
   target = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), saved_part(state)
   )
@@ -169,8 +168,8 @@ def read_state(directory, step, state):
       restored = reader.restore(
         epath.Path(directory) / str(step) / 'state', args=ocp.args.StandardRestore(target)
       )
-    # Orbax' buffers may be views of file memory; the step donates its state, so it gets buffers of
-    # the runtime.
+    # Orbax's buffers may be views of file memory. The step donates its state, so copy them to
+    # buffers of the runtime.
     restored = jax.tree.map(jnp.copy, restored)
     held = int(sharding.fetch(restored['step']))
     if held != step:
@@ -179,13 +178,13 @@ def read_state(directory, step, state):
 
 
 def newest_method(workdir) -> dict | None:
-  """The part `method` of the newest checkpoint with today's keys, None where there is none."""
+  """The part `method` of the newest checkpoint, with the current keys; None if there is none."""
   about = _newest_about(workdir)
   return about and saved_config.of_run(about['method'])
 
 
 def newest_held_out(workdir) -> dict | None:
-  """What the newest checkpoint says is held out of training, None where there is none."""
+  """The held-out inputs recorded in the newest checkpoint; None if there is none."""
   about = _newest_about(workdir)
   return about and about['data'].get('held_out', {})
 
@@ -200,12 +199,10 @@ def _newest_about(workdir) -> dict | None:
 
 
 def load_trained(workdir, step=None):
-  """A run's trained parameters, without the run: (parameters, about, step) from
-  `workdir/checkpoints`.
+  """Loads a run's trained parameters from `workdir/checkpoints`: (parameters, about, step).
 
-  parameters: nested dict of NumPy arrays, as `TrainState.params` has them. Errors:
-    InputError where there is no
-  such checkpoint, or it is damaged.
+  parameters: nested dict of NumPy arrays, as in `TrainState.params`. InputError if there is no such
+  checkpoint, or if it is damaged.
   """
   directory = _directory(workdir)
   if not epath.Path(directory).is_dir():
@@ -224,7 +221,7 @@ def load_trained(workdir, step=None):
 
 
 def _read_params(folder):
-  """The parameters alone; the optimizer's moments, twice as large, stay on disk."""
+  """Reads only the parameters; the optimizer's moments, twice as large, stay on disk."""
   handler = ocp.PyTreeCheckpointHandler()
   try:
     params = dict(handler.metadata(folder).tree)['params']
@@ -237,7 +234,7 @@ def _read_params(folder):
 
 
 def _about(directory, step):
-  """What the run that wrote a checkpoint said of itself."""
+  """The description of the run in a checkpoint."""
   path = epath.Path(directory) / str(step) / 'about' / 'metadata'
   found = json.loads(path.read_bytes())
   if not isinstance(found, dict):
@@ -254,9 +251,9 @@ def _steps(directory) -> list[int]:
 
 
 def _check_whole(directory, step):
-  """ValueError unless the files of a checkpoint are what was written, as far as its checksums say.
+  """ValueError unless the files of a checkpoint match its checksums.
 
-  Of several processes each looks at its part of the bytes; all get the same answer.
+  With several processes, each checks its part of the bytes; all get the same result.
   """
   fault, processes = '', jax.process_count()
   try:
@@ -264,7 +261,7 @@ def _check_whole(directory, step):
   except Exception as e:
     if processes == 1:
       raise
-    fault = first_line(e)  # the others wait for this one's word
+    fault = first_line(e)  # the others wait for this process's result
   if processes > 1 and multihost_utils.process_allgather(np.array(bool(fault))).any():
     fault = fault or 'another process found it damaged'
   if fault:
@@ -272,7 +269,7 @@ def _check_whole(directory, step):
 
 
 def _damage(directory, step, part=0, parts=1) -> str:
-  """`checksums.damage` of a checkpoint; says so where it has none."""
+  """`checksums.damage` of a checkpoint; missing checksums are damage too."""
   folder = epath.Path(directory) / str(step)
   if checksums.exist(folder):
     return checksums.damage(folder, part, parts)
@@ -289,22 +286,22 @@ def _damage(directory, step, part=0, parts=1) -> str:
 
 
 def _is_promised_checksums(folder) -> bool:
-  """Whether what Orbax wrote of a checkpoint says that it has checksums."""
+  """Whether Orbax's metadata of a checkpoint says that it has checksums."""
   try:
     said = json.loads((folder / '_CHECKPOINT_METADATA').read_bytes())
     return checksums.CHECKSUMS in said['custom_metadata'].values()
   except (OSError, ValueError, LookupError, AttributeError, TypeError):
-    return False  # one of an earlier version may have lost it and be whole
+    return False  # a checkpoint of an earlier version may have lost it and still be intact
 
 
 @contextlib.contextmanager
 def _reading(directory, step):
-  """Whatever goes wrong inside is the one sentence about a checkpoint that cannot be read."""
+  """Turns any error inside into the one-sentence InputError for an unreadable checkpoint."""
   try:
     yield
   except (InputError, MemoryError):
     raise
-  # Damage makes Orbax and its libraries stumble anywhere, over any type of error.
+  # Damage can make Orbax and its libraries fail anywhere, with any type of error.
   except Exception as e:
     if 'RESOURCE_EXHAUSTED: Out of memory' in str(e):
       raise
@@ -320,7 +317,7 @@ def _reading(directory, step):
 
 
 def _way_out(directory, step):
-  """What to do about a damaged checkpoint: the newest whole one before it."""
+  """Advice for a damaged checkpoint: use the newest intact one before it."""
   for before in reversed([s for s in _steps(directory) if s < step]):
     with contextlib.suppress(OSError):
       if not _damage(directory, before):
@@ -340,12 +337,12 @@ def _way_out(directory, step):
 
 @contextlib.contextmanager
 def _writing(directory):
-  """Whatever goes wrong inside, or went wrong since in the writer's thread, is one sentence."""
+  """Turns any error inside, or earlier in the writer's thread, into a one-sentence InputError."""
   try:
     yield
   except (InputError, MemoryError):
     raise
-  # A full disk, no leave, no more open files: each layer below has a type of its own for them.
+  # Full disk, no permission, too many open files: every layer below has its own error type.
   except Exception as e:
     raise InputError(
       f'cannot write a checkpoint to {directory} ({first_line(e)}); expected room and leave to '
@@ -354,7 +351,7 @@ def _writing(directory):
 
 
 class _Finishing:
-  """What both kinds of a checkpoint in the making need at their end."""
+  """Shared final steps of both kinds of unfinished checkpoints."""
 
   def __init__(self, temporary_path, final_path, *, checkpoint_metadata_store=None, **options):
     super().__init__(
@@ -363,7 +360,7 @@ class _Finishing:
     self._store = checkpoint_metadata_store
 
   def _finish_metadata(self):
-    """Orbax' last change of a checkpoint: when it was complete."""
+    """Makes Orbax's last change to a checkpoint: the completion time."""
     if self._store is None:
       return
     self._store.wait_until_finished()
@@ -375,7 +372,7 @@ class _Finishing:
 
 
 class _Checked(_Finishing, ocp.path.atomicity.AtomicRenameTemporaryPath):
-  """A checkpoint in the making: checksums are its last file, then it takes its name."""
+  """An unfinished checkpoint: writes the checksums last, then renames it."""
 
   async def finalize(self):
     """As Orbax' own, with checksums before the rename."""
@@ -386,7 +383,7 @@ class _Checked(_Finishing, ocp.path.atomicity.AtomicRenameTemporaryPath):
 
 
 class _CheckedInBucket(_Finishing, ocp.path.atomicity.CommitFileTemporaryPath):
-  """As `_Checked`, where a last small file says that a checkpoint is complete."""
+  """Like `_Checked`, for stores where a final small file marks a checkpoint as complete."""
 
   async def finalize(self):
     """As Orbax' own, with checksums before the last file."""
@@ -398,7 +395,7 @@ class _CheckedInBucket(_Finishing, ocp.path.atomicity.CommitFileTemporaryPath):
 
 
 def _is_whole(path) -> bool:
-  """Whether this is a checkpoint, `checkpoints/<step>`: its parts get their names likewise."""
+  """Whether this is a checkpoint, `checkpoints/<step>`; its parts are also renamed this way."""
   return path.name.isdecimal()
 
 
@@ -409,7 +406,7 @@ def check_same_run(saved, now, directory):
   """InputError naming every difference in method, data or source model between a checkpoint's run
   and this run.
 
-  Data and model are the same if their fingerprints are, wherever they lie by now.
+  Data and model are the same if their fingerprints match, wherever they are stored now.
   """
   different = saved_config.differences(
     saved_config.of_run(saved['method']), saved_config.of_run(now['method']), 'method.'
@@ -430,14 +427,14 @@ def check_same_run(saved, now, directory):
 
 
 def _data_differ(saved, now) -> bool:
-  """Whether a checkpoint's data are others. Runs of earlier versions told folders of pictures apart
-  by names alone.
+  """Whether a checkpoint has other data. Earlier versions identified image folders only by file
+  names.
   """
   return saved['fingerprint'] not in (now['fingerprint'], now.get('earlier_fingerprint'))
 
 
 def _data_differences(saved, now) -> list[str]:
-  """What is said of other data: '6 pictures -> 5' where it can be said, then settings."""
+  """Descriptions of changed data: '6 pictures -> 5' if the numbers are known, then settings."""
   numbers = {name: part.get('number') or {} for name, part in (('saved', saved), ('now', now))}
   said = []
   for what in sorted(numbers['saved'].keys() & numbers['now'].keys()):
@@ -456,14 +453,12 @@ def _data_differences(saved, now) -> list[str]:
 
 
 def num_bytes(tree):
-  """Bytes of all arrays of a pytree, whole (not by device)."""
+  """Total bytes of all arrays of a pytree (not per device)."""
   return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def fingerprint(tree):
-  """SHA-256 of every array with its path: equal exactly when all parameters are equal bit by
-  bit.
-  """
+  """SHA-256 of all arrays and their paths: equal if and only if all parameters are bitwise equal."""
   digest = hashlib.sha256()
   for path, leaf in sorted(
     jax.tree_util.tree_leaves_with_path(tree), key=lambda item: jax.tree_util.keystr(item[0])
@@ -479,13 +474,13 @@ def _directory(workdir):
 
 
 def saved_part(state):
-  """What a checkpoint holds of a `TrainState`: a dict of its parts that are saved and not None."""
+  """The parts of a `TrainState` that a checkpoint saves: a dict of those that are not None."""
   parts = {name: getattr(state, attribute) for name, attribute in SAVED.items()}
   return {name: part for name, part in parts.items() if part is not None}
 
 
 def _owned(tree):
-  # On CPU the writer would read the very buffers that the next step's donation overwrites.
+  # On a CPU, the writer would otherwise read buffers that the next step overwrites by donation.
   return jax.tree.map(jnp.copy, tree) if jax.default_backend() == 'cpu' else tree
 
 

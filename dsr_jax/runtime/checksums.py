@@ -1,12 +1,13 @@
-"""Checksums of a folder of files: written once it is complete, compared when it is read.
+"""Checksums of the files in a folder: written when it is complete, compared when it is read.
 
-CHECKSUMS holds, of every file, its size and the CRC of each of its blocks: {'algorithm': 'crc32c',
-'files': {'state/d/ab12': [size, crc, crc, ...]}}. One changed bit anywhere is always found; a CRC
-guards against damage, not against somebody who forges. Blocks are read by several threads, and of
-several processes each can read a part of them.
+CHECKSUMS has the size of every file and the CRC of each of its blocks: {'algorithm': 'crc32c',
+'files': {'state/d/ab12': [size, crc, crc, ...]}}. It always detects a single changed bit; a CRC
+protects against damage, not against forgery. Several threads read the blocks, and with several
+processes, each can read a part of them.
 
 The CRC is Castagnoli's, for which processors have an instruction: it takes a sixth of the time of
-CRC-32. Earlier versions wrote CRC-32, and no algorithm's name: {'state/d/ab12': [size, ...]}.
+CRC-32. Earlier versions wrote CRC-32 without the name of the algorithm: {'state/d/ab12': [size,
+...]}.
 """
 
 from collections.abc import Callable
@@ -17,7 +18,7 @@ import zlib
 
 import google_crc32c
 
-# (bytes, CRC of what stands before them) -> CRC of all.
+# (bytes, CRC of the preceding bytes) -> CRC of everything so far.
 ALGORITHMS: dict[str, Callable[[bytes, int], int]] = {
   'crc32c': lambda data, crc: google_crc32c.extend(crc, data),
   'crc32': zlib.crc32,
@@ -25,16 +26,16 @@ ALGORITHMS: dict[str, Callable[[bytes, int], int]] = {
 ALGORITHM = 'crc32c'
 CHECKSUMS = 'checksums.json'
 BLOCK_BYTES = 64 << 20
-READ_BYTES = 1 << 20  # at once: it is still in the processor's cache when its checksum is taken
+READ_BYTES = 1 << 20  # per read, so that the bytes are still in the CPU cache for the checksum
 THREADS = min(8, os.cpu_count() or 1)
 
 
 def write(folder, later: dict[str, bytes] | None = None):
-  """Writes `folder`/CHECKSUMS over every file that is there.
+  """Writes `folder`/CHECKSUMS for all its files.
 
   Args:
-    folder: `epath.Path`, of a disk or a bucket.
-    later: {name: content} of files that will be there once the folder is in its place.
+    folder: `epath.Path` on a disk or in a bucket.
+    later: {name: content} of files that will be added when the folder is final.
   """
   sizes = {path: _size(folder / path) for path in _files(folder)}
   blocks = [(path, block) for path, size in sizes.items() for block in _blocks(size)]
@@ -54,12 +55,12 @@ def exist(folder) -> bool:
 
 
 def damage(folder, part: int = 0, parts: int = 1) -> str:
-  """The first fault of a folder's files in words, or '' where all are as they were written.
+  """A description of the first damaged file in a folder, or '' if all files are intact.
 
-  part, parts: looks at every `parts`-th block alone, from the `part`-th.
+  part, parts: checks only every `parts`-th block, starting at block `part`.
 
   Raises:
-    OSError: a file is there and cannot be read.
+    OSError: a file exists but cannot be read.
   """
   try:
     algorithm, content = _checked(json.loads((folder / CHECKSUMS).read_bytes()))
@@ -82,10 +83,10 @@ def damage(folder, part: int = 0, parts: int = 1) -> str:
 
 
 def _checked(found) -> tuple[str, dict[str, list[int]]]:
-  """The algorithm and the files of CHECKSUMS; ValueError where it has another form."""
+  """The algorithm and the files of CHECKSUMS; ValueError if its format is wrong."""
   if not isinstance(found, dict):
     raise ValueError
-  algorithm, content = 'crc32', found  # as earlier versions wrote it
+  algorithm, content = 'crc32', found  # the format of earlier versions
   if found.keys() == {'algorithm', 'files'}:
     algorithm, content = found['algorithm'], found['files']
   if algorithm not in list(ALGORITHMS) or not isinstance(content, dict) or not content:
@@ -99,7 +100,7 @@ def _checked(found) -> tuple[str, dict[str, list[int]]]:
 
 
 def _files(folder, inside='') -> list[str]:
-  """Every file below a folder, by its path in it, in order."""
+  """Sorted relative paths of all files below a folder."""
   found = []
   for child in sorted(folder.iterdir(), key=str):
     path = inside + child.name
@@ -115,12 +116,12 @@ def _size(path) -> int:
 
 
 def _blocks(size) -> range:
-  """Where the blocks of a file of `size` bytes begin; an empty file has none."""
+  """Offsets of the blocks of a file of `size` bytes; an empty file has none."""
   return range(0, size, BLOCK_BYTES)
 
 
 def _crcs(folder, blocks, algorithm) -> list[int]:
-  """The CRC of each block (path, beginning), in their order."""
+  """The CRC of each block (path, offset), in order."""
   extended = ALGORITHMS[algorithm]
 
   def crc_of(block):

@@ -1,4 +1,4 @@
-"""The compiled step: one program, or one for each kind of batch where tasks take turns."""
+"""The compiled step: one program, or one per kind of batch if the tasks take turns."""
 
 import contextlib
 import gc
@@ -11,11 +11,10 @@ from dsr_jax.runtime.progress import say
 
 
 class CompiledStep:
-  """A jitted `train_step`, compiled ahead of time for each kind of batch it is given.
+  """A jitted `train_step`, compiled ahead of time for each kind of batch.
 
   train_step: has `lower(state, batch)`, and donates its state. estimate: `plan.memory.Estimate` of
-    a
-  device's bytes, or None.
+  the bytes per device, or None.
   """
 
   def __init__(self, train_step, estimate=None):
@@ -29,7 +28,7 @@ class CompiledStep:
     """Compiles for this kind of batch.
 
     Raises:
-      InputError: the devices have no room, after a table of bytes by part.
+      InputError: the devices have no room; first prints a table of bytes by part.
     """
     began = time.perf_counter()
     with self._out_of_memory():
@@ -64,8 +63,8 @@ class CompiledStep:
 
 @contextlib.contextmanager
 def _collector_paused():
-  """For tracing, whose millions of objects nearly all stay: the garbage collector would look
-  through them again and again, for a fifth of the time.
+  """Pauses the garbage collector during tracing, which creates millions of objects that nearly all
+  stay: scanning them repeatedly takes a fifth of the time.
   """
   enabled = gc.isenabled()
   gc.disable()

@@ -1,19 +1,19 @@
-"""What JAX's coordination service writes before it ends a process, said in a sentence.
+"""Summarizes the log of JAX's coordination service in one sentence when it aborts a process.
 
-When another process is gone, or never comes, the service aborts this one from C++, with a screen of
-log and stack trace, while Python waits for devices and can say nothing. So this file runs as a
-process of its own behind the stderr of the one that may be aborted (`distributed.together`): it
-passes everything on except the service's lines, and at the end says what these meant. It needs
-Python alone, and starts in a few hundredths of a second.
+If another process dies or never starts, the service aborts this one from C++ with a screenful of
+logs and stack traces, while Python waits for devices and cannot print. This file therefore runs as
+a separate process that filters the stderr of the one that may be aborted (`distributed.together`):
+it passes on everything except the service's lines, and at the end prints what they mean. It needs
+only Python, and starts in a few hundredths of a second.
 """
 
 import re
 import signal
 import sys
 
-# As in `F1129 05:00:20.313508     825 client.h:80] Terminating process because ...`.
+# For example `F1129 05:00:20.313508     825 client.h:80] Terminating process because ...`.
 _HEAD = re.compile(r'[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ ([\w.]+):\d+\]')
-# Files of the service, and of Orbax, which meets the same error or preemption.
+# Source files of the service, and of Orbax, which reports the same error or preemption.
 _SERVICE = re.compile(
   r'coordination_service|preemption_|client\.h|add_port|multihost\.py|async_checkpointer\.py'
 )
@@ -23,9 +23,9 @@ _SILENT = re.compile(r'stopped sending heartbeats\):\s+((?:[\d,]+\s+)+)')
 
 
 def sentence(text: str, processes: str, where: str, wait: str, silent: str) -> str | None:
-  """The service's log -> the sentence to print; None where it did not abort the process.
+  """The service's log -> the sentence to print; None if it did not abort the process.
 
-  processes: how many there are; where: HOST:PORT of process 0; wait, silent: the limits in seconds.
+  processes: their number; where: HOST:PORT of process 0; wait, silent: the limits in seconds.
   """
   if _ABORT not in text:
     return None
@@ -64,14 +64,14 @@ def _reason(text):
 
 
 def main(processes, where, wait, silent):
-  """Passes stdin on to stderr, line by line, but for the service's."""
+  """Copies stdin to stderr line by line, except the service's lines."""
   for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-    signal.signal(number, signal.SIG_IGN)  # it ends when the process before it has ended
+    signal.signal(number, signal.SIG_IGN)  # it ends after the process that it filters
   service, aborted, withheld = False, False, []
   for line in sys.stdin:
     if head := _HEAD.match(line):
       service = bool(_SERVICE.match(head[1]))
-      aborted = aborted or _ABORT in line  # nothing but stack traces follows
+      aborted = aborted or _ABORT in line  # only stack traces follow
     if service or aborted:
       withheld.append(line)
     else:

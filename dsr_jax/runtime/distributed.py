@@ -1,11 +1,11 @@
-"""Several processes as one run, by JAX's coordination service: they join, agree, stop at the same
-step, and none is left alone.
+"""Runs several processes as one run through JAX's coordination service: they join, agree, and stop
+at the same step, and an error in one ends all.
 
-`jax.distributed` finds the processes of a cluster, beats for each and ends all when one is gone;
-its preemption point makes SIGTERM on one a stop of all after the same step. Small values go through
-its store, on the hosts' network, so they need no devices and can name who differs. What we add: the
-input is checked before JAX, which answers it by an abort, gets to see it; processes that would not
-do the same are refused; and one that meets an error tells the others why.
+`jax.distributed` finds the processes of a cluster, sends heartbeats, and ends all processes when
+one dies; through its preemption point, SIGTERM on one process stops all after the same step. Small
+values go through its store over the hosts' network, so they need no devices, and errors can name
+the process that differs. This module adds: it checks the input before JAX, which aborts on errors;
+it refuses processes with different settings; and a process with an error tells the others why.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ import time
 import traceback
 
 import jax
-from jax._src import clusters  # no public name says what was detected
+from jax._src import clusters  # no public API returns the detected cluster
 from jax._src import distributed as service  # nor reads and writes the store; Orbax does the same
 from jax.experimental import multihost_utils
 
@@ -33,16 +33,16 @@ from dsr_jax.runtime import coordination_log, workdir
 
 PORT = 8476
 SILENT_SECONDS = 40
-DIED = 3  # exit status of a process that stops because another did
+DIED = 3  # exit status of a process that stops because another one failed
 _FOR_EVER = 10**9  # milliseconds, 11 days
 _FAILED = 'dsr_jax/failed'  # in the store: why the run ends
-# Variables of the clusters that JAX detects; of two or more processes, that is.
+# Variables of the clusters that JAX detects, which have at least two processes.
 _COUNTS = ('JAX_NUM_PROCESSES', 'SLURM_NTASKS', 'OMPI_COMM_WORLD_SIZE')
 _NUMBERS = (
   *('JAX_PROCESS_ID', 'JAX_COORDINATOR_PORT', 'SLURM_PROCID', 'SLURM_LOCALID', 'SLURM_JOB_ID'),
   *('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_LOCAL_RANK', 'TPU_WORKER_ID'),
 )
-# Beyond these a run computes alike.
+# Other differences do not change what a run computes.
 VERSIONS = (*workdir.PACKAGES, 'transformers', 'tokenizers', 'pillow')
 JAX_SETTINGS = (
   *('jax_platforms', 'jax_enable_x64', 'jax_default_matmul_precision', 'jax_default_prng_impl'),
@@ -51,10 +51,10 @@ JAX_SETTINGS = (
 
 
 class SharedError(InputError):
-  """Bad input that every process finds and says."""
+  """Bad input that every process detects and reports."""
 
 
-# Who takes part.
+# The cluster.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,10 +70,10 @@ class Cluster:
 
 
 def find(coordinator=None, processes=None, process=None) -> Cluster | None:
-  """The cluster that is named (flags, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES,
-  JAX_PROCESS_ID), or that JAX detects (Slurm, Open MPI, TPU slices).
+  """The given cluster (from flags, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID),
+  or the one that JAX detects (Slurm, Open MPI, TPU slices).
 
-  None where this process is alone. Errors: InputError where it is named by halves or out of range.
+  None if this process is alone. InputError if the settings are incomplete or out of range.
   """
   environ = os.environ
   for name in (*_COUNTS, *_NUMBERS):
@@ -93,7 +93,7 @@ def find(coordinator=None, processes=None, process=None) -> Cluster | None:
   hosts = environ.get('TPU_WORKER_HOSTNAMES', '').split(',')
   tasks = environ.get('SLURM_NTASKS', '1') if 'SLURM_STEP_NODELIST' in environ else '1'
   if max(len(hosts), int(tasks), int(environ.get('OMPI_COMM_WORLD_SIZE', '1'))) == 1:
-    return None  # else JAX would take one device only of a Slurm task that is alone
+    return None  # otherwise JAX would use only one device of a single Slurm task
   return _detected()
 
 
@@ -102,7 +102,7 @@ def _is_number(text):
 
 
 def _detected():
-  """The cluster that JAX finds in the environment."""
+  """The cluster that JAX detects from the environment."""
   try:
     detect = clusters.ClusterEnv.auto_detect_unset_distributed_params
     coordinator, processes, process, devices = detect(None, None, None, None, None, 5)
@@ -117,7 +117,7 @@ def _detected():
 
 
 def _checked(coordinator, processes, process):
-  """The cluster; None where it is one process. Errors: InputError where no one could join it."""
+  """The cluster; None for a single process. InputError for values that make joining impossible."""
   if not coordinator or None in (processes, process) or not 0 <= process < processes:
     raise InputError(
       f'found --coordinator={coordinator}, --processes={processes} and --process={process}; '
@@ -147,11 +147,11 @@ def _checked(coordinator, processes, process):
 
 @contextlib.contextmanager
 def together(cluster: Cluster | None, wait_seconds: float, silent_seconds: int = SILENT_SECONDS):
-  """Joins the cluster for as long as it is entered; yields a `Team`. None: a team of one.
+  """Context manager that joins the cluster and yields a `Team`. cluster None: a team of one.
 
-  One that meets an error tells the others, who end with status 3. Where JAX finds that one never
-  comes, within `wait_seconds`, or is gone or silent for `silent_seconds`, it aborts the others;
-  `coordination_log` says why.
+  A process with an error tells the others, which exit with status 3. If one does not start within
+  `wait_seconds`, or dies, or is silent for `silent_seconds`, JAX aborts the others, and
+  `coordination_log` prints why.
   """
   if not 1 <= wait_seconds <= 86400:
     raise InputError(
@@ -163,8 +163,8 @@ def together(cluster: Cluster | None, wait_seconds: float, silent_seconds: int =
   team = _join(cluster, int(wait_seconds), silent_seconds)
   try:
     yield team
-    team.gather(None)  # everybody is here: who comes to the end first leaves no one behind
-  except SharedError:  # nobody has to be told
+    team.gather(None)  # wait for all, so that the first to finish does not leave early
+  except SharedError:  # all processes already know
     team.close()
     raise
   except BaseException as e:
@@ -198,7 +198,7 @@ def _join(cluster, wait_seconds, silent_seconds):
 
 
 def _check_free(port):
-  """InputError if process 0 cannot listen on its port: JAX would end by a segmentation fault."""
+  """InputError if process 0 cannot listen on its port, where JAX would crash with a segfault."""
   ipv6 = socket.has_dualstack_ipv6()
   family = socket.AF_INET6 if ipv6 else socket.AF_INET
   try:
@@ -211,13 +211,13 @@ def _check_free(port):
 
 
 def _read_log(*about):
-  """From here on what C++ writes to stderr goes through `coordination_log`; Python's is direct."""
+  """Redirects C++ output on stderr through `coordination_log`; Python's output stays direct."""
   direct = os.dup(2)
   reader = subprocess.Popen(
     [sys.executable, '-I', '-S', coordination_log.__file__, *about],
     stdin=subprocess.PIPE,
     stderr=direct,
-    start_new_session=True,  # Ctrl-C is not for it
+    start_new_session=True,  # so that Ctrl-C does not reach it
   )
   sys.stderr.flush()
   sys.stderr = open(direct, 'w', buffering=1, encoding='utf-8', errors='backslashreplace')
@@ -227,35 +227,35 @@ def _read_log(*about):
 
 
 class Team:
-  """One process alone."""
+  """A single process."""
 
   processes, process = 1, 0
 
   @property
   def lead(self) -> bool:
-    """Whether this process writes files and speaks."""
+    """Whether this process writes files and prints."""
     return self.process == 0
 
   def gather(self, value) -> list:
-    """The value of every process, JSON values, in order. All must ask, equally often."""
+    """The JSON value of every process, in order. All must call it the same number of times."""
     return [value]
 
   def any(self, flag: bool) -> bool:
-    """Whether any process says so. All must ask, equally often."""
+    """Whether the flag is True in any process. All must call it the same number of times."""
     return any(self.gather(bool(flag)))
 
   def shared(self, value):
-    """Process 0's value, a JSON value, in every process. All must ask, equally often."""
+    """Process 0's JSON value, in every process. All must call it the same number of times."""
     return self.gather(value)[0]
 
   def stops(self, step: int, requested: bool) -> bool:
-    """Whether the run stops after this step: it was requested here or, of several processes, one
-    got SIGTERM. All must ask after every step.
+    """Whether the run stops after this step: by a request here or, with several processes, by a
+    SIGTERM to any of them. All must call it after every step.
     """
     return requested
 
   def agree(self, **facts):
-    """SharedError, in every process, that names each fact which is not the same in all of them."""
+    """SharedError in every process, naming each fact that differs between them."""
     found = self.gather(saved_config.flat(facts))
     names = sorted({name for one in found for name in one})
     different = []
@@ -280,7 +280,7 @@ def _by_process(values):
 
 
 class _Joined(Team):
-  """One of several."""
+  """One process of several."""
 
   def __init__(self, cluster):
     self.processes, self.process = cluster.processes, cluster.process
@@ -311,18 +311,18 @@ class _Joined(Team):
     return stop
 
   def close(self):
-    """Leaves when all are done."""
+    """Leaves the cluster when all are done."""
     self._ending = True
     service.shutdown()
     self._listener.join(10)
 
-  # The end of one is the end of all.
+  # If one process fails, all end.
 
   def _listen(self):
-    """Ends this process when another says that it met an error.
+    """Ends this process when another one reports an error.
 
-    Only the end of the process ends the wait for devices that will never answer, and Python's main
-    thread is in it: so this ends it from a thread, as JAX does.
+    The main thread may be waiting for devices that will never answer, and only the end of the
+    process ends that wait, so this thread ends it, as JAX does.
     """
     try:
       why = self._store.blocking_key_value_get(_FAILED, _FOR_EVER)
@@ -339,11 +339,11 @@ class _Joined(Team):
     os._exit(DIED)
 
   def leave(self, error):
-    """Says what this process met, tells the others, and ends it: the usual end would wait for
-    them.
+    """Prints this process's error, tells the others, and ends the process; a normal exit would wait
+    for them.
     """
     if broken := _broken_connection(error):
-      time.sleep(1)  # the one that met the error, or JAX, can say more
+      time.sleep(1)  # the process with the error, or JAX, can say more
       error = InputError(
         f'found that a connection to another process broke ({first_line(broken)}); expected all of '
         'them at work to the end; start all again: the run goes on from its last checkpoint'
@@ -352,7 +352,7 @@ class _Joined(Team):
     else:
       status = 2 if isinstance(error, InputError) else 1
     if self._ending:
-      time.sleep(10)  # the listener is about to end this process
+      time.sleep(10)  # the listener will end this process
     self._ending = True
     with contextlib.suppress(Exception):
       why = f'process {self.process} of {self.processes} stopped: {first_line(error)}'
@@ -361,11 +361,11 @@ class _Joined(Team):
       _say(f'error: {error}')
     else:
       _say(''.join(traceback.format_exception(error)).rstrip())
-    self._all_know(1 if broken else 5)  # one of them has gone
+    self._all_know(1 if broken else 5)  # if broken, one of them is already gone
     os._exit(status)
 
   def _all_know(self, seconds=5):
-    """Waits until all have heard of the end, so long at most; the store goes with process 0."""
+    """Waits at most `seconds` until all know of the end; the store ends with process 0."""
     with contextlib.suppress(Exception):
       self._store.wait_at_barrier('dsr_jax/told', 1000 * seconds)
     if self.lead:
@@ -373,8 +373,8 @@ class _Joined(Team):
 
 
 def _broken_connection(error: BaseException | None) -> BaseException | None:
-  """The error of a connection to another process in an error or behind it: who met it may have made
-  a sentence of it about a file.
+  """The connection error to another process in an error or its causes: other code may have wrapped
+  it in a sentence about a file.
   """
   while error is not None:
     if ('Gloo' in f'{error}' or 'NCCL' in f'{error}') and not isinstance(error, InputError):
@@ -387,14 +387,14 @@ def _say(text):
   print(text, file=sys.stderr, flush=True)
 
 
-# What all must have in common.
+# Facts that must agree.
 
 
 def facts(config, folder) -> dict:
-  """What must be the same in all processes before any work: every key, where checkpoints go, the
-  versions of the libraries, JAX's settings, and the files of the package.
+  """Facts that must be the same in all processes before any work: every key, the location of
+  checkpoints, library versions, JAX's settings, and the package's files.
 
-  Needs no device: of processes that see other devices, JAX waits for what never comes.
+  Uses no device: if processes see different devices, JAX would wait forever.
   """
   return {
     'config': saved_config.to_json(config),
@@ -407,7 +407,7 @@ def facts(config, folder) -> dict:
 
 
 def _source() -> str:
-  """A digest of every file of the package, lists of prompts and the embedded model among them."""
+  """A digest of every file of the package, including prompt lists and the embedded model."""
   root = pathlib.Path(saved_config.__file__).parent
   digest = hashlib.sha256()
   for path in sorted(root.rglob('*')):

@@ -1,18 +1,18 @@
-"""Seconds of the host's time that go into looking at a run, by part: what a step waits for."""
+"""Host seconds spent on monitoring a run, by part, during which steps wait."""
 
 import contextlib
 import time
 
 
 class HostTime:
-  """Adds up: `with spent.on('rows'): ...`. Waiting for the devices inside counts too."""
+  """Sums times: `with spent.on('rows'): ...`. Waiting for the devices inside counts too."""
 
   def __init__(self):
     self.seconds: dict[str, float] = {}
 
   @contextlib.contextmanager
   def on(self, part: str):
-    """Counts what happens inside as `part`."""
+    """Adds the time spent inside to `part`."""
     start = time.perf_counter()
     try:
       yield

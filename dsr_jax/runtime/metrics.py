@@ -1,12 +1,12 @@
-"""Metrics of a run: `metrics.jsonl`, a line a step, and TensorBoard events, which also hold
+"""Metrics of a run: `metrics.jsonl` with one line per step, and TensorBoard events, which also have
 pictures, texts and the run's settings.
 
 Names are `group/name`. `time/...` and `memory/...` differ between two runs of the same command;
-everything else is the same bit for bit. Evaluations have lines of their own (`eval/...`), at the
-step whose parameters they measured; step 0 is the model before training.
+everything else is the same bit for bit. Evaluations have their own lines (`eval/...`), at the step
+whose parameters they measured; step 0 is the model before training.
 
-A line that is none (a disk's damage, an editor's) costs nothing but itself: it is named and left
-out, and steps that have no line are named too.
+An invalid line (damaged by the disk or an editor) costs only itself: it is reported and skipped,
+and steps without a line are reported too.
 """
 
 import io
@@ -33,10 +33,10 @@ FIXED_LIST = 'eval/watched/'
 
 
 class Writer:
-  """Appends to a workdir's metrics; lines after `resume_step` are cut first (all lines, where it is
+  """Appends to a workdir's metrics; first removes lines after `resume_step` (all lines if it is
   None).
 
-  settings: {key: value} of the run, for TensorBoard's table of hyper-parameters.
+  settings: {key: value} of the run, for TensorBoard's table of hyperparameters.
   """
 
   def __init__(self, workdir, resume_step=None, settings=None):
@@ -46,14 +46,14 @@ class Writer:
       self._file = open(self._path, 'a', encoding='utf-8')
       first_step = 0 if resume_step is None else resume_step + 1
       self._events = _events(os.path.join(workdir, 'events'), first_step)
-      if settings and resume_step is None:  # a run that goes on has told them
+      if settings and resume_step is None:  # a resumed run has already written them
         for summary in summary_lib.hparams(settings, {}):
           self._event(0, summary)
         self._events.flush()
 
   def write(self, step, values):
-    """One line. `values`: flat dict of finite floats. It is out of this process before the call
-    returns.
+    """Writes one line. values: flat dict of finite floats. The line has left this process's buffers
+    before the call returns.
     """
     line = json.dumps(
       {'step': step, **{name: _number(value) for name, value in values.items()}}, allow_nan=False
@@ -84,11 +84,11 @@ class Writer:
 
 
 def _events(folder, first_step):
-  """A new file of TensorBoard events; TensorBoard drops what an earlier, killed process logged from
-  `first_step` on.
+  """A new file of TensorBoard events. TensorBoard drops events from `first_step` on that an
+  earlier, killed process logged.
 
-  tensorboardX' SummaryWriter hands events to a thread, whose queue is lost in a kill also after
-  `flush`; its writer of one file does not.
+  tensorboardX's SummaryWriter passes events to a thread, whose queue is lost in a kill even after
+  `flush`; its single-file writer has no such queue.
   """
   os.makedirs(folder, exist_ok=True)
   suffix = f'.{time.time_ns()}.{os.getpid()}'  # the name has only the second
@@ -99,7 +99,7 @@ def _events(folder, first_step):
 
 
 def _numbers(values):
-  """All of a line's numbers as one TensorBoard summary."""
+  """All numbers of a line as one TensorBoard summary."""
   return summary_pb2.Summary(
     value=[summary_pb2.Summary.Value(tag=name, simple_value=x) for name, x in values.items()]
   )
@@ -115,7 +115,7 @@ def _picture(name, png):
 
 
 class Nowhere:
-  """As `Writer`, for processes that write nothing."""
+  """Like `Writer`, for processes that write nothing."""
 
   def write(self, step, values):
     """Nothing."""
@@ -128,15 +128,15 @@ class Nowhere:
 
 
 class _Lines(NamedTuple):
-  """A metrics file. good: [(text, its JSON object)]; bad: what to say of each other line."""
+  """A metrics file. good: [(text, its JSON object)]; bad: a message for each invalid line."""
 
   good: list[tuple[str, dict]]
   bad: list[str]
 
 
 def cut(path, last_step):
-  """Drops lines after `last_step`, and a line that a kill left half-written; all of them if it is
-  None. Says which lines could not be read, and which steps up to there have none.
+  """Removes lines after `last_step` (all lines if it is None), and a line that a kill left
+  incomplete. Reports unreadable lines, and earlier steps without a line.
   """
   if not os.path.exists(path):
     if last_step:
@@ -155,8 +155,8 @@ def cut(path, last_step):
 
 
 def read(workdir):
-  """A run's metrics as {name: (steps, values)}, both lists, by step; what was measured twice at a
-  step stays in the order of the file.
+  """A run's metrics as {name: (steps, values)}, two lists sorted by step; repeated measurements at
+  a step keep the order of the file.
   """
   curves = {}
   path = os.path.join(workdir, FILE)
@@ -172,8 +172,8 @@ def read(workdir):
 
 
 def has_evaluation(workdir, step, fixed_list=False):
-  """Whether the parameters of `step` have been evaluated; fixed_list: on that one, which has a line
-  of its own.
+  """Whether the parameters of `step` have been evaluated. fixed_list: on the fixed list, which has
+  its own line.
   """
   path = os.path.join(workdir, FILE)
   if not os.path.exists(path):
@@ -184,7 +184,7 @@ def has_evaluation(workdir, step, fixed_list=False):
 
 
 def memory():
-  """{'memory/...': bytes}: the device's peak where its runtime counts, else this process's."""
+  """{'memory/...': bytes}: the device's peak if its runtime reports it, else this process's."""
   stats = jax.local_devices()[0].memory_stats()
   if stats and 'peak_bytes_in_use' in stats:
     return {'memory/device_peak_bytes': stats['peak_bytes_in_use']}
@@ -192,8 +192,9 @@ def memory():
 
 
 def repeatable(workdir):
-  """The lines of a run without time and memory, by step: a list of dicts, equal for two runs of the
-  same command. When the initial model is measured depends on where a run was stopped.
+  """The lines of a run without time and memory, sorted by step: a list of dicts that is equal for
+  two runs of the same command. Unsorted, they may differ: when the initial model is evaluated
+  depends on where a run was stopped.
   """
   return [
     {name: value for name, value in line.items() if not name.startswith(UNREPEATABLE)}
@@ -213,7 +214,7 @@ def _good_lines(path) -> list[dict]:
 
 
 def _read(path) -> _Lines:
-  """All lines of a metrics file but a last one that a kill left without its end."""
+  """All lines of a metrics file, except a last line that a kill left incomplete."""
   with run_files.reading(path), open(path, 'rb') as f:
     whole, _, _ = f.read().rpartition(b'\n')
   good, bad = [], []
@@ -227,7 +228,7 @@ def _read(path) -> _Lines:
 
 
 def _checked(line) -> dict:
-  """A line's object; ValueError where it is not what `Writer` writes."""
+  """A line's object; ValueError if it does not have the format of `Writer`."""
   if not isinstance(line, dict) or type(line.get('step')) is not int or line['step'] < 0:
     raise ValueError
   for value in line.values():
@@ -266,5 +267,5 @@ def _spans(steps) -> str:
 
 
 def _number(value):
-  # float32 values are written with the digits of float64, so that equal text means equal bits
+  # float32 values are written with the digits of float64, so equal text means equal bits
   return value if isinstance(value, int) else float(value)

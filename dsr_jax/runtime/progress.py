@@ -1,5 +1,5 @@
-"""What a person sees of a run, on stderr: a bar on a terminal, plain lines in a log. And the
-signals that end it.
+"""Progress output of a run on stderr (a bar on a terminal, plain lines in a log), and the signals
+that end the run.
 """
 
 import contextlib
@@ -14,11 +14,11 @@ import tqdm
 from dsr_jax import environment
 from dsr_jax.runtime import checkpoints
 
-_NAMED = 3  # prompts in a sentence
+_NAMED = 3  # prompts that a sentence quotes
 
 
 def say(text):
-  """One line to stderr, above a bar if there is one; of several processes the first speaks."""
+  """Prints one line to stderr, above the bar if any; with several processes, only the first prints."""
   if jax.process_index():
     return
   tqdm.tqdm.write(text, file=sys.stderr)
@@ -26,25 +26,25 @@ def say(text):
 
 
 class Stopped(KeyboardInterrupt):
-  """A signal came while something was at work that is left at once. What a callback loses of it
-  ends the process, as it does with every KeyboardInterrupt.
+  """A signal arrived during work that is abandoned at once. If a callback swallows it, the process
+  ends, as with every KeyboardInterrupt.
   """
 
 
 class StopSignals:
-  """While it is entered, SIGTERM and the first Ctrl-C only set `requested`; the loop looks there
-  after each step. The second Ctrl-C ends the process at once.
+  """Context in which SIGTERM and the first Ctrl-C only set `requested`, which the loop checks after
+  each step. The second Ctrl-C ends the process at once.
 
-  Nothing is lost by an end at any moment: the run goes on from its last checkpoint. So while it
-  compiles the first signal ends it too, and what is at work under `leaving` is left.
+  Ending at any moment loses nothing: the run resumes from its last checkpoint. So during
+  compilation, the first signal also ends the process, and work under `leaving` is abandoned.
 
-  Of several processes, JAX takes SIGTERM, for all of them, and Ctrl-C becomes one; they do the same
-  until they stop together, so none leaves anything alone.
+  With several processes, JAX handles SIGTERM for all of them, and Ctrl-C becomes a SIGTERM; all do
+  the same work until they stop together, so no process abandons work alone.
   """
 
   def __init__(self, processes=1):
     self._several = processes > 1
-    # Seconds after which a signal ends the process if its main thread has not come back to Python.
+    # Seconds after which a signal ends the process if its main thread has not returned to Python.
     self._patience: float | None = None
     self._may_leave = False
 
@@ -64,14 +64,14 @@ class StopSignals:
 
   @contextlib.contextmanager
   def compiling(self):
-    """The first signal ends the process: the compiler cannot be left."""
+    """The first signal ends the process: the compiler cannot be interrupted."""
     with self._phase(None if self._several else 0.0):
       yield
 
   @contextlib.contextmanager
   def leaving(self):
-    """The first signal raises `Stopped` here as soon as Python has its turn, or ends the process
-    where that takes long.
+    """The first signal raises `Stopped` here as soon as Python regains control, or ends the process
+    if that takes long.
     """
     if self._several:
       yield
@@ -95,7 +95,7 @@ class StopSignals:
       self._watch.came_back()
 
   def _heard(self, number):
-    """In the watch's thread, at once."""
+    """Called in the watching thread, at once."""
     if number not in self._old:
       return None
     if number == signal.SIGINT:
@@ -107,14 +107,14 @@ class StopSignals:
     self.requested = self._said = True
     if self._patience != 0:
       name = signal.Signals(number).name
-      with contextlib.suppress(OSError, RuntimeError):  # it may come while another line is written
+      with contextlib.suppress(OSError, RuntimeError):  # another line may be in progress
         print(f'stopping     on {name}, after this step', file=sys.stderr, flush=True)
     if self._several:
       os.kill(os.getpid(), signal.SIGTERM)
     return self._patience
 
   def _handle(self, number, frame):
-    """In the main thread, when it comes back to Python."""
+    """Called in the main thread, when it returns to Python."""
     del frame
     self.requested = True
     if self._patience == 0:
@@ -127,7 +127,7 @@ class StopSignals:
 
 
 class Progress:
-  """Steps, rewards and time left."""
+  """Shows steps, rewards and remaining time."""
 
   def __init__(self, start, steps):
     self._steps, self._last, self._seconds = steps, start, []
@@ -161,7 +161,7 @@ class Progress:
     self._last = step
 
   def evaluation(self, step, values):
-    """values: one evaluation's numbers; those with an interval are the chief ones."""
+    """values: the numbers of an evaluation; those with an interval are the main ones."""
     chief = {name: value for name, value in values.items() if f'{name}_low' in values}
     values = chief or values
     words = (f'{name.removeprefix("eval/")} {value:.3f}' for name, value in values.items())
@@ -172,15 +172,15 @@ class Progress:
       self._bar.close()
 
   def _left(self, step):
-    """Time left for steps alone, from the median so far: the first is slower, and evaluations are
-    no steps.
+    """Remaining time for steps only, from the median step time so far: the first step is slower,
+    and evaluations are not steps.
     """
     minutes, seconds = divmod(round(statistics.median(self._seconds) * (self._steps - step)), 60)
     return f'{minutes} min {seconds:02d} s' if minutes else f'{seconds} s'
 
 
 class Silence:
-  """As `Progress`, for a run among others that speak for it."""
+  """Like `Progress`, but silent, for a run whose caller prints the progress."""
 
   def step(self, step, values):
     """Nothing."""
@@ -193,9 +193,9 @@ class Silence:
 
 
 def describe_run(config, mesh, model, state, idle_bytes: int = 0):
-  """Prints devices, mesh, model, parameters by part, and bytes a device of the state.
+  """Prints devices, mesh, model, parameters by part, and the state's bytes per device.
 
-  idle_bytes: of the state, those that lie idle in a step.
+  idle_bytes: bytes of the state that a step does not use.
   """
   devices = jax.devices()
   parts = {name: sum(x.size for x in jax.tree.leaves(part)) for name, part in model.params.items()}
@@ -236,7 +236,7 @@ def describe_run(config, mesh, model, state, idle_bytes: int = 0):
 
 
 def say_unfamiliar(prompts):
-  """Warns of prompts far outside what the model knows."""
+  """Warns of prompts far outside the model's training distribution."""
   more = f' and {len(prompts) - _NAMED} more' if len(prompts) > _NAMED else ''
   say(
     f'warning      {len(prompts)} of the prompts lie far outside what the model knows, so their '

@@ -1,4 +1,4 @@
-"""Whether what is asked for fits into a device, as far as the device says how much it has."""
+"""Checks whether a model or a step fits on a device, if the device reports its memory."""
 
 import os
 
@@ -7,15 +7,15 @@ import jax
 from dsr_jax import cli
 from dsr_jax.errors import InputError
 
-# An estimate of a step counts the largest arrays that live at once; the compiler may do a little
-# better, never by half.
+# The estimate of a step counts the largest arrays that live at once; the compiler may need a little
+# less, but never half.
 SURELY_TOO_MUCH = 1.5
 
 
 def check_weights(nbytes: int, name: str):
-  """InputError, or a warning, where a device has no room for the weights of a model.
+  """InputError, or a warning, if a device has no room for the weights of a model.
 
-  nbytes: of them all, as they will lie on one device.
+  nbytes: total bytes of the weights on one device.
   """
   limit = device_bytes()
   if limit is not None and nbytes > limit:
@@ -27,7 +27,7 @@ def check_weights(nbytes: int, name: str):
 
 
 def check_step(estimate):
-  """The same of a step. estimate: `plan.memory.Estimate`, or None."""
+  """The same for a step. estimate: `plan.memory.Estimate`, or None."""
   if estimate is None:
     return
   limit, state, total = device_bytes(), estimate.of('always'), estimate.total
@@ -43,7 +43,7 @@ def check_step(estimate):
 
 
 def device_bytes() -> int | None:
-  """What one device has for arrays; None where it does not say, as a CPU."""
+  """Memory of one device for arrays; None if it does not report it, such as a CPU."""
   return (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit')
 
 
@@ -53,7 +53,7 @@ def machine_bytes() -> int:
 
 
 def gib(nbytes) -> str:
-  """For people."""
+  """Bytes as readable text in GiB."""
   return f'{nbytes / 2**30:,.1f} GiB'
 
 

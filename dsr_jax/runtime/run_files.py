@@ -1,6 +1,4 @@
-"""The files of a run at the border: what the file system refuses, and what is damaged, as one
-sentence each.
-"""
+"""Turns errors of the file system, and damage in a run's files, into one-sentence errors."""
 
 import contextlib
 import errno
@@ -12,7 +10,9 @@ from dsr_jax.errors import InputError
 
 @contextlib.contextmanager
 def writing(path):
-  """An OSError inside is an InputError about `path`: no room, no leave, no open files, gone."""
+  """Turns an OSError inside into an InputError about `path`: no room, no permission, too many open
+  files, or gone.
+  """
   try:
     yield
   except OSError as e:
@@ -30,7 +30,7 @@ def writing(path):
 
 @contextlib.contextmanager
 def reading(path):
-  """An OSError inside is an InputError about a file of a run that is there."""
+  """Turns an OSError inside into an InputError about an existing file of a run."""
   try:
     yield
   except OSError as e:
@@ -43,8 +43,7 @@ def reading(path):
 def read_json(path, missing: str) -> dict:
   """The JSON object in a file that a run wrote.
 
-  missing: the sentence's end where there is no such file. Errors: InputError, also where the file
-  is damaged.
+  missing: the end of the error if there is no such file. InputError also if the file is damaged.
   """
   if not os.path.isfile(path):
     raise InputError(f'found no {path}; {missing}')
@@ -59,7 +58,7 @@ def read_json(path, missing: str) -> dict:
 
 
 def damaged(path, what) -> InputError:
-  """The sentence about a file of a run that holds something else than the run wrote."""
+  """The error for a file of a run that does not have the content that the run wrote."""
   return InputError(
     f'cannot read {path} ({what}); expected what the run wrote there; bring it back from a copy, '
     'or name another run'

@@ -1,4 +1,4 @@
-"""A run's metrics on their way from the devices to the files and the terminal."""
+"""Brings a run's metrics from the devices to the files and the terminal."""
 
 import time
 
@@ -10,14 +10,14 @@ from dsr_jax.runtime import workdir as workdir_lib
 
 
 def due(step, every):
-  """Whether what is done every so many steps is done after this one; 0 is never."""
+  """Whether something done every `every` steps is due after this one; 0 is never."""
   return bool(every) and step % every == 0
 
 
 class RunLog:
-  """Metrics are fetched together, and written a line a step.
+  """Fetches the metrics of several steps at once, and writes one line per step.
 
-  writer: `metrics.Writer`. progress: `progress.Progress`. codes_per_picture: for tokens a second.
+  writer: `metrics.Writer`. progress: `progress.Progress`. codes_per_picture: for tokens per second.
   """
 
   def __init__(self, config, workdir, codes_per_picture, writer, progress):
@@ -34,14 +34,14 @@ class RunLog:
     self._samples_per_task = config.method.inputs_per_task * config.method.group_size
 
   def add(self, step, values, waited=0.0):
-    """Keeps a step's metrics, still on the devices. waited: seconds that they then waited for the
-    next batch.
+    """Stores a step's metrics, still on the devices. waited: seconds that the devices then waited
+    for the next batch.
     """
     self._pending.append((step, values))
     self._waited[step] = waited
 
   def flush(self):
-    """Fetches and writes what is pending. Raises as `write`."""
+    """Fetches and writes the pending metrics. Raises the errors of `write`."""
     fetched = jax.device_get(self._pending)
     seconds = (time.perf_counter() - self._clock) / max(len(fetched), 1)
     for step, values in fetched:
@@ -49,7 +49,7 @@ class RunLog:
     self._pending.clear()
 
   def write(self, step, values, seconds):
-    """A step's line; values: its metrics, on the host.
+    """Writes a step's line. values: its metrics, on the host.
 
     Raises:
       InputError: at the first number that is not finite.
@@ -68,20 +68,20 @@ class RunLog:
     tokens = self._samples_per_task * (codes + values.get('understanding/text_length', 0.0))
     values['time/step_seconds'] = seconds
     values['time/data_wait'] = self._waited.pop(step, 0.0)
-    values['time/tokens_per_second'] = tokens / seconds  # sampled ones
+    values['time/tokens_per_second'] = tokens / seconds  # sampled tokens
     self._writer.write(step, values | metrics_lib.memory())
     self._progress.step(step, values)
 
   def _measured(self, step, name):
-    """The initial model scores now and then, and so do the probes; between, their numbers leave the
-    step as NaN.
+    """Whether this step measured `name`: the initial model and the probes run only now and then,
+    and in between, the step returns NaN for them.
     """
     if '/probe_' in name:
       return due(step - 1, self._probe_every)
     return not name.endswith('/reward_frozen') or due(step - 1, self._frozen_every)
 
   def evaluation(self, step, scores, rows):
-    """Writes one evaluation: the rows for paired comparisons, then its line, which says that it is
+    """Writes one evaluation: the rows for paired comparisons, then its line, which marks it as
     complete.
     """
     if jax.process_index() == 0:
@@ -91,11 +91,11 @@ class RunLog:
     self._progress.evaluation(step, values)
 
   def media(self, step, pictures, texts):
-    """Pictures {name: PNG bytes} and texts {name: Markdown} of a step, beside its numbers."""
+    """Writes pictures {name: PNG bytes} and texts {name: Markdown} of a step."""
     self._writer.media(step, pictures, texts)
 
   def restart_clock(self):
-    """Leaves out of the next step's time what was not the step."""
+    """Excludes the time of other work from the next step's time."""
     if not self._pending:
       self._clock = time.perf_counter()
 

@@ -1,6 +1,4 @@
-"""The folder of a run: may it be written, who writes it, and the files that describe the run in
-it.
-"""
+"""The folder of a run: permission checks, locks, and the files that describe the run."""
 
 import contextlib
 import fcntl
@@ -37,19 +35,19 @@ MIRRORED = (
   'external',
   'wandb.json',
 )
-STORES = {'gs': 'gcsfs', 's3': 's3fs'}  # kind of bucket -> the package that reaches it
+STORES = {'gs': 'gcsfs', 's3': 's3fs'}  # kind of bucket -> the package that accesses it
 LOCK = '.lock'
 BUCKET_LOCK = 'run.lock'
-# A bucket's lock: its owner writes it anew every so often, and one that was not written for the
-# second time is a dead run's.
+# A bucket's lock: its owner rewrites it every BEAT_SECONDS; a lock that was not rewritten for
+# DEAD_SECONDS belongs to a dead run.
 BEAT_SECONDS = 10.0
 DEAD_SECONDS = 30.0
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
 def check_writable(workdir):
-  """InputError unless files can be made in `workdir`, or in the nearest folder above that exists;
-  leaves nothing.
+  """InputError unless files can be created in `workdir`, or in its nearest existing parent. Leaves
+  no files.
   """
   if '://' in workdir:
     raise InputError(
@@ -71,9 +69,9 @@ def check_writable(workdir):
 
 
 def check_bucket(bucket: str):
-  """InputError unless `bucket` can be one: a folder, or a store for which there is a package.
+  """InputError unless `bucket` can be a folder, or is a store whose package is installed.
 
-  Nothing is asked of a network.
+  Does not use the network.
   """
   scheme, is_store, _ = bucket.partition('://')
   if not is_store:
@@ -97,8 +95,8 @@ def check_bucket(bucket: str):
 
 
 def check_accelerator():
-  """InputError if there is an accelerator that the installed JAX does not use, unless JAX was told
-  to use the CPU.
+  """InputError if the machine has an accelerator that the installed JAX does not use, unless JAX is
+  set to use the CPU.
   """
   if jax.default_backend() != 'cpu' or _told_to_use_cpu():
     return
@@ -127,20 +125,20 @@ def _told_to_use_cpu():
 
 
 def use_compile_cache(folder):
-  """Keeps compiled programs in `folder`: a second start does not compile again."""
+  """Stores compiled programs in `folder`, so that the next start does not compile again."""
   folder = os.path.expanduser(folder)
   jax.config.update('jax_compilation_cache_dir', folder)
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
 
 
 class Held:
-  """A workdir that is this process's; see `locked`."""
+  """A workdir that this process holds; see `locked`."""
 
   def __init__(self, workdir, lock):
     self._workdir, self._lock = workdir, lock
 
   def check(self):
-    """InputError if the folder was removed, or another took its place, since the run began."""
+    """InputError if the folder was removed or replaced since the run began."""
     try:
       there = os.stat(os.path.join(self._workdir, LOCK))
     except OSError:
@@ -155,8 +153,8 @@ class Held:
 
 @contextlib.contextmanager
 def locked(workdir):
-  """Makes the folder and holds it for this process; yields `Held`. The lock goes with the process,
-  however it ends. A block that fails before it has written anything leaves nothing behind.
+  """Creates the folder and locks it for this process; yields `Held`. The lock ends with the
+  process, however it ends. A block that fails before it writes anything leaves nothing behind.
   """
   made = _make_folders(workdir)
   try:
@@ -164,17 +162,17 @@ def locked(workdir):
       try:
         yield Held(workdir, lock)
       except BaseException:
-        # Still held, so nobody else is in it.
+        # Still locked, so no other process uses it.
         _remove_if_unused(workdir)
         raise
   finally:
     for folder in made:
-      with contextlib.suppress(OSError):  # there is something in it by now
+      with contextlib.suppress(OSError):  # it may not be empty anymore
         os.rmdir(folder)
 
 
 def _make_folders(workdir) -> list[str]:
-  """Makes a folder and those above it; returns the new ones, the innermost first."""
+  """Creates a folder and its parents; returns the new ones, innermost first."""
   new, folder = [], os.path.abspath(workdir)
   while not os.path.lexists(folder):
     new.append(folder)
@@ -187,7 +185,7 @@ def _make_folders(workdir) -> list[str]:
 
 
 def _lock_file(workdir):
-  """The open lock file of a folder, held. InputError where another process holds it."""
+  """The open, locked lock file of a folder. InputError if another process holds it."""
   path = os.path.join(workdir, LOCK)
   while True:
     try:
@@ -196,7 +194,7 @@ def _lock_file(workdir):
       raise _not_writable(workdir, e) from e
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      # A start that was refused may have removed the file between these two lines.
+      # Another start that was refused may have removed the file between these two lines.
       if os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(lock.fileno())):
         return lock
       lock.close()
@@ -209,7 +207,7 @@ def _lock_file(workdir):
 
 
 def _remove_if_unused(workdir):
-  """Removes the lock, and an empty folder for checkpoints, where there is nothing else."""
+  """Removes the lock and an empty checkpoints folder if there is nothing else."""
   with contextlib.suppress(OSError):
     os.rmdir(os.path.join(workdir, 'checkpoints'))
   with contextlib.suppress(OSError):
@@ -226,12 +224,12 @@ def _not_writable(workdir, error) -> InputError:
 
 
 class BucketLock:
-  """Holds a bucket for this run while it is entered: two would overwrite each other's checkpoints.
+  """Context that locks a bucket for this run: two runs would overwrite each other's checkpoints.
 
-  Buckets have no locks that go with a process, so there is an object that says whose it is and that
-  its owner writes anew every BEAT_SECONDS. One that stays as it is for DEAD_SECONDS was left by a
-  run that was killed; one of this very workdir needs no waiting, since the workdir's own lock is
-  held. Two that start within the same second may both miss each other; the next beat finds it.
+  Buckets have no locks that end with a process, so an object names the owner, which rewrites it
+  every BEAT_SECONDS. An object that does not change for DEAD_SECONDS is from a killed run; one from
+  this same workdir needs no waiting, since this process holds the workdir's own lock. Two runs that
+  start within the same second may miss each other; the next beat detects it.
   """
 
   def __init__(self, bucket, workdir):
@@ -255,7 +253,7 @@ class BucketLock:
     return self
 
   def check(self):
-    """InputError if another run took the bucket since."""
+    """InputError if another run has taken the bucket."""
     if self._taken_by:
       raise self._refusal(self._taken_by)
 
@@ -263,7 +261,7 @@ class BucketLock:
     if self._path is None:
       return
     self._done.set()
-    self._beating.join()  # else a beat under way would write the object again after it is gone
+    self._beating.join()  # otherwise a pending beat would write the object again after its removal
     with contextlib.suppress(OSError):
       if (self._read() or {}).get('token') == self._token:
         self._path.unlink()
@@ -276,7 +274,7 @@ class BucketLock:
     )
     while time.monotonic() < end:
       now = self._read()
-      if now is None:  # it has ended
+      if now is None:  # the other run has ended
         return
       if now != owner:
         raise self._refusal(now['place'])
@@ -286,7 +284,7 @@ class BucketLock:
     beats = 0
     while not self._done.wait(BEAT_SECONDS):
       beats += 1
-      with contextlib.suppress(OSError):  # the next beat may get through
+      with contextlib.suppress(OSError):  # the next beat may succeed
         now = self._read()
         if now and now['token'] != self._token:
           self._taken_by = now['place']
@@ -314,9 +312,9 @@ class BucketLock:
 
 
 def about(config, source, data_fingerprint, data_facts=None):
-  """What a checkpoint says of its run; see `checkpoints.Checkpoints`.
+  """A checkpoint's description of its run; see `checkpoints.Checkpoints`.
 
-  data_facts: further facts about the data, as `ShardedBatches.facts`.
+  data_facts: additional facts about the data, as in `ShardedBatches.facts`.
   """
   settings = saved_config.to_json(config)
   data = {**settings['data'], **(data_facts or {}), 'fingerprint': data_fingerprint}
@@ -324,13 +322,13 @@ def about(config, source, data_fingerprint, data_facts=None):
 
 
 def write_config(workdir, config, about):
-  """config.json: every key as resolved, the folder that its paths are relative to, the model and
-  data by fingerprint, the versions at work.
+  """Writes config.json: every resolved key, the folder that its paths are relative to, the
+  fingerprints of model and data, and the library versions.
   """
   versions = {name: importlib.metadata.version(name) for name in PACKAGES}
   content = {
     'config': saved_config.to_json(config),
-    'folder': os.getcwd(),  # where its relative paths began
+    'folder': os.getcwd(),  # base of its relative paths
     'about': about,
     'versions': versions,
     'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
@@ -341,7 +339,7 @@ def write_config(workdir, config, about):
 
 
 def write_samples(workdir, step, image, folder='samples') -> bytes:
-  """FOLDER/STEP.png; returns its bytes."""
+  """Writes FOLDER/STEP.png; returns its bytes."""
   path = os.path.join(workdir, folder, f'{step:06d}.png')
   png = images.png(image)
   with run_files.writing(path):
@@ -350,8 +348,8 @@ def write_samples(workdir, step, image, folder='samples') -> bytes:
 
 
 def write_evaluation(workdir, step, details):
-  """evaluations/STEP.json: {name: rows of sums, a row a prompt or picture}, for
-  `dsr_jax.effect`. What the step's other evaluation wrote there stays.
+  """Writes evaluations/STEP.json: {name: rows of sums, one per prompt or picture}, for
+  `dsr_jax.effect`. Keeps what the step's other evaluation wrote there.
   """
   path = os.path.join(workdir, 'evaluations', f'{step:06d}.json')
   with run_files.writing(path):
@@ -359,7 +357,7 @@ def write_evaluation(workdir, step, details):
 
 
 def cut_evaluations(workdir, last_step: int | None):
-  """Removes the rows of evaluations after `last_step`, all where that is None: the run makes them
+  """Removes the rows of evaluations after `last_step` (all if it is None); the run will make them
   again.
   """
   folder = os.path.join(workdir, 'evaluations')
@@ -372,17 +370,17 @@ def cut_evaluations(workdir, last_step: int | None):
 
 
 class Mirror:
-  """Copies of the workdir's files in a bucket: a machine that is made anew finds them there. No
-  bucket, nothing to do.
+  """Copies the workdir's files to a bucket, so that a new machine finds them there. Without a
+  bucket, does nothing.
   """
 
   def __init__(self, workdir, bucket):
     self._local = epath.Path(workdir)
     self._bucket = epath.Path(bucket) if bucket else None
-    self._pushed = {}  # path: the file's status then
+    self._pushed = {}  # path: the file's status when it was pushed
 
   def fetch(self):
-    """Brings the files of an earlier start here, where this folder has none of its own."""
+    """Downloads the files of an earlier start, unless this folder has its own."""
     if self._bucket is None or (self._local / metrics_lib.FILE).exists():
       return
     with run_files.writing(self._local):
@@ -393,7 +391,7 @@ class Mirror:
         aside.replace(target)
 
   def push(self):
-    """Copies what is new or has changed since the last time."""
+    """Copies files that are new or have changed since the last time."""
     if self._bucket is None:
       return
     with run_files.writing(self._bucket):
@@ -407,7 +405,7 @@ class Mirror:
 
 
 def _mirrored(folder) -> list[str]:
-  """The files of a workdir, or of its bucket, that are copied: paths inside of it."""
+  """The files of a workdir, or of its bucket, to copy: relative paths."""
   found = []
   for name in MIRRORED:
     inner = sorted((folder / name).glob('*')) if (folder / name).is_dir() else []
