@@ -1,7 +1,7 @@
-"""A step with a reward that somebody outside gives: `step.rollout` and `step.update`, two programs,
-and the question between them.
+"""A step with an external reward: `step.rollout` and `step.update` as two programs, with the
+request for rewards in between.
 
-Everything in them is the step's own; only the order of two calls stands here.
+All computation is in `step`; this module only calls the two in order.
 Axes: B inputs, G samples, T tokens.
 """
 
@@ -23,15 +23,15 @@ from dsr_jax.runtime.progress import say
 
 
 class RewardsFailed(distributed.SharedError):
-  """Nobody gave rewards for this step. The state before it is still whole."""
+  """The rewards for this step could not be obtained. The state before the step is still intact."""
 
 
 @dataclasses.dataclass
 class Answers:
-  """Asks for the rewards of a step, or finds what was said when it ran before.
+  """Requests the rewards of a step, or reads the saved ones if the step ran before.
 
-  workdir: the run's. team: the first process asks, all get the numbers. asks: False for who only
-  reads, as `replay`.
+  workdir: the run's workdir. team: the first process asks, and all get the rewards. asks: False to
+  only read saved rewards, as `replay` does.
   """
 
   config: Any
@@ -41,12 +41,12 @@ class Answers:
   asks: bool = True
 
   def check(self):
-    """InputError unless all who are to be asked answer, before any work. All must call."""
+    """InputError unless all sources respond. Called before any work, by all processes."""
     self._together(lambda: external.check(self.config.method, *self._limits) or {})
 
   def __call__(self, step: int, ctx: step_lib.StepContext, halves) -> dict[str, np.ndarray]:
-    """The rewards {task: (B, G)} of the samples in a step's halves. In several processes all must
-    ask.
+    """The rewards {task: (B, G)} of the samples in a step's halves. With several processes, all
+    must call it.
     """
     seen = {name: _seen(half) for name, half in halves.items() if ctx.tasks[name].asked}
     found = self._together(lambda: self._said(step, seen))
@@ -57,7 +57,7 @@ class Answers:
     return self.config.system.external_seconds, self.config.system.external_retries
 
   def _together(self, ask):
-    """What the first process finds, in all of them; its error is everybody's."""
+    """Runs `ask` in the first process; all processes get its result or its error."""
     found, error = None, ''
     if self.team.lead:
       try:
@@ -100,7 +100,7 @@ class Answers:
     return {'samples': samples['digest'], 'rewards': rewards.tolist()}
 
   def _candidates(self, samples) -> list[Candidate]:
-    """B G candidates, the groups one after the other."""
+    """The B G candidates, group by group."""
 
     def words(ids, mask):
       return self.processor.decode(ids[mask])
@@ -118,7 +118,7 @@ class Answers:
 
 
 def _seen(half) -> dict:
-  """What of a half is needed to ask, on the host. All processes must call."""
+  """The parts of a half that a request needs, on the host. All processes must call it."""
   inputs, rollout = half.inputs, half.rollout
   drawn = rollout.pixels is not None
   texts = None if drawn else Text(*map(sharding.fetch, rollout.samples))
@@ -135,9 +135,9 @@ def _seen(half) -> dict:
 
 
 class AskedStep:
-  """As the jitted `train_step`: (state, batch) -> `StepOutput`; the state is donated, at the end.
+  """Like the jitted `train_step`: (state, batch) -> `StepOutput`. Donates the state, at the end.
 
-  Errors: `RewardsFailed`, with the state as it was.
+  Raises `RewardsFailed`, which leaves the state unchanged.
   """
 
   def __init__(self, ctx: step_lib.StepContext, answers: Answers, rollout, update):
@@ -153,11 +153,11 @@ class AskedStep:
     return self._update(state, batch, halves, answers)
 
   def lower(self, state, batch):
-    """As that of a jitted function."""
+    """Same as for a jitted function."""
     return _Lowered(self, self._rollout.lower(state, batch), state, batch)
 
   def compiled(self, rollout, state, batch):
-    """This step with both programs compiled; rollout: the first one."""
+    """This step with both programs compiled. rollout: the first program."""
     halves = jax.tree.map(
       lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
       jax.eval_shape(self._rollout, state, batch),
@@ -182,13 +182,13 @@ class _Lowered:
 
 class _Compiled(AskedStep):
   def memory_analysis(self):
-    """Of the larger of the two programs."""
+    """The analysis of the larger program."""
     found = [program.memory_analysis() for program in (self._rollout, self._update)]
     return max(found, key=lambda x: x.temp_size_in_bytes) if all(found) else None
 
 
 def make(ctx: step_lib.StepContext, state, mesh, answers: Answers) -> AskedStep:
-  """The step of a run whose `method.reward` has a term that is asked."""
+  """The step of a run whose `method.reward` has an external term."""
   assert table.is_asked(ctx.method)
 
   def update(state, batch, halves, rewards):

@@ -1,6 +1,6 @@
-"""Loops over parts of a batch that fit the memory.
+"""Loops over chunks of a batch that fit in memory.
 
-Chunks are strided: rows r, r + n, r + 2n ... make one, so every device chunks its own rows. Mapping
+Chunks are strided: rows r, r + n, r + 2n ... form one, so every device chunks its own rows. Mapping
 over a sharded axis would gather it.
 """
 
@@ -9,13 +9,13 @@ import jax.numpy as jnp
 
 
 def size(wanted: int, method) -> int:
-  """Rows of a chunk: `wanted`, or all of an accumulated part where that is 0 or exceeds it."""
+  """Rows per chunk: `wanted`, or all rows of a part if `wanted` is 0 or exceeds it."""
   part = method.inputs_per_task // method.accumulate
   return min(wanted or part, part)
 
 
 def mapped(fn, tree, chunk: int):
-  """fn over chunks of axis 0: (rows, ...) -> (rows, ...)."""
+  """Maps fn over chunks of axis 0: (rows, ...) -> (rows, ...)."""
   count = _count(tree, chunk)
   if count == 1:
     return fn(tree)
@@ -24,8 +24,8 @@ def mapped(fn, tree, chunk: int):
 
 
 def summed(fn, tree, chunk: int):
-  """fn over chunks of axis 0: it returns a pair, of which the first is summed and the second joined
-  as `mapped` does.
+  """Maps fn over chunks of axis 0. fn returns a pair: the first items are summed, the second ones
+  concatenated as in `mapped`.
   """
   count = _count(tree, chunk)
   if count == 1:

@@ -1,7 +1,6 @@
-"""What is watched beside the algorithm: variety, lengths, entropy, and signs that a reward is
-hacked.
+"""Diagnostics: diversity, lengths, entropy, and signs of reward hacking.
 
-Nothing here is learned from. Axes: B inputs, G samples, C samples that learn, T tokens, N image
+They never affect training. Axes: B inputs, G samples, C samples that learn, T tokens, N image
 codes, H W pixels.
 """
 
@@ -24,7 +23,7 @@ from dsr_jax.rollouts import Rollout, Scorers, UpdateAux
 
 
 def of_codes(codes, rewards) -> dict:
-  """Sampled pictures (B, G, N): how alike and how varied they are, and whether variety is paid."""
+  """Sampled pictures (B, G, N): similarity, entropy, and the slope of reward on entropy."""
   alike = jnp.mean(codes[:, :, None] == codes[:, None, :], axis=-1, dtype=jnp.float32)
   entropy = code_entropy(codes)
   return dict(
@@ -35,7 +34,7 @@ def of_codes(codes, rewards) -> dict:
 
 
 def of_texts(texts: Text, rewards, eos_id: int) -> dict:
-  """Sampled texts (B, G, T): lengths, how many are cut off or empty, and whether length is paid."""
+  """Sampled texts (B, G, T): lengths, truncated and empty shares, slope of reward on length."""
   length = jnp.sum(without_eos(texts, eos_id).mask, axis=-1)
   ended = jnp.any(texts.mask & (texts.ids == eos_id), axis=-1)
   ids = jnp.where(texts.mask, texts.ids, -1)
@@ -50,7 +49,7 @@ def of_texts(texts: Text, rewards, eos_id: int) -> dict:
 
 
 def of_terms(terms: dict) -> dict:
-  """Terms (B, G) of a sum of rewards: each one's mean and spread within groups."""
+  """Terms (B, G) of a sum of rewards: the mean of each, and its spread within groups."""
   values = {}
   for name, rewards in terms.items():
     values[f'reward/{name}'] = jnp.mean(rewards, axis=1)
@@ -59,10 +58,10 @@ def of_terms(terms: dict) -> dict:
 
 
 def sampler_gap(model: UnifiedModel, prompt: Text, codes, sample_logps, how: Scoring, *, keys):
-  """The largest |log p when sampled - log p when scored| of one sample of the chunk, (B,).
+  """The largest |log p when sampled - log p when scored| of one sample in the chunk, (B,).
 
-  One teacher-forced pass of the same distribution, guidance included. Only for a model whose
-  sampler is exact. keys: (B,), or None for a model whose likelihoods need none.
+  Runs one teacher-forced pass with the same distribution, including guidance. Only for a model
+  whose sampler is exact. keys: (B,), or None for a model whose likelihoods need none.
   """
   first = Text(prompt.ids[:1, None], prompt.mask[:1, None])
   first_key = None if keys is None else keys[:1]
@@ -80,11 +79,11 @@ def hack_probes(
   how: Scoring,
   keys,
 ) -> dict:
-  """How R_G is hacked, (B,) each, nan where the probes are not due.
+  """Probes for hacking of R_G, (B,) each; nan if the probes are not due.
 
-  probe_swapped_gain: R_G's gain over the prompt with attributes swapped; probe_swapped_right: the
-  share of samples that it tells apart; probe_coarse_loss: R_G's loss when pictures are coarsened,
-  which hits what only a model can see.
+  probe_swapped_gain: R_G minus R_G of the prompt with swapped attributes; probe_swapped_right: the
+  share of samples where this is above 0; probe_coarse_loss: the drop of R_G when pictures are
+  coarsened, which removes details that only a model can see.
   """
   scorer = scorers.scorer
 
@@ -105,23 +104,21 @@ def hack_probes(
   def unknown():
     return {k: jnp.full(v.shape, jnp.nan) for k, v in jax.eval_shape(probe).items()}
 
-  # In a branch, so that it costs nothing when it is not due.
+  # A branch, so that it costs nothing when it is not due.
   return jax.lax.cond(scorers.probe_due, probe, unknown)
 
 
 def code_entropy(codes):
-  """codes (..., N) -> entropy in nats of the codes' frequencies within a picture, (...): low where
-  it is flat.
+  """codes (..., N) -> entropy in nats of the code frequencies within a picture, (...); low for a
+  flat picture.
   """
-  # The share of each place's code in its picture.
+  # The frequency of each position's code in its picture.
   share = jnp.mean(codes[..., :, None] == codes[..., None, :], axis=-1, dtype=jnp.float32)
   return -jnp.mean(jnp.log(share), axis=-1)
 
 
 def slope(y, x):
-  """y, x (B, G) -> least-squares slope of y on x within each group, (B,); 0 where x does not
-  vary.
-  """
+  """y, x (B, G) -> least-squares slope of y on x within each group, (B,); 0 if x is constant."""
   x, y = losses.centered(x), losses.centered(y)
   spread = jnp.sum(x * x, axis=-1)
   safe = jnp.where(spread > 0, spread, 1.0)
@@ -129,7 +126,7 @@ def slope(y, x):
 
 
 def coarsened(pixels):
-  """Pixels (..., H, W, 3) with every 2 x 2 replaced by its mean."""
+  """Pixels (..., H, W, 3) with every 2 x 2 block replaced by its mean."""
   *lead, height, width, channels = pixels.shape
   blocks = pixels.reshape(-1, height // 2, 2, width // 2, 2, channels)
   mean = jnp.mean(blocks, axis=(2, 4))
@@ -137,7 +134,7 @@ def coarsened(pixels):
 
 
 def _among_others(share, group: int):
-  """The share of equal pairs (B,), each sample's pair with itself left out."""
+  """The share of equal pairs (B,), without each sample's pair with itself."""
   return (share * group - 1) / (group - 1)
 
 
@@ -145,7 +142,7 @@ def _among_others(share, group: int):
 
 
 def of_rollout(rollout: Rollout, pair, weight) -> dict:
-  """Means over the step of rewards and of what was watched while sampling."""
+  """Means over the step of the rewards and of the diagnostics from sampling."""
   best_and_worst = take(rollout.rewards, pair)
   return dict(
     reward_mean=jnp.mean(rollout.rewards),
@@ -164,7 +161,7 @@ def of_update(aux: UpdateAux) -> dict:
 
 
 def of_pairs(aux: UpdateAux, weight) -> dict:
-  """Means over the pairs that count; of a best sample alone only its log-probability."""
+  """Means over the pairs that count; if only the best sample learns, its log-probability."""
   mean = losses.mean_logp(aux.logps, aux.mask)
   pairs = jnp.maximum(jnp.sum(weight), 1.0)
   values = dict(chosen_logp=jnp.sum(mean[:, 0] * weight) / pairs)
@@ -176,9 +173,9 @@ def of_pairs(aux: UpdateAux, weight) -> dict:
 
 
 def against_sampler(aux: UpdateAux, scores_its_sampler: bool) -> dict:
-  """Of whole groups, how far the policy that learns is from the distribution that sampled.
+  """For whole groups, the distance between the policy that learns and the sampling distribution.
 
-  The largest |ratio - 1|, or, where another distribution sampled, the effective sample size.
+  The largest |ratio - 1|, or, if another distribution sampled, the effective sample size.
   """
   gap = aux.logps - aux.sample_logps
   if scores_its_sampler:
@@ -190,7 +187,7 @@ def against_sampler(aux: UpdateAux, scores_its_sampler: bool) -> dict:
 
 
 def masked_mean(values, mask):
-  """The mean of values where mask is True; 0 if it nowhere is."""
+  """The mean of values where mask is True; 0 if it is never True."""
   return jnp.sum(jnp.where(mask, values, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
 
 

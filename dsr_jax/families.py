@@ -1,4 +1,4 @@
-"""The backbones by the type of their configuration. A new one is a folder in models/, a reader
+"""The backbones by the type of their configuration. To add one, add a folder in models/, a reader
 of its directories in convert/, and a line here (docs/extending.md).
 """
 
@@ -24,9 +24,10 @@ class Model:
     params: parameters, nested dicts by part.
     config: its sizes, of the family's `config_type`.
     processor: its tokenizer and templates.
-    source: {'name', 'directory', 'fingerprint'} of where it came from.
+    source: {'name', 'directory', 'fingerprint'} of its origin.
     family, spec: see `models.unified`.
-    template: what frames its prompts, one of the family's; '' where it has no choice.
+    template: one of the family's templates, which frames its prompts; '' if the family has no
+      choice.
   """
 
   graphdef: Any
@@ -48,9 +49,9 @@ def family_of(config) -> Family:
 
 
 def with_template(bundle, template: str):
-  """A bundle or a `Model` that frames its prompts by `template`; '' leaves it as it is.
+  """A bundle or a `Model` whose prompts use `template`; '' leaves it unchanged.
 
-  Errors: InputError for another family's template.
+  InputError for another family's template.
   """
   if not template:
     return bundle
@@ -69,14 +70,14 @@ def with_template(bundle, template: str):
 
 
 def template_of(bundle) -> str:
-  """What frames the prompts of a bundle; '' where its family has no choice."""
+  """The template of a bundle's prompts; '' if its family has no choice."""
   return bundle.processor.template if family_of(bundle.config).templates else ''
 
 
 def model_of(bundle, name: str, method=None) -> Model:
-  """What `convert.load` gives -> a `Model`.
+  """The result of `convert.load` -> a `Model`.
 
-  method: of a `locate.Source` or a run, whose steps a sampler takes that draws in steps.
+  method: from a `locate.Source` or a run; gives the number of steps to a sampler with steps.
   """
   family = family_of(bundle.config)
   model = Model(
@@ -96,15 +97,15 @@ def model_of(bundle, name: str, method=None) -> Model:
   return model if method is None else drawn_as(model, method)
 
 
-# What a run leaves to its model.
+# Settings that a run leaves to its model.
 
 
 def settled(model: Model, config):
-  """(model, config) with what `config` leaves to the model named in it, and in the model what the
-  configuration decides of its sampler.
+  """(model, config) with the model's own values filled into `config`, and the configured sampler
+  settings in the model.
 
   Raises:
-    InputError: for values that make no sense for the model's family.
+    InputError: for values that the model's family does not support.
   """
   check(model.config, config)
   if not model.spec.sampling_steps:
@@ -114,7 +115,7 @@ def settled(model: Model, config):
 
 
 def check(model_config, config):
-  """InputError for values of a run's configuration that make no sense for a model's family."""
+  """InputError for configuration values that a model's family does not support."""
   family = family_of(model_config)
   spec = family.spec(model_config)
   for key in family.only:
@@ -127,7 +128,7 @@ def check(model_config, config):
 
 
 def check_value(family: Family, key: str, value, name: str):
-  """InputError unless a value of a key makes sense for a family; name: the model's."""
+  """InputError unless a family supports the value of a key. name: the model's name."""
   values, why = family.only.get(key, ((value,), ''))
   if value not in values:
     expected = values[0] if values[0] != '' else "''"
@@ -138,14 +139,14 @@ def check_value(family: Family, key: str, value, name: str):
 
 
 def sizes_as_drawn(model_config, method):
-  """A model's configuration, whose sampler takes the steps and the noise of a `config.Method`."""
+  """A model configuration whose sampler uses the steps and the noise of a `config.Method`."""
   family = family_of(model_config)
   method = named(family.spec(model_config), method)
   return family.drawn_as(model_config, method.sampling_steps, method.sampling_noise)
 
 
 def drawn_as(model: Model, method) -> Model:
-  """The model, whose sampler takes the steps and the noise of a `config.Method`."""
+  """The model with a sampler that uses the steps and the noise of a `config.Method`."""
   config = sizes_as_drawn(model.config, method)
   if config == model.config:
     return model

@@ -458,7 +458,7 @@ def num_bytes(tree):
 
 
 def fingerprint(tree):
-  """SHA-256 of all arrays and their paths: equal if and only if all parameters are bitwise equal."""
+  """SHA-256 of all arrays and their paths, equal exactly if all parameters are bitwise equal."""
   digest = hashlib.sha256()
   for path, leaf in sorted(
     jax.tree_util.tree_leaves_with_path(tree), key=lambda item: jax.tree_util.keystr(item[0])

@@ -18,7 +18,7 @@ _NAMED = 3  # prompts that a sentence quotes
 
 
 def say(text):
-  """Prints one line to stderr, above the bar if any; with several processes, only the first prints."""
+  """Prints a line to stderr, above the bar if any. Only the first of several processes prints."""
   if jax.process_index():
     return
   tqdm.tqdm.write(text, file=sys.stderr)
