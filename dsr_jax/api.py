@@ -1,4 +1,4 @@
-"""The Python interface: a model that draws, describes and scores, and runs that reinforce it.
+"""The Python interface: a model that draws, describes and scores, and runs that train it.
 
   import dsr_jax as dsr
 
@@ -11,10 +11,10 @@
   model = dsr.load(run.workdir)
 
 Arguments have the names and defaults of the commands' flags, and the commands `generate`,
-`describe` and `score` print what these methods return. Pictures come in as files, PIL images or
-NumPy arrays and go out as PIL images. Whatever a user can mend is an `InputError`.
+`describe` and `score` print what these methods return. Input images are files, PIL images or NumPy
+arrays; output images are PIL images. Every error that a user can fix is an `InputError`.
 
-Rewards are nats a token, at temperature 1, without guidance (arXiv 2506.07963, eq. 3).
+Rewards are in nats per token, at temperature 1, without guidance (arXiv 2506.07963, eq. 3).
 Axes: T text tokens, N image codes, H W pixels.
 """
 
@@ -70,7 +70,7 @@ class Word:
   Attributes:
     text: the word, `text[start:end]` of the whole text without blanks around it.
     start, end: its characters.
-    value: nats; what they are is said where words are returned.
+    value: nats; the method that returns words defines their meaning.
   """
 
   text: str
@@ -81,7 +81,7 @@ class Word:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Drawing:
-  """A picture that a model drew of a prompt.
+  """A picture that a model drew for a prompt.
 
   Attributes:
     prompt: the prompt.
@@ -89,10 +89,11 @@ class Drawing:
     candidate: its place among the seeds, from 0.
     reward_generation: R_G, mean log p(prompt | picture) over the prompt's tokens.
     reward_understanding: R_U, mean log p(picture | prompt) over the picture's codes.
-    codes: (N,) int32, the picture as the model drew it; `image` is rounded to 8 bits.
-    text_logps: (T,), of the prompt's tokens given the picture.
-    image_logps: (N,), of the codes given the prompt.
-    sampling_logps: (N,), of the codes as they were sampled, with guidance and temperature.
+    codes: (N,) int32, the codes that the model sampled; `image` is rounded to 8 bits.
+    text_logps: (T,), log-probabilities of the prompt's tokens given the picture.
+    image_logps: (N,), log-probabilities of the codes given the prompt.
+    sampling_logps: (N,), log-probabilities of the codes when sampled, with guidance and
+      temperature.
   """
 
   prompt: str
@@ -115,9 +116,9 @@ class Description:
     candidate: its place among the seeds, from 0.
     reward_understanding: R_U, mean log p(picture | text) over the picture's codes.
     reward_generation: R_G, mean log p(text | picture) over the text's tokens.
-    ended: whether it came to its end before `max_tokens`.
-    text_tokens: its content's ids.
-    sampling_logps: of the tokens as they were sampled, with the end if it came.
+    ended: whether it ended before `max_tokens`.
+    text_tokens: ids of its content.
+    sampling_logps: log-probabilities of the tokens when sampled, including the EOS if sampled.
   """
 
   text: str
@@ -154,7 +155,7 @@ class Score:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Explanation:
-  """Where a text and a picture support one another.
+  """Which parts of a text and a picture support each other.
 
   Attributes:
     words: log p(word | picture) - log p(word | no picture); pictures that the model draws without
@@ -169,12 +170,12 @@ class Explanation:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A run that ended, or was stopped.
+  """A run that has ended or was stopped.
 
   Attributes:
-    workdir: its folder; `load(workdir)` is the model as it is now.
-    report: the page that shows it.
-    summary: what summary.json holds.
+    workdir: its folder; `load(workdir)` is its current model.
+    report: the path of its HTML report.
+    summary: the content of summary.json.
   """
 
   workdir: str
@@ -195,12 +196,12 @@ def load(model: str | os.PathLike, template: str = '', base: str | os.PathLike =
   Args:
     model: 'scenes' for the embedded model, a model directory, a Hub id (OWNER/NAME), or a run's
       workdir (DIR or DIR@STEP; of two models DIR:generator or DIR:understander).
-    template: what frames its prompts, a value of `method.template`. By default what the model was
-      reinforced with, else its family's first.
-    base: of a run, where the model that it began with lies now, if not where it was.
+    template: a value of `method.template`, which frames its prompts. By default, the one that the
+      model was trained with, else its family's first.
+    base: for a run, the current location of the model that it started from, if that has moved.
 
   Raises:
-    InputError: where there is no such model, or its files are not sound.
+    InputError: if there is no such model, or its files are damaged.
   """
   if not isinstance(model, str | os.PathLike):
     raise InputError(
@@ -212,9 +213,9 @@ def load(model: str | os.PathLike, template: str = '', base: str | os.PathLike =
 
 
 class Model:
-  """A loaded model; made by `load`.
+  """A loaded model, created by `load`.
 
-  Seeds are common to all models: candidate i of seed s has the same random numbers in each.
+  All models share the seeds: candidate i of seed s uses the same PRNG key in each.
   """
 
   def __init__(self, inference: Inference):
@@ -225,22 +226,22 @@ class Model:
 
   @property
   def name(self) -> str:
-    """What it was loaded by."""
+    """The name with which it was loaded."""
     return self._inference.source.name
 
   @property
   def image_size(self) -> int:
-    """The side of its square pictures, in pixels."""
+    """The side of its square images, in pixels."""
     return self._inference.spec.image_size
 
   @property
   def guidance(self) -> float:
-    """The guidance that it draws with when no `cfg_weight` is given."""
+    """The default of `cfg_weight`."""
     return self._method.guidance
 
   @property
   def question(self) -> str:
-    """What `describe` asks when no question is given."""
+    """The default question of `describe`."""
     return self._method.question
 
   def __repr__(self):
@@ -281,21 +282,21 @@ class Model:
     cfg_interval: int | None = None,
     instruction: str | None = None,
   ):
-    """Draws pictures of prompts, and scores each by both rewards.
+    """Draws pictures for prompts, and scores each with both rewards.
 
-    What is None is the model's own: of a run as it was configured, else as its files say.
+    None means the model's own value: the run's configuration, else the model's files.
 
     Args:
       prompts: one prompt, or several.
-      num_samples: pictures of each prompt.
-      seed: candidate i is drawn with (seed, i), whatever the number of pictures.
-      temperature: of sampling; 0 is greedy.
-      cfg_weight: guidance; 1 is off.
-      cfg_interval: codes that are guided; 0 is all of them.
-      instruction: what is asked before the prompt is scored given the picture.
+      num_samples: pictures per prompt.
+      seed: candidate i uses the key (seed, i), for any number of pictures.
+      temperature: sampling temperature; 0 is greedy.
+      cfg_weight: classifier-free guidance; 1 is off.
+      cfg_interval: number of codes, from the first, that are guided; 0: all.
+      instruction: question before the prompt when it is scored given the picture.
 
     Returns:
-      `Drawing`s, best first by R_G; of several prompts, a list of them for each.
+      `Drawing`s, best first by R_G; for several prompts, one list per prompt.
 
     Raises:
       InputError: for an empty prompt, one that the model has no room for, or an impossible number.
@@ -353,25 +354,25 @@ class Model:
     max_tokens: int | None = None,
     crop: str | None = None,
   ) -> list[Description]:
-    """Writes texts about a picture, or answers to a question about it.
+    """Samples texts about a picture, or answers to a question about it.
 
-    What is None is the model's own: of a run as it was configured, else as its files say.
+    None means the model's own value: the run's configuration, else the model's files.
 
     Args:
       image: a file, a PIL image, an array (H, W), (H, W, 3) or (H, W, 4) of uint8, uint16 or
         floats in [0, 1], or a `Drawing`.
-      num_samples: how many texts.
-      question: what is asked.
-      seed: text i is sampled with (seed, i), whatever the number of texts.
-      temperature: of sampling; 0 is greedy.
-      max_tokens: of the longest text.
-      crop: how it becomes a square: 'crop' takes the centre, 'pad' all of it, between grey bars.
+      num_samples: number of texts.
+      question: the question about the picture.
+      seed: text i uses the key (seed, i), for any number of texts.
+      temperature: sampling temperature; 0 is greedy.
+      max_tokens: maximum length of a text.
+      crop: how to make it square: 'crop' to the center, or 'pad' with gray bars.
 
     Returns:
       `Description`s, best first by R_U; empty texts come last.
 
     Raises:
-      InputError: for what is no picture, an empty question, or an impossible number.
+      InputError: for an invalid picture, an empty question, or an impossible number.
     """
     method = self._method
     temperature = method.temperature if temperature is None else temperature
@@ -421,14 +422,14 @@ class Model:
 
     Args:
       text: the text.
-      image: as in `describe`. A `Drawing` is scored by its codes, so its rewards are exactly those
-        it was drawn with; the model saw it before it was rounded to 8 bits.
+      image: as in `describe`. A `Drawing` is scored by its codes, so its rewards are exactly its
+        original ones, which do not depend on the rounding to 8 bits.
       instruction: as in `generate`.
       codes: (N,) image codes, instead of a picture.
       crop: as in `describe`.
 
     Raises:
-      InputError: for an empty text, what is no picture, or codes of another model.
+      InputError: for an empty text, an invalid picture, or codes of another model.
     """
     (text,) = _texts('text', text)
     ids = self._inference.encode(text, 'text')
@@ -454,9 +455,9 @@ class Model:
     codes: Sequence[int] | np.ndarray | None = None,
     crop: str | None = None,
   ) -> Explanation:
-    """Which words a picture supports, and which of its patches a text supports.
+    """Measures which words a picture supports, and which of its patches a text supports.
 
-    Arguments and errors are those of `score`.
+    Arguments and errors are the same as in `score`.
     """
     (text,) = _texts('text', text)
     ids = self._inference.encode(text, 'text')
@@ -470,7 +471,7 @@ class Model:
     return Explanation(self._words(text, ids, heat), patches.reshape(square))
 
   def as_seen(self, image: AnyImage, crop: str | None = None) -> Image.Image:
-    """A picture as the model reads it: square, RGB, of its size. Arguments as in `describe`."""
+    """The picture as the model reads it: square, RGB, `image_size`. Arguments as in `describe`."""
     mode = crop or self._method.crop
     return Image.fromarray(images.preprocess(_readable(image), self.image_size, mode=mode))
 
@@ -581,18 +582,19 @@ def train(
   workdir: str | os.PathLike,
   overrides: Mapping[str, Any] | None = None,
 ) -> Run:
-  """Reinforces a model by its own rewards, or goes on with a run that was stopped.
+  """Trains a model on its own rewards, or resumes a run that was stopped.
 
-  Ctrl-C finishes the step and saves; the same call goes on.
+  Ctrl-C finishes the step and saves; the same call resumes.
 
   Args:
-    config: the name of a shipped config ('scenes'), a Python file with get_config(), or what such
-      a file returns.
-    workdir: the folder that the run leaves everything in.
-    overrides: other values of keys, {'method.steps': 40}.
+    config: the name of a shipped config ('scenes'), a Python file with get_config(), or the object
+      that such a file returns.
+    workdir: the folder for all outputs of the run.
+    overrides: new values of keys, such as {'method.steps': 40}.
 
   Raises:
-    InputError: for everything a user can mend; the workdir then holds its last good checkpoint.
+    InputError: for every error that a user can fix; the workdir then holds its last good
+      checkpoint.
   """
   if threading.current_thread() is not threading.main_thread():
     raise InputError(
