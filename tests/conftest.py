@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import tempfile
 
 # Tests compile much and compute little: the compiler's cheapest level, and its plain way of fusing,
@@ -27,6 +28,9 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='dsr_jax_tests_')
   os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
   atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
+# In the background of a shell Ctrl-C is ignored, and what a test starts would inherit that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 # What is remembered of pictures stays out of the home of whoever runs the tests.
 if 'DSR_JAX_CACHE' not in os.environ:
   os.environ['DSR_JAX_CACHE'] = tempfile.mkdtemp(prefix='dsr_jax_cache_')
