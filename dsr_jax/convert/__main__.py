@@ -61,11 +61,11 @@ def convert(
 
 def _model(source, target, layout, located, dtype, overwrite, repository):
   stored = convert_lib.open_stored(located.directory)
+  family = families.family_of(stored.config)
   if (layout == 'showo') != (stored.layout == 'showo'):
-    family = families.family_of(stored.config).name
     expected = 'showo' if stored.layout == 'showo' else 'hf or deepseek'
     raise InputError(
-      f'found --format={layout} with {source}, a {family}; expected {expected}, or peft for a '
+      f'found --format={layout} with {source}, a {family.name}; expected {expected}, or peft for a '
       "run's adapters"
     )
   stored.check_finite()
@@ -77,7 +77,7 @@ def _model(source, target, layout, located, dtype, overwrite, repository):
   lacking = layout == 'deepseek' and [
     n for n in table.unused(stored.config.vision, layout) if n not in stored.kept_aside
   ]
-  told = card.make(located, layout, lacking or (), repository)
+  told = card.make(located, layout, family, lacking or (), repository)
   zeros = convert_lib.export(
     target,
     layout,
@@ -110,12 +110,13 @@ def _adapter(source, target, located, overwrite, repository):
       f'found no adapters in {source}; expected a run with method.trainable=lora; write --format=hf'
     )
   config, _ = convert_lib.read_config(located.directory)
-  told = card.make(located, 'peft', repository=repository)
+  family = families.family_of(config)
+  told = card.make(located, 'peft', family, repository=repository)
   adapter.save(
     target,
     located.trained['lora'],
     located.about['model']['name'],
-    families.family_of(config),
+    family,
     overwrite,
     beside={'README.md': told.text.encode(), **told.pictures},
   )

@@ -14,6 +14,8 @@ import huggingface_hub
 
 from dsr_jax import inputs, saved_config
 from dsr_jax.convert import sidefiles
+from dsr_jax.models.janus.family import JANUS
+from dsr_jax.models.unified import Family
 
 METHOD = 'dual self-rewards (https://arxiv.org/abs/2506.07963)'
 PICTURE = 'before_after.png'
@@ -102,12 +104,13 @@ class Card(NamedTuple):
   pictures: dict[str, bytes]
 
 
-def make(located, layout: str, zeros=(), repository: str = '') -> Card:
+def make(located, layout: str, family: Family, zeros=(), repository: str = '') -> Card:
   """The card of an export.
 
   Args:
     located: `locate.Located`.
     layout: layout of the card's directory; 'peft' for adapters only.
+    family: of the model.
     zeros: tensors that the source does not have and that were written as zeros.
     repository: its future repository on the Hub; '' for none.
   """
@@ -126,7 +129,8 @@ def make(located, layout: str, zeros=(), repository: str = '') -> Card:
       'The same prompts and pictures with the same random numbers, before and after.',
       '',
     ]
-  lines += _usage(layout, base, repository, about)
+  if family is JANUS:  # no library of its own reads a Show-o
+    lines += _usage(layout, base, repository, about)
   lines += _source(located, base)
   if zeros:
     lines += [
@@ -138,15 +142,14 @@ def make(located, layout: str, zeros=(), repository: str = '') -> Card:
     lines += _method(about)
   lines += _results(summary)
   lines += ['## Licence', '', 'The weights are under the licence of the model they come from.']
-  header = _header(layout, base, title, summary, pictures, _licence(located))
+  header = _header(layout, family, base, title, summary, pictures, _licence(located))
   return Card(f'---\n{header}\n---\n\n' + '\n'.join(lines) + '\n', pictures)
 
 
 # The header.
 
 
-def _header(layout, base, title, summary, pictures, licence) -> str:
-  name = 'show-o' if layout == 'showo' else 'janus'
+def _header(layout, family, base, title, summary, pictures, licence) -> str:
   library = 'peft' if layout == 'peft' else next(iter(sidefiles.LIBRARIES.get(layout, ())), None)
   more = dict(licence)
   if _is_on_the_hub(base):
@@ -168,7 +171,7 @@ def _header(layout, base, title, summary, pictures, licence) -> str:
   if results:
     more |= {'model_name': title, 'eval_results': results}
   data = huggingface_hub.ModelCardData(
-    library_name=library, pipeline_tag='any-to-any', tags=[name, 'dsr_jax'], **more
+    library_name=library, pipeline_tag='any-to-any', tags=[family.name.lower(), 'dsr_jax'], **more
   )
   return data.to_yaml()
 

@@ -91,7 +91,7 @@ def test_only_settings_that_had_a_meaning_are_named(finished, adapted, tmp_path)
 
 def test_numbers_and_pictures_of_another_step_are_left_out(finished, tmp_path):
   located = locate.locate(str(finished))
-  other = card.make(located.__class__(**{**vars(located), 'step': 5}), 'hf')
+  other = card.make(located.__class__(**{**vars(located), 'step': 5}), 'hf', JANUS)
   assert not other.pictures and '## Results' not in other.text and '0.285' not in other.text
 
 
@@ -99,10 +99,10 @@ def test_a_base_on_the_hub_is_named_and_a_folder_is_not(finished):
   located = locate.locate(str(finished))
   about = {**located.about, 'model': {**located.about['model'], 'name': 'deepseek-ai/Janus-Pro-1B'}}
   there = located.__class__(**{**vars(located), 'about': about})
-  assert 'base_model: deepseek-ai/Janus-Pro-1B' in card.make(there, 'hf').text
-  text = card.make(there, 'peft').text
+  assert 'base_model: deepseek-ai/Janus-Pro-1B' in card.make(there, 'hf', JANUS).text
+  text = card.make(there, 'peft', JANUS).text
   assert 'base_model_relation: adapter' in text and "base = 'deepseek-ai/Janus-Pro-1B'" in text
-  assert 'base_model:' not in card.make(located, 'hf').text
+  assert 'base_model:' not in card.make(located, 'hf', JANUS).text
 
 
 class _Hidden:

@@ -159,6 +159,8 @@ def test_adapters_are_folded_in_or_written_alone(hub, tmp_path):
   assert settings['guidance_scale'] == 2.5
   command.convert(str(run), str(tmp_path / 'alone'), 'peft')
   back = adapter.load(tmp_path / 'alone', tiny_showo.LAYERS, SHOWO)
+  card = (tmp_path / 'alone' / 'README.md').read_text()
+  assert '- show-o\n' in card and 'Janus' not in card
   jax.tree.map(np.testing.assert_array_equal, back, jax.tree.map(np.asarray, adapters))
   names = load_file(tmp_path / 'alone/adapter_model.safetensors')
   assert 'base_model.model.showo.model.layers.1.self_attn.dense.lora_A.weight' in names
