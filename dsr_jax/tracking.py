@@ -137,8 +137,9 @@ def _steps_there(run, workdir: str) -> set[int]:
   if not run.offline:
     return set(range(run.step))
   found = set()
+  # Of two that began in the same second the later folder's name ends with -1.
   pattern = os.path.join(
-    glob.escape(workdir), 'wandb', f'offline-run-*-{run.id}', f'run-{run.id}.wandb'
+    glob.escape(workdir), 'wandb', f'offline-run-*-{run.id}*', f'run-{run.id}.wandb'
   )
   for path in sorted(glob.glob(pattern)):
     found |= {

@@ -61,7 +61,7 @@ def test_a_run_is_there_whole_with_its_pictures(tmp_path):
   rows = check_whole(tmp_path)
   assert 'eval/w/norm' in rows[0] and 'eval/w/norm' in rows[6] and 'loss' in rows[6]
   assert [step for step in rows if 'pictures/samples' in str(rows[step])] == [5, 10]
-  assert len({p.name.rsplit('-', 1)[1] for p in (tmp_path / 'wandb').glob('offline-run-*')}) == 1
+  assert len({p.name for p in (tmp_path / 'wandb').glob('offline-run-*/run-*.wandb')}) == 1
 
 
 def test_a_run_that_goes_on_is_the_same_run_and_has_every_step_once(tmp_path):
@@ -70,7 +70,7 @@ def test_a_run_that_goes_on_is_the_same_run_and_has_every_step_once(tmp_path):
       train.run(tracked(16), str(tmp_path), fake_run.parts(nan_at=stopped))
   train.run(tracked(16), str(tmp_path), fake_run.parts())
   check_whole(tmp_path)
-  names = {p.name.rsplit('-', 1)[1] for p in (tmp_path / 'wandb').glob('offline-run-*')}
+  names = {p.name for p in (tmp_path / 'wandb').glob('offline-run-*/run-*.wandb')}
   assert len(names) == 1
 
 
