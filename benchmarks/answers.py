@@ -92,7 +92,8 @@ def own_sampler(made, benchmark) -> float:
   questions = benchmark.questions()
   pixels = np.stack([made.square(benchmark.picture(q.pictures[0])) for q in questions])
   sampler = Sampler(made.model.graphdef, made.model.processor, chunk=made.chunk, seed=0)
-  turns = made.model.processor.pad(made.turns([q.text for q in questions]), asking.LEAST_TURN)
+  turns = made.turns([q.text for q in questions])
+  turns = made.model.processor.pad(turns, 2 * asking.LEAST_TURN)
   how = Sampling(temperature=0.0, max_tokens=ROOM, segment=subject.SHORT_SEGMENT)
   start = time.perf_counter()
   sampler.sample_texts(made.model.params, pixels, turns, group=1, how=how)
@@ -111,10 +112,11 @@ def by_turns(rounds: int, **functions) -> dict[str, list[float]]:
   return found
 
 
-def janus_of_576(processor) -> families.Model:
+def janus_of_576(embedded: families.Model) -> families.Model:
   """Random weights, small widths; pictures of 384 x 384 in 576 tokens, as Janus-Pro has them."""
+  processor = embedded.processor
   config = JanusConfig(
-    text=TextConfig(len(processor.tokenizer), 128, 352, 4, 4, 32),
+    text=TextConfig(embedded.config.text.vocab_size, 128, 352, 4, 4, 32),
     vision=VisionConfig(96, 384, 2, 4, image_size=384, patch_size=16),
     vq=VQConfig(64, latent_channels=32, base_channels=32, num_res_blocks=1),
     templates=processor.templates,
@@ -155,7 +157,7 @@ def main(argv, f=flags.FLAGS):
       seconds, len(benchmark.questions()), 'own_sampler', 'first_stage'
     )
 
-    made = subject_of(janus_of_576(embedded.processor), 8)
+    made = subject_of(janus_of_576(embedded), 8)
     for name, each in (('6 questions a picture', 6), ('4 rotations', 4)):
       benchmark = table(f'{each}.tsv', max(f.pictures // each, 1), each, f.side)
 
