@@ -21,17 +21,7 @@ SAMPLES = 3
 def load(name, wishes, mesh, drawn=None):
   """A `Subject` of the micro model."""
   model = micro_parts.load(name)
-  how = subject.How(
-    temperature=1.0,
-    guidance=2.0,
-    cfg_interval=0,
-    seed=0,
-    best_of=wishes.best_of,
-    max_tokens=wishes.max_tokens,
-    instruction='look',
-    template='words',
-    precision='float32',
-  )
+  how = micro_parts.how(wishes)
   made = subject.Subject(name, model, how, {'name': name, 'weights': 'f' * 64}, 2, mesh)
   draw = made.draw
 

@@ -43,17 +43,7 @@ def load(name, wishes, mesh, work=None):
   model = micro_parts.load(name)
   shift = sum(map(ord, name)) % 7
   model.params = jax.tree.map(lambda x: x * (1 + shift / 10), model.params)
-  how = subject.How(
-    temperature=1.0,
-    guidance=2.0,
-    cfg_interval=0,
-    seed=0,
-    best_of=wishes.best_of,
-    max_tokens=wishes.max_tokens,
-    instruction='look',
-    template='words',
-    precision='float32',
-  )
+  how = micro_parts.how(wishes)
   identity = {'name': name, 'weights': f'{shift}' * 64, 'trained': ''}
   made = subject.Subject(name, model, how, identity, 16, mesh)
   if work is not None:

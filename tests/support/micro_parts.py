@@ -15,6 +15,7 @@ from dsr_jax import config as config_lib
 from dsr_jax import families, train
 from dsr_jax.convert import locate
 from dsr_jax.data import prompts as prompts_lib
+from dsr_jax.evaluate.answering import subject
 from dsr_jax.inference import Inference
 from dsr_jax.models.unified import Text
 
@@ -76,6 +77,21 @@ def inference() -> Inference:
     config=model.config, params=model.params, processor=model.processor, source=source
   )
   return Inference(locate.Source('micro', bundle, config_lib.Method()))
+
+
+def how(wishes: subject.Wishes) -> subject.How:
+  """How a command asks the micro model."""
+  return subject.How(
+    temperature=1.0,
+    guidance=2.0,
+    cfg_interval=0,
+    seed=0,
+    best_of=wishes.best_of,
+    max_tokens=wishes.max_tokens,
+    instruction='look',
+    template='words',
+    precision='float32',
+  )
 
 
 def real() -> train.Builders:
