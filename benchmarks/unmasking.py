@@ -16,13 +16,14 @@ import math
 import statistics
 import time
 
-from absl import app, flags
+from absl import flags
 from flax import nnx
 import jax
 import numpy as np
 import torch
-from transformers import PhiConfig, PhiForCausalLM
 
+from benchmarks import torch_phi
+from dsr_jax import cli
 from dsr_jax.convert import table
 from dsr_jax.models.showo import maskgit
 from dsr_jax.models.showo import model as showo
@@ -48,20 +49,13 @@ def ours(config, params):
 def theirs(config, params):
   """Function (prompt ids (B, T) of WORDS words, group) -> codes (B, G, N), in plain torch."""
   text, t = config.text, config.templates
-  phi = PhiForCausalLM(
-    PhiConfig(
-      vocab_size=config.rows,
-      hidden_size=text.hidden_size,
-      intermediate_size=text.intermediate_size,
-      num_hidden_layers=text.num_hidden_layers,
-      num_attention_heads=text.num_attention_heads,
-      qk_layernorm=True,
-      tie_word_embeddings=False,
-      bos_token_id=None,
-      eos_token_id=None,
-      pad_token_id=None,
-    )
-  ).eval()
+  phi = torch_phi.language_model(
+    rows=config.rows,
+    width=text.hidden_size,
+    inner=text.intermediate_size,
+    layers=text.num_hidden_layers,
+    heads=text.num_attention_heads,
+  )
   own = {name: part for name, part in params.items() if name != 'vqmodel'}
   leaves = jax.tree.leaves(own)
   phi.load_state_dict(
@@ -123,7 +117,8 @@ def theirs(config, params):
 
 
 def main(argv, f=flags.FLAGS):
-  del argv
+  """Prints the times, as JSON."""
+  cli.no_arguments(argv)
   config = ShowoConfig.scenes(500)
   config = dataclasses.replace(config, templates=SHOWO.stand_in(config))
   params = showo.create(config)[1]
@@ -160,5 +155,4 @@ def define_flags(f=flags.FLAGS):
 
 
 if __name__ == '__main__':
-  define_flags()
-  app.run(main)
+  cli.run_main(main, define_flags)

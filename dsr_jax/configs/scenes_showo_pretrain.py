@@ -23,7 +23,7 @@ def get_config():
   c.vq.learning_rate = 2e-3
 
   c.lm = ConfigDict()
-  c.lm.steps = 8000
+  c.lm.steps = 10000
   c.lm.batch = 16  # captioned pictures; each is learned in both directions
   c.lm.learning_rate = 3e-3
   c.lm.prompt_dropout = 0.1  # what guidance needs

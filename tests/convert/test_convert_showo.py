@@ -11,8 +11,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 import tiny_showo
 import torch
-import torch_phi
 
+from benchmarks import torch_phi
 from dsr_jax import config as config_lib
 from dsr_jax import convert, saved_config
 from dsr_jax.convert import __main__ as command

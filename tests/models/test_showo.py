@@ -12,8 +12,8 @@ from micro_showo import CONFIG, EOI, EOS, MMU, PAD, SOI, T2I
 import numpy as np
 import pytest
 import torch
-import torch_phi
 
+from benchmarks import torch_phi
 from dsr_jax.models.common.decoder import Decoder
 from dsr_jax.models.showo import model as showo
 from dsr_jax.models.unified import (

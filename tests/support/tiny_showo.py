@@ -7,8 +7,8 @@ import re
 
 import numpy as np
 import torch
-import torch_phi
 
+from benchmarks import torch_phi
 from dsr_jax.convert.showo import tokenizer_files
 
 TEXTS = ['a red circle left of a blue square', 'two small green rings', 'yes', 'no'] * 20
