@@ -3,11 +3,11 @@
   import dsr_jax as dsr
 
   model = dsr.load('scenes')
-  pictures = model.generate('a red disc left of a blue square')
-  texts = model.describe(pictures[0].image)
+  images = model.generate('a red disc left of a blue square')
+  texts = model.describe(images[0].image)
   run = dsr.train('scenes_tiny', 'runs/tiny')
 
-Importing the package imports no JAX: what is in `dsr_jax.api` is loaded when it is first named.
+Importing the package does not import JAX: names from `dsr_jax.api` are loaded on first use.
 """
 
 import importlib
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from dsr_jax import environment
 
-if TYPE_CHECKING:  # for who checks types; `train` is the module too, see its end
+if TYPE_CHECKING:  # `train` is missing here because it is also a module, see the end of train.py
   from dsr_jax.api import (
     Description,
     Drawing,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # for who checks types; `train` is the module too, see its en
 
 __version__ = '0.1.0'
 
-# Of `dsr_jax.api`.
+# From `dsr_jax.api`.
 __all__ = [
   'Description',
   'Drawing',
@@ -47,8 +47,8 @@ __all__ = [
   'train',
 ]
 
-# Before transformers is imported: it would say on every command's first line that there is no
-# torch, which nothing here needs. Who has asked for more keeps it.
+# Set before transformers is imported: otherwise every command would first print that torch is
+# missing, which nothing here needs. A level that the user has set stays.
 os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
 
 if sys.argv[:1] == ['-m']:  # a command begins: python -m dsr_jax.NAME
@@ -59,7 +59,7 @@ def __getattr__(name: str):
   if name not in __all__:
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
   api = importlib.import_module('dsr_jax.api')
-  # With it has come the module `dsr_jax.train`, which can be called.
+  # This import has already set `train` to the module `dsr_jax.train`, which can be called.
   if name not in globals():
     globals()[name] = getattr(api, name)
   return globals()[name]

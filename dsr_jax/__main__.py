@@ -1,7 +1,7 @@
-"""The one command: `dsr COMMAND --flag=value`, also as `python -m dsr_jax COMMAND`.
+"""The `dsr` command: `dsr COMMAND --flag=value`, or `python -m dsr_jax COMMAND`.
 
-Each command is a module that is run as `python -m MODULE` would run it, so both ways do the same.
-Nothing heavy is imported before it is known which one: the list of commands appears at once.
+Each command is a module and runs as `python -m MODULE` would run it, so both ways do the same.
+Nothing heavy is imported until the command is known, so the list of commands appears at once.
 """
 
 import difflib
@@ -22,33 +22,33 @@ class Command(NamedTuple):
 
 GROUPS = {
   'Use a model': {
-    'demo': Command('dsr_jax.demo', 'a page to click on: draw, describe, compare, look into a run'),
-    'generate': Command('dsr_jax.generate', 'draw pictures of a prompt, best first by R_G'),
+    'demo': Command('dsr_jax.demo', 'a web page: draw, describe, compare, inspect a run'),
+    'generate': Command('dsr_jax.generate', 'draw images for a prompt, best first by R_G'),
     'describe': Command(
-      'dsr_jax.describe', 'describe a picture or ask about it, best first by R_U'
+      'dsr_jax.describe', 'describe an image or ask about it, best first by R_U'
     ),
-    'score': Command('dsr_jax.score', 'score a text with a picture by both rewards'),
-    'check': Command('dsr_jax.check', 'does this model run here as in transformers?'),
+    'score': Command('dsr_jax.score', 'score a text and an image with both rewards'),
+    'check': Command('dsr_jax.check', 'does a model run here as it does in transformers?'),
     'convert': Command('dsr_jax.convert', 'convert or export a model, a run or its adapters'),
   },
   'Reinforce it': {
-    'prepare': Command('dsr_jax.prepare', "make a data set of people's own pictures"),
+    'prepare': Command('dsr_jax.prepare', 'make a data set from your own images'),
     'probe': Command('dsr_jax.probe', 'before training: is the reward any good on these inputs?'),
     'plan': Command('dsr_jax.plan', 'does a run fit on this slice, and how long does it take?'),
-    'train': Command('dsr_jax.main', 'train, or go on training'),
-    'replay': Command('dsr_jax.replay', 'run a past step again and take it apart'),
+    'train': Command('dsr_jax.main', 'train, or resume a run'),
+    'replay': Command('dsr_jax.replay', 'rerun a past step and inspect it'),
   },
   'Measure it': {
-    'evaluate': Command('dsr_jax.evaluate', "ask models the paper's benchmarks, and compare them"),
-    'evaluators': Command('dsr_jax.evaluate.evaluators', 'judge drawn pictures by other models'),
+    'evaluate': Command('dsr_jax.evaluate', "run the paper's benchmarks, and compare models"),
+    'evaluators': Command('dsr_jax.evaluate.evaluators', 'judge drawn images with other models'),
     'effect': Command('dsr_jax.effect', 'what finished runs changed, paired, with intervals'),
     'study': Command('dsr_jax.study', 'variants x seeds x bases, with tables and figures'),
-    'benchmark': Command('dsr_jax.benchmark', "time a step's phases on this machine"),
+    'benchmark': Command('dsr_jax.benchmark', 'time the phases of a step on this machine'),
   },
   'The small world': {
-    'scenes': Command('dsr_jax.scenes', 'show pictures of Scenes, and judge one'),
-    'pretrain': Command('dsr_jax.pretrain', 'make the embedded model from nothing'),
-    'clip': Command('dsr_jax.study.clip', 'make the CLIP of Scenes'),
+    'scenes': Command('dsr_jax.scenes', 'show images of Scenes, or judge one'),
+    'pretrain': Command('dsr_jax.pretrain', 'train the embedded model from scratch'),
+    'clip': Command('dsr_jax.study.clip', 'train the CLIP of Scenes'),
   },
 }
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
@@ -56,7 +56,7 @@ OWN_FLAGS = ('--help', '--version')
 
 
 def usage() -> str:
-  """All commands with a line each."""
+  """All commands, one per line."""
   lines = ['dsr COMMAND --flag=value ...', '', dsr_jax.__doc__.splitlines()[0]]
   for title, group in GROUPS.items():
     lines += ['', title]
@@ -72,7 +72,7 @@ def usage() -> str:
 
 
 def main() -> int:
-  """Runs the command that sys.argv names. Returns the exit status: 2 where there is none."""
+  """Runs the command in sys.argv. Returns the exit status: 2 if there is no such command."""
   arguments = sys.argv[1:]
   if arguments[:1] == ['help']:  # `dsr help`, `dsr help train`
     arguments = [*arguments[1:2], '--help']
@@ -86,7 +86,7 @@ def main() -> int:
     return 2
   sys.argv[1:] = rest
   environment.begin_imports()
-  # With `alter_sys` absl finds the module's own words for --help.
+  # With `alter_sys`, absl finds the module's docstring for --help.
   runpy.run_module(COMMANDS[name].module, run_name='__main__', alter_sys=True)
   return 0
 
@@ -94,21 +94,21 @@ def main() -> int:
 def _said(text: str) -> int:
   try:
     print(text, flush=True)
-  except BrokenPipeError:  # as of `| head`
+  except BrokenPipeError:  # the reader has left, as `| head` does
     environment.drop(sys.stdout)
   return 0
 
 
 def _refusal(name: str) -> str:
-  """What was found instead of a command, with the nearest one."""
+  """The error for a word that is not a command, with the nearest command."""
   if name.startswith('-'):
     near = difflib.get_close_matches(name, OWN_FLAGS, n=1, cutoff=0.5)
     hint = f'did you mean {near[0]}' if near else 'dsr --help lists the commands'
-    return f'found the flag {name} in the place of the command; expected a command first; {hint}'
+    return f'the flag {name} comes before any command; put a command first; {hint}'
   known = list(COMMANDS)
   near = difflib.get_close_matches(name.lower().removeprefix('dsr_jax.'), known, n=1, cutoff=0.5)
   hint = f'did you mean {near[0]}' if near else 'dsr --help says what each does'
-  return f'found the command {name!r}; expected one of {", ".join(known)}; {hint}'
+  return f'there is no command {name!r}; use one of {", ".join(known)}; {hint}'
 
 
 if __name__ == '__main__':

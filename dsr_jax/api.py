@@ -56,11 +56,11 @@ __all__ = [
   'train',
 ]
 
-# Pictures that a model draws without a prompt stand for not having seen one.
+# Number of images drawn without a prompt; they stand for having seen no image.
 UNSEEN = 8
 
 
-# What comes back.
+# Results.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,16 +81,17 @@ class Word:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Drawing:
-  """A picture that a model drew for a prompt.
+  """An image that a model drew for a prompt.
 
   Attributes:
     prompt: the prompt.
-    image: the picture, RGB.
-    candidate: its place among the seeds, from 0.
-    reward_generation: R_G, mean log p(prompt | picture) over the prompt's tokens.
-    reward_understanding: R_U, mean log p(picture | prompt) over the picture's codes.
-    codes: (N,) int32, the codes that the model sampled; `image` is rounded to 8 bits.
-    text_logps: (T,), log-probabilities of the prompt's tokens given the picture.
+    image: the image, RGB.
+    candidate: its index among the samples, from 0.
+    reward_generation: R_G, mean log p(prompt | image) over the prompt's tokens.
+    reward_understanding: R_U, mean log p(image | prompt) over the image's codes.
+    codes: (N,) int32, the codes that the model sampled; `image` is their decoding, rounded to 8
+      bits.
+    text_logps: (T,), log-probabilities of the prompt's tokens given the image.
     image_logps: (N,), log-probabilities of the codes given the prompt.
     sampling_logps: (N,), log-probabilities of the codes when sampled, with guidance and
       temperature.
@@ -109,15 +110,15 @@ class Drawing:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Description:
-  """A text that a model wrote about a picture. An empty one has no rewards.
+  """A text that a model wrote about an image. An empty one has no rewards.
 
   Attributes:
     text: the text.
-    candidate: its place among the seeds, from 0.
-    reward_understanding: R_U, mean log p(picture | text) over the picture's codes.
-    reward_generation: R_G, mean log p(text | picture) over the text's tokens.
+    candidate: its index among the samples, from 0.
+    reward_understanding: R_U, mean log p(image | text) over the image's codes.
+    reward_generation: R_G, mean log p(text | image) over the text's tokens.
     ended: whether it ended before `max_tokens`.
-    text_tokens: ids of its content.
+    text_tokens: ids of its content, without EOS.
     sampling_logps: log-probabilities of the tokens when sampled, including the EOS if sampled.
   """
 
@@ -132,16 +133,16 @@ class Description:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Score:
-  """Both rewards of a text and a picture.
+  """Both rewards of a text and an image.
 
   Attributes:
-    reward_generation: R_G, mean log p(text | picture) over the text's tokens.
-    reward_understanding: R_U, mean log p(picture | text) over the picture's codes.
+    reward_generation: R_G, mean log p(text | image) over the text's tokens.
+    reward_understanding: R_U, mean log p(image | text) over the image's codes.
     words: each word's share of R_G; the shares add up to it.
     text_tokens: (T,) ids.
-    text_logps: (T,), of the tokens given the picture.
+    text_logps: (T,), log-probabilities of the tokens given the image.
     image_codes: (N,) int32.
-    image_logps: (N,), of the codes given the text.
+    image_logps: (N,), log-probabilities of the codes given the text.
   """
 
   reward_generation: float
@@ -155,13 +156,13 @@ class Score:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Explanation:
-  """Which parts of a text and a picture support each other.
+  """Which parts of a text and an image support each other.
 
   Attributes:
-    words: log p(word | picture) - log p(word | no picture); pictures that the model draws without
-      a prompt stand for none.
-    patches: (n, n), log p(code | text) - log p(code | no text) at its place in the picture, by the
-      unconditional branch of guidance; (1, N) where the codes are no square.
+    words: log p(word | image) - log p(word | no image); images that the model draws without
+      a prompt stand for no image.
+    patches: (n, n), log p(code | text) - log p(code | no text) at its place in the image, by the
+      unconditional branch of guidance; (1, N) if N is not a square number.
   """
 
   words: list[Word]
@@ -183,7 +184,7 @@ class Run:
   summary: dict[str, Any]
 
 
-# What `describe` takes for a picture; arrays of other libraries too, if NumPy reads them.
+# What `describe` takes for an image; arrays of other libraries too, if NumPy reads them.
 AnyImage = str | os.PathLike | BinaryIO | Image.Image | np.ndarray | Drawing
 
 
@@ -205,7 +206,7 @@ def load(model: str | os.PathLike, template: str = '', base: str | os.PathLike =
   """
   if not isinstance(model, str | os.PathLike):
     raise InputError(
-      f'found a model of type {type(model).__name__}; expected {locate.EXPECTED}; name one'
+      f'model has the type {type(model).__name__}; name {locate.EXPECTED}'
     )
   name = inputs.expanded(os.fspath(model), 'model')
   found = locate.resolve(name, template=template, base=os.fspath(base))
@@ -221,7 +222,7 @@ class Model:
   def __init__(self, inference: Inference):
     self._inference = inference
     self._method = inference.source.method
-    # Asked again for each picture of a prompt.
+    # Cached: it is the same for every image of a prompt.
     self._without_picture = functools.lru_cache(maxsize=8)(self._score_unseen)
 
   @property
@@ -282,18 +283,18 @@ class Model:
     cfg_interval: int | None = None,
     instruction: str | None = None,
   ):
-    """Draws pictures for prompts, and scores each with both rewards.
+    """Draws images for prompts, and scores each with both rewards.
 
     None means the model's own value: the run's configuration, else the model's files.
 
     Args:
       prompts: one prompt, or several.
-      num_samples: pictures per prompt.
-      seed: candidate i uses the key (seed, i), for any number of pictures.
+      num_samples: images per prompt.
+      seed: candidate i uses the key (seed, i), for any number of images.
       temperature: sampling temperature; 0 is greedy.
       cfg_weight: classifier-free guidance; 1 is off.
       cfg_interval: number of codes, from the first, that are guided; 0: all.
-      instruction: question before the prompt when it is scored given the picture.
+      instruction: question before the prompt when it is scored given the image.
 
     Returns:
       `Drawing`s, best first by R_G; for several prompts, one list per prompt.
@@ -354,7 +355,7 @@ class Model:
     max_tokens: int | None = None,
     crop: str | None = None,
   ) -> list[Description]:
-    """Samples texts about a picture, or answers to a question about it.
+    """Samples texts about an image, or answers to a question about it.
 
     None means the model's own value: the run's configuration, else the model's files.
 
@@ -362,7 +363,7 @@ class Model:
       image: a file, a PIL image, an array (H, W), (H, W, 3) or (H, W, 4) of uint8, uint16 or
         floats in [0, 1], or a `Drawing`.
       num_samples: number of texts.
-      question: the question about the picture.
+      question: the question about the image.
       seed: text i uses the key (seed, i), for any number of texts.
       temperature: sampling temperature; 0 is greedy.
       max_tokens: maximum length of a text.
@@ -372,7 +373,7 @@ class Model:
       `Description`s, best first by R_U; empty texts come last.
 
     Raises:
-      InputError: for an invalid picture, an empty question, or an impossible number.
+      InputError: for an invalid image, an empty question, or an impossible number.
     """
     method = self._method
     temperature = method.temperature if temperature is None else temperature
@@ -418,18 +419,18 @@ class Model:
     codes: Sequence[int] | np.ndarray | None = None,
     crop: str | None = None,
   ) -> Score:
-    """Scores a text with a picture.
+    """Scores a text with an image.
 
     Args:
       text: the text.
       image: as in `describe`. A `Drawing` is scored by its codes, so its rewards are exactly its
         original ones, which do not depend on the rounding to 8 bits.
       instruction: as in `generate`.
-      codes: (N,) image codes, instead of a picture.
+      codes: (N,) image codes, instead of an image.
       crop: as in `describe`.
 
     Raises:
-      InputError: for an empty text, an invalid picture, or codes of another model.
+      InputError: for an empty text, an invalid image, or codes of another model.
     """
     (text,) = _texts('text', text)
     ids = self._inference.encode(text, 'text')
@@ -455,7 +456,7 @@ class Model:
     codes: Sequence[int] | np.ndarray | None = None,
     crop: str | None = None,
   ) -> Explanation:
-    """Measures which words a picture supports, and which of its patches a text supports.
+    """Measures which words an image supports, and which of its patches a text supports.
 
     Arguments and errors are the same as in `score`.
     """
@@ -471,7 +472,7 @@ class Model:
     return Explanation(self._words(text, ids, heat), patches.reshape(square))
 
   def as_seen(self, image: AnyImage, crop: str | None = None) -> Image.Image:
-    """The picture as the model reads it: square, RGB, `image_size`. Arguments as in `describe`."""
+    """The image as the model reads it: square, RGB, `image_size`. Arguments as in `describe`."""
     mode = crop or self._method.crop
     return Image.fromarray(images.preprocess(_readable(image), self.image_size, mode=mode))
 
@@ -482,7 +483,7 @@ class Model:
       instruction = self._method.instruction
     if not isinstance(instruction, str) or not inputs.is_text(instruction):
       raise InputError(
-        f'found instruction={instruction!r}; expected a text ("" asks nothing); change it'
+        f'instruction={instruction!r} is not UTF-8 text; pass a string, or "" for no instruction'
       )
     return self._inference.encode(instruction, 'question')
 
@@ -493,7 +494,7 @@ class Model:
   def _codes_and_pixels(self, image, codes, crop) -> tuple[np.ndarray, np.ndarray]:
     if (image is None) == (codes is None):
       both = 'neither' if image is None else 'both'
-      raise InputError(f'found {both} of image and codes; expected one of them; give one')
+      raise InputError(f'got {both} of image and codes; pass exactly one of them')
     if isinstance(image, Drawing):
       codes = image.codes
     if codes is None:
@@ -514,16 +515,16 @@ class Model:
       or not (0 <= found.min() and found.max() < spec.codebook_size)
     ):
       raise InputError(
-        f'found codes of shape {found.shape} and type {found.dtype}; expected {spec.num_codes} '
-        f'whole numbers from 0 to {spec.codebook_size - 1}, as this model draws; use its own codes'
+        f'these codes, of shape {found.shape} and type {found.dtype}, do not fit this model; pass '
+        f'{spec.num_codes} integers from 0 to {spec.codebook_size - 1}, as it draws them'
       )
     return found.astype(np.int32)
 
   def _words(self, text: str, ids: list[int], values) -> list[Word]:
     """The words of a text with the sums of their tokens' values (T,).
 
-    A token counts in the word it begins in, one between two words in the later one, so the words
-    add up to the tokens.
+    A token counts toward the word that it begins in, or toward the next word if it begins between
+    two, so the words add up to the tokens.
     """
     text = text.strip()
     places = words_lib.words_of(text)
@@ -534,16 +535,16 @@ class Model:
     return [Word(text[a:b], a, b, value) for (a, b), value in zip(places, sums)]
 
   def _starts(self, text: str, ids: list[int]) -> list[int]:
-    """Where each token begins in the text. Some families put a blank before a prompt."""
+    """Where each token begins in the text. Some families put a space before a prompt."""
     for before in (' ', ''):
       found = self._inference.processor.tokenizer(
         before + text, add_special_tokens=False, return_offsets_mapping=True
       )
       if found['input_ids'] == ids:
         return [start - len(before) for start, _ in found['offset_mapping']]
-    raise AssertionError('a family whose prompts are not the text itself')
+    raise AssertionError('this family does not tokenize a prompt as its text')
 
-  # What explanations compare with.
+  # The baselines of explanations.
 
   @functools.cached_property
   def _sampler(self) -> Sampler:
@@ -552,13 +553,13 @@ class Model:
 
   @functools.cached_property
   def _unseen(self) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Codes and pixels of pictures without a prompt: guidance 0 is the unconditional branch."""
-    ids = self._inference.encode(self.question, 'prompt')  # any text: its length alone is seen
+    """Codes and pixels of images without a prompt: guidance 0 is the unconditional branch."""
+    ids = self._inference.encode(self.question, 'prompt')  # any text: only its length matters
     codes, _ = self._inference.draw(ids, UNSEEN, temperature=1.0, guidance=0.0, seed=0)
     return [(code, self._inference.decode(code)) for code in codes]
 
   def _score_unseen(self, ids: tuple[int, ...], asked: tuple[int, ...]) -> np.ndarray:
-    """Log of the mean likelihood of each of a text's tokens (T,) over pictures without a prompt."""
+    """Log of the mean likelihood of each of a text's tokens (T,) over images without a prompt."""
     scores = [self._inference.score(list(ids), *other, list(asked)) for other in self._unseen]
     return np.logaddexp.reduce([s.text_logps for s in scores], axis=0) - math.log(UNSEEN)
 
@@ -598,11 +599,11 @@ def train(
   """
   if threading.current_thread() is not threading.main_thread():
     raise InputError(
-      'found train called in a thread; expected the main one, where Ctrl-C arrives; call it there'
+      'train was called in a thread, where Ctrl-C does not arrive; call it in the main thread'
     )
   checked = _config(config, overrides or {})
   workdir = os.fspath(workdir)
-  # Orbax tells a dozen lines a checkpoint.
+  # Orbax logs a dozen lines per checkpoint.
   before = logging.get_verbosity()
   logging.set_verbosity(logging.ERROR)
   try:
@@ -621,19 +622,19 @@ def _config(config, overrides) -> config_lib.Config:
     tree = config_loading.read(os.fspath(config)).to_dict()
   else:
     raise InputError(
-      f'found a config of type {type(config).__name__}; expected the name of a config, as '
-      "'scenes', or a ConfigDict; give one"
+      f'config has the type {type(config).__name__}; pass the name of a config, such as '
+      "'scenes', or a ConfigDict"
     )
   for key, value in overrides.items():
     *groups, name = str(key).split('.')
     node = tree
     for group in groups:
-      # A group that does not exist is refused below, by its name.
+      # A group that does not exist is rejected below, by its name.
       node = node.setdefault(group, {})
       if not isinstance(node, dict):
         raise InputError(
-          f'found the unknown key {key}; expected a key of the config, and {group} is no group; '
-          'leave out what follows it'
+          f'the config has no key {key}, because {group} is a value and not a group; leave out what '
+          'follows it'
         )
     node[name] = value
   for key in overrides:
@@ -645,21 +646,21 @@ def _config(config, overrides) -> config_lib.Config:
 
 
 def _texts(name: str, given) -> list[str]:
-  """One text or several as a list; InputError for what is none, or is empty."""
+  """One text or several as a list; InputError for anything else, or if one is empty."""
   texts = [given] if isinstance(given, str) else given
   if isinstance(texts, bytes) or not isinstance(texts, Iterable):
-    raise InputError(f'found {name} of type {type(given).__name__}; expected a text; give one')
+    raise InputError(f'{name} has the type {type(given).__name__}; pass a text')
   texts = list(texts)
   if not texts:
-    raise InputError(f'found no {name}; expected at least one; give one')
+    raise InputError(f'{name} is empty; pass at least one text')
   for i, text in enumerate(texts):
     where = name.removesuffix('s') if isinstance(given, str) else f'{name}[{i}]'
     if not isinstance(text, str):
-      raise InputError(f'found a {type(text).__name__} as {where}; expected a text; convert it')
+      raise InputError(f'{where} has the type {type(text).__name__}; convert it to a string')
     if not text.strip():
-      raise InputError(f'found an empty {where}; expected words; write some')
+      raise InputError(f'{where} is empty; write at least one word')
     if not inputs.is_text(text):
-      raise InputError(f'found {text!r} as {where}; expected UTF-8 text; write it again')
+      raise InputError(f'{where} is not UTF-8 text: {text!r}; write it in UTF-8')
   return texts
 
 
@@ -668,7 +669,7 @@ def _worth(description: Description) -> float:
   return -math.inf if reward is None else reward
 
 
-# Pictures.
+# Images.
 
 
 def _readable(image):
@@ -679,10 +680,10 @@ def _readable(image):
     return image
   try:
     array = np.asarray(image)
-  except Exception as e:  # another library's array, on another device: it says what it wants
+  except Exception as e:  # another library's array, on another device: its own error says why
     raise InputError(
-      f'found a picture of type {type(image).__name__} that is no array ({e}); expected a file, a '
-      'PIL image or a NumPy array; convert it'
+      f'NumPy cannot read an image of type {type(image).__name__} ({e}); convert it to a file, a '
+      'PIL image or a NumPy array'
     ) from e
   return _from_array(array)
 
@@ -691,8 +692,8 @@ def _from_array(array: np.ndarray) -> Image.Image:
   shape = array.shape[:2] + array.shape[2:] * (array.shape[2:] != (1,))
   if len(shape) not in (2, 3) or shape[2:] not in ((), (3,), (4,)) or 0 in shape:
     raise InputError(
-      f'found a picture of shape {array.shape}; expected (height, width), (height, width, 3) or '
-      '(height, width, 4); one picture, colors last'
+      f'the image has the shape {array.shape}; pass one image of shape (height, width), '
+      '(height, width, 3) or (height, width, 4), colors last'
     )
   array = array.reshape(shape)
   if array.dtype == np.uint16:
@@ -701,12 +702,12 @@ def _from_array(array: np.ndarray) -> Image.Image:
     array = array.astype(np.float64)
     if not (array.min() >= 0 and array.max() <= 1):  # a NaN is in no range
       raise InputError(
-        f'found values from {array.min():g} to {array.max():g} in a picture of floats; expected 0 '
-        'to 1; divide it, or convert it to uint8'
+        f'the image is an array of floats from {array.min():g} to {array.max():g}, which should be '
+        'from 0 to 1; rescale it, or convert it to uint8'
       )
   elif array.dtype != np.uint8:
     raise InputError(
-      f'found a picture of {array.dtype}; expected uint8, uint16, or floats from 0 to 1; convert it'
+      f'the image is an array of {array.dtype}; convert it to uint8, uint16, or floats from 0 to 1'
     )
   if array.dtype != np.uint8:
     array = np.round(array * 255).astype(np.uint8)

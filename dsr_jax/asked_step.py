@@ -77,8 +77,8 @@ class Answers:
       same = before is not None and before['samples'] == samples['digest']
       if not same and not self.asks:
         raise InputError(
-          f'found no rewards of {self.workdir} for these candidates of step {step}; expected those '
-          'that the run was given: on other devices its candidates may differ'
+          f'{self.workdir} has no saved rewards for these candidates of step {step}; candidates may '
+          'differ on other devices: use the devices that the run used'
         )
       said[name] = before if same else self._ask(step, name, samples)
     if said != kept:
@@ -95,7 +95,7 @@ class Answers:
     if equal:
       say(
         f'alarm        step {step}: all rewards of {source} are equal in {equal} of '
-        f'{len(rewards)} groups of {task}; nothing tells their candidates apart'
+        f'{len(rewards)} groups of {task}; they do not distinguish the candidates'
       )
     return {'samples': samples['digest'], 'rewards': rewards.tolist()}
 
@@ -135,7 +135,7 @@ def _seen(half) -> dict:
 
 
 class AskedStep:
-  """Like the jitted `train_step`: (state, batch) -> `StepOutput`. Donates the state, at the end.
+  """Like the jitted `train_step`: (state, batch) -> `StepOutput`. Donates the state in the update.
 
   Raises `RewardsFailed`, which leaves the state unchanged.
   """

@@ -4,8 +4,8 @@ run. Uses random weights and any configuration.
   python -m dsr_jax.benchmark --config=configs/scenes.py [--config.key=value] [--repeats=5]
       [--phases=draw,learn drawing]
 
-Prints a table on stderr and JSON on stdout. Reads and downloads no weights: a phase takes as long
-with random ones.
+Prints a table on stderr and JSON on stdout. Does not read or download weights: a phase takes the
+same time with random ones.
 
 Axes: B inputs, G samples, C samples that learn, N image codes, T text tokens, H W pixels.
 """
@@ -62,7 +62,7 @@ def main(argv, f=flags.FLAGS):
   for name in f.phases:
     if name not in PHASES:
       raise InputError(
-        f'found the phase {name!r}; expected some of {", ".join(PHASES)}; name those in --phases'
+        f'--phases has the unknown phase {name!r}; choose from {", ".join(PHASES)}'
       )
   report = benchmark(config_loading.from_config_dict(f.config), f.repeats, f.phases or PHASES)
   cli.log(_table(report))
@@ -73,7 +73,7 @@ def benchmark(config, repeats: int, wanted=PHASES) -> dict:
   """The wanted phases and ceilings as a dict of JSON values.
 
   Raises:
-    InputError: there is no room, after a table of bytes by part.
+    InputError: if a device has no room; a table of bytes by part is printed first.
   """
   workdir.check_accelerator()
   model = plan_program.sizes_of(config.model)
@@ -88,7 +88,7 @@ def benchmark(config, repeats: int, wanted=PHASES) -> dict:
   sharding.check_fits(mesh.shape, families.family_of(model).num_heads(model), chunks)
   estimate = plan_memory.estimate(model, config, mesh.shape)
   print(estimate.table(), file=sys.stderr)
-  # Counted on the host, and kept, before the devices' mesh is in force.
+  # Counted on the host and cached before the devices' mesh is set.
   plan_sizes.vq_operations(model)
   try:
     with jax.set_mesh(mesh):
@@ -103,8 +103,8 @@ def benchmark(config, repeats: int, wanted=PHASES) -> dict:
     if 'RESOURCE_EXHAUSTED' not in str(e):
       raise
     raise InputError(
-      f'found no room on a device ({first_line(e)}); expected the bytes of the '
-      f'table above; {estimate.advice}'
+      f'a device has no room ({first_line(e)}); the table above shows the bytes that are needed: '
+      f'{estimate.advice}'
     ) from e
   device = jax.devices()[0]
   return dict(
@@ -125,9 +125,9 @@ def benchmark(config, repeats: int, wanted=PHASES) -> dict:
 
 
 def _timed(fn, repeats, *args, calls=1) -> float:
-  """Median seconds of fn(*args) after two rounds that warm up.
+  """Median seconds of fn(*args) after two warm-up rounds.
 
-  calls: in a round, so that what is short is not timed with its launch.
+  calls: per round, so that the launch does not dominate the time of short calls.
   """
   seconds = []
   for attempt in range(repeats + 2):
@@ -140,8 +140,8 @@ def _timed(fn, repeats, *args, calls=1) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Ceilings:
-  """Of one device. flops: operations a second of a large matrix product; bandwidth: bytes a second
-  of a large sum.
+  """Of one device. flops: operations per second of a large matrix product; bandwidth: bytes per
+  second of a large sum.
   """
 
   flops: float
@@ -152,7 +152,7 @@ def _ceilings(dtype, repeats) -> Ceilings:
   on_cpu = jax.default_backend() == 'cpu'
   side, length = (1024, 2**24) if on_cpu else (8192, 2**29)
   device = jax.local_devices()[0]
-  # Random numbers: constants run faster than what is real.
+  # Random numbers: constants run faster than real data.
   a = jax.device_put(jax.random.normal(jax.random.key(0), (side, side), dtype), device)
   x = jax.device_put(jax.random.normal(jax.random.key(1), (length,)), device)
   product = _timed(jax.jit(lambda a: a @ a), repeats, a, calls=10)
@@ -186,8 +186,8 @@ def _timed_phases(config, sizes, mesh, ceilings: Ceilings, repeats, wanted) -> l
 
 
 def _program(ctx: step_lib.StepContext, phase: 'Phase'):
-  """(state, *phase.args) -> what the phase computes, with the step's own weights for it; of
-  `separate` those of the first role.
+  """(state, *phase.args) -> the phase's outputs, with the weights that the step uses for it; with
+  `separate`, those of the first role.
   """
   role = next(iter(ROLES)) if ctx.method.strategy == 'separate' else None
 
@@ -217,7 +217,7 @@ def _row(phase: 'Phase', seconds: float, devices: int, ceilings: Ceilings) -> di
 
 
 def _whole_step(config, model, mesh, state, repeats) -> dict:
-  """The whole compiled step; of `separate` the first role's. Donates the state."""
+  """The whole compiled step; with `separate`, the first role's. Donates the state."""
   lowered = next(iter(plan_program.lower_step(config, model, mesh).values()))
   compiled = lowered.compile()
   rng = np.random.default_rng(0)
@@ -245,17 +245,17 @@ def _whole_step(config, model, mesh, state, repeats) -> dict:
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-  """A part of the step that is timed alone.
+  """A part of the step that is timed by itself.
 
   Attributes:
     name: one of PHASES.
-    fn: (model, *args) -> arrays, inside jit; where it learns, the scalar whose gradient is taken.
+    fn: (model, *args) -> arrays, inside jit; if it learns, the scalar whose gradient is taken.
     args: its inputs.
-    counts: {what: how many of them a call has}, for what is done a second.
-    flops: operations of all devices together that cannot be spared; 0 where reading is the limit.
-    bytes: what a device must read, where that is the limit.
+    counts: {unit: number per call}, for the rates per second.
+    flops: the necessary operations of all devices together; 0 if memory bandwidth is the limit.
+    bytes: the bytes that a device must read, if memory bandwidth is the limit.
     learns: whether it is a gradient of the trained parameters, without the update. The second
-      forward pass of remat is no useful work.
+      forward pass of remat does not count as useful work.
   """
 
   name: str
@@ -269,16 +269,16 @@ class Phase:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """What phases are made from: the step's static facts, its sizes, and random inputs.
+  """The ingredients of the phases: the step's static context, its sizes, and random inputs.
 
   Attributes:
-    ctx: of the step.
+    ctx: the context of the step.
     sizes: counts of tokens and weights.
     rows: inputs of a rollout chunk.
     update_rows: inputs of an update chunk.
-    rows_a_device: of a rollout chunk.
-    tp: ways that weights are split.
-    rng: where random inputs come from.
+    rows_a_device: inputs of a rollout chunk on each device.
+    tp: number of parts that the weights are split into.
+    rng: the source of random inputs.
   """
 
   ctx: step_lib.StepContext
@@ -310,21 +310,21 @@ class Work:
       rng=np.random.default_rng(0),
     )
 
-  # How.
+  # Sampling and scoring.
 
   @property
   def sampling(self) -> Sampling:
-    """As the step samples."""
+    """How the step samples."""
     return next(iter(self.ctx.tasks.values())).sampling
 
   @property
   def reward_scoring(self) -> Scoring:
-    """As rewards are computed."""
+    """How rewards are computed."""
     return Scoring(chunk=self.ctx.system.logprob_chunk)
 
   @property
   def policy_scoring(self) -> Scoring:
-    """As the policy that learns is scored, without guidance."""
+    """How the learning policy is scored, without guidance."""
     method, system = self.ctx.method, self.ctx.system
     plain = Scoring(temperature=method.temperature, chunk=system.logprob_chunk, remat=system.remat)
     method = named(self.ctx.spec, method)
@@ -339,7 +339,7 @@ class Work:
   # Random inputs.
 
   def text(self, *shape) -> Text:
-    """Words (..., T)."""
+    """Text tokens (..., T)."""
     last = self.sizes.model.text.vocab_size - 1
     return Text(self._integers(9, last, shape), jnp.ones(shape, bool))
 
@@ -348,16 +348,16 @@ class Work:
     return self._integers(0, self.ctx.spec.codebook_size, shape)
 
   def pixels(self, *shape):
-    """Pictures (..., H, W, 3) in [-1, 1]."""
+    """Images (..., H, W, 3) in [-1, 1]."""
     side = self.ctx.spec.image_size
     return jnp.asarray(self.rng.uniform(-1, 1, (*shape, side, side, 3)), jnp.float32)
 
   def keys(self):
-    """A key a sample, (B, G)."""
+    """One key per sample, (B, G)."""
     return row_keys(jax.random.key(0), 0, self.rows, self.ctx.method.group_size)
 
   def likelihood_keys(self, rows):
-    """A key an input, (rows,), or None for a model that needs none."""
+    """One key per input, (rows,), or None for a model that needs none."""
     return score_keys(self.ctx.spec, row_keys(jax.random.key(0), 0, rows, 1))
 
   def _integers(self, low, high, shape):
@@ -366,12 +366,12 @@ class Work:
   # Counting.
 
   def flops(self, tokens, context, head=0) -> float:
-    """Of a forward pass; see `plan.sizes.operations`."""
+    """Operations of a forward pass; see `plan.sizes.operations`."""
     return plan_sizes.operations(tokens, context, self.sizes, head)
 
   def decode_bytes(self, prefix, head, last, *, branches=1, first=0) -> float:
-    """Bytes that a device must read: for each of tokens `first` to `last` the weights and what is
-    filled of the cache, nothing more.
+    """Bytes that a device must read: for each of the tokens `first` to `last`, the weights and the
+    filled part of the cache.
     """
     s = self.sizes
     own = self.ctx.method.group_size * (first + last) / 2 * s.own_element
@@ -381,14 +381,13 @@ class Work:
 
   @property
   def passes(self) -> int:
-    """Forward passes that a gradient is worth. With adapters there are no gradients of the weights
-    beside them.
+    """The cost of a gradient in forward passes. With adapters, the other weights need no gradients.
     """
     return 2 if self.ctx.method.trainable == 'lora' else 3
 
 
 def generation_phases(work: Work) -> list[Phase]:
-  """Text to picture."""
+  """Text to image."""
   s, spec = work.sizes, work.ctx.spec
   rows, group, n = work.rows, work.ctx.method.group_size, spec.num_codes
   pictures = rows * group
@@ -453,7 +452,7 @@ def generation_phases(work: Work) -> list[Phase]:
 
 
 def _steps_flops(work: Work) -> float:
-  """Of drawing in steps: the whole block at each, after a prefix that is run once."""
+  """Operations of drawing in steps: the whole block at each step, after one pass of the prefix."""
   s, rows = work.sizes, work.rows * work.sizes.branches
   prefix, block = s.drawing_prefix, s.counts.block
   tokens = s.steps * rows * work.ctx.method.group_size * block
@@ -461,7 +460,7 @@ def _steps_flops(work: Work) -> float:
 
 
 def understanding_phases(work: Work) -> list[Phase]:
-  """Picture to text."""
+  """Image to text."""
   s, spec = work.sizes, work.ctx.spec
   rows, group, n = work.rows, work.ctx.method.group_size, spec.num_codes
   length, update_rows = work.ctx.method.max_text_tokens, work.update_rows
@@ -526,7 +525,7 @@ def understanding_phases(work: Work) -> list[Phase]:
   ]
 
 
-# For people.
+# The table.
 
 
 def _table(report) -> str:

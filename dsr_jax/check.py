@@ -61,13 +61,13 @@ MB = 1e6
 
 
 def check(name: str, base: str = '', compare: bool = True) -> tuple[dict, api.Drawing]:
-  """What `dsr_jax.check` prints, and the picture.
+  """The JSON that `dsr_jax.check` prints, and the image.
 
-  name, base: as `locate.resolve` takes them. compare: with transformers, where it can be.
+  name, base: see `locate.resolve`. compare: whether to compare with transformers, if possible.
 
-  Raises InputError where there is no such model.
+  Raises InputError if there is no such model.
   """
-  # The model, and a picture: the first includes compiling, the second does not.
+  # Load the model and draw: the first image includes compiling, the second does not.
   began = time.perf_counter()
   located = locate.locate(name, base)
   source = locate.resolve(name, base=base)
@@ -124,8 +124,8 @@ def _version(package: str) -> str | None:
 
 
 def _megabytes(params) -> dict:
-  """Of the parameters, and what this process has taken at most so far; a device's own memory where
-  JAX tells it.
+  """Memory of the parameters and the peak of this process so far; also the device's own peak if JAX
+  reports it.
   """
   found = {'parameters': sum(x.nbytes for x in jax.tree.leaves(params)) / MB}
   unit = 1 if sys.platform == 'darwin' else 1024  # of ru_maxrss, in bytes
@@ -136,31 +136,31 @@ def _megabytes(params) -> dict:
   return {name: round(value) for name, value in found.items()}
 
 
-# Beside transformers.
+# Comparison with transformers.
 
 
 def _why_not(located: locate.Located, family) -> str:
-  """Why this model cannot be compared; '' where it can."""
+  """Why this model cannot be compared; '' if it can."""
   if importlib.util.find_spec('torch') is None:
     return 'torch is not installed'
   if located.workdir:
-    return 'a run: export it with dsr convert --format=hf, then check that directory'
+    return 'this is a run: export it with dsr convert --format=hf, then check that directory'
   if family.name != 'Janus':
-    return f'transformers is not asked for models of the family {family.name}'
+    return f'models of the family {family.name} are not compared with transformers'
   content = files.read_json(os.path.join(located.directory, 'config.json'))
   if configs.layout_of(content) != 'hf':
-    return 'the original layout, which transformers does not read: dsr convert --format=hf'
+    return 'transformers does not read the original layout: use dsr convert --format=hf'
   return ''
 
 
 def _compare(directory: str, inference: Inference, drawing: api.Drawing) -> dict:
-  """Ids, log-probabilities and greedy codes of transformers beside ours."""
+  """Compares the ids, log-probabilities and greedy codes of transformers with ours."""
   cli.log('comparing with transformers, in float32')
   transformers.utils.logging.disable_progress_bar()
   try:
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
     theirs = transformers.JanusForConditionalGeneration.from_pretrained(directory, dtype='float32')
-  except Exception as e:  # of another program, about files that were fit for ours
+  except Exception as e:  # transformers may reject files that we can read, in any way
     return {'compared': False, 'reason': f'transformers cannot load it: {first_line(e)}'}
   processor, templates = inference.processor, inference.config.templates
 
@@ -171,14 +171,14 @@ def _compare(directory: str, inference: Inference, drawing: api.Drawing) -> dict
       *templates.generation_suffix,
     ]
 
-  # The template in words, through their tokenizer.
+  # The template as text, through their tokenizer.
   other_ids = [
     text
     for text in PROMPTS
     if tokenizer(f'{USER}: {text.strip()}\n\n{ASSISTANT}:{BOI}')['input_ids'] != with_template(text)
   ]
 
-  # Both likelihoods of the picture and its prompt; what was drawn, before it was rounded.
+  # Both likelihoods of the image and its prompt; the drawn pixels before rounding.
   text = inference.encode(PROMPT, 'text')
   instruction = inference.encode(inference.source.method.instruction, 'question')
   pixels = inference.decode(drawing.codes)
@@ -203,9 +203,9 @@ def _compare(directory: str, inference: Inference, drawing: api.Drawing) -> dict
 
 
 class _Theirs:
-  """A model of transformers, asked what ours is asked; prompts and texts are ids.
+  """A transformers model that computes the same quantities as ours; prompts and texts are ids.
 
-  torch is imported by transformers once such a model is loaded.
+  transformers has imported torch by the time such a model is loaded.
   """
 
   def __init__(self, model, templates):
@@ -214,7 +214,7 @@ class _Theirs:
     self._torch = sys.modules['torch']
 
   def text_logps(self, text, instruction, pixels) -> np.ndarray:
-    """Log-probabilities of a text (T,) about a picture (H, W, 3)."""
+    """Log-probabilities of a text (T,) about an image (H, W, 3)."""
     torch, t = self._torch, self._templates
     patches = self._model.config.vision_config.num_image_tokens
     before = [*t.understanding_prefix, *[t.image_id] * patches, *t.understanding_infix]
@@ -228,13 +228,13 @@ class _Theirs:
     return self._logps_of(logits, text)
 
   def code_logps(self, prompt, codes) -> np.ndarray:
-    """Log-probabilities of a picture's codes (N,), without guidance."""
+    """Log-probabilities of an image's codes (N,), without guidance."""
     with self._torch.no_grad():
       logits = self._code_logits([prompt], codes[None, :-1])[0]
     return self._logps_of(logits, codes)
 
   def greedy_codes(self, prompt, guidance: float, number: int) -> list[int]:
-    """The first codes of the likeliest picture; everything is computed anew for each."""
+    """The first greedy codes of an image; recomputes the whole sequence for each code."""
     t = self._templates
     kept = (t.bos_id, t.boi_id)
     without = [i if i in kept else t.pad_id for i in prompt]
@@ -247,7 +247,7 @@ class _Theirs:
     return codes[0].tolist()
 
   def _code_logits(self, prompts, codes):
-    """Prompts of one length, codes (B, n) -> logits of the codes after them (B, n + 1, K)."""
+    """Prompts of equal length, codes (B, n) -> logits of the codes after them (B, n + 1, K)."""
     torch, model = self._torch, self._model
     embeds = model.get_input_embeddings()(torch.tensor(prompts))
     if codes.shape[1]:
@@ -265,7 +265,7 @@ class _Theirs:
 
 
 def main(argv, f=flags.FLAGS):
-  """Prints the JSON; 1 where transformers says something else."""
+  """Prints the JSON; returns 1 if transformers disagrees."""
   cli.no_arguments(argv)
   cli.require(model=f.model)
   if f.output:

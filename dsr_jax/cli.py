@@ -16,18 +16,18 @@ from dsr_jax import environment, inputs
 from dsr_jax.errors import InputError
 
 _HELP = ('help', 'h', 'helpshort', 'helpfull', '?')
-# What absl calls the values of a flag -> what a person does.
+# absl's names of flag types -> plain words.
 _KINDS = {'int': 'a whole number', 'float': 'a number', 'bool': 'true or false'}
 
-# Begin and end.
+# Start and exit.
 
 
 def run_main(main, define_flags):
   """Runs a command and ends the process.
 
-  Exit status: 0, or what main returns; 2 with one line on stderr for what a user can mend (bad
-  input, a machine that refuses); 130 after Ctrl-C. Where the reader of the output has left, as
-  `| head` does, it ends without a word.
+  Exit status: 0, or what main returns; 2 with one line on stderr for problems that a user can fix
+  (bad input, a full disk, too little memory); 130 after Ctrl-C. If the reader of the output has
+  left, as `| head` does, it ends silently.
 
   Args:
     main: (argv, f) -> exit status or None.
@@ -53,7 +53,7 @@ def _guarded(main, define_flags):
       print_text(help_text(sys.modules['__main__'].__doc__, flags.FLAGS, full=asked == 'helpfull'))
       return 0
     argv = parse(flags.FLAGS, sys.argv)
-    # Orbax tells a dozen lines a checkpoint, and warns of folders that are only to be read.
+    # Orbax logs a dozen lines per checkpoint, and warns about read-only folders.
     logging.set_verbosity(logging.ERROR)
     return main(argv, flags.FLAGS) or 0
   except InputError as e:
@@ -73,16 +73,16 @@ def _guarded(main, define_flags):
 
 
 def parse(f, argv) -> list[str]:
-  """Reads the flags of `argv`, whose first is the program; returns the words that are none.
+  """Parses the flags in `argv`, whose first item is the program; returns the other arguments.
 
-  Errors: InputError for a flag that does not exist, one without its value or with one of another
-  type, and what a flag's own parser finds.
+  Raises InputError for an unknown flag, a missing value, a value of the wrong type, or an error of
+  a flag's own parser.
   """
   try:
     argv = f.read_flags_from_files(argv)
     _check_names(f, argv[1:])
     for name in f:
-      # A config's own keys are flags once it is read: it comes first, and may have a default.
+      # A config's keys become flags once it is read, so --config comes first; it may have a default.
       if hasattr(f[name].parser, 'arrange'):
         argv = [argv[0], *f[name].parser.arrange(argv[1:])]
     sys.argv = argv  # where a config's keys are read from
@@ -97,12 +97,12 @@ def _check_names(f, arguments):
     if known or name.split('.')[0] in f or name in _HELP:
       continue
     near = difflib.get_close_matches(name, list(f), n=1, cutoff=0.6)
-    hint = f'write --{near[0]}' if near else 'see --help for all of them'
-    raise InputError(f'found the unknown flag {text}; expected one of this command; {hint}')
+    hint = f'did you mean --{near[0]}?' if near else 'see --help for all flags'
+    raise InputError(f'{text} is not a flag of this command; {hint}')
 
 
 def _named(f, arguments):
-  """(name, as it was typed) of each flag, up to the first word that is none."""
+  """(name, name as typed) of each flag, up to the first argument that is not a flag."""
   words = iter(arguments)
   for word in words:
     if word == '--' or not word.startswith('-') or word == '-':
@@ -114,92 +114,92 @@ def _named(f, arguments):
 
 
 def _of_flag_error(f, text: str) -> str:
-  """A sentence for what absl says."""
+  """Our sentence for an error of absl."""
   missing = re.match(r'Missing value for flag -*(\S+)', text)
   if missing:
-    return f'found --{missing[1]} without a value; expected one; write --{missing[1]}=...'
+    return f'--{missing[1]} has no value; write --{missing[1]}=...'
   wrong = re.match(r'flag --([\w.]+)=(.*?): ', text, re.DOTALL)
   if not wrong or wrong[1] not in f:
-    return f'found flags that cannot be read ({text}); expected --name=value; see --help'
+    return f'the flags cannot be parsed ({text}); write them as --name=value, or see --help'
   flag = f[wrong[1]]
   kind = flag.parser.syntactic_help or _KINDS.get(flag.flag_type(), f'a {flag.flag_type()}')
   kind = {'an integer': 'a whole number'}.get(kind, kind)
-  return f'found --{flag.name}={wrong[2]}; expected {kind}; change it'
+  return f'--{flag.name}={wrong[2]} should be {kind}; change it'
 
 
 def _help_asked(arguments, f) -> str:
-  """Which help is asked for, or ''."""
+  """The name of the help flag that was given, or ''."""
   names = [name for name, _ in _named(f, arguments)]
   return next((name for name in names if name in _HELP), '')
 
 
 def help_text(about, f, full=False) -> str:
-  """What a command does, its flags, and the keys of its config."""
+  """A command's description, its flags, and the keys of its config."""
   parts = [(about or '').strip(), f.get_help() if full else f.module_help(sys.argv[0])]
   parts += [f[name].parser.help() for name in f if hasattr(f[name].parser, 'arrange')]
   return '\n\n'.join(part.strip('\n') for part in parts if part)
 
 
 def no_arguments(argv):
-  """InputError for words on the command line that are no flags."""
+  """InputError for arguments on the command line that are not flags."""
   if len(argv) > 1:
     raise InputError(
-      f'found the stray argument {argv[1]!r}; expected flags only; write --name=value, in quotes '
-      'where it has spaces'
+      f'unexpected argument {argv[1]!r}: this command takes flags only; write --name=value, in '
+      'quotes if it has spaces'
     )
 
 
 def require(**values):
-  """InputError for the first of the named flags that was left empty."""
+  """InputError for the first of the named flags that is empty."""
   for name, value in values.items():
     if value is None or value == '' or value == []:
-      raise InputError(f'found no --{name}; expected a value; add --{name}=..., or see --help')
+      raise InputError(f'--{name} is missing; add --{name}=..., or see --help')
 
 
 def check_range(low: int, high: int, **values):
   """InputError for the first of the named flags that is not from `low` to `high`."""
   for name, value in values.items():
     if not low <= value <= high:
-      raise InputError(f'found --{name}={value}; expected {low} to {high}; change it')
+      raise InputError(f'--{name} is {value}; set it to a number from {low} to {high}')
 
 
 def check_sampling(
   num_samples: int, temperature: float, seed: int, cfg_weight: float | None = None
 ):
-  """InputError for numbers no model can sample with."""
+  """InputError for numbers that no model can sample with."""
   inputs.check_sampling(num_samples, temperature, seed, cfg_weight, dashes='--')
 
 
-# What they print.
+# Output.
 
 
 def log(message: str):
-  """Progress, for people: stderr."""
+  """Prints progress on stderr, for people."""
   print(message, file=sys.stderr, flush=True)
 
 
 def print_text(text: str, kept: str = ''):
-  """The result, for machines: stdout.
+  """Prints the result on stdout, for machines.
 
-  kept: where the result lies besides, as a folder that was written: then a stdout that takes
-    nothing is told of, and no failure.
+  kept: where else the result was saved, such as an output folder; if there is one, a stdout that
+    cannot be written is only reported and is not an error.
   """
   try:
     print(text, flush=True)
-  except BrokenPipeError:  # it has been read as far as somebody wanted
+  except BrokenPipeError:  # the reader has read all it wanted
     environment.drop(sys.stdout)
   except OSError as e:
     environment.drop(sys.stdout)
     if not kept:
       raise InputError(
-        f'cannot write to stdout ({e.strerror}); expected room for the result; send it elsewhere'
+        f'cannot write the result to stdout ({e.strerror}); send it elsewhere'
       ) from e
     log(f'note         stdout could not be written ({e.strerror}); the result is in {kept}')
 
 
 def print_json(value, kept: str = ''):
-  r"""`print_text` of a JSON value. Bytes of a path that are not UTF-8 become JSON's \udcXX, and so
-  does what the terminal has no letters for.
+  r"""`print_text` of a JSON value. Bytes of a path that are not UTF-8 become JSON's \udcXX, and
+  characters that the terminal cannot show become \uXXXX.
   """
   text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False)
   text = text.encode('utf-8', 'backslashreplace').decode('utf-8')

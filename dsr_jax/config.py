@@ -65,7 +65,7 @@ class Lora:
   """trainable=lora."""
 
   rank: int = 16
-  # replaces method.learning_rate: adapters begin at zero and move less at the same rate
+  # replaces method.learning_rate: adapters start at zero and move less at the same rate
   learning_rate: float = 1e-4
 
 
@@ -87,7 +87,7 @@ class ClipReward:
 class ExternalReward:
   """reward=external: the source of each task's rewards, 'module:function' or 'http://...'.
 
-  '' is none. $VARIABLES are replaced at each request, so that a server may move.
+  '' is none. $VARIABLES are expanded at each request, so a server may move.
   """
 
   generation: str = ''
@@ -116,13 +116,13 @@ class Method:
   judge_accuracy: float = 1.0  # for the reward 'judge': the other verdicts are flipped
   clip_reward: ClipReward = ClipReward()
   external_reward: ExternalReward = ExternalReward()
-  # for the reward 'vqa'; {} is the text
+  # for the reward 'vqa'; {} stands for the text
   yes_question: str = 'Does this image show {}? Answer yes or no.'
   group_size: int = 8  # candidates per input
-  inputs_per_step: int = 128  # prompts plus pictures; in 'unified', half of each
+  inputs_per_step: int = 128  # prompts plus images; in 'unified', half of each
   # equal parts of a step's inputs, sampled and differentiated one by one before a single update
   accumulate: int = 1
-  steps: int = 438  # 5 epochs of 5,600 prompts and 5,600 pictures
+  steps: int = 438  # 5 epochs of 5,600 prompts and 5,600 images
   beta: float = 2.0
   gamma: float = 0.5
   # updates per batch of samples; more than 1 only for objectives that support off-policy updates
@@ -137,21 +137,21 @@ class Method:
   kl_estimator: str = 'k3'
   min_margin: float = 0.0  # the loss drops pairs whose rewards differ by no more than this
   temperature: float = 1.0  # for sampling, and for every log-probability in the loss
-  guidance: float = 5.0  # classifier-free guidance for sampling pictures; 1: off. Never in rewards
-  # guide only this many codes of a picture, from the first; the others cost half. 0: guide all
+  guidance: float = 5.0  # classifier-free guidance for sampling images; 1: off. Never in rewards
+  # guide only the first codes of an image, this many; the others cost half. 0: guide all
   cfg_interval: int = 0
   # whether the loss uses the guided mixture that sampled instead of the plain conditional
   policy_guidance: bool = False
-  # For models that draw by unmasking (Show-o), whose likelihood of a picture is an estimate.
+  # For models that draw by unmasking (Show-o), whose likelihood of an image is an estimate.
   # 'one_step': mask all codes and score them at once. 'elbo': the masked-diffusion bound
   picture_likelihood: str = 'one_step'
   elbo_draws: int = 1  # random maskings that the bound averages
-  # share of a prompt's words that the loss drops at random; -1: the family's default. Never in
+  # share of a prompt's tokens that the loss drops at random; -1: the family's default. Never in
   # rewards
   prompt_drop: float = -1.0
-  # 'delete' dropped words, 'hide' them from attention, or replace them with the 'mask' token
+  # 'delete' dropped tokens, 'hide' them from attention, or replace them with the 'mask' token
   prompt_drop_way: str = 'delete'
-  sampling_steps: int = -1  # per picture, for models that draw by unmasking; -1: the model's own
+  sampling_steps: int = -1  # per image, for models that draw by unmasking; -1: the model's own
   # noise in the choice of codes to keep, at the first step; -1: the model's own
   sampling_noise: float = -1.0
   max_text_tokens: int = 256
@@ -162,7 +162,7 @@ class Method:
   question: str = 'Describe this image in detail.'  # the question that the sampled texts answer
   # precedes the prompt in R_G; '' is none
   instruction: str = 'Describe this image in detail.'
-  # 'crop': the center square of a picture. 'pad': pad it to a square. Applies to the vision tower
+  # 'crop': the center square of an image. 'pad': pad it to a square. Applies to the vision tower
   # and the VQ encoder
   crop: str = 'crop'
   # 'lora': adapters on the projections of the language model
@@ -193,7 +193,7 @@ class Method:
 
   @property
   def inputs_per_task(self):
-    """B: prompts in a step's generation half, and pictures in its understanding half."""
+    """B: prompts in a step's generation half, and images in its understanding half."""
     return self.inputs_per_step // (1 if self.strategy == 'separate' else len(self.tasks))
 
   def external_source(self, task) -> str:
@@ -248,7 +248,7 @@ class System:
   log_every: int = 10  # steps between fetches of metrics; every step still gets its own line
   # steps between scores by the frozen initial model; 0: never, which frees its copy
   frozen_every: int = 10
-  # steps between scores of swapped prompts and of coarse pictures, a forward pass each; 0: never
+  # steps between scores of swapped prompts and coarse images, one forward pass each; 0: never
   probe_every: int = 0
   samples_every: int = 50  # steps between sheets and rows of all candidates; 0: never
   eval_every: int = 100  # steps between evaluations; 0: only before and after
@@ -257,7 +257,7 @@ class System:
   keep_every: int = 0  # also keep every checkpoint at a multiple of this step; 0: none
   external_seconds: float = 60.0  # time limit for an answer of reward=external
   external_retries: int = 2  # retries of a request to an 'http://...' that does not answer
-  track: str = ''  # 'wandb': also log metrics and pictures to Weights & Biases; '': do not
+  track: str = ''  # 'wandb': also log metrics and images to Weights & Biases; '': do not
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,17 +280,17 @@ class Data:
 class Eval:
   """The fixed lists for evaluating both tasks, at the run's temperature and guidance."""
 
-  # 'scenes': judged pictures, descriptions and questions of Scenes. 'own': the fixed list below,
+  # 'scenes': judged images, descriptions and questions of Scenes. 'own': the fixed lists below,
   # from the run's own data, held out from training. 'auto': 'scenes' if prompts and images are
-  # 'scenes', else 'own'. 'none'
+  # 'scenes', else 'own'. 'none': do not evaluate
   benchmark: str = 'auto'
   prompts_per_task: int = 100  # before and after training
   images_per_prompt: int = 4
   pictures: int = 1000  # to describe before and after training
   quick_prompts_per_task: int = 16  # during training
   quick_pictures: int = 64  # during training
-  chunk: int = 50  # prompts or pictures at once
-  # number of prompts to draw, and of pictures to describe, at every evaluation with the same keys;
+  chunk: int = 50  # prompts or images at once
+  # number of prompts to draw, and of images to describe, at every evaluation with the same keys;
   # the initial model scores the results; 0: none
   watched: int = 24
   # 'own': share of the run's own files that is held out for evaluation and replaces the list of

@@ -13,7 +13,7 @@ _INDENT = ' ' * 8
 
 
 def text(prefix: str = '') -> str:
-  """Every key of `config.Config`. prefix: of the group in which they stand, as 'run.'."""
+  """Every key of `config.Config`. prefix: the group that contains them, such as 'run.'."""
   meaning = meanings()
   lines = ['Keys of the config, set by --config.KEY=VALUE, and their defaults:']
   for key, value in saved_config.flat(dataclasses.asdict(config_lib.Config())).items():
@@ -25,7 +25,7 @@ def text(prefix: str = '') -> str:
 
 
 def meanings(kind=config_lib.Config, prefix='') -> dict[str, str]:
-  """{key: what it means, '' where its name says it} of a dataclass and of those inside."""
+  """{key: its meaning, or '' if the name says it} of a dataclass and of nested dataclasses."""
   comments = _comments(kind)
   found = {}
   for field in dataclasses.fields(kind):
@@ -38,7 +38,7 @@ def meanings(kind=config_lib.Config, prefix='') -> dict[str, str]:
 
 
 def _comments(kind) -> dict[str, str]:
-  """{field: the comment after it, or those above it} of a dataclass's source."""
+  """{field: the comment after it, or the comments above it} in a dataclass's source."""
   found, above = {}, []
   for line in inspect.getsource(kind).splitlines():
     code, _, comment = line.partition('  # ' if not line.strip().startswith('#') else '# ')

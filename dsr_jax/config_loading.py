@@ -1,4 +1,4 @@
-"""Config files and flags -> a checked `config.Config`; saved configurations of earlier runs too.
+"""Config files and flags -> a checked `config.Config`.
 
 --config takes a Python file with `get_config()`, which returns a ConfigDict, or the bare name of a
 file in `dsr_jax/configs/`. What follows a colon goes to `get_config`:
@@ -28,7 +28,8 @@ from dsr_jax.rewards import table as rewards
 flags.disclaim_key_flags()  # --help lists --config under the command, not under this module
 
 CONFIGS = pathlib.Path(__file__).parent / 'configs'
-# Folders whose files are found from anywhere: an installed package has no clone around it.
+# A shipped config is found under these folders' paths from anywhere, as an installed package has no
+# clone around it.
 SHIPPED_FOLDERS = (pathlib.Path('.'), pathlib.Path('configs'), pathlib.Path('dsr_jax/configs'))
 NO_CONFIGS = ('__init__', 'slices')
 
@@ -44,7 +45,8 @@ def shipped():
 def find(name):
   """'scenes:v5e:8x8' -> the path of the config file, and the argument ('' without a colon).
 
-  A file on disk goes before a shipped one of the same path, so a clone reads its own configs/.
+  A file on disk takes precedence over a shipped one of the same path, so a clone reads its own
+  configs/.
   """
   text, _, argument = str(name).partition(':')
   if text in shipped():
@@ -55,13 +57,14 @@ def find(name):
   if path.suffix == '.py' and path.parent in SHIPPED_FOLDERS and path.stem in shipped():
     return CONFIGS / path.name, argument
   raise InputError(
-    f'found no config file at {text}; expected a Python file with get_config(), or one of '
+    f'there is no config file {text}; name a Python file with get_config(), or one of '
     f'{", ".join(shipped())}'
   )
 
 
 def read(name):
-  """Runs a config file and returns its locked ConfigDict; the one way in for every command."""
+  """Runs a config file and returns its locked ConfigDict; every command reads configs through this.
+  """
   path, argument = find(name)
   spec = importlib.util.spec_from_file_location('_dsr_jax_config', path)
   module = importlib.util.module_from_spec(spec)
@@ -69,28 +72,28 @@ def read(name):
     spec.loader.exec_module(module)
   get_config = getattr(module, 'get_config', None)
   if get_config is None:
-    raise InputError(f'found no get_config() in {path}; expected one that returns a ConfigDict')
+    raise InputError(f'{path} has no get_config(); add one that returns a ConfigDict')
   if not callable(get_config):
-    raise InputError(f'found get_config={get_config!r} in {path}; expected a function')
+    raise InputError(f'{path} has get_config={get_config!r}; make it a function')
   if argument and not inspect.signature(get_config).parameters:
-    raise InputError(f'found {argument!r} after {path}; expected nothing, it takes no argument')
+    raise InputError(f'{path} takes no argument, but {argument!r} follows it; leave that out')
   with _running(path):
     config = get_config(argument) if argument else get_config()
   if not isinstance(config, ml_collections.ConfigDict):
     raise InputError(
-      f'found a {type(config).__name__} from get_config() of {path}; expected a ConfigDict'
+      f'get_config() of {path} returns a {type(config).__name__}; return a ConfigDict'
     )
   return config.lock()
 
 
 @contextlib.contextmanager
 def _running(path):
-  """What goes wrong in a config file is one sentence, with the line of that file."""
+  """Turns any error in a config file into an InputError with the line of that file."""
   try:
     yield
   except InputError:
     raise
-  except (Exception, SystemExit) as e:  # a file may fail in any way there is
+  except (Exception, SystemExit) as e:  # a config file may fail in any way
     lines = [
       frame.lineno for frame in traceback.extract_tb(e.__traceback__) if frame.filename == str(path)
     ]
@@ -98,8 +101,8 @@ def _running(path):
       lines = [e.lineno]
     where = f' in line {lines[-1]}' if lines and lines[-1] else ''
     raise InputError(
-      f'found {path} failing{where} ({type(e).__name__}: {first_line(e)}); expected a Python file '
-      'with get_config(); mend it'
+      f'{path} fails{where} ({type(e).__name__}: {first_line(e)}); fix it: it should be a Python '
+      'file with get_config()'
     ) from e
 
 
@@ -116,7 +119,7 @@ def load(name, **overrides):
     except OverflowError as e:  # a whole number for a key of type float
       shown = key.replace('__', '.')
       raise InputError(
-        f'found {shown} of {len(str(value))} digits; expected a finite number; change it'
+        f'{shown} is a number of {len(str(value))} digits; set it to a finite number'
       ) from e
   values = saved_config.flat(config.to_dict())
   for key in overrides:
@@ -138,7 +141,7 @@ class _FileParser(flags.ArgumentParser):
     return 'config file'
 
   def arrange(self, arguments):
-    """The arguments, --config before its keys; see `check_flags`."""
+    """The arguments with --config moved before its keys; see `check_flags`."""
     path = check_flags(arguments, self._default)
     rest, words = [], iter(arguments)
     for word in words:
@@ -149,33 +152,33 @@ class _FileParser(flags.ArgumentParser):
     return [f'--config={path}', *rest]
 
   def help(self):
-    """Of its keys."""
+    """The help text of its keys."""
     return config_help.text(self._prefix) if self._default is None else ''
 
 
 def define_config_flag(name, help, f=flags.FLAGS, default=None, prefix=''):
   """Defines --NAME=FILE with its overrides --NAME.key=value; returns the flag's holder.
 
-  default: the config where none is named; `cli.parse` puts it in.
-  prefix: of the group in which a run's keys stand, for --help.
+  default: the config to use without the flag; `cli.parse` inserts it.
+  prefix: the group that contains a run's keys, for --help.
   """
   holder = config_flags.DEFINE_config_file(name, help_string=help, flag_values=f)
-  # ml_collections opens paths only, from the working directory only.
+  # ml_collections' own parser opens only paths, relative to the working directory.
   f[name].parser = _FileParser(default, prefix)
   return holder
 
 
 def check_flags(argv, default=None) -> str:
-  """The config that is named. InputError for what absl would answer with a traceback: no --config,
+  """The value of --config. InputError for errors that absl reports with a traceback: no --config,
   no such file, an override of an unknown key.
 
-  argv: the command's arguments without its name. default: that of --config.
+  argv: the command's arguments without its name. default: the default of --config.
   """
   pairs = _pairs(argv)
   given = [value for name, _, value in pairs if name == 'config']
   path = next((p for p in reversed(given) if p), default)
   if path is None:
-    raise InputError('found no --config; expected a config file, as --config=configs/scenes.py')
+    raise InputError('--config is missing; name a config file, such as --config=configs/scenes.py')
   known = saved_config.flat(read(path).to_dict())
   typed = {name.removeprefix('config.'): value for name, _, value in pairs if '.' in name}
   for key in typed:
@@ -186,21 +189,21 @@ def check_flags(argv, default=None) -> str:
       continue
     if key in known:
       if not equals and not value and not isinstance(known[key], bool):
-        raise InputError(f'found --{name} without a value; expected one; write --{name}=...')
+        raise InputError(f'--{name} has no value; write --{name}=...')
       continue
     if any(other.startswith(f'{key}.') for other in known):
       raise InputError(
-        f'found --{name}, a group of keys; expected one of them; write --{name}.KEY=VALUE'
+        f'--{name} is a group of keys; set one of them with --{name}.KEY=VALUE'
       )
     saved_config.refuse_renamed(key)
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    hint = f'did you mean config.{near[0]}' if near else 'see --help for all of them'
-    raise InputError(f'found the unknown key {name}; expected a key of {path}; {hint}')
+    hint = f'did you mean config.{near[0]}?' if near else 'see --help for all keys'
+    raise InputError(f'{path} has no key {name}; {hint}')
   return path
 
 
 def _pairs(argv) -> list[tuple[str, str, str]]:
-  """(flag, '=', value) of each flag; ('', value in the next word) where there is no '='."""
+  """(flag, '=', value) of each flag; (flag, '', the next argument) if there is no '='."""
   pairs = []
   for word, following in zip(argv, [*argv[1:], '']):
     if word.startswith('-'):
@@ -210,16 +213,16 @@ def _pairs(argv) -> list[tuple[str, str, str]]:
 
 
 def refuse_rate_of_others(key, values):
-  """InputError where `key`, which was typed, is the rate of weights that are not trained.
+  """InputError if the user set `key` and it is the learning rate of weights that are not trained.
 
-  values: of all keys, {'method.trainable': 'lora'}; they may stand in a group, as `run.method...`.
+  values: of all keys, {'method.trainable': 'lora'}; they may be in a group, as in `run.method...`.
   """
   group = key.removesuffix('method.learning_rate')
   if group != key and values.get(f'{group}method.trainable') == 'lora':
     raise InputError(
-      f'found {key}={values[key]} with {group}method.trainable=lora, whose weights stay as they '
-      f'are; expected the rate of the adapters, {group}method.lora.learning_rate (it is '
-      f'{values.get(f"{group}method.lora.learning_rate")}); set that'
+      f'{key}={values[key]} has no effect with {group}method.trainable=lora, which trains only the '
+      f'adapters; set their rate instead, {group}method.lora.learning_rate (it is '
+      f'{values.get(f"{group}method.lora.learning_rate")})'
     )
 
 
@@ -227,7 +230,7 @@ def refuse_rate_of_others(key, values):
 
 
 def from_config_dict(config):
-  """ConfigDict or nested dict -> `Config`; InputError for unknown, missing or impossible values."""
+  """ConfigDict or nested dict -> `Config`; InputError for unknown, missing or invalid values."""
   if isinstance(config, ml_collections.ConfigDict):
     config = config.to_dict()
   result = saved_config.build(config_lib.Config, config, 'config')
@@ -239,7 +242,7 @@ def from_config_dict(config):
   return _with_benchmark(result)
 
 
-# Paths, as a shell's user means them.
+# Paths in which `~` and `$VAR` are expanded.
 
 _PATHS = (
   'model',
@@ -265,7 +268,7 @@ def _replaced(config, key, value):
 
 
 def _with_benchmark(config):
-  """With what eval.benchmark=auto stands for."""
+  """Replaces eval.benchmark=auto by what it stands for."""
   if config.eval.benchmark != 'auto':
     return config
   found = 'scenes' if set(inputs_of(config)) == {'scenes'} else 'own'
@@ -273,7 +276,7 @@ def _with_benchmark(config):
 
 
 def inputs_of(config) -> list[str]:
-  """What the tasks of a run are learned from, as its keys name it."""
+  """The data of a run's tasks, as its keys name them."""
   read_from = {'generation': config.data.prompts, 'understanding': config.data.images}
   return [read_from[task] for task in config.method.tasks]
 
@@ -296,7 +299,7 @@ _CHOICES = {
   'system.track': config_lib.TRACKERS,
   'eval.benchmark': config_lib.BENCHMARKS,
 }
-_AT_LEAST = {  # least value -> keys
+_AT_LEAST = {  # minimum -> keys
   2: ('method.group_size',),
   1: (
     'method.steps',
@@ -361,7 +364,7 @@ _ABOVE_ZERO = (
   'method.dpo.beta',
   'method.cispo.ratio_max',
 )
-_BELOW = {  # bound, itself excluded -> keys
+_BELOW = {  # exclusive upper bound -> keys
   1: ('method.adam_b1', 'method.adam_b2', 'method.ema_decay', 'eval.held_out'),
   2**32: ('method.seed', 'data.seed'),
 }
@@ -385,41 +388,41 @@ def _check_values(config):
     if value in saved_config.RENAMED_VALUES.get(key, ()):
       raise InputError(f'{key}={value} is now {key}={saved_config.RENAMED_VALUES[key][value]}')
     if value not in table:
-      raise InputError(f'found config.{key}={value!r}; expected one of {", ".join(table)}')
+      raise InputError(f'config.{key} is {value!r}; set it to one of {", ".join(table)}')
   for low, keys in _AT_LEAST.items():
     for key in keys:
       if _get(config, key) < low:
         raise InputError(
-          f'found config.{key}={_get(config, key)}; expected at least {low}{_WHY.get(key, "")}'
+          f'config.{key} is {_get(config, key)}; set it to at least {low}{_WHY.get(key, "")}'
         )
   for key in _ABOVE_ZERO:
     if _get(config, key) <= 0:
-      raise InputError(f'found config.{key}={_get(config, key)}; expected more than 0')
+      raise InputError(f'config.{key} is {_get(config, key)}; set it to a number above 0')
   for bound, keys in _BELOW.items():
     for key in keys:
       if _get(config, key) >= bound:
-        raise InputError(f'found config.{key}={_get(config, key)}; expected less than {bound}')
+        raise InputError(f'config.{key} is {_get(config, key)}; set it to a number below {bound}')
   if config.method.judge_accuracy > 1:
     raise InputError(
-      f'found config.method.judge_accuracy={config.method.judge_accuracy}; expected at most 1'
+      f'config.method.judge_accuracy is {config.method.judge_accuracy}; set it to at most 1'
     )
   for key, what in _NOT_EMPTY.items():
     if not _get(config, key).strip():
-      raise InputError(f'found an empty config.{key}; expected {what}')
+      raise InputError(f'config.{key} is empty; set it to {what}')
   for key in _TEXTS:
     inputs.check_text(**{f'config.{key}': _get(config, key)})
   templates = {name: family for family in families.FAMILIES for name in family.templates}
   if config.method.template not in ('', *templates):
     known = ', '.join(f'{name} ({family.name})' for name, family in templates.items())
     raise InputError(
-      f'found config.method.template={config.method.template!r}; expected one of {known}, or '
+      f'config.method.template is {config.method.template!r}; set it to one of {known}, or to '
       "'' for the model's own"
     )
   axes = dataclasses.asdict(config.system.mesh)
   sizes = list(axes.values())
   if any(n < 1 and n != -1 for n in sizes) or sizes.count(-1) > 1:
     raise InputError(
-      f'found config.system.mesh={axes}; expected positive numbers and at most one -1'
+      f'config.system.mesh is {axes}; use positive numbers and at most one -1'
     )
 
 
@@ -427,54 +430,54 @@ def _get(config, key):
   return operator.attrgetter(key)(config)
 
 
-# Values that do not go together.
+# Combinations of values.
 
 
 def _check_method(method):
   if method.warmup_steps > method.steps:
     raise InputError(
-      f'found config.method.warmup_steps={method.warmup_steps} of {method.steps} steps; expected '
-      'at most as many'
+      f'config.method.warmup_steps is {method.warmup_steps}; set it to at most the '
+      f'{method.steps} steps of the run'
     )
   tasks = len(method.tasks_at(0))
   parts = tasks * method.accumulate
   if method.inputs_per_step % parts:
     raise InputError(
-      f'found config.method.inputs_per_step={method.inputs_per_step}; expected a multiple of '
+      f'config.method.inputs_per_step is {method.inputs_per_step}; set it to a multiple of '
       f'{parts} ({tasks} tasks x {method.accumulate} accumulated parts)'
     )
   if method.strategy == 'separate' and method.task != 'unified':
     raise InputError(
-      f'found config.method.task={method.task} with strategy=separate, whose two models learn one '
-      'task each; expected task=unified'
+      f'config.method.task={method.task} does not fit strategy=separate, whose two models learn '
+      'one task each; set task=unified'
     )
   if method.inner_updates > 1 and not OBJECTIVES[method.objective].off_policy_ok:
     able = ', '.join(name for name, objective in OBJECTIVES.items() if objective.off_policy_ok)
     raise InputError(
-      f'found config.method.inner_updates={method.inner_updates} with '
-      f'objective={method.objective}, which has no ratio to the policy that sampled; expected '
-      f'inner_updates=1, or one of {able}'
+      f'config.method.inner_updates={method.inner_updates} does not fit '
+      f'objective={method.objective}, which has no ratio to the policy that sampled; set '
+      f'inner_updates=1, or use one of {able}'
     )
   _check_pictures(method)
   names = [term.name for term in rewards.terms(method.reward)]
   if 'clip' in names and not method.clip_reward.model:
     raise InputError(
-      f'found config.method.reward={method.reward} and no config.method.clip_reward.model; '
-      'expected a directory of a CLIPModel in the Hugging Face layout'
+      f'config.method.reward={method.reward} needs config.method.clip_reward.model; '
+      'set it to the directory of a CLIPModel in the Hugging Face layout'
     )
   before, *after = method.yes_question.split('{}')
   if len(after) != 1 or not before.strip() or not after[0].strip():
     raise InputError(
-      f'found config.method.yes_question={method.yes_question!r}; expected a question with one '
-      '{} inside, where the text goes'
+      f'config.method.yes_question is {method.yes_question!r}; write a question with one {{}} '
+      'inside, where the text goes'
     )
   _check_external(names, method)
   able = rewards.tasks(method)
   unable = [task for task in method.tasks if task not in able]
   if unable:
     raise InputError(
-      f'found config.method.reward={method.reward} with the task {unable[0]}; expected method.task '
-      f'to be {" or ".join(able)}'
+      f'config.method.reward={method.reward} does not fit the task {unable[0]}; set method.task to '
+      f'{" or ".join(able)}'
     )
 
 
@@ -482,38 +485,38 @@ def _check_external(names, method):
   asked = dataclasses.asdict(method.external_reward)
   if 'external' in names and not any(asked.values()):
     raise InputError(
-      f'found config.method.reward={method.reward} and nobody to ask; expected module:function or '
-      'http://... in config.method.external_reward.generation, .understanding, or both'
+      f'config.method.reward={method.reward} has no source; set module:function or http://... in '
+      'config.method.external_reward.generation, .understanding, or both'
     )
   if 'external' not in names and any(asked.values()):
     key = next(key for key, value in asked.items() if value)
     raise InputError(
-      f'found config.method.external_reward.{key} with reward={method.reward}, which does not ask '
-      'it; expected external in the reward, as in dual+0.3*external'
+      f'config.method.external_reward.{key} has no effect with reward={method.reward}; leave it '
+      'out, or put external into the reward, as in dual+0.3*external'
     )
 
 
 def _check_pictures(method):
-  """Keys of models that draw by unmasking, at -1 the model's own."""
+  """Checks the keys of models that draw by unmasking; -1 is the model's own value."""
   if method.prompt_drop != -1 and not 0 <= method.prompt_drop < 1:
     raise InputError(
-      f'found config.method.prompt_drop={method.prompt_drop}; expected a share from 0 to below 1, '
-      "or -1 for the model's own"
+      f'config.method.prompt_drop is {method.prompt_drop}; set it to a share from 0 to below 1, '
+      "or to -1 for the model's own"
     )
   if method.sampling_steps != -1 and method.sampling_steps < 1:
     raise InputError(
-      f'found config.method.sampling_steps={method.sampling_steps}; expected at least 1, or -1 for '
-      "the model's own"
+      f'config.method.sampling_steps is {method.sampling_steps}; set it to at least 1, or to -1 '
+      "for the model's own"
     )
   if method.sampling_noise != -1 and method.sampling_noise < 0:
     raise InputError(
-      f'found config.method.sampling_noise={method.sampling_noise}; expected at least 0, or -1 for '
-      "the model's own"
+      f'config.method.sampling_noise is {method.sampling_noise}; set it to at least 0, or to -1 '
+      "for the model's own"
     )
   if method.elbo_draws > 1 and method.picture_likelihood != 'elbo':
     raise InputError(
-      f'found config.method.elbo_draws={method.elbo_draws} with '
-      f'picture_likelihood={method.picture_likelihood}, which needs no draws; expected 1, or '
+      f'config.method.elbo_draws={method.elbo_draws} does not fit '
+      f'picture_likelihood={method.picture_likelihood}, which needs no draws; set it to 1, or set '
       'picture_likelihood=elbo'
     )
 
@@ -524,8 +527,8 @@ def _check_chunks(system, method):
     chunk = getattr(system, key)
     if chunk and part % chunk:
       raise InputError(
-        f'found config.system.{key}={chunk}; expected a divisor of {part}, the inputs of a task in '
-        'a part of the step, or 0 for all at once'
+        f'config.system.{key} is {chunk}; set it to a divisor of {part}, the inputs of a task in a '
+        'part of the step, or to 0 for all at once'
       )
 
 
@@ -534,7 +537,7 @@ def _check_data(config):
   judged = 'judge' in [term.name for term in rewards.terms(config.method.reward)]
   if judged and strange:
     raise InputError(
-      f'found config.method.reward={config.method.reward} with data of '
-      f'{", ".join(sorted(strange))}; expected scenes, the only world that the judge can read; set '
-      'data.prompts and data.images to scenes, or choose another reward'
+      f'config.method.reward={config.method.reward} cannot judge the data '
+      f'{", ".join(sorted(strange))}, as the judge reads only scenes; set data.prompts and '
+      'data.images to scenes, or choose another reward'
     )

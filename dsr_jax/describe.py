@@ -25,8 +25,8 @@ def describe(
   max_tokens: int | None = None,
   crop: str = '',
 ) -> list[dict]:
-  """Texts about an image file, best first; an empty text has no reward and comes last. What is left
-  out is the model's own setting.
+  """Texts about an image file, best first; an empty text has no reward and comes last. An argument
+  that is left out takes the model's own setting.
   """
   described = api.Model(model).describe(
     image,
@@ -56,7 +56,7 @@ def main(argv, f=flags.FLAGS):
   cli.require(model=f.model, image=f.image)
   inputs.check_text(question=f.question)
   if f.question and not f.question.strip():
-    raise InputError('found an empty question; expected a text; write one, or leave --question out')
+    raise InputError('--question is empty; write a question, or leave --question out')
   cli.check_sampling(f.num_samples, 1.0 if f.temperature is None else f.temperature, f.seed)
   if f.max_tokens is not None:
     cli.check_range(1, 100_000, max_tokens=f.max_tokens)
@@ -65,7 +65,7 @@ def main(argv, f=flags.FLAGS):
     cli.log(f'loading {name}')
     base = locate.base_for(name, f.base, several=bool(f.compare))
     model = Inference(locate.resolve(name, template=f.template, base=base))
-    # The second model is asked the same of the same picture.
+    # The second model gets the same question about the same image.
     method = model.source.method
     result = result or {
       'image': f.image,

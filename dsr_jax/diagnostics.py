@@ -19,11 +19,11 @@ from dsr_jax.models.unified import (
 from dsr_jax.rewards import dual
 from dsr_jax.rollouts import Rollout, Scorers, UpdateAux
 
-# While sampling: numbers of each input, (B,).
+# During sampling: values for each input, (B,).
 
 
 def of_codes(codes, rewards) -> dict:
-  """Sampled pictures (B, G, N): similarity, entropy, and the slope of reward on entropy."""
+  """Sampled images (B, G, N): similarity, entropy, and slope of reward on entropy."""
   alike = jnp.mean(codes[:, :, None] == codes[:, None, :], axis=-1, dtype=jnp.float32)
   entropy = code_entropy(codes)
   return dict(
@@ -82,7 +82,7 @@ def hack_probes(
   """Probes for hacking of R_G, (B,) each; nan if the probes are not due.
 
   probe_swapped_gain: R_G minus R_G of the prompt with swapped attributes; probe_swapped_right: the
-  share of samples where this is above 0; probe_coarse_loss: the drop of R_G when pictures are
+  share of samples where this is above 0; probe_coarse_loss: the drop of R_G when images are
   coarsened, which removes details that only a model can see.
   """
   scorer = scorers.scorer
@@ -109,10 +109,10 @@ def hack_probes(
 
 
 def code_entropy(codes):
-  """codes (..., N) -> entropy in nats of the code frequencies within a picture, (...); low for a
-  flat picture.
+  """codes (..., N) -> entropy in nats of the code frequencies within an image, (...); low for a
+  flat image.
   """
-  # The frequency of each position's code in its picture.
+  # The frequency of each position's code in its image.
   share = jnp.mean(codes[..., :, None] == codes[..., None, :], axis=-1, dtype=jnp.float32)
   return -jnp.mean(jnp.log(share), axis=-1)
 
@@ -138,7 +138,7 @@ def _among_others(share, group: int):
   return (share * group - 1) / (group - 1)
 
 
-# After the update: the task's metrics, scalars.
+# After the update: the task's metrics, as scalars.
 
 
 def of_rollout(rollout: Rollout, pair, weight) -> dict:

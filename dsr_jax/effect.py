@@ -32,16 +32,16 @@ class Effect(NamedTuple):
   by_seed: list[float]
 
 
-# The tables of an evaluation on Scenes, and how many numbers a row has: pictures, or sums.
+# Tables of an evaluation on Scenes -> numbers per row: sums, or None for the number of images.
 ROWS = {'generation': None, 'description': 8, 'description_greedy': 8, 'yesno': 6}
-TUNED = 'generation_tuned'  # of some runs' step 0
+TUNED = 'generation_tuned'  # only some runs have it, at step 0
 
 
 def rows_of(workdir: str, step: int) -> dict[str, np.ndarray]:
   """The rows of the evaluation of a step: {name: (P, S) or (C, M)}."""
   path = os.path.join(workdir, 'evaluations', f'{step:06d}.json')
   content = run_files.read_json(
-    path, 'expected a finished run that was evaluated; run dsr_jax.main there to its end'
+    path, 'name a finished run that was evaluated, or run dsr_jax.main there to its end'
   )
   rows = {}
   for name in (*ROWS, TUNED):
@@ -50,17 +50,16 @@ def rows_of(workdir: str, step: int) -> dict[str, np.ndarray]:
     try:
       rows[name] = np.array(content[name], float)
     except (TypeError, ValueError) as e:
-      raise run_files.damaged(path, f'{name} is no table of numbers') from e
+      raise run_files.damaged(path, f'{name} is not a table of numbers') from e
   missing = [name for name in ROWS if name not in rows]
   if missing:
     raise InputError(
-      f'found no rows {missing[0]} in {path}; expected an evaluation with eval.benchmark=scenes; '
-      'name other runs'
+      f'{path} has no rows {missing[0]}; name runs that were evaluated with eval.benchmark=scenes'
     )
   for name, values in rows.items():
     columns = ROWS.get(name)
     if values.ndim != 2 or not values.size or not np.isfinite(values).all():
-      raise run_files.damaged(path, f'{name} is no table of numbers')
+      raise run_files.damaged(path, f'{name} is not a table of numbers')
     if columns and values.shape[1] != columns:
       raise run_files.damaged(path, f'{name} has rows of {values.shape[1]} numbers, not {columns}')
   if len(rows['generation']) % len(grammar.GENEVAL):
@@ -72,7 +71,7 @@ def last_step(workdir: str) -> int:
   """The last step of a finished run."""
   path = os.path.join(workdir, 'summary.json')
   summary = run_files.read_json(
-    path, 'expected the workdir of a finished run; run dsr_jax.main there to its end'
+    path, 'name the workdir of a finished run, or run dsr_jax.main there to its end'
   )
   step = summary.get('step')
   if type(step) is not int or step < 0:
@@ -87,14 +86,14 @@ def check_comparable(workdirs, first, last):
       shapes = [rows[name].shape for rows in (first[0], before, after)]
       if len(set(shapes)) > 1:
         raise InputError(
-          f'found evaluations of other sizes in {workdir} ({name}: {shapes[1]} before, {shapes[2]} '
-          f'after; {shapes[0]} in the first run); expected the same prompts and pictures '
-          'everywhere; compare runs of one configuration'
+          f'the evaluations in {workdir} have other sizes ({name}: {shapes[1]} before, {shapes[2]} '
+          f'after; {shapes[0]} in the first run); compare runs of one configuration, which are '
+          'evaluated on the same prompts and images'
         )
 
 
 def effects(workdirs) -> list[Effect]:
-  """Every score's effect over the runs of all seeds."""
+  """The effect on every score, over the runs of all seeds."""
   first = [rows_of(workdir, 0) for workdir in workdirs]
   last = [rows_of(workdir, last_step(workdir)) for workdir in workdirs]
   check_comparable(workdirs, first, last)
@@ -114,7 +113,9 @@ def effects(workdirs) -> list[Effect]:
 
 
 def _generation(name, prompts, first, last, *, task=None, before='generation') -> Effect:
-  """Of right pictures, rows (P, S); task: of its prompts alone; before: the first rows' name."""
+  """Effect on the share of correct images, rows (P, S). task: only its prompts; None: all. before:
+  the name of the rows before training.
+  """
   chosen = [i for i, p in enumerate(prompts) if task in (None, p.category)]
   part = [prompts[i] for i in chosen]
   before_rows = [run[before][chosen] for run in first]
@@ -124,7 +125,7 @@ def _generation(name, prompts, first, last, *, task=None, before='generation') -
     sums, _ = scores_lib.generation_sums(part, rows)
     return float(scores_lib.mean_of_tasks(sums.sum(axis=0)[None])[0])
 
-  # Of several seeds the mean is taken first, prompt by prompt.
+  # Average over the seeds first, for each prompt.
   old, new = np.mean(before_rows, axis=0), np.mean(after_rows, axis=0)
   return Effect(
     name=name,
@@ -136,7 +137,7 @@ def _generation(name, prompts, first, last, *, task=None, before='generation') -
 
 
 def _sums(name, key, statistic, first, last) -> Effect:
-  """Of a statistic of sums by picture, rows (C, M)."""
+  """Effect on a statistic of sums over images, rows (C, M)."""
 
   def value(rows):
     return float(statistic(rows.sum(axis=0)[None])[0])
@@ -153,7 +154,7 @@ def _sums(name, key, statistic, first, last) -> Effect:
 
 
 def table(rows: list[Effect]) -> str:
-  """Markdown, in points (hundredths)."""
+  """The effects as a Markdown table, in points (hundredths)."""
   lines = [
     '| score, points | before | after | difference | 95 % interval | by seed |',
     '|---|---:|---:|---:|---|---|',

@@ -1,7 +1,7 @@
-"""What surrounds a command: its streams, its locale and folder, and what libraries say where the
-machine refuses. One sentence each, at the start where it can be known by then.
+"""The environment of a command: its streams, locale, current folder and signals, and sentences for
+the errors that libraries raise about the machine. Checks run at the start where possible.
 
-It imports no library, so that it is there before one of them fails.
+This module imports no library, so it works even if importing one fails.
 """
 
 from collections.abc import Callable
@@ -18,26 +18,26 @@ import time
 
 from dsr_jax.errors import InputError, first_line
 
-# A process that was ended by this signal has 128 more as its status, as shells have it.
+# The status of a process that this signal ended: 128 more, by the convention of shells.
 PIPE_STATUS = 128 + signal.SIGPIPE
-_ENDING = threading.Lock()  # held from when this process says that a signal ends it
-_LEFT_AT_WORK = threading.Event()  # set when a signal has raised an exception
+_ENDING = threading.Lock()  # held once this process reports that a signal ends it
+_LEFT_AT_WORK = threading.Event()  # set when a signal raises an exception
 
 # Before any work.
 
 
 def prepare(arguments):
-  """Looks at the streams, the current folder and the locale.
+  """Checks the streams, the current folder and the locale.
 
-  arguments: of the command line. Errors: InputError for what no command could work with.
+  arguments: of the command line. Raises InputError for problems that would stop any command.
   """
-  if sys.stderr is None:  # else what is meant for it would go to stdout
+  if sys.stderr is None:  # otherwise its output would go to stdout
     sys.stderr = open(os.devnull, 'w', encoding='utf-8')
   if sys.stdout is None:
     raise InputError(
-      'found stdout closed; expected a place for the result; leave out >&-, or write >/dev/null'
+      'stdout is closed, so there is no place for the result; leave out >&-, or write >/dev/null'
     )
-  # A text in letters that the terminal does not have is shown with \u.... in their place.
+  # Characters that the terminal cannot show are written as \uXXXX.
   for stream in (sys.stdout, sys.stderr):
     if hasattr(stream, 'reconfigure'):
       stream.reconfigure(errors='backslashreplace')
@@ -45,19 +45,19 @@ def prepare(arguments):
     os.getcwd()
   except OSError as e:
     raise InputError(
-      f'found no current folder ({e.strerror}); expected one that exists; change to another'
+      f'the current folder does not exist ({e.strerror}); change to another folder'
     ) from e
   sys.stderr = _Progress(sys.stderr)
   encoding = sys.getfilesystemencoding()
   if encoding != 'utf-8' and not all(argument.isascii() for argument in arguments):
     raise InputError(
-      f'found the encoding {encoding} for the command line, which has letters beyond ASCII; '
-      'expected UTF-8; set LC_ALL=C.UTF-8 or PYTHONUTF8=1'
+      f'the command line has characters beyond ASCII, but its encoding is {encoding}, not UTF-8; '
+      'set LC_ALL=C.UTF-8 or PYTHONUTF8=1'
     )
 
 
 class _Progress:
-  """stderr. That it has no room is no reason to stop; that its reader has left is one."""
+  """stderr. A full disk does not stop the command; a reader that has left does."""
 
   def __init__(self, stream):
     self._stream = stream
@@ -75,33 +75,33 @@ class _Progress:
     return getattr(self._stream, name)
 
 
-# What is raised later.
+# Errors raised later.
 
 
 def sentence(error: BaseException) -> str | None:
-  """What an error that some library raised says of the machine; None if it says nothing of it."""
+  """The sentence for a library's error that is about the machine; None for other errors."""
   if isinstance(error, OSError):
     return _of_os_error(error)
   text = first_line(error)
   if isinstance(error, MemoryError):
-    return 'found no memory left on this machine; expected more; ask for less at once'
+    return 'this machine has no memory left; ask for less at once'
   if _while_devices_were_looked_for(error):
     told = os.environ.get('JAX_PLATFORMS')
     where = f'JAX_PLATFORMS={told}' if told else 'the installed JAX'
     return (
-      f'found no device for {where} ({text}); expected a platform of this machine; set '
-      'JAX_PLATFORMS=cpu, or install JAX for the accelerator'
+      f'there is no device for {where} ({text}); set JAX_PLATFORMS to a platform of this machine, '
+      'such as cpu, or install JAX for the accelerator'
     )
   if 'RESOURCE_EXHAUSTED' in text:
     return (
-      f'found no memory left on a device ({text}); expected more; ask for less at once, or '
-      'split the model over more devices'
+      f'a device has no memory left ({text}); ask for less at once, or split the model over more '
+      'devices'
     )
   return None
 
 
 def _while_devices_were_looked_for(error) -> bool:
-  """JAX raises errors of several types there, some without words."""
+  """JAX raises errors of several types there, some without a message."""
   frame = error.__traceback__
   while frame is not None:
     code = frame.tb_frame.f_code
@@ -116,30 +116,28 @@ def _of_os_error(error: OSError) -> str:
   reason = error.strerror or first_line(error)
   if error.errno in (errno.ENOSPC, errno.EDQUOT):
     return (
-      f'cannot write{where} ({reason}); expected room on its disk; free some and run the same '
-      'command again'
+      f'cannot write{where} ({reason}); free some space on its disk and run the same command again'
     )
   if error.errno in (errno.EMFILE, errno.ENFILE):
     return (
-      f'cannot open{where} ({reason}); expected a higher limit of open files; raise it with '
-      'ulimit -n 4096'
+      f'cannot open{where} ({reason}); raise the limit of open files with ulimit -n 4096'
     )
   if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
     return (
-      f'cannot open{where} ({reason}); expected leave to read and write it; mend its permissions, '
+      f'cannot open{where} ({reason}), which must be readable and writable; fix its permissions, '
       'or name another'
     )
-  return f'cannot use{where} ({reason}); expected files that can be read and written; check it'
+  return f'cannot use{where} ({reason}); check that it can be read and written'
 
 
 def of_variable(error: BaseException) -> str | None:
-  """What an error says of an environment variable that a library reads while it is imported."""
+  """The sentence for an error about an environment variable that a library reads on import."""
   text = first_line(error)
   for name in re.findall(r'\b(?:JAX|XLA|TF|CUDA|NUMPY)_\w+', text.upper()):
     if name in os.environ:
       return (
-        f'found {name}={os.environ[name]!r} in the environment ({text}); expected a value '
-        'that it knows; change it or unset it'
+        f'the environment variable {name} has the unknown value {os.environ[name]!r} ({text}); '
+        'change it or unset it'
       )
   return None
 
@@ -148,26 +146,26 @@ def of_variable(error: BaseException) -> str | None:
 
 
 def tell(message: str):
-  """One line on stderr, if stderr takes it."""
+  """Prints an error as one line on stderr, if stderr can be written."""
   line = ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in message)
   with contextlib.suppress(OSError):
     print(f'error: {line}', file=sys.stderr, flush=True)
 
 
 def end_by_interrupt():
-  """Ends this process as Ctrl-C ends others: a shell's loop around it ends too."""
+  """Ends this process by the signal of Ctrl-C, so that a shell loop around it ends too."""
   end_by_signal(signal.SIGINT)
 
 
 def end_by_signal(number: int):
-  """Ends this process as a signal does that nobody handles, from any of its threads."""
+  """Ends this process as an unhandled signal would; can be called from any thread."""
   said = 'Ctrl-C' if number == signal.SIGINT else signal.Signals(number).name
-  if _ENDING.acquire(blocking=False):  # two threads may come here for one signal
-    with contextlib.suppress(OSError, RuntimeError):  # it may come while another line is written
+  if _ENDING.acquire(blocking=False):  # two threads may get here for one signal
+    with contextlib.suppress(OSError, RuntimeError):  # another line may be half written
       print(f'stopped      by {said}', file=sys.stderr, flush=True)
   else:
-    time.sleep(1)  # the other one is saying so
-  # Python's own `signal.signal` is for the main thread alone.
+    time.sleep(1)  # the other thread is printing it
+  # Python's own `signal.signal` works only in the main thread.
   to_default = ctypes.CDLL(None).signal
   to_default.argtypes, to_default.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
   to_default(number, None)
@@ -175,8 +173,8 @@ def end_by_signal(number: int):
 
 
 def end(status: int):
-  """Ends this process with a status. After a signal that left something at work, without what
-  Python does at its end: devices may still compute, and their library would crash.
+  """Ends this process with a status. Skips Python's cleanup after a signal that interrupted work:
+  devices may still be computing, and their library would crash.
   """
   if _LEFT_AT_WORK.is_set():
     os._exit(status)
@@ -184,12 +182,12 @@ def end(status: int):
 
 
 def leave_at_work():
-  """Called where a signal is about to raise an exception in the midst of anything."""
+  """Called when a signal is about to raise an exception, which may interrupt any work."""
   _LEFT_AT_WORK.set()
 
 
 def flush():
-  """Writes what is still held back, and lets no stream fail after this."""
+  """Flushes both streams, and keeps them from failing afterwards."""
   for stream in (sys.stdout, sys.stderr):
     try:
       if stream is not None:
@@ -199,8 +197,8 @@ def flush():
 
 
 def drop(stream):
-  """Nothing more is written to a stream that nobody reads or that has no room: not even by Python
-  when it ends, which would be a traceback.
+  """Redirects a stream that has no reader or no room to /dev/null, so that Python's own flush at
+  exit does not fail with a traceback.
   """
   with contextlib.suppress(OSError, ValueError, AttributeError):
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -208,19 +206,19 @@ def drop(stream):
     os.close(nowhere)
 
 
-# Python runs handlers of signals when its main thread comes back to it: while that compiles or
-# waits for a device, minutes may pass.
+# Python runs signal handlers only when its main thread returns to Python code. While that thread
+# compiles or waits for a device, this may take minutes.
 
 PATIENCE_SECONDS = 5.0
-_SAME_SIGNAL_SECONDS = 2.0  # the main thread may have its turn before the thread that watches
+_SAME_SIGNAL_SECONDS = 2.0  # the main thread may handle a signal before the watching thread does
 
 
 class SignalWatch:
-  """While it is entered, a thread hears of signals at once and ends the process if it must.
+  """A context in which a thread learns of signals at once, and ends the process if necessary.
 
-  heard: (number) -> seconds that the main thread may take to come back to Python, where its handler
-  calls `came_back`; 0: none, whether it has come back or not; None: as long as it likes. Called in
-  that thread, for each signal that has a handler in Python.
+  heard: (number) -> seconds that the main thread may take to return to Python, where its handler
+  calls `came_back`; 0: end the process at once, in any case; None: wait without limit. Called in
+  the watching thread, for each signal that has a handler in Python.
   """
 
   def __init__(self, heard: Callable[[int], float | None]):
@@ -239,7 +237,7 @@ class SignalWatch:
     os.close(self._write)  # ends the thread
 
   def came_back(self):
-    """The main thread's handler runs: it does what is to be done."""
+    """Called by the main thread's handler, which now deals with the signal."""
     self._back = time.monotonic()
 
   def _watch(self):
@@ -260,8 +258,8 @@ class SignalWatch:
 
 
 def watch_interrupts():
-  """From here on the first Ctrl-C is a KeyboardInterrupt, or the end if the main thread does not
-  come back to Python for `PATIENCE_SECONDS`; the second one is the end.
+  """From here on, the first Ctrl-C raises KeyboardInterrupt, or ends the process if the main thread
+  does not return to Python within `PATIENCE_SECONDS`; the second one ends the process.
   """
   if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # nohup may ignore it
     return
@@ -283,19 +281,19 @@ def watch_interrupts():
   signal.signal(signal.SIGINT, interrupted)
 
 
-# Importing takes seconds, and may be interrupted or meet a variable that a library does not
-# understand; what a collection of garbage calls loses what is raised in it.
+# Importing takes seconds; it may be interrupted, or fail at an environment variable that a library
+# does not understand. Exceptions raised during garbage collection are lost.
 
 
 def begin_imports():
-  """Until `cli.run_main` begins."""
+  """Sets the handlers that apply until `cli.run_main` begins."""
   sys.excepthook = _while_imported
   if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nohup may ignore it
     signal.signal(signal.SIGINT, _interrupted_while_imported)
 
 
 def end_imports():
-  """Errors and Ctrl-C are again what they are elsewhere, but that no Ctrl-C is lost."""
+  """Restores Python's handling of errors and Ctrl-C, except that no Ctrl-C gets lost."""
   sys.excepthook = sys.__excepthook__
   sys.unraisablehook = _unraisable
   if signal.getsignal(signal.SIGINT) is _interrupted_while_imported:
@@ -321,4 +319,4 @@ def _while_imported(kind, error, trace):
     sys.__excepthook__(kind, error, trace)
     return
   tell(said)
-  os._exit(2)  # after this function Python would end with 1
+  os._exit(2)  # after this function, Python would exit with 1

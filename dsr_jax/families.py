@@ -1,5 +1,5 @@
-"""The backbones by the type of their configuration. To add one, add a folder in models/, a reader
-of its directories in convert/, and a line here (docs/extending.md).
+"""The model families, by the type of their configuration. To add one, add a folder in models/, a
+reader of its directories in convert/, and a line here (docs/extending.md).
 """
 
 import dataclasses
@@ -58,7 +58,7 @@ def with_template(bundle, template: str):
   family = family_of(bundle.config)
   if template not in family.templates:
     raise InputError(
-      f'found method.template={template} with a model of the family {family.name}; expected '
+      f'method.template={template} is not a template of the family {family.name}, which has '
       f'{" or ".join(family.templates) or "none"}; change --template or method.template'
     )
   processor = bundle.processor.with_template(template)
@@ -97,7 +97,7 @@ def model_of(bundle, name: str, method=None) -> Model:
   return model if method is None else drawn_as(model, method)
 
 
-# Settings that a run leaves to its model.
+# Settings that take the model's own values.
 
 
 def settled(model: Model, config):
@@ -122,8 +122,8 @@ def check(model_config, config):
     check_value(family, key, operator.attrgetter(key)(config), config.model)
   if spec.prompt_tokens and config.data.max_prompt_tokens > spec.prompt_tokens:
     raise InputError(
-      f'found data.max_prompt_tokens={config.data.max_prompt_tokens} with {config.model}, a '
-      f'{family.name}, whose prompts have at most {spec.prompt_tokens}; expected no more'
+      f'data.max_prompt_tokens is {config.data.max_prompt_tokens}, but prompts of {config.model}, a '
+      f'{family.name}, have at most {spec.prompt_tokens} tokens; set it to no more than that'
     )
 
 
@@ -133,8 +133,8 @@ def check_value(family: Family, key: str, value, name: str):
   if value not in values:
     expected = values[0] if values[0] != '' else "''"
     raise InputError(
-      f'found {key}={value} with {name}, a {family.name}, which {why}; expected {expected}; leave '
-      f'{key} out'
+      f'{key}={value} does not fit {name}, a {family.name}, which {why}; set it to {expected}, or '
+      f'leave {key} out'
     )
 
 

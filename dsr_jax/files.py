@@ -1,9 +1,8 @@
-"""Files and folders that appear whole or not at all, and JSON in and out.
+"""Writes files and folders atomically, and reads and writes JSON.
 
-A file is written aside as NAME.new and renamed. A folder is filled under a hidden name and takes
-the place of what was there in one step: a process that is killed leaves what was there before, or
-what came after, never half of it. What it leaves besides, under the hidden name, the next start
-removes.
+A file is written as NAME.new and renamed. A folder is filled under a hidden name and replaces the
+old one in one step: if the process is killed, the old content or the new one is there, never half
+of it. The next start removes the hidden folder that a killed process leaves.
 
 Links are followed: a file or a folder is written to where its link points.
 """
@@ -22,13 +21,13 @@ import tempfile
 
 from dsr_jax.errors import InputError, first_line
 
-# In the name of a folder that is being filled: .NAME.dsr_jax-XXXX beside NAME, or in it.
+# Part of the name of a folder that is being filled: .NAME.dsr_jax-XXXX beside NAME, or in it.
 MARK = '.dsr_jax-'
-# What a page, a table or some small pictures may need; more is asked for by whoever knows.
+# Enough for a page, a table or some small images; callers that need more pass their own number.
 SMALL_BYTES = 4 << 20
-# Of a folder that cannot be exchanged as a whole, this file comes last, after all other JSON.
+# Written last, after all other JSON, into a folder that cannot be exchanged as a whole.
 _LAST = 'config.json'
-_AT_CWD, _EXCHANGE = -100, 2  # of renameat2, as linux/fs.h has them
+_AT_CWD, _EXCHANGE = -100, 2  # arguments of renameat2, from linux/fcntl.h and linux/fs.h
 _CANNOT_RENAME = (errno.EBUSY, errno.EXDEV)  # a mount point, another file system
 _CANNOT_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 
@@ -38,9 +37,9 @@ _LFS = b'version https://git-lfs.github.com/spec/'
 
 
 def read_json(path, default=None):
-  """The JSON object in a file that came from elsewhere, as those of a model directory.
+  """The JSON object in a file from another source, such as those of a model directory.
 
-  A missing file gives `default` if there is one; everything else is an InputError.
+  Returns `default`, if given, for a missing file; every other problem is an InputError.
   """
   path = pathlib.Path(path)
   if not path.is_file():
@@ -48,26 +47,26 @@ def read_json(path, default=None):
       return default
     if _leftovers(os.path.realpath(path.parent)):
       raise InputError(
-        f'found no {path.name} in {path.parent}, whose writing was not finished; expected a model '
-        'directory; write it again (dsr_jax.convert: with --overwrite)'
+        f'{path.parent} has no {path.name}, as writing this model directory was not finished; write '
+        'it again (dsr_jax.convert: with --overwrite)'
       )
     raise InputError(
-      f'found no {path.name} in {path.parent}; expected a model directory; check the path'
+      f'{path.parent} has no {path.name}, so it is not a model directory; check the path'
     )
   try:
     content = json.loads(path.read_text(encoding='utf-8'))
   except (ValueError, OSError, RecursionError) as e:
     check_no_pointer(path)
-    raise InputError(f'found {path} unreadable ({e}); expected JSON; fetch the file again') from e
+    raise InputError(f'{path} cannot be read as JSON ({e}); download the file again') from e
   if not isinstance(content, dict):
     raise InputError(
-      f'found a {type(content).__name__} in {path}; expected a JSON object; fetch the file again'
+      f'{path} holds a {type(content).__name__}, not a JSON object; download the file again'
     )
   return content
 
 
 def check_no_pointer(path):
-  """InputError where a file of Git LFS stands for another one."""
+  """InputError if the file is a Git LFS pointer to another one."""
   try:
     with open(path, 'rb') as f:
       beginning = f.read(len(_LFS))
@@ -75,13 +74,13 @@ def check_no_pointer(path):
     return
   if beginning == _LFS:
     raise InputError(
-      f'found a Git LFS pointer in the place of {path}; expected the file that it points to; run '
-      'git lfs pull there, or fetch the model by: hf download OWNER/NAME --local-dir DIR'
+      f'{path} is a Git LFS pointer, not the file that it points to; run git lfs pull there, or '
+      'download the model with: hf download OWNER/NAME --local-dir DIR'
     )
 
 
 def read_json_or_none(path):
-  """The JSON value in a file that this program wrote itself, or None where there is no file."""
+  """The JSON value in a file that this program wrote, or None if there is no file."""
   try:
     with open(path, encoding='utf-8') as f:
       return json.load(f)
@@ -89,8 +88,8 @@ def read_json_or_none(path):
     return None
   except (ValueError, RecursionError) as e:
     raise InputError(
-      f'cannot read {path} ({first_line(e)}); expected what this program wrote there; bring it '
-      'back from a copy, or remove it'
+      f'cannot read {path} ({first_line(e)}), which this program wrote; restore it from a copy, or '
+      'remove it'
     ) from e
 
 
@@ -102,7 +101,7 @@ def check_output_file(path, flag: str = '--output'):
   target = os.path.realpath(path)
   if os.path.isdir(target):
     raise InputError(
-      f'found the folder {path}; expected the name of a file for {flag}; add a file name'
+      f'{flag} is the folder {path}, but it must name a file; add a file name'
     )
   if os.path.lexists(target) and not os.path.isfile(target):
     return  # a device or a pipe
@@ -111,13 +110,13 @@ def check_output_file(path, flag: str = '--output'):
 
 
 def write_bytes(path, data: bytes):
-  """Writes a file, and the folders above it, whole or not at all; returns its path.
+  """Writes a file atomically, and makes the folders above it; returns its path.
 
-  A device or a pipe, as /dev/stdout, is written to as it is.
+  A device or a pipe, such as /dev/stdout, is written to directly.
   """
   target = os.path.realpath(path)
   if os.path.lexists(target) and not os.path.isfile(target):
-    # Not to wait for somebody who opens a pipe at its other end.
+    # Non-blocking, so as not to wait for a reader at the other end of a pipe.
     with open(os.open(path, os.O_WRONLY | os.O_NONBLOCK), 'wb') as f:
       os.set_blocking(f.fileno(), True)
       f.write(data)
@@ -141,7 +140,7 @@ def write_text(path, text: str):
 
 
 def write_json(path, tree, **style):
-  r"""`write_bytes` of a JSON value and a line break. style: arguments of `json.dumps`.
+  r"""`write_bytes` of a JSON value and a newline. style: arguments of `json.dumps`.
 
   Bytes of a path that are not UTF-8 are written as JSON's \udcXX.
   """
@@ -149,15 +148,14 @@ def write_json(path, tree, **style):
   return write_bytes(path, text.encode('utf-8', 'backslashreplace'))
 
 
-# May a folder be written? Asked before any work.
+# Checks before any work whether a folder can be written.
 
 
 def check_output(directory: str, ours, flag: str = '--output', need: int = SMALL_BYTES):
   """InputError unless `directory` can become a command's output.
 
-  ours: says of a file name whether this command writes such files; a folder of nothing else is
-    replaced.
-  flag: that named it. need: bytes.
+  ours: (file name) -> whether this command writes such files; a folder with no others is replaced.
+  flag: the flag that names the folder. need: bytes.
   """
   check_place(directory, flag, need)
   others = [
@@ -165,19 +163,19 @@ def check_output(directory: str, ours, flag: str = '--output', need: int = SMALL
   ]
   if others:
     raise InputError(
-      f'found {others[0]} in {directory}; expected a new or empty folder for {flag}, or an '
-      'earlier output of this command; name another'
+      f'{directory} already holds {others[0]}; name a new or empty folder for {flag}, or an '
+      'earlier output of this command'
     )
 
 
 def check_place(directory, flag: str = '--output', need: int = SMALL_BYTES):
-  """InputError unless a folder can be written at `directory`, whatever is in it now; what a killed
-  start left there is removed.
+  """InputError unless a folder can be written at `directory`, whatever is in it now. Removes what a
+  killed process left there.
   """
   target = os.path.realpath(directory)
   if os.path.lexists(target) and not os.path.isdir(target):
-    kind = 'a circle of links' if os.path.islink(target) else 'the file'
-    raise InputError(f'found {kind} {directory}; expected a new folder for {flag}; name another')
+    kind = 'a circular link' if os.path.islink(target) else 'a file'
+    raise InputError(f'{directory} is {kind}; name a new folder for {flag}')
   place = _place(target)
   remove_leftovers(target)
   _check_writable(_existing(place), flag, 'a folder')
@@ -190,26 +188,25 @@ def check_room(directory, need: int):
   free = shutil.disk_usage(existing).free
   if free < need:
     raise InputError(
-      f'found {free >> 20:,} MiB free at {existing}; expected {-(-need >> 20):,} MiB; free some, '
-      'or choose another place'
+      f'{existing} has {free >> 20:,} MiB free, but {-(-need >> 20):,} MiB are needed; free some '
+      'space, or choose another place'
     )
 
 
 def _check_writable(existing, flag, what):
-  """By trying: leave to write is more than permissions say."""
+  """Tries to write, as permissions alone do not tell."""
   try:
     if not os.path.isdir(existing):
       raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
     os.rmdir(tempfile.mkdtemp(prefix=MARK, dir=existing))
   except OSError as e:
     raise InputError(
-      f'cannot write to {existing} ({e.strerror}); expected a place for {what} of {flag}; '
-      'name another'
+      f'cannot write to {existing} ({e.strerror}); name another place for {what} of {flag}'
     ) from e
 
 
 def _existing(path):
-  """The path, or the nearest above it that is there."""
+  """The path, or its nearest parent that exists."""
   while not os.path.lexists(path):
     path = os.path.dirname(path)
   return path
@@ -220,19 +217,19 @@ def _existing(path):
 
 @contextlib.contextmanager
 def whole_directory(directory, refusal: str = '', ours=None):
-  """A folder to be filled, which takes the name `directory`, and the place of what is there, once
-  the block is done; it vanishes if the block fails.
+  """Yields a folder to fill. After the block, it replaces `directory`; if the block fails, it is
+  removed.
 
-  A folder that cannot be renamed (a mount point, the current folder, one in a folder that is not to
-  be written) is filled file by file instead, each renamed. There the JSON files come last,
-  config.json the very last, and go first: without it the folder is not taken for a whole one.
+  A folder that cannot be renamed (a mount point, the current folder, or one whose parent is not
+  writable) is instead replaced file by file, with renames. There the JSON files are removed first
+  and written last, config.json at the very end: without it, the folder does not count as complete.
 
   Args:
-    directory: of the output.
-    refusal: the InputError's sentence where it cannot be written, with {directory} and {error} to
+    directory: the output folder.
+    refusal: the message of the InputError if it cannot be written, with {directory} and {error} to
       be filled in; by default one that names the flag --output.
-    ours: of a path inside of the folder, whether such a file is an earlier output's; others stay.
-      By default all that is there is replaced.
+    ours: (path inside the folder) -> whether an earlier output wrote this file; other files stay.
+      By default everything in the folder is replaced.
   """
   target = os.path.realpath(directory)
   place = _place(target)
@@ -243,20 +240,19 @@ def whole_directory(directory, refusal: str = '', ours=None):
   except OSError as e:
     raise InputError(
       refusal.format(directory=directory, error=e)
-      or f'cannot write to {place} ({e.strerror}); expected a writable folder for --output; '
-      'name another'
+      or f'cannot write to {place} ({e.strerror}); name a writable folder for --output'
     ) from e
   try:
     aside = os.path.join(hidden, 'new')
-    os.mkdir(aside)  # mkdtemp's own is private, whatever the umask says
+    os.mkdir(aside)  # mkdtemp's own folder is private, whatever the umask is
     yield aside
     _put_in_place(aside, target, hidden, ours)
     made = []
   except OSError as e:
     raise InputError(
       refusal.format(directory=directory, error=e)
-      or f'cannot write {directory} ({e.strerror or e}); expected room and leave to write; '
-      'free some or name another --output'
+      or f'cannot write {directory} ({e.strerror or e}); free some space and check its '
+      'permissions, or name another --output'
     ) from e
   finally:
     shutil.rmtree(hidden, ignore_errors=True)
@@ -267,8 +263,8 @@ def whole_directory(directory, refusal: str = '', ours=None):
 
 
 def remove_leftovers(target):
-  """Removes what killed processes left of this output, and puts an old output back that one had
-  taken away and not replaced.
+  """Removes what killed processes left of this output, and restores an old output that one of them
+  had moved away but not replaced.
   """
   for hidden in _leftovers(os.path.realpath(target)):
     with contextlib.suppress(OSError), _held(hidden):
@@ -279,7 +275,7 @@ def remove_leftovers(target):
 
 
 def _leftovers(target) -> list[str]:
-  """Hidden folders of an output, of processes that are at work or were killed."""
+  """Hidden folders of an output, from processes that are running or were killed."""
   start = _hidden_name(target)
   found = []
   for place in {target, os.path.dirname(target)}:
@@ -293,12 +289,12 @@ def _hidden_name(target) -> str:
 
 
 def _make_hidden(place, target) -> tuple[str, int]:
-  """A new hidden folder, and the open file by which this process holds it."""
+  """A new hidden folder, and the open file through which this process holds its lock."""
   while True:
     hidden = tempfile.mkdtemp(prefix=_hidden_name(target), dir=place)
-    with contextlib.suppress(FileNotFoundError):  # another start took it for a dead process's
+    with contextlib.suppress(FileNotFoundError):  # another process took it for abandoned
       held = os.open(hidden, os.O_RDONLY)
-      with contextlib.suppress(OSError):  # a file system without locks: nobody takes it for dead
+      with contextlib.suppress(OSError):  # a file system without locks: none is taken for abandoned
         fcntl.flock(held, fcntl.LOCK_EX)
       if os.path.isdir(hidden):
         break
@@ -310,7 +306,7 @@ def _make_hidden(place, target) -> tuple[str, int]:
 
 @contextlib.contextmanager
 def _held(hidden):
-  """OSError where another process holds the folder; it lets go of it when it ends, however."""
+  """Locks the folder; OSError if another process holds it. A lock ends with its process."""
   file = os.open(hidden, os.O_RDONLY)
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -320,7 +316,7 @@ def _held(hidden):
 
 
 def make_folders(folder) -> list[str]:
-  """Makes a folder and those above it; returns the new ones, the innermost first."""
+  """Makes a folder and its parents; returns the new ones, innermost first."""
   new, above = [], folder
   while not os.path.lexists(above):
     new.append(above)
@@ -329,11 +325,11 @@ def make_folders(folder) -> list[str]:
   return new
 
 
-# Where it is filled, and how it gets into its place.
+# Where the folder is filled, and how it replaces the old one.
 
 
 def _place(target) -> str:
-  """Where the hidden folder of an output is made: beside it, or in it if it cannot be renamed."""
+  """Where to make the hidden folder of an output: beside it, or in it if it cannot be renamed."""
   above = os.path.dirname(target)
   if not os.path.isdir(target):
     return above
@@ -341,18 +337,18 @@ def _place(target) -> str:
 
 
 def _stays(target) -> bool:
-  """Whether a folder cannot be renamed, or should not, since this process's shell stands in it."""
+  """Whether a folder cannot be renamed, or should not be, as it contains the current folder."""
   if os.path.commonpath([target, os.getcwd()]) == target:
     return True
   return os.path.ismount(target) or target in _mounts()
 
 
 def _mounts() -> set[str]:
-  """Mount points of this process, also those that show a part of a file system again."""
+  """Mount points of this process, including bind mounts."""
   try:
     with open('/proc/self/mountinfo', encoding='utf-8', errors='surrogateescape') as f:
       names = [line.split(' ')[4] for line in f]
-  except OSError:  # no Linux
+  except OSError:  # not Linux
     return set()
   return {re.sub(r'\\(\d{3})', lambda match: chr(int(match[1], 8)), name) for name in names}
 
@@ -378,7 +374,7 @@ def _put_in_place(aside, target, hidden, ours):
 
 
 def _exchange(one, other) -> bool:
-  """Lets two folders change their names in one step; False where the system has no such step."""
+  """Exchanges the names of two folders in one step; False if the system cannot."""
   rename = getattr(ctypes.CDLL(None, use_errno=True), 'renameat2', None)
   if rename is None:
     return False
@@ -391,8 +387,8 @@ def _exchange(one, other) -> bool:
 
 
 def _replace(aside, target, old):
-  """In two steps. A process that is killed between them leaves the old one as `old`, from where
-  the next start, or the error here, brings it back.
+  """Replaces a folder in two steps. If the process is killed between them, the next start restores
+  `old`; if the second step fails, this function does.
   """
   os.rename(target, old)
   try:
@@ -403,7 +399,7 @@ def _replace(aside, target, old):
 
 
 def _link_others(target, aside, ours):
-  """Gives what is in `target` and no output's a second name in `aside`, where that is free."""
+  """Links the files in `target` that are not an output's into `aside`, where the name is free."""
   for path in _files(target):
     other = os.path.join(aside, path)
     if ours(path) or os.path.lexists(other):
@@ -416,13 +412,13 @@ def _link_others(target, aside, ours):
     try:
       os.link(source, other, follow_symlinks=False)
     except OSError as e:
-      if e.errno == errno.EXDEV:  # a mount inside of the folder
+      if e.errno == errno.EXDEV:  # a mount inside the folder
         raise
-      shutil.copy2(source, other, follow_symlinks=False)  # a file system without second names
+      shutil.copy2(source, other, follow_symlinks=False)  # a file system without hard links
 
 
 def _make_same_folders(path, target, aside):
-  """Makes the folder `path` in `aside` as it is in `target`."""
+  """Makes the folder `path` in `aside`, with the mode and times that it has in `target`."""
   if path and not os.path.isdir(os.path.join(aside, path)):
     _make_same_folders(os.path.dirname(path), target, aside)
     os.mkdir(os.path.join(aside, path))
@@ -430,7 +426,7 @@ def _make_same_folders(path, target, aside):
 
 
 def _move_files(aside, target, ours):
-  """Moves each file of a folder to its place in another, in which no earlier output stays."""
+  """Moves each file of a folder into another, and removes an earlier output there."""
 
   def last(path):
     return os.path.dirname(path) == '' and path.endswith('.json'), path == _LAST, path
@@ -447,7 +443,7 @@ def _move_files(aside, target, ours):
 
 
 def _remove_empty(target, path):
-  """Removes the folder `path` in `target`, and those above it, where nothing is left in them."""
+  """Removes the folder `path` in `target`, and its parents, if they are empty."""
   with contextlib.suppress(OSError):
     while path:
       os.rmdir(os.path.join(target, path))
@@ -466,7 +462,7 @@ def _move_file(source, target):
 
 
 def _files(folder) -> list[str]:
-  """Paths inside of a folder: files, links, and empty folders; hidden ones of ours left out."""
+  """Paths inside a folder: files, links, and empty folders, without our hidden ones."""
   found = []
   for at, folders, names in os.walk(folder):
     folders[:] = [name for name in folders if MARK not in name]

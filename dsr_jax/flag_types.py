@@ -1,5 +1,5 @@
-"""Flags for places. A shell expands neither `--output=~/x` nor what a script or a config quotes, so
-`~` and `$VAR` are expanded here, for every flag that takes a path or a model.
+"""Flags for paths. A shell does not expand `--output=~/x`, nor quoted text in a script, so `~` and
+`$VAR` are expanded here, for every flag that takes a path or a model.
 """
 
 from absl import flags
@@ -23,7 +23,7 @@ class _PathParser(flags.ArgumentParser):
 
 
 class _PathsParser(_PathParser):
-  """Several, with commas between; of NAME=PATH the path."""
+  """Several paths, separated by commas; NAME=PATH is allowed, and only the path is expanded."""
 
   def parse(self, argument):
     if isinstance(argument, list):  # a default
@@ -37,10 +37,10 @@ class _PathsParser(_PathParser):
 
 
 def define_path(name, default, help, f=flags.FLAGS):
-  """A flag whose value is a path, or whatever names a model."""
+  """Defines a flag whose value is a path, or the name of a model."""
   flags.DEFINE(_PathParser(name), name, default, help, f)
 
 
 def define_paths(name, default, help, f=flags.FLAGS):
-  """A flag whose value is a list of them."""
+  """Defines a flag whose value is a list of such values."""
   flags.DEFINE(_PathsParser(name), name, default, help, f, flags.ListSerializer(','))

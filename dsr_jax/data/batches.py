@@ -1,6 +1,6 @@
-"""Batches of prompts and pictures as a pure function of (seed, step), with fixed shapes.
+"""Batches of prompts and images as a pure function of (seed, step), with fixed shapes.
 
-Axes: B prompts, and B pictures, per step; Tp / Tq / Ti tokens of prompts / the question / the
+Axes: B prompts, and B images, per step; Tp / Tq / Ti tokens of prompts / the question / the
 instruction; H = W pixels.
 
     batches = make(config.data, config.method, processor, image_size=32)
@@ -38,7 +38,7 @@ def make(
       crop, question (which the sampled texts answer), instruction (precedes the prompt when its
       likelihood is scored).
     processor: `processor.Processor`; only its encode_* methods and templates are used.
-    image_size: side of the model's square pictures in pixels.
+    image_size: side of the model's square images in pixels.
     fields: names in `fields.FIELDS` of additional batch fields, beyond those that the reward
       declares.
     apart: the inputs held out for evaluation.
@@ -82,9 +82,8 @@ def _scenes_validation(number):
 def _check_size(size):
   if size != world.IMAGE_SIZE:
     raise InputError(
-      f'found a model of {size} x {size} pixels and data.images=scenes, whose pictures have '
-      f'{world.IMAGE_SIZE} x {world.IMAGE_SIZE}; expected pictures of its own size; name a folder '
-      'in data.images'
+      f'data.images=scenes has images of {world.IMAGE_SIZE} x {world.IMAGE_SIZE} pixels, which do '
+      f'not fit a model of {size} x {size}; name a folder of images in data.images'
     )
 
 
@@ -143,7 +142,7 @@ class Batches:
 
       self._rows = encoded(prompts.learned)
       if prompts.measured is not None:
-        encoded(prompts.measured)  # raise the error for too long prompts now
+        encoded(prompts.measured)  # raises the error for too long prompts now
       # The length of the longest prompt: constant over the run, without padding that no prompt
       # needs.
       self._prompt_length = max(map(len, self._rows))
@@ -163,7 +162,7 @@ class Batches:
     }
 
   def sizes(self) -> dict[str, int]:
-    """The numbers of different prompts and pictures, {'prompts': n, 'pictures': m}, without those
+    """The numbers of different prompts and images, {'prompts': n, 'pictures': m}, without those
     of untrained tasks.
     """
     parts = (('prompts', self.prompts), ('pictures', self.pictures))
@@ -171,7 +170,7 @@ class Batches:
 
   def at(self, step: int, start: int = 0, stop: int | None = None) -> Batch:
     """The batch of step `step` (from 0), or only its rows start to stop, of prompts and of
-    pictures.
+    images.
 
     Arrays are NumPy arrays. The half of a task that does not learn in this step is None; `seed` is
     a uint32 derived from (seed, step).
@@ -201,7 +200,7 @@ class Batches:
     )
 
   def pictures_at(self, step: int, start: int, stop: int) -> UnderstandingBatch:
-    """Rows start to stop of the step's pictures."""
+    """Rows start to stop of the step's images."""
     rows = self._rows_at(self._pictures, order.PICTURES, step, start, stop, 0)
     return UnderstandingBatch(
       pixels=self._pictures.take(rows.items),
@@ -245,6 +244,6 @@ def _one_row(text, encode, what):
   ids = list(encode(text))
   if not ids:
     raise InputError(
-      f'found an empty {what}; expected at least one word; write one in method.{what}'
+      f'method.{what} is an empty {what}; write at least one word'
     )
   return ids

@@ -1,4 +1,4 @@
-"""Additional batch fields, for rewards that need more than prompts and pictures. To add one, write
+"""Additional batch fields, for rewards that need more than prompts and images. To add one, write
 a function and add a line to `FIELDS`.
 
 The fields are in `extra` of a task's half of a batch, (B, ...) each, or in `Batch.shared`, with one
@@ -21,7 +21,8 @@ NEGATIVES = 3  # per prompt
 class Rows(NamedTuple):
   """The inputs of one task in a step.
 
-  texts (of prompts) or pictures: the whole data set, by index. items: indices of these inputs.
+  data: the texts of the prompts, or the images, of the whole data set. items: indices of these
+  inputs.
   following: indices of the input after each one, in the order of the run. prompt_length: tokens of
   the longest prompt.
   """
@@ -35,7 +36,7 @@ class Rows(NamedTuple):
 
 
 class Field(NamedTuple):
-  """A field's arrays for prompts and for pictures (functions Rows -> {name: (B, ...)}), and for
+  """A field's arrays for prompts and for images (functions Rows -> {name: (B, ...)}), and for
   every batch (a function of (processor, method)).
 
   identity: method -> a text that changes if the field's own files change; it must be the same in a

@@ -36,10 +36,10 @@ RACY_NS = 2_000_000_000
 _REASONS = [
   re.compile(pattern, re.DOTALL)
   for pattern in (
-    r'(?:unreadable as a picture|cut short or damaged) \((.*)\)$',
-    r'^found the (empty file)',
-    r' to have (\d+ (?:x|bytes).*)$',
-    r'^cannot read .* \((.*)\)$',
+    r'(?:as an? (?:picture|image)|cut short or damaged) \((.*?)\)?$',
+    r'(?:found the|is an?) (empty file)',
+    r' (?:has|to have) (\d+ (?:x|bytes)[^;]*)',
+    r'^cannot read .* \((.*?)(?:\),|\)?$)',
   )
 ]
 CACHE_VARIABLE = 'DSR_JAX_CACHE'
@@ -63,7 +63,7 @@ def find(directory: str) -> Found:
   """
   if not os.path.isdir(directory):
     raise InputError(
-      f'found no folder {inputs.shown(directory)}; expected a folder of images; name another'
+      f'there is no folder {inputs.shown(directory)}; name a folder of images'
     )
   names, passed_over = [], collections.defaultdict(list)
   for name, why in _walk(directory):
@@ -77,8 +77,8 @@ def find(directory: str) -> Found:
   if not names:
     there = said_of(found.passed_over)
     raise InputError(
-      f'found no image in {inputs.shown(directory)}{there and f" ({there})"}; expected PNG, JPEG, '
-      'WebP, TIFF, AVIF, GIF or BMP files; name another folder'
+      f'there is no image in {inputs.shown(directory)}{there and f" ({there})"}; name a folder of '
+      'PNG, JPEG, WebP, TIFF, AVIF, GIF or BMP files'
     )
   return found
 
@@ -133,8 +133,8 @@ def _entries(folder):
       return sorted(entries, key=lambda entry: entry.name)
   except OSError as e:
     raise InputError(
-      f'cannot read the folder {inputs.shown(folder)} ({e.strerror}); expected leave to read all '
-      'of the pictures; change its permissions or take it away'
+      f'cannot read the folder {inputs.shown(folder)} ({e.strerror}); fix its permissions, or '
+      'remove it'
     ) from e
 
 
@@ -179,7 +179,7 @@ class Folder:
       tried = order.choice(seed, len(tried), SAMPLED)
     names = [self._names[i] for i in tried]
     if len(names) >= SAMPLED:
-      cli.log(f'opening      {len(names)} of {len(self._names)} pictures of {directory}')
+      cli.log(f'checking     {len(names)} of {len(self._names)} images of {directory}')
     records = inspect(directory, names, decode=True)
     faults = {name: records[name].fault for name in names if records[name].fault}
     if faults:
@@ -187,13 +187,12 @@ class Folder:
 
   def _leave_out(self, faults, tried, bad_images):
     said = (
-      f'{len(faults)} of {tried} pictures in {inputs.shown(self._directory)} that do not decode '
+      f'{len(faults)} of {tried} images in {inputs.shown(self._directory)} that do not decode '
       f'({shown_faults(faults)})'
     )
     if bad_images == 'error' or len(faults) == len(self._names):
       raise InputError(
-        f'found {said}; expected whole pictures; mend or remove them, or leave them out with '
-        'data.bad_images=skip'
+        f'found {said}; repair or remove them, or leave them out with data.bad_images=skip'
       )
     cli.log(f'left out     {said}')
     self._names = [name for name in self._names if name not in faults]
@@ -231,8 +230,11 @@ def shown_faults(faults: dict[str, str]) -> str:
 
 
 def fault_of(error: InputError) -> str:
-  """The reason in an error about an image: the text in parentheses, or the start of the message."""
-  found = str(error).partition('; expected')[0]
+  """The reason in an error about an image: the text in parentheses, or the start of the message.
+
+  `_REASONS` matches the messages of `images`, `inputs.open_plain`, `prepare.sources` and `_read`.
+  """
+  found = str(error).partition('); ')[0]
   for pattern in _REASONS:
     reason = pattern.search(found)
     if reason:
@@ -272,8 +274,8 @@ def _gone_is_said(look, directory):
       return look(name)
     except OSError as e:
       raise InputError(
-        f'cannot read {inputs.shown(os.path.join(directory, name))} ({e.strerror}); expected the '
-        'folder to stay as it is; start again'
+        f'cannot read {inputs.shown(os.path.join(directory, name))} ({e.strerror}); start again, '
+        'and do not change the folder meanwhile'
       ) from e
 
   return looked
@@ -297,7 +299,7 @@ def _read(path) -> bytes:
       return file.read()
     except OSError as e:
       raise InputError(
-        f'cannot read {inputs.shown(path)} ({e.strerror}); expected a picture file; check the disk'
+        f'cannot read {inputs.shown(path)} ({e.strerror}); check the disk'
       ) from e
 
 
@@ -305,7 +307,7 @@ def _read(path) -> bytes:
 
 
 def cache_directory() -> str:
-  """The user's cache folder: $DSR_JAX_CACHE, else XDG's."""
+  """The user's cache folder: $DSR_JAX_CACHE, else in XDG's."""
   base = os.environ.get('XDG_CACHE_HOME') or os.path.join('~', '.cache')
   named = os.environ.get(CACHE_VARIABLE) or os.path.join(base, 'dsr_jax')
   return os.path.expanduser(named)

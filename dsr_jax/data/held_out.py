@@ -1,4 +1,4 @@
-"""Selects the user's own prompts and pictures that are held out from training, so that a run is
+"""Selects the user's own prompts and images that are held out from training, so that a run is
 evaluated on inputs that it never learned from.
 
 The hash of a text, or of a file's bytes, decides. Names and order therefore do not matter, two

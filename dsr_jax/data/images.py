@@ -1,4 +1,4 @@
-"""Square uint8 pictures by index, which threads decode on demand."""
+"""Square uint8 images by index, which threads decode on demand."""
 
 from collections.abc import Callable, Sequence
 import hashlib
@@ -13,9 +13,9 @@ from dsr_jax.errors import InputError
 
 
 class Pictures:
-  """Square uint8 pictures (H, W, 3) by index, made by `draw(index)`.
+  """Square uint8 images (H, W, 3) by index, made by `draw(index)`.
 
-  identity: a text that changes if the pictures change. earlier: the identity in earlier versions,
+  identity: a text that changes if the images change. earlier: the identity in earlier versions,
   if it differed.
   """
 
@@ -45,7 +45,7 @@ class Pictures:
     return np.stack(list(self._pool.map(self._draw, indices)))
 
   def fingerprint(self) -> str:
-    """SHA-256 of the identity of the pictures (their contents, or the name of a generated set) and
+    """SHA-256 of the identity of the images (their contents, or the name of a generated set) and
     their number.
     """
     return self._hash(self._identity)
@@ -67,7 +67,7 @@ def decoded(
   bad_images: str = 'error',
   earlier: str | None = None,
 ) -> Pictures:
-  """Stored pictures, resized and cropped (or padded) to `size` pixels square as the model's
+  """Stored images, resized and cropped (or padded) to `size` pixels square as the model's
   processor does.
 
   Args:
@@ -89,7 +89,7 @@ def decoded(
 
 
 def _or_the_next(draw, number):
-  """`draw`, but replaces a picture that it refuses by the next one that works, always the same."""
+  """`draw`, but replaces an image that it refuses by the next one that works, always the same."""
   said = set()
 
   def either(index):
@@ -101,21 +101,20 @@ def _or_the_next(draw, number):
           said.add((index + offset) % number)
           cli.log(f'left out     {e}')
     raise InputError(
-      f'found none of {number} pictures that decodes any more; expected their files to stay as '
-      'they are; bring them back'
+      f'none of {number} images decodes any more, so their files have changed; restore them'
     )
 
   return either
 
 
 def chosen(pictures: Pictures, indices: Sequence[int]) -> Pictures:
-  """A subset of the pictures."""
+  """A subset of the images."""
   identity = f'{pictures.fingerprint()} {",".join(map(str, indices))}'
   return Pictures(len(indices), lambda i: pictures[indices[i]], identity)
 
 
 def joined(parts: Sequence[Pictures]) -> Pictures:
-  """Concatenates the pictures of several sets; returns a single set unchanged."""
+  """Concatenates the images of several sets; returns a single set unchanged."""
   if len(parts) == 1:
     return parts[0]
   ends = list(itertools.accumulate(len(part) for part in parts))

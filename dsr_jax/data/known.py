@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 
 class Known(NamedTuple):
-  """description: one sentence. source: the value for --source. homepage: its origin. license,
-  terms: printed and stored. size: number of images in the whole set, 0 if it varies.
+  """description: one sentence. source: an example value for --source. homepage: its origin.
+  license, terms: printed and stored. size: number of images in the whole set, 0 if it varies.
   """
 
   description: str

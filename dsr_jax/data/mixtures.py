@@ -32,7 +32,7 @@ class Part(NamedTuple):
 
 
 class Parted(NamedTuple):
-  """A run's prompts or pictures, split into training and evaluation.
+  """A run's prompts or images, split into training and evaluation.
 
   Attributes:
     everything: all items that the key names; they identify the data of the run.
@@ -61,8 +61,8 @@ def parts(text: str, key: str) -> list[Part]:
         break
     if not part.name.strip() or part.number == 0:
       raise InputError(
-        f'found {key}={inputs.shown(text)}; expected a name, or several as '
-        'coco:2800+journeydb:2800, each with at least 1; mend it'
+        f'{key} is {inputs.shown(text)}; write a name, or several as in coco:2800+journeydb:2800, '
+        'each with a count of at least 1'
       )
     found.append(part)
     pieces = pieces[end:]
@@ -136,8 +136,8 @@ def _divided(identities, held) -> tuple[list[int], list[int]]:
 def _parted(joined, everything, learned, measured, held, key) -> Parted:
   if not sum(map(len, learned)):
     raise InputError(
-      f'found nothing in {key} but the {len(held)} that this run holds out to be measured on; '
-      'expected more to learn from; bring back what it began with'
+      f'{key} has nothing but the {len(held)} items that this run holds out for evaluation, and '
+      'none to train on; restore the data that it started with'
     )
   learned = [part for part in learned if len(part)]
   return Parted(joined(everything), joined(learned), joined(measured) if measured else None, held)
@@ -148,12 +148,12 @@ def check_prompts(data, named):
   for name, _ in parts(data.prompts, 'data.prompts'):
     if name not in named and not os.path.lexists(name):
       raise InputError(
-        f'found no prompts {inputs.shown(name)}; expected one of {", ".join(named)}, '
-        'or a text file with a line a prompt; change data.prompts'
+        f'there are no prompts {inputs.shown(name)}; set data.prompts to one of '
+        f'{", ".join(named)}, or to a text file with one prompt per line'
       )
 
 
-# Pictures.
+# Images.
 
 
 def pictures(
@@ -165,7 +165,7 @@ def pictures(
   validation: Mapping[str, Callable] | None = None,
   apart: held_out.Apart = held_out.NOTHING,
 ) -> Parted:
-  """The pictures that `data.images` names, as squares of `size` pixels.
+  """The images that `data.images` names, as squares of `size` pixels.
 
   seed: the run's seed, for generated sets. Raises InputError for missing sources, and one for all
   images that do not decode.
@@ -213,7 +213,7 @@ def _indices(data, name, number, of) -> list[int]:
 
 
 def _prepared(data, name, number, each, size, crop):
-  """The chosen pictures of a prepared set, and `each` of the others, or None if there are none."""
+  """The chosen images of a prepared set, and `each` of the others, or None if there are none."""
   stored = prepared.Prepared(_find_set(name, data), name)
   chosen = _indices(data, name, number, len(stored))
   others = []
@@ -234,8 +234,8 @@ def _prepared(data, name, number, each, size, crop):
 def _choice(data, what, name, number, of):
   if number > of:
     raise InputError(
-      f'found {of} {what} in {inputs.shown(name)}; expected at least {number}; lower the number in '
-      f'data.{what}'
+      f'{inputs.shown(name)} has {of} {what}, fewer than the {number} asked for; lower the number '
+      f'in data.{what}'
     )
   return order.choice(data.seed, of, number)
 
@@ -265,9 +265,8 @@ def check_pictures(data, named):
       missing.append(name)
     elif not os.path.isdir(name):
       raise InputError(
-        f'found no pictures {inputs.shown(name)}; expected one of '
-        f'{", ".join((*named, "coco", "journeydb"))}, or a folder of images; change '
-        'data.images'
+        f'there are no images {inputs.shown(name)}; set data.images to one of '
+        f'{", ".join((*named, "coco", "journeydb"))}, or to a folder of images'
       )
   if missing:
     raise _not_prepared(missing, _data_dir(data))
@@ -280,11 +279,11 @@ def _not_prepared(names, data_dir) -> InputError:
     record = prepared.begun(name, data_dir)
     commands.append(known.command(name, data_dir, record['source'] if record else ''))
     if record:
-      hints.append(f'of {name} a beginning is there, and the command goes on')
+      hints.append(f'{name} is partly prepared, and the command resumes')
     if os.path.isdir(name):
       hints.append(f'./{name} names the folder')
   return InputError(
-    f'found no {" and no ".join(names)} in {data_dir}; expected '
-    f'{"it" if len(names) == 1 else "them"} prepared; run {" and ".join(commands)}'
-    f'{"".join(f" ({hint})" for hint in hints)}, or name other pictures in data.images'
+    f'there is no {" and no ".join(names)} in {data_dir}; prepare '
+    f'{"it" if len(names) == 1 else "them"} with {" and ".join(commands)}'
+    f'{"".join(f" ({hint})" for hint in hints)}, or name other images in data.images'
   )

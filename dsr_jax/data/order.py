@@ -12,7 +12,7 @@ import functools
 
 import numpy as np
 
-PROMPTS, PICTURES = 0, 1  # streams: prompts and pictures are unpaired
+PROMPTS, PICTURES = 0, 1  # streams: prompts and images are unpaired
 _STEPS = 2
 _CHOICES = 3
 

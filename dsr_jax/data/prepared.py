@@ -45,10 +45,10 @@ def check_reachable(directory: str, name: str):
     return
   try:
     epath.Path(directory).exists()
-  except Exception as e:  # a missing package, and any error of the store's own package
+  except Exception as e:  # a missing package, or any error of the store's package
     raise InputError(
-      f'cannot reach {name}={directory} ({first_line(e)}); expected a folder, or '
-      'gs://BUCKET/FOLDER and the package gcsfs with leave to read it; mend that, or name a folder'
+      f'cannot reach {name}={directory} ({first_line(e)}); gs://BUCKET/FOLDER needs the package '
+      'gcsfs and permission to read: fix that, or name a folder'
     ) from e
 
 
@@ -113,8 +113,8 @@ class Prepared:
     info = _read(epath.Path(directory) / INFO)
     if not isinstance(info, dict) or not info.get('splits'):
       raise InputError(
-        f'found {directory}/{INFO} unreadable or without splits; expected what TFDS or '
-        'dsr_jax.prepare wrote; prepare the set again'
+        f'{directory}/{INFO} is unreadable or has no splits, unlike what TFDS or dsr_jax.prepare '
+        'writes; prepare the set again'
       )
     _check_format(info, directory)
     try:
@@ -123,8 +123,7 @@ class Prepared:
       raise self._damaged(e) from e
     if SPLIT not in splits and len(splits) > 1:
       raise InputError(
-        f'found the splits {", ".join(splits)} in {directory}; expected one called {SPLIT}; name '
-        'another set'
+        f'{directory} has the splits {", ".join(splits)}, but none called {SPLIT}; name another set'
       )
     self._split = splits.get(SPLIT) or next(iter(splits.values()))
     try:
@@ -146,8 +145,8 @@ class Prepared:
   def open(self, indices: Sequence[int], bad_images: str = 'error', seed: int = 0) -> list[int]:
     """Makes these images readable; returns those that decode.
 
-    `dsr_jax.prepare` has already decoded its own sets. For other sets, this decodes all images up
-    to `folders.DECODED`, and a sample of larger ones.
+    `dsr_jax.prepare` has already decoded its own sets. Of other sets, this decodes all images if
+    there are at most `folders.DECODED`, else a sample.
     """
     self.connect(indices)
     if self._record is not None:
@@ -169,8 +168,8 @@ class Prepared:
       features = dict(builder.info.features)
       if not isinstance(features.get('image'), tfds.features.Image):
         raise InputError(
-          f'found no pictures in {self._directory} (features: '
-          f'{", ".join(features)}); expected a feature called image; name another set'
+          f'{self._directory} has no images: its features are {", ".join(features)}, and none is '
+          'an image feature called image; name another set'
         )
       self._source = builder.as_data_source(
         self._split['name'], decoders={'image': tfds.decode.SkipDecoding()}
@@ -204,8 +203,8 @@ class Prepared:
       NUM_SHARDS=numbers[1],
       SHARD_X_OF_Y='-of-'.join(numbers),
     )
-    if name != os.path.basename(name):  # it will be written below a cache folder
-      raise ValueError(f'{name} is no name of a file')
+    if name != os.path.basename(name):  # it will be written to a cache folder
+      raise ValueError(f'{name} is not a file name')
     return name
 
   def _check_shards(self, directory, needed):
@@ -219,19 +218,19 @@ class Prepared:
         size = os.stat(path).st_size
       except OSError as e:
         raise InputError(
-          f'cannot read {path} ({e.strerror}); expected a shard of {self._name}; prepare the set '
-          'again'
+          f'cannot read {path} ({e.strerror}), which should be a shard of {self._name}; prepare the '
+          'set again'
         ) from e
       if sizes.get(name, size) != size:
         raise InputError(
-          f'found {size} bytes in {path}; expected {sizes[name]}; remove {directory} and prepare '
-          'the set again'
+          f'{path} has {size} bytes instead of {sizes[name]}; remove {directory} and prepare the '
+          'set again'
         )
 
   def _damaged(self, error) -> InputError:
     return InputError(
       f'cannot read the data set in {self._directory} ({type(error).__name__}: '
-      f'{" ".join(str(error).split())[:200]}); expected what TFDS or dsr_jax.prepare wrote; '
+      f'{" ".join(str(error).split())[:200]}), which TFDS or dsr_jax.prepare should have written; '
       'prepare it again'
     )
 
@@ -240,7 +239,7 @@ class Prepared:
     if len(indices) > folders.DECODED:
       tried = [indices[i] for i in order.choice(seed, len(indices), folders.SAMPLED)]
     if len(tried) >= folders.SAMPLED:
-      cli.log(f'opening      {len(tried)} of {len(indices)} pictures of {self._name}')
+      cli.log(f'checking     {len(tried)} of {len(indices)} images of {self._name}')
 
     def fault(index):
       try:
@@ -256,11 +255,10 @@ class Prepared:
     if not faults:
       return indices
     named = folders.shown_faults({self.read(i)[0]: why for i, why in faults.items()})
-    said = f'{len(faults)} of {len(tried)} pictures of {self._name} that do not decode ({named})'
+    said = f'{len(faults)} of {len(tried)} images of {self._name} that do not decode ({named})'
     if bad_images == 'error' or len(faults) == len(indices):
       raise InputError(
-        f'found {said}; expected whole pictures; prepare the set again, or leave them out with '
-        'data.bad_images=skip'
+        f'found {said}; prepare the set again, or leave them out with data.bad_images=skip'
       )
     cli.log(f'left out     {said}')
     return [index for index in indices if index not in faults]
@@ -291,11 +289,11 @@ class Prepared:
 
 
 def _check_format(info, directory):
-  """InputError if a set has no ArrayRecord files, even if it has another format."""
+  """InputError if a set has no ArrayRecord files; other formats do not count."""
   formats = (info.get('fileFormat', 'tfrecord'), *info.get('alternativeFileFormats', []))
   if 'array_record' not in formats:
     raise InputError(
-      f'found {directory} prepared as {formats[0]}; expected array_record, which is read without '
+      f'{directory} is prepared as {formats[0]}, but only array_record can be read without '
       'TensorFlow; convert it with: tfds convert_format '
       f'--dataset_version_dir={directory} --out_file_format=array_record'
     )
@@ -338,8 +336,8 @@ def _copy(remote: str, needed: Sequence[str]) -> str:
       os.replace(aside, os.path.join(local, name))
   except OSError as e:
     raise InputError(
-      f'cannot copy {remote} to {local} ({e.strerror or e}); expected the bucket to be there, and '
-      f'room; mend that, or set {folders.CACHE_VARIABLE} to another folder'
+      f'cannot copy {remote} to {local} ({e.strerror or e}); check the bucket and the free space, '
+      f'or set {folders.CACHE_VARIABLE} to another folder'
     ) from e
   return local
 
@@ -352,7 +350,7 @@ def _check_room(local, need, remote):
   free = shutil.disk_usage(local).free
   if free < need + SPARE_BYTES:
     raise InputError(
-      f'found {free >> 20} MiB free at {inputs.shown(local)}; expected '
-      f'{(need + SPARE_BYTES) >> 20} MiB for the shards of {remote}; free some, or set '
-      f'{folders.CACHE_VARIABLE} to a folder on another disk'
+      f'{inputs.shown(local)} has {free >> 20} MiB free, but the shards of {remote} need '
+      f'{(need + SPARE_BYTES) >> 20} MiB; free some space, or set {folders.CACHE_VARIABLE} to a '
+      'folder on another disk'
     )

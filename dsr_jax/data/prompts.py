@@ -53,7 +53,7 @@ def read(path: str) -> list[Row]:
   for row in rows:
     _check_visible(row, name)
   if not rows:
-    raise InputError(f'found no prompt in {name}; expected a row a prompt; write at least one')
+    raise InputError(f'{name} has no prompt; write at least one row with a prompt')
   return rows
 
 
@@ -69,15 +69,15 @@ def _of_json(number: int, line: str, name: str) -> Row:
     found = json.loads(line)
   except (ValueError, RecursionError) as e:
     raise InputError(
-      f'line {number} of {name} is no JSON ({e}); expected an object as {{"{COLUMN}": "a red '
-      'disc"}; mend the line'
+      f'line {number} of {name} is not JSON ({e}); write an object such as {{"{COLUMN}": "a red '
+      'disc"}'
     ) from e
   text = found.get(COLUMN) if isinstance(found, dict) else None
   if not isinstance(text, str):
     has = f'the keys {", ".join(map(repr, found))}' if isinstance(found, dict) else 'no object'
     raise InputError(
-      f'line {number} of {name} has {has}; expected an object with a text under "{COLUMN}"; mend '
-      'the line'
+      f'line {number} of {name} has {has}; write an object with the prompt as a string under '
+      f'"{COLUMN}"'
     )
   return Row(number, text.strip(), {key: x for key, x in found.items() if key != COLUMN})
 
@@ -95,8 +95,8 @@ def _table(content: str, delimiter: str, name: str) -> list[Row]:
           head = _head(cells, name)
         elif len(cells) != len(head):
           raise InputError(
-            f'line {line} of {name} has {len(cells)} columns; expected {len(head)} as in its first '
-            'line; mend the line, with quotes around what holds a comma'
+            f'line {line} of {name} has {len(cells)} columns, but its first line has {len(head)}; '
+            'correct the line, with quotes around fields that contain a comma'
           )
         else:
           found = dict(zip(head, cells))
@@ -104,8 +104,8 @@ def _table(content: str, delimiter: str, name: str) -> list[Row]:
       line = reader.line_num + 1
   except csv.Error as e:
     raise InputError(
-      f'line {reader.line_num} of {name} is no row of a table ({e}); expected columns with '
-      f'{delimiter!r} between them; mend the line'
+      f'line {reader.line_num} of {name} is not a row of a table ({e}); write columns separated by '
+      f'{delimiter!r}'
     ) from e
   return rows
 
@@ -114,8 +114,8 @@ def _head(cells: list[str], name: str) -> list[str]:
   head = [cell.strip() for cell in cells]
   if COLUMN not in head:
     raise InputError(
-      f'found the columns {", ".join(map(repr, head))} in {name}; expected one called {COLUMN!r} '
-      'in the first line; name it so'
+      f'{name} has the columns {", ".join(map(repr, head))}; name the column of the prompts '
+      f'{COLUMN!r} in the first line'
     )
   return head
 
@@ -124,11 +124,10 @@ def _check_visible(row: Row, name: str):
   """InputError for a prompt that is not text: invisible characters, or UTF-16."""
   where = f'line {row.line} of {name}'
   if '\0' in row.text:
-    raise InputError(f'{where} holds a NUL; expected UTF-8 text; save the file as UTF-8')
+    raise InputError(f'{where} contains a NUL, so it is not UTF-8 text; save the file as UTF-8')
   if not inputs.is_visible(row.text):
     raise InputError(
-      f'{where} has nothing to see ({row.text[:9]!a}); expected a prompt; write one or remove the '
-      'line'
+      f'{where} has no visible characters ({row.text[:9]!a}); write a prompt or remove the line'
     )
 
 
@@ -143,26 +142,26 @@ def read_lines(path: str) -> list[tuple[int, str]]:
   found = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
   if not found:
     raise InputError(
-      f'found no prompt in {inputs.shown(path)}; expected a line a prompt; write at least one'
+      f'{inputs.shown(path)} has no prompt; write at least one line with a prompt'
     )
   return found
 
 
 def _decoded(path: str) -> str:
   name = inputs.shown(path)
-  with inputs.open_plain(path, 'a text file with a line a prompt') as f:
+  with inputs.open_plain(path, 'a text file with one prompt per line') as f:
     try:
       content = f.read()
     except OSError as e:
       raise InputError(
-        f'cannot read {name} ({e.strerror}); expected a text file with a line a prompt; '
+        f'cannot read {name} ({e.strerror}), which should be a text file with one prompt per line; '
         'name another file'
       ) from e
   try:
     return content.decode('utf-8-sig')
   except UnicodeDecodeError as e:
     raise InputError(
-      f'{name} is not UTF-8 text (byte {e.start}); expected a line a prompt; save it as UTF-8'
+      f'{name} is not UTF-8 text (byte {e.start}); save it as UTF-8, with one prompt per line'
     ) from e
 
 
@@ -230,11 +229,11 @@ def encode(
     raise InputError(f'{where}: {e}') from e
   if not ids:
     raise InputError(
-      f'{where} is an empty prompt; expected at least one word; write one or leave the line out'
+      f'{where} is an empty prompt; write at least one word or leave the line out'
     )
   if len(ids) > length:
     raise InputError(
-      f'{where} has {len(ids)} tokens; expected at most {length}; shorten it or raise '
+      f'{where} has {len(ids)} tokens, more than the limit of {length}; shorten it or raise '
       'data.max_prompt_tokens'
     )
   return ids

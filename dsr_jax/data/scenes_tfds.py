@@ -80,7 +80,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
     else:
       scenes = sets.evaluation_scenes(sizes.held_out, split, sizes.seed)
     for i, scene in enumerate(scenes):
-      # Training pictures are unpaired: they have no text.
+      # Training images are unpaired: they have no text.
       caption = (
         ''
         if split == 'training'
@@ -104,7 +104,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
       yield i, {'prompt': p.text, 'category': p.category, 'atoms': json.dumps(atoms)}
 
   def _generate_examples(self):
-    raise NotImplementedError('each split has a generator of its own')
+    raise NotImplementedError('each split has its own generator')
 
 
 def png(pixels: np.ndarray) -> io.BytesIO:

@@ -11,7 +11,7 @@ class ShardedBatches:
   """`at(step)` is a `rollouts.Batch` of arrays on the mesh.
 
   fingerprint: identifies the data. facts: stored with it in a checkpoint: the numbers of prompts
-  and pictures, and the held-out ones. prompts, pictures: see `batches.Batches`.
+  and images, and the held-out ones. prompts, pictures: see `batches.Batches`.
 
   kept: the held-out inputs of a resumed run; None for a new run.
   """
@@ -40,7 +40,7 @@ class ShardedBatches:
       self.facts['held_out'] = self._batches.held_out
     if self._batches.earlier_fingerprint:
       self.facts['earlier_fingerprint'] = self._batches.earlier_fingerprint
-    # Files may go bad during the run; generated pictures do not.
+    # Files may go bad during the run; generated images do not.
     self.can_fail = 'understanding' in m.tasks and config.data.images != 'scenes'
 
   def at(self, step: int):

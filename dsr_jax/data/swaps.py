@@ -106,7 +106,7 @@ def _others(word: str, kind: str) -> list[str]:
 
 def negatives(text: str, number: int, other: str) -> list[str]:
   """`number` texts that differ from `text`: its swaps by kind, then further replacements, then
-  `other` if it has no such word.
+  `other` if there are not enough.
   """
   found = [s for s in (swapped(text, kind) for kind in KINDS) if s is not None]
   for kind, words in KINDS.items():

@@ -1,4 +1,4 @@
-"""Preparing a data set: items of the source in order, looked at by threads, written in order."""
+"""Prepares a data set: threads check the items of the source, which are written in their order."""
 
 import collections
 from collections.abc import Iterator
@@ -15,14 +15,15 @@ from dsr_jax.data import folders, known, prepared
 from dsr_jax.errors import InputError
 from dsr_jax.prepare import shards, sources
 
-MAX_FAULTY = 0.01  # share of pictures that may be left out
-SHOWN_NAMES = 3  # passed over, noted by name; the others are counted
-_QUEUED = 4  # items of each worker that are read before they are written
+MAX_FAULTY = 0.01  # share of images that may be left out
+SHOWN_NAMES = 3  # names of passed-over items to note; the others are only counted
+_QUEUED = 4  # items per worker to read ahead of writing
 _SAY_SECONDS = 10.0
 
 
 class Looked(NamedTuple):
-  """An item of the source: a picture (data, width, height), or its fault, or why it is none."""
+  """An item of the source: an image (data, width, height), or its fault, or why it is not an image.
+  """
 
   name: str
   data: bytes = b''
@@ -33,7 +34,7 @@ class Looked(NamedTuple):
 
 
 def look(item: sources.Item) -> Looked:
-  """Reads an item and decodes it whole."""
+  """Reads an item and decodes all of it."""
   try:
     data = item.read()
     _, (width, height) = images.verify(io.BytesIO(data), inputs.shown(item.name))
@@ -53,17 +54,17 @@ def prepare(
   overwrite: bool = False,
   shard_size: int = shards.PICTURES_A_SHARD,
 ) -> dict:
-  """Prepares a data set, or goes on with one; returns what came of it, as JSON values.
+  """Prepares a data set, or resumes preparing it; returns the outcome as JSON values.
 
   Args:
-    dataset: a name of `known.KNOWN`.
-    name: what it is to be called.
-    source, data_dir: from where and to where.
-    workers: threads that read and decode; they change nothing of the result.
-    overwrite: whether what was prepared, or begun, from another source goes.
-    shard_size: pictures a shard.
+    dataset: a name in `known.KNOWN`.
+    name: the name of the new set.
+    source, data_dir: paths of the input and the output.
+    workers: threads that read and decode; the result does not depend on their number.
+    overwrite: whether to replace a set that was prepared, or begun, from another source.
+    shard_size: images per shard.
 
-  Raises InputError; nothing half-written is then taken for a data set.
+  Raises InputError; an unfinished set is then never taken for a complete one.
   """
   cli.log(f'license      {known.KNOWN[dataset].license}')
   cli.log(f'terms        {known.KNOWN[dataset].terms}')
@@ -77,16 +78,15 @@ def prepare(
 
 
 def _note(place, volumes, overwrite, dataset, name, source, shard_size) -> dict:
-  """The note to go on from: that of an earlier start on this source, else a new one."""
+  """The note to resume from: that of an earlier start with this source, else a new one."""
   found = place.read_json(prepared.RECORD)
   if found is not None or place.size(prepared.INFO) >= 0:
     if _is_of(found, volumes, shard_size) and _is_whole(place, found, name):
       return found
     if not overwrite:
       raise InputError(
-        f'found {place.directory} prepared, or begun, from another source, or damaged; expected '
-        'the same source or a new place; add --overwrite to begin anew there, or name another '
-        '--name or --data_dir'
+        f'{place.directory} is damaged, or was prepared or begun from another source; add '
+        '--overwrite to start over there, or choose another --name or --data_dir'
       )
   place.clear()
   about = known.KNOWN[dataset]
@@ -97,8 +97,8 @@ def _note(place, volumes, overwrite, dataset, name, source, shard_size) -> dict:
     'license': about.license,
     'terms': about.terms,
     'shard_size': shard_size,
-    'volumes': [],  # identities of those that were begun
-    'next': [0, 0],  # volume and item from which the next shard begins
+    'volumes': [],  # identities of the volumes that were begun
+    'next': [0, 0],  # volume and item where the next shard starts
     'shards': [],
     'num_bytes': 0,
     'left_out': [],
@@ -109,7 +109,7 @@ def _note(place, volumes, overwrite, dataset, name, source, shard_size) -> dict:
 
 
 def _is_of(note, volumes, shard_size) -> bool:
-  """Whether a note is of this source: a finished one of all of it, another of its beginning."""
+  """Whether a note matches this source: all of it if finished, otherwise its beginning."""
   try:
     begun = [volume.identity for volume in volumes[: len(note['volumes'])]]
     same = note['volumes'] == begun and note['shard_size'] == shard_size
@@ -119,7 +119,7 @@ def _is_of(note, volumes, shard_size) -> bool:
 
 
 def _is_whole(place, note, name) -> bool:
-  """Whether the shards of a note are there in their sizes."""
+  """Whether the shards of a note exist with their sizes."""
   return all(
     place.size(prepared.SHARD.format(name=name, split=prepared.SPLIT, index=i)) == shard['bytes']
     for i, shard in enumerate(note['shards'])
@@ -153,13 +153,13 @@ class _Job:
     self._done = sum(shard['examples'] for shard in note['shards'])
     self._began, self._said_at = time.monotonic(), time.monotonic()
     self._began_with = self._done
-    # Of the shard that is not whole yet: noted with it.
+    # Of the unfinished shard; noted when it is finished.
     self._left_out, self._passed_over, self._bytes = [], [], 0
 
   def run(self):
     note = self._note
     if note['shards']:
-      cli.log(f'going on     after {self._done} pictures in {len(note["shards"])} shards')
+      cli.log(f'resuming     after {self._done} images in {len(note["shards"])} shards')
     left = sum(volume.num_bytes for volume in self._volumes) - note['num_bytes']
     self._place.check_room(max(left, 0))
     try:
@@ -176,7 +176,7 @@ class _Job:
     self._finish()
 
   def _looked(self) -> Iterator[tuple[int, int, Looked]]:
-    """(volume, item, what it is) in order; a few are read ahead."""
+    """(volume, item, its `Looked`) in order; a few items are read ahead."""
     queue = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(self._workers, 'pictures') as pool:
       for volume, number, item in self._items():
@@ -204,7 +204,7 @@ class _Job:
     else:
       name = inputs.shown(looked.name)
       if self._note['dataset'] == 'coco':
-        name = name.rpartition('/')[2]  # the numbers are unique, in a zip or out of it
+        name = name.rpartition('/')[2]  # the numbers are unique, and the same outside a zip
       record = self._serialize(looked.data, name, looked.width, looked.height)
       self._writer.write(record)
       self._bytes += len(record)
@@ -212,27 +212,27 @@ class _Job:
     self._say()
 
   def _check_faults(self, at_the_end=False):
-    """InputError once more pictures do not decode than may be left out."""
+    """InputError once the images that do not decode are more than may be left out."""
     faults = [*self._note['left_out'], *self._left_out]
     total = self._done + len(faults)
-    # Before the end they are measured by all that there may be, where that is known.
+    # Before the end, they are compared with the total number of items, if that is known.
     of = total if at_the_end else self._total
     if faults and of is not None and len(faults) > MAX_FAULTY * of:
       self._writer.drop()
       self._place.clear()
       named = folders.shown_faults(dict(faults))
       raise InputError(
-        f'found {len(faults)} of {of if at_the_end else f"at most {of}"} pictures in '
-        f'{inputs.shown(self._note["source"])} that do not decode ({named}); expected at most '
-        f'{MAX_FAULTY:.0%}; fetch them again, or take them away'
+        f'found {len(faults)} of {of if at_the_end else f"at most {of}"} images in '
+        f'{inputs.shown(self._note["source"])} that do not decode ({named}), more than '
+        f'{MAX_FAULTY:.0%}; download them again, or remove them'
       )
     if at_the_end and not self._done:
       passed = self._passed()
       said = ', '.join(f'{entry["number"]} {why}' for why, entry in passed.items())
       self._place.clear()
       raise InputError(
-        f'found no picture in {inputs.shown(self._note["source"])}{said and f" ({said})"}; '
-        'expected PNG, JPEG, WebP, TIFF, AVIF, GIF or BMP files; check --source'
+        f'there is no image in {inputs.shown(self._note["source"])}{said and f" ({said})"}; set '
+        '--source to PNG, JPEG, WebP, TIFF, AVIF, GIF or BMP files'
       )
 
   def _passed(self):
@@ -244,7 +244,7 @@ class _Job:
     return passed
 
   def _finish_shard(self, next_item):
-    """Closes the shard, and notes that it is there; a kill between the two makes it once more."""
+    """Closes the shard, then notes it; if killed in between, the next start writes it again."""
     note = self._note
     note['shards'].append(self._writer.finish())
     note['next'] = next_item
@@ -256,7 +256,7 @@ class _Job:
     self._write_note()
 
   def _finish(self):
-    """What makes it a data set."""
+    """Writes the files that make it a data set."""
     note = self._note
     note['left_out'] += self._left_out
     note['passed_over'] = self._passed()
@@ -267,11 +267,11 @@ class _Job:
     note['finished'] = True
     about = known.KNOWN[note['dataset']]
     if about.size and self._done != about.size:
-      cli.log(f'note         {self._done} pictures; all of {note["dataset"]} are {about.size}')
+      cli.log(f'note         {self._done} images; the whole of {note["dataset"]} has {about.size}')
     for why, entry in note['passed_over'].items():
       cli.log(f'passed over  {entry["number"]} {why} ({", ".join(entry["names"])})')
     if note['left_out']:
-      cli.log(f'left out     {len(note["left_out"])} pictures that do not decode')
+      cli.log(f'left out     {len(note["left_out"])} images that do not decode')
     self._write_note()
     lengths = [shard['examples'] for shard in note['shards']]
     with self._place.writing():
@@ -288,4 +288,4 @@ class _Job:
     self._said_at = now
     rate = (self._done - self._began_with) / max(now - self._began, 1e-9)
     of = f' of {self._total}' if self._total and not at_the_end else ''
-    cli.log(f'prepared     {self._done}{of} pictures, {rate:,.0f} a second')
+    cli.log(f'prepared     {self._done}{of} images, {rate:,.0f} per second')

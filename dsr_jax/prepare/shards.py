@@ -1,10 +1,9 @@
-"""The files of a prepared set: shards that appear whole, the note of how far it has come, and what
-TFDS needs to read it.
+"""The files of a prepared set: shards, the note of the progress, and the files that TFDS needs.
 
-Shards have a fixed number of pictures, in the order of the source, and get their names once they
-are whole; then the note says so. TFDS' own files come last, and without them nobody takes the
-folder for a data set. So a preparation that is killed anywhere leaves a beginning that the next one
-goes on from, and ends with the same bytes.
+Shards have a fixed number of images, in the order of the source. A finished shard is renamed to its
+final name, and then noted. TFDS' own files come last; without them, the folder does not count as a
+data set. So a preparation can be killed at any point: the next one resumes it, and ends with the
+same bytes.
 """
 
 import contextlib
@@ -28,12 +27,12 @@ PICTURES_A_SHARD = 2048
 SPARE_BYTES = 64 << 20
 LICENSE = 'LICENSE'
 LOCK = '.lock'
-# Pictures are packed already; groups of one are read one by one.
+# Images are already compressed; groups of one allow reading single images.
 _OPTIONS = 'group_size:1,uncompressed'
 
 
 def features():
-  """What an example holds: the file's bytes and name, and the picture's size as it is stored."""
+  """The features of an example: the file's bytes and name, and the image's size as stored."""
   return tfds.features.FeaturesDict(
     {
       'image': tfds.features.Image(shape=(None, None, 3)),
@@ -47,7 +46,8 @@ def features():
 class Place:
   """The folder of a set that is being prepared, on a disk or in a bucket, for one process.
 
-  Enter it to hold it. In a bucket, shards are written on this machine's disk and uploaded whole.
+  A context that holds the folder's lock. For a bucket, shards are written to this machine's disk
+  and then uploaded.
   """
 
   def __init__(self, data_dir: str, name: str):
@@ -56,7 +56,7 @@ class Place:
     self._path = epath.Path(self.directory)
     self._holding = contextlib.ExitStack()
     self._aside = self.directory
-    self._made: list[str] = []  # folders that were not there before, the innermost first
+    self._made: list[str] = []  # new folders, innermost first
 
   def __enter__(self):
     with self.writing(), contextlib.ExitStack() as holding:
@@ -70,49 +70,48 @@ class Place:
           fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:
           raise InputError(
-            f'found another preparation at work in {self.directory}; expected none; wait for it, '
-            'or stop it'
+            f'another preparation is running in {self.directory}; wait for it to end, or stop it'
           ) from e
       self._holding = holding.pop_all()
     return self
 
   def __exit__(self, *_):
     with contextlib.suppress(OSError):
-      if not self.remote and os.listdir(self.directory) == [LOCK]:  # nothing came of it
+      if not self.remote and os.listdir(self.directory) == [LOCK]:  # nothing was written
         os.unlink(os.path.join(self.directory, LOCK))
-        for folder in self._made:  # and not the user's own, which may have been empty too
+        for folder in self._made:  # not the user's own folders, even if they are empty
           os.rmdir(folder)
     self._holding.close()
 
   @contextlib.contextmanager
   def writing(self):
-    """An error of the disk inside is an InputError."""
+    """Turns an error of the disk inside into an InputError."""
     try:
       yield
-    # array_record raises RuntimeError for everything that the system refuses.
+    # array_record raises RuntimeError for every error of the system.
     except (OSError, RuntimeError) as e:
       raise InputError(
-        f'cannot write {inputs.shown(self.directory)} ({first_line(e)}); expected room and leave '
-        'to write there; mend that, and the same command goes on'
+        f'cannot write {inputs.shown(self.directory)} ({first_line(e)}); free some space or fix '
+        'its permissions, and the same command resumes'
       ) from e
 
   def check_room(self, need: int):
-    """InputError where the disk has no room for so many bytes more."""
+    """InputError if the disk has no room for `need` more bytes."""
     if self.remote:
       return
     free = shutil.disk_usage(self.directory).free
     if free < need + SPARE_BYTES:
       raise InputError(
-        f'found {free >> 20} MiB free at {inputs.shown(self.directory)}; expected about '
-        f'{(need + SPARE_BYTES) >> 20} MiB for the pictures; free some, or name another --data_dir'
+        f'{inputs.shown(self.directory)} has {free >> 20} MiB free, but the images need about '
+        f'{(need + SPARE_BYTES) >> 20} MiB; free some space, or name another --data_dir'
       )
 
   def aside(self, name: str) -> str:
-    """Where a file is written before it gets its name."""
+    """The path where a file is written before it gets its final name."""
     return os.path.join(self._aside, f'{name}.new')
 
   def put(self, name: str):
-    """Gives the file that was written aside its name, or uploads it."""
+    """Renames the file written at `aside` to its final name, or uploads it."""
     if self.remote:
       epath.Path(self.aside(name)).copy(self._path / name, overwrite=True)
       os.unlink(self.aside(name))
@@ -120,7 +119,7 @@ class Place:
       os.replace(self.aside(name), os.path.join(self.directory, name))
 
   def write(self, name: str, data: bytes):
-    """A small file, whole or not at all."""
+    """Writes a small file atomically."""
     with self.writing():
       if self.remote:
         (self._path / name).write_bytes(data)
@@ -128,33 +127,30 @@ class Place:
         files.write_bytes(os.path.join(self.directory, name), data)
 
   def read_json(self, name: str):
-    """The JSON value in a file; None where it is missing or none."""
+    """The JSON value in a file; None if it is missing or not JSON."""
     try:
       return json.loads((self._path / name).read_text())
     except (OSError, ValueError):
       return None
 
   def size(self, name: str) -> int:
-    """Bytes of a file; -1 where there is none."""
+    """The size of a file in bytes; -1 if there is none."""
     path = self._path / name
     return path.stat().length if path.exists() else -1
 
   def clear(self):
-    """Removes all that a preparation wrote here."""
+    """Removes everything that a preparation wrote here."""
     with self.writing():
       if not self._path.exists():
         return
-      # First what makes it a data set.
+      # First the file that makes it a data set.
       names = sorted(path.name for path in self._path.iterdir() if path.name != LOCK)
       for name in (prepared.INFO, prepared.RECORD, *names):
         (self._path / name).unlink(missing_ok=True)
 
 
 class ShardWriter:
-  """Writes records into shards; `done(count, size, sha256)` is told of each that is whole.
-
-  sha256: of its records' bytes.
-  """
+  """Writes records into shards; `finish` returns the facts of each finished one."""
 
   def __init__(self, place: Place, name: str, first: int, size: int):
     self._place, self._name, self._size = place, name, size
@@ -167,7 +163,7 @@ class ShardWriter:
 
   @property
   def count(self) -> int:
-    """Records of the shard that is not whole yet."""
+    """The number of records in the unfinished shard."""
     return self._count
 
   @property
@@ -184,14 +180,16 @@ class ShardWriter:
     self._count += 1
 
   def finish(self) -> dict:
-    """Ends the shard; returns its line of the note: {'examples', 'bytes', 'sha256'}."""
+    """Ends the shard; returns its entry in the note: {'examples', 'bytes', 'sha256'}, the last of
+    its records' bytes.
+    """
     with self._place.writing():
       self._writer.close()
       aside = self._place.aside(self.file)
-      # What could not be written may be found out only here.
+      # A failed write may show only here.
       reader = array_record.ArrayRecordReader(aside)
       if reader.num_records() != self._count:
-        raise OSError(f'{aside} has {reader.num_records()} of {self._count} pictures')
+        raise OSError(f'{aside} has {reader.num_records()} of {self._count} images')
       reader.close()
       size = os.path.getsize(aside)
       with open(aside, 'rb') as file:
@@ -202,7 +200,7 @@ class ShardWriter:
     return done
 
   def drop(self):
-    """Removes what is not whole."""
+    """Removes the unfinished shard."""
     if self._writer is not None:
       with contextlib.suppress(OSError, RuntimeError):
         self._writer.close()
@@ -219,14 +217,14 @@ def serializer():
     example = serialize.get_tf_example(
       {'image': data, 'file_name': name, 'width': width, 'height': height}
     )
-    # The fields are a map, whose order is up to the process unless it is asked for.
+    # The fields are a map, whose order varies between processes otherwise.
     return example.SerializeToString(deterministic=True)
 
   return record
 
 
 def write_info(place: Place, name: str, dataset: known.Known, lengths, num_bytes: int):
-  """features.json, the license, and dataset_info.json last: from then on it is a data set."""
+  """Writes features.json, the license, and last dataset_info.json, which makes it a data set."""
   with tempfile.TemporaryDirectory() as aside:
     template = tfds.core.ShardedFileTemplate(
       data_dir=aside,

@@ -1,8 +1,8 @@
-"""What people have: zips, tar archives and folders of pictures, read as they are, one picture after
-the other, in an order that is always the same.
+"""Sources of images: zips, tar archives and folders, read without unpacking, one image after the
+other, always in the same order.
 
-A source is a list of volumes (a zip, a folder, a numbered archive), each with an identity by which
-a preparation that was stopped knows it again.
+A source is a list of volumes (a zip, a folder, a numbered archive). Each has an identity, by which
+a resumed preparation recognizes it.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,21 +22,21 @@ from dsr_jax import cli, images, inputs
 from dsr_jax.data import folders, prepared
 from dsr_jax.errors import InputError
 
-MAX_FILE_BYTES = 256 << 20  # of one picture; more is no picture, or a bomb
+MAX_FILE_BYTES = 256 << 20  # per image; a larger file is not an image, or is a zip bomb
 TAR_SUFFIXES = ('.tgz', '.tar.gz', '.tar')
-_PEEKED = 16  # bytes that tell a picture
+_PEEKED = 16  # bytes that identify an image
 _CHUNK = 1 << 20
 _TAR_BLOCK = 512
 _DAMAGE = (OSError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile)
 
 
 class NoPicture(Exception):
-  """What is passed over; the message says what it is, in the plural."""
+  """An item that is passed over; the message says what it is, in the plural."""
 
 
 class Item(NamedTuple):
-  """name: inside of its volume. read: gives the bytes, in any thread; InputError where they cannot
-  be had, NoPicture where they are something else.
+  """name: inside its volume. read: returns the bytes, in any thread; raises InputError if they
+  cannot be read, NoPicture if they are not an image.
   """
 
   name: str
@@ -44,8 +44,8 @@ class Item(NamedTuple):
 
 
 class Volume(Protocol):
-  """name: for people. identity: differs where the content does. number: of items, None if unknown
-  beforehand. num_bytes: about those of all items.
+  """name: for messages. identity: differs if the content does. number: of items, None if unknown
+  in advance. num_bytes: approximate total of all items.
   """
 
   name: str
@@ -54,19 +54,19 @@ class Volume(Protocol):
   num_bytes: int
 
   def items(self, start: int) -> Iterator[Item]:
-    """Items from number `start` on."""
+    """The items from number `start` on."""
     ...
 
 
 def open_source(path: str, dataset: str) -> list[Volume]:
   """The volumes of --source.
 
-  Raises InputError where there is none, or it is damaged, encrypted or leads outside.
+  Raises InputError if there is none, or if it is damaged, encrypted or has paths that lead outside.
   """
   if not os.path.lexists(path):
     raise InputError(
-      f'found nothing at {inputs.shown(path)}; expected a zip, .tgz archives or a folder; name it '
-      'in --source'
+      f'--source is {inputs.shown(path)}, which does not exist; name a zip, a .tgz archive or a '
+      'folder'
     )
   if os.path.isdir(path):
     return _in_folder(path, dataset)
@@ -77,7 +77,7 @@ def _in_folder(path, dataset):
   if os.path.isfile(os.path.join(path, prepared.INFO)):
     return [_PreparedSet(path)]
   if dataset == 'coco':
-    # As COCO is downloaded: annotations, and other years, may lie beside it.
+    # A download folder of COCO may also hold annotations and other years.
     for name, kind in (('train2017', os.path.isdir), ('train2017.zip', os.path.isfile)):
       inside = os.path.join(path, name)
       if kind(inside):
@@ -112,33 +112,33 @@ def _archive(path):
     beginning = file.read(262 + 3)
   if not beginning:
     raise InputError(
-      f'found the empty file {inputs.shown(path)}; expected a zip or tar archive; fetch it again'
+      f'{inputs.shown(path)} is empty, not a zip or tar archive; download it again'
     )
   if beginning.startswith(b'PK'):
     return _Zip(path)
   if beginning.startswith(b'\x1f\x8b') or beginning[257:262] == b'ustar':
     return _Tar(path, os.path.basename(path))
   raise InputError(
-    f'found {inputs.shown(path)} to be neither a zip nor a tar archive, plain or gzipped; expected '
-    'one, or a folder; check --source'
+    f'{inputs.shown(path)} is neither a zip nor a tar archive, plain or gzipped; set --source to '
+    'one, or to a folder'
   )
 
 
 def _damaged(path, error) -> InputError:
   reason = ' '.join(str(error).split())[:200] or type(error).__name__
   return InputError(
-    f'found {inputs.shown(path)} cut short or damaged ({reason}); expected a whole archive; fetch '
-    'it again, then run the same command'
+    f'{inputs.shown(path)} is cut short or damaged ({reason}); download it again, then run the '
+    'same command'
   )
 
 
 def _check_inside(name, path):
-  """InputError for a member whose name leads out of its archive."""
+  """InputError for a member whose path leads outside its archive."""
   parts = re.split(r'[/\\]', name)
   if parts[0] == '' or '..' in parts or re.match(r'[A-Za-z]:', name):
     raise InputError(
-      f'found the path {inputs.shown(name)!r} in {inputs.shown(path)}, which leads outside of it; '
-      'expected paths inside; take an archive from where you trust it'
+      f'{inputs.shown(path)} has the path {inputs.shown(name)!r}, which leads outside the archive; '
+      'use an archive from a source that you trust'
     )
 
 
@@ -147,21 +147,21 @@ def _is_hidden(name):
 
 
 def _picture_of(name: str, size: int, file) -> bytes:
-  """The bytes of one open file, if it is a picture by its contents or, damaged, by its name."""
+  """The bytes of an open file, if it is an image by its contents or (a damaged one) by its name."""
   beginning = file.read(_PEEKED)
   named = name.lower().endswith(folders.SUFFIXES)
   if size > MAX_FILE_BYTES:
     if not named and not images.is_known(io.BytesIO(beginning)):
       raise NoPicture('no pictures')
     raise InputError(
-      f'found {inputs.shown(name)} to have {size} bytes; expected at most {MAX_FILE_BYTES}; leave '
-      'it out'
+      f'{inputs.shown(name)} has {size} bytes, more than the limit of {MAX_FILE_BYTES}; leave it '
+      'out'
     )
-  # One byte more than it says, so that what says too little does not fill the memory.
+  # At most one byte above the limit, as a file that states a wrong size could fill the memory.
   data = beginning + file.read(MAX_FILE_BYTES + 1 - len(beginning))
   if len(data) > MAX_FILE_BYTES:
     raise InputError(
-      f'found {inputs.shown(name)} larger than it says; expected {size} bytes; leave it out'
+      f'{inputs.shown(name)} is larger than the {size} bytes that it states; leave it out'
     )
   if not named and not images.is_known(io.BytesIO(data)):
     raise NoPicture('no pictures')
@@ -172,7 +172,7 @@ def _picture_of(name: str, size: int, file) -> bytes:
 
 
 class _Zip:
-  """Members in the order of the zip's own directory, read from where they lie."""
+  """Members in the order of the zip's directory, read in place."""
 
   def __init__(self, path):
     self.name, self._path = os.path.basename(path), path
@@ -186,8 +186,8 @@ class _Zip:
       _check_inside(member.orig_filename, path)
       if member.flag_bits & 0x1:
         raise InputError(
-          f'found {inputs.shown(path)} encrypted ({inputs.shown(member.filename)}); expected a zip '
-          'without a password; unpack it and name the folder'
+          f'{inputs.shown(path)} is encrypted ({inputs.shown(member.filename)}); unpack it and name '
+          'the folder in --source'
         )
       line = f'{member.filename} {member.file_size} {member.CRC}\n'
       digest.update(line.encode('utf-8', 'surrogateescape'))
@@ -214,7 +214,7 @@ class _Zip:
 
 
 class _Tail:
-  """A file that is read onwards, of which the last bytes are kept."""
+  """A file that is read sequentially and keeps its last bytes."""
 
   def __init__(self, file):
     self._file, self._last, self._end = file, b'', 0
@@ -226,14 +226,14 @@ class _Tail:
     return data
 
   def block(self, offset):
-    """The bytes of a block among the last ones; fewer where the file ends before."""
+    """The bytes of a block among the last ones; fewer if the file ends earlier."""
     begin = offset - (self._end - len(self._last))
     return self._last[begin : begin + _TAR_BLOCK] if begin >= 0 else b''
 
 
 class _Tar:
-  """Members in the order in which they lie; a tar archive has no directory, so all of it is read
-  through, and nothing of it is unpacked.
+  """Members in the order of the archive. A tar archive has no directory, so it is read from start
+  to end; nothing is unpacked.
   """
 
   number = None
@@ -258,10 +258,10 @@ class _Tar:
         tail = _Tail(file)
         archive = opened.enter_context(tarfile.open(fileobj=tail, mode='r|'))
         yield from self._members(archive, start)
-        # tarfile takes whatever is no header for the end: there it must be zeros.
+        # tarfile takes anything that is not a header for the end, which must be zeros.
         if tail.block(archive.offset) != bytes(_TAR_BLOCK):
           raise EOFError(f'its end is missing after {archive.offset} bytes')
-        while file.read(_CHUNK):  # to gzip's checksum
+        while file.read(_CHUNK):  # up to gzip's checksum
           pass
     except _DAMAGE as e:
       raise _damaged(self._path, e) from e
@@ -269,7 +269,7 @@ class _Tar:
   def _members(self, archive, start):
     number = 0
     while (member := archive.next()) is not None:
-      archive.members = []  # it would keep them all
+      archive.members = []  # otherwise it keeps them all
       _check_inside(member.name, self._path)
       if member.isdir():
         continue
@@ -292,7 +292,7 @@ def _read_member(archive, member):
 
 
 def _result_of(function, *args):
-  """Calls at once; returns what gives the result, or raises what it raised, later."""
+  """Calls `function` now; returns a function that gives its result, or raises its error, later."""
   try:
     result = function(*args)
   except (InputError, NoPicture) as e:
@@ -308,7 +308,7 @@ def _raise(error):
 
 
 class _Folder:
-  """The pictures of a folder and those below, sorted by path."""
+  """The images of a folder and its subfolders, sorted by path."""
 
   def __init__(self, path):
     self.name, self._path = os.path.basename(os.path.abspath(path)), path
@@ -336,14 +336,14 @@ class _Folder:
       try:
         return _picture_of(name, os.fstat(file.fileno()).st_size, file)
       except OSError as e:
-        raise InputError(f'cannot read {inputs.shown(path)} ({e.strerror}); expected a file') from e
+        raise InputError(f'cannot read {inputs.shown(path)} ({e.strerror}); check the disk') from e
 
 
-# A set that TFDS prepared.
+# A set prepared by TFDS.
 
 
 class _PreparedSet:
-  """The pictures of a TFDS data set, without all else that it may hold."""
+  """The images of a TFDS data set, without its other features."""
 
   def __init__(self, directory):
     self.name, self._stored = directory, prepared.Prepared(directory, directory)
