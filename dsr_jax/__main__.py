@@ -24,9 +24,7 @@ GROUPS = {
   'Use a model': {
     'demo': Command('dsr_jax.demo', 'a web page: draw, describe, compare, inspect a run'),
     'generate': Command('dsr_jax.generate', 'draw images for a prompt, best first by R_G'),
-    'describe': Command(
-      'dsr_jax.describe', 'describe an image or ask about it, best first by R_U'
-    ),
+    'describe': Command('dsr_jax.describe', 'describe an image or ask about it, best first by R_U'),
     'score': Command('dsr_jax.score', 'score a text and an image with both rewards'),
     'check': Command('dsr_jax.check', 'does a model run here as it does in transformers?'),
     'convert': Command('dsr_jax.convert', 'convert or export a model, a run or its adapters'),

@@ -205,9 +205,7 @@ def load(model: str | os.PathLike, template: str = '', base: str | os.PathLike =
     InputError: if there is no such model, or its files are damaged.
   """
   if not isinstance(model, str | os.PathLike):
-    raise InputError(
-      f'model has the type {type(model).__name__}; name {locate.EXPECTED}'
-    )
+    raise InputError(f'model has the type {type(model).__name__}; name {locate.EXPECTED}')
   name = inputs.expanded(os.fspath(model), 'model')
   found = locate.resolve(name, template=template, base=os.fspath(base))
   return Model(Inference(found))
@@ -633,8 +631,8 @@ def _config(config, overrides) -> config_lib.Config:
       node = node.setdefault(group, {})
       if not isinstance(node, dict):
         raise InputError(
-          f'the config has no key {key}, because {group} is a value and not a group; leave out what '
-          'follows it'
+          f'the config has no key {key}, because {group} is a value and not a group; leave out '
+          'what follows it'
         )
     node[name] = value
   for key in overrides:

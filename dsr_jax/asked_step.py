@@ -77,8 +77,8 @@ class Answers:
       same = before is not None and before['samples'] == samples['digest']
       if not same and not self.asks:
         raise InputError(
-          f'{self.workdir} has no saved rewards for these candidates of step {step}; candidates may '
-          'differ on other devices: use the devices that the run used'
+          f'{self.workdir} has no saved rewards for these candidates of step {step}; candidates '
+          'may differ on other devices: use the devices that the run used'
         )
       said[name] = before if same else self._ask(step, name, samples)
     if said != kept:

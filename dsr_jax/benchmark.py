@@ -61,9 +61,7 @@ def main(argv, f=flags.FLAGS):
   cli.check_range(1, 10_000, repeats=f.repeats)
   for name in f.phases:
     if name not in PHASES:
-      raise InputError(
-        f'--phases has the unknown phase {name!r}; choose from {", ".join(PHASES)}'
-      )
+      raise InputError(f'--phases has the unknown phase {name!r}; choose from {", ".join(PHASES)}')
   report = benchmark(config_loading.from_config_dict(f.config), f.repeats, f.phases or PHASES)
   cli.log(_table(report))
   cli.print_json(report)
@@ -381,8 +379,7 @@ class Work:
 
   @property
   def passes(self) -> int:
-    """The cost of a gradient in forward passes. With adapters, the other weights need no gradients.
-    """
+    """Cost of a gradient in forward passes. With adapters, the other weights need no gradients."""
     return 2 if self.ctx.method.trainable == 'lora' else 3
 
 

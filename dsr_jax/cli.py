@@ -82,7 +82,7 @@ def parse(f, argv) -> list[str]:
     argv = f.read_flags_from_files(argv)
     _check_names(f, argv[1:])
     for name in f:
-      # A config's keys become flags once it is read, so --config comes first; it may have a default.
+      # A config's keys become flags once it is read: so it comes first. It may have a default.
       if hasattr(f[name].parser, 'arrange'):
         argv = [argv[0], *f[name].parser.arrange(argv[1:])]
     sys.argv = argv  # where a config's keys are read from

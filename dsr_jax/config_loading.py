@@ -63,8 +63,7 @@ def find(name):
 
 
 def read(name):
-  """Runs a config file and returns its locked ConfigDict; every command reads configs through this.
-  """
+  """Runs a config file and returns its locked ConfigDict; every command reads configs here."""
   path, argument = find(name)
   spec = importlib.util.spec_from_file_location('_dsr_jax_config', path)
   module = importlib.util.module_from_spec(spec)
@@ -192,9 +191,7 @@ def check_flags(argv, default=None) -> str:
         raise InputError(f'--{name} has no value; write --{name}=...')
       continue
     if any(other.startswith(f'{key}.') for other in known):
-      raise InputError(
-        f'--{name} is a group of keys; set one of them with --{name}.KEY=VALUE'
-      )
+      raise InputError(f'--{name} is a group of keys; set one of them with --{name}.KEY=VALUE')
     saved_config.refuse_renamed(key)
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     hint = f'did you mean config.{near[0]}?' if near else 'see --help for all keys'
@@ -421,9 +418,7 @@ def _check_values(config):
   axes = dataclasses.asdict(config.system.mesh)
   sizes = list(axes.values())
   if any(n < 1 and n != -1 for n in sizes) or sizes.count(-1) > 1:
-    raise InputError(
-      f'config.system.mesh is {axes}; use positive numbers and at most one -1'
-    )
+    raise InputError(f'config.system.mesh is {axes}; use positive numbers and at most one -1')
 
 
 def _get(config, key):

@@ -119,9 +119,7 @@ def _of_os_error(error: OSError) -> str:
       f'cannot write{where} ({reason}); free some space on its disk and run the same command again'
     )
   if error.errno in (errno.EMFILE, errno.ENFILE):
-    return (
-      f'cannot open{where} ({reason}); raise the limit of open files with ulimit -n 4096'
-    )
+    return f'cannot open{where} ({reason}); raise the limit of open files with ulimit -n 4096'
   if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
     return (
       f'cannot open{where} ({reason}), which must be readable and writable; fix its permissions, '

@@ -122,8 +122,8 @@ def check(model_config, config):
     check_value(family, key, operator.attrgetter(key)(config), config.model)
   if spec.prompt_tokens and config.data.max_prompt_tokens > spec.prompt_tokens:
     raise InputError(
-      f'data.max_prompt_tokens is {config.data.max_prompt_tokens}, but prompts of {config.model}, a '
-      f'{family.name}, have at most {spec.prompt_tokens} tokens; set it to no more than that'
+      f'data.max_prompt_tokens is {config.data.max_prompt_tokens}, but prompts of {config.model}, '
+      f'a {family.name}, have at most {spec.prompt_tokens} tokens; set it to no more than that'
     )
 
 

@@ -47,8 +47,8 @@ def read_json(path, default=None):
       return default
     if _leftovers(os.path.realpath(path.parent)):
       raise InputError(
-        f'{path.parent} has no {path.name}, as writing this model directory was not finished; write '
-        'it again (dsr_jax.convert: with --overwrite)'
+        f'{path.parent} has no {path.name}, as writing this model directory was not finished; '
+        'write it again (dsr_jax.convert: with --overwrite)'
       )
     raise InputError(
       f'{path.parent} has no {path.name}, so it is not a model directory; check the path'
@@ -100,9 +100,7 @@ def check_output_file(path, flag: str = '--output'):
   """InputError unless a file can be written at `path`; called before any work."""
   target = os.path.realpath(path)
   if os.path.isdir(target):
-    raise InputError(
-      f'{flag} is the folder {path}, but it must name a file; add a file name'
-    )
+    raise InputError(f'{flag} is the folder {path}, but it must name a file; add a file name')
   if os.path.lexists(target) and not os.path.isfile(target):
     return  # a device or a pipe
   _check_writable(_existing(os.path.dirname(target)), flag, 'a file')

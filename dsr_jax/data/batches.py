@@ -243,7 +243,5 @@ def _hash(*parts):
 def _one_row(text, encode, what):
   ids = list(encode(text))
   if not ids:
-    raise InputError(
-      f'method.{what} is an empty {what}; write at least one word'
-    )
+    raise InputError(f'method.{what} is an empty {what}; write at least one word')
   return ids

@@ -62,9 +62,7 @@ def find(directory: str) -> Found:
   Raises InputError if there is no image or a folder cannot be read.
   """
   if not os.path.isdir(directory):
-    raise InputError(
-      f'there is no folder {inputs.shown(directory)}; name a folder of images'
-    )
+    raise InputError(f'there is no folder {inputs.shown(directory)}; name a folder of images')
   names, passed_over = [], collections.defaultdict(list)
   for name, why in _walk(directory):
     if not why and not _is_picture(os.path.join(directory, name)):
@@ -298,9 +296,7 @@ def _read(path) -> bytes:
     try:
       return file.read()
     except OSError as e:
-      raise InputError(
-        f'cannot read {inputs.shown(path)} ({e.strerror}); check the disk'
-      ) from e
+      raise InputError(f'cannot read {inputs.shown(path)} ({e.strerror}); check the disk') from e
 
 
 # Cached records.

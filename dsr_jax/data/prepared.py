@@ -218,8 +218,8 @@ class Prepared:
         size = os.stat(path).st_size
       except OSError as e:
         raise InputError(
-          f'cannot read {path} ({e.strerror}), which should be a shard of {self._name}; prepare the '
-          'set again'
+          f'cannot read {path} ({e.strerror}), which should be a shard of {self._name}; prepare '
+          'the set again'
         ) from e
       if sizes.get(name, size) != size:
         raise InputError(

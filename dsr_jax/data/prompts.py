@@ -141,9 +141,7 @@ def read_lines(path: str) -> list[tuple[int, str]]:
   lines = _decoded(path).replace('\r\n', '\n').replace('\r', '\n').split('\n')
   found = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
   if not found:
-    raise InputError(
-      f'{inputs.shown(path)} has no prompt; write at least one line with a prompt'
-    )
+    raise InputError(f'{inputs.shown(path)} has no prompt; write at least one line with a prompt')
   return found
 
 
@@ -228,9 +226,7 @@ def encode(
   except InputError as e:
     raise InputError(f'{where}: {e}') from e
   if not ids:
-    raise InputError(
-      f'{where} is an empty prompt; write at least one word or leave the line out'
-    )
+    raise InputError(f'{where} is an empty prompt; write at least one word or leave the line out')
   if len(ids) > length:
     raise InputError(
       f'{where} has {len(ids)} tokens, more than the limit of {length}; shorten it or raise '

@@ -21,19 +21,14 @@ from dsr_jax.prepare import job
 
 
 def main(argv, f=flags.FLAGS):
-  """Prints one JSON object: where the data set is, how many images it has, and how a run names it.
-  """
+  """Prints one JSON object: where the data set is, its number of images, and how a run names it."""
   cli.no_arguments(argv)
   cli.require(dataset=f.dataset, source=f.source, data_dir=f.data_dir)
   if f.dataset not in known.KNOWN:
-    raise InputError(
-      f'--dataset is {f.dataset}; set it to one of {", ".join(known.KNOWN)}'
-    )
+    raise InputError(f'--dataset is {f.dataset}; set it to one of {", ".join(known.KNOWN)}')
   name = f.name or f.dataset
   if not prepared.is_name(name) or '/' in name:
-    raise InputError(
-      f'--name is {name}; use lowercase letters, digits and _, with a letter first'
-    )
+    raise InputError(f'--name is {name}; use lowercase letters, digits and _, with a letter first')
   cli.check_range(1, 1024, workers=f.workers)
   cli.print_json(
     job.prepare(

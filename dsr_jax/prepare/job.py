@@ -22,8 +22,7 @@ _SAY_SECONDS = 10.0
 
 
 class Looked(NamedTuple):
-  """An item of the source: an image (data, width, height), or its fault, or why it is not an image.
-  """
+  """An item of the source: an image (data, width, height), its fault, or why it is not an image."""
 
   name: str
   data: bytes = b''

@@ -111,9 +111,7 @@ def _archive(path):
   with inputs.open_plain(path, 'a zip or tar archive') as file:
     beginning = file.read(262 + 3)
   if not beginning:
-    raise InputError(
-      f'{inputs.shown(path)} is empty, not a zip or tar archive; download it again'
-    )
+    raise InputError(f'{inputs.shown(path)} is empty, not a zip or tar archive; download it again')
   if beginning.startswith(b'PK'):
     return _Zip(path)
   if beginning.startswith(b'\x1f\x8b') or beginning[257:262] == b'ustar':
@@ -186,8 +184,8 @@ class _Zip:
       _check_inside(member.orig_filename, path)
       if member.flag_bits & 0x1:
         raise InputError(
-          f'{inputs.shown(path)} is encrypted ({inputs.shown(member.filename)}); unpack it and name '
-          'the folder in --source'
+          f'{inputs.shown(path)} is encrypted ({inputs.shown(member.filename)}); unpack it and '
+          'name the folder in --source'
         )
       line = f'{member.filename} {member.file_size} {member.CRC}\n'
       digest.update(line.encode('utf-8', 'surrogateescape'))
