@@ -101,11 +101,11 @@ def _refusal(name: str) -> str:
   """The error for a word that is not a command, with the nearest command."""
   if name.startswith('-'):
     near = difflib.get_close_matches(name, OWN_FLAGS, n=1, cutoff=0.5)
-    hint = f'did you mean {near[0]}' if near else 'dsr --help lists the commands'
+    hint = f'did you mean {near[0]}?' if near else 'dsr --help lists the commands'
     return f'the flag {name} comes before any command; put a command first; {hint}'
   known = list(COMMANDS)
   near = difflib.get_close_matches(name.lower().removeprefix('dsr_jax.'), known, n=1, cutoff=0.5)
-  hint = f'did you mean {near[0]}' if near else 'dsr --help says what each does'
+  hint = f'did you mean {near[0]}?' if near else 'dsr --help says what each does'
   return f'there is no command {name!r}; use one of {", ".join(known)}; {hint}'
 
 

@@ -50,7 +50,7 @@ def add(monkeypatch):
 def test_a_new_reward(add):
   reward = add('table.REWARDS')
   assert tiny_step.load(method__reward=reward, method__task='generation').method.reward == reward
-  with pytest.raises(InputError, match=f'{reward} with the task understanding'):
+  with pytest.raises(InputError, match=f'{reward} does not fit the task understanding'):
     tiny_step.load(method__reward=reward)
   _, metrics, records, step = tiny_step.run(
     method=tiny_step.method(reward=reward, task='generation', inputs_per_step=4)

@@ -44,9 +44,9 @@ def test_importing_a_module_defines_no_flags():
 def test_words_that_are_no_flags_and_flags_left_empty_are_one_sentence():
   cli.no_arguments(['program'])
   cli.require(model='scenes', text='x')
-  with pytest.raises(InputError, match="found the stray argument 'red'; expected flags only"):
+  with pytest.raises(InputError, match="unexpected argument 'red': this command takes flags only"):
     cli.no_arguments(['program', 'red'])
-  with pytest.raises(InputError, match='found no --text; expected a value'):
+  with pytest.raises(InputError, match='--text is missing; add --text='):
     cli.require(model='scenes', text='')
 
 

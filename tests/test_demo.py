@@ -172,8 +172,8 @@ def test_nothing_a_user_writes_becomes_part_of_the_page(views, tmp_path):
 @pytest.mark.parametrize(
   'ask, found',
   [
-    (lambda v: v.draw(''), 'found an empty prompt'),
-    (lambda v: v.draw(None), 'found an empty prompt'),
+    (lambda v: v.draw(''), 'prompt is empty; write at least one word'),
+    (lambda v: v.draw(None), 'prompt is empty; write at least one word'),
     (lambda v: v.draw('x' * 5000), 'found a prompt of 5000 characters'),
     (lambda v: v.draw('red ' * 400), 'tokens; expected at most'),
     (lambda v: v.draw('red', None), 'found the seed None'),

@@ -51,12 +51,12 @@ def test_the_version_is_the_packages(capsys, monkeypatch):
 @pytest.mark.parametrize(
   'word, found, hint',
   [
-    ('trian', "found the command 'trian'", 'did you mean train'),
-    ('Generate', "found the command 'Generate'", 'did you mean generate'),
-    ('dsr_jax.score', "found the command 'dsr_jax.score'", 'did you mean score'),
-    ('xyz', "found the command 'xyz'", 'dsr --help says what each does'),
-    ('--hlep', 'found the flag --hlep', 'did you mean --help'),
-    ('--config=scenes', 'found the flag --config=scenes', 'expected a command first'),
+    ('trian', "there is no command 'trian'", 'did you mean train?'),
+    ('Generate', "there is no command 'Generate'", 'did you mean generate?'),
+    ('dsr_jax.score', "there is no command 'dsr_jax.score'", 'did you mean score?'),
+    ('xyz', "there is no command 'xyz'", 'dsr --help says what each does'),
+    ('--hlep', 'the flag --hlep', 'did you mean --help?'),
+    ('--config=scenes', 'the flag --config=scenes', 'put a command first'),
   ],
 )
 def test_a_mistyped_command_is_named_with_the_nearest(word, found, hint, capsys, monkeypatch):
@@ -91,7 +91,7 @@ def test_a_command_says_what_its_module_says():
     for words in (['dsr_jax', 'score', '--text=x'], ['dsr_jax.score', '--text=x'])
   ]
   assert both[0].returncode == both[1].returncode == 2
-  assert both[0].stderr == both[1].stderr and 'found no --model' in both[0].stderr
+  assert both[0].stderr == both[1].stderr and '--model is missing' in both[0].stderr
 
 
 def test_a_reader_that_has_left_costs_no_word():

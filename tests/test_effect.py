@@ -85,5 +85,5 @@ def test_runs_of_other_lists_are_not_compared(tmp_path):
     path = tmp_path / 'b' / 'evaluations' / f'{step:06d}.json'
     rows = json.loads(path.read_text())
     path.write_text(json.dumps({**rows, 'yesno': rows['yesno'][:5]}))
-  with pytest.raises(InputError, match='found evaluations of other sizes in .*/b'):
+  with pytest.raises(InputError, match='the evaluations in .*/b have other sizes'):
     effect.effects(runs)

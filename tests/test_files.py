@@ -44,7 +44,7 @@ def test_a_missing_file_gives_the_default_or_a_sentence(tmp_path):
   path = tmp_path / 'config.json'
   assert files.read_json(path, default={}) == {}
   assert files.read_json_or_none(path) is None
-  with pytest.raises(InputError, match='found no config.json in .*; expected a model directory'):
+  with pytest.raises(InputError, match='has no config.json, so it is not a model directory'):
     files.read_json(path)
 
 
@@ -169,7 +169,7 @@ def test_its_config_comes_last_and_goes_first(unmovable, monkeypatch):
 def test_a_folder_that_was_not_finished_is_said_to_be(tmp_path, monkeypatch):
   monkeypatch.setattr(files, '_mounts', lambda: {str(tmp_path)})
   (tmp_path / f'.{tmp_path.name}{files.MARK}x').mkdir()
-  with pytest.raises(InputError, match='whose writing was not finished'):
+  with pytest.raises(InputError, match='as writing this model directory was not finished'):
     files.read_json(tmp_path / 'config.json')
 
 
@@ -291,10 +291,10 @@ def test_an_output_of_other_files_is_refused(tmp_path):
   (tmp_path / 'ours').write_text('')
   files.check_output(str(tmp_path), ours)
   files.check_output(str(tmp_path / 'not' / 'yet'), ours)
-  with pytest.raises(InputError, match='found the file'):
+  with pytest.raises(InputError, match='/ours is a file; name a new folder'):
     files.check_output(str(tmp_path / 'ours'), ours)
   (tmp_path / 'thesis.tex').write_text('')
-  with pytest.raises(InputError, match='found thesis.tex in .*; expected a new or empty folder'):
+  with pytest.raises(InputError, match='already holds thesis.tex; name a new or empty folder'):
     files.check_output(str(tmp_path), ours)
 
 
@@ -302,13 +302,13 @@ def test_places_that_cannot_be_written_are_refused_before_any_work(tmp_path):
   (tmp_path / 'circle').symlink_to(tmp_path / 'circle')
   (tmp_path / 'file').write_text('')
   for name, said in {
-    'circle': 'found a circle of links',
-    'file': 'found the file',
+    'circle': '/circle is a circular link; name a new folder',
+    'file': '/file is a file; name a new folder',
     'file/out': 'cannot write to .*/file ',
   }.items():
     with pytest.raises(InputError, match=said):
       files.check_output(str(tmp_path / name), lambda name: True)
-  with pytest.raises(InputError, match='found the folder .*; expected the name of a file'):
+  with pytest.raises(InputError, match='is the folder .*, but it must name a file'):
     files.check_output_file(tmp_path)
   with pytest.raises(InputError, match='cannot write to'):
     files.check_output_file(tmp_path / 'file' / 'x.md')
@@ -325,6 +325,6 @@ def test_room_is_looked_for_on_the_disk_that_a_link_points_to(tmp_path, monkeypa
     return types.SimpleNamespace(free=1 << 20)
 
   monkeypatch.setattr(shutil, 'disk_usage', usage)
-  with pytest.raises(InputError, match='found 1 MiB free at .*/other; expected 4 MiB'):
+  with pytest.raises(InputError, match='/other has 1 MiB free, but 4 MiB are needed'):
     files.check_place(tmp_path / 'link')
   assert asked == [str(tmp_path / 'other')]

@@ -72,19 +72,19 @@ def shell(command, line, **variables):
   'arguments, said',
   [
     ('--do=input', r'error: found a\nb; expected c; do d'),
-    ('--numbr=3', 'error: found the unknown flag --numbr; expected one of this command; write '),
-    ('--number=3.5', 'error: found --number=3.5; expected a whole number; change it'),
-    ('--number', 'error: found --number without a value; expected one; write --number=...'),
-    ('--do=other', 'error: found --do=other; expected '),
-    ('--number 3 word', "error: found the stray argument 'word'"),
+    ('--numbr=3', 'error: --numbr is not a flag of this command; did you mean --number?'),
+    ('--number=3.5', 'error: --number=3.5 should be a whole number; change it'),
+    ('--number', 'error: --number has no value; write --number=...'),
+    ('--do=other', 'error: --do=other should be '),
+    ('--number 3 word', "error: unexpected argument 'word': this command takes flags only"),
     ('--path=\\$NOT_SET/x', 'error: found the variable $NOT_SET in --path=$NOT_SET/x'),
     ('--path=~nobody_at_all/x', 'error: found --path=~nobody_at_all/x, whose user is not known'),
-    ('--flagfile=nowhere', 'error: found flags that cannot be read'),
-    ('--do=ENOSPC', 'error: cannot write the/file (No space left on device); expected room'),
-    ('--do=EACCES', 'error: cannot open the/file (Permission denied); expected leave'),
-    ('--do=EMFILE', 'error: cannot open the/file (Too many open files); expected a higher limit'),
+    ('--flagfile=nowhere', 'error: the flags cannot be parsed'),
+    ('--do=ENOSPC', 'error: cannot write the/file (No space left on device); free some space'),
+    ('--do=EACCES', 'error: cannot open the/file (Permission denied), which must be readable'),
+    ('--do=EMFILE', 'error: cannot open the/file (Too many open files); raise the limit'),
     ('--do=EIO', 'error: cannot use the/file (Input/output error)'),
-    ('--do=memory', 'error: found no memory left on this machine'),
+    ('--do=memory', 'error: this machine has no memory left; ask for less'),
   ],
 )
 def test_what_a_user_can_mend_is_one_line_and_status_2(command, arguments, said):
@@ -118,7 +118,7 @@ def test_a_reader_that_leaves_ends_the_command_without_a_word(command):
 
 def test_a_full_stdout_is_said_and_fails_only_where_nothing_else_has_the_result(command):
   done = shell(command, 'CMD >/dev/full')
-  assert done.returncode == 2 and 'cannot write to stdout (No space left' in done.stderr
+  assert done.returncode == 2 and 'cannot write the result to stdout (No space left' in done.stderr
   done = shell(command, 'CMD --kept=out >/dev/full')
   assert done.returncode == 0 and 'the result is in out' in done.stderr
   assert 'Traceback' not in done.stderr
@@ -126,7 +126,7 @@ def test_a_full_stdout_is_said_and_fails_only_where_nothing_else_has_the_result(
 
 def test_a_closed_stdout_is_refused_before_any_work(command):
   done = shell(command, 'CMD >&-')
-  assert done.returncode == 2 and done.stderr.startswith('error: found stdout closed')
+  assert done.returncode == 2 and done.stderr.startswith('error: stdout is closed')
 
 
 def test_progress_does_not_get_into_a_result_whose_stderr_is_closed_or_full(command):
@@ -146,13 +146,13 @@ def test_letters_that_the_locale_cannot_read_are_refused(command):
   plain = {'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0'}
   assert shell(command, 'CMD', **plain).returncode == 0
   done = shell(command, 'CMD --path=caf\u00e9', **plain)
-  assert done.returncode == 2 and 'expected UTF-8; set LC_ALL=C.UTF-8' in done.stderr
+  assert done.returncode == 2 and 'not UTF-8; set LC_ALL=C.UTF-8' in done.stderr
 
 
 def test_a_folder_that_is_gone_is_said_so(command, tmp_path):
   (tmp_path / 'gone').mkdir()
   done = shell(command, f'cd {tmp_path}/gone; rmdir ../gone; CMD')
-  assert done.returncode == 2 and 'found no current folder' in done.stderr
+  assert done.returncode == 2 and 'the current folder does not exist' in done.stderr
 
 
 def test_ctrl_c_ends_it_in_a_word(command):
@@ -172,8 +172,12 @@ def test_ctrl_c_ends_it_in_a_word(command):
 @pytest.mark.parametrize(
   'variable, value, said',
   [
-    ('JAX_PLATFORMS', 'nothing', 'error: found no device for JAX_PLATFORMS=nothing'),
-    ('JAX_ENABLE_X64', 'maybe', "error: found JAX_ENABLE_X64='maybe' in the environment"),
+    ('JAX_PLATFORMS', 'nothing', 'error: there is no device for JAX_PLATFORMS=nothing'),
+    (
+      'JAX_ENABLE_X64',
+      'maybe',
+      "error: the environment variable JAX_ENABLE_X64 has the unknown value 'maybe'",
+    ),
   ],
 )
 def test_a_variable_that_jax_does_not_take_is_a_sentence(variable, value, said, tmp_path):
@@ -291,12 +295,12 @@ def test_keys_of_a_config_may_stand_before_it_and_a_config_may_be_the_default():
 @pytest.mark.parametrize(
   'argument, said',
   [
-    ('--config.method.steps=x', 'found --config.method.steps=x; expected a whole number'),
-    ('--config.method.step=1', 'found the unknown key config.method.step; .*config.method.steps'),
-    ('--config.method=1', 'found --config.method, a group of keys'),
-    ('--config.method.steps', 'found --config.method.steps without a value'),
-    ('--confg=scenes', 'found the unknown flag --confg; .*; write --config'),
-    ('--config=nowhere.py', 'found no config file at nowhere.py'),
+    ('--config.method.steps=x', '--config.method.steps=x should be a whole number'),
+    ('--config.method.step=1', 'has no key config.method.step; .*config.method.steps'),
+    ('--config.method=1', '--config.method is a group of keys'),
+    ('--config.method.steps', '--config.method.steps has no value'),
+    ('--confg=scenes', '--confg is not a flag of this command; did you mean --config'),
+    ('--config=nowhere.py', 'there is no config file nowhere.py'),
   ],
 )
 def test_a_wrong_key_is_a_sentence(argument, said):

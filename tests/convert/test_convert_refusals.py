@@ -196,7 +196,7 @@ def test_the_command_line(original, tmp_path):
   assert done.returncode == 0, done.stderr
   assert json.loads(done.stdout)['tensors'] == len(load_file(tmp_path / 'h' / WEIGHTS))
   for args, found in (
-    (['--target=x', '--format=hf'], 'found no --source'),
+    (['--target=x', '--format=hf'], '--source is missing'),
     (
       ['--source=scenes', '--target=x', '--format=onnx'],
       'found --format=onnx; expected hf or deepseek',

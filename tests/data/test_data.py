@@ -76,8 +76,8 @@ def test_lines_are_read_under_every_line_end_and_byte_order_mark(tmp_path):
 @pytest.mark.parametrize(
   'content, said',
   [
-    (b'', 'found no prompt'),
-    (b'\r\n \n', 'found no prompt'),
+    (b'', 'has no prompt; write at least one'),
+    (b'\r\n \n', 'has no prompt; write at least one'),
     ('caf\u00e9'.encode('latin-1'), 'not UTF-8'),
     ('a cat'.encode('utf-16'), 'not UTF-8'),
     (None, 'cannot read'),
@@ -116,17 +116,17 @@ def test_json_lines_and_tables_are_read_by_their_prompt_column(tmp_path):
 @pytest.mark.parametrize(
   'name, content, said',
   [
-    ('p.jsonl', '{"prompt": "a"}\n{"prompt":', 'line 2 of p.jsonl is no JSON'),
-    ('p.jsonl', '\n{"text": "a"}', "line 2 of p.jsonl has the keys 'text'; expected an object"),
+    ('p.jsonl', '{"prompt": "a"}\n{"prompt":', 'line 2 of p.jsonl is not JSON'),
+    ('p.jsonl', '\n{"text": "a"}', "line 2 of p.jsonl has the keys 'text'; write an object"),
     ('p.jsonl', '{"prompt": "a"}\n["b"]', 'line 2 of p.jsonl has no object'),
     ('p.jsonl', '{"prompt": 3}', "line 1 of p.jsonl has the keys 'prompt'"),
-    ('p.jsonl', '', 'found no prompt'),
-    ('p.csv', 'id,text\n1,a\n', "found the columns 'id', 'text' in p.csv; expected one called"),
-    ('p.csv', 'id,prompt\n1,a\n2,b,c\n', 'line 3 of p.csv has 3 columns; expected 2'),
-    ('p.csv', 'prompt\n"a\n', 'line 2 of p.csv is no row of a table'),
-    ('p.csv', 'prompt\n', 'found no prompt in p.csv'),
-    ('p.txt', 'a\n\u200b\n', 'line 2 of p.txt has nothing to see'),
-    ('p.txt', 'a\0 \0c\0', 'line 1 of p.txt holds a NUL'),
+    ('p.jsonl', '', 'p.jsonl has no prompt; write at least one'),
+    ('p.csv', 'id,text\n1,a\n', "p.csv has the columns 'id', 'text'; name the column of the"),
+    ('p.csv', 'id,prompt\n1,a\n2,b,c\n', 'line 3 of p.csv has 3 columns, but .* has 2'),
+    ('p.csv', 'prompt\n"a\n', 'line 2 of p.csv is not a row of a table'),
+    ('p.csv', 'prompt\n', 'p.csv has no prompt; write at least one'),
+    ('p.txt', 'a\n\u200b\n', 'line 2 of p.txt has no visible characters'),
+    ('p.txt', 'a\0 \0c\0', 'line 1 of p.txt contains a NUL'),
   ],
 )
 def test_prompts_that_are_none_are_named_by_their_line(tmp_path, name, content, said):
@@ -137,7 +137,9 @@ def test_prompts_that_are_none_are_named_by_their_line(tmp_path, name, content, 
 
 
 def test_a_too_long_prompt_is_named_by_its_line(tmp_path):
-  with pytest.raises(InputError, match=r'line 3 of prompts.txt has 9 tokens; expected at most 8'):
+  with pytest.raises(
+    InputError, match=r'line 3 of prompts.txt has 9 tokens, more than the limit of 8'
+  ):
     make(
       tmp_path, lines=['short', '', 'too  long', 'short'], task='generation', max_prompt_tokens=8
     )
@@ -328,11 +330,11 @@ def test_other_data_have_another_fingerprint(tmp_path):
   [
     (
       dict(prompts='nowhere.txt'),
-      'found no prompts nowhere.txt; expected one of scenes, t2i_compbench, or',
+      'there are no prompts nowhere.txt; set data.prompts to one of scenes, t2i_compbench, or',
     ),
     (
       dict(images='nowhere'),
-      'found no pictures nowhere; expected one of scenes, coco, journeydb, or a folder',
+      'are no images nowhere; set data.images to one of scenes, coco, journeydb, or to a folder',
     ),
   ],
 )
@@ -352,5 +354,7 @@ def test_scenes_are_drawn_for_models_of_their_size_only(monkeypatch):
     32,
     3,
   )
-  with pytest.raises(InputError, match='found a model of 384 x 384 pixels'):
+  with pytest.raises(
+    InputError, match='data.images=scenes has images of 32 x 32 .* a model of 384 x 384'
+  ):
     batches_lib.make(config_lib.Data(), method, WordProcessor(), 384)

@@ -102,9 +102,11 @@ def test_what_is_passed_over_is_counted_and_said(tmp_path, capsys):
 
 def test_a_folder_without_images_is_one_sentence(tmp_path):
   (tmp_path / 'notes.txt').write_text('')
-  with pytest.raises(InputError, match=r'found no image in .* \(1 no pictures \(notes\.txt\)\);'):
+  with pytest.raises(
+    InputError, match=r'there is no image in .* \(1 no pictures \(notes\.txt\)\);'
+  ):
     folders.find(str(tmp_path))
-  with pytest.raises(InputError, match='found no folder'):
+  with pytest.raises(InputError, match='there is no folder'):
     folders.find(str(tmp_path / 'absent'))
 
 
@@ -117,7 +119,7 @@ def test_all_pictures_that_do_not_decode_are_named_together(tmp_path):
   with pytest.raises(InputError) as e:
     folders.Folder(str(tmp_path))
   said = str(e.value)
-  assert 'found 3 of 4 pictures' in said and 'data.bad_images=skip' in said
+  assert 'found 3 of 4 images' in said and 'data.bad_images=skip' in said
   assert 'b.jpg: empty file' in said and 'd.gif: no format that is known' in said and 'a: ' in said
   assert '\n' not in said
 
@@ -126,10 +128,10 @@ def test_pictures_that_do_not_decode_are_left_out_on_request_and_counted(tmp_pat
   whole = picture(size=(64, 64))
   write(tmp_path, a_dot_png=whole, b_dot_png=whole[:-30], c_dot_png=picture(shade=(1, 2, 3)))
   made = pictures_of(tmp_path, bad_images='skip')
-  assert 'left out     1 of 3 pictures' in capsys.readouterr().err
+  assert 'left out     1 of 3 images' in capsys.readouterr().err
   assert len(made) == 2 and made[1][8, 8].tolist() == [1, 2, 3]
   write(tmp_path, a_dot_png=b'', c_dot_png=b'')
-  with pytest.raises(InputError, match='found 3 of 3 pictures'):
+  with pytest.raises(InputError, match='found 3 of 3 images'):
     folders.Folder(str(tmp_path), bad_images='skip')
 
 

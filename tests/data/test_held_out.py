@@ -121,7 +121,7 @@ def test_a_run_that_began_without_goes_on_without(tmp_path):
 def test_a_run_needs_something_to_learn_from(tmp_path):
   made = make(tmp_path)
   lines = sorted(measured(made)[0])
-  with pytest.raises(InputError, match='found nothing in data.prompts but the 4 that this run'):
+  with pytest.raises(InputError, match='data.prompts has nothing but the 4 items that this run'):
     make(tmp_path, lines=lines, apart=Apart(kept=made.held_out))
 
 

@@ -113,7 +113,7 @@ def test_paths_are_expanded_as_a_shell_does(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('text', ['coco:0', 'coco++scenes', '+coco', 'coco+', ' '])
 def test_a_mixture_of_nothing_is_one_sentence(text):
-  with pytest.raises(InputError, match='found data.images='):
+  with pytest.raises(InputError, match='data.images is .*; write a name'):
     mixtures.parts(text, 'data.images')
 
 
@@ -141,7 +141,7 @@ def test_fewer_of_a_set_are_some_of_more(three):
 
 
 def test_more_than_there_are_is_one_sentence(three):
-  with pytest.raises(InputError, match='found 20 images in coco; expected at least 21; lower'):
+  with pytest.raises(InputError, match='coco has 20 images, fewer than the 21 asked for; lower'):
     pictures('coco:21', three)
 
 
@@ -196,7 +196,7 @@ def test_what_is_not_prepared_is_an_error_with_the_command_that_prepares_it(tmp_
   with pytest.raises(InputError) as e:
     pictures('coco:3+journeydb:2', tmp_path)
   said = str(e.value)
-  assert said.startswith(f'found no coco and no journeydb in {tmp_path}; expected them prepared')
+  assert said.startswith(f'there is no coco and no journeydb in {tmp_path}; prepare them with')
   commands = [part.partition(' and ')[0] for part in said.split('python -m ')[1:]]
   assert len(commands) == 2
   for text, dataset in zip(commands, ('coco', 'journeydb')):
@@ -220,7 +220,7 @@ def test_a_preparation_that_was_stopped_is_told_with_its_own_source(tmp_path, mo
   source = sets.write_zip(tmp_path / 'x.zip', shades(range(20)))
   monkeypatch.setattr(job._Job, '_finish', lambda self: None)
   sets.prepare(source, tmp_path, 'coco')
-  with pytest.raises(InputError, match=f'--source={source} .*a beginning is there'):
+  with pytest.raises(InputError, match=f'--source={source} .*coco is partly prepared'):
     pictures('coco', tmp_path)
 
 
@@ -258,7 +258,7 @@ def test_pictures_that_tfds_did_not_look_at_are_looked_at_here(tmp_path):
   content = {f'{i}.jpg': sets.picture((40, 30)) for i in range(4)}
   content['bad.jpg'] = content['0.jpg'][:200]
   sets.tfds_coco(tmp_path, content)
-  with pytest.raises(InputError, match=r'found 1 of 5 pictures of coco .*bad\.jpg'):
+  with pytest.raises(InputError, match=r'found 1 of 5 images of coco .*bad\.jpg'):
     pictures('coco', tmp_path)
   assert len(pictures('coco', tmp_path, bad_images='skip')) == 4
 
@@ -299,7 +299,7 @@ def test_shards_that_are_needed_come_from_a_bucket_and_stay(three, monkeypatch, 
   monkeypatch.setenv('DSR_JAX_CACHE', str(three / 'other'))
   usage = type('Usage', (), {'free': 1 << 20})
   monkeypatch.setattr(prepared.shutil, 'disk_usage', lambda path: usage)
-  with pytest.raises(InputError, match='found 1 MiB free at .* expected 256 MiB for the shards'):
+  with pytest.raises(InputError, match='has 1 MiB free, but the shards of .* need 256 MiB'):
     pictures('coco', three)
 
 

@@ -343,7 +343,7 @@ def test_the_command_writes_tables_and_sheets_and_equal_models_differ_by_nothing
       dict(benchmarks='scenes/geneval,scenes/mmmu'),
       "found the benchmark 'scenes/mmmu'; expected some of geneval, t2i_compbench",
     ),
-    (dict(model=''), 'found no --model'),
+    (dict(model=''), '--model is missing'),
     (dict(best_of=0), 'found --best_of=0'),
     (dict(limit=-1), 'found --limit=-1'),
     (dict(max_tokens=0), 'found --max_tokens=0'),
@@ -371,7 +371,7 @@ def test_a_model_of_another_size_is_refused(inference, tmp_path, monkeypatch):
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
   (tmp_path / 'notes.txt').write_text('mine')
-  with pytest.raises(InputError, match='found notes.txt in .*; expected a new or empty folder'):
+  with pytest.raises(InputError, match='already holds notes.txt; name a new or empty folder'):
     run(evaluate, model='scenes', config=TINY, benchmarks='geneval', output=tmp_path)
   assert os.listdir(tmp_path) == ['notes.txt']
 

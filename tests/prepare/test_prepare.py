@@ -324,10 +324,10 @@ def test_more_than_one_in_a_hundred_is_an_error_that_leaves_nothing(tmp_path):
   content |= {'a.jpg': b'', 'b.jpg': b'words'}
   with pytest.raises(InputError) as e:
     prepare(write_zip(tmp_path / 'x.zip', content), tmp_path / 'out')
-  assert 'of at most 42 pictures' in str(e.value) and 'a.jpg: empty file' in str(e.value)
+  assert 'of at most 42 images' in str(e.value) and 'a.jpg: empty file' in str(e.value)
   assert not (tmp_path / 'out').exists()
   tgz = write_tar(tmp_path / 'x.tgz', content)
-  with pytest.raises(InputError, match='found 2 of 42 pictures .* expected at most 1%'):
+  with pytest.raises(InputError, match='found 2 of 42 images .* more than 1%'):
     prepare(tgz, tmp_path / 'out')
   assert not (tmp_path / 'out').exists()
 
@@ -365,16 +365,16 @@ ONE = {'a.jpg': picture(), 'b.jpg': picture()}
 REFUSED = {
   'a zip cut in half': (
     lambda p: cut_in_half(write_zip(p / 'x.zip', ONE)),
-    'cut short or damaged .*fetch it again',
+    'cut short or damaged .*download it again',
   ),
-  'a zip of nothing': (lambda p: write_zip(p / 'x.zip', {}), 'found no picture in'),
+  'a zip of nothing': (lambda p: write_zip(p / 'x.zip', {}), 'there is no image in'),
   'a zip without pictures': (
     lambda p: write_zip(p / 'x.zip', {'a.txt': b'x'}),
-    r'found no picture in .* \(1 no pictures\)',
+    r'there is no image in .* \(1 no pictures\)',
   ),
   'a path above': (
     lambda p: write_zip(p / 'x.zip', {**ONE, '../c.jpg': picture()}),
-    r"path '\.\./c\.jpg' in .*leads outside",
+    r"path '\.\./c\.jpg', which leads outside",
   ),
   'a path inside and out again': (
     lambda p: write_zip(p / 'x.zip', {**ONE, 'd/../../c.jpg': picture()}),
@@ -382,7 +382,7 @@ REFUSED = {
   ),
   'an absolute path': (
     lambda p: write_zip(p / 'x.zip', {'/c.jpg': picture()}),
-    "path '/c.jpg' in .*leads outside",
+    "path '/c.jpg', which leads outside",
   ),
   'a path of Windows': (
     lambda p: write_zip(p / 'x.zip', {'..\\c.jpg': picture()}),
@@ -396,13 +396,16 @@ REFUSED = {
     lambda p: encrypted(write_zip(p / 'x.zip', ONE)),
     r'encrypted \(a\.jpg\)',
   ),
-  'an empty file': (lambda p: empty(p / 'x.zip'), 'the empty file'),
+  'an empty file': (lambda p: empty(p / 'x.zip'), 'x.zip is empty, not a zip'),
   'a text': (lambda p: write_folder(p / 'x', {'a.txt': b'words'}) + '/a.txt', 'neither a zip nor'),
-  'an empty folder': (lambda p: write_folder(p / 'x', {'y/z.txt': b''}) + '/y', 'found no image'),
-  'nothing': (lambda p: str(p / 'absent'), 'found nothing at'),
+  'an empty folder': (
+    lambda p: write_folder(p / 'x', {'y/z.txt': b''}) + '/y',
+    'there is no image',
+  ),
+  'nothing': (lambda p: str(p / 'absent'), '--source is .*/absent, which does not exist'),
   'a tgz cut in half': (
     lambda p: cut_in_half(write_tar(p / 'x.tgz', ONE)),
-    'cut short or damaged .*fetch it again',
+    'cut short or damaged .*download it again',
   ),
   'a tgz without its last bytes': (
     lambda p: (
@@ -434,7 +437,7 @@ def test_folders_of_ones_own_stay_and_new_ones_go_where_nothing_came_of_them(tmp
   source = write_zip(tmp_path / 'x.zip', {'words.txt': b'no picture'})
   (tmp_path / 'own').mkdir()
   for to in ('own', 'new/deep'):
-    with pytest.raises(InputError, match='found no picture'):
+    with pytest.raises(InputError, match='there is no image in'):
       prepare(source, tmp_path / to)
   assert sorted(os.listdir(tmp_path)) == ['own', 'x.zip'] and os.listdir(tmp_path / 'own') == []
 
@@ -460,7 +463,7 @@ def test_too_small_a_disk_is_refused_before_anything_is_written(tmp_path, monkey
   source = write_zip(tmp_path / 'x.zip', ONE)
   usage = type('Usage', (), {'free': 1 << 20})
   monkeypatch.setattr(shards.shutil, 'disk_usage', lambda path: usage)
-  with pytest.raises(InputError, match='found 1 MiB free at .* expected about 64 MiB'):
+  with pytest.raises(InputError, match='has 1 MiB free, but the images need about 64 MiB'):
     prepare(source, tmp_path / 'out')
   assert not (tmp_path / 'out').exists()
 
@@ -472,7 +475,7 @@ def test_a_disk_that_fills_up_is_one_sentence_and_the_command_goes_on(tmp_path):
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (300 << 10, limits[1]))  # of a file
   try:
-    with pytest.raises(InputError, match=f'^cannot write {to}/folder/1.0.0 .*goes on$'):
+    with pytest.raises(InputError, match=f'^cannot write {to}/folder/1.0.0 .*resumes$'):
       prepare(source, to, shard_size=40)
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -484,7 +487,7 @@ def test_a_disk_that_fills_up_is_one_sentence_and_the_command_goes_on(tmp_path):
 def test_two_preparations_of_one_set_are_refused(tmp_path):
   source = write_zip(tmp_path / 'x.zip', ONE)
   with shards.Place(str(tmp_path / 'out'), 'folder'):
-    with pytest.raises(InputError, match='another preparation at work'):
+    with pytest.raises(InputError, match='another preparation is running'):
       prepare(source, tmp_path / 'out')
   prepare(source, tmp_path / 'out')
 
@@ -492,10 +495,10 @@ def test_two_preparations_of_one_set_are_refused(tmp_path):
 @pytest.mark.parametrize(
   'flags, said',
   [
-    ({'dataset': 'imagenet'}, 'found --dataset=imagenet; expected one of coco, journeydb, folder'),
-    ({'name': 'My Pictures'}, 'found --name=My Pictures'),
-    ({'workers': 0}, 'found --workers=0'),
-    ({'source': ''}, 'found no --source'),
+    ({'dataset': 'imagenet'}, '--dataset is imagenet; set it to one of coco, journeydb, folder'),
+    ({'name': 'My Pictures'}, '--name is My Pictures; use lowercase letters'),
+    ({'workers': 0}, '--workers is 0; set it to a number from 1'),
+    ({'source': ''}, '--source is missing; add --source='),
   ],
 )
 def test_flags_that_cannot_be_are_one_sentence(flags, said, tmp_path):

@@ -273,12 +273,12 @@ def processor():
 @pytest.mark.parametrize(
   'values, said',
   [
-    (dict(model=''), 'found no --model'),
-    (dict(output=''), 'found no --output'),
-    (dict(num_inputs=1), 'found --num_inputs=1'),
+    (dict(model=''), '--model is missing'),
+    (dict(output=''), '--output is missing'),
+    (dict(num_inputs=1), '--num_inputs is 1; set it to a number from 2'),
     (dict(seed=-1), 'found --seed=-1'),
     (dict(model='/nowhere/at/all'), 'found no model'),
-    (dict(config__data__prompts='nowhere.txt'), 'found no prompts nowhere.txt'),
+    (dict(config__data__prompts='nowhere.txt'), 'there are no prompts nowhere.txt'),
   ],
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing(values, said, tmp_path):
@@ -295,6 +295,6 @@ def test_a_wrong_command_line_is_a_sentence_and_a_status():
   done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True)
   assert (
     done.returncode == 2
-    and re.match('error: found no --config; expected', done.stderr)
+    and re.match('error: --config is missing; name a config file', done.stderr)
     and done.stderr.count('\n') == 1
   )

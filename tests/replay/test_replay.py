@@ -189,10 +189,10 @@ def test_one_input_can_be_asked_for_and_the_page_shows_it(workdir, third, tmp_pa
     (dict(step=0), 'which has run 1 to 3'),
     (dict(input=2), 'found --input=2; expected 0 to 1'),
     (dict(input=-1), 'found --input=-1'),
-    (dict(objective='magic'), "found config.method.objective='magic'; expected one of simpo"),
+    (dict(objective='magic'), "config.method.objective is 'magic'; set it to one of simpo"),
     (dict(scorer='ema'), 'found scorer=ema in a replay of a run that kept no ema'),
-    (dict(scorer='nobody'), "config.method.scorer='nobody'"),
-    (dict(reward='judge'), 'found config.method.reward=judge with data of'),
+    (dict(scorer='nobody'), "config.method.scorer is 'nobody'"),
+    (dict(reward='judge'), 'config.method.reward=judge cannot judge the data'),
   ],
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing(values, said, workdir, tmp_path):

@@ -92,7 +92,7 @@ def test_every_term_brings_its_fields_and_its_own_weights(monkeypatch):
     ('dual+nan*forward', "the weight 'nan'"),
     ('dual+1e999*forward', "the weight '1e999'"),
     ('0*dual', "the weight '0'"),
-    ('dual+0.3*clip', 'no config.method.clip_reward.model'),
+    ('dual+0.3*clip', 'needs config.method.clip_reward.model'),
     ('dual*0.3', 'expected one of dual'),
   ],
 )

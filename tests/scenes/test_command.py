@@ -73,10 +73,10 @@ def test_bad_input_is_one_sentence_on_stderr_and_status_two():
   'given, message',
   [
     ({}, 'found nothing to do; expected --show=16'),
-    ({'show': 0, 'output': 'x.png'}, 'found --show=0; expected 1 to 1024'),
-    ({'show': 4}, 'found no --output'),
-    ({'judge': 'missing.png'}, 'found no --prompt'),
-    ({'entropy': 0}, 'found --entropy=0'),
+    ({'show': 0, 'output': 'x.png'}, '--show is 0; set it to a number from 1 to 1024'),
+    ({'show': 4}, '--output is missing; add --output='),
+    ({'judge': 'missing.png'}, '--prompt is missing; add --prompt='),
+    ({'entropy': 0}, '--entropy is 0; set it to a number from 1'),
   ],
 )
 def test_bad_flags_are_refused_before_any_work(given, message):
@@ -95,7 +95,7 @@ def test_pictures_and_prompts_of_other_worlds_are_refused(tmp_path):
 
 
 def test_sheets_do_not_overwrite_folders_or_leave_halves(tmp_path):
-  with pytest.raises(InputError, match='expected the name of a file'):
+  with pytest.raises(InputError, match='is the folder .*, but it must name a file'):
     command.show(1, str(tmp_path))
   (tmp_path / 'file').write_text('x')
   with pytest.raises(InputError, match='cannot write'):
