@@ -287,7 +287,7 @@ def test_archives_that_come_later_are_read_by_a_preparation_that_was_stopped(tmp
     write_tar(folder / f'{number}.tgz', part)
   whole = (folder / '1.tgz').read_bytes()
   (folder / '1.tgz').write_bytes(whole[: len(whole) // 2])
-  with pytest.raises(InputError, match='1.tgz cut short or damaged'):
+  with pytest.raises(InputError, match='1.tgz is cut short or damaged'):
     prepare(folder, tmp_path, 'journeydb')
   assert not is_prepared(tmp_path, 'journeydb')
   (folder / '1.tgz').write_bytes(whole)
