@@ -48,7 +48,9 @@ def test_a_missing_file_gives_the_default_or_a_sentence(tmp_path):
     files.read_json(path)
 
 
-@pytest.mark.parametrize('content, found', [('{', 'cannot be read as JSON'), ('[1]', 'holds a list, not')])
+@pytest.mark.parametrize(
+  'content, found', [('{', 'cannot be read as JSON'), ('[1]', 'holds a list, not')]
+)
 def test_what_is_no_json_object_is_a_sentence(tmp_path, content, found):
   path = tmp_path / 'config.json'
   path.write_text(content)

@@ -312,6 +312,6 @@ def test_help_lists_every_key_with_its_default_and_most_with_their_meaning():
   text, meanings = config_help.text(), config_help.meanings()
   keys = saved_config.flat(saved_config.to_json(Config()))
   assert set(meanings) == set(keys) and all(f'  {key}=' in text for key in keys)
-  assert meanings['method.steps'] == '5 epochs of 5,600 prompts and 5,600 pictures'
+  assert meanings['method.steps'] == '5 epochs of 5,600 prompts and 5,600 images'
   assert meanings['method.strategy'].startswith("'unified': one model. 'separate': a generator and")
   assert sum(map(bool, meanings.values())) > 0.6 * len(keys)

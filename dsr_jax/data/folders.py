@@ -36,10 +36,11 @@ RACY_NS = 2_000_000_000
 _REASONS = [
   re.compile(pattern, re.DOTALL)
   for pattern in (
-    r'(?:as an? (?:picture|image)|cut short or damaged) \((.*?)\)?$',
-    r'(?:found the|is an?) (empty file)',
-    r' (?:has|to have) (\d+ (?:x|bytes)[^;]*)',
-    r'^cannot read .* \((.*?)(?:\),|\)?$)',
+    r'(?:readable (?:image|as a picture)|cut short or damaged) \((.*)$',
+    r'(?:found the|is an) (empty file)',
+    r' (?:is|has|to have) (\d+ x \d+ pixels, \d+ in all|\d+ bytes|more than \d+ pixels|'
+    r'values from [^;]*|larger than the \d+ bytes that it states)',
+    r'^cannot read .*(?: \(|: it is )(.*?)(?:\),|, but |$)',
   )
 ]
 CACHE_VARIABLE = 'DSR_JAX_CACHE'
@@ -140,7 +141,7 @@ def _is_picture(path):
   if path.lower().endswith(SUFFIXES):
     return True
   try:
-    with inputs.open_plain(path, 'a picture file') as file:
+    with inputs.open_plain(path, 'an image file') as file:
       return images.is_known(file)
   except (InputError, OSError):
     return False
@@ -292,7 +293,7 @@ def _look(path, decode) -> Record:
 
 
 def _read(path) -> bytes:
-  with inputs.open_plain(path, 'a picture file') as file:
+  with inputs.open_plain(path, 'an image file') as file:
     try:
       return file.read()
     except OSError as e:

@@ -330,7 +330,7 @@ class _Folder:
 
   def _read(self, name):
     path = os.path.join(self._path, name)
-    with inputs.open_plain(path, 'a picture file') as file:
+    with inputs.open_plain(path, 'an image file') as file:
       try:
         return _picture_of(name, os.fstat(file.fileno()).st_size, file)
       except OSError as e:

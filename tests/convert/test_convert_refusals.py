@@ -161,7 +161,7 @@ def test_a_disk_that_is_too_small_is_found_out_before_anything_is_written(
   original, tmp_path, monkeypatch
 ):
   monkeypatch.setattr(shutil, 'disk_usage', lambda path: type('Usage', (), dict(free=1 << 20))())
-  with pytest.raises(InputError, match='found 1 MiB free'):
+  with pytest.raises(InputError, match='has 1 MiB free, but 4 MiB are needed'):
     run(original[0], tmp_path / 'h')
   assert not list(tmp_path.iterdir())
 

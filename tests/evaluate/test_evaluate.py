@@ -371,7 +371,7 @@ def test_a_model_of_another_size_is_refused(inference, tmp_path, monkeypatch):
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
   (tmp_path / 'notes.txt').write_text('mine')
-  with pytest.raises(InputError, match='already holds notes.txt; name a new or empty folder'):
+  with pytest.raises(InputError, match='found notes.txt in .*; expected a new or empty folder'):
     run(evaluate, model='scenes', config=TINY, benchmarks='geneval', output=tmp_path)
   assert os.listdir(tmp_path) == ['notes.txt']
 
