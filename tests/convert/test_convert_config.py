@@ -199,7 +199,7 @@ def test_what_the_model_cannot_express_is_refused(section, key, value, found):
 def test_json_that_no_reader_expects_is_refused_at_once(tmp_path):
   for text in ('[' * 10_000 + ']' * 10_000, '{"model_type": ' + '{"a": ' * 10_000, '\ufeff{}', '3'):
     (tmp_path / 'config.json').write_text(text)
-    with pytest.raises(InputError, match='found .*config.json'):
+    with pytest.raises(InputError, match='config.json (cannot be read as JSON|holds a int)'):
       convert.read_config(tmp_path)
 
 
