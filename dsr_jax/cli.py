@@ -122,6 +122,9 @@ def _of_flag_error(f, text: str) -> str:
   if not wrong or wrong[1] not in f:
     return f'the flags cannot be parsed ({text}); write them as --name=value, or see --help'
   flag = f[wrong[1]]
+  choices = getattr(flag.parser, 'enum_values', None)
+  if choices:
+    return f'--{flag.name}={wrong[2]} should be one of {", ".join(choices)}; choose one of them'
   kind = flag.parser.syntactic_help or _KINDS.get(flag.flag_type(), f'a {flag.flag_type()}')
   kind = {'an integer': 'a whole number'}.get(kind, kind)
   return f'--{flag.name}={wrong[2]} should be {kind}; change it'

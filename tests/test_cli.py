@@ -2,6 +2,7 @@
 
 import ast
 
+from absl import flags
 from places import ROOT
 import pytest
 
@@ -48,6 +49,13 @@ def test_words_that_are_no_flags_and_flags_left_empty_are_one_sentence():
     cli.no_arguments(['program', 'red'])
   with pytest.raises(InputError, match='--text is missing; add --text='):
     cli.require(model='scenes', text='')
+
+
+def test_a_flag_with_choices_names_them():
+  f = flags.FlagValues()
+  flags.DEFINE_enum('do', 'draw', ['draw', 'write'], 'What to do.', flag_values=f)
+  with pytest.raises(InputError, match='--do=sing should be one of draw, write'):
+    cli.parse(f, ['program', '--do=sing'])
 
 
 @pytest.mark.parametrize(

@@ -230,11 +230,11 @@ def test_keep_gives_up_on_bad_input_and_on_a_run_that_fails_on_a_whole_slice(tpu
 @pytest.mark.parametrize(
   'name, args, settings, message',
   [
-    ('create.sh', (), {'TPU_NAME': ''}, 'error: found no TPU_NAME'),
-    ('create.sh', (), {'TPU_TYPE': 'h100-8'}, 'error: found TPU_TYPE=h100-8'),
-    ('create.sh', ('--cheap',), {}, 'error: found the arguments --cheap'),
-    ('run.sh', (), {}, 'error: found no arguments'),
-    ('run.sh', ('--config=configs/scenes.py',), {}, 'error: found no --config.system.bucket'),
+    ('create.sh', (), {'TPU_NAME': ''}, 'error: TPU_NAME is not set'),
+    ('create.sh', (), {'TPU_TYPE': 'h100-8'}, 'error: TPU_TYPE=h100-8 is not a known slice'),
+    ('create.sh', ('--cheap',), {}, 'error: unexpected arguments --cheap'),
+    ('run.sh', (), {}, 'error: no arguments'),
+    ('run.sh', ('--config=configs/scenes.py',), {}, 'error: --config.system.bucket'),
   ],
 )
 def test_what_is_missing_or_wrong_is_one_sentence_and_no_call(tpu, name, args, settings, message):
@@ -249,7 +249,7 @@ def test_what_is_missing_or_wrong_is_one_sentence_and_no_call(tpu, name, args, s
 
 def test_a_slice_that_does_not_come_is_said(tpu):
   done = tpu('create.sh', states='WAITING_FOR_RESOURCES FAILED')
-  assert done.returncode == 2 and 'found the slice pod FAILED' in done.stderr
+  assert done.returncode == 2 and 'the slice pod is FAILED' in done.stderr
 
 
 # On a host, with a stand-in for curl (the metadata) and for python.

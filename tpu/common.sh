@@ -9,12 +9,12 @@ fail() {
 
 # need NAME EXAMPLE: the setting NAME must be there.
 need() {
-  [[ -n ${!1:-} ]] || fail "found no $1 in the environment; expected one, as $2; export it"
+  [[ -n ${!1:-} ]] || fail "$1 is not set in the environment; export it, for example as $2"
 }
 
 need TPU_NAME my-slice
 need TPU_ZONE us-west4-a
-command -v gcloud >/dev/null || fail 'found no gcloud; expected the Google Cloud CLI; see https://cloud.google.com/sdk'
+command -v gcloud >/dev/null || fail 'gcloud is not installed; install the Google Cloud CLI: https://cloud.google.com/sdk'
 
 FLAGS=("--zone=$TPU_ZONE")
 if [[ -n ${TPU_PROJECT:-} ]]; then

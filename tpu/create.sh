@@ -13,10 +13,10 @@ case $TPU_TYPE in
   v5p-*) version=v2-alpha-tpuv5 ;;
   v6e-*) version=v2-alpha-tpuv6e ;;
   v4-*) version=tpu-ubuntu2204-base ;;
-  *) fail "found TPU_TYPE=$TPU_TYPE; expected v4-N, v5litepod-N, v5p-N or v6e-N; change it" ;;
+  *) fail "TPU_TYPE=$TPU_TYPE is not a known slice; set it to v4-N, v5litepod-N, v5p-N or v6e-N" ;;
 esac
 
-[[ $# -eq 0 || ($# -eq 1 && $1 == --spot) ]] || fail "found the arguments $*; expected --spot or nothing; change them"
+[[ $# -eq 0 || ($# -eq 1 && $1 == --spot) ]] || fail "unexpected arguments $*: give --spot or nothing"
 
 gcloud compute tpus queued-resources create "$TPU_NAME" "${FLAGS[@]}" "--node-id=$TPU_NAME" "--accelerator-type=$TPU_TYPE" \
   "--runtime-version=${TPU_VERSION:-$version}" "$@"
@@ -25,7 +25,7 @@ while true; do
   now=$(state)
   case $now in
     ACTIVE) break ;;
-    FAILED | SUSPENDING | SUSPENDED | ABSENT) fail "found the slice $TPU_NAME $now; expected it to come; run tpu/delete.sh and try again" ;;
+    FAILED | SUSPENDING | SUSPENDED | ABSENT) fail "the slice $TPU_NAME is $now and will not start; run tpu/delete.sh and try again" ;;
   esac
   echo "waiting      for $TPU_NAME: $now" >&2
   sleep "${TPU_POLL:-30}"

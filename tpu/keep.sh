@@ -30,10 +30,10 @@ while true; do
     break
   fi
   # 2: bad input, which a new start would not mend.
-  [[ $code != 2 ]] || fail "found bad input, see above; expected a run that starts; mend it"
+  [[ $code != 2 ]] || fail "the run did not start because of the bad input named above; fix it"
   if [[ $(state) == ACTIVE ]]; then
     failures=$((failures + 1))
-    [[ $failures -lt ${TPU_TRIES:-3} ]] || fail "found the run failed $failures times on a whole slice; expected it to go on; see its log"
+    [[ $failures -lt ${TPU_TRIES:-3} ]] || fail "the run failed $failures times on a whole slice, so it is not restarted again; see its log"
     on_hosts all 'dsr_jax/tpu/on_host.sh stop' || true
   fi
   echo "again        after exit status $code" >&2

@@ -50,7 +50,7 @@ work() {
 }
 
 follow() {
-  [[ -f run.pid ]] || { echo 'error: found no run; expected one; start it with tpu/run.sh' >&2; exit 1; }
+  [[ -f run.pid ]] || { echo 'error: there is no run here; start one with tpu/run.sh' >&2; exit 1; }
   tail -n +1 -f --pid="$(cat run.pid)" run.log
   # 1: killed, with the host or alone.
   exit "$(cat run.code 2>/dev/null || echo 1)"
@@ -66,5 +66,5 @@ stop() {
 case ${1:-} in
   install | follow | stop) "$1" ;;
   start | work) "$1" "${@:2}" ;;
-  *) echo "error: found ${1:-nothing}; expected install, start, follow or stop; name one" >&2; exit 2 ;;
+  *) echo "error: unknown action ${1:-(none)}: use install, start, follow or stop" >&2; exit 2 ;;
 esac

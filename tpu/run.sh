@@ -6,9 +6,9 @@
 # The arguments are those of dsr_jax.main. The bucket gets the checkpoints and copies of metrics, pictures and pages. Ctrl-C here leaves
 # the run alone; tpu/stop.sh stops it after a step, with a checkpoint.
 source "$(dirname "$0")/common.sh"
-[[ $# -gt 0 ]] || fail 'found no arguments; expected those of dsr_jax.main; give --config=FILE --workdir=DIR'
+[[ $# -gt 0 ]] || fail 'no arguments; give those of dsr_jax.main: --config=FILE --workdir=DIR'
 [[ "$*" == *--config.system.bucket=gs://* ]] ||
-  fail 'found no --config.system.bucket=gs://...; expected a bucket: the hosts of a slice share no disk; name one'
+  fail '--config.system.bucket=gs://... is missing: the hosts of a slice share no disk, so the run needs a bucket; name one'
 
 on_hosts all "dsr_jax/tpu/on_host.sh start $(printf '%q ' "$@")"
 on_hosts 0 'dsr_jax/tpu/on_host.sh follow'
