@@ -6,8 +6,8 @@
 
 There are two stages: the model draws and answers (--stage=answer), then evaluators and rules score
 (--stage=score). By default, both run. OUT/MODEL/BENCHMARK has the layout of the official scorer.
-The same command resumes where it stopped. Writes OUT/results.{json,md,tex} and OUT/page.html, and
-for Scenes also sheets.
+Run the same command again to resume. Writes OUT/results.{json,md,tex} and OUT/page.html, and
+sheets for Scenes.
 
 Several processes can draw and answer together: run the same command in each, with --coordinator,
 --processes and --process as in training.
@@ -53,15 +53,15 @@ OUTPUTS = (
 
 
 class Asked(NamedTuple):
-  """Names of benchmarks: lists of Scenes without their prefix, and the paper's."""
+  """Names of benchmarks: the lists of Scenes, without their prefix, and the paper's benchmarks."""
 
   scenes: tuple[str, ...]
   official: tuple[str, ...]
 
 
 def check_benchmarks(names) -> Asked:
-  """The benchmarks that are asked for, all lists of Scenes if none is. InputError lists those that
-  exist.
+  """The requested benchmarks; all lists of Scenes if none is given. The InputError for an unknown
+  name lists those that exist.
   """
   asked = list(dict.fromkeys(name.strip() for name in names if name.strip())) or [SCENES]
   scenes, official = [], []
@@ -74,14 +74,13 @@ def check_benchmarks(names) -> Asked:
       official.append(name)
     else:
       raise InputError(
-        f'found the benchmark {name!r}; expected some of {", ".join(known_names())}; name those in '
-        '--benchmarks'
+        f'unknown benchmark {name!r} in --benchmarks; choose from {", ".join(known_names())}'
       )
   return Asked(tuple(dict.fromkeys(scenes)), tuple(official))
 
 
 def known_names() -> list[str]:
-  """All that --benchmarks takes."""
+  """All names that --benchmarks accepts."""
   return [*registry.NAMES, SCENES, *(f'{SCENES}/{name}' for name in benchmarks.BENCHMARKS)]
 
 
@@ -89,14 +88,14 @@ def known_names() -> list[str]:
 
 
 class Models(NamedTuple):
-  """names: what is compared with first; steps: of a run's checkpoints, or None."""
+  """names: the model to compare with comes first. steps: of a run's checkpoints, or None."""
 
   names: tuple[str, ...]
   steps: tuple[int, ...] | None
 
 
 def models_of(model: str, before: str, base: str = '') -> Models:
-  """--model and --before -> names. RUN@all are the run's source model and all its checkpoints.
+  """--model and --before -> names. RUN@all stands for the run's source model and its checkpoints.
 
   Errors: InputError for a model that does not exist.
   """
@@ -108,15 +107,15 @@ def models_of(model: str, before: str, base: str = '') -> Models:
     return Models(tuple(names), None)
   if len(names) > 1:
     raise InputError(
-      f'found {ALL_STEPS} among several models, {", ".join(names)}; expected it alone; its first '
-      'model is the one that the run began with'
+      f'{ALL_STEPS} cannot be combined with other models ({", ".join(names)}); give that run alone: '
+      'it is compared with the model that it started from'
     )
   run, _, role = names[0].partition(ALL_STEPS)
   steps = checkpoints.steps_in(run)
   if not steps or (role and role.removeprefix(':') not in locate.ROLES):
     raise InputError(
-      f'found no checkpoints of {names[0]}; expected a run with some, as runs/a{ALL_STEPS}; name '
-      'its workdir'
+      f'no checkpoints found for {names[0]}; give the workdir of a run that has some, such as '
+      f'runs/a{ALL_STEPS}'
     )
   _, about, _ = checkpoints.load_trained(run, steps[-1])
   began_with = about['model']
@@ -127,12 +126,12 @@ def models_of(model: str, before: str, base: str = '') -> Models:
 
 
 def _check_exists(name):
-  """InputError unless there is such a model; nothing of its weights is read."""
+  """InputError unless the model exists. Reads no weights."""
   path, step, _ = locate.split(name)
   if not locate.is_run(path):
     locate.directory_of(path)
   elif step is not None and step not in checkpoints.steps_in(path):
-    locate.locate(name)  # says which there are
+    locate.locate(name)  # its error lists the steps that exist
 
 
 # The command.
@@ -150,8 +149,8 @@ def main(argv, f=flags.FLAGS):
   cluster = distributed.find(f.coordinator, f.processes, f.process)
   if cluster and asked.scenes:
     raise InputError(
-      'found several processes and lists of Scenes; expected one process for those; ask them by a '
-      'command of their own'
+      'the lists of Scenes run in one process only, but several were requested; evaluate them '
+      'with a separate command'
     )
   models = models_of(f.model, f.before, f.base)
   check_output(f.output)
@@ -180,33 +179,33 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, e
 
 @contextlib.contextmanager
 def _room_to_write(output):
-  """What the file system refuses, as one sentence."""
+  """Turns a refusal by the file system into one sentence."""
   try:
     yield
   except OSError as e:
     if e.errno not in NO_ROOM:
       raise
     raise InputError(
-      f'cannot write below {output} ({e.strerror}); expected room and leave to write; free some, '
-      'and start the same command again: it goes on'
+      f'cannot write below {output} ({e.strerror}); free space or fix its permissions, then run '
+      'the same command again to resume'
     ) from e
 
 
 def _check_numbers(f):
   if f.best_of < 1:
-    raise InputError(f'found --best_of={f.best_of}; expected at least 1; raise it')
+    raise InputError(f'--best_of is {f.best_of}; set it to at least 1')
   if f.limit < 0:
-    raise InputError(f'found --limit={f.limit}; expected 0 (all) or more; raise it')
+    raise InputError(f'--limit is {f.limit}; set it to 0 (all items) or more')
   if f.max_tokens < 1:
-    raise InputError(f'found --max_tokens={f.max_tokens}; expected at least 1; raise it')
+    raise InputError(f'--max_tokens is {f.max_tokens}; set it to at least 1')
   if f.stage not in ('', *STAGES):
     raise InputError(
-      f'found --stage={f.stage}; expected {" or ".join(STAGES)}, or none for both; correct it'
+      f'--stage is {f.stage}; set it to {" or ".join(STAGES)}, or omit it to run both'
     )
 
 
 def check_output(output: str) -> None:
-  """InputError unless `output` is new, empty, or an earlier output of this command."""
+  """InputError unless `output` is new, empty, or holds earlier output of this command."""
   files.check_place(output)
   if not os.path.isdir(output):
     return
@@ -215,19 +214,19 @@ def check_output(output: str) -> None:
     if name.removesuffix('.new') in OUTPUTS or (os.path.isdir(place) and _is_ours(place)):
       continue
     raise InputError(
-      f'found {name} in {output}; expected a new or empty folder for --output, or an earlier '
-      'output of this command; name another'
+      f'--output {output} contains {name}, which this command did not write; name a new or empty '
+      'folder, or an earlier output of this command'
     )
 
 
 def _is_ours(place) -> bool:
-  """Whether a folder holds benchmarks' folders and nothing else."""
+  """Whether a folder contains only folders of benchmarks."""
   names = os.listdir(place)
   return all(name in registry.NAMES for name in names)
 
 
 def folders_of(output: str, names) -> dict[str, str]:
-  """{model: its folder}, each its own."""
+  """{model: its folder}, a different one for each model."""
   taken: dict[str, str] = {}
   for name in names:
     if name in taken:
@@ -245,7 +244,7 @@ def folders_of(output: str, names) -> dict[str, str]:
 
 
 class Official(NamedTuple):
-  """A benchmark that is asked: asking is None for pictures; table: md5 of its questions."""
+  """One of the paper's benchmarks. asking: None if it is drawn. table: md5 of its questions."""
 
   name: str
   asking: protocol.Asking | None = None
@@ -253,7 +252,7 @@ class Official(NamedTuple):
 
 
 def open_benchmarks(names, f) -> list[Official]:
-  """Every table of questions is found and checked before any work."""
+  """Finds and checks every question table before any work starts."""
   sources = _sources(f.data)
   asks = None
   if f.judge_reviews:
@@ -271,7 +270,7 @@ def open_benchmarks(names, f) -> list[Official]:
       name,
       tables_directory(),
       path,
-      any_version=True,  # looked at already
+      any_version=True,  # `tsv.locate` has checked it
       judge_rules=f.judge_rules or None,
       ask_judge=asks,
       judge_cache=None,
@@ -281,7 +280,7 @@ def open_benchmarks(names, f) -> list[Official]:
 
 
 def tables_directory() -> str:
-  """Where tables of questions are kept that had to be downloaded."""
+  """Where downloaded question tables are kept."""
   return os.path.join(data_folders.cache_directory(), 'benchmarks')
 
 
@@ -294,17 +293,17 @@ def _sources(values) -> dict[str, str]:
       name, path = '', value
     elif name not in registry.TABLES:
       raise InputError(
-        f'found --data={value}; expected a folder, or NAME=FILE with one of '
-        f'{", ".join(registry.TABLES)}; correct it'
+        f'--data={value} names no known table; give a folder, or NAME=FILE where NAME is one of '
+        f'{", ".join(registry.TABLES)}'
       )
     if not os.path.exists(path):
-      raise InputError(f'found no {path}; expected a folder of tables, or a table; correct --data')
+      raise InputError(f'{path} does not exist; --data needs a table, or a folder of tables')
     found[name] = path
   return found
 
 
 def _answer(models, official, places, wishes, limit, team):
-  """The first stage: each model is loaded once."""
+  """The first stage. Loads each model once."""
   mesh = subject.mesh_of(wishes)
   for name in dict.fromkeys(models.names):
     cli.log(f'loading      {name}')
@@ -321,7 +320,7 @@ def _answer(models, official, places, wishes, limit, team):
 
 
 def _score(models, official, places, f) -> 'Part':
-  """The second stage, and the tables."""
+  """The second stage, and its tables."""
   looking = scoring.Looking(evaluator_choice.chosen_of(f), f.blip_size)
   scored = {}
   for one in official:
@@ -356,7 +355,7 @@ def _score(models, official, places, f) -> 'Part':
 
 
 class Part(NamedTuple):
-  """What one kind of benchmarks leaves: JSON values, Markdown, and further files."""
+  """The output of one kind of benchmark: JSON values, Markdown, and further files."""
 
   found: dict[str, Any]
   markdown: str
@@ -364,7 +363,7 @@ class Part(NamedTuple):
 
 
 def _write(output: str, parts: list[Part]) -> dict[str, Any]:
-  """Writes what all kinds leave; returns what `results.json` holds."""
+  """Writes the output of all kinds; returns the content of `results.json`."""
   found: dict[str, Any] = {}
   for part in parts:
     measured = found.get('benchmarks', {}) | part.found['benchmarks']
@@ -398,9 +397,10 @@ def _flat(found) -> dict[str, Any]:
 
 
 def load(name: str, config, best_of: int = 1, **how) -> benchmarks.Subject:
-  """A model to be measured. It samples as the configuration says, whatever it was trained with.
+  """Loads a model to measure. It samples with the given configuration, not with that of its
+  training.
 
-  how: template and base of `locate.resolve`.
+  how: `template` and `base` for `locate.resolve`.
   """
   cli.log(f'loading      {name}')
   model = families.model_of(locate.resolve(name, config=config, **how).bundle, name, config.method)
@@ -408,8 +408,8 @@ def load(name: str, config, best_of: int = 1, **how) -> benchmarks.Subject:
   size = model.spec.image_size
   if size != world.IMAGE_SIZE:
     raise InputError(
-      f'found the model {name} of {size} x {size} pixels; expected one of {world.IMAGE_SIZE} x '
-      f'{world.IMAGE_SIZE}, as the benchmarks of Scenes have them; name another --model'
+      f'the model {name} draws {size} x {size} pixels, but the benchmarks of Scenes have '
+      f'{world.IMAGE_SIZE} x {world.IMAGE_SIZE}; name another --model'
     )
   return benchmarks.Subject(
     name=name,
@@ -430,7 +430,7 @@ def load(name: str, config, best_of: int = 1, **how) -> benchmarks.Subject:
 
 
 def _measure_scenes(models, names, config, wishes) -> Part:
-  """Measures the last model, and the first beside it."""
+  """Measures the last model and, if there are several, compares it with the first."""
 
   def loaded(name):
     base = locate.base_for(name, wishes.base, several=True)
@@ -471,9 +471,9 @@ def define_flags(f=flags.FLAGS):
   config_loading.define_config_flag(
     'config',
     'Config file for sampling and computing (only method.temperature, method.guidance, '
-    'method.cfg_interval, eval and system count); set its keys with --config.key=value. By '
+    'method.cfg_interval, eval and system are used); set its keys with --config.key=value. By '
     f'default, the lists of Scenes use {DEFAULT_CONFIG}; unless you change a key, all other '
-    "benchmarks use the model's own settings, with float32 on a CPU and bfloat16 elsewhere.",
+    "benchmarks use the model's own settings, in float32 on a CPU and bfloat16 elsewhere.",
     f,
     default=DEFAULT_CONFIG,
   )
@@ -487,7 +487,7 @@ def define_flags(f=flags.FLAGS):
   flag_types.define_path(
     'before',
     '',
-    'A model to compare with. It uses the same seeds, so differences are paired.',
+    'A model to compare with. It uses the same seeds, so that differences are paired.',
     f,
   )
   flags.DEFINE_list(
@@ -496,7 +496,7 @@ def define_flags(f=flags.FLAGS):
   flag_types.define_path(
     'output',
     None,
-    'Output folder: new, empty, or an earlier output of this command, which it then continues.',
+    'Output folder: new, empty, or an earlier output of this command, which is then resumed.',
     f,
   )
   flags.DEFINE_string(

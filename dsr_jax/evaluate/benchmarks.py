@@ -1,9 +1,10 @@
-"""The benchmarks of Scenes as tables: each asks a model everything on a fixed list and gives sums
-from which every score follows.
+"""The benchmarks of Scenes as tables: each runs a model on a fixed list and returns the sums from
+which all scores are computed.
 
-A benchmark is a function of a `Subject` and a line of BENCHMARKS. It returns named `Scores`: sums
-by cluster (see `stats`), the statistics of them, and what players get who do not look. Intervals
-are 95 % bootstraps over prompts or pictures; two subjects are compared by paired differences.
+A benchmark is a function of a `Subject`, with an entry in BENCHMARKS. It returns named `Scores`:
+sums by cluster (see `stats`), their statistics, and the scores of reference players that do not see
+the image. Intervals are 95 % bootstraps over prompts or images; two subjects are compared by paired
+differences.
 
 Axes: P prompts, S samples of a prompt, C clusters, M sums, H W pixels.
 """
@@ -35,9 +36,9 @@ class Subject:
     name: in tables and sheets.
     params: its parameters.
     sampler: samples from it.
-    eval: `config.Eval`, the lists.
-    method: `config.Method`, of which temperature, guidance and cfg_interval count.
-    best_of: how many samples each picture and sampled text is the best of.
+    eval: `config.Eval`, which defines the lists.
+    method: `config.Method`; only temperature, guidance and cfg_interval are used.
+    best_of: how many samples each image and sampled text is chosen from.
   """
 
   name: str
@@ -60,7 +61,7 @@ class Subject:
     )
 
   def describe(self, pixels, temperature: float):
-    """(P, H, W, 3) uint8 -> P texts; greedy ones are not chosen from several."""
+    """(P, H, W, 3) uint8 -> P texts; a greedy text is not chosen from several."""
     return self.sampler.texts(
       self.params,
       pixels,
@@ -70,7 +71,7 @@ class Subject:
     )
 
   def answer(self, pixels, rows):
-    """The pictures that the rows are about, and the rows -> greedy answers."""
+    """The rows' images, and the rows -> greedy answers."""
     return self.sampler.texts(
       self.params,
       pixels,
@@ -89,10 +90,10 @@ class Scores(NamedTuple):
 
 
 class Answers(NamedTuple):
-  """What a benchmark gives.
+  """A benchmark's result.
 
-  scores: by group; the group's name stands before the statistic's, unless it is empty. references:
-  the same of players who do not look. items: how many things were asked.
+  scores: by group; the group's name precedes the statistic's, unless it is empty. references: the
+  same for players that do not see the image. items: how many items were asked.
   """
 
   scores: dict[str, Scores]
@@ -104,7 +105,7 @@ class Answers(NamedTuple):
 
 
 def _by_task(prompts, values, tasks: bool) -> Scores:
-  """values (P, S) -> the plain mean of the tasks, and, with `tasks`, each of them."""
+  """values (P, S) -> the unweighted mean of the tasks and, with `tasks`, each task."""
   sums, strata = scores_lib.generation_sums(prompts, values)
   statistics = {'mean': scores_lib.mean_of_tasks}
   if tasks:
@@ -118,8 +119,8 @@ def _by_task(prompts, values, tasks: bool) -> Scores:
 
 
 def geneval(subject: Subject) -> Answers:
-  """GenEval's six tasks by its own rule; their mean also under a stricter and a softer rule, and
-  over the best of a prompt's samples.
+  """GenEval's six tasks by its own rule; also their mean under a stricter and a softer rule, and
+  with any sample of a prompt correct.
   """
   prompts = sets.evaluation_prompts(subject.eval.prompts_per_task)
   verdicts = scores_lib.judge_pictures(prompts, subject.draw(prompts))
@@ -134,8 +135,8 @@ def geneval(subject: Subject) -> Answers:
 
 
 def t2i_compbench(subject: Subject) -> Answers:
-  """T2I-CompBench's six categories by its rules (`compbench`), with the exact judge in the place of
-  its models.
+  """T2I-CompBench's six categories by its rules (`compbench`), with the exact judge instead of its
+  models.
   """
   prompts = sets.evaluation_prompts(subject.eval.prompts_per_task, tasks=grammar.T2I_COMPBENCH)
   pixels = subject.draw(prompts)
@@ -147,12 +148,12 @@ def t2i_compbench(subject: Subject) -> Answers:
 
 
 def compbench(prompt: grammar.Prompt, reading: judge.Reading) -> float:
-  """A picture's score from 0 to 1.
+  """An image's score from 0 to 1.
 
-  Binding (color, shape, texture), as BLIP-VQA: the product over noun phrases of "is it there".
-  Spatial, as UniDet: a quarter for each thing, half for the relation, and nothing below a half.
-  Numeracy: each noun counts alike, half for being there, half for its number.
-  Complex: the mean of those that its prompt has (3-in-1).
+  Binding (color, shape, texture), as BLIP-VQA: the product over noun phrases of "is it present".
+  Spatial, as UniDet: a quarter for each object, half for the relation; a score below a half is 0.
+  Numeracy: nouns have equal weights, half for being present, half for the right number.
+  Complex: the mean of the parts that the prompt has (3-in-1).
   """
   atoms, things = prompt.atoms, reading.things
 
@@ -191,7 +192,7 @@ def _spatial(relation, clauses, things) -> float:
 
 
 def descriptions(subject: Subject) -> Answers:
-  """Texts about pictures against the true scenes: sampled as the configuration says, and greedy."""
+  """Texts about images compared with the true scenes: sampled with the configuration, and greedy."""
   scenes = sets.evaluation_scenes(subject.eval.pictures)
   pixels = sets.pictures(scenes)
 
@@ -204,8 +205,8 @@ def descriptions(subject: Subject) -> Answers:
 
 
 def _asked(subject, scenes, rows, score, players) -> Answers:
-  """Asks every row; score(answers) -> {group: Scores}. `blind_model` is the subject itself before a
-  picture without things.
+  """Asks every row; score(answers) -> {group: Scores}. `blind_model` is the subject itself, shown
+  an empty image.
   """
   pixels = sets.pictures(scenes)[np.array([row.picture for row in rows])]
   bare = np.broadcast_to(render.render(world.Scene(())), pixels.shape)
@@ -216,8 +217,8 @@ def _asked(subject, scenes, rows, score, players) -> Answers:
 
 
 def pope(subject: Subject) -> Answers:
-  """POPE's three tracks: yes/no questions about looks that are there, and that are absent at
-  random, commonly, or adversarially.
+  """POPE's three tracks: yes/no questions about looks that are present, and about absent ones that
+  are random, popular or adversarial.
   """
   scenes, rows = sets.evaluation_pope(max(subject.eval.pictures // 2, 1))
 
@@ -231,7 +232,7 @@ def pope(subject: Subject) -> Answers:
 
 
 def multiple_choice(subject: Subject) -> Answers:
-  """Four options in four rotations; in circular evaluation a question is right only if all its
+  """Four options in four rotations; in circular evaluation a question is correct only if all its
   rotations are.
   """
   scenes, rows = sets.evaluation_choice(max(3 * subject.eval.pictures // 10, 8))
@@ -243,7 +244,7 @@ def multiple_choice(subject: Subject) -> Answers:
 
 
 def hallusion(subject: Subject) -> Answers:
-  """HallusionBench's pairs: a picture and its edit, the same questions, other answers."""
+  """HallusionBench's pairs: an image and its edit, with the same questions but different answers."""
   scenes, rows = sets.evaluation_hallusion(max(subject.eval.pictures // 4, 2))
 
   def score(answers):
@@ -266,7 +267,7 @@ BENCHMARKS = {
 
 
 def measure(name: str, after: Subject, before: Subject | None = None) -> dict:
-  """A benchmark's table, JSON values: 'items', 'scores', 'references' and, of two subjects,
+  """A benchmark's table, JSON values: 'items', 'scores', 'references' and, for two subjects,
   'before' and 'difference'.
 
   Every score is {'value', 'low', 'high'}: shares from 0 to 1 (words are counts).
@@ -286,7 +287,7 @@ def measure(name: str, after: Subject, before: Subject | None = None) -> dict:
 
 
 def _flat(groups, old=None) -> dict:
-  """{name: estimate}; with `old`, of the paired differences groups - old."""
+  """{name: estimate}; with `old`, estimates of the paired differences groups - old."""
   out = {}
   for group, scores in groups.items():
     statistics, sums = scores.statistics, scores.sums
@@ -299,7 +300,7 @@ def _flat(groups, old=None) -> dict:
 
 
 def markdown(about: dict, results: dict) -> str:
-  """All tables, in points (hundredths), and the players who do not look as rows of their own."""
+  """All tables, in points (hundredths); reference players have their own rows."""
   lines = [_heading(about)]
   for name, table in results.items():
     lines += ['', f'## {name}', '', f'{table["items"]} answers.', '']
@@ -364,8 +365,8 @@ def _point(key: str, value: float, sign: str = '') -> str:
 
 
 def picture_sheet(subjects):
-  """One prompt of each of GenEval's tasks, a column a seed, the models side by side; what the judge
-  finds right is framed.
+  """One prompt for each of GenEval's tasks, one column per seed, the models side by side; images
+  that the judge finds correct are framed.
   """
   prompts = [sets.evaluation_prompts(1, tasks=(task,))[0] for task in grammar.GENEVAL]
   texts = [p.text for p in prompts]
@@ -385,7 +386,7 @@ def picture_sheet(subjects):
 
 
 def text_sheet(subjects):
-  """Some pictures with a sampled text of each model, and the share of its atoms that is right."""
+  """Some images with a text sampled from each model, and how many of its atoms are correct."""
   scenes = sets.evaluation_scenes(GRID_TEXTS)
   pixels = sets.pictures(scenes)
   texts = [

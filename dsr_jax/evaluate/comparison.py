@@ -1,8 +1,8 @@
-"""Tables of one model, or of two and their difference, beside the paper's rows: Markdown, JSON,
-LaTeX.
+"""Tables of one model, or of two and their difference, beside the paper's rows, as Markdown, JSON
+and LaTeX.
 
-Differences are paired: both models on the same list, one bootstrap (`stats`). A number that is not
-comparable never stands beside the paper's.
+Differences are paired: both models answer the same list, with one bootstrap (`stats`). A number
+that is not comparable never appears beside the paper's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,11 +23,11 @@ class Line(NamedTuple):
 
   Attributes:
     name: of the statistic.
-    label: how near it is to the paper's.
-    after: the model's; of two, of the later one.
-    before: of the earlier one.
+    label: how comparable it is to the paper's.
+    after: the model's value; of two models, the later one's.
+    before: the earlier model's value.
     difference: after - before, paired.
-    paper: {row of the paper: value}; empty where the label forbids it.
+    paper: {row of the paper: value}; empty if the label forbids it.
   """
 
   name: str
@@ -44,8 +44,8 @@ class Table(NamedTuple):
   Attributes:
     about: the benchmark.
     lines: its statistics, the headline first.
-    counts: how many were asked and so on, of the later model.
-    notes: sentences that belong under it.
+    counts: how many were asked and so on, for the later model.
+    notes: sentences to print under it.
     decimals: as printed.
   """
 
@@ -70,8 +70,8 @@ def table(
     about: the benchmark.
     after: the scores of the model, or of the later one.
     before: those of the earlier one, on the same list.
-    paper_rows: which of the paper's rows stand beside ours.
-    notes: further sentences, as that a limit was set.
+    paper_rows: which of the paper's rows to show beside ours.
+    notes: further sentences, such as that a limit was set.
   """
   new = estimates(after)
   old = estimates(before) if before else {}
@@ -101,16 +101,15 @@ def estimates(scores: Scores) -> dict[str, stats.Estimate]:
 
 
 def _differences(after: Scores, before: Scores) -> dict[str, stats.Estimate]:
-  """Paired, by cluster; both must have been asked the same list."""
+  """Paired, by cluster; both must cover the same list."""
   if set(after.clusters) != set(before.clusters) or list(after.statistics) != list(
     before.statistics
   ):
     only = sorted(set(after.clusters) ^ set(before.clusters))
-    what = f', as {only[0]!r}' if only else ''
+    what = f', such as {only[0]!r}' if only else ''
     raise InputError(
-      f'found {len(after.clusters)} and {len(before.clusters)} clusters of prompts or pictures '
-      f'that are not the same{what}; a paired difference expects one list; evaluate both models '
-      'on it'
+      f'the {len(after.clusters)} and {len(before.clusters)} clusters of prompts or images are not '
+      f'the same{what}; a paired difference needs one list: evaluate both models on it'
     )
   order = [before.clusters.index(name) for name in after.clusters]
   sums = np.concatenate([after.sums, before.sums[order]], axis=1)
@@ -127,7 +126,7 @@ def _scaled(estimate, scale):
 
 
 def to_json(tables: Sequence[Table]) -> dict[str, Any]:
-  """JSON values: {benchmark: {counts, notes, statistics}}; a number that is none becomes null."""
+  """JSON values: {benchmark: {counts, notes, statistics}}; NaN and infinity become null."""
 
   def numbers(estimate):
     if estimate is None:
@@ -158,12 +157,12 @@ def to_json(tables: Sequence[Table]) -> dict[str, Any]:
 
 
 def finite(value: float | None) -> float | None:
-  """A number as JSON has them: what is none becomes null."""
+  """A number for JSON: None for NaN and infinity."""
   return value if value is not None and math.isfinite(value) else None
 
 
 def to_markdown(tables: Sequence[Table], after: str, before: str | None = None) -> str:
-  """One section a benchmark. after, before: names of the models."""
+  """One section per benchmark. after, before: names of the models."""
   parts = []
   for t in tables:
     head, rows = cells(t, after, before)
@@ -175,7 +174,7 @@ def to_markdown(tables: Sequence[Table], after: str, before: str | None = None) 
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], last: str = '---:'):
-  """Lines of a table, numbers on the right; last: how the last column is aligned."""
+  """Lines of a table, numbers right-aligned; last: the alignment of the last column."""
   line = '|' + '---|' + '---:|' * (len(head) - 2) + f'{last}|'
   return [_markdown_row(head), line, *(_markdown_row(row) for row in rows)]
 
@@ -185,7 +184,7 @@ def _markdown_row(cells):
 
 
 def to_latex(tables: Sequence[Table], after: str, before: str | None = None) -> str:
-  """One tabular a benchmark, for `booktabs`."""
+  """One tabular per benchmark, for `booktabs`."""
   parts = []
   for t in tables:
     head, rows = cells(t, after, before)
@@ -226,7 +225,7 @@ def _latex_row(cells):
 
 
 def cells(t: Table, after: str, before: str | None):
-  """Heading and rows of texts: statistic, ours, the paper's rows, label."""
+  """Heading and rows of text: statistic, our numbers, the paper's rows, label."""
   paper_rows = list(dict.fromkeys(row for line in t.lines for row in line.paper))
   ours = [before, after, 'difference', '95 %'] if before else [after, '95 %']
   head = ['', *ours, *(f'paper: {row}' for row in paper_rows), 'label']

@@ -1,7 +1,7 @@
-"""What a run watches itself by: both tasks on the fixed lists of Scenes. Pictures are judged,
-descriptions and yes/no answers parsed.
+"""The evaluation inside a run: both tasks on the fixed lists of Scenes. Images are judged;
+descriptions and yes/no answers are parsed.
 
-Axes: P prompts, S samples of a prompt, C clusters (pictures), M sums.
+Axes: P prompts, S samples of a prompt, C clusters (images), M sums.
 """
 
 import numpy as np
@@ -11,14 +11,14 @@ from dsr_jax.evaluate import stats
 from dsr_jax.evaluate.sampler import ANSWER_TOKENS, ListSampler
 from dsr_jax.scenes import grammar, sets
 
-# Of a description's scores, those that a run logs.
+# The scores of descriptions that a run logs.
 LOGGED = ('f1', 'precision', 'recall', 'hallucination', 'unparsable', 'words')
 
 
 class Evaluator:
-  """Evaluates a run's model before, during (on the beginnings of the same lists) and after.
+  """Evaluates a run's model before, during (on the first part of each list) and after training.
 
-  split: 'evaluation' or 'validation', the lists of prompts and pictures.
+  split: 'evaluation' or 'validation', the lists of prompts and images.
   """
 
   def __init__(self, config, processor, graphdef, split: str = 'evaluation'):
@@ -36,14 +36,14 @@ class Evaluator:
     )
 
   def run(self, params, step: int, reader=None):
-    """Evaluates parameters of all parts.
+    """Evaluates parameters.
 
-    The first and the last step have the whole lists, others their beginnings.
+    The first and the last step use the whole lists, others only the first part of each.
 
     Args:
       params: the model that draws.
-      step: the run's.
-      reader: the model that describes and answers, where it is another than the one that draws.
+      step: of the run.
+      reader: the model that describes and answers, if it is not the one that draws.
 
     Returns:
       Flat scores (generation/..., description/..., yesno/...), and details for `dsr_jax.effect`:
@@ -77,14 +77,14 @@ class Evaluator:
     return {**scores, **understood}, {**details, **understood_details}
 
   def is_whole(self, step: int) -> bool:
-    """Whether this step's evaluation has the whole lists."""
+    """Whether the evaluation at this step uses the whole lists."""
     return step in (0, self._method.steps)
 
   def generation(
     self, params, per_task: int, *, temperature: float, guidance: float, cfg_interval: int = 0
   ):
-    """GenEval's six tasks, their plain mean with its 95 % interval, and the share of prompts with
-    any right sample.
+    """GenEval's six tasks, their unweighted mean with its 95 % interval, and the share of prompts
+    with at least one correct sample.
 
     Returns: flat scores, and {'generation': rows (P, S) of 0 or 1}.
     """
@@ -108,10 +108,10 @@ class Evaluator:
     return scores, {'generation': found['correct'].astype(int).tolist()}
 
   def understanding(self, params, pictures: int):
-    """Descriptions, sampled at the run's temperature and greedy, and POPE-style yes/no questions,
-    answered greedily.
+    """Descriptions, both sampled at the run's temperature and greedy, and POPE-style yes/no
+    questions, answered greedily.
 
-    Returns: flat scores, and rows (C, M) of each list's sums.
+    Returns: flat scores, and rows (C, M) of sums for each list.
     """
     sampled, sampled_rows = self._descriptions(
       params, pictures, 'description', self._method.temperature

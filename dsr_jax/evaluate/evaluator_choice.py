@@ -1,4 +1,4 @@
-"""Which evaluators there are and which the user chose: all that is known of them without torch."""
+"""Which evaluators exist and which ones the user chose. Needs no torch."""
 
 from collections.abc import Sequence
 import os
@@ -11,7 +11,7 @@ from dsr_jax.errors import InputError
 
 flags.disclaim_key_flags()  # --help lists the flags under the command, not under this module
 
-# What the evaluators leave in a benchmark's folder.
+# What the evaluators write into a benchmark's folder.
 RECORDS, ABOUT, RESULTS = 'records', 'evaluators.json', 'results.jsonl'
 BLIP_PATCH = 16  # pixels
 
@@ -20,9 +20,9 @@ class Kind(NamedTuple):
   """An evaluator that the user may choose.
 
   Attributes:
-    architecture: the class of transformers.
-    default: the Hub id.
-    what: in the flag's help.
+    architecture: its class in transformers.
+    default: its Hub id.
+    what: its use, for the flag's help.
   """
 
   architecture: str
@@ -52,32 +52,32 @@ KINDS = {
 
 
 def check(chosen: dict[str, str], blip_size: int) -> None:
-  """InputError for an evaluator that is not there, for a directory of another architecture, and for
-  a size that BLIP cannot look at; needs no torch.
+  """InputError for a missing evaluator, for a directory with another architecture, and for a size
+  that BLIP cannot take. Needs no torch.
   """
   if blip_size < 0 or blip_size % BLIP_PATCH:
     raise InputError(
-      f'found --blip_size={blip_size}; expected 0 or a multiple of {BLIP_PATCH}, as 480; correct it'
+      f'--blip_size is {blip_size}; set it to 0 or a multiple of {BLIP_PATCH}, such as 480'
     )
   for name, place in chosen.items():
     if not os.path.isdir(place):
       if inputs.is_hub_id(place):
         continue
       raise InputError(
-        f'found no --evaluator.{name}={inputs.shown(place)}; expected a directory or a Hub id '
-        '(OWNER/NAME); correct it'
+        f'--evaluator.{name}={inputs.shown(place)} is neither a directory nor a Hub id; give one '
+        'of these (a Hub id is OWNER/NAME)'
       )
     config = files.read_json(os.path.join(place, 'config.json'))
     found = (config.get('architectures') or ['none'])[0]
     if found != KINDS[name].architecture:
       raise InputError(
-        f'found a {found} in --evaluator.{name}={place}; expected a {KINDS[name].architecture}; '
-        'name an evaluator of that kind'
+        f'--evaluator.{name}={place} holds a {found}; name a directory with a '
+        f'{KINDS[name].architecture}'
       )
 
 
 def chosen_of(f) -> dict[str, str]:
-  """The evaluators that flags name."""
+  """The evaluators that the flags name."""
   return {name: f[f'evaluator.{name}'].value for name in KINDS if f[f'evaluator.{name}'].value}
 
 

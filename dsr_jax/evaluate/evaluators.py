@@ -1,15 +1,15 @@
-"""Runs the models that evaluate sampled images, in a separate process: it imports torch and
+"""Runs the models that evaluate sampled images, in a separate process, because they need torch and
 transformers, which the code that answers benchmarks never imports.
 
   python -m dsr_jax.evaluate.evaluators --benchmark=geneval --folder=OUTPUT/MODEL/geneval
   [--evaluator.mask2former=DIR --evaluator.clip_colors=DIR]
 
-The folder may come from any program, as long as it has the official layout. Writes to it
+The folder may come from any program, as long as it has the official layout. Writes these into it:
 
     records/          {image: its hash and the evaluator's outputs}, one file per batch; an image is
                       evaluated again only if it changed
     evaluators.json   every evaluator with its version and hash, and the labels of its numbers
-    results.jsonl     GenEval's own results file; or T2I-CompBench's vqa_result.json
+    results.jsonl     GenEval's own results file; for T2I-CompBench, its vqa_result.json files
 """
 
 from collections.abc import Callable, Sequence
@@ -48,21 +48,21 @@ try:
     self_test,
     tagger,
   )
-except ImportError as e:  # torch and spaCy are extras: whoever lacks them is told so
+except ImportError as e:  # torch and spaCy are extras; `evaluate` says what is missing
   MISSING = f'no {e.name}' if e.name else f'that they cannot be imported ({first_line(e)})'
 else:
   MISSING = ''
 
-BATCH = 16  # pictures that are looked at together, and between two writes
-HASH = 'sha256'  # of a record's picture
+BATCH = 16  # images evaluated together and written to one file
+HASH = 'sha256'  # the key of an image's hash in its record
 
 
 class Watcher(NamedTuple):
   """The evaluators of a benchmark.
 
   Attributes:
-    look: (pictures, their paths below the folder) -> their records.
-    about: of the evaluators, JSON values.
+    look: (images, their paths below the folder) -> their records.
+    about: what to record about the evaluators, JSON values.
   """
 
   look: Callable[[Sequence[Image.Image], Sequence[str]], list[dict[str, Any]]]
@@ -70,26 +70,26 @@ class Watcher(NamedTuple):
 
 
 def evaluate(benchmark: str, folder: str, chosen: dict[str, str], blip_size: int = 0) -> str:
-  """Looks at every picture of a folder that has no record yet, or has changed since.
+  """Evaluates every image of a folder that has no record yet, or has changed since.
 
   Args:
     benchmark: geneval or t2i_compbench.
     folder: in the official layout.
-    chosen: {kind: directory or Hub id}, of those that differ from the defaults.
-    blip_size: of BLIP's pictures; 0: its checkpoint's own.
+    chosen: {kind: directory or Hub id} of the evaluators that are not the defaults.
+    blip_size: side of BLIP's input images; 0: the checkpoint's own.
 
   Returns:
     The path of `evaluators.json`.
   """
   if MISSING:
     raise InputError(
-      f'looked for the evaluators and found {MISSING}; expected all that requirements-eval.txt '
-      'names; pip install -r requirements-eval.txt'
+      f'the evaluators need the packages in requirements-eval.txt, but found {MISSING}; '
+      'pip install -r requirements-eval.txt'
     )
   if not os.path.isdir(folder):
     raise InputError(
-      f'found no folder {inputs.shown(folder)}; expected the pictures of {benchmark}; correct '
-      '--folder'
+      f'--folder {inputs.shown(folder)} does not exist; give the folder with the images of '
+      f'{benchmark}'
     )
   paths = find_pictures(benchmark, folder)
   names = {name: chosen.get(name) or kind.default for name, kind in KINDS.items()}
@@ -109,8 +109,8 @@ def evaluate(benchmark: str, folder: str, chosen: dict[str, str], blip_size: int
 
 @contextlib.contextmanager
 def _alone(folder):
-  """One process at a time: what a command that was killed had started ends after its next pictures,
-  and nothing that it looks at yet should be looked at again.
+  """One process at a time. The evaluators of a killed command still finish a batch of images;
+  waiting for them avoids evaluating those images twice.
   """
   held = os.open(folder, os.O_RDONLY)
   try:
@@ -118,7 +118,7 @@ def _alone(folder):
       try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
       except BlockingIOError:
-        cli.log(f'waiting      for others who look at the pictures of {folder}')
+        cli.log(f'waiting      for another process that evaluates the images of {folder}')
         fcntl.flock(held, fcntl.LOCK_EX)
     yield
   finally:
@@ -126,7 +126,7 @@ def _alone(folder):
 
 
 def _look(folder, paths, watcher) -> dict[str, dict[str, Any]]:
-  """The records of all pictures, in their order; those are looked at that have none."""
+  """The records of all images, in their order. Evaluates the images that have no record."""
   place = os.path.join(folder, RECORDS)
   hashes = {path: _hash_of(os.path.join(folder, path)) for path in paths}
   _forget_changed(place, hashes)
@@ -142,13 +142,13 @@ def _look(folder, paths, watcher) -> dict[str, dict[str, Any]]:
     name = f'{folders.digest_of([*batch, *(hashes[path] for path in batch)])}.json'
     files.write_json(os.path.join(place, name), records, indent=1)
     done |= set(batch)
-    cli.log(f'looked at    {len(done)} of {len(paths)} pictures')
+    cli.log(f'evaluated    {len(done)} of {len(paths)} images')
   records = folders.read_all(place)
   return {path: records[path] for path in paths}
 
 
 def find_pictures(benchmark: str, folder: str) -> list[str]:
-  """Paths of all pictures below a folder in the official layout."""
+  """Paths of all images below a folder in the official layout."""
   if benchmark == geneval.NAME:
     return [path for path, _ in geneval.find_pictures(folder)]
   return t2i_compbench.find_pictures(folder)
@@ -160,7 +160,7 @@ def _hash_of(path) -> str:
 
 
 def _forget_changed(place, hashes):
-  """Takes the records of pictures away that are not what they were, or are gone."""
+  """Deletes the records of images that have changed or are gone."""
   forgotten = 0
   for name in sorted(os.listdir(place)) if os.path.isdir(place) else ():
     path = os.path.join(place, name)
@@ -172,11 +172,11 @@ def _forget_changed(place, hashes):
       forgotten += len(records) - len(kept)
       files.write_json(path, kept, indent=1)
   if forgotten:
-    cli.log(f'note         {forgotten} pictures are not those that were looked at earlier: again')
+    cli.log(f'note         {forgotten} evaluated images have changed or are gone: records deleted')
 
 
 def _claim(folder, about):
-  """InputError if the folder's records are of other evaluators."""
+  """InputError if other evaluators wrote the folder's records."""
   path = os.path.join(folder, ABOUT)
   found = files.read_json_or_none(path)
   if found is not None and os.path.isdir(os.path.join(folder, RECORDS)):
@@ -186,9 +186,9 @@ def _claim(folder, about):
       if (old is None) != (new is None) or different:
         what = different[0] if different else 'presence'
         raise InputError(
-          f'found records in {folder} that another {name} made ({what}: '
-          f'{(old or {}).get(what)} there, {(new or {}).get(what)} now); expected the same; remove '
-          f'its folder {RECORDS} to look again'
+          f'the records in {folder} come from a different {name} ({what}: '
+          f'{(old or {}).get(what)} there, {(new or {}).get(what)} now); use the same evaluator, or '
+          f'remove the folder {RECORDS} in it to evaluate again'
         )
   files.write_json(path, about, indent=1)
 
@@ -219,7 +219,7 @@ def _geneval(folder, names, parts, blip_size) -> Watcher:
 
 
 def _t2i_compbench(folder, names, parts, blip_size) -> Watcher:
-  """Only the evaluators of the categories that are there are loaded."""
+  """Loads only the evaluators that the existing categories need."""
   del folder
   needed = {part for category in parts for part in t2i_compbench.PARTS.get(category, ())}
   abouts, labels = {}, {}
@@ -232,7 +232,8 @@ def _t2i_compbench(folder, names, parts, blip_size) -> Watcher:
     labels[t2i_compbench.BINDING] = blip_vqa.LABEL
   if needed & {t2i_compbench.SPATIAL, t2i_compbench.NUMERACY}:
     detector = open_detector.OpenDetector(names['owlv2'])
-    # That it sees anything; its confidences are lower throughout, so .9 says nothing about it.
+    # Only whether it detects anything: its confidences are always lower, so its warnings below .9
+    # would mean nothing.
     _self_test(_as_geneval(detector), names['owlv2'])
     abouts['owlv2'] = detector.about._asdict()
     labels[t2i_compbench.SPATIAL] = open_detector.LABEL
@@ -252,7 +253,7 @@ def _t2i_compbench(folder, names, parts, blip_size) -> Watcher:
 
 
 def _plain(about):
-  """JSON values, as they are read back."""
+  """JSON values, exactly as they are read back from a file."""
   return json.loads(json.dumps(about))
 
 
@@ -261,7 +262,7 @@ def _self_test(detector, name) -> list[str]:
 
 
 def _as_geneval(detector):
-  """A detector of named things as one of the classes of the self-test's photos."""
+  """Adapts a detector of named things to the self-test: it looks for the objects of the photos."""
 
   names = sorted(set(self_test.photos().values()))
 
@@ -286,8 +287,7 @@ def main(argv, f=flags.FLAGS):
   cli.require(benchmark=f.benchmark, folder=f.folder)
   if f.benchmark not in (geneval.NAME, t2i_compbench.NAME):
     raise InputError(
-      f'found --benchmark={f.benchmark}; expected {geneval.NAME} or {t2i_compbench.NAME}; '
-      'correct it'
+      f'--benchmark is {f.benchmark}; set it to {geneval.NAME} or {t2i_compbench.NAME}'
     )
   chosen = chosen_of(f)
   check(chosen, f.blip_size)

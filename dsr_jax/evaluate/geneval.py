@@ -1,11 +1,11 @@
-"""GenEval: 553 prompts in six tasks, 4 pictures each, judged by a detector and a color classifier.
+"""GenEval: 553 prompts in six tasks, 4 images each, judged by a detector and a color classifier.
 
-Here are the rules (pure functions of boxes, scores and colors), the prompts, and the folder and
-result files of the official scorer, which runs on them unchanged. The models are in `adapters`.
-Source: djghosh13/geneval, commit af4902f (MIT); its prompts lie in data/geneval.
+This module has the rules (pure functions of boxes, scores and colors), the prompts, and the folders
+and result files of the official scorer, which reads them unchanged. The models are in `adapters`.
+Source: djghosh13/geneval, commit af4902f (MIT); its prompts are in data/geneval.
 
-Boxes are [x1, y1, x2, y2] in pixels, y down. Everything is compared in float32, as the detector
-gives it: a score of float32(.3) does not exceed .3.
+Boxes are [x1, y1, x2, y2] in pixels, y down. All comparisons are in float32, the detector's
+precision: a score of float32(.3) does not exceed .3.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +36,7 @@ COLORS = (
   'black',
   'white',
 )
-# The text of a color is the mean over these, each normalized, normalized again.
+# A color's text feature is the mean of these templates' normalized features, normalized again.
 COLOR_TEMPLATES = (
   'a photo of a {color} {name}',
   'a photo of a {color}-colored {name}',
@@ -56,9 +56,9 @@ class Settings(NamedTuple):
   Attributes:
     threshold: a detection's score must exceed it.
     counting_threshold: the same in the task `counting`.
-    max_objects: of a class, the best ones.
+    max_objects: how many objects of a class are kept, the best ones.
     max_overlap: a detection with this IoU or more with a better one is dropped; 1 drops none.
-    position_threshold: what share of both objects' sides the offset must exceed.
+    position_threshold: the share of both objects' sides that the offset must exceed.
   """
 
   threshold: float = 0.3
@@ -86,14 +86,14 @@ class Detection(NamedTuple):
 
 
 class Verdict(NamedTuple):
-  """Whether a picture is right; the reason why not, in the official wording; what was counted."""
+  """Whether an image is correct; if not, why, in the official wording; the detections counted."""
 
   correct: bool
   reason: str
   kept: dict[str, list[Detection]]
 
 
-# Of the detections of one class, a function -> their colors.
+# (detections of one class, the class) -> their colors.
 Classify = Callable[[Sequence[Detection], str], Sequence[str]]
 
 
@@ -106,12 +106,12 @@ def judge(
   classify: Classify,
   settings: Settings = OFFICIAL,
 ) -> Verdict:
-  """A picture's verdict.
+  """An image's verdict.
 
   Args:
     metadata: the prompt's row: tag, include, exclude.
-    detections: {class: all that the detector found}, in any order.
-    classify: gives the colors of the detections that a clause is about; asked only where a clause
+    detections: {class: everything the detector found}, in any order.
+    classify: gives the colors of the detections that a clause is about; called only if a clause
       names a color.
     settings: the official options.
   """
@@ -132,11 +132,11 @@ def judge(
 def keep(
   detections: Mapping[str, Sequence[Detection]], tag: str, settings: Settings = OFFICIAL
 ) -> dict[str, list[Detection]]:
-  """The detections that count, best first; classes without one are left out."""
+  """The detections that count, best first; classes without any are omitted."""
   threshold = settings.counting_threshold if tag == 'counting' else settings.threshold
   kept = {}
   for name, found in detections.items():
-    # Of equal scores the later one comes first, as the original's reversed order has it.
+    # Of equal scores, the later one comes first, as in the original's reversed order.
     order = np.argsort(np.array([d.score for d in found], np.float32))[::-1]
     confident = [found[i] for i in order if np.float32(found[i].score) > np.float32(threshold)]
     best = _apart(confident[: settings.max_objects], settings.max_overlap)
@@ -146,7 +146,7 @@ def keep(
 
 
 def _apart(best_first, max_overlap):
-  """Non-maximum suppression; at the default of 1 nothing is dropped."""
+  """Non-maximum suppression; the default of 1 drops nothing."""
   if max_overlap == 1:
     return best_first
   kept = []
@@ -157,7 +157,7 @@ def _apart(best_first, max_overlap):
 
 
 def _include(clause, kept, matched, classify, settings):
-  """The objects of an include clause, and None; or None, and why it failed."""
+  """(the objects of an include clause, None), or (None, why the clause failed)."""
   name, count = clause['class'], clause['count']
   objects = _objects(clause, kept)
   if len(objects) < count:
@@ -169,7 +169,7 @@ def _include(clause, kept, matched, classify, settings):
       others = ', '.join(f'{colors.count(c)} {c}' for c in COLORS if c in colors)
       found = f'{colors.count(wanted)} {wanted}; and {others}'
       return None, f'expected {wanted} {name}>={count}, found {found}'
-  if 'position' in clause:  # looked at only where the color is right
+  if 'position' in clause:  # checked only if the color is correct
     relation, target = clause['position']
     if matched[target] is None:
       return None, f'no target for {name} to be {relation}'
@@ -183,15 +183,15 @@ def _include(clause, kept, matched, classify, settings):
 
 
 def _objects(clause, kept):
-  """What a clause is about: the best detections of its class, fewer where there are no more."""
+  """What a clause is about: the best detections of its class, up to its count."""
   return kept.get(clause['class'], [])[: clause['count']]
 
 
 def asked_colors(
   metadata: Mapping[str, Any], kept: Mapping[str, Sequence[Detection]]
 ) -> list[tuple[Sequence[Detection], str]]:
-  """(objects, class) of each time that `judge` asks for colors, in its order; so the objects of
-  many pictures can be looked at together.
+  """(objects, class) for each time that `judge` asks for colors, in the same order, so that the
+  objects of many images can be classified together.
   """
   return [
     (_objects(clause, kept), clause['class'])
@@ -201,7 +201,7 @@ def asked_colors(
 
 
 def iou(a: Sequence[float], b: Sequence[float]) -> float:
-  """Intersection over union of two boxes whose last pixels count (+1), 0 where neither has any."""
+  """Intersection over union of two boxes whose last pixels count (+1); 0 if both are empty."""
   shared = _area((max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])))
   union = _area(a) + _area(b) - shared
   return shared / union if union else 0
@@ -212,10 +212,10 @@ def _area(box):
 
 
 def relative_position(a, b, threshold: float = 0.1) -> list[str]:
-  """Where box a lies, seen from box b: up to two of left of, right of, above, below.
+  """Where box a is relative to box b: up to two of left of, right of, above, below.
 
-  The offset of the centers counts only beyond `threshold` times the sides of both. What is left
-  must be more than half as long along an axis as the whole offset.
+  The offset of the centers counts only beyond `threshold` times the sum of both boxes' sides. What
+  remains along an axis must exceed half the length of the whole offset.
   """
   corners_a = np.asarray(a, np.float32).reshape(2, 2)
   corners_b = np.asarray(b, np.float32).reshape(2, 2)
@@ -235,17 +235,17 @@ def relative_position(a, b, threshold: float = 0.1) -> list[str]:
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict:
-  """What the official summary prints, as numbers.
+  """The numbers that the official summary prints.
 
   Args:
-    rows: of pictures; tag, correct, and metadata or group: what makes two pictures of one prompt.
+    rows: one per image; tag, correct, and metadata or group, which identifies the prompt.
 
   Returns:
-    Shares `images`, `prompts` (any picture of the prompt is right), `tasks` {tag: share}, and
-    `overall`, the plain mean of the tasks that occur.
+    Shares `images`, `prompts` (any image of the prompt is correct), `tasks` {tag: share}, and
+    `overall`, the unweighted mean of the tasks that occur.
   """
   if not rows:
-    raise InputError('found no judged picture; expected at least one; judge the pictures first')
+    raise InputError('there are no judged images to summarize; judge at least one first')
   by_task, by_prompt = {}, {}
   for row in rows:
     by_task.setdefault(row['tag'], []).append(bool(row['correct']))
@@ -295,7 +295,7 @@ def result_row(path: str, row: Mapping[str, Any], verdict: Verdict) -> dict[str,
 
 
 def find_pictures(folder: str) -> list[tuple[str, dict[str, Any]]]:
-  """(path below the folder, metadata) of every picture in the official layout, whoever drew it."""
+  """(path below the folder, metadata) of every image in the official layout, from any program."""
   found = []
   for name in sorted(os.listdir(folder)):
     about = os.path.join(folder, name, 'metadata.jsonl')
@@ -309,8 +309,8 @@ def find_pictures(folder: str) -> list[tuple[str, dict[str, Any]]]:
         found.append((os.path.join(name, 'samples', picture), row))
   if not found:
     raise InputError(
-      f'found no picture in {folder}; expected 00000/metadata.jsonl and 00000/samples/0000.png and '
-      'so on; draw the benchmark first'
+      f'{folder} has no images (00000/metadata.jsonl, 00000/samples/0000.png and so on); draw the '
+      'benchmark first'
     )
   return found
 
@@ -318,7 +318,7 @@ def find_pictures(folder: str) -> list[tuple[str, dict[str, Any]]]:
 class GenEval:
   """The benchmark; see `protocol.Drawing`.
 
-  A picture's record is its line of the results file, of which `correct` is read.
+  An image's record is its line of the results file; scoring reads its `correct`.
   """
 
   about = protocol.About(
@@ -332,7 +332,7 @@ class GenEval:
   samples = SAMPLES
 
   def __init__(self, label: protocol.Label = protocol.Label.OTHER_MODEL):
-    """label: of the evaluators; no model of `transformers` is the official detector."""
+    """label: of the evaluators. The official detector is not available in `transformers`."""
     self._label = label
 
   def prompts(self) -> tuple[protocol.Prompt, ...]:
@@ -348,7 +348,7 @@ class GenEval:
     return {f'{i:05d}/metadata.jsonl': json.dumps(row) for i, row in enumerate(metadata())}
 
   def score(self, records: Mapping[str, Mapping[str, Any]]) -> protocol.Scores:
-    """Clusters are prompts with the same words, strata the tasks that occur."""
+    """Clusters are prompts with the same text, strata the tasks that occur."""
     rows = metadata()
     paths = sorted(records)
     numbers = [self._number(path) for path in paths]
@@ -361,7 +361,7 @@ class GenEval:
       value[2 * task + 1] = 1
       values.append(value)
       strata.append(task)
-    # Whether any of a prompt's pictures is right, once a prompt: in the row of its first picture.
+    # Whether any image of a prompt is correct, counted once, in the row of the prompt's first image.
     for first, any_right in _prompts_right(numbers, [records[path]['correct'] for path in paths]):
       values[first][-2:] = any_right, 1
     names = [f'{rows[n]["tag"]}: {rows[n]["prompt"]}' for n in numbers]
@@ -385,19 +385,19 @@ class GenEval:
     folder = path.split('/')[0]
     if not folder.isdigit() or int(folder) >= len(metadata()):
       raise InputError(
-        f'found the picture {path}; expected a folder 00000 to {len(metadata()) - 1:05d}; judge a '
-        'folder that this benchmark drew'
+        f'the image {path} is not in a folder 00000 to {len(metadata()) - 1:05d}; judge a folder '
+        'drawn for this benchmark'
       )
     return int(folder)
 
 
 def _mean_of_tasks(sums):
-  """(R, 2 tasks + 2) -> the plain mean of the tasks."""
+  """(R, 2 tasks + 2) -> the unweighted mean of the tasks."""
   return ratio(sums[:, :-2:2], sums[:, 1:-2:2]).mean(axis=1)
 
 
 def _prompts_right(numbers, correct):
-  """(place of a prompt's first picture, whether any of its pictures is right)."""
+  """(index of a prompt's first image, whether any of its images is correct)."""
   first, right = {}, {}
   for place, (number, value) in enumerate(zip(numbers, correct)):
     first.setdefault(number, place)

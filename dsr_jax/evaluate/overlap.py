@@ -1,4 +1,4 @@
-"""Work in pieces, one piece ahead: the host prepares the next while the devices are at the last."""
+"""Work in pieces, one piece ahead: the host prepares the next while the devices run the last."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
@@ -16,7 +16,7 @@ def parts_of(work: Sequence[Work], size: int) -> list[list[Work]]:
 def one_ahead(
   work: Iterable[Work], launch: Callable[[Work], Started]
 ) -> Iterator[tuple[Work, Started]]:
-  """(piece, launch(piece)) of each piece, the next one launched before the last is handed out."""
+  """(piece, launch(piece)) for each piece; the next one is launched before the last is yielded."""
   last = None
   for piece in work:
     started = piece, launch(piece)
@@ -30,7 +30,7 @@ def one_ahead(
 def prepared(
   work: Iterable[Work], prepare: Callable[[Work], Started]
 ) -> Iterator[tuple[Work, Started]]:
-  """(piece, prepare(piece)) of each piece; the next one is prepared in a thread meanwhile."""
+  """(piece, prepare(piece)) for each piece; a thread prepares the next one in the meantime."""
   with futures.ThreadPoolExecutor(1) as pool:
     yield from (
       (piece, future.result())

@@ -1,5 +1,5 @@
-"""The page about compared models: tables, curves, pictures of the same prompts and seeds,
-candidates with their rewards, answers.
+"""The page that compares models: tables, curves, images for the same prompts and seeds, candidates
+with their rewards, and answers.
 """
 
 from collections.abc import Mapping
@@ -13,9 +13,9 @@ from dsr_jax.evaluate.answering import asking, drawing, folders
 from dsr_jax.reporting import html as page_lib
 from dsr_jax.reporting.charts import Series, chart
 
-PROMPTS = 6  # shown of a benchmark of pictures, one a category first
-SAMPLES = 4  # shown of a prompt
-QUESTIONS = 4  # shown of a benchmark of questions
+PROMPTS = 6  # shown for a benchmark of images, one per category
+SAMPLES = 4  # shown for a prompt
+QUESTIONS = 4  # shown for a benchmark of questions
 TILE = 192
 
 
@@ -27,7 +27,7 @@ def page(
   Args:
     made: what was scored.
     places: {model: its folder}.
-    questions: {benchmark: its questions} of those that ask.
+    questions: {benchmark: its questions}, for benchmarks of questions.
   """
   shown = [made.after] if made.before is None else [made.before, made.after]
   head, rows = made.overview()
@@ -71,7 +71,7 @@ def page(
 
 
 def _overview(head, rows) -> page_lib.Table:
-  """The longer side of the table runs down: benchmarks, or the checkpoints of a run."""
+  """Transposed if needed, so that the longer side runs down: benchmarks, or a run's checkpoints."""
   if len(rows) < len(head):
     head, *rows = (list(column) for column in zip(head, *rows))
   return page_lib.Table(head, rows)
@@ -113,11 +113,11 @@ def _charts(made) -> list:
   return found
 
 
-# Pictures.
+# Images.
 
 
 def _pictures(name, by_model, made) -> dict[str, Any]:
-  """Prompts with the pictures of each model, and one prompt's candidates with their rewards."""
+  """Prompts with each model's images, and one prompt's candidates with their rewards."""
   benchmark = registry.open_drawing(name)
   prompts = _spread(drawing.prompts_of(benchmark, made.limit))
   rows, candidates = [], []
@@ -141,7 +141,7 @@ def _pictures(name, by_model, made) -> dict[str, Any]:
 
 
 def _spread(prompts) -> list[protocol.Prompt]:
-  """One of each category, as many as are shown."""
+  """The first prompt of each category, up to PROMPTS."""
   found: dict[str, protocol.Prompt] = {}
   for prompt in prompts:
     found.setdefault(prompt.group, prompt)
@@ -149,7 +149,7 @@ def _spread(prompts) -> list[protocol.Prompt]:
 
 
 def _marks(made, name, model) -> dict[str, tuple[str, list[str]]]:
-  """{picture: (frame, words)} of what the evaluators said."""
+  """{image: (frame, words)}: what the evaluators found."""
   scores = made.scored[name][made.models.index(model)].scores
   found: dict[str, tuple[str, list[str]]] = {}
   for item in scores.items if scores else ():
@@ -162,8 +162,8 @@ def _marks(made, name, model) -> dict[str, tuple[str, list[str]]]:
 
 
 def _ranked(benchmark, prompt, folder, rewards) -> list[page_lib.Sample]:
-  """The candidates of a prompt by their reward, the best and the worst framed: with the best of
-  several those of its first sample, else its samples.
+  """A prompt's candidates by reward, the best and the worst framed. With --best_of these are the
+  candidates for its first sample, otherwise its samples.
   """
   first = benchmark.picture_path(prompt, 0)
   record = rewards.get(first)
@@ -186,7 +186,7 @@ def _ranked(benchmark, prompt, folder, rewards) -> list[page_lib.Sample]:
 
 
 def _tile(picture) -> str:
-  """A file or a PIL picture, no wider than TILE, as a data URL."""
+  """A file or a PIL image, no wider than TILE, as a data URL."""
   if isinstance(picture, str):
     with Image.open(picture) as opened:
       picture = opened.convert('RGB')
@@ -199,7 +199,7 @@ def _tile(picture) -> str:
 
 
 def _answers(benchmark, name, by_model, made) -> list[dict[str, Any]]:
-  """Questions with the answers of each model: those first that they answer differently."""
+  """Questions with each model's answers; those with different answers come first."""
   records = {model: asking.records_of(folder) for model, folder in by_model.items()}
   items: dict[str, dict[str, Any]] = {}
   for model in by_model:

@@ -1,6 +1,6 @@
-"""The paper's own numbers (arXiv 2506.07963, version 1), to stand beside ours.
+"""The paper's own numbers (arXiv 2506.07963, version 1), for comparison with ours.
 
-Its headline row mixes two of its own rows: .7824 and .5786 of color and shape are those of the run
+Its headline row mixes two of its own rows: .7824 for color and .5786 for shape come from the run
 that learned generation alone (Table 4); the joint run has .7773, .5763 and .7292.
 """
 
@@ -12,8 +12,8 @@ from typing import NamedTuple
 SOURCE = 'arXiv 2506.07963v1'
 PATH = os.path.join(os.path.dirname(os.path.dirname(__file__)), 'data', 'paper', 'tables.csv')
 
-# The paper's name of each of our statistics. T2I-CompBench's and GenEval's are shares, as printed;
-# the others are percent.
+# The paper's name for each of our statistics. T2I-CompBench's and GenEval's are shares, as printed;
+# the others are percentages.
 METRICS = {
   ('t2i_compbench', 'color'): 'color',
   ('t2i_compbench', 'shape'): 'shape',
@@ -48,14 +48,14 @@ class Number(NamedTuple):
 
 @functools.cache
 def numbers() -> tuple[Number, ...]:
-  """All of them, in the paper's order."""
+  """All numbers, in the paper's order."""
   with open(PATH, encoding='utf-8', newline='') as f:
     rows = csv.DictReader(line for line in f if not line.startswith('#'))
     return tuple(Number(int(r['table']), r['row'], r['metric'], float(r['value'])) for r in rows)
 
 
 def rows_of(benchmark: str, statistic: str) -> dict[str, float]:
-  """{row: value} of the main tables (1, 2, 3, 5) for one of our statistics; empty where the paper
+  """{row: value} from the main tables (1, 2, 3, 5) for one of our statistics; empty if the paper
   has no such column.
   """
   metric = METRICS.get((benchmark, statistic))

@@ -1,10 +1,9 @@
-"""From drawn pictures to their records, by whatever evaluators it is given.
+"""Turns drawn images into records, using the evaluators it is given.
 
-Evaluators are callables (those of `adapters`, or stubs), so this knows neither torch nor their
-models; each is asked about many pictures at once. A record is JSON values; a command keeps each as
-it comes and leaves out what it has.
+Evaluators are callables (those of `adapters`, or stubs), so this module needs neither torch nor
+their models. Each evaluator gets many images at a time. A record is JSON values.
 
-Axis: N pictures.
+Axis: N images.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +19,7 @@ from dsr_jax.evaluate.t2i_compbench.words import Tagger
 
 
 def load(folder: str, paths: Sequence[str]) -> list[Image.Image]:
-  """The pictures at N paths below a folder."""
+  """The images at N paths below a folder."""
   return [images.load_image(os.path.join(folder, path)) for path in paths]
 
 
@@ -28,7 +27,7 @@ def load(folder: str, paths: Sequence[str]) -> list[Image.Image]:
 
 
 class Object(NamedTuple):
-  """Something in a picture whose color is asked for; name: of its class."""
+  """An object in an image whose color is needed. name: its class."""
 
   picture: Image.Image
   detection: geneval.Detection
@@ -36,11 +35,11 @@ class Object(NamedTuple):
 
 
 class GenEvalEvaluators(NamedTuple):
-  """Who looks at the pictures of GenEval.
+  """The evaluators of GenEval's images.
 
   Attributes:
-    detector: N pictures -> of each {class: detections}.
-    colors: objects, of any pictures -> a color each.
+    detector: N images -> {class: detections} for each.
+    colors: objects, from any images -> a color for each.
   """
 
   detector: Callable[[Sequence[Image.Image]], Sequence[Mapping[str, Sequence[geneval.Detection]]]]
@@ -53,11 +52,11 @@ def judge_geneval(
   rows: Sequence[Mapping[str, Any]],
   by: GenEvalEvaluators,
 ) -> list[dict[str, Any]]:
-  """GenEval's lines about N pictures.
+  """GenEval's result lines for N images.
 
   Args:
     pictures: N.
-    paths: of the pictures, below the benchmark's folder.
+    paths: of the images, below the benchmark's folder.
     rows: the metadata of their prompts.
     by: the evaluators.
   """
@@ -75,7 +74,7 @@ def judge_geneval(
   colors = iter(by.colors(objects) if objects else ())
 
   def classify(detections, name):
-    """`judge` asks in the order of `asked_colors`."""
+    """`judge` asks in the same order as `asked_colors`."""
     del name
     return [next(colors) for _ in detections]
 
@@ -89,13 +88,13 @@ def judge_geneval(
 
 
 class CompBenchEvaluators(NamedTuple):
-  """Who looks at the pictures of T2I-CompBench.
+  """The evaluators of T2I-CompBench's images.
 
   Attributes:
-    tagger: reads prompts.
-    vqa: (N pictures, questions of each) -> answers of each, four decimals.
-    detector: (N pictures, labels of each) -> detections of each.
-    cosine: (N pictures, N texts) -> N cosines.
+    tagger: parses prompts.
+    vqa: (N images, questions for each) -> answers for each, four decimals.
+    detector: (N images, labels for each) -> detections for each.
+    cosine: (N images, N texts) -> N cosines.
   """
 
   tagger: Tagger
@@ -109,9 +108,9 @@ class CompBenchEvaluators(NamedTuple):
 def measure_compbench(
   pictures: Sequence[Image.Image], paths: Sequence[str], by: CompBenchEvaluators
 ) -> list[dict[str, Any]]:
-  """T2I-CompBench's parts of N pictures: those of their categories (see `benchmark.PARTS`).
+  """T2I-CompBench's parts for N images, as their categories need (see `benchmark.PARTS`).
 
-  paths: of the pictures, below the benchmark's folder.
+  paths: of the images, below the benchmark's folder.
   """
   records: list[dict[str, Any]] = [{} for _ in paths]
   for part, measure in MEASURES.items():
@@ -136,7 +135,7 @@ def _parsed(paths, by):
 
 
 def _binding(pictures, paths, by):
-  """A prompt without a noun chunk has no question, and so the score 1, as in the original."""
+  """A prompt without a noun chunk has no questions and therefore scores 1, as in the original."""
   questions = [binding.questions(parsed.noun_chunks) for parsed in _parsed(paths, by)]
   return [
     {benchmark.BINDING: binding.score(answers), 'questions': dict(zip(asked, answers))}

@@ -1,9 +1,9 @@
-"""What a benchmark is to the rest of the program: things to ask, and scores of what came back.
+"""The interface of a benchmark: what to draw or ask, and how to score the result.
 
-Two kinds. A `Drawing` benchmark has prompts, of each so many samples, and says at which path below
-its folder a picture lies; evaluators look at the pictures and give a record of each; `score` reads
-the records. An `Asking` benchmark has questions about pictures; `score` reads the answers. Neither
-knows the model under test, nor torch, nor JAX: answering and evaluating are other people's work.
+There are two kinds. A `Drawing` benchmark has prompts, a number of samples for each, and a path for
+each image below its folder; evaluators write a record of each image, and `score` reads the records.
+An `Asking` benchmark has questions about images, and `score` reads the answers. Neither depends on
+the model under test, on torch or on JAX: answering and evaluating happen elsewhere.
 
     benchmark = registry.open_asking('pope', data_dir, 'POPE.tsv')
     for question in benchmark.questions():
@@ -12,8 +12,8 @@ knows the model under test, nor torch, nor JAX: answering and evaluating are oth
     comparison.estimates(scores)             # numbers with 95 % intervals
     benchmark.write_predictions(answers, folder, model='mine')
 
-Scores are sums by cluster, of which each statistic is a function (see `stats`): so intervals, and
-paired differences of two models, come from one bootstrap whatever the statistic is.
+Scores are sums by cluster, and each statistic is a function of these sums (see `stats`), so that
+one bootstrap gives the intervals and paired differences of any statistic.
 
 Axes: C clusters, M sums, R resamples.
 """
@@ -29,7 +29,7 @@ from dsr_jax.evaluate.stats import Statistic
 
 
 class Label(enum.StrEnum):
-  """How near a number is to the paper's. Only the first two may stand in a column beside it."""
+  """How comparable a number is to the paper's. Only the first two may appear beside it."""
 
   OFFICIAL = 'official rules, official model'
   OTHER_MODEL = 'official rules, other model'
@@ -39,12 +39,12 @@ class Label(enum.StrEnum):
     return self is not Label.NOT_COMPARABLE
 
 
-# From best to worst: a number that several evaluators made has the worst of their labels.
+# From best to worst. A number from several evaluators has the worst of their labels.
 _ORDER = (Label.OFFICIAL, Label.OTHER_MODEL, Label.NOT_COMPARABLE)
 
 
 def worst(*labels: Label) -> Label:
-  """The label of a number that several evaluators made."""
+  """The label of a number from several evaluators."""
   return max(labels, key=_ORDER.index)
 
 
@@ -53,9 +53,9 @@ class Prompt(NamedTuple):
 
   Attributes:
     id: unique within the benchmark, and the same in every version of this program.
-    text: what the model is told.
+    text: the prompt that the model gets.
     group: the task or category.
-    number: from 0 within the benchmark (GenEval) or the category (T2I-CompBench): file names.
+    number: from 0 within the benchmark (GenEval) or category (T2I-CompBench), for file names.
   """
 
   id: str
@@ -65,7 +65,7 @@ class Prompt(NamedTuple):
 
 
 class PictureKey(NamedTuple):
-  """One picture of a table: the row that holds it, and which of the row's pictures it is."""
+  """One image of a table: the row that contains it, and its index among the row's images."""
 
   row: str
   place: int = 0
@@ -76,10 +76,10 @@ class Question(NamedTuple):
 
   Attributes:
     id: the row's index, as text.
-    text: what follows the pictures in the user's turn, exactly.
-    pictures: in the order in which they are shown; questions with equal keys share a picture.
-    group: what is kept whole when questions are left out: a circular group, a figure's questions.
-    category: what `--limit` counts by.
+    text: exactly what follows the images in the user's turn.
+    pictures: in the order in which they are shown; questions with equal keys share an image.
+    group: questions that are kept or omitted together: a circular group, a figure's questions.
+    category: `--limit` counts within each category.
   """
 
   id: str
@@ -90,18 +90,18 @@ class Question(NamedTuple):
 
 
 class Scores(NamedTuple):
-  """What a benchmark gives.
+  """The scores of a benchmark.
 
   Attributes:
-    clusters: C names; what was drawn together is resampled together.
+    clusters: C names; items that were drawn together are resampled together.
     sums: (C, M) float64.
     statistics: {name: function of (R, M) sums to (R,)}; the first is the one that papers report.
-    strata: (C,) int, resampled apart, or None for one stratum.
-    labels: {statistic: Label}; a statistic that is not named is OFFICIAL.
-    scale: what values are multiplied by in tables: 100 for shares in percent, 1 as they are.
-    items: a record of each picture or question, JSON values, for files and pages.
+    strata: (C,) int, resampled separately, or None for one stratum.
+    labels: {statistic: Label}; OFFICIAL for a statistic that is not listed.
+    scale: factor for values in tables: 100 for shares in percent, 1 for no change.
+    items: a record of each image or question, JSON values, for files and pages.
     counts: how many were asked, not understood, failed and so on.
-    notes: sentences that belong under a table.
+    notes: sentences to print under the table.
     breakdown: the original scorer's own table, {part: {number: value}}, without intervals.
   """
 
@@ -122,7 +122,7 @@ class Scores(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class About:
-  """What the documents and tables say of a benchmark.
+  """A description of a benchmark, for documents and tables.
 
   Attributes:
     name: as in `--benchmarks`.
@@ -130,7 +130,7 @@ class About:
     kind: 'generation' or 'understanding'.
     headline: the statistic that the paper reports.
     source: repository and commit of the rules.
-    license: of what is shipped here.
+    license: of the parts included in this package.
   """
 
   name: str
@@ -143,7 +143,7 @@ class About:
 
 @runtime_checkable
 class Drawable(Protocol):
-  """Prompts to draw. Paths are relative to a folder of their own."""
+  """Prompts to draw. Paths are relative to the benchmark's folder."""
 
   about: About
   samples: int  # of each prompt
@@ -155,33 +155,33 @@ class Drawable(Protocol):
     ...
 
   def side_files(self) -> dict[str, str]:
-    """{path: text} of what the official scorer reads beside the pictures."""
+    """{path: text} of the other files that the official scorer reads."""
     ...
 
 
 @runtime_checkable
 class Drawing(Drawable, Protocol):
-  """A benchmark of pictures."""
+  """A benchmark of images."""
 
   def score(self, records: dict[str, dict[str, Any]]) -> Scores:
-    """records: {picture's path: what the evaluators said of it}."""
+    """records: {image's path: what the evaluators found in it}."""
     ...
 
 
 @runtime_checkable
 class Asking(Protocol):
-  """A benchmark of questions about pictures."""
+  """A benchmark of questions about images."""
 
   about: About
 
   def questions(self) -> tuple[Question, ...]: ...
 
   def picture(self, key: PictureKey):
-    """The picture, an RGB `PIL.Image`."""
+    """The image, an RGB `PIL.Image`."""
     ...
 
   def score(self, answers: dict[str, str]) -> Scores:
-    """answers: {question's id: what the model wrote}; a question without one is left out, and
+    """answers: {question's id: what the model wrote}; unanswered questions are not scored, only
     counted."""
     ...
 
@@ -206,7 +206,7 @@ def gathered(rows, clusters, strata=None) -> tuple[tuple[str, ...], np.ndarray, 
   values = np.asarray(rows, float)
   if not len(values):
     raise InputError(
-      'found nothing to score; expected at least one picture or answer; answer the benchmark first'
+      'there is nothing to score; draw or answer at least one item of the benchmark first'
     )
   place = {}
   index = np.array([place.setdefault(name, len(place)) for name in clusters])
@@ -220,7 +220,7 @@ def gathered(rows, clusters, strata=None) -> tuple[tuple[str, ...], np.ndarray, 
 
 
 def share_of(hit: int, number: int) -> Statistic:
-  """The statistic sums[hit] / sums[number]; 0 where nothing was counted."""
+  """The statistic sums[hit] / sums[number]; 0 if nothing was counted."""
 
   def share(sums):
     return np.where(sums[:, number] > 0, sums[:, hit] / np.maximum(sums[:, number], 1e-9), 0.0)

@@ -1,8 +1,8 @@
-"""How well rewards order samples, beside scores that tell what is good: pure functions of arrays.
+"""How well rewards order samples, measured against true scores: pure functions of arrays.
 
-Whatever is within a group is compared within its group, for only that reaches the loss. Intervals
-are 95 % bootstraps over groups (see `stats`).
-Axes: P groups (inputs), G samples, n a part of G.
+Samples are compared only within their group, because only those differences reach the loss.
+Intervals are 95 % bootstraps over groups (see `stats`).
+Axes: P groups (inputs), G samples, n samples out of G.
 """
 
 import itertools
@@ -13,14 +13,14 @@ from scipy import stats as scipy_stats
 
 from dsr_jax.evaluate.stats import Estimate, estimate, estimates, interval
 
-AUC_RESAMPLES = 500  # an area is no function of sums: each resample ranks anew
+AUC_RESAMPLES = 500  # an area is not a function of sums, so each resample must rank again
 
 # Rewards against scores.
 
 
 def best_mean_worst(rewards, scores) -> dict[str, Estimate]:
-  """Scores (P, G) of the sample with the best and the worst reward, their mean, the best score
-  there is, and best - mean ('gain').
+  """From scores (P, G): the score of the samples with the best and with the worst reward, the mean
+  score, the best possible score, and best - mean ('gain').
   """
   rewards, scores = np.asarray(rewards, float), np.asarray(scores, float)
   rows = np.arange(len(rewards))
@@ -42,8 +42,8 @@ def best_mean_worst(rewards, scores) -> dict[str, Estimate]:
 
 
 def best_of_curve(rewards, scores) -> list[float]:
-  """The expected score of the sample with the best reward among n of the G, n = 1 ... G; samples of
-  equal reward share.
+  """The expected score of the sample with the best reward among n of the G, n = 1 ... G. Samples
+  with equal rewards are averaged.
   """
   rewards, scores = np.asarray(rewards, float), np.asarray(scores, float)
   group = rewards.shape[1]
@@ -60,10 +60,10 @@ def best_of_curve(rewards, scores) -> list[float]:
 
 
 def pairwise_accuracy(rewards, scores) -> dict:
-  """Of the pairs of a group that the scores tell apart, the share that the rewards order alike; a
-  tie counts half.
+  """The share of pairs within a group that the rewards order as the scores do. Pairs with equal
+  scores do not count; equal rewards count half.
 
-  Returns: 'accuracy', an Estimate (None without such a pair), and their number 'pairs'.
+  Returns: 'accuracy', an Estimate (None without such a pair), and the number of 'pairs'.
   """
   rewards, scores = np.asarray(rewards, float), np.asarray(scores, float)
   alike = np.zeros(len(rewards))
@@ -82,8 +82,8 @@ def pairwise_accuracy(rewards, scores) -> dict:
 
 
 def rank_correlation(a, b) -> float | None:
-  """Mean over groups of Spearman's correlation of two rewards (P, G). Groups without order are left
-  out; None if all are.
+  """Mean over groups of Spearman's correlation of two rewards (P, G). Omits groups in which one of
+  them is constant; None if that is true of all groups.
   """
   found = [
     np.corrcoef(scipy_stats.rankdata(x), scipy_stats.rankdata(y))[0, 1]
@@ -97,8 +97,8 @@ def rank_correlation(a, b) -> float | None:
 
 
 def ties(rewards) -> dict[str, float]:
-  """Share of groups whose rewards are all equal (they give no pair), and of pairs of samples with
-  equal rewards.
+  """The share of groups whose rewards are all equal (they give no pair), and the share of pairs of
+  samples with equal rewards.
   """
   rewards = np.asarray(rewards)
   pairs = [
@@ -111,8 +111,8 @@ def ties(rewards) -> dict[str, float]:
 
 
 def spread(rewards) -> dict[str, float]:
-  """Standard deviation within groups (mean), between groups (of means), and best - worst (mean), in
-  nats a token.
+  """Standard deviation within groups (mean) and between groups (of means), and best - worst
+  (mean), in nats per token.
   """
   rewards = np.asarray(rewards, float)
   return {
@@ -123,7 +123,7 @@ def spread(rewards) -> dict[str, float]:
 
 
 def slope(rewards, x) -> dict[str, float] | None:
-  """Within groups: the least-squares slope of reward on x (P, G), nats a unit of x, and their
+  """Within groups: the least-squares slope of reward on x (P, G), in nats per unit of x, and their
   correlation; None without variation.
   """
   rewards, x = _centered(rewards), _centered(x)
@@ -145,8 +145,8 @@ def _centered(values):
 
 
 def auc(scores, labels) -> float | None:
-  """The chance that a labeled case has a higher score than an unlabeled one; a tie counts half;
-  None without both sorts.
+  """The probability that a positive case has a higher score than a negative one; a tie counts
+  half; None unless there are both.
   """
   scores, labels = np.asarray(scores, float), np.asarray(labels, bool)
   positive, negative = labels.sum(), (~labels).sum()
@@ -157,7 +157,7 @@ def auc(scores, labels) -> float | None:
 
 
 def auc_interval(scores, labels, clusters, seed: int = 0) -> dict:
-  """`auc` with its interval over clusters (a name a case: its group), and the numbers of cases."""
+  """`auc` with its interval over clusters (one name per case), and the numbers of cases."""
   scores, labels = np.asarray(scores, float), np.asarray(labels, bool)
   clusters = np.asarray(clusters)
   numbers = {'positive': int(labels.sum()), 'cases': len(labels)}

@@ -6,7 +6,7 @@ from dsr_jax.evaluate import geneval, protocol
 from dsr_jax.evaluate.t2i_compbench import benchmark as t2i_compbench
 from dsr_jax.evaluate.vlmeval import choice, hallusionbench, judge, llavabench, pope, tsv
 
-# With the two categories of T2I-CompBench++, of which `3d_spatial` is drawn alone.
+# With the two categories of T2I-CompBench++; `3d_spatial` is only drawn, not scored.
 PLUS = f'{t2i_compbench.NAME}++'
 DRAWINGS = {
   geneval.NAME: geneval.GenEval,
@@ -27,9 +27,9 @@ NAMES = (*DRAWINGS, *TABLES)
 
 
 def open_drawing(name: str, labels: dict[str, protocol.Label] | None = None) -> protocol.Drawing:
-  """A benchmark of pictures.
+  """A benchmark of images.
 
-  labels: {'geneval' or a part of T2I-CompBench: how near its evaluator is to the official one}.
+  labels: {'geneval' or a part of T2I-CompBench: how close its evaluator is to the official one}.
   """
   if not labels:
     return DRAWINGS[name]()
@@ -52,12 +52,12 @@ def open_asking(
 
   Args:
     name: a key of TABLES.
-    data_dir: where tables are kept that had to be downloaded.
-    source: the table, or a folder that holds it; by default `data_dir`, then the network.
-    any_version: take a table whatever its md5.
-    judge_rules: LLaVABench: the file of the judge's rules.
+    data_dir: where downloaded tables are kept.
+    source: the table, or a folder that contains it; by default `data_dir`, then the network.
+    any_version: accept a table with any md5.
+    judge_rules: LLaVABench: the file with the judge's rules.
     ask_judge: LLaVABench: the judge.
-    judge_cache: LLaVABench: where its reviews are kept.
+    judge_cache: LLaVABench: where the judge's reviews are kept.
   """
   path = tsv.locate(name, source, data_dir, any_version=any_version)
   if name != llavabench.LLaVABench.about.name:
@@ -67,6 +67,6 @@ def open_asking(
 
 
 def abouts() -> list[protocol.About]:
-  """What is said of every benchmark."""
+  """The descriptions of all benchmarks."""
   classes = (geneval.GenEval, t2i_compbench.T2ICompBench, *TABLES.values())
   return [benchmark.about for benchmark in classes]

@@ -1,4 +1,4 @@
-"""What the command leaves: tables of all benchmarks as JSON, Markdown, LaTeX; curves of a run."""
+"""The command's results: tables of all benchmarks as JSON, Markdown and LaTeX; curves of a run."""
 
 import dataclasses
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 from dsr_jax.evaluate import comparison, paper, protocol, registry
 from dsr_jax.evaluate.scoring import Scored
 
-# The paper's rows that stand beside ours, by the model's family.
+# The paper's rows that appear beside ours, by the model's family.
 PAPER_ROWS = {
   'Janus': ('Janus-Pro-1B', 'Janus-Pro-7B', 'Janus-Pro-7B+DSR'),
   'Show-o': ('Show-o', 'Show-o+DSR'),
@@ -20,11 +20,11 @@ class Results:
   """Everything that was scored.
 
   Attributes:
-    models: names, in order: the first is compared with, the last is the one under test.
-    steps: of a run, one a model, where the models are the checkpoints of one; else None.
-    scored: {benchmark: a `Scored` a model}.
+    models: names, in order: the first is the one to compare with, the last is the one under test.
+    steps: one per model if the models are the checkpoints of a run, else None.
+    scored: {benchmark: one `Scored` per model}.
     family: of the models.
-    limit: groups of each category; 0: all.
+    limit: groups per category; 0: all.
   """
 
   models: tuple[str, ...]
@@ -42,7 +42,7 @@ class Results:
     return self.models[0] if len(self.models) > 1 else None
 
   def tables(self) -> dict[str, comparison.Table]:
-    """{benchmark: table} of those that were scored of the last model."""
+    """{benchmark: table} for the benchmarks in which the last model was scored."""
     found = {}
     for name, scored in self.scored.items():
       after, before = scored[-1].scores, scored[0].scores if self.before else None
@@ -59,18 +59,20 @@ class Results:
         about_of(name),
         after,
         before,
-        # A part of a benchmark is no number of the paper's.
+        # A score on part of a benchmark cannot be compared with the paper's.
         paper_rows=() if self.limit else PAPER_ROWS.get(self.family, ()),
         notes=notes,
       )
     return found
 
   def why_not(self) -> dict[str, str]:
-    """{benchmark: why it has no score}, of the last model."""
+    """{benchmark: why it has no score}, for the last model."""
     return {name: s[-1].why_not for name, s in self.scored.items() if s[-1].scores is None}
 
   def overview(self) -> tuple[list[str], list[list[str]]]:
-    """Heading and rows of one table: a row a model and a row of the paper, a column a benchmark."""
+    """Heading and rows of one table: a row per model and per row of the paper, a column per
+    benchmark.
+    """
     names = [name for name, scored in self.scored.items() if any(s.scores for s in scored)]
     head = ['', *(f'{about_of(name).title}, {about_of(name).headline}' for name in names)]
     rows = []
@@ -85,7 +87,7 @@ class Results:
     return head, rows
 
   def curves(self) -> dict[str, dict[str, Any]]:
-    """{benchmark: {'steps', 'values', 'low', 'high'} of its headline}; empty without steps."""
+    """{benchmark: {'steps', 'values', 'low', 'high'} for its headline}; empty without steps."""
     if self.steps is None:
       return {}
     found = {}
@@ -106,7 +108,7 @@ class Results:
 
 
 def about_of(name: str) -> protocol.About:
-  """What is said of a benchmark; one that is asked under another name has that in its title."""
+  """The description of a benchmark; the `++` of a name is added to its title."""
   base = name.removesuffix('++')
   [about] = [about for about in registry.abouts() if about.name == base]
   return about if base == name else dataclasses.replace(about, title=f'{about.title}++')
@@ -125,7 +127,7 @@ def _headline(scores: protocol.Scores | None) -> str:
 
 
 def _paper_headline(results: Results, name: str) -> dict[str, float]:
-  """The paper's numbers in a headline's column, where ours may stand beside them."""
+  """The paper's numbers for a headline's column, if ours are comparable."""
   scores = results.scored[name][-1].scores
   statistic = about_of(name).headline
   if scores is None or not scores.label(statistic).comparable():
@@ -166,7 +168,7 @@ def to_json(results: Results) -> dict[str, Any]:
 
 
 def to_markdown(results: Results) -> str:
-  """The overview and a section a benchmark."""
+  """The overview and a section per benchmark."""
   compared = f', before `{results.before}`' if results.before else ''
   parts = [f'Model `{results.after}`{compared}.']
   parts += [f'Numbers of the paper: {paper.SOURCE}. Intervals: 95 %, paired of differences.', '']
@@ -181,6 +183,6 @@ def to_markdown(results: Results) -> str:
 
 
 def to_latex(results: Results) -> str:
-  """One tabular a benchmark."""
+  """One tabular per benchmark."""
   tables = list(results.tables().values())
   return comparison.to_latex(tables, results.after, results.before)

@@ -1,6 +1,6 @@
-"""Words in, pictures and words out: sampling for lists of prompts, pictures and questions.
+"""Text in, images and text out: sampling for lists of prompts, images and questions.
 
-Axes: P prompts or pictures, S samples of each, K samples of which the best is kept, H W pixels.
+Axes: P prompts or images, S samples of each, K samples of which the best is kept, H W pixels.
 """
 
 import numpy as np
@@ -13,10 +13,10 @@ ANSWER_TOKENS = 6
 
 
 class ListSampler:
-  """Samples from models of one structure for lists of words.
+  """Samples from models of one structure for lists of texts.
 
-  instruction: what the model is asked about its pictures where the best of K is chosen by R_G
-  (unused otherwise).
+  instruction: what the model is asked about its images when R_G chooses the best of K (otherwise
+  unused).
   """
 
   def __init__(

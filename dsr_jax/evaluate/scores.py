@@ -1,7 +1,7 @@
-"""Scores of both tasks in Scenes: pure functions of what a model made, with 95 % intervals.
+"""Scores of both tasks in Scenes: pure functions of a model's samples, with 95 % intervals.
 
-Each score is a statistic of sums over clusters (see `stats`): all pictures of prompts with the same
-words, or all questions and texts about one picture.
+Each score is a statistic of sums over clusters (see `stats`): all images for prompts with the same
+text, or all questions and texts about one image.
 
 Axes: P prompts, S samples of a prompt, C clusters, M sums.
 """
@@ -24,8 +24,8 @@ def judge_pictures(prompts: Sequence[grammar.Prompt], pixels: np.ndarray) -> dic
   """
   if len(prompts) != len(pixels) or not len(prompts):
     raise InputError(
-      f'found {len(prompts)} prompts and pictures of {len(pixels)}; expected as many, at least '
-      'one; pass samples of all prompts'
+      f'got {len(prompts)} prompts, but images for {len(pixels)}; pass images for every prompt, and '
+      'at least one prompt'
     )
   samples = np.shape(pixels)[1]
   readings = judge.read(np.asarray(pixels).reshape(-1, *np.shape(pixels)[2:]))
@@ -39,8 +39,8 @@ def judge_pictures(prompts: Sequence[grammar.Prompt], pixels: np.ndarray) -> dic
 def generation_sums(
   prompts: Sequence[grammar.Prompt], correct: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-  """(C, 2 tasks): each cluster's correct pictures and pictures, in the columns of its task; and the
-  strata (C,).
+  """(C, 2 tasks): each cluster's number of correct images and of images, in its task's columns;
+  and the strata (C,).
   """
   tasks = tasks_of(prompts)
   rows = np.zeros((len(prompts), 2 * len(tasks)))
@@ -53,26 +53,26 @@ def generation_sums(
 
 
 def tasks_of(prompts: Sequence[grammar.Prompt]) -> list[str]:
-  """The tasks of a list, in the order in which they appear."""
+  """The tasks of a list, in order of appearance."""
   return list(dict.fromkeys(p.category for p in prompts))
 
 
 def mean_of_tasks(sums: np.ndarray) -> np.ndarray:
-  """The plain mean of the tasks' scores, as GenEval has it."""
+  """The unweighted mean of the tasks' scores, as in GenEval."""
   return ratio(sums[:, ::2], sums[:, 1::2]).mean(axis=1)
 
 
 def generation_scores(prompts: Sequence[grammar.Prompt], pixels: np.ndarray) -> dict:
-  """Scores of generated pictures.
+  """Scores of generated images.
 
   Args:
     prompts: P prompts.
-    pixels: (P, S, 32, 32, 3) uint8, S pictures each.
+    pixels: (P, S, 32, 32, 3) uint8, S images for each.
 
   Returns:
-    'tasks' {category: Estimate}, 'mean' (their plain mean), 'any' (at least one of the S is right),
-    'strict' and 'graded' (means of tasks under the other rules), 'correct' (P, S) bool by GenEval's
-    rule.
+    'tasks' {category: Estimate}, 'mean' (their unweighted mean), 'any' (at least one of the S is
+    correct), 'strict' and 'graded' (means of tasks under the other rules), 'correct' (P, S) bool by
+    GenEval's rule.
   """
   verdicts = judge_pictures(prompts, pixels)
   correct = verdicts['geneval']
@@ -99,7 +99,7 @@ def generation_scores(prompts: Sequence[grammar.Prompt], pixels: np.ndarray) -> 
 def generation_difference(
   prompts: Sequence[grammar.Prompt], after: np.ndarray, before: np.ndarray
 ) -> Estimate:
-  """Difference of the mean of tasks between two `correct` arrays (P, S) of one list."""
+  """Difference in the mean of tasks between two `correct` arrays (P, S) for one list."""
   sums_after, strata = generation_sums(prompts, after)
   sums_before, _ = generation_sums(prompts, before)
   return difference(sums_after, sums_before, mean_of_tasks, strata)
@@ -111,7 +111,7 @@ def generation_difference(
 def description_sums(
   scenes: Sequence[world.Scene], texts: Sequence[str], clusters: Sequence | None = None
 ) -> np.ndarray:
-  """(C, 8) by picture: stated, right, recalled, total, words, texts, texts with a wrong atom,
+  """(C, 8) by image: stated, right, recalled, total, words, texts, texts with a wrong atom,
   unparsable texts.
   """
   _check_same_length(scenes, texts)
@@ -128,9 +128,9 @@ def _f1(precision, recall):
   return ratio(2 * precision * recall, precision + recall)
 
 
-# precision: of the atoms that the texts state; recall: of the shapes, colors and textures there
-# are; hallucination: 1 - precision (CHAIR's instance rate); hallucinated_texts: texts with a wrong
-# atom (its sentence rate). An unparsable text states one atom, a wrong one.
+# precision: over the atoms that the texts state. recall: over the shapes, colors and textures in
+# the image. hallucination: 1 - precision (CHAIR's instance rate). hallucinated_texts: texts with a
+# wrong atom (its sentence rate). An unparsable text counts as one wrong atom.
 DESCRIPTION = {
   'f1': lambda s: _f1(ratio(s[:, 1], s[:, 0]), ratio(s[:, 2], s[:, 3])),
   'precision': lambda s: ratio(s[:, 1], s[:, 0]),
@@ -146,7 +146,7 @@ DESCRIPTION = {
 
 
 def extract_yesno(text: str) -> str:
-  """'yes', 'no' or 'unknown', as VLMEvalKit does: the one of the two words that occurs."""
+  """'yes', 'no' or 'unknown', as in VLMEvalKit: whichever of the two words occurs alone."""
   words = re.sub(r'[;/\[\]"{}()=+\\_\-><@`,?!.]', ' ', text.lower()).split()
   if ('yes' in words) == ('no' in words):
     return 'unknown'
@@ -154,7 +154,7 @@ def extract_yesno(text: str) -> str:
 
 
 def extract_option(text: str, options: Sequence[str]) -> str | None:
-  """The one option whose words occur in the text, or None."""
+  """The only option that occurs in the text, or None."""
   found = [o for o in options if re.search(rf'\b{re.escape(o)}\b', text.lower())]
   return found[0] if len(found) == 1 else None
 
@@ -162,8 +162,8 @@ def extract_option(text: str, options: Sequence[str]) -> str | None:
 def yesno_sums(
   answers: Sequence[str], truths: Sequence[str], clusters: Sequence | None = None
 ) -> np.ndarray:
-  """(C, 6): true positives, false positives, false negatives, right, said yes, number. Unknown
-  counts as no in F1.
+  """(C, 6): true positives, false positives, false negatives, correct answers, yes answers, all
+  answers. Unknown counts as no in F1.
   """
   _check_same_length(truths, answers)
   rows = []
@@ -196,7 +196,7 @@ POPE_PARTS = {'overall': questions.TRACKS, **{track: (track,) for track in quest
 def pope_sums(
   rows: Sequence[questions.Row], answers: Sequence[str], tracks: Sequence[str] = questions.TRACKS
 ) -> np.ndarray:
-  """`yesno_sums` by picture; a row counts once in each of its tracks: VLMEvalKit's Overall."""
+  """`yesno_sums` by image; a row counts once in each of its tracks: VLMEvalKit's Overall."""
   _check_same_length(rows, answers)
   asked = [
     (answer, row) for answer, row in zip(answers, rows) for track in row.tracks if track in tracks
@@ -218,7 +218,7 @@ def pope_scores(
 
 
 def choice_sums(rows: Sequence[questions.Row], answers: Sequence[str]) -> np.ndarray:
-  """(C, 4) by question: right rotations, rotations, whether all of them are right, 1."""
+  """(C, 4) by question: correct rotations, rotations, whether all of them are correct, 1."""
   _check_same_length(rows, answers)
   right = [
     (extract_option(answer, row.options) == row.answer, 1) for answer, row in zip(answers, rows)
@@ -235,8 +235,8 @@ CHOICE = {
 
 
 def hallusion_sums(rows: Sequence[questions.Row], answers: Sequence[str]) -> np.ndarray:
-  """(C, 6) by set, a picture and its edit: right and number of questions, of figures, and of
-  questions on all figures.
+  """(C, 6) by set (an image and its edit): the number correct and the number in total, of
+  questions, of figures, and of questions over all figures.
   """
   _check_same_length(rows, answers)
   sums = {}
@@ -261,12 +261,12 @@ HALLUSION = {
 }
 
 
-# Players who do not look.
+# Reference players, which do not see the image.
 
 
 def reference_answers(rows: Sequence[questions.Row], seed: int = 0) -> dict[str, list[str]]:
-  """'always_yes'; 'chance': a coin, or a random option; 'blind': yes to a look that pretraining
-  makes usual, the option that is the shape's usual color.
+  """'always_yes'. 'chance': a coin, or a random option. 'blind': yes to a look that is usual in
+  pretraining, or the option that is the shape's usual color.
   """
   rng = np.random.default_rng(seed)
   chance = []
@@ -298,7 +298,7 @@ def _blind(row: questions.Row, rng) -> str:
 
 
 def gathered(values: np.ndarray, clusters: Sequence) -> tuple[np.ndarray, list]:
-  """Sums rows (N, M) by cluster name: (C, M), and the names in order of appearance."""
+  """Sums of rows (N, M) by cluster name: (C, M), and the names in order of appearance."""
   place = {}
   index = [place.setdefault(name, len(place)) for name in clusters]
   sums = np.zeros((len(place), np.shape(values)[1]))
@@ -309,6 +309,6 @@ def gathered(values: np.ndarray, clusters: Sequence) -> tuple[np.ndarray, list]:
 def _check_same_length(inputs, answers):
   if len(inputs) != len(answers) or not len(inputs):
     raise InputError(
-      f'found {len(answers)} answers to {len(inputs)} inputs; expected one each, at least one; '
-      'pass the whole list'
+      f'got {len(answers)} answers for {len(inputs)} inputs; pass one answer per input, and at '
+      'least one'
     )

@@ -1,7 +1,7 @@
-"""From what a model drew and answered to scores: the second stage.
+"""The second stage: scores what a model drew and answered.
 
-Drawn pictures are looked at by evaluators in a process of their own (`evaluators`); answers are
-read by rules, here. What cannot be scored is a sentence, and nothing else suffers from it.
+Evaluators look at drawn images in a separate process (`evaluators`); answers are scored by rules,
+here. If something cannot be scored, a sentence says why, and everything else is still scored.
 """
 
 from collections.abc import Mapping
@@ -24,9 +24,9 @@ EVALUATORS = 'dsr_jax.evaluate.evaluators'  # never imported here: it brings tor
 
 
 class Scored(NamedTuple):
-  """A model's scores in a benchmark, or None and why.
+  """A model's scores in a benchmark, or None and the reason.
 
-  about: `evaluators.json` of the pictures; empty for answers.
+  about: `evaluators.json` for images; empty for answers.
   """
 
   scores: protocol.Scores | None
@@ -35,14 +35,14 @@ class Scored(NamedTuple):
 
 
 class Looking(NamedTuple):
-  """How pictures are looked at: {kind: directory or Hub id}, and the side of BLIP's pictures."""
+  """How images are evaluated: {kind: directory or Hub id}, and the side of BLIP's images."""
 
   chosen: dict[str, str]
   blip_size: int = 0
 
 
 def score_drawing(name: str, folder: str, looking: Looking) -> Scored:
-  """Scores drawn pictures."""
+  """Scores drawn images."""
   try:
     benchmark = registry.open_drawing(name)
     paths = _drawn(name, benchmark, folder)
@@ -58,7 +58,7 @@ def score_drawing(name: str, folder: str, looking: Looking) -> Scored:
 
 
 def look(benchmark: str, folder: str, looking: Looking) -> None:
-  """Runs the evaluators on a folder, in their own process. Errors: InputError with its sentence."""
+  """Runs the evaluators on a folder, in their own process. Raises its error as an InputError."""
   command = [sys.executable, '-m', EVALUATORS, f'--benchmark={benchmark}']
   command += [f'--folder={folder}', *evaluator_choice.as_flags(*looking)]
   root = str(pathlib.Path(dsr_jax.__file__).parent.parent)
@@ -81,35 +81,35 @@ def look(benchmark: str, folder: str, looking: Looking) -> None:
     sentence = last.removeprefix('error: ')
     if sentence == last:
       sentence = (
-        f'found that the evaluators of {benchmark} ended with status {process.returncode} '
-        f'({last}); expected them to look at every picture; see what they said above'
+        f'the evaluators of {benchmark} stopped with status {process.returncode} ({last}) before '
+        'all images were evaluated; see their output above'
       )
     raise InputError(sentence)
 
 
 def _drawn(name, benchmark, folder) -> list[str]:
-  """The paths of all pictures that belong to the folder. InputError if some are missing."""
+  """The paths of all images that the folder should have. InputError if some are missing."""
   manifest = _manifest(name, folder)
   prompts = drawing.prompts_of(benchmark, manifest['settings']['limit'])
   paths = drawing.paths_of(benchmark, prompts)
   missing = [path for path in paths if not os.path.isfile(os.path.join(folder, path))]
   if missing:
     raise InputError(
-      f'found no {missing[0]} and {len(missing) - 1} more of {len(paths)} pictures in {folder}; '
-      'expected all of them; let --stage=answer end first'
+      f'{missing[0]} and {len(missing) - 1} more of {len(paths)} images are missing in {folder}; '
+      'let --stage=answer finish first'
     )
   return paths
 
 
 def score_asking(name: str, benchmark: protocol.Asking, folder: str, table: str) -> Scored:
-  """Scores answers. table: md5 of the questions, which must be those that were asked."""
+  """Scores answers. table: md5 of the question table, which must be the one that was asked."""
   try:
     manifest = _manifest(name, folder)
     asked = manifest['settings']['table_md5']
     if asked != table:
       raise InputError(
-        f'found answers to the table of md5 {asked} in {folder}; expected those to {table}, which '
-        '--data names now; name the table that was answered, or answer this one in another --output'
+        f'{folder} has answers to the table with md5 {asked}, but --data now names the table with '
+        f'md5 {table}; name the table that was answered, or answer this one in another --output'
       )
     questions = asking.questions_of(benchmark, manifest['settings']['limit'])
     records = asking.records_of(folder)
@@ -118,15 +118,15 @@ def score_asking(name: str, benchmark: protocol.Asking, folder: str, table: str)
     missing = {q.id for q in questions} - set(records) - set(beyond)
     if missing:
       raise InputError(
-        f'found no answer to {len(missing)} of {len(questions)} questions in {folder}; expected '
-        'all of them; let --stage=answer end first'
+        f'{len(missing)} of {len(questions)} questions have no answer in {folder}; let '
+        '--stage=answer finish first'
       )
     answers = {q.id: records[q.id]['answer'] for q in questions if q.id in records}
     if isinstance(benchmark, llavabench.LLaVABench) and not benchmark.has_judge:
       path = benchmark.write_requests(answers, os.path.join(folder, REQUESTS))
       raise InputError(
-        f'found no judge for LLaVABench; expected --judge_url and --judge_model; or add a `review` '
-        f'to each line of {path} elsewhere, and name that file as --judge_reviews'
+        'LLaVABench needs a judge; set --judge_url and --judge_model, or add a `review` to each '
+        f'line of {path} elsewhere and pass that file as --judge_reviews'
       )
     scores = benchmark.score(answers)
   except InputError as e:
@@ -135,7 +135,7 @@ def score_asking(name: str, benchmark: protocol.Asking, folder: str, table: str)
   notes = [f'{cut} answers were cut at {manifest["settings"]["max_tokens"]} tokens'] if cut else []
   if beyond:
     notes.append(
-      f'{len(beyond)} questions are about more pictures than this model reads: not asked'
+      f'{len(beyond)} questions were not asked: they have more images than this model can read'
     )
     scores.counts['not answerable'] = len(beyond)
   return Scored(scores._replace(notes=(*scores.notes, *notes)))
@@ -145,7 +145,6 @@ def _manifest(name, folder) -> dict[str, Any]:
   found = folders.read(folder)
   if found is None:
     raise InputError(
-      f'found no {folders.MANIFEST} in {folder}; expected what --stage=answer leaves of {name}; '
-      'run that first'
+      f'{folder} has no {folders.MANIFEST}; run --stage=answer for {name} first'
     )
   return found

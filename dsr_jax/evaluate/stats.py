@@ -1,9 +1,9 @@
 """Estimates with 95 % intervals: percentile bootstraps that resample clusters.
 
-A cluster is what was drawn together: all pictures of prompts with the same words, or all questions
-and texts about one picture. A statistic is a function of sums over clusters, so a resample is one
-sum of rows. The resampling is seeded, hence common to all models on one list, and differences are
-paired.
+A cluster is a set of items that were drawn together: all images for prompts with the same text, or
+all questions and texts about one image. A statistic is a function of sums over clusters, so a
+resample is one sum of rows. The resampling is seeded and therefore the same for all models on one
+list, so differences are paired.
 
 Axes: C clusters, M sums, R resamples.
 """
@@ -15,9 +15,9 @@ import numpy as np
 
 from dsr_jax.errors import InputError
 
-FAR = 3.0  # nats a token below what is usual: a text, or a picture, of another world
+FAR = 3.0  # nats per token below the usual reward: text or images outside the model's domain
 RESAMPLES = 2000
-BLOCK = 100  # resamples at once, so that a long list needs little memory
+BLOCK = 100  # resamples at a time, so that a long list needs little memory
 
 
 class Estimate(NamedTuple):
@@ -43,7 +43,7 @@ def estimates(
   strata: np.ndarray | None = None,
   seed: int = 0,
 ) -> dict[str, Estimate]:
-  """Each statistic of all clusters, and its interval under resampling of clusters within strata.
+  """Each statistic over all clusters, and its interval from resampling clusters within strata.
 
   sums: (C, M), the contribution of each cluster. strata: (C,) ints, one stratum by default.
   """
@@ -60,24 +60,24 @@ def estimates(
 def estimate(
   sums: np.ndarray, statistic: Statistic, strata: np.ndarray | None = None, seed: int = 0
 ) -> Estimate:
-  """`estimates` of one statistic."""
+  """`estimates` for one statistic."""
   return estimates(sums, {'value': statistic}, strata, seed)['value']
 
 
 def difference(
   after: np.ndarray, before: np.ndarray, statistic: Statistic, strata: np.ndarray | None = None
 ) -> Estimate:
-  """The paired difference of a statistic: both (C, M), the same clusters of the same list."""
+  """The paired difference of a statistic. Both are (C, M), for the same clusters of one list."""
   if np.shape(after) != np.shape(before):
     raise InputError(
-      f'found scores of shapes {np.shape(after)} and {np.shape(before)}; a paired difference '
-      'expects the same list; evaluate both models on one list'
+      f'scores of shapes {np.shape(after)} and {np.shape(before)} cannot be paired; evaluate both '
+      'models on the same list'
     )
   return estimate(np.concatenate([after, before], axis=1), paired(statistic), strata)
 
 
 def paired(statistic: Statistic) -> Statistic:
-  """Of sums (R, 2 M), after and before side by side: the difference of their statistic."""
+  """A function of sums (R, 2 M), after beside before: the difference of their statistics."""
 
   def minus(sums):
     after, before = np.split(sums, 2, axis=1)
@@ -87,16 +87,16 @@ def paired(statistic: Statistic) -> Statistic:
 
 
 def share(hits) -> Estimate:
-  """The share of true ones among independent cases (C,)."""
+  """The share of true values among independent cases (C,)."""
   hits = np.asarray(hits, float)
   return estimate(np.stack([hits, np.ones(len(hits))], axis=1), lambda s: s[:, 0] / s[:, 1])
 
 
 def unfamiliar(rewards) -> tuple[np.ndarray, float]:
-  """Inputs whose best candidate lies FAR below what the best quarter of inputs has: words or
-  pictures of another world than the model's.
+  """Inputs whose best candidate is FAR below the upper quartile of all inputs' best candidates:
+  text or images outside the model's domain.
 
-  rewards (P, G), nats a token. Returns which (P,) bool, and what is usual.
+  rewards (P, G), nats per token. Returns which inputs (P,) bool, and that quartile.
   """
   best = np.asarray(rewards, float).max(axis=1)
   usual = float(np.quantile(best, 0.75))
@@ -104,7 +104,7 @@ def unfamiliar(rewards) -> tuple[np.ndarray, float]:
 
 
 def ratio(a, b):
-  """a / b, and 0 where there is nothing to divide by."""
+  """a / b, and 0 where b is 0."""
   return np.where(b > 0, a / np.maximum(b, 1e-9), 0.0)
 
 

@@ -1,21 +1,21 @@
-"""The fixed list of a run: some of its prompts and pictures, drawn and described again and again
+"""The fixed list of a run: some of its prompts and images, drawn and described at every evaluation
 with the same keys, and scored by the initial model.
 
-A step's own rewards are of other inputs each time, by a model that moves: their curve may fall
-while the model improves. Here nothing changes but the model: the same prompts, the same pictures,
-the same keys, a scorer that stands still. So before and after are compared item by item, on the
-terminal, on the page and in its picture, for a run on anybody's prompts and pictures.
+The rewards that a training step logs come from different inputs each time and from a scorer that
+changes, so their curve may fall while the model improves. Here only the model changes: the prompts,
+images, keys and scorer stay the same. So before and after can be compared item by item, on the
+terminal, on the page and on its sheet, for a run on any prompts and images.
 
-The items, of prompts and of pictures:
-- where the run holds some of its own out of training, those, and of named sets the first of their
+The items, for prompts and for images:
+- if the run holds some of its own out of training, those, and for named sets the first of their
   validation lists (`data.mixtures`);
-- of Scenes the first of the evaluation lists, never trained on;
-- elsewhere the first that the run trains on.
+- for Scenes, the first of the evaluation lists, which are never trained on;
+- otherwise the first that the run trains on.
 
-An item is known by a hash of what it is, so a run that goes on with changed data is compared over
-what both sides have (`report.same_items`).
+An item is identified by a hash of its content, so a run that resumes with changed data is compared
+over the items that both sides have (`report.same_items`).
 
-Axes: P prompts or pictures, S samples of a prompt, T tokens, H W pixels.
+Axes: P prompts or images, S samples of a prompt, T tokens, H W pixels.
 """
 
 from collections.abc import Callable
@@ -37,22 +37,22 @@ from dsr_jax.inference import Sampler
 from dsr_jax.models.unified import Sampling, Scoring, Text
 from dsr_jax.scenes import grammar, judge, sets
 
-DARK = 0.2  # of full brightness: a pixel below is dark
-EDGE = 0.1  # of full brightness between neighbors: more is an edge
-COLOR_LEVELS = 8  # a channel, for the entropy of colors
-CHECKED = 256  # prompts at most that are looked at for words that the model does not know
+DARK = 0.2  # of full brightness: a pixel below this is dark
+EDGE = 0.1  # of full brightness: a larger difference between neighbors is an edge
+COLOR_LEVELS = 8  # per channel, for the entropy of colors
+CHECKED = 256  # most prompts that are checked for words that the model does not know
 GREY = 128
 
 
 class Prompts(NamedTuple):
-  """What is drawn. asked: their atoms where the judge of Scenes knows them."""
+  """The prompts to draw. asked: their atoms, if the judge of Scenes knows them."""
 
   words: list[str]
   asked: list[grammar.Prompt] | None = None
 
 
 class Pictures(NamedTuple):
-  """What is described. scenes: what they show where that is known."""
+  """The images to describe. scenes: what they show, if known."""
 
   pixels: np.ndarray  # (P, H, W, 3) uint8
   question: str
@@ -60,15 +60,15 @@ class Pictures(NamedTuple):
 
 
 class Watched(NamedTuple):
-  """What came out.
+  """The result.
 
   Attributes:
     scores: flat numbers.
-    rows: what they are means of, to be paired: (P, S) or (P, 1) as lists, and under `ITEMS` the
-      items' hashes (P,).
-    table: of `rows`.
+    rows: the values that they are means of, for pairing: (P, S) or (P, 1) as lists, and under
+      `ITEMS` the items' hashes (P,).
+    table: the samples, see `dsr_jax.rows`.
     unfamiliar: prompts far outside what the initial model knows, 'line 3 of prompts.txt: TEXT
-      (-14.2)'; asked at step 0 of a run on one's own prompts.
+      (-14.2)'; checked at step 0 of a run on the user's own prompts.
   """
 
   scores: dict[str, float]
@@ -77,7 +77,7 @@ class Watched(NamedTuple):
   unfamiliar: list[str]
 
 
-# Names of rows -> of what. The rewards' rows have the task's name, all others the score's.
+# {score: (task, name of its rows)}. Rows of rewards have the task's name, all others the score's.
 ITEMS = {'generation': 'watched_prompts', 'understanding': 'watched_pictures'}
 ROWS = {
   'watched/reward_generation': ('generation', 'watched_generation'),
@@ -94,10 +94,10 @@ ROWS = {
 
 
 def of_run(config, model, batches, load: Callable[[], Any] | None = None):
-  """The watcher of a run: (state, step) -> `Watched`; None where nothing is to be watched.
+  """The watcher of a run: (state, step) -> `Watched`; None if there is nothing to watch.
 
   model: `families.Model`. batches: as `data.sharded.ShardedBatches`. load: () -> the initial
-  model's parameters, for measuring a run's own data where the state has no copy of it.
+  model's parameters, for a run on the user's own data if the state has no copy of them.
   """
   prompts = pictures = None
   if 'generation' in config.method.tasks:
@@ -110,7 +110,7 @@ def of_run(config, model, batches, load: Callable[[], Any] | None = None):
 
 
 class Watcher:
-  """Draws and describes the fixed list with the model of a state. In several processes all call."""
+  """Draws and describes the fixed list with the model of a state. All processes must call it."""
 
   def __init__(self, config, model, batches, prompts, pictures, load):
     m, system = config.method, config.system
@@ -131,15 +131,15 @@ class Watcher:
     )
 
     def sampler(number):
-      # In Scenes the programs are the evaluation's: nothing is compiled for this list's drawing.
+      # In Scenes the programs are those of the evaluation, so this list needs no compilation.
       on_scenes = config.eval.benchmark == 'scenes'
       chunk = config.eval.chunk if on_scenes else min(number, chunks.size(system.rollout_chunk, m))
       return Sampler(model.graphdef, model.processor, chunk=chunk, seed=config.eval.seed)
 
     if prompts is not None:
       self._drawer = sampler(len(prompts.words))
-      # In Scenes as long as the evaluation's. Of a user's own prompts some are looked at beside the
-      # list, by the same program.
+      # In Scenes, padded to the evaluation's length. Some more of a user's own prompts are checked
+      # by the same program.
       is_scenes = prompts.asked is not None
       self._checked = _checked(batches) if self._is_own and not is_scenes else []
       self._texts = self._drawer.prompts(
@@ -155,8 +155,8 @@ class Watcher:
     self._as_sampled = jax.jit(as_sampled)
 
   def __call__(self, state, step: int) -> Watched:
-    """The fixed list by the model of `state`, scored by the initial model where the state has one,
-    or it can be loaded.
+    """The fixed list by the model of `state`, scored by the initial model if the state has it or
+    it can be loaded.
     """
     initial = self._initial(state)
     values, rows, found, unfamiliar = {}, {}, [], []
@@ -188,7 +188,7 @@ class Watcher:
     return Watched(scores, rows, rows_lib.table(step, found), unfamiliar)
 
   def _initial(self, state):
-    """The initial model's parameters, None where there are none."""
+    """The initial model's parameters, or None."""
     ref_params, method = state.ref_params, self._config.method
     if ref_params is None and self._load is None:
       return None
@@ -199,7 +199,7 @@ class Watcher:
     return self._ready(state_lib.joined(self._family, state.fixed_params, ref_params))
 
   def _ready(self, params):
-    """Parameters as the step samples with them; the image tokenizer as it is."""
+    """Parameters in the form that a training step samples with; the image tokenizer unchanged."""
     codec = {self._family.image_tokenizer: params[self._family.image_tokenizer]}
     return {**self._as_sampled({k: v for k, v in params.items() if k not in codec}), **codec}
 
@@ -241,14 +241,14 @@ class Watcher:
     return Text(*(x[start:stop] for x in self._texts))
 
   def _rewards(self, initial, text: Text, codes):
-    """R_G (P, S) of pictures by codes (P, S, N), by the initial model."""
+    """R_G (P, S) of images by codes (P, S, N), by the initial model."""
     ids, mask = self._drawer.questions([self._config.method.instruction])
     instruction = Text(ids[0], mask[0])
     return self._drawer.read_prompts(initial, text, codes, instruction, self._scoring)[0]
 
   def _unfamiliar(self, initial) -> list[str]:
     """Prompts whose words lie far outside what the initial model knows: how likely they are about a
-    grey picture, against the rest.
+    grey image, against the rest.
     """
     number = len(self._checked)
     if not number:
@@ -262,7 +262,7 @@ class Watcher:
     rewards = self._rewards(initial, self._text(first, first + number), codes)
     far, usual = stats.unfamiliar(rewards)
     return [
-      f'{where}: {text} ({max(of_text):.1f} nats a token, where the best quarter has {usual:.1f})'
+      f'{where}: {text} ({max(of_text):.1f} nats per token; the best quarter is above {usual:.1f})'
       for (where, text), of_text, is_far in zip(self._checked, rewards, far)
       if is_far
     ]
@@ -338,7 +338,7 @@ def _prompts(config, batches) -> Prompts | None:
 
 
 def _pictures(config, batches) -> Pictures | None:
-  """The pictures, and what the run asks about them."""
+  """The images, and the question that the run asks about them."""
   number, m = config.eval.watched, config.method
   if config.data.images == 'scenes':
     if not number:
@@ -350,14 +350,14 @@ def _pictures(config, batches) -> Pictures | None:
     return Pictures(apart.take(range(len(apart))), m.question)
   if not number:
     return None
-  # With `separate` the understander's first turn comes after the generator's.
+  # With `separate`, the understander's first turn comes after the generator's.
   first = m.separate.swap_every if m.strategy == 'separate' else 0
   pixels = sharding.fetch(batches.at(first).understanding.pixels)
   return Pictures(np.asarray(pixels)[:number], m.question)
 
 
 def _checked(batches) -> list[tuple[str, str]]:
-  """(where it stands, text) of different prompts of the run, CHECKED at most."""
+  """(location, text) of up to CHECKED different prompts of the run."""
   texts = batches.prompts.everything
   places = {texts[i]: i for i in reversed(range(len(texts)))}
   places = sorted(places.values())
@@ -366,16 +366,16 @@ def _checked(batches) -> list[tuple[str, str]]:
 
 def _what_is_wrong(counts: judge.TextCounts) -> str:
   if not counts.parsed:
-    return 'no text of this world'
+    return 'not a text of Scenes'
   wrong = counts.stated - counts.right
-  return f'{wrong} of {counts.stated} things said are not so' if wrong else ''
+  return f'{wrong} of {counts.stated} statements are wrong' if wrong else ''
 
 
 # Numbers.
 
 
 def row_sums(values) -> np.ndarray:
-  """Values (P, S) -> (P, 2): each item's sum and number."""
+  """Values (P, S) -> (P, 2): each item's sum and count."""
   values = np.asarray(values, float)
   return np.stack([values.sum(axis=1), np.full(len(values), values.shape[1])], axis=1)
 
@@ -386,10 +386,10 @@ def mean_of_rows(sums):
 
 
 def guard(pixels) -> dict[str, np.ndarray]:
-  """What pictures look like when a reward is hacked: all dark, without edges, of one color.
+  """Signs of reward hacking: images that are all dark, without edges, or of one color.
 
   pixels (P, S, H, W, 3) uint8 -> dark_pixels (share), edge_density (share of neighboring pixels
-  that differ), color_entropy (nats, of the picture's colors in 8 levels a channel), (P, S) each.
+  that differ), color_entropy (nats, of the image's colors in 8 levels per channel), each (P, S).
   """
   light = pixels.astype(np.float32).mean(axis=-1) / 255
   across = np.abs(np.diff(light, axis=-1)) > EDGE
@@ -411,12 +411,12 @@ def _entropy(values) -> float:
 
 
 def _alike(codes) -> np.ndarray:
-  """Pictures by codes (P, S, N) -> the share of equal codes in two pictures of a prompt, (P,)."""
+  """Image codes (P, S, N) -> the share of equal codes in two images for a prompt, (P,)."""
   samples = codes.shape[1]
   pairs = [(i, j) for i in range(samples) for j in range(i)]
   return np.mean([(codes[:, i] == codes[:, j]).mean(axis=-1) for i, j in pairs], axis=0)
 
 
 def _hash(content: bytes) -> str:
-  """What an item is known by."""
+  """The identity of an item."""
   return hashlib.sha256(content).hexdigest()[:16]

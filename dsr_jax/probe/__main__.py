@@ -26,7 +26,7 @@ def main(argv, f=flags.FLAGS):
   cli.no_arguments(argv)
   cli.require(config=f.config, model=f.model, output=f.output)
   cli.check_sampling(1, 1.0, f.seed)
-  cli.check_range(2, 100_000, num_inputs=f.num_inputs)  # a picture meets those of other prompts
+  cli.check_range(2, 100_000, num_inputs=f.num_inputs)  # an image meets those of other prompts
   config = config_loading.from_config_dict(f.config)
   files.check_output(f.output, lambda name: name in OUTPUTS)
 

@@ -2,7 +2,7 @@
 same without the condition.
 
 Everything comes from the one sampler (`inference.Sampler`), as NumPy arrays, in nats.
-Axes: P inputs, G samples, M other pictures, K instructions, R pairs, T text tokens, N image codes,
+Axes: P inputs, G samples, M other images, K instructions, R pairs, T text tokens, N image codes,
 H W pixels.
 """
 
@@ -19,26 +19,26 @@ PAIR_TOKENS = 16  # texts of pairs are padded to multiples of it: few lengths, f
 
 
 class ProbedPictures(NamedTuple):
-  """Pictures drawn for P prompts, and everything about them."""
+  """Images drawn for P prompts, and everything about them."""
 
   codes: np.ndarray  # (P, G, N)
   pixels: np.ndarray  # (P, G, H, W, 3) uint8
   rewards: np.ndarray  # (P, K, G), R_G by instruction
-  text_logps: np.ndarray  # (P, G, T), of the prompt given each picture, by the first instruction
+  text_logps: np.ndarray  # (P, G, T), of the prompt given each image, by the first instruction
   code_logps: np.ndarray  # (P, G, N), of the codes under the policy
   code_entropy: np.ndarray  # (P, G, N), of the policy
   unconditional_logps: np.ndarray  # (P, G, N), of the codes without a prompt
 
 
 class ProbedTexts(NamedTuple):
-  """Texts written about P pictures, and everything about them."""
+  """Texts written about P images, and everything about them."""
 
-  codes: np.ndarray  # (P, N), of the pictures
+  codes: np.ndarray  # (P, N), of the images
   ids: np.ndarray  # (P, G, T)
   mask: np.ndarray  # (P, G, T)
   rewards: np.ndarray  # (P, G), R_U
   entropy: np.ndarray  # (P, G, T), of the policy
-  unconditional_logps: np.ndarray  # (P, N), of the pictures' codes given no text
+  unconditional_logps: np.ndarray  # (P, N), of the images' codes given no text
 
 
 class Prober:
@@ -69,7 +69,7 @@ class Prober:
     self._counted_eos = model.spec.eos_id if method.eos_in_reward else None
 
   def draw(self, prompt: Text, instructions) -> ProbedPictures:
-    """Prompts (P, T) and K instructions in words -> pictures and everything about them."""
+    """Prompts (P, T) and K instructions in words -> images and everything about them."""
     samples = self._sampler.sample_pictures(
       self._params,
       prompt,
@@ -118,7 +118,7 @@ class Prober:
     )
 
   def read_prompts(self, prompt: Text, codes, instruction: str) -> np.ndarray:
-    """Prompts (P, T), pictures (P, M, N) -> log-probabilities of the prompt's tokens given each
+    """Prompts (P, T), images (P, M, N) -> log-probabilities of the prompt's tokens given each
     picture (P, M, T).
     """
     _, logps = self._sampler.read_prompts(
@@ -127,7 +127,7 @@ class Prober:
     return logps
 
   def score_pairs(self, texts, codes, instruction: str):
-    """R texts in words and as many pictures (R, N) -> R_G of each pair (R,), and log-probabilities
+    """R texts in words and as many images (R, N) -> R_G of each pair (R,), and log-probabilities
     of the codes given the text (R, N).
     """
     longest = self._sampler.prompts(texts).ids.shape[1]

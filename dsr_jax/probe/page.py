@@ -172,7 +172,7 @@ def _rows(n: dict) -> list[list]:
 
 
 def _prompt(shown: dict, i: int) -> dict:
-  """A prompt with its pictures, best first, and where the best and the worst get their reward."""
+  """A prompt with its images, best first, and where the best and the worst get their reward."""
   text, rewards, right = shown['texts'][i], shown['rewards'][i], shown['right']
   order = np.argsort(-rewards, kind='stable')
   best, worst = order[0], order[-1]
@@ -206,7 +206,7 @@ def _prompt(shown: dict, i: int) -> dict:
 
 
 def _picture(shown: dict, i: int) -> dict:
-  """A picture with its texts, best first, and what each clause of them is worth."""
+  """An image with its texts, best first, and what each clause of them is worth."""
   texts = []
   for j in np.argsort(-shown['rewards'][i], kind='stable'):
     said = [f'R_U {shown["rewards"][i, j]:.3f}']

@@ -1,4 +1,4 @@
-"""What the exact judge of Scenes adds to the probe: verdicts on pictures and texts, which words and
+"""What the exact judge of Scenes adds to the probe: verdicts on images and texts, which words and
 clauses are wrong, true pairs.
 
 Axes: P inputs, G candidates, H W pixels.
@@ -43,7 +43,7 @@ def prompts(seed: int, number: int) -> list[grammar.Prompt]:
 
 
 def scenes(seed: int, number: int) -> list:
-  """What a run's first pictures show."""
+  """What a run's first images show."""
   return [
     sets.training_scene(seed, i)
     for i in order.items(seed, order.PICTURES, range(number), sets.REINFORCEMENT_INPUTS)
@@ -51,7 +51,7 @@ def scenes(seed: int, number: int) -> list:
 
 
 def true_pairs(number: int, seed: int) -> list[tuple[str, str, np.ndarray]]:
-  """(kind of swap, text, picture (H, W, 3) uint8 that it is true of), `number` of each kind, of no
+  """(kind of swap, text, image (H, W, 3) uint8 that it is true of), `number` of each kind, of no
   run's inputs.
   """
   rng = np.random.default_rng((77, seed))
@@ -96,7 +96,7 @@ def judge_texts(shown, texts) -> dict:
 
 
 def wrong_words(prompt: grammar.Prompt, reading: judge.Reading) -> list[tuple[int, int, bool]]:
-  """(start, end, wrong) of the words of a prompt that a picture makes true or false; things of a
+  """(start, end, wrong) of the words of a prompt that an image makes true or false; things of a
   prompt differ in shape.
 
   A noun is wrong if there is no such thing; an adjective, a number or a relation if its things are

@@ -1,7 +1,7 @@
 """The probe's measurements of each task: samples, rewards, judgments and words brought together as
 numbers and as what the page shows.
 
-Axes: P inputs, G samples, M other pictures, T text tokens, N image codes.
+Axes: P inputs, G samples, M other images, T text tokens, N image codes.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ INSTRUCTIONS = (
   'What is in the picture?',
   'Write a caption for this image.',
 )
-OTHERS = 8  # pictures of other prompts that stand for "no picture"
+OTHERS = 8  # images of other prompts that stand for "no picture"
 SWAPS = 64  # true pairs of each kind
 SHOWN = 4  # inputs of each task on the page
 
@@ -35,9 +35,9 @@ class Result:
 
 
 def probe(model, config, number: int, seed: int) -> dict[str, Result]:
-  """Everything about `number` prompts and as many pictures: a Result of each of the config's tasks.
+  """Everything about `number` prompts and as many images: a Result of each of the config's tasks.
 
-  model: `families.Model`. Raises InputError where prompts or pictures do not suit the model.
+  model: `families.Model`. Raises InputError where prompts or images do not suit the model.
   """
   m = config.method
   # Both tasks at once, whoever would learn first; nothing here asks for the run's reward.
@@ -62,13 +62,13 @@ def probe(model, config, number: int, seed: int) -> dict[str, Result]:
   return out
 
 
-# Text to picture.
+# Text to image.
 
 
 def generation(
   prober: Prober, processor, config, batch: GenerationBatch, *, texts: list[str], seed: int
 ) -> Result:
-  """R_G on pictures of the batch's prompts. texts: the prompts in words."""
+  """R_G on images of the batch's prompts. texts: the prompts in words."""
   m, prompt = config.method, batch.prompt
   number = len(texts)
   instructions = list(dict.fromkeys((m.instruction, *INSTRUCTIONS)))[:3]
@@ -87,7 +87,7 @@ def generation(
     'mean': _agreement(drawn.rewards),
   }
 
-  # What each picture adds to the likelihood of each of its prompt's tokens.
+  # What each image adds to the likelihood of each of its prompt's tokens.
   heat = drawn.text_logps - _unseen(prober, prompt, drawn.codes, m.instruction)[:, None]
   spans = [words.token_spans(processor, text) for text in texts]
 
@@ -130,8 +130,8 @@ def _agreement(rewards) -> float | None:
 
 
 def _unseen(prober, prompt, codes, instruction):
-  """Log-probabilities (P, T) of the prompts' tokens without their picture: the mean likelihood over
-  pictures of other prompts. codes: (P, G, N).
+  """Log-probabilities (P, T) of the prompts' tokens without their image: the mean likelihood over
+  images of other prompts. codes: (P, G, N).
   """
   others = min(OTHERS, len(codes) - 1)
   rolled = [np.roll(codes[:, 0], -shift, axis=0) for shift in range(1, others + 1)]
@@ -148,7 +148,7 @@ def _by_category(prompts, rewards, right) -> dict:
 
 
 def _lowest_words(prompts, readings, spans, heat) -> dict:
-  """Whether the word that a picture supports least is the one that the picture gets wrong.
+  """Whether the word that an image supports least is the one that the image gets wrong.
 
   heat: (P, G, T).
   """
@@ -171,13 +171,13 @@ def _lowest_words(prompts, readings, spans, heat) -> dict:
   }
 
 
-# Picture to text.
+# Image to text.
 
 
 def understanding(
   prober: Prober, processor, config, batch: UnderstandingBatch, *, seed: int
 ) -> Result:
-  """R_U on texts about the batch's pictures."""
+  """R_U on texts about the batch's images."""
   m, pixels = config.method, batch.pixels
   written = prober.describe(pixels, batch.question)
   texts = [
@@ -237,8 +237,8 @@ def understanding(
 
 
 def clause_support(prober, written: ProbedTexts, parts, instruction) -> list[float]:
-  """How much likelier a clause makes its picture: log p(codes | with it) - log p(codes | without),
-  in nats a picture.
+  """How much likelier a clause makes its image: log p(codes | with it) - log p(codes | without),
+  in nats an image.
 
   parts: [(input, `words.Clause`)].
   """
@@ -298,7 +298,7 @@ def _judged(rewards, judged, names, *, curve: str, pairs: str) -> dict:
 def _swaps(prober, config, seed, task, own_pairs) -> dict:
   """How often a text is preferred to itself with one attribute changed, by the reward of this task.
 
-  In Scenes: true pairs that no run sees. Elsewhere own_pairs(): texts with the pictures (codes)
+  In Scenes: true pairs that no run sees. Elsewhere own_pairs(): texts with the images (codes)
   that the reward likes best.
   """
   named = config.data.prompts if task == 'generation' else config.data.images

@@ -1,4 +1,4 @@
-"""What the fixed list shows: the same prompts and pictures with the same keys, before and now.
+"""What the fixed list shows: the same prompts and images with the same keys, before and now.
 
 Axes: S samples of a prompt, H W pixels.
 """
@@ -14,7 +14,7 @@ from dsr_jax import rows as rows_lib
 from dsr_jax.reporting import html as page_lib
 from dsr_jax.reporting import sheets
 
-SHOWN = 8  # prompts, and pictures: always the first ones, whatever came of them
+SHOWN = 8  # prompts, and images: always the first ones, whatever came of them
 
 
 class Side(NamedTuple):
@@ -28,7 +28,7 @@ class Side(NamedTuple):
 
 
 class Item(NamedTuple):
-  """A prompt, or a picture (`src`), with what each model made of it."""
+  """A prompt, or an image (`src`), with what each model made of it."""
 
   title: str
   sides: list[Side]
@@ -52,7 +52,7 @@ def items(workdir: str, task: str) -> list[Item]:
 
 
 def sheet(workdir: str, step: int) -> Image.Image:
-  """The drawn items of a step as one picture, beside those of step 0; and the described ones."""
+  """The drawn items of a step as one image, beside those of step 0; and the described ones."""
   steps = [0, step] if step and rows_lib.steps_of(workdir, rows_lib.WATCHED)[0] == 0 else [step]
   parts = []
   drawn = [_by_item(workdir, s, 'generation') for s in steps]
@@ -113,7 +113,7 @@ def _name(step: int) -> str:
 
 
 def _by_item(workdir: str, step: int, task: str) -> dict[tuple, list[dict]]:
-  """A step's rows of a task by what they are about, the prompt or the picture; of equal ones also
+  """A step's rows of a task by what they are about, the prompt or the image; of equal ones also
   by how many came before. A run that goes on with changed data has an item at another place.
   """
   rows = [r for r in rows_lib.read(workdir, step, rows_lib.WATCHED) if r['task'] == task]
@@ -146,7 +146,7 @@ def _side(step: int, group: list[dict], task: str) -> Side:
 
 
 def _src(row: dict) -> str:
-  """The picture of a row in a page: as it is, or smaller where it is large."""
+  """The image of a row in a page: as it is, or smaller where it is large."""
   png = row['picture']['bytes']
   image = Image.open(io.BytesIO(png))
   if image.width <= page_lib.TILE:

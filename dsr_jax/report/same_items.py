@@ -5,7 +5,7 @@ An evaluation before or after training has whole lists, one during training thei
 not what was learned. So what is compared here is always counted over the items that both have, from
 the rows that each evaluation leaves (`WORKDIR/evaluations`), with a paired interval.
 
-Axes: P prompts, S samples of a prompt, C clusters (pictures), M sums, R resamples.
+Axes: P prompts, S samples of a prompt, C clusters (images), M sums, R resamples.
 """
 
 from collections.abc import Callable, Container
@@ -24,7 +24,7 @@ from dsr_jax.runtime import metrics as metrics_lib
 from dsr_jax.runtime import run_files
 from dsr_jax.scenes import grammar, sets
 
-PICTURES = ('description', 'description_greedy', 'yesno')  # rows of pictures, all others of prompts
+PICTURES = ('description', 'description_greedy', 'yesno')  # rows of images, all others of prompts
 UNFAMILIAR = 'unfamiliar'  # beside the rows of step 0: prompts that the model does not know
 # Scores of which less is better, and those that are neither good nor bad.
 LOWER_IS_BETTER = ('hallucination', 'unparsable')

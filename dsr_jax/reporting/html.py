@@ -20,7 +20,7 @@ from PIL import Image
 from dsr_jax import images
 from dsr_jax.reporting import sheets
 
-TILE = 192  # pixels of a picture on a page
+TILE = 192  # pixels of an image on a page
 FULL = 2.0  # nats at which a word's or a patch's color is full
 
 
@@ -47,7 +47,7 @@ class Word(NamedTuple):
 
 class Sample(NamedTuple):
   """A candidate. mark: 'up' (chosen, or right), 'down' (rejected, or wrong) or ''; lines: what is
-  said below its picture or before its text; alt: the picture in words, for who cannot see it.
+  said below its image or before its text; alt: the image in words, for who cannot see it.
   """
 
   mark: str
@@ -103,7 +103,7 @@ def data_uri(png: bytes) -> str:
 
 
 def jpeg_uri(image: Image.Image) -> str:
-  """A photo or a drawn picture as it stands in a page: a fifth of its PNG."""
+  """A photo or a drawn image as it stands in a page: a fifth of its PNG."""
   buffer = io.BytesIO()
   image.save(buffer, 'JPEG', quality=88)
   return f'data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}'

@@ -1,7 +1,7 @@
-"""Sheets that show what a step saw: prompts with their candidate pictures, pictures with their
+"""Sheets that show what a step saw: prompts with their candidate images, images with their
 candidate texts.
 
-Axes: n inputs shown, G candidates, H W pixels. Pictures are uint8.
+Axes: n inputs shown, G candidates, H W pixels. Images are uint8.
 """
 
 import textwrap
@@ -22,7 +22,7 @@ def candidates(prompts, pictures, rewards, chosen, rejected, tile=96):
     pictures: (n, G, H, W, 3) uint8.
     rewards: (n, G), nats a token.
     chosen, rejected: (n,) candidate indices; -1 marks none (a tie).
-    tile: side of a picture on the sheet, at least.
+    tile: side of an image on the sheet, at least.
 
   Returns:
     A PIL image.
@@ -49,7 +49,7 @@ def candidates(prompts, pictures, rewards, chosen, rejected, tile=96):
 
 
 def captions(pictures, texts, rewards, chosen, rejected, tile=96):
-  """Pictures with their candidate texts and rewards, best first; the chosen and the rejected
+  """Images with their candidate texts and rewards, best first; the chosen and the rejected
   marked.
 
   Args:
@@ -57,7 +57,7 @@ def captions(pictures, texts, rewards, chosen, rejected, tile=96):
     texts: n lists of G strings.
     rewards: (n, G), nats a token.
     chosen, rejected: (n,) candidate indices; -1 marks none (a tie).
-    tile: side of a picture on the sheet, at least.
+    tile: side of an image on the sheet, at least.
 
   Returns:
     A PIL image.
@@ -74,14 +74,14 @@ def captions(pictures, texts, rewards, chosen, rejected, tile=96):
 
 def side_by_side(prompts, names, pictures, right, tile=96):
   """Prompts x samples of several models, a block of columns a model, one seed a column; right
-  pictures are framed.
+  images are framed.
 
   Args:
     prompts: n strings.
     names: of the models.
     pictures: a (n, S, H, W, 3) uint8 array a model.
     right: a (n, S) bool array a model.
-    tile: side of a picture on the sheet, at least.
+    tile: side of an image on the sheet, at least.
 
   Returns:
     A PIL image.
@@ -112,7 +112,7 @@ def side_by_side(prompts, names, pictures, right, tile=96):
 
 
 def statements(pictures, lines, tile=96):
-  """Pictures with texts about them: pictures (n, H, W, 3) uint8; lines: n lists of (mark, text,
+  """Images with texts about them: images (n, H, W, 3) uint8; lines: n lists of (mark, text,
   whether it is right).
   """
   rows = [
@@ -137,7 +137,7 @@ def stack(sheets):
 
 
 def _texts(pictures, blocks, tile):
-  """A picture a block, its rows (color, mark, number, text) beside it."""
+  """An image a block, its rows (color, mark, number, text) beside it."""
   tile, width, line = _tile(pictures.shape[1], tile), 1080, 18
 
   def wrap(text):
@@ -173,7 +173,7 @@ def _tile(side, least):
 
 def _scaled(pixels, tile):
   image = Image.fromarray(np.asarray(pixels, np.uint8))
-  # small pictures keep their pixels as squares
+  # small images keep their pixels as squares
   return image.resize((tile, tile), Image.NEAREST if image.width <= tile else Image.LANCZOS)
 
 

@@ -1,4 +1,4 @@
-"""The picture of a step: its first inputs, their samples with rewards, chosen and rejected
+"""The image of a step: its first inputs, their samples with rewards, chosen and rejected
 marked.
 """
 

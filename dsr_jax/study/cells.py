@@ -22,7 +22,7 @@ from dsr_jax.runtime import workdir as workdir_lib
 from dsr_jax.study.variants import TRAINED, VARIANTS
 
 RECORD = 'cell.json'
-KEPT_SEED = 0  # the seed whose last checkpoint stays, for pictures
+KEPT_SEED = 0  # the seed whose last checkpoint stays, for images
 
 
 @dataclasses.dataclass(frozen=True)

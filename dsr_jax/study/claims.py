@@ -259,7 +259,7 @@ def _binding(results, base) -> dict:
 
 
 def prefix_of(results, base, variant, step, measure) -> int:
-  """Rows a task, or pictures, of the quick evaluation at a step."""
+  """Rows a task, or images, of the quick evaluation at a step."""
   rows = results.rows(base, variant, results.seeds(base, variant)[0], step)[MEASURES[measure].rows]
   return len(rows) if measure.startswith('description') else len(rows) // len(grammar.GENEVAL)
 

@@ -5,9 +5,9 @@ an external reward there.
   python -m dsr_jax.study.clip --compare=DIR --model=scenes
 
 The first command trains a CLIP and writes a directory that transformers loads. The second measures
-how well its cosine and R_G rank pictures. Both print JSON on stdout.
+how well its cosine and R_G rank images. Both print JSON on stdout.
 
-Axes: B pairs, P prompts, G pictures per prompt, T tokens.
+Axes: B pairs, P prompts, G images per prompt, T tokens.
 """
 
 import concurrent.futures
@@ -57,7 +57,7 @@ def config_for(vocab_size: int, eos_id: int) -> clip.ClipConfig:
 
 
 def batch(processor, seed: int, step: int, size: int):
-  """Captioned pictures of pretraining: pixels (B, H, W, 3) uint8 and ids (B, T)."""
+  """Captioned images of pretraining: pixels (B, H, W, 3) uint8 and ids (B, T)."""
   pairs = [sets.pretraining_example(seed, step * size + i) for i in range(size)]
   pixels = np.stack([pixels for pixels, _ in pairs])
   ids = clip_files.encode_texts(processor.tokenizer, [text for _, text in pairs], MAX_TOKENS)
@@ -66,7 +66,7 @@ def batch(processor, seed: int, step: int, size: int):
 
 def loss_fn(params, graphdef, pixels, ids):
   """Cross-entropy of the pairs within the batch, in both directions -> loss, and the share of texts
-  that find their picture.
+  that find their image.
   """
   model = nnx.merge(graphdef, params)
   seen = model.pictures(images.to_float(pixels))
@@ -80,7 +80,7 @@ def loss_fn(params, graphdef, pixels, ids):
 
 
 def train(processor, *, steps: int, size: int, learning_rate: float, seed: int):
-  """Returns the config, the parameters and how it went: loss and share of found pictures over the
+  """Returns the config, the parameters and how it went: loss and share of found images over the
   last tenth.
   """
   config = config_for(len(processor.tokenizer), processor.templates.eos_id)
@@ -130,7 +130,7 @@ def train(processor, *, steps: int, size: int, learning_rate: float, seed: int):
 
 
 def compare(clip_dir: str, source, *, per_task: int, samples: int, seed: int) -> dict:
-  """Of pictures that the model draws of validation prompts: how often each reward orders two as the
+  """Of images that the model draws of validation prompts: how often each reward orders two as the
   judge does.
 
   source: `locate.Source`, the model that draws and scores, with its method.
@@ -183,9 +183,9 @@ def compare(clip_dir: str, source, *, per_task: int, samples: int, seed: int) ->
 
 
 def _cosine(graphdef, config, params, weights, codes, ids):
-  """CLIP's cosine of prompts, ids (P, T), and their pictures, codes (P, G, N): (P, G).
+  """CLIP's cosine of prompts, ids (P, T), and their images, codes (P, G, N): (P, G).
 
-  It sees the pictures as they are decoded, not rounded as in a file.
+  It sees the images as they are decoded, not rounded as in a file.
   """
   pictures = nnx.merge(graphdef, params).picture_from_codes(codes)
   return clip.similarity(config, weights, pictures.pixels, ids)

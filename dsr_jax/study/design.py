@@ -198,7 +198,7 @@ class Study:
     return os.path.join(self.directory, 'rewards', cell.base, name)
 
   def demonstrations(self) -> list[str]:
-    """Pictures that have been made for people."""
+    """Images that have been made for people."""
     folder = os.path.join(self.directory, 'shown')
     if not os.path.isdir(folder):
       return []

@@ -1,9 +1,9 @@
 """What a cell of the study is measured by: both tasks on fixed lists with common random numbers,
 and how well scorers order samples.
 
-Everything is kept as rows, a row a prompt or a picture, so that differences between cells are
+Everything is kept as rows, a row a prompt or an image, so that differences between cells are
 paired.
-Axes: P prompts or pictures, S samples, G samples that scorers order, B inputs of a chunk, T text
+Axes: P prompts or images, S samples, G samples that scorers order, B inputs of a chunk, T text
 tokens, N image codes, H W pixels.
 """
 
@@ -25,7 +25,7 @@ from dsr_jax.rewards.base import RewardInputs
 from dsr_jax.scenes import grammar, judge, sets
 from dsr_jax.tasks import TASKS
 
-SCORER_SEED = 20_000  # of the prompts and pictures that scorers are asked about: no run's
+SCORER_SEED = 20_000  # of the prompts and images that scorers are asked about: no run's
 SCORER_INPUTS = 16  # at once
 # What became of a prompt, by `failure`.
 FAILURES = ('right', 'missing', 'count', 'binding', 'position', 'unreadable')
@@ -148,7 +148,7 @@ def picture_rows(prompts, pixels) -> dict[str, list]:
 
 
 def failure(prompt, reading) -> str:
-  """How a picture fails its prompt, the first of FAILURES that applies.
+  """How an image fails its prompt, the first of FAILURES that applies.
 
   A thing is missing, there are too few or too many, an attribute is on the wrong thing or on none,
   a relation does not hold.
@@ -179,7 +179,7 @@ class Scorers:
   """How scorers order samples of inputs that no run sees, beside the exact judge's order of them.
 
   The configuration says whose reward, temperature and guidance are at work. inputs: prompts, and as
-  many pictures.
+  many images.
   """
 
   def __init__(self, graphdef, config, processor, image_size: int, inputs: int):

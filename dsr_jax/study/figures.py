@@ -274,7 +274,7 @@ def _difference(results, base, variant, measure) -> Point | None:
 
 
 def _short_list(results, base, variant, measure) -> int | None:
-  """Rows a task, or pictures, of the quick evaluations; None where there are none."""
+  """Rows a task, or images, of the quick evaluations; None where there are none."""
   steps = results.steps(base, variant)
   quick = [step for step in steps if step not in (0, steps[-1])]
   return prefix_of(results, base, variant, quick[0], measure) if quick else None

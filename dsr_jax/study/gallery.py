@@ -76,7 +76,7 @@ def _subject(source, name, config) -> benchmarks.Subject:
 
 
 def failures(subject: benchmarks.Subject):
-  """A sheet of pictures that fail by number, by attribute and by place, and of texts that say what
+  """A sheet of images that fail by number, by attribute and by place, and of texts that say what
   is not there.
   """
   pixels, lines = [], []
@@ -94,7 +94,7 @@ def failures(subject: benchmarks.Subject):
 
 
 def _failed_pictures(subject, kind):
-  """Pictures that fail by this kind, and what is said about each."""
+  """Images that fail by this kind, and what is said about each."""
   prompts = sets.evaluation_prompts(LOOKED_AT, tasks=(KINDS[kind],))
   drawn = subject.sampler.pictures(
     subject.params,
@@ -118,7 +118,7 @@ def _failed_pictures(subject, kind):
 
 
 def _inventions(subject):
-  """Pictures of whose texts something is not true, and what is said about each."""
+  """Images of whose texts something is not true, and what is said about each."""
   scenes = sets.evaluation_scenes(LOOKED_AT)
   pixels = sets.pictures(scenes)
   texts = subject.sampler.texts(

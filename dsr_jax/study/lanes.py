@@ -285,7 +285,7 @@ class _Lane:
 
   @_alone
   def end(self, state, records):
-    """Pictures, the checkpoint of a run that keeps one, summary, page."""
+    """Images, the checkpoint of a run that keeps one, summary, page."""
     cell = self._cell
     folder, system, last = cell.folder, cell.config.system, cell.config.method.steps
     state = state_of(state, self._index)

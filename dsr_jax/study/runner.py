@@ -77,7 +77,7 @@ def make_clip(study):
 
 
 def finish(study, cells, bench) -> str:
-  """What is made of all cells that are there: rewards measured on the base, pictures for people,
+  """What is made of all cells that are there: rewards measured on the base, images for people,
   tables and figures.
 
   cells: those that were asked for. bench: None where nothing more is to be computed than tables.

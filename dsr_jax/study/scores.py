@@ -1,12 +1,12 @@
-"""Scores of the study's cells with their uncertainty over prompts or pictures and over seeds, made
+"""Scores of the study's cells with their uncertainty over prompts or images and over seeds, made
 so that differences are paired.
 
-Every score carries the same RESAMPLES draws: draw r takes the same prompts, the same pictures and
+Every score carries the same RESAMPLES draws: draw r takes the same prompts, the same images and
 the same seeds in every cell. So any function of scores (a difference, a ratio, a largest one) is
 computed draw by draw, and its 95 % interval is the draws' percentiles. Of n seeds each draw takes n
 - 1 with replacement, which gives the variance of a mean of n without bias; of one seed, that one.
 
-Axes: R draws, N seeds, C clusters (prompts of the same words, or pictures), M sums, P prompts, S
+Axes: R draws, N seeds, C clusters (prompts of the same words, or images), M sums, P prompts, S
 samples.
 """
 
@@ -269,7 +269,7 @@ class Results:
 
     seeds: those to take, all by default; a variant that trains nothing counts for any seeds.
     prefix: take the beginnings of the lists alone that quick evaluations have, `prefix` rows a task
-    of prompts, or of pictures.
+    of prompts, or of images.
     """
     there = self.seeds(base, variant)
     fixed = there and variants_lib.VARIANTS[variant].kind != variants_lib.TRAINED
@@ -332,7 +332,7 @@ def _read_rows(path: str) -> dict:
 
 
 def _beginning(name, rows, prefix):
-  """The first `prefix` rows of each task of a list of prompts, or of a list of pictures."""
+  """The first `prefix` rows of each task of a list of prompts, or of a list of images."""
   if name.startswith(('description', 'yesno')):
     return rows[:prefix]
   tasks = len(grammar.GENEVAL)

@@ -1,7 +1,7 @@
 """The study's variants: each is a few changes of one configuration, so what two of them differ in
 is on two lines here.
 
-Every training variant sees the same prompts and pictures in the same order, as many updates of each
+Every training variant sees the same prompts and images in the same order, as many updates of each
 task, and the same candidates of a group; where that cannot be, its line says what is equal.
 """
 

@@ -1,7 +1,7 @@
 """BLIP-VQA as T2I-CompBench uses it: the probability of yes at the first word of the answer.
 
 Two things that the processor of transformers does otherwise: the question begins with [ENC], not
-[CLS]; and the official scorer reads pictures of 480 x 480. The checkpoint of transformers was
+[CLS]; and the official scorer reads images of 480 x 480. The checkpoint of transformers was
 converted to 384, so 384 is the size without interpolation, and 480 is near the original, not equal
 to it. The size stands in the results.
 """
@@ -33,10 +33,10 @@ def prepare(picture: Image.Image, size: int) -> torch.Tensor:
 
 
 class BlipVqa:
-  """Asks whether things are in pictures."""
+  """Asks whether things are in images."""
 
   def __init__(self, name: str, device: str | None = None, size: int | None = None):
-    """size: of the pictures; by default the checkpoint's own, 384. 480 is interpolated."""
+    """size: of the images; by default the checkpoint's own, 384. 480 is interpolated."""
     directory = loading.find(name, BlipForQuestionAnswering)
     self._device = device or loading.best_device()
     self._model = loading.load(BlipForQuestionAnswering, directory, self._device)
@@ -60,7 +60,7 @@ class BlipVqa:
   def __call__(
     self, pictures: Sequence[Image.Image], questions: Sequence[Sequence[str]]
   ) -> list[list[str]]:
-    """The answers to `binding.questions` of each picture, four decimals each."""
+    """The answers to `binding.questions` of each image, four decimals each."""
     return [
       [binding.answer(yes, no) for yes, no in chances]
       for chances in self.chances(pictures, questions)
@@ -70,7 +70,7 @@ class BlipVqa:
   def chances(
     self, pictures: Sequence[Image.Image], questions: Sequence[Sequence[str]]
   ) -> list[list[tuple[float, float]]]:
-    """The probabilities of yes and of no, a pair a question of each picture.
+    """The probabilities of yes and of no, a pair a question of each image.
 
     Questions with as many tokens are asked together, so that none is padded: the cross-attention of
     BLIP in transformers 5.23 drops its mask, and padding would be attended.
@@ -100,7 +100,7 @@ class BlipVqa:
     return found
 
   def _first_words(self, ids: torch.Tensor, seen: torch.Tensor) -> list[tuple[float, float]]:
-    """Questions (N, T) without padding about pictures (N, P, D): the probabilities of yes and of
+    """Questions (N, T) without padding about images (N, P, D): the probabilities of yes and of
     no as the first word of each answer.
     """
     asked = self._model.text_encoder(input_ids=ids, encoder_hidden_states=seen)[0]

@@ -1,7 +1,7 @@
-"""CLIP as GenEval and T2I-CompBench use it: the color of a cut-out object, and the cosine of a
-picture and a text.
+"""CLIP as GenEval and T2I-CompBench use it: the color of a cut-out object, and the cosine of an
+image and a text.
 
-Pictures go in as open_clip and OpenAI's own code put them: short side to the model's size, bicubic,
+Images go in as open_clip and OpenAI's own code put them: short side to the model's size, bicubic,
 and the middle cut out, which loses the ends of long objects.
 """
 
@@ -19,7 +19,7 @@ from dsr_jax.evaluate.overlap import parts_of
 from dsr_jax.evaluate.pictures import Object
 from dsr_jax.evaluate.protocol import Label
 
-AT_ONCE = 64  # pictures
+AT_ONCE = 64  # images
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -62,7 +62,7 @@ def cut_out(picture: Image.Image, detection: geneval.Detection) -> Image.Image:
 
 
 class Clip:
-  """Features of pictures and texts."""
+  """Features of images and texts."""
 
   def __init__(self, name: str, device: str | None = None):
     directory = loading.find(name, CLIPModel)
@@ -80,7 +80,7 @@ class Clip:
 
   @torch.no_grad()
   def pictures(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
-    """(N, features), normalized; at least one picture."""
+    """(N, features), normalized; at least one image."""
     features = []
     for part in parts_of(pictures, AT_ONCE):
       pixels = torch.stack([prepare(picture, self.size) for picture in part]).to(self._device)

@@ -16,7 +16,7 @@ from dsr_jax.errors import InputError
 
 _FILES = ('*.json', '*.txt', '*.safetensors')
 _WEIGHTS = ('.safetensors',)
-# Pictures that a detector looks at together. More would be hardly faster, and large pictures take
+# Images that a detector looks at together. More would be hardly faster, and large images take
 # much memory.
 PICTURES = 4
 

@@ -1,6 +1,6 @@
 """GenEval's detector: Mask2Former, with GenEval's own way in and out.
 
-The official scorer runs mmdet's training of the same architecture on the same pictures; weights of
+The official scorer runs mmdet's training of the same architecture on the same images; weights of
 transformers come from another training, so scores differ a little. What is exact is the way:
 mmdet's test pipeline (short side 800, long side at most 1333, the ratio kept; padded with grey to
 multiples of 32; normalized) and its instance post-processing. The checkpoint's own processor
@@ -30,11 +30,11 @@ SHORT_SIDE, LONG_SIDE, DIVISOR = 800, 1333, 32
 GREY = 128
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
-MOST = 100  # (query, class) pairs a picture
+MOST = 100  # (query, class) pairs an image
 
 
 class Ready(NamedTuple):
-  """A picture as the model gets it: pixels (1, 3, H, W), padded, and its size without padding."""
+  """An image as the model gets it: pixels (1, 3, H, W), padded, and its size without padding."""
 
   pixels: torch.Tensor
   height: int
@@ -61,13 +61,13 @@ def instances(
   ready: Ready,
   size: tuple[int, int],
 ) -> list[tuple[int, geneval.Detection]]:
-  """mmdet's instance post-processing of one picture.
+  """mmdet's instance post-processing of one image.
 
   Args:
     class_logits: (Q, K + 1), the last being "no object".
-    mask_logits: (Q, h, w), of the padded picture.
-    ready: the picture as it went in.
-    size: (height, width) of the picture itself.
+    mask_logits: (Q, h, w), of the padded image.
+    ready: the image as it went in.
+    size: (height, width) of the image itself.
 
   Returns:
     (class, detection) of up to 100 pairs; one query may give several classes. A score is that of
@@ -109,7 +109,7 @@ def _box(mask: torch.Tensor) -> np.ndarray:
 
 
 class Mask2Former:
-  """Finds objects in pictures."""
+  """Finds objects in images."""
 
   def __init__(
     self,
@@ -132,9 +132,9 @@ class Mask2Former:
       )
 
   def __call__(self, pictures: Sequence[Image.Image]) -> list[dict[str, list[geneval.Detection]]]:
-    """{class: detections} of each picture, before any threshold.
+    """{class: detections} of each image, before any threshold.
 
-    Those of one size are looked at together: padding pictures to a common size would change what
+    Those of one size are looked at together: padding images to a common size would change what
     is found in them.
     """
     ready = [prepare(picture, *self._sides) for picture in pictures]
@@ -149,7 +149,7 @@ class Mask2Former:
 
   @torch.no_grad()
   def _together(self, ready, pictures):
-    """What is found in pictures whose pixels have one shape."""
+    """What is found in images whose pixels have one shape."""
     out = self._model(pixel_values=torch.cat([one.pixels for one in ready]).to(self._device))
     rows = zip(out.class_queries_logits.float(), out.masks_queries_logits.float(), ready, pictures)
     for classes, masks, one, picture in rows:

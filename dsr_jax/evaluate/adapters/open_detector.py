@@ -19,11 +19,11 @@ from dsr_jax.evaluate.t2i_compbench import spatial
 LABEL = Label.NOT_COMPARABLE
 # UniDet's .5 would leave little of an open vocabulary's lower confidences.
 THRESHOLD = 0.3
-LONGEST = 480  # of the picture whose pixels the rules count
+LONGEST = 480  # of the image whose pixels the rules count
 
 
 class OpenDetector:
-  """Finds named things in pictures."""
+  """Finds named things in images."""
 
   def __init__(self, name: str, device: str | None = None, threshold: float = THRESHOLD):
     directory = loading.find(name, Owlv2ForObjectDetection)
@@ -36,7 +36,7 @@ class OpenDetector:
   def __call__(
     self, pictures: Sequence[Image.Image], labels: Sequence[Sequence[str]]
   ) -> list[list[spatial.Detection]]:
-    """The boxes of each picture's labels, the most certain first, in pixels of the rules' size."""
+    """The boxes of each image's labels, the most certain first, in pixels of the rules' size."""
     distinct = [list(dict.fromkeys(texts)) for texts in labels]
     asked = [place for place, texts in enumerate(distinct) if texts]
     found = {}
@@ -46,7 +46,7 @@ class OpenDetector:
 
   @torch.no_grad()
   def _together(self, pictures, labels):
-    """The boxes of each picture's labels, of which there is at least one."""
+    """The boxes of each image's labels, of which there is at least one."""
     inputs = self._processor(
       text=[[f'a photo of a {label}' for label in texts] for texts in labels],
       truncation=True,
@@ -55,7 +55,7 @@ class OpenDetector:
     ).to(self._device)
     out = self._model(**inputs)
     for logits, boxes, texts, picture in zip(out.logits, out.pred_boxes, labels, pictures):
-      # Fewer labels than another picture has were filled up with blanks, which stand behind.
+      # Fewer labels than another image has were filled up with blanks, which stand behind.
       logits = logits[:, : len(texts)]
       yield detections(logits, boxes, texts, rules_size(picture.size), self._threshold)
 
@@ -71,7 +71,7 @@ def detections(logits, boxes, labels, size, threshold) -> list[spatial.Detection
 
   Args:
     logits: (N, labels).
-    boxes: (N, 4), center and sides, as shares of a square around the picture's longer side.
+    boxes: (N, 4), center and sides, as shares of a square around the image's longer side.
     labels: texts.
     size: (width, height) that boxes are given in.
     threshold: a confidence must exceed it.

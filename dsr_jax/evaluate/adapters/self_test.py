@@ -1,7 +1,7 @@
 """Does the detector work at all? Three photos of known objects are looked at before any score.
 
 On some GPUs, and with weights that do not fit the code, the official detector finds nothing in any
-picture, and every score is 0 (djghosh13/geneval, issues 6, 8 and 15).
+image, and every score is 0 (djghosh13/geneval, issues 6, 8 and 15).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +20,7 @@ DIRECTORY = os.path.join(
 NOTHING = 0.3  # nothing above it in any photo: the detector is broken
 CERTAIN = 0.9  # what a sound one reaches
 
-# Pictures -> of each {class: detections}.
+# Images -> of each {class: detections}.
 Detector = Callable[[Sequence[Image.Image]], Sequence[Mapping[str, Sequence[geneval.Detection]]]]
 
 

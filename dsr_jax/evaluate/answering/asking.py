@@ -1,4 +1,4 @@
-"""Asks the questions of a benchmark, each picture read once for up to `QUESTIONS` of its questions,
+"""Asks the questions of a benchmark, each image read once for up to `QUESTIONS` of its questions,
 and writes the answers and VLMEvalKit's prediction file.
 
 Answers are greedy. Most are a word: all questions are asked with room for few tokens first, and
@@ -31,14 +31,14 @@ LEAST_TURN = 32  # tokens that questions are padded to, and doubles of it
 
 
 class Row(NamedTuple):
-  """Questions about the same pictures, places in the list of questions."""
+  """Questions about the same images, places in the list of questions."""
 
   pictures: tuple[protocol.PictureKey, ...]
   questions: tuple[int, ...]
 
 
 class Chunk(NamedTuple):
-  """Rows that are asked at once, all padded to P pictures, Q questions and T tokens."""
+  """Rows that are asked at once, all padded to P images, Q questions and T tokens."""
 
   rows: tuple[Row, ...]
   pictures: int
@@ -99,7 +99,7 @@ def ask(
 
 
 def _split(questions, most: int):
-  """Places of the questions that a model of at most `most` pictures can be asked, and of others."""
+  """Places of the questions that a model of at most `most` images can be asked, and of others."""
   places = range(len(questions))
   fits = [not most or len(question.pictures) <= most for question in questions]
   return [i for i in places if fits[i]], [i for i in places if not fits[i]]
@@ -146,7 +146,7 @@ def _ask_with_room(name, subject, benchmark, folder, team, questions, turns, lef
 
 
 def rows_of(questions, places, most: int = QUESTIONS) -> list[Row]:
-  """Questions about the same pictures, up to `most` together.
+  """Questions about the same images, up to `most` together.
 
   Args:
     questions: all of them.

@@ -33,7 +33,7 @@ def prompts_of(benchmark: protocol.Drawable, limit: int) -> list[protocol.Prompt
 
 
 def paths_of(benchmark: protocol.Drawable, prompts) -> list[str]:
-  """The paths of all their pictures, below the benchmark's folder."""
+  """The paths of all their images, below the benchmark's folder."""
   return [benchmark.picture_path(p, i) for p in prompts for i in range(benchmark.samples)]
 
 
@@ -77,7 +77,7 @@ def draw(
 
 
 def _missing(benchmark, prompts, folder) -> list[int]:
-  """Places of the prompts that lack a picture or what is recorded of it, whatever they were drawn
+  """Places of the prompts that lack an image or what is recorded of it, whatever they were drawn
   beside: another number of devices, or another chunk, draws the rest in other chunks.
   """
   recorded = rewards_of(folder)
@@ -112,7 +112,7 @@ def _first_of_each_group(prompts) -> list[protocol.Prompt]:
 
 
 def _write_side_files(benchmark, prompts, folder):
-  """What the official scorer reads beside the pictures, where pictures will be."""
+  """What the official scorer reads beside the images, where images will be."""
   tops = {os.path.dirname(path).split('/')[0] for path in paths_of(benchmark, prompts)}
   for path, text in benchmark.side_files().items():
     target = os.path.join(folder, path)
@@ -154,5 +154,5 @@ def _png(pixels) -> bytes:
 
 
 def rewards_of(folder: str) -> dict[str, dict]:
-  """{path: {'rewards', 'chosen', 'codes'}} of all drawn pictures."""
+  """{path: {'rewards', 'chosen', 'codes'}} of all drawn images."""
   return folders.read_all(os.path.join(folder, REWARDS))

@@ -2,11 +2,11 @@
 
     manifest.json     the model, how it drew or answered, the versions; written first
     ...               the official scorer's own folders and files (drawing)
-    rewards/          of drawn pictures: {path: R_G}, a file a chunk
-    candidates/       with the best of N: all candidates of a few pictures, as PNG
+    rewards/          of drawn images: {path: R_G}, a file a chunk
+    candidates/       with the best of N: all candidates of a few images, as PNG
     answers/          {question: answer}, a file a chunk (asking)
 
-A file appears complete. The files of a chunk of pictures are first put into one file,
+A file appears complete. The files of a chunk of images are first put into one file,
 `pending.zip`, and then unpacked: a process that is killed between two of them goes on without
 drawing anything again, and chunks keep their composition, on which the last bits of a number may
 depend.

@@ -3,7 +3,7 @@
 Chance is a function of the benchmark, the prompt or question, and the sample: so nobody's chance
 depends on devices, chunks, `--limit` or what else is asked.
 
-Axes: B prompts or rows of pictures, G candidates of a prompt, N image codes, P pictures of a row, Q
+Axes: B prompts or rows of images, G candidates of a prompt, N image codes, P images of a row, Q
 questions of a row, T text tokens, H W pixels.
 """
 
@@ -29,7 +29,7 @@ CHUNK = 32  # candidates or answers at once, where no configuration says otherwi
 MAX_TOKENS = 2048  # of an answer, as VLMEvalKit has it
 SEGMENT = 64  # tokens between two growths of the cache, and two looks whether all have ended
 SHORT_SEGMENT = 4  # the same where answers are a word
-CROP = 'pad'  # as Janus saw the pictures that it learned to describe, and as VLMEvalKit shows them
+CROP = 'pad'  # as Janus saw the images that it learned to describe, and as VLMEvalKit shows them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,16 +37,16 @@ class How:
   """How a model draws and answers: what stands in the manifest.
 
   Attributes:
-    temperature, guidance, cfg_interval: of pictures; the temperature also of answers that are the
+    temperature, guidance, cfg_interval: of images; the temperature also of answers that are the
       best of several. Answers are greedy otherwise.
     seed: of all chance.
-    best_of: how many candidates each picture is the best of, by R_G, and each answer to an open
+    best_of: how many candidates each image is the best of, by R_G, and each answer to an open
       question, by R_U.
     max_tokens: of an answer.
     instruction: what the model is asked in R_G.
     template: the role strings.
     precision: of the weights and of what is computed with them.
-    sampling_steps, sampling_noise: of a sampler that unmasks pictures; -1: the model's own.
+    sampling_steps, sampling_noise: of a sampler that unmasks images; -1: the model's own.
   """
 
   temperature: float
@@ -63,7 +63,7 @@ class How:
 
 
 class Drawn(NamedTuple):
-  """Pictures of B prompts: codes (B, G, N) int32, pixels (B, G, H, W, 3) float32 in [-1, 1], R_G
+  """Images of B prompts: codes (B, G, N) int32, pixels (B, G, H, W, 3) float32 in [-1, 1], R_G
   (B, G).
   """
 
@@ -73,7 +73,7 @@ class Drawn(NamedTuple):
 
 
 class Written(NamedTuple):
-  """Answers to K questions about each of B rows of pictures, or K candidates of an answer to one:
+  """Answers to K questions about each of B rows of images, or K candidates of an answer to one:
   ids (B, K, T) int32, mask (B, K, T) bool, log-probabilities (B, K, T); of candidates R_U (B, K).
   """
 
@@ -153,11 +153,11 @@ class Subject:
   # Asking.
 
   def turns(self, texts) -> list[list[int]]:
-    """Ids of what follows the pictures in a user's turn, of each text."""
+    """Ids of what follows the images in a user's turn, of each text."""
     return [self.model.processor.encode_turn(text) for text in texts]
 
   def square(self, picture) -> np.ndarray:
-    """A PIL picture as the model reads it, (H, W, 3) uint8."""
+    """A PIL image as the model reads it, (H, W, 3) uint8."""
     return images.preprocess(picture, self.model.spec.image_size, mode=CROP)
 
   def answer(self, pixels, shown, question: Text, words, max_tokens: int):

@@ -1,4 +1,4 @@
-"""T2I-CompBench: categories of 300 prompts, 10 pictures each, in the official scorers' folders.
+"""T2I-CompBench: categories of 300 prompts, 10 images each, in the official scorers' folders.
 
     CATEGORY/samples/PROMPT_NNNNNN.png                   NNNNNN runs over the category
     CATEGORY/annotation_blip/vqa_result.json             texts of four decimals
@@ -8,8 +8,8 @@
     CATEGORY/annotation_num/vqa_result.json              numeracy
 
 The paper reports the six categories of the first release. The two of T2I-CompBench++ can be drawn
-too; of these numeracy is scored here. `3d_spatial` is not: its rules stand in a file under a
-license that forbids commercial use, so its pictures are left to the official scorer.
+too. Numeracy is scored here; `3d_spatial` is not, because its rules have a license that forbids
+commercial use, so only the official scorer can score its images.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ CATEGORIES = ('color', 'shape', 'texture', 'spatial', 'non_spatial', 'complex')
 EXTRA = ('numeracy', '3d_spatial')
 UNSCORED = ('3d_spatial',)
 
-# What is measured of a picture of each category.
+# What is measured in an image of each category.
 BINDING, SPATIAL, CLIP, NUMERACY = 'binding', 'spatial', 'clip', 'numeracy'
 PARTS = {
   'color': (BINDING,),
@@ -52,8 +52,8 @@ RESULT_FILES = {
 }
 MAPPING_FILE = 'labels/annotation_obj_detection_2d/mapping.json'
 MIXED_FILE = 'annotation_3_in_1/vqa_result.json'
-# Of the adapters that this program brings: BLIP at another size than the official scorer's, another
-# detector in UniDet's place, and CLIP's own weights.
+# Of the adapters included here: BLIP at a different size than in the official scorer, another
+# detector in place of UniDet, and CLIP with the official weights.
 LABELS = {
   BINDING: protocol.Label.OTHER_MODEL,
   SPATIAL: protocol.Label.NOT_COMPARABLE,
@@ -64,27 +64,25 @@ LABELS = {
 
 @functools.cache
 def lines(stem: str) -> tuple[str, ...]:
-  """The prompts of a file of the release, as `color_val`."""
+  """The prompts in a file of the release, such as `color_val`."""
   path = os.path.join(t2i_compbench.DIRECTORY, f'{stem}.txt')
   return tuple(text for _, text in prompts_lib.read_lines(path))
 
 
 def prompt_of(path: str) -> str:
-  """The prompt, as every official scorer reads it: what stands before the first `_` of the file's
-  name.
-  """
+  """The prompt, as every official scorer reads it: the file's name up to the first `_`."""
   return os.path.basename(path).split('_')[0]
 
 
 def number_of(path: str) -> int:
-  """The running number of a picture within its category."""
+  """The running number of an image within its category."""
   return int(os.path.basename(path).rsplit('_', 1)[-1].split('.')[0])
 
 
 class T2ICompBench:
   """The benchmark; see `protocol.Drawing`.
 
-  A picture's record holds the parts of its category: `binding`, `spatial`, `clip`, `numeracy`.
+  An image's record holds the parts of its category: `binding`, `spatial`, `clip`, `numeracy`.
   """
 
   about = protocol.About(
@@ -106,7 +104,7 @@ class T2ICompBench:
     unknown = [name for name in categories if name not in PARTS]
     if unknown:
       raise InputError(
-        f'found the category {unknown[0]!r}; expected some of {", ".join(PARTS)}; correct it'
+        f'unknown category {unknown[0]!r} of T2I-CompBench; choose from {", ".join(PARTS)}'
       )
     self.categories = tuple(categories)
     self._labels = {**LABELS, **(labels or {})}
@@ -123,7 +121,7 @@ class T2ICompBench:
     return f'{prompt.group}/samples/{prompt.text}_{number:06d}.png'
 
   def side_files(self) -> dict[str, str]:
-    return {}  # the official scorers read everything from the pictures' names
+    return {}  # the official scorers read everything from the names of the images
 
   def score(self, records: Mapping[str, Mapping[str, Any]]) -> protocol.Scores:
     """Clusters are prompts, strata the categories that occur."""
@@ -149,7 +147,7 @@ class T2ICompBench:
     unscored = len(paths) - len(scored)
     notes = []
     if unscored:
-      notes.append(f'{unscored} pictures of 3d_spatial are left to the official scorer.')
+      notes.append(f'{unscored} images of 3d_spatial need the official scorer.')
     return protocol.Scores(
       clusters=names,
       sums=sums,
@@ -163,15 +161,15 @@ class T2ICompBench:
     )
 
   def value(self, path: str, record: Mapping[str, Any]) -> float | None:
-    """A picture's score from 0 to 1; None in a category that is not scored here."""
+    """An image's score from 0 to 1; None in a category that is not scored here."""
     category = path.split('/')[0]
     if category in UNSCORED:
       return None
     missing = [part for part in PARTS.get(category, ()) if part not in record]
     if missing or category not in PARTS:
       raise InputError(
-        f'found no {missing[0] if missing else "category"} of {path}; expected the parts of its '
-        'category; evaluate the folder again'
+        f'the record of {path} has no {missing[0] if missing else "category"}, which its score '
+        'needs; evaluate the folder again'
       )
     parts = {part: float(record[part]) for part in PARTS[category]}
     if category != 'complex':
@@ -215,7 +213,7 @@ class T2ICompBench:
 
 
 def find_pictures(folder: str) -> list[str]:
-  """Paths below the folder of every picture in the official layout, whoever drew it."""
+  """Paths below the folder of every image in the official layout, from any program."""
   found = []
   for category in PARTS:
     samples = os.path.join(folder, category, 'samples')
@@ -224,8 +222,8 @@ def find_pictures(folder: str) -> list[str]:
       found += sorted((f'{category}/samples/{name}' for name in names), key=_place)
   if not found:
     raise InputError(
-      f'found no picture in {folder}; expected CATEGORY/samples/PROMPT_000000.png and so on; draw '
-      'the benchmark first'
+      f'{folder} has no images (CATEGORY/samples/PROMPT_000000.png and so on); draw the benchmark '
+      'first'
     )
   return found
 
@@ -239,5 +237,5 @@ def _write(folder, category, name, rows):
 
 
 def _mean_of_categories(sums):
-  """(R, 2 categories) -> the plain mean of the categories."""
+  """(R, 2 categories) -> the unweighted mean of the categories."""
   return ratio(sums[:, ::2], sums[:, 1::2]).mean(axis=1)

@@ -1,4 +1,4 @@
-"""BLIP-VQA: does a picture show each noun phrase of its prompt? (color, shape, texture; a part of
+"""BLIP-VQA: does an image show each noun phrase of its prompt? (color, shape, texture; a part of
 complex)
 
 Source: Karine-Huang/T2I-CompBench, commit 1b70949 (MIT; its BLIP part derives from Salesforce's).
@@ -8,27 +8,27 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# The vocabulary of BLIP, a BERT's. The first decoder state's words are compared.
+# Token ids in BLIP's vocabulary, which is BERT's. They are compared at the first decoder step.
 YES, NO = 2748, 2053
 DECODER_START = 30522  # [DEC]
-ENCODER_START = 30523  # [ENC], which stands in the place of [CLS] in every question
+ENCODER_START = 30523  # [ENC], which replaces [CLS] in every question
 
 MOST_QUESTIONS = 8
 MOST_WORDS = 50
 MOST_TOKENS = 35
-# Chunks that name a place, exactly as written: `The side` and `the top` are asked.
+# Chunks that name a place, matched exactly: `The side` and `the top` are still asked about.
 PLACES = ('top', 'the side', 'the left', 'the right')
 REMOVED = str.maketrans('', '', '.!"()*#:;~')
 
 
 def questions(noun_chunks: Sequence[str]) -> list[str]:
-  """A question for each of the first eight noun chunks that are not places."""
+  """One question for each of the first eight noun chunks that are not places."""
   kept = [chunk for chunk in noun_chunks if chunk not in PLACES]
   return [f'{chunk}?' for chunk in kept[:MOST_QUESTIONS]]
 
 
 def model_text(question: str) -> str:
-  """A question as BLIP's tokenizer gets it. Marks that are removed leave double blanks; only the
+  """A question as BLIP's tokenizer gets it. Removed punctuation leaves double blanks; only the
   right side is stripped.
   """
   text = question.lower().translate(REMOVED).rstrip(' ')
@@ -36,14 +36,14 @@ def model_text(question: str) -> str:
 
 
 def answer(yes: float, no: float) -> str:
-  """Of the probabilities of the two words, the share of yes, with four decimals."""
+  """The share of yes in the probabilities of the two words, with four decimals."""
   return f'{yes / (yes + no):.4f}'
 
 
 def score(answers: Sequence[str]) -> str:
-  """A picture's score, with four decimals: the product of its answers, in float32; 1 without any.
+  """An image's score, with four decimals: the product of its answers, in float32; 1 without any.
 
-  answers: of `questions`, and no others; the original's slots without a question count as 1.
+  answers: only those to `questions`; in the original, slots without a question count as 1.
   """
   product = np.float32(1)
   for text in answers:

@@ -10,11 +10,11 @@ import numpy as np
 from dsr_jax.errors import InputError
 from dsr_jax.evaluate.t2i_compbench.words import Token
 
-SAMPLES = 10  # the original takes exactly so many pictures of each prompt for granted
+SAMPLES = 10  # images per prompt; the original assumes exactly this number
 
 
 def clip_text(tokens: Sequence[Token]) -> str:
-  """A complex prompt without its adjectives; tokens joined by blanks, also before marks."""
+  """A complex prompt without its adjectives; tokens joined by blanks, even before punctuation."""
   return ' '.join(token.text for token in tokens if token.pos != 'ADJ')
 
 
@@ -28,28 +28,28 @@ def three_in_one(
   clip: Sequence[float],
   samples: int = SAMPLES,
 ) -> np.ndarray:
-  """Scores of all pictures, (P * samples,), in the order of the prompts.
+  """Scores of all images, (P * samples,), in the order of the prompts.
 
   Args:
     prompts: P lines of complex_val.txt.
-    spatial_prompts: lines of complex_val_spatial.txt; these are the mean of binding and spatial.
-    action_prompts: lines of complex_val_action.txt; the mean of binding and clip. Others are the
-      mean of all three.
-    binding: (P * samples,), as all three, in the same order.
-    spatial: of complex mode.
-    clip: of texts without adjectives.
-    samples: pictures of a prompt.
+    spatial_prompts: lines of complex_val_spatial.txt, scored by the mean of binding and spatial.
+    action_prompts: lines of complex_val_action.txt, scored by the mean of binding and clip. All
+      others are scored by the mean of all three.
+    binding: (P * samples,), like the next two, in the same order.
+    spatial: scores in complex mode.
+    clip: scores of texts without adjectives.
+    samples: images per prompt.
 
-  Lines are compared up to their first period, in lower case; a blank that is left over at an end
-  prevents a match.
+  Lines are compared up to their first period, in lower case; a leading or trailing blank prevents a
+  match.
   """
   parts = [np.asarray(values, float) for values in (binding, spatial, clip)]
   wanted = (len(prompts) * samples,)
   for values in parts:
     if values.shape != wanted:
       raise InputError(
-        f'found scores of {values.shape[0]} pictures of {len(prompts)} complex prompts; expected '
-        f'{samples} of each, {wanted[0]}; evaluate all of them'
+        f'got scores for {values.shape[0]} images of {len(prompts)} complex prompts, but each '
+        f'prompt has {samples}; evaluate all {wanted[0]} images'
       )
   binding, spatial, clip = parts
   is_spatial = np.repeat(_among(prompts, spatial_prompts), samples)

@@ -1,7 +1,7 @@
-"""The numeracy score of T2I-CompBench++: are the things there, and as many as the prompt says?
+"""The numeracy score of T2I-CompBench++: are the objects present, and as many as the prompt says?
 
-Source: Karine-Huang/T2I-CompBench, UniDet_eval/numeracy_eval.py (MIT). Each thing of the prompt has
-the same weight: half for being detected, half for its number. Not among the paper's columns.
+Source: Karine-Huang/T2I-CompBench, UniDet_eval/numeracy_eval.py (MIT). Each object of the prompt
+has the same weight: half for being detected, half for its number. Not among the paper's columns.
 """
 
 from collections.abc import Sequence
@@ -17,14 +17,14 @@ from dsr_jax.evaluate.t2i_compbench.words import Token
 ONE = ('a', 'an', 'one')
 NUMBERS = {'two': 2, 'three': 3, 'four': 4, 'five': 5, 'six': 6, 'seven': 7, 'eight': 8}
 NUMBERS |= dict.fromkeys(ONE, 1)
-# What the benchmark's nouns are called by its detector.
+# The detector's names for the benchmark's nouns.
 LABELS = {'ship': 'boat', 'telivision': 'tv', 'goldfish': 'fish', 'painting': 'picture'}
 LABELS |= dict.fromkeys(PEOPLE, 'person')
-SAME = 0.9  # boxes of one label that overlap more, or lie so far in one another, are one thing
+SAME = 0.9  # boxes with one label that overlap more, or contain each other more, are one object
 
 
 class Wanted(NamedTuple):
-  """A thing in the singular, and how many of it."""
+  """An object in the singular, and how many of it."""
 
   noun: str
   count: int
@@ -32,16 +32,16 @@ class Wanted(NamedTuple):
 
 @functools.cache
 def nouns() -> dict[str, str]:
-  """{plural: singular} of the benchmark's nouns."""
+  """{plural: singular} for the benchmark's nouns."""
   path = os.path.join(t2i_compbench.DIRECTORY, 'new_objects.txt')
   pairs = [line.split(' - ') for _, line in prompts_lib.read_lines(path)]
   return {plural.strip().lower(): singular.strip().lower() for singular, plural in pairs}
 
 
 def wanted(tokens: Sequence[Token]) -> list[Wanted]:
-  """The counted things of a prompt: a number word followed by a noun of one or two words.
+  """The counted objects of a prompt: a number word followed by a noun of one or two words.
 
-  A thing that is written in the singular counts once, whatever number stands before it.
+  A noun in the singular counts once, whatever number precedes it.
   """
   texts = [token.text for token in tokens]
   plurals, singulars = nouns(), set(nouns().values())
@@ -60,7 +60,7 @@ def wanted(tokens: Sequence[Token]) -> list[Wanted]:
 
 
 def distinct(detections: Sequence[Detection]) -> list[str]:
-  """The labels of the detections, without the boxes that show a thing a second time."""
+  """The labels of the detections, without boxes that show an object a second time."""
   kept = []
   for detection in detections:
     if not any(d.label == detection.label and _same(detection.box, d.box) for d in kept):
@@ -69,7 +69,7 @@ def distinct(detections: Sequence[Detection]) -> list[str]:
 
 
 def _same(a, b) -> bool:
-  """Whether two boxes are one thing's. Last pixels count (+1)."""
+  """Whether two boxes show one object. Last pixels count (+1)."""
   width = max(0, min(a[2], b[2]) - max(a[0], b[0]) + 1)
   height = max(0, min(a[3], b[3]) - max(a[1], b[1]) + 1)
   shared = width * height
@@ -78,10 +78,10 @@ def _same(a, b) -> bool:
 
 
 def score(things: Sequence[Wanted], labels: Sequence[str]) -> float:
-  """A picture's score from 0 to 1; 0 where the prompt counts nothing.
+  """An image's score from 0 to 1; 0 if the prompt counts nothing.
 
-  labels: `distinct`. A label that merely holds the noun (`dining table`) is taken for it where no
-  label is the noun itself.
+  labels: from `distinct`. A label that only contains the noun (`dining table`) counts as the noun
+  if no label is the noun itself.
   """
   labels = list(labels)
   total = 0.0

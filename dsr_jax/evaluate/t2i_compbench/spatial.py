@@ -1,9 +1,9 @@
-"""The 2D spatial score: are two things there, and do they stand as the prompt says? (spatial; a
-part of complex)
+"""The 2D spatial score: are two objects present, and are they placed as the prompt says? (spatial;
+a part of complex)
 
 Source: Karine-Huang/T2I-CompBench, commit 1b70949, UniDet_eval/2D_spatial_eval.py. Boxes are
-[x1, y1, x2, y2], y down, in pixels of the picture that the detector saw: its short side is 479
-(`RESIZED`), and 150 pixels (`NEAR`) are of that size, whatever size was drawn.
+[x1, y1, x2, y2], y down, in pixels of the image that the detector saw. Its short side is 479
+(`RESIZED`), and the 150 pixels (`NEAR`) refer to that size, whatever size was drawn.
 """
 
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ from dsr_jax.evaluate.t2i_compbench.words import Token, span
 RESIZED = 479
 NEAR = 150
 MOST_OVERLAP = 0.1
-LEAST_SCORE = 0.5  # what is below becomes 0
+LEAST_SCORE = 0.5  # lower scores become 0
 
-# Looked for in the prompt in this order, anywhere: `nearby` holds `near`. The last one is found and
-# has no rule, so a prompt with `on top of` scores 0 whatever is drawn (but at confidence 1).
+# Searched for in the prompt in this order, anywhere: `nearby` contains `near`. The last one has no
+# rule, so a prompt with `on top of` scores 0 whatever is drawn (except at confidence 1).
 RELATIONS = (
   'on side of',
   'next to',
@@ -29,7 +29,7 @@ RELATIONS = (
   'on top of',
 )
 NEARBY = ('next to', 'on side of', 'near')
-# In complex prompts, nouns are taken from both sides of these.
+# In complex prompts, nouns come from both sides of these.
 PREPOSITIONS = (
   'on top of',
   'on bottom of',
@@ -51,7 +51,7 @@ class Detection(NamedTuple):
 
 
 class Pair(NamedTuple):
-  """The labels of the two things that a prompt relates; None if it does not relate two."""
+  """The labels of the two objects that a prompt relates; None if it does not relate two."""
 
   first: str | None
   second: str | None
@@ -63,9 +63,9 @@ def relation_in(prompt: str) -> str | None:
 
 
 def simple_pair(tokens: Sequence[Token]) -> Pair:
-  """The first and the last noun, which are one where there is only one.
+  """The first and the last noun, which are the same if there is only one.
 
-  Without a noun there is no pair; the original stops there with an error.
+  Without a noun there is no pair; the original raises an error in this case.
   """
   nouns = [token.text for token in tokens if token.pos == 'NOUN']
   return _labels(nouns[0], nouns[-1]) if nouns else Pair(None, None)
@@ -89,7 +89,7 @@ def _noun_before(tokens, start):
 
 
 def _noun_after(tokens, start):
-  """The first noun; without one the first proper noun that another word follows."""
+  """The first noun; without one, the first proper noun followed by a token that is not one."""
   for token in tokens[start:]:
     if token.pos == 'NOUN':
       return [token.text]
@@ -104,9 +104,9 @@ def _labels(first, second):
 
 
 def position_score(relation: str | None, box1: Sequence[float], box2: Sequence[float]) -> float:
-  """How well box1 stands to box2 as the relation says, from 0 to 1."""
-  # Centers first, then their difference: in another order equal boxes would get a distance of 1e-14
-  # and with it a relation.
+  """How well the position of box1 relative to box2 satisfies the relation, from 0 to 1."""
+  # Centers first, then their difference: in another order, equal boxes would get a distance of
+  # 1e-14 and thereby a relation.
   dx = (box2[0] + box2[2]) / 2 - (box1[0] + box1[2]) / 2
   dy = (box2[1] + box2[3]) / 2 - (box1[1] + box1[3]) / 2
   if relation in NEARBY:
@@ -125,7 +125,7 @@ def position_score(relation: str | None, box1: Sequence[float], box2: Sequence[f
 
 
 def iou(a: Sequence[float], b: Sequence[float]) -> float:
-  """Intersection over union of two boxes; 0 where neither has an area."""
+  """Intersection over union of two boxes; 0 if neither has an area."""
   width = max(0, min(a[2], b[2]) - max(a[0], b[0]))
   height = max(0, min(a[3], b[3]) - max(a[1], b[1]))
   shared = width * height
@@ -134,10 +134,10 @@ def iou(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def score(prompt: str, pair: Pair, detections: Sequence[Detection]) -> float:
-  """A picture's score: a quarter for the confidence in each thing, half for the relation.
+  """An image's score: a quarter for the confidence in each object, half for the relation.
 
-  Labels must be equal; of several boxes with a label the first counts. One thing alone reaches a
-  quarter and so ends at 0.
+  Labels must be equal; of several boxes with a label, the first counts. One object alone reaches a
+  quarter and therefore scores 0.
   """
   by_label = {}
   for detection in detections:

@@ -207,7 +207,7 @@ class SEEDBench(ChoiceBenchmark):
   dataset = 'SEEDBench_IMG'
 
   def judged(self, rows):
-    """Clusters are pictures."""
+    """Clusters are images."""
     return [
       {**row, 'hit': chosen(row) == row['answer'], 'cluster': self.picture_of(row)} for row in rows
     ]

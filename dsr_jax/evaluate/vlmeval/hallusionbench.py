@@ -1,4 +1,4 @@
-"""HallusionBench: pictures and their edits, the same questions, other answers; yes or no.
+"""HallusionBench: images and their edits, the same questions, other answers; yes or no.
 
 aAcc: right answers; fAcc: figures with all their questions right; qAcc: questions right on all
 their figures. The reported number is the mean of the three.
@@ -81,7 +81,7 @@ def rating(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 class HallusionBench(TableBenchmark):
-  """The benchmark; see `protocol.Asking`. Its 178 questions without a picture are not asked."""
+  """The benchmark; see `protocol.Asking`. Its 178 questions without an image are not asked."""
 
   about = protocol.About(
     name='hallusionbench',

@@ -1,4 +1,4 @@
-"""LLaVABench: 60 open questions about 24 pictures; a language model compares each answer with a
+"""LLaVABench: 60 open questions about 24 images; a language model compares each answer with a
 reference answer and gives both a number from 1 to 10.
 
 The score is relative: mean of the model's numbers over mean of the reference's, in percent. A
@@ -162,7 +162,7 @@ class LLaVABench(TableBenchmark):
     return judge_lib.write_requests(self.requests(answers), path)
 
   def score(self, answers: Mapping[str, str]) -> protocol.Scores:
-    """Clusters are pictures."""
+    """Clusters are images."""
     if self._judge is None:
       raise InputError(
         'found no judge for LLaVABench; expected --judge_url and --judge_model, or reviews; judge '

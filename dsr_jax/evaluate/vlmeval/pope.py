@@ -1,4 +1,4 @@
-"""POPE: is there such a thing in the picture? In VLMEvalKit's convention, which the paper's column
+"""POPE: is there such a thing in the image? In VLMEvalKit's convention, which the paper's column
 follows, and in that of POPE's own scorer, which LLaVA's papers follow.
 
 A question may be in several of the three tracks, and counts once in each. VLMEvalKit: an answer
@@ -106,7 +106,7 @@ class Pope(TableBenchmark):
     return prompts.pope(row)
 
   def score(self, answers: Mapping[str, str]) -> protocol.Scores:
-    """Clusters are pictures, of which each is asked about six times a track."""
+    """Clusters are images, of which each is asked about six times a track."""
     splits = (OVERALL, *TRACKS)
     rows, rated, clusters, items = [], [], [], []
     unknown = 0

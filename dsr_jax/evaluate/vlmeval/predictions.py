@@ -1,6 +1,6 @@
 """VLMEvalKit's own prediction files, so that its evaluator runs on what was answered here.
 
-MODEL_DATASET.xlsx, or .tsv (its PRED_FORMAT=tsv): the table without its pictures, and a column
+MODEL_DATASET.xlsx, or .tsv (its PRED_FORMAT=tsv): the table without its images, and a column
 `prediction`. The same answers give the same bytes.
 """
 
@@ -35,7 +35,7 @@ def write(path: str, columns: Sequence[str], rows: Sequence[tsv.Row], answers: d
 
   Args:
     path: ends in .xlsx or .tsv.
-    columns: of the table; those of pictures' contents are left out.
+    columns: of the table; those of images' contents are left out.
     rows: those to be written, in the table's order.
     answers: {index: what the model wrote}; a row without one is left out, since VLMEvalKit accepts
       a part of a table.

@@ -1,6 +1,6 @@
-"""What VLMEvalKit asks Janus: the text that follows the pictures in the user's turn.
+"""What VLMEvalKit asks Janus: the text that follows the images in the user's turn.
 
-The turn is stripped as a whole, so a line break that leads stays behind the pictures and blanks
+The turn is stripped as a whole, so a line break that leads stays behind the images and blanks
 that trail are gone. Source: open-compass/VLMEvalKit, commit e8e78f0, vlmeval/vlm/janus.py; other
 families are asked the same, so that their numbers stand beside each other.
 
@@ -29,7 +29,7 @@ def pope(row: tsv.Row) -> str:
 
 def multiple_choice(row: tsv.Row) -> str:
   """Hint, question and options, each on lines of their own; a row without options is an open
-  question. Marks such as `<image 1>` stay in the text, while all pictures come first.
+  question. Marks such as `<image 1>` stay in the text, while all images come first.
   """
   hint = row.get('hint')
   text = '\n' if hint is None else f'\nHint: {hint}\n'
@@ -42,5 +42,5 @@ def multiple_choice(row: tsv.Row) -> str:
 
 
 def bare(row: tsv.Row) -> str:
-  """LLaVABench: the question as it stands, right behind the picture."""
+  """LLaVABench: the question as it stands, right behind the image."""
   return (row['question'] or '').rstrip()

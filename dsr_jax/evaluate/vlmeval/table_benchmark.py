@@ -16,7 +16,7 @@ class TableBenchmark:
   Attributes:
     about: what the documents say of it.
     dataset: its name in VLMEvalKit.
-    required: columns it needs besides index, question and a picture's.
+    required: columns it needs besides index, question and an image's.
   """
 
   about: ClassVar[protocol.About]
@@ -33,7 +33,7 @@ class TableBenchmark:
       )
 
   def prompt(self, row: tsv.Row) -> str:
-    """The text that follows the pictures."""
+    """The text that follows the images."""
     raise NotImplementedError
 
   def group(self, row: tsv.Row) -> str:
@@ -73,7 +73,7 @@ class TableBenchmark:
         yield row, answers[row['index']]
 
   def picture_of(self, row: tsv.Row) -> str:
-    """A name that questions about the same picture share."""
+    """A name that questions about the same image share."""
     keys = self.table.pictures(row)
     return keys[0].row if keys else str(row['index'])
 

@@ -1,7 +1,7 @@
-"""VLMEvalKit's tables: one TSV file a benchmark, a line a question, pictures in base64.
+"""VLMEvalKit's tables: one TSV file a benchmark, a line a question, images in base64.
 
-Files have up to hundreds of megabytes, nearly all of it pictures. A table keeps the texts of its
-rows, and of pictures only where in the file their row begins; a picture is read when it is asked
+Files have up to hundreds of megabytes, nearly all of it images. A table keeps the texts of its
+rows, and of images only where in the file their row begins; an image is read when it is asked
 for. So memory grows with the texts alone.
 
 Cells are read as VLMEvalKit reads them, through pandas: a cell that pandas takes for missing
@@ -34,7 +34,7 @@ MISSING = frozenset(
   ['', '#N/A', '#N/A N/A', '#NA', '-1.#IND', '-1.#QNAN', '-NaN', '-nan', '1.#IND', '1.#QNAN']
   + ['<NA>', 'N/A', 'NA', 'NULL', 'NaN', 'None', 'n/a', 'nan', 'null']
 )
-# A picture cell of at most so many characters is the index of the row that holds the picture.
+# An image cell of at most so many characters is the index of the row that holds the image.
 LONGEST_INDEX = 64
 LONGEST_CELL = 2**31 - 1  # csv's own limit is 128 kB
 PICTURE_COLUMNS = ('image', 'image_path')
@@ -148,17 +148,17 @@ class Table:
 
   Attributes:
     path: the file.
-    rows: its rows in order, {column: text or None}, without the picture cells; those that have no
-      picture at all are left out, as VLMEvalKit does where there is a column `image`.
+    rows: its rows in order, {column: text or None}, without the image cells; those that have no
+      image at all are left out, as VLMEvalKit does where there is a column `image`.
     columns: all columns of the file, lower case but for the options.
   """
 
   def __init__(self, path: str, required: Sequence[str] = ()):
-    """Reads everything but the pictures.
+    """Reads everything but the images.
 
     Args:
       path: the file.
-      required: columns that the benchmark needs besides index, question and a picture's.
+      required: columns that the benchmark needs besides index, question and an image's.
 
     Errors: InputError names what is missing or broken, and the line.
     """
@@ -174,7 +174,7 @@ class Table:
       )
     self.rows: list[Row] = []
     self._places = {}  # of each row: where its line begins, which one it is
-    self._points_to = {}  # rows whose picture another row holds
+    self._points_to = {}  # rows whose image another row holds
     self._read_rows()
     self._check_pointers()
 
@@ -182,13 +182,13 @@ class Table:
     return len(self.rows)
 
   def pictures(self, row: Row) -> tuple[PictureKey, ...]:
-    """The keys of a row's pictures; rows that share one have equal keys."""
+    """The keys of a row's images; rows that share one have equal keys."""
     index = str(row['index'])
     owner = self._points_to.get(index, index)
     return tuple(PictureKey(owner, place) for place in range(self._counts[owner]))
 
   def picture(self, key: PictureKey) -> Image.Image:
-    """A picture, RGB.
+    """An image, RGB.
 
     Errors: InputError if its base64 is broken, its file is missing, or it does not decode.
     """
@@ -252,7 +252,7 @@ class Table:
       self.rows.append(cells)
 
   def _check_pointers(self):
-    """A row may point to a row that holds a picture, and to no other."""
+    """A row may point to a row that holds an image, and to no other."""
     for index, owner in self._points_to.items():
       if owner not in self._places or owner in self._points_to:
         _, line = self._places[index]
@@ -349,7 +349,7 @@ def _decoded(data, place):
   try:
     # As VLMEvalKit: what is transparent is not laid over white.
     return Image.open(io.BytesIO(data), formats=images.FORMATS).convert('RGB')
-  # A damaged picture makes Pillow's readers fail in any way there is.
+  # A damaged image makes Pillow's readers fail in any way there is.
   except Exception as e:
     raise InputError(
       f'cannot decode the picture of {place} ({first_line(e)}); expected JPEG or PNG; fetch the '
