@@ -107,8 +107,8 @@ def models_of(model: str, before: str, base: str = '') -> Models:
     return Models(tuple(names), None)
   if len(names) > 1:
     raise InputError(
-      f'{ALL_STEPS} cannot be combined with other models ({", ".join(names)}); give that run alone: '
-      'it is compared with the model that it started from'
+      f'{ALL_STEPS} cannot be combined with other models ({", ".join(names)}); give that run '
+      'alone: it is compared with the model that it started from'
     )
   run, _, role = names[0].partition(ALL_STEPS)
   steps = checkpoints.steps_in(run)

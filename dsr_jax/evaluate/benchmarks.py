@@ -192,7 +192,7 @@ def _spatial(relation, clauses, things) -> float:
 
 
 def descriptions(subject: Subject) -> Answers:
-  """Texts about images compared with the true scenes: sampled with the configuration, and greedy."""
+  """Texts about images, sampled as configured and greedy, compared with the true scenes."""
   scenes = sets.evaluation_scenes(subject.eval.pictures)
   pixels = sets.pictures(scenes)
 
@@ -244,7 +244,7 @@ def multiple_choice(subject: Subject) -> Answers:
 
 
 def hallusion(subject: Subject) -> Answers:
-  """HallusionBench's pairs: an image and its edit, with the same questions but different answers."""
+  """HallusionBench's pairs: an image and its edit, the same questions but different answers."""
   scenes, rows = sets.evaluation_hallusion(max(subject.eval.pictures // 4, 2))
 
   def score(answers):

@@ -187,8 +187,8 @@ def _claim(folder, about):
         what = different[0] if different else 'presence'
         raise InputError(
           f'the records in {folder} come from a different {name} ({what}: '
-          f'{(old or {}).get(what)} there, {(new or {}).get(what)} now); use the same evaluator, or '
-          f'remove the folder {RECORDS} in it to evaluate again'
+          f'{(old or {}).get(what)} there, {(new or {}).get(what)} now); use the same evaluator, '
+          f'or remove the folder {RECORDS} in it to evaluate again'
         )
   files.write_json(path, about, indent=1)
 

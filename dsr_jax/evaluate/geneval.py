@@ -361,7 +361,7 @@ class GenEval:
       value[2 * task + 1] = 1
       values.append(value)
       strata.append(task)
-    # Whether any image of a prompt is correct, counted once, in the row of the prompt's first image.
+    # Whether any image of a prompt is correct, counted once, in the row of its first image.
     for first, any_right in _prompts_right(numbers, [records[path]['correct'] for path in paths]):
       values[first][-2:] = any_right, 1
     names = [f'{rows[n]["tag"]}: {rows[n]["prompt"]}' for n in numbers]

@@ -24,8 +24,8 @@ def judge_pictures(prompts: Sequence[grammar.Prompt], pixels: np.ndarray) -> dic
   """
   if len(prompts) != len(pixels) or not len(prompts):
     raise InputError(
-      f'got {len(prompts)} prompts, but images for {len(pixels)}; pass images for every prompt, and '
-      'at least one prompt'
+      f'got {len(prompts)} prompts, but images for {len(pixels)}; pass images for every prompt, '
+      'and at least one prompt'
     )
   samples = np.shape(pixels)[1]
   readings = judge.read(np.asarray(pixels).reshape(-1, *np.shape(pixels)[2:]))

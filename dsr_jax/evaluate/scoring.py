@@ -144,7 +144,5 @@ def score_asking(name: str, benchmark: protocol.Asking, folder: str, table: str)
 def _manifest(name, folder) -> dict[str, Any]:
   found = folders.read(folder)
   if found is None:
-    raise InputError(
-      f'{folder} has no {folders.MANIFEST}; run --stage=answer for {name} first'
-    )
+    raise InputError(f'{folder} has no {folders.MANIFEST}; run --stage=answer for {name} first')
   return found

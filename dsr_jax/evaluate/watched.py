@@ -247,8 +247,8 @@ class Watcher:
     return self._drawer.read_prompts(initial, text, codes, instruction, self._scoring)[0]
 
   def _unfamiliar(self, initial) -> list[str]:
-    """Prompts whose words lie far outside what the initial model knows: how likely they are about a
-    grey image, against the rest.
+    """Prompts far outside what the initial model knows: those much less likely than the others,
+    given a gray image.
     """
     number = len(self._checked)
     if not number:

@@ -1,9 +1,9 @@
-"""BLIP-VQA as T2I-CompBench uses it: the probability of yes at the first word of the answer.
+"""BLIP-VQA as T2I-CompBench uses it: the probability of yes as the first word of the answer.
 
-Two things that the processor of transformers does otherwise: the question begins with [ENC], not
-[CLS]; and the official scorer reads images of 480 x 480. The checkpoint of transformers was
-converted to 384, so 384 is the size without interpolation, and 480 is near the original, not equal
-to it. The size stands in the results.
+This differs from the processor of transformers in two ways: the question begins with [ENC], not
+[CLS], and the official scorer reads images of 480 x 480. The checkpoint for transformers was
+converted to 384, so 384 needs no interpolation, and 480 is close to the original but not equal to
+it. The results record the size.
 """
 
 from collections.abc import Sequence
@@ -21,11 +21,11 @@ from dsr_jax.evaluate.protocol import Label
 from dsr_jax.evaluate.t2i_compbench import binding
 
 LABEL = Label.OTHER_MODEL
-QUESTIONS = 64  # asked at once
+QUESTIONS = 64  # asked at a time
 
 
 def prepare(picture: Image.Image, size: int) -> torch.Tensor:
-  """(3, size, size), squashed, bicubic, normalized."""
+  """(3, size, size), resized without keeping the aspect ratio, bicubic, normalized."""
   resized = picture.convert('RGB').resize((size, size), Image.Resampling.BICUBIC)
   values = np.asarray(resized, np.float32) / 255
   values = (values - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
@@ -33,10 +33,10 @@ def prepare(picture: Image.Image, size: int) -> torch.Tensor:
 
 
 class BlipVqa:
-  """Asks whether things are in images."""
+  """Asks whether objects are in images."""
 
   def __init__(self, name: str, device: str | None = None, size: int | None = None):
-    """size: of the images; by default the checkpoint's own, 384. 480 is interpolated."""
+    """size: of the images; by default the checkpoint's own, 384. 480 needs interpolation."""
     directory = loading.find(name, BlipForQuestionAnswering)
     self._device = device or loading.best_device()
     self._model = loading.load(BlipForQuestionAnswering, directory, self._device)
@@ -48,19 +48,19 @@ class BlipVqa:
     self.about = loading.about(name, directory, settings)
     if self._model.config.text_config.vocab_size <= binding.ENCODER_START:
       raise InputError(
-        f'found a vocabulary of {self._model.config.text_config.vocab_size} in {name}; expected '
-        "BLIP's, with [DEC] and [ENC]; name a BLIP that answers questions"
+        f'{name} has a vocabulary of {self._model.config.text_config.vocab_size}, too small for '
+        "BLIP's [DEC] and [ENC]; name a BLIP that answers questions"
       )
 
   def tokens(self, texts: Sequence[str]) -> list[list[int]]:
-    """The ids of questions as the original gives them to its encoder."""
+    """The token ids of questions as in the original's encoder."""
     rows = self._tokenizer(list(texts), truncation=True, max_length=binding.MOST_TOKENS)
     return [[binding.ENCODER_START, *ids[1:]] for ids in rows['input_ids']]
 
   def __call__(
     self, pictures: Sequence[Image.Image], questions: Sequence[Sequence[str]]
   ) -> list[list[str]]:
-    """The answers to `binding.questions` of each image, four decimals each."""
+    """The answers to each image's `binding.questions`, four decimals each."""
     return [
       [binding.answer(yes, no) for yes, no in chances]
       for chances in self.chances(pictures, questions)
@@ -70,10 +70,10 @@ class BlipVqa:
   def chances(
     self, pictures: Sequence[Image.Image], questions: Sequence[Sequence[str]]
   ) -> list[list[tuple[float, float]]]:
-    """The probabilities of yes and of no, a pair a question of each image.
+    """The probabilities of yes and of no, one pair per question of each image.
 
-    Questions with as many tokens are asked together, so that none is padded: the cross-attention of
-    BLIP in transformers 5.23 drops its mask, and padding would be attended.
+    Questions with the same number of tokens are asked together, so that none is padded: BLIP's
+    cross-attention in transformers 5.23 drops its mask and would attend to padding.
     """
     asked = [place for place, texts in enumerate(questions) if texts]
     if not asked:

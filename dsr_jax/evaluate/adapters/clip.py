@@ -1,8 +1,8 @@
 """CLIP as GenEval and T2I-CompBench use it: the color of a cut-out object, and the cosine of an
 image and a text.
 
-Images go in as open_clip and OpenAI's own code put them: short side to the model's size, bicubic,
-and the middle cut out, which loses the ends of long objects.
+Images are prepared as in open_clip and OpenAI's own code: the short side is resized to the model's
+size, bicubic, and the center is cropped, which loses the ends of long objects.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class Shape(NamedTuple):
-  """What tells one of OpenAI's CLIPs from another: patch, width of the tower, width of features."""
+  """Identifies one of OpenAI's CLIPs: patch size, width of the tower, width of the features."""
 
   patch: int
   width: int
@@ -53,7 +53,7 @@ def prepare(picture: Image.Image, size: int) -> torch.Tensor:
 
 
 def cut_out(picture: Image.Image, detection: geneval.Detection) -> Image.Image:
-  """An object alone: what is not its own becomes grey, and the rest is cut off."""
+  """An object alone: pixels outside its mask become gray, and the image is cropped to its box."""
   picture = picture.convert('RGB')
   if detection.mask is not None:
     blank = Image.new('RGB', picture.size, color=geneval.BACKGROUND)
@@ -75,7 +75,7 @@ class Clip:
     self.shape = Shape(vision.patch_size, vision.hidden_size, self._model.config.projection_dim)
 
   def label(self, official: Shape) -> Label:
-    """Whether it is the model that the official scorer uses, by its shape."""
+    """OFFICIAL if the model has the shape of the official scorer's model."""
     return Label.OFFICIAL if self.shape == official else Label.OTHER_MODEL
 
   @torch.no_grad()
@@ -89,7 +89,7 @@ class Clip:
 
   @torch.no_grad()
   def texts(self, texts: Sequence[str]) -> torch.Tensor:
-    """(N, features), normalized; what is longer than the model's context is cut."""
+    """(N, features), normalized; texts longer than the model's context are truncated."""
     tokens = self._tokenizer(
       list(texts),
       padding=True,
@@ -103,7 +103,7 @@ class Clip:
     return _normalized(features)
 
   def cosines(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> list[float]:
-    """T2I-CompBench's CLIPScore of N pairs: neither scaled nor cut at 0."""
+    """T2I-CompBench's CLIPScore of N pairs: neither scaled nor clipped at 0."""
     return (self.pictures(pictures) * self.texts(texts)).sum(-1).tolist()
 
 
@@ -115,7 +115,7 @@ class ColorClassifier:
     self._classifiers = {}
 
   def classifier(self, name: str) -> torch.Tensor:
-    """(10, features): each color's text, the mean over three templates."""
+    """(10, features): the text feature of each color, the mean over three templates."""
     if name not in self._classifiers:
       rows = []
       for color in geneval.COLORS:

@@ -1,6 +1,6 @@
-"""Evaluators from a directory or a Hub id: checked before they are loaded, hashed, and described.
+"""Evaluators from a directory or a Hub id: checked before loading, hashed, and described.
 
-Everything here and beside it needs torch; nothing that answers a benchmark imports it.
+All modules in this folder need torch; no code that answers a benchmark imports them.
 """
 
 import hashlib
@@ -16,18 +16,17 @@ from dsr_jax.errors import InputError
 
 _FILES = ('*.json', '*.txt', '*.safetensors')
 _WEIGHTS = ('.safetensors',)
-# Images that a detector looks at together. More would be hardly faster, and large images take
-# much memory.
+# Images per batch of a detector. More would hardly be faster, and large images need much memory.
 PICTURES = 4
 
 
 class About(NamedTuple):
-  """What is kept of an evaluator in the results.
+  """What the results record about an evaluator.
 
   Attributes:
     name: as the user named it.
-    architecture: the class of transformers.
-    sha256: of its weights' files, in the order of their names.
+    architecture: its class in transformers.
+    sha256: of its weight files, in the order of their names.
     versions: of torch and transformers.
     settings: of the adapter.
   """
@@ -44,53 +43,53 @@ def find(name: str, model_class: type) -> str:
 
   Args:
     name: a directory, or a Hub id, which is downloaded.
-    model_class: of transformers, that it must be of.
+    model_class: the class in transformers that it must have.
 
-  Errors: InputError if there is none, or it is another kind of model.
+  Errors: InputError if it does not exist, or is another kind of model.
   """
   directory = name
   if not os.path.isdir(name):
     if not inputs.is_hub_id(name):
       raise InputError(
-        f'found no evaluator {name!r}; expected a directory or a Hub id (OWNER/NAME); correct it'
+        f'the evaluator {name!r} is neither a directory nor a Hub id; give one of these (a Hub id '
+        'is OWNER/NAME)'
       )
     try:
       directory = huggingface_hub.snapshot_download(name, allow_patterns=list(_FILES))
-    except Exception as e:  # of several libraries: no network, no such repository, no leave
+    except Exception as e:  # from several libraries: no network, no such repository, no permission
       raise InputError(
-        f'cannot fetch the evaluator {name} ({type(e).__name__}); expected a network and a public '
-        'repository; fetch it elsewhere and name its directory'
+        f'cannot download the evaluator {name} ({type(e).__name__}), which needs a network and a '
+        'public repository; download it elsewhere and name its directory'
       ) from e
   found = files.read_json(os.path.join(directory, 'config.json')).get('architectures') or ['none']
   if found[0] != model_class.__name__:
     raise InputError(
-      f'found a {found[0]} in {name}; expected {model_class.__name__}; name an evaluator of that '
-      'kind'
+      f'{name} holds a {found[0]}; name an evaluator that is a {model_class.__name__}'
     )
   if not any(file.endswith(_WEIGHTS) for file in os.listdir(directory)):
     raise InputError(
-      f'found no .safetensors in {name}; expected the weights in that form; convert them, since '
-      'pickled weights are not read'
+      f'{name} has no .safetensors file, and pickled weights are not read; convert its weights to '
+      'safetensors'
     )
   return directory
 
 
 def load(model_class, directory: str, device: str):
-  """A model in float32, ready to be asked. Missing or unexpected weights are refused."""
+  """A model in float32 and evaluation mode. Missing weights raise an InputError."""
   model, info = model_class.from_pretrained(
     directory, dtype=torch.float32, use_safetensors=True, output_loading_info=True
   )
   missing = sorted(info['missing_keys'])
   if missing:
     raise InputError(
-      f'found no weights for {missing[0]} and {len(missing) - 1} more in {directory}; expected all '
-      f'of a {model_class.__name__}; fetch the evaluator again'
+      f'{directory} lacks the weights of {missing[0]} and {len(missing) - 1} more parameters of a '
+      f'{model_class.__name__}; download the evaluator again'
     )
   return model.eval().to(device)
 
 
 def about(name: str, directory: str, settings: dict[str, Any]) -> About:
-  """What is kept of an evaluator in the results."""
+  """What the results record about an evaluator."""
   digest = hashlib.sha256()
   for file in sorted(os.listdir(directory)):
     if file.endswith(_WEIGHTS):
@@ -107,5 +106,5 @@ def about(name: str, directory: str, settings: dict[str, Any]) -> About:
 
 
 def best_device() -> str:
-  """The GPU where there is one."""
+  """The GPU if there is one."""
   return 'cuda' if torch.cuda.is_available() else 'cpu'

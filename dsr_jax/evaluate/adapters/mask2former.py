@@ -1,10 +1,10 @@
-"""GenEval's detector: Mask2Former, with GenEval's own way in and out.
+"""GenEval's detector: Mask2Former, with GenEval's own pre- and post-processing.
 
-The official scorer runs mmdet's training of the same architecture on the same images; weights of
-transformers come from another training, so scores differ a little. What is exact is the way:
-mmdet's test pipeline (short side 800, long side at most 1333, the ratio kept; padded with grey to
-multiples of 32; normalized) and its instance post-processing. The checkpoint's own processor
-squashes to 384 x 384 and gives other masks and scores.
+The official scorer uses mmdet's weights for the same architecture; the weights for transformers
+come from another training run, so scores differ a little. The processing is exact: mmdet's test
+pipeline (short side 800, long side at most 1333, aspect ratio kept; padded with gray to multiples
+of 32; normalized) and its instance post-processing. The checkpoint's own processor resizes to
+384 x 384 and gives other masks and scores.
 
 Axes: Q queries, K classes, N detections, H W pixels.
 """
@@ -30,11 +30,11 @@ SHORT_SIDE, LONG_SIDE, DIVISOR = 800, 1333, 32
 GREY = 128
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
-MOST = 100  # (query, class) pairs an image
+MOST = 100  # (query, class) pairs per image
 
 
 class Ready(NamedTuple):
-  """An image as the model gets it: pixels (1, 3, H, W), padded, and its size without padding."""
+  """The model's input: pixels (1, 3, H, W), padded, and the image's size without padding."""
 
   pixels: torch.Tensor
   height: int
@@ -42,7 +42,7 @@ class Ready(NamedTuple):
 
 
 def prepare(picture: Image.Image, short: int = SHORT_SIDE, long: int = LONG_SIDE) -> Ready:
-  """mmdet's test pipeline. Bilinear without smoothing, to whole steps of 1/255, as OpenCV does."""
+  """mmdet's test pipeline. Bilinear without smoothing, rounded to steps of 1/255, as in OpenCV."""
   width, height = picture.size
   scale = min(long / max(width, height), short / min(width, height))
   size = int(height * scale + 0.5), int(width * scale + 0.5)
@@ -66,13 +66,13 @@ def instances(
   Args:
     class_logits: (Q, K + 1), the last being "no object".
     mask_logits: (Q, h, w), of the padded image.
-    ready: the image as it went in.
+    ready: the model's input.
     size: (height, width) of the image itself.
 
   Returns:
-    (class, detection) of up to 100 pairs; one query may give several classes. A score is that of
-    the class times the mean probability inside the mask; a box holds the mask, its far corner one
-    beyond.
+    (class, detection) of up to 100 pairs; one query may give several classes. A score is the
+    probability of the class times the mean probability inside the mask; a box encloses the mask,
+    its far corner one pixel beyond it.
   """
   padded = tuple(ready.pixels.shape[-2:])
   masks = F.interpolate(mask_logits[None], size=padded, mode='bilinear', align_corners=False)
@@ -81,7 +81,7 @@ def instances(
   probabilities = class_logits.softmax(-1)[:, :-1]
   classes = probabilities.shape[-1]
   scores, places = probabilities.flatten().topk(min(MOST, probabilities.numel()))
-  shapes = {}  # of queries, some of which give several classes
+  shapes = {}  # by query, because a query may give several classes
   found = []
   for score, place in zip(scores, places.tolist()):
     query, number = divmod(place, classes)
@@ -94,14 +94,14 @@ def instances(
 
 
 def _shape(logits: torch.Tensor) -> tuple[np.ndarray, torch.Tensor, np.ndarray]:
-  """Logits (H, W) of a query: its box, the mean probability inside its mask, and the mask."""
+  """Logits (H, W) of a query -> its box, the mean probability inside its mask, and the mask."""
   inside = logits > 0
   certainty = (logits.sigmoid() * inside).sum() / (inside.sum() + 1e-6)
   return _box(inside), certainty, inside.cpu().numpy()
 
 
 def _box(mask: torch.Tensor) -> np.ndarray:
-  """(4,) float32; zeros where the mask is empty."""
+  """(4,) float32; zeros if the mask is empty."""
   rows, columns = (torch.where(mask.any(dim=axis))[0] for axis in (1, 0))
   if not len(rows):
     return np.zeros(4, np.float32)
@@ -118,7 +118,7 @@ class Mask2Former:
     names: Sequence[str] | None = None,
     sides: tuple[int, int] = (SHORT_SIDE, LONG_SIDE),
   ):
-    """names: of the classes in the model's order, by default GenEval's. sides: short and long."""
+    """names: of the classes, in the model's order; by default GenEval's. sides: short and long."""
     directory = loading.find(name, Mask2FormerForUniversalSegmentation)
     self.names = tuple(names or geneval.object_names())
     self.about = loading.about(name, directory, {'sides': sides, 'padding': GREY})
@@ -127,15 +127,15 @@ class Mask2Former:
     self._model = loading.load(Mask2FormerForUniversalSegmentation, directory, self._device)
     if self._model.config.num_labels != len(self.names):
       raise InputError(
-        f'found {self._model.config.num_labels} classes in {name}; expected {len(self.names)}, '
-        'those of COCO; name a detector that was trained on its instances'
+        f'{name} has {self._model.config.num_labels} classes instead of the {len(self.names)} of '
+        'COCO; name a detector trained on COCO instances'
       )
 
   def __call__(self, pictures: Sequence[Image.Image]) -> list[dict[str, list[geneval.Detection]]]:
-    """{class: detections} of each image, before any threshold.
+    """{class: detections} for each image, before any threshold.
 
-    Those of one size are looked at together: padding images to a common size would change what
-    is found in them.
+    Only images of one size share a batch: padding images to a common size would change what is
+    found in them.
     """
     ready = [prepare(picture, *self._sides) for picture in pictures]
     by_shape = {}
@@ -149,7 +149,7 @@ class Mask2Former:
 
   @torch.no_grad()
   def _together(self, ready, pictures):
-    """What is found in images whose pixels have one shape."""
+    """The detections in images whose pixels have one shape."""
     out = self._model(pixel_values=torch.cat([one.pixels for one in ready]).to(self._device))
     rows = zip(out.class_queries_logits.float(), out.masks_queries_logits.float(), ready, pictures)
     for classes, masks, one, picture in rows:

@@ -1,8 +1,8 @@
-"""A detector of any words in UniDet's place, for T2I-CompBench's spatial and numeracy scores.
+"""An open-vocabulary detector in place of UniDet, for T2I-CompBench's spatial and numeracy scores.
 
 UniDet is not in transformers, and its wrapper's license forbids porting it. Another detector finds
 other boxes with other confidences, so these numbers are not comparable with published ones, only
-with each other: before and after, by the same detector.
+with each other: before and after, with the same detector.
 """
 
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ from dsr_jax.evaluate.protocol import Label
 from dsr_jax.evaluate.t2i_compbench import spatial
 
 LABEL = Label.NOT_COMPARABLE
-# UniDet's .5 would leave little of an open vocabulary's lower confidences.
+# Open-vocabulary confidences are lower: few would exceed UniDet's .5.
 THRESHOLD = 0.3
-LONGEST = 480  # of the image whose pixels the rules count
+LONGEST = 480  # side of the image in whose pixels the rules measure
 
 
 class OpenDetector:
-  """Finds named things in images."""
+  """Finds named objects in images."""
 
   def __init__(self, name: str, device: str | None = None, threshold: float = THRESHOLD):
     directory = loading.find(name, Owlv2ForObjectDetection)
@@ -36,7 +36,7 @@ class OpenDetector:
   def __call__(
     self, pictures: Sequence[Image.Image], labels: Sequence[Sequence[str]]
   ) -> list[list[spatial.Detection]]:
-    """The boxes of each image's labels, the most certain first, in pixels of the rules' size."""
+    """The boxes for each image's labels, the most confident first, in pixels of the rules' size."""
     distinct = [list(dict.fromkeys(texts)) for texts in labels]
     asked = [place for place, texts in enumerate(distinct) if texts]
     found = {}
@@ -46,7 +46,7 @@ class OpenDetector:
 
   @torch.no_grad()
   def _together(self, pictures, labels):
-    """The boxes of each image's labels, of which there is at least one."""
+    """The boxes for each image's labels; each image has at least one label."""
     inputs = self._processor(
       text=[[f'a photo of a {label}' for label in texts] for texts in labels],
       truncation=True,
@@ -55,25 +55,25 @@ class OpenDetector:
     ).to(self._device)
     out = self._model(**inputs)
     for logits, boxes, texts, picture in zip(out.logits, out.pred_boxes, labels, pictures):
-      # Fewer labels than another image has were filled up with blanks, which stand behind.
+      # An image with fewer labels than another was padded with blank labels at the end.
       logits = logits[:, : len(texts)]
       yield detections(logits, boxes, texts, rules_size(picture.size), self._threshold)
 
 
 def rules_size(size: tuple[int, int]) -> tuple[int, int]:
-  """(width, height) with a short side of 479, but no side beyond 480."""
+  """(width, height) with a short side of 479, but no side above 480."""
   scale = min(spatial.RESIZED / min(size), LONGEST / max(size))
   return int(size[0] * scale + 0.5), int(size[1] * scale + 0.5)
 
 
 def detections(logits, boxes, labels, size, threshold) -> list[spatial.Detection]:
-  """Each box with its likeliest label, the most certain first.
+  """Each box with its most likely label, the most confident first.
 
   Args:
     logits: (N, labels).
-    boxes: (N, 4), center and sides, as shares of a square around the image's longer side.
+    boxes: (N, 4), center and sides, as shares of a square with the image's longer side.
     labels: texts.
-    size: (width, height) that boxes are given in.
+    size: (width, height) of the image in whose pixels boxes are returned.
     threshold: a confidence must exceed it.
   """
   scores, places = logits.float().sigmoid().max(-1)

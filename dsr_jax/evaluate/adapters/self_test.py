@@ -1,7 +1,7 @@
-"""Does the detector work at all? Three photos of known objects are looked at before any score.
+"""Tests whether the detector works at all, on three photos of known objects, before any scoring.
 
-On some GPUs, and with weights that do not fit the code, the official detector finds nothing in any
-image, and every score is 0 (djghosh13/geneval, issues 6, 8 and 15).
+On some GPUs, and with weights that do not match the code, the official detector finds nothing in
+any image, and every score is 0 (djghosh13/geneval, issues 6, 8 and 15).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,15 +17,15 @@ from dsr_jax.evaluate import geneval
 DIRECTORY = os.path.join(
   os.path.dirname(os.path.dirname(os.path.dirname(__file__))), 'data', 'detector_photos'
 )
-NOTHING = 0.3  # nothing above it in any photo: the detector is broken
-CERTAIN = 0.9  # what a sound one reaches
+NOTHING = 0.3  # if no photo's object scores higher, the detector is broken
+CERTAIN = 0.9  # a working detector reaches this
 
-# Images -> of each {class: detections}.
+# Images -> {class: detections} for each.
 Detector = Callable[[Sequence[Image.Image]], Sequence[Mapping[str, Sequence[geneval.Detection]]]]
 
 
 class Found(NamedTuple):
-  """The best score of a photo's object."""
+  """The best score for a photo's object."""
 
   photo: str
   name: str
@@ -33,13 +33,13 @@ class Found(NamedTuple):
 
 
 def photos() -> dict[str, str]:
-  """{file: the object in it}."""
+  """{file: the object in the photo}."""
   rows = files.read_json(os.path.join(DIRECTORY, 'photos.json'))['photos']
   return {row['file']: row['object'] for row in rows}
 
 
 def look(detector: Detector) -> list[Found]:
-  """What the detector makes of each photo."""
+  """The detector's result for each photo."""
   shown = photos()
   found = detector([images.load_image(os.path.join(DIRECTORY, file)) for file in shown])
   return [
@@ -49,7 +49,7 @@ def look(detector: Detector) -> list[Found]:
 
 
 def check(found: Sequence[Found], detector: str) -> list[str]:
-  """Warnings for the results, one a photo whose object is uncertain.
+  """Warnings for the results, one per photo whose object has a low score.
 
   Errors: InputError if no object is found in any photo.
   """
@@ -57,12 +57,12 @@ def check(found: Sequence[Found], detector: str) -> list[str]:
   if all(item.score <= NOTHING for item in found):
     best = max(found, key=_score)
     raise InputError(
-      f'found no object above {NOTHING} in the photos of the self-test with {detector} (best: '
-      f'{best.name}, {best.score:.2f}); expected a {names}; check its weights, or try another '
-      'device'
+      f'the detector {detector} found no object above {NOTHING} in the photos of its self-test '
+      f'(best: {best.name}, {best.score:.2f}), which show a {names}; check its weights, or try '
+      'another device'
     )
   return [
-    f'self-test: {detector} sees the {item.name} of {item.photo} at {item.score:.2f}, below '
+    f'self-test: {detector} detects the {item.name} in {item.photo} at {item.score:.2f}, below '
     f'{CERTAIN}'
     for item in found
     if item.score < CERTAIN

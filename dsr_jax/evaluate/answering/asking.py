@@ -1,8 +1,8 @@
-"""Asks the questions of a benchmark, each image read once for up to `QUESTIONS` of its questions,
-and writes the answers and VLMEvalKit's prediction file.
+"""Asks the questions of a benchmark, reading each image once for up to `QUESTIONS` questions, and
+writes the answers and VLMEvalKit's prediction file.
 
-Answers are greedy. Most are a word: all questions are asked with room for few tokens first, and
-those whose answer did not come to an end again with more.
+Answers are greedy. Most are one word, so all questions are first asked with room for a few tokens;
+those whose answer did not end are asked again with more room.
 """
 
 import importlib.util
@@ -23,22 +23,22 @@ from dsr_jax.models.unified import Text
 from dsr_jax.runtime.distributed import Team
 
 ANSWERS, CANDIDATES = 'answers', 'candidates'
-QUESTIONS = 8  # about one reading at once
-FIRST_ROOM, MORE = 16, 16  # tokens of an answer at first; how many times as many then
-OPEN_ROOM = 256  # at first, where answers are sentences
+QUESTIONS = 8  # asked together about one reading
+FIRST_ROOM, MORE = 16, 16  # tokens for an answer at first; the factor for each retry
+OPEN_ROOM = 256  # the same at first, if answers are sentences
 OPEN = ('llavabench',)  # benchmarks of open questions, whose answers may be the best of several
-LEAST_TURN = 32  # tokens that questions are padded to, and doubles of it
+LEAST_TURN = 32  # tokens; questions are padded to this length times a power of two
 
 
 class Row(NamedTuple):
-  """Questions about the same images, places in the list of questions."""
+  """Questions about the same images, as indices into the list of questions."""
 
   pictures: tuple[protocol.PictureKey, ...]
   questions: tuple[int, ...]
 
 
 class Chunk(NamedTuple):
-  """Rows that are asked at once, all padded to P images, Q questions and T tokens."""
+  """Rows that are asked together, all padded to P images, Q questions and T tokens."""
 
   rows: tuple[Row, ...]
   pictures: int
@@ -50,7 +50,7 @@ class Chunk(NamedTuple):
 
 
 def questions_of(benchmark: protocol.Asking, limit: int) -> list[protocol.Question]:
-  """The questions that are asked."""
+  """The questions to ask."""
 
   def category(question):
     return question.category
@@ -70,9 +70,9 @@ def ask(
   team: Team,
   table: str = '',
 ) -> None:
-  """Asks what is not answered yet. In several processes all must call together; the first writes.
+  """Asks the unanswered questions. All processes must call it together; the first one writes.
 
-  table: md5 of the table of questions. Errors: InputError if the folder is another model's.
+  table: md5 of the question table. Errors: InputError if the folder belongs to another model.
   """
   questions = questions_of(benchmark, limit)
   if team.lead:
@@ -80,7 +80,7 @@ def ask(
   answerable, beyond = _split(questions, subject.model.spec.max_pictures)
   if beyond and team.lead:
     cli.log(
-      f'note         {name}: {len(beyond)} questions are about more pictures than this model reads'
+      f'note         {name}: {len(beyond)} questions have more images than this model can read'
     )
   turns = dict(zip(answerable, subject.turns([questions[i].text for i in answerable])))
   open_ended = name in OPEN
@@ -99,15 +99,15 @@ def ask(
 
 
 def _split(questions, most: int):
-  """Places of the questions that a model of at most `most` images can be asked, and of others."""
+  """Indices of the questions with at most `most` images (0: no limit), and of the others."""
   places = range(len(questions))
   fits = [not most or len(question.pictures) <= most for question in questions]
   return [i for i in places if fits[i]], [i for i in places if not fits[i]]
 
 
 def _ask_with_room(name, subject, benchmark, folder, team, questions, turns, left, room, best):
-  """Asks those of `left` that were not asked yet with room for so many tokens; returns those whose
-  answers did not end within it.
+  """Asks those of `left` that were not yet asked with room for `room` tokens; returns those of
+  `left` whose answers did not end within it.
   """
   each = subject.rows if best == 1 else lambda count: subject.rows(count * best)
   said = _said(folder, room) if team.lead else {}
@@ -146,12 +146,12 @@ def _ask_with_room(name, subject, benchmark, folder, team, questions, turns, lef
 
 
 def rows_of(questions, places, most: int = QUESTIONS) -> list[Row]:
-  """Questions about the same images, up to `most` together.
+  """Groups questions about the same images, up to `most` together.
 
   Args:
     questions: all of them.
-    places: of the questions to ask.
-    most: questions of a row.
+    places: indices of the questions to ask.
+    most: questions per row.
   """
   by_pictures = {}
   for place in places:
@@ -164,20 +164,20 @@ def rows_of(questions, places, most: int = QUESTIONS) -> list[Row]:
 
 
 def _parts_in(rows, missing) -> list[Row]:
-  """What of the rows is among `missing`, which has places of questions."""
+  """The parts of the rows that are in `missing`, a set of indices of questions."""
   parts = [row._replace(questions=tuple(q for q in row.questions if q in missing)) for row in rows]
   return [row for row in parts if row.questions]
 
 
 def chunks_of(turns, rows, size_of) -> list[Chunk]:
-  """Rows of one shape together.
+  """Groups rows of one shape into chunks.
 
-  Where the rows of whole chunks are left out, all other chunks stay what they are.
+  If the rows of whole chunks are omitted, all other chunks stay the same.
 
   Args:
-    turns: {place: ids of its turn}.
-    rows: to ask.
-    size_of: number of questions a row -> rows of a chunk.
+    turns: {index of a question: ids of its turn}.
+    rows: the rows to ask.
+    size_of: number of questions per row -> number of rows per chunk.
   """
   by_shape = {}
   for row in rows:
@@ -196,12 +196,12 @@ def chunks_of(turns, rows, size_of) -> list[Chunk]:
 
 
 def _power(count: int) -> int:
-  """The next power of two: few shapes, few programs."""
+  """The next power of two, so that there are few shapes and few programs."""
   return 1 << (count - 1).bit_length()
 
 
 def _arrays(subject, benchmark, questions, turns, chunk, rows):
-  """pixels (B, P, H, W, 3) uint8, shown (B, P) bool, Text (B, Q, T); the first row fills up."""
+  """pixels (B, P, H, W, 3) uint8, shown (B, P) bool, Text (B, Q, T), filled up with the first row."""
   shape = len(chunk.rows), chunk.pictures
   side = subject.model.spec.image_size
   pixels = np.zeros((*shape, side, side, 3), np.uint8)
@@ -222,7 +222,7 @@ def _arrays(subject, benchmark, questions, turns, chunk, rows):
 
 
 def _words(benchmark, questions, chunk, shape) -> np.ndarray:
-  """(B, Q) uint32; those that only fill up have 0."""
+  """(B, Q) uint32; padding has 0."""
   words = np.zeros(shape, np.uint32)
   for b, row in enumerate(chunk.rows):
     for q, place in enumerate(row.questions):
@@ -234,26 +234,26 @@ def _words(benchmark, questions, chunk, shape) -> np.ndarray:
 
 
 def _path(folder, room, chunk, questions) -> str:
-  """Of a chunk's answers: chunks of other members have other names."""
+  """The path of a chunk's answers; chunks with other members have other names."""
   places = chunk.places()
   digest = folders.digest_of(questions[place].id for place in places)
   return os.path.join(folder, ANSWERS, f'{_prefix(room)}{min(places):06d}-{digest}.json')
 
 
 def _prefix(room) -> str:
-  """Files of answers begin with the room that they had, so that the last answer is read last."""
+  """Names of answer files begin with the room they had, so that the last answer is read last."""
   return f'{room:05d}-'
 
 
 def _said(folder, room) -> dict[str, dict]:
-  """The records of all that was asked with so much room, in whatever chunks."""
+  """The records of all questions asked with this room, in any chunks."""
   return folders.read_all(os.path.join(folder, ANSWERS), _prefix(room))
 
 
 def _record(subject, questions, chunk, out):
-  """{question: {'answer', 'ended'}}, and of several candidates 'candidates' and 'rewards'.
+  """{question: {'answer', 'ended'}}, plus 'candidates' and 'rewards' if there are several.
 
-  out: a `Written`, whose rewards are those of a row's only question.
+  out: a `Written`; with rewards, each row has only one question.
   """
   record = {}
   eos = subject.model.spec.eos_id
@@ -268,19 +268,19 @@ def _record(subject, questions, chunk, out):
         texts = [subject.words_of(i, m) for i, m in zip(out.ids[b], out.mask[b])]
         said = {'candidates': texts, 'rewards': cli.rounded(rewards)}
       answer = subject.words_of(out.ids[b, chosen], out.mask[b, chosen])
-      # Which candidate is the best is known once all have ended.
+      # The best candidate is known only after all have ended.
       ended = all(np.any(out.ids[b, k][out.mask[b, k]] == eos) for k in candidates)
       record[questions[place].id] = {'answer': answer, 'ended': ended, **said}
   return record
 
 
 def records_of(folder: str) -> dict[str, dict]:
-  """{question: {'answer', ...}}; of one that was asked again, its last answer."""
+  """{question: {'answer', ...}}; the last answer if a question was asked again."""
   return folders.read_all(os.path.join(folder, ANSWERS))
 
 
 def answers_of(folder: str) -> dict[str, str]:
-  """{question: answer} of all that is answered."""
+  """{question: answer} for all answered questions."""
   return {identity: record['answer'] for identity, record in records_of(folder).items()}
 
 
@@ -288,4 +288,4 @@ def _write_predictions(name, subject, benchmark, folder):
   form = 'xlsx' if importlib.util.find_spec('openpyxl') else 'tsv'
   model = folders.short_name(subject.name)
   path = benchmark.write_predictions(answers_of(folder), folder, model, form)
-  cli.log(f'written      {path}, as VLMEvalKit has it')
+  cli.log(f"written      {path}, in VLMEvalKit's format")

@@ -1,4 +1,4 @@
-"""Draws the prompts of a benchmark into the folders of its official scorer."""
+"""Draws the prompts of a benchmark, in the folder layout of its official scorer."""
 
 from concurrent import futures
 import json
@@ -21,7 +21,7 @@ REWARDS, CANDIDATES = 'rewards', 'candidates'
 
 
 def prompts_of(benchmark: protocol.Drawable, limit: int) -> list[protocol.Prompt]:
-  """The prompts that are drawn."""
+  """The prompts to draw."""
 
   def group(prompt):
     return prompt.group
@@ -33,16 +33,16 @@ def prompts_of(benchmark: protocol.Drawable, limit: int) -> list[protocol.Prompt
 
 
 def paths_of(benchmark: protocol.Drawable, prompts) -> list[str]:
-  """The paths of all their images, below the benchmark's folder."""
+  """The paths of all images for the prompts, below the benchmark's folder."""
   return [benchmark.picture_path(p, i) for p in prompts for i in range(benchmark.samples)]
 
 
 def draw(
   name: str, subject: Subject, benchmark: protocol.Drawable, folder: str, limit: int, team: Team
 ) -> None:
-  """Draws what is not there yet. In several processes all must call together; the first writes.
+  """Draws the missing images. All processes must call it together; the first one writes.
 
-  Errors: InputError if the folder is another model's.
+  Errors: InputError if the folder belongs to another model.
   """
   prompts = prompts_of(benchmark, limit)
   if team.lead:
@@ -50,13 +50,13 @@ def draw(
     folders.recover(folder)
     _write_side_files(benchmark, prompts, folder)
   shown = {first.id for first in _first_of_each_group(prompts)}
-  # Padded to the longest of all: the same program, and so the same last bits, for any limit.
+  # Padded to the longest of all prompts, so that any limit has the same program and last bits.
   every = benchmark.prompts()
   row_of = {prompt.id: row for row, prompt in enumerate(every)}
   encoded = subject.prompts([prompt.text for prompt in every])
 
   def launch(chunk):
-    """Starts a chunk; its last rows are filled up with its first."""
+    """Starts a chunk, filled up with copies of its first row."""
     drawn = [prompts[i].id for i in chunk + [chunk[0]] * (rows - len(chunk))]
     words = np.array([word(benchmark.about.name, identity) for identity in drawn], np.uint32)
     here = [row_of[identity] for identity in drawn]
@@ -77,8 +77,8 @@ def draw(
 
 
 def _missing(benchmark, prompts, folder) -> list[int]:
-  """Places of the prompts that lack an image or what is recorded of it, whatever they were drawn
-  beside: another number of devices, or another chunk, draws the rest in other chunks.
+  """Indices of the prompts that lack an image or its record. Works for any earlier division into
+  chunks: with other devices, or another chunk size, the rest is drawn in other chunks.
   """
   recorded = rewards_of(folder)
 
@@ -91,7 +91,7 @@ def _missing(benchmark, prompts, folder) -> list[int]:
 
 
 def _rewards_path(prompts) -> str:
-  """Of a chunk's rewards: chunks of other members have other names."""
+  """The path of a chunk's rewards; chunks with other members have other names."""
   return f'{REWARDS}/{_file_name(prompts[0].id)}-{folders.digest_of(p.id for p in prompts)}.json'
 
 
@@ -100,7 +100,7 @@ def _file_name(identity: str) -> str:
 
 
 def candidate_paths(prompt: protocol.Prompt, best_of: int) -> list[str]:
-  """Where the candidates of a shown prompt's first sample lie."""
+  """The paths of the candidates for a shown prompt's first sample."""
   return [f'{CANDIDATES}/{_file_name(prompt.id)}/{k}.png' for k in range(best_of)]
 
 
@@ -112,7 +112,7 @@ def _first_of_each_group(prompts) -> list[protocol.Prompt]:
 
 
 def _write_side_files(benchmark, prompts, folder):
-  """What the official scorer reads beside the images, where images will be."""
+  """Writes the other files that the official scorer reads, next to the images to be drawn."""
   tops = {os.path.dirname(path).split('/')[0] for path in paths_of(benchmark, prompts)}
   for path, text in benchmark.side_files().items():
     target = os.path.join(folder, path)
@@ -121,10 +121,11 @@ def _write_side_files(benchmark, prompts, folder):
 
 
 def _files_of(benchmark, prompts, drawn: Drawn, best_of, shown) -> dict[str, bytes]:
-  """The files of a chunk. drawn: of B prompts; candidate k of sample i is i best_of + k.
+  """The files of a chunk. drawn: for B prompts; candidate k of sample i has the index
+  i * best_of + k.
 
-  Codes are kept beside the rewards: they are the same on any number of devices, where a pixel may
-  be rounded the other way.
+  Codes are saved with the rewards because they are the same on any number of devices, while a pixel
+  may be rounded differently.
   """
   rewards = drawn.rewards.reshape(len(prompts), benchmark.samples, best_of)
   codes = drawn.codes.reshape(*rewards.shape, -1)
@@ -154,5 +155,5 @@ def _png(pixels) -> bytes:
 
 
 def rewards_of(folder: str) -> dict[str, dict]:
-  """{path: {'rewards', 'chosen', 'codes'}} of all drawn images."""
+  """{path: {'rewards', 'chosen', 'codes'}} for all drawn images."""
   return folders.read_all(os.path.join(folder, REWARDS))

@@ -1,15 +1,15 @@
-"""What answering leaves in a benchmark's folder, and whose it is.
+"""The files that answering writes into a benchmark's folder, and which model they belong to.
 
     manifest.json     the model, how it drew or answered, the versions; written first
     ...               the official scorer's own folders and files (drawing)
-    rewards/          of drawn images: {path: R_G}, a file a chunk
-    candidates/       with the best of N: all candidates of a few images, as PNG
-    answers/          {question: answer}, a file a chunk (asking)
+    rewards/          of drawn images: {path: R_G}, one file per chunk
+    candidates/       with the best of N: all candidates for a few images, as PNG
+    answers/          {question: answer}, one file per chunk (asking)
 
-A file appears complete. The files of a chunk of images are first put into one file,
-`pending.zip`, and then unpacked: a process that is killed between two of them goes on without
-drawing anything again, and chunks keep their composition, on which the last bits of a number may
-depend.
+Files are written atomically. The files of a chunk of images are first put into one file,
+`pending.zip`, and then unpacked: if the process is killed while unpacking, the next one resumes
+without drawing anything again, and chunks keep their composition, on which the last bits of a
+number may depend.
 """
 
 from collections.abc import Iterable
@@ -25,19 +25,19 @@ from dsr_jax.errors import InputError
 
 MANIFEST = 'manifest.json'
 PENDING = 'pending.zip'
-# Parts of a manifest that must be the same for a folder to be gone on with.
+# Parts of a manifest that must be the same to resume in a folder.
 FIXED = ('benchmark', 'model', 'settings')
-NO_MATTER = ('model.name',)  # the same weights by another name
+NO_MATTER = ('model.name',)  # the same weights may have another name
 
 
 def claim(folder: str, manifest: dict[str, Any]) -> None:
-  """Takes a folder for a model and its settings, or goes on with it.
+  """Claims a folder for a model and its settings, or resumes in it.
 
   Args:
     folder: of the benchmark.
     manifest: JSON values; `benchmark`, `model` and `settings` must be those of the folder.
 
-  Errors: InputError if it holds another model's answers, or something that is none.
+  Errors: InputError if the folder has another model's answers, or unrelated files.
   """
   check(folder, manifest)
   path = os.path.join(folder, MANIFEST)
@@ -46,26 +46,26 @@ def claim(folder: str, manifest: dict[str, Any]) -> None:
 
 
 def check(folder: str, manifest: dict[str, Any]) -> None:
-  """The InputError of `claim`, without writing."""
+  """Raises the InputError of `claim`, but writes nothing."""
   found = read(folder)
   if found is None:
     strangers = [n for n in _names(folder) if not n.startswith('.') and n != f'{MANIFEST}.new']
     if strangers:
       raise InputError(
-        f'found {strangers[0]} and no {MANIFEST} in {folder}; expected a new folder, or an earlier '
-        'output of this command; name another --output'
+        f'{folder} contains {strangers[0]} but no {MANIFEST}, so it is not an earlier output of '
+        'this command; name another --output'
       )
     return
   different = differences(found, manifest)
   if different:
     raise InputError(
-      f'found answers of another model or of other settings in {folder} ({"; ".join(different)}); '
-      'expected the same; name another --output, or remove that folder'
+      f'{folder} has answers of another model or with other settings ({"; ".join(different)}); '
+      'name another --output, or remove that folder'
     )
 
 
 def differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-  """What forbids to go on, as `settings.temperature: 1.0 there, 0.5 now`."""
+  """What prevents resuming, such as `settings.temperature: 1.0 there, 0.5 now`."""
   one, other = (
     saved_config.flat({name: manifest.get(name, {}) for name in FIXED})
     for manifest in (found, wanted)
@@ -87,12 +87,12 @@ def _names(folder):
 
 
 def short_name(model: str) -> str:
-  """What a model is called in the names of folders and files: `runs/a@20` is `a@20`."""
+  """A model's name in the names of folders and files: `runs/a@20` is `a@20`."""
   return re.sub(r'[^\w.@-]+', '-', os.path.basename(os.path.abspath(model))) or 'model'
 
 
 def digest_of(names: Iterable[str]) -> str:
-  """In the names of files that hold something of several: other members, another name."""
+  """Part of a file name that identifies the file's members: other members give another name."""
   return f'{zlib.crc32(chr(10).join(names).encode()):08x}'
 
 
@@ -100,8 +100,8 @@ def digest_of(names: Iterable[str]) -> str:
 
 
 def write_all(folder: str, contents: dict[str, bytes]) -> None:
-  """Writes files below a folder: all of them, also if the process is killed in between, since
-  whoever goes on calls `recover` first.
+  """Writes files below a folder. If the process is killed in between, the rest is written when the
+  next one calls `recover`, before it resumes.
   """
   packed = io.BytesIO()
   with zipfile.ZipFile(packed, 'w') as f:
@@ -112,7 +112,7 @@ def write_all(folder: str, contents: dict[str, bytes]) -> None:
 
 
 def recover(folder: str) -> None:
-  """Unpacks what an earlier process did not get to unpack."""
+  """Unpacks files that an earlier process did not unpack."""
   pending = os.path.join(folder, PENDING)
   if not os.path.isfile(pending):
     return
@@ -125,8 +125,8 @@ def recover(folder: str) -> None:
 
 
 def read_all(folder: str, prefix: str = '') -> dict[str, Any]:
-  """The JSON objects in the files of a folder whose names begin so, as one; of two values of a key
-  the later file's. Empty where there is no folder.
+  """The JSON objects in a folder's files whose names begin with `prefix`, merged into one; later
+  files take precedence. Empty if there is no folder.
   """
   joined = {}
   for name in _names(folder):

@@ -1,11 +1,11 @@
-"""Which part of a benchmark is asked: all of it, or the same few of each category."""
+"""Selects the part of a benchmark to ask: all of it, or the same few items of each category."""
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import TypeVar
 
 import numpy as np
 
-SEED = 0  # of the draw: the same part for every model
+SEED = 0  # of the selection, so that every model gets the same part
 
 Item = TypeVar('Item')
 
@@ -16,14 +16,13 @@ def limited(
   category: Callable[[Item], Hashable],
   group: Callable[[Item], Hashable],
 ) -> list[Item]:
-  """`limit` groups of each category, drawn by seed, in the order in which they stand.
+  """`limit` groups of each category, selected at random with a fixed seed, in their given order.
 
   Args:
     items: prompts or questions.
-    limit: groups of a category; 0: all.
+    limit: groups per category; 0: all.
     category: of an item.
-    group: what is kept whole, as the rotations of one question; where each item is a group of its
-      own, so many items are drawn.
+    group: of an item; groups are kept whole, such as the rotations of one question.
   """
   if not limit:
     return list(items)

@@ -1,4 +1,4 @@
-"""What is written down of a benchmark's answers: by whom, how, and with which versions."""
+"""The record of how a benchmark was answered: by which model, how, and with which versions."""
 
 import dataclasses
 import importlib.metadata
@@ -27,11 +27,11 @@ def of(
   """The manifest of a benchmark's folder.
 
   Args:
-    name: of the benchmark, as it was asked for.
+    name: of the benchmark, as the user gave it.
     subject: the model.
     benchmark: the benchmark.
-    limit: groups of each category; 0: all.
-    table: md5 of the table of questions.
+    limit: groups per category; 0: all.
+    table: md5 of the question table.
   """
   about = benchmark.about
   how = dataclasses.asdict(subject.how)

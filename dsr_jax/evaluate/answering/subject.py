@@ -1,7 +1,7 @@
-"""The model under test on the mesh, and the two programs that draw and answer with it.
+"""The model under test on the mesh, and the programs that draw and answer with it.
 
-Chance is a function of the benchmark, the prompt or question, and the sample: so nobody's chance
-depends on devices, chunks, `--limit` or what else is asked.
+Random keys are a function of the benchmark, the prompt or question, and the sample, so they do not
+depend on devices, chunks, `--limit` or what else is asked.
 
 Axes: B prompts or rows of images, G candidates of a prompt, N image codes, P images of a row, Q
 questions of a row, T text tokens, H W pixels.
@@ -25,28 +25,28 @@ from dsr_jax.models.unified import Sampling, Scoring, Text, picture_to_read, sco
 from dsr_jax.rewards import dual
 from dsr_jax.runtime import checkpoints
 
-CHUNK = 32  # candidates or answers at once, where no configuration says otherwise
-MAX_TOKENS = 2048  # of an answer, as VLMEvalKit has it
-SEGMENT = 64  # tokens between two growths of the cache, and two looks whether all have ended
-SHORT_SEGMENT = 4  # the same where answers are a word
-CROP = 'pad'  # as Janus saw the images that it learned to describe, and as VLMEvalKit shows them
+CHUNK = 32  # candidates or answers at a time, unless a configuration is given
+MAX_TOKENS = 2048  # of an answer, as in VLMEvalKit
+SEGMENT = 64  # tokens between extensions of the cache, and between checks whether all have ended
+SHORT_SEGMENT = 4  # the same for one-word answers
+CROP = 'pad'  # as in Janus's training on descriptions, and as in VLMEvalKit
 
 
 @dataclasses.dataclass(frozen=True)
 class How:
-  """How a model draws and answers: what stands in the manifest.
+  """How a model draws and answers, as recorded in the manifest.
 
   Attributes:
-    temperature, guidance, cfg_interval: of images; the temperature also of answers that are the
-      best of several. Answers are greedy otherwise.
-    seed: of all chance.
-    best_of: how many candidates each image is the best of, by R_G, and each answer to an open
+    temperature, guidance, cfg_interval: for images; the temperature also for answers that are the
+      best of several. Other answers are greedy.
+    seed: of all random keys.
+    best_of: how many candidates each image is chosen from, by R_G, and each answer to an open
       question, by R_U.
     max_tokens: of an answer.
     instruction: what the model is asked in R_G.
     template: the role strings.
-    precision: of the weights and of what is computed with them.
-    sampling_steps, sampling_noise: of a sampler that unmasks images; -1: the model's own.
+    precision: of the weights and the computation.
+    sampling_steps, sampling_noise: for a sampler that unmasks images; -1: the model's own.
   """
 
   temperature: float
@@ -63,7 +63,7 @@ class How:
 
 
 class Drawn(NamedTuple):
-  """Images of B prompts: codes (B, G, N) int32, pixels (B, G, H, W, 3) float32 in [-1, 1], R_G
+  """Images for B prompts: codes (B, G, N) int32, pixels (B, G, H, W, 3) float32 in [-1, 1], R_G
   (B, G).
   """
 
@@ -73,8 +73,8 @@ class Drawn(NamedTuple):
 
 
 class Written(NamedTuple):
-  """Answers to K questions about each of B rows of images, or K candidates of an answer to one:
-  ids (B, K, T) int32, mask (B, K, T) bool, log-probabilities (B, K, T); of candidates R_U (B, K).
+  """Answers to K questions about each of B rows of images, or K candidate answers to one question:
+  ids (B, K, T) int32, mask (B, K, T) bool, log-probabilities (B, K, T); R_U (B, K) of candidates.
   """
 
   ids: np.ndarray
@@ -88,10 +88,10 @@ class Subject:
 
   Attributes:
     name: as the user named it.
-    model: the `families.Model`; its parameters lie on the mesh.
+    model: the `families.Model`; its parameters are on the mesh.
     how: `How`.
-    identity: what stands in the manifest: {'name', 'weights', 'trained'}.
-    chunk: candidates or answers at once, a multiple of the ways in which rows are split.
+    identity: as recorded in the manifest: {'name', 'weights', 'trained'}.
+    chunk: candidates or answers at a time, a multiple of the number of ways that rows are split.
   """
 
   def __init__(self, name: str, model: families.Model, how: How, identity: dict, chunk: int, mesh):
@@ -101,11 +101,11 @@ class Subject:
     self._ways = ways
 
   def rows(self, each: int) -> int:
-    """Rows of `each` candidates or answers that make a chunk."""
+    """The number of rows in a chunk, if a row has `each` candidates or answers."""
     return -(-max(self.chunk // each, 1) // self._ways) * self._ways
 
   def roles(self) -> dict[str, str]:
-    """The strings around a prompt and a question, as the model's tokenizer writes them."""
+    """The strings around a prompt and a question, decoded by the model's tokenizer."""
     templates = self.model.processor.templates
     tokenizer = getattr(self.model.processor, 'tokenizer', None)
     parts = {
@@ -123,10 +123,10 @@ class Subject:
     return self.model.processor.pad([encode(text) for text in texts])
 
   def draw(self, prompt: Text, words: np.ndarray, group: int):
-    """Starts to draw `group` candidates of each of B prompts; the arrays of a `Drawn`, on the
-    devices.
+    """Starts to draw `group` candidates for each of B prompts; returns the arrays of a `Drawn`, on
+    the devices.
 
-    words: (B,) uint32, of `word`.
+    words: (B,) uint32, from `word`.
     """
     how = Sampling(
       temperature=self.how.temperature,
@@ -153,7 +153,7 @@ class Subject:
   # Asking.
 
   def turns(self, texts) -> list[list[int]]:
-    """Ids of what follows the images in a user's turn, of each text."""
+    """For each text, the token ids of what follows the images in the user's turn."""
     return [self.model.processor.encode_turn(text) for text in texts]
 
   def square(self, picture) -> np.ndarray:
@@ -161,7 +161,7 @@ class Subject:
     return images.preprocess(picture, self.model.spec.image_size, mode=CROP)
 
   def answer(self, pixels, shown, question: Text, words, max_tokens: int):
-    """Starts to answer, greedy: the arrays of a `Written`, on the devices.
+    """Starts to answer greedily; returns the arrays of a `Written`, on the devices.
 
     pixels (B, P, H, W, 3) uint8, shown (B, P) bool, question (B, Q, Tq), words (B, Q) uint32.
     """
@@ -172,7 +172,7 @@ class Subject:
     return Written(*_answer(*fixed, pixels, shown, question, words, seed, how=how))
 
   def answer_best(self, pixels, question: Text, words, max_tokens: int):
-    """Starts to write candidates of answers: the arrays of a `Written`, on the devices.
+    """Starts to sample candidate answers; returns the arrays of a `Written`, on the devices.
 
     pixels (B, H, W, 3) uint8, question (B, Tq), words (B,).
     """
@@ -189,12 +189,12 @@ class Subject:
 
 
 def word(benchmark: str, identity: str) -> int:
-  """The number that a prompt's or question's keys are folded from."""
+  """The number from which the keys of a prompt or question are folded."""
   return zlib.crc32(f'{benchmark}/{identity}'.encode())
 
 
 def _keys(seed, words, group: int):
-  """One key a candidate: words (B,) -> (B, G). `_draw` and both `_answer`s fold alike."""
+  """One key per candidate: words (B,) -> (B, G). `_draw` and both `_answer`s use the same keys."""
 
   def of_word(w):
     mine = jax.random.fold_in(jax.random.key(seed), w)
@@ -251,11 +251,11 @@ def _answer_best(graphdef, rules, params, pixels, question, words, seed, *, grou
 
 
 class Wishes(NamedTuple):
-  """What the user asks of how a model draws and answers.
+  """How the user wants models to draw and answer.
 
-  config: `config.Config`, whose method and system count, or None: the model's own method, float32
-    on a CPU and bfloat16 elsewhere. best_of, max_tokens: see `How`. template: '' is the model's
-    own. base: of runs, where the model that they began with lies now.
+  config: `config.Config`, whose method and system are used, or None for the model's own method, in
+    float32 on a CPU and bfloat16 elsewhere. best_of, max_tokens: see `How`. template: '' for the
+    model's own. base: for runs, where the model that they started from is now.
   """
 
   config: config_lib.Config | None = None
@@ -272,9 +272,9 @@ def mesh_of(wishes: Wishes):
 
 
 def load(name: str, wishes: Wishes, mesh) -> Subject:
-  """Loads a model onto the mesh, each leaf in its layout and precision at once.
+  """Loads a model onto the mesh, each leaf directly in its layout and precision.
 
-  Errors: InputError if there is no such model, or its files are not sound.
+  Errors: InputError if there is no such model, or its files are damaged.
   """
   located = locate.locate(name, locate.base_for(name, wishes.base, several=True))
   method = locate.method_of(located)
@@ -318,7 +318,7 @@ def _how(model, method, wishes) -> How:
 
 
 def _placed(model, trained, precision, mesh):
-  """The parameters on the mesh: float32 leaf by leaf, then in their precision."""
+  """The parameters on the mesh: placed in float32 leaf by leaf, then cast to their precision."""
   adapters = trained.get('lora')
   base = model.params if adapters else locate.merged(model.params, trained)
   layout = sharding.shardings(model.family.shapes(model.config), mesh, model.family.sharding_rules)
@@ -332,7 +332,7 @@ def _placed(model, trained, precision, mesh):
 
   if not adapters:
     return {name: jax.tree.map(put(name), part, layout[name]) for name, part in base.items()}
-  # Adapters are folded into float32 kernels.
+  # Adapters are merged into float32 kernels.
   placed = sharding.place(base, layout)
   fold = jax.jit(
     functools.partial(_folded, model.family, precision), out_shardings=layout, donate_argnums=0

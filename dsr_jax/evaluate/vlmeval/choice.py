@@ -1,8 +1,8 @@
-"""Questions with options: MMBench, SEEDBench_IMG and MMMU, each with its own rule of what is right.
+"""Questions with options: MMBench, SEEDBench_IMG and MMMU, each with its own rule for correctness.
 
-MMBench (circular): a question is asked once for each rotation of its options, and is right only if
-every rotation is. SEEDBench_IMG: each question by itself. MMMU: the same; an open question becomes
-one of two options, its gold answer and `Other Answers`.
+MMBench (circular): a question is asked once for each rotation of its options, and is correct only
+if every rotation is. SEEDBench_IMG: each question on its own. MMMU: the same; an open question
+becomes a choice between its gold answer and `Other Answers`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from dsr_jax.evaluate import protocol
 from dsr_jax.evaluate.vlmeval import extract, prompts, tsv
 from dsr_jax.evaluate.vlmeval.table_benchmark import SOURCE, TableBenchmark, item
 
-ROTATION = 1_000_000  # index = question + rotation * this, where there is no column g_index
+ROTATION = 1_000_000  # index = question + rotation * this, if there is no column g_index
 ABBREVIATIONS = {
   'coarse_perception': 'CP',
   'finegrained_perception (instance-level)': 'FP-S',
@@ -39,10 +39,10 @@ def circular_group(row: Mapping[str, Any]) -> int:
 
 
 def circular_hits(rows: Sequence[Mapping[str, Any]]) -> dict[int, bool]:
-  """{main row's index: whether every rotation that was answered is right}.
+  """{main row's index: whether every answered rotation is correct}.
 
   rows: index, answer, the options and `prediction`. A question whose main row has no answer is not
-  counted; one that lacks a rotation is judged by the others.
+  counted; one without some of its rotations is judged by the others.
   """
   groups = {}
   for row in rows:
@@ -59,8 +59,8 @@ def chosen(row: Mapping[str, Any]) -> str | None:
 
 
 def as_choice(row: Mapping[str, Any]) -> dict[str, Any]:
-  """MMMU: an open question as one of two options. A gold answer that is one capital letter stays
-  the key, so that such an open question is right only if it is A.
+  """MMMU: an open question as a choice of two options. A gold answer that is one capital letter
+  stays the key, so such an open question can only be correct if that letter is A.
   """
   row = dict(row)
   key = str(row['answer'])
@@ -71,10 +71,10 @@ def as_choice(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def accuracies(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
-  """VLMEvalKit's table, as shares: {split: {Overall, l2-categories, categories}}; None where a
-  split has no such row.
+  """VLMEvalKit's table, as shares: {split: {Overall, l2-categories, categories}}; None if a split
+  has no such row.
 
-  rows: hit, and split, l2-category, category where the table has them.
+  rows: hit, and split, l2-category, category if the table has them.
   """
   splits = list(dict.fromkeys(row.get('split') or NO_SPLIT for row in rows))
   names = ['Overall']
@@ -102,8 +102,8 @@ def accuracies(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float |
 class ChoiceBenchmark(TableBenchmark):
   """What the three have in common; see `protocol.Asking`.
 
-  reported_split: the split that papers report, where the table has more; others are statistics of
-    their own.
+  reported_split: the split that papers report, if the table has several; the others become
+    separate statistics.
   """
 
   required = ('answer', 'A', 'B')
@@ -176,8 +176,8 @@ class MMBench(ChoiceBenchmark):
       for column in ('index', 'g_index'):
         if row.get(column) is not None and not tsv.is_int(row[column]):
           raise InputError(
-            f'found the {column} {row[column]} in {path}; expected a number, by which the '
-            'rotations of a question are known; name the table of MMBench'
+            f'{path} has the {column} {row[column]}, which must be a number to identify the '
+            'rotations of a question; name the table of MMBench'
           )
 
   def group(self, row: tsv.Row) -> str:

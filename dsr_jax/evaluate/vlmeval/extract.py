@@ -1,16 +1,16 @@
-"""From what a model wrote to an answer, by VLMEvalKit's rules under `exact_matching`.
+"""Extracts an answer from what a model wrote, by VLMEvalKit's rules under `exact_matching`.
 
-The rules are followed to the letter, also where they are odd, because published numbers depend on
-them; every oddity has a row in the tests. Source: open-compass/VLMEvalKit, commit e8e78f0.
+The rules are followed exactly, even where they are odd, because published numbers depend on them;
+the tests cover every oddity. Source: open-compass/VLMEvalKit, commit e8e78f0.
 """
 
 from collections.abc import Mapping
 import re
 
-# What a question with options was answered with.
+# The extracted answer to a question with options.
 NO_OPTION = 'Z'  # the model refused, or said that no option fits: wrong
 
-# An answer that holds one of these is a refusal, whatever else it says.
+# An answer that contains one of these is a refusal, whatever else it says.
 REFUSALS = (
   "Sorry, I can't help with images of people yet.",
   "I can't process this file.",
@@ -21,22 +21,22 @@ API_FAILED = 'Failed to obtain answer via API'
 # A letter counts only if it first occurs among the last words.
 LAST_WORDS = 4
 BLANKED = str.maketrans(dict.fromkeys('.()[],:;!*#{}', ' '))
-# No end of a word is asked for after the letter: `answer is cat` and `answer is correct` say C.
+# No word boundary is required after the letter: `answer is cat` and `answer is correct` give C.
 ANSWER_IS = re.compile(r'answer\s+is\s*\**\s*([A-D])', re.IGNORECASE)
 
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 COMMA_IN_NUMBER = re.compile(r'\d,\d')
-# A period goes only if no digit stands on either side.
+# A period is removed only if there is no digit on either side.
 LONE_PERIOD = re.compile(r'(?<!\d)\.(?!\d)')
-MOST_PERIODS = 32  # the original hands a flag of `re` over as the count
+MOST_PERIODS = 32  # the original passes a flag of `re` as the count
 
 
 def option(answer, choices: Mapping[str, object]) -> str | None:
   """The option that an answer chooses.
 
   Args:
-    answer: what the model wrote; another JSON value is made a text first.
-    choices: {letter: option text}, without the options that a row does not have.
+    answer: what the model wrote; any other JSON value is converted to text first.
+    choices: {letter: option text}, without the options that a row lacks.
 
   Returns:
     A letter, `NO_OPTION`, or None if the answer cannot be understood.
@@ -46,8 +46,8 @@ def option(answer, choices: Mapping[str, object]) -> str | None:
 
 
 def option_by_letter(answer: str, choices: Mapping[str, object]) -> str | None:
-  """The only option letter that is a word of the answer, if it stands near the end; else the one
-  after `answer is`.
+  """The only option letter that is a word of the answer, if it is near the end; else the one after
+  `answer is`.
   """
   if API_FAILED in answer:
     return None
@@ -64,8 +64,8 @@ def option_by_letter(answer: str, choices: Mapping[str, object]) -> str | None:
 
 
 def option_by_text(answer: str, choices: Mapping[str, object]) -> str | None:
-  """The only option whose text occurs in the answer, which must not be long: at most twice as long
-  as all options together. An empty option occurs everywhere.
+  """The only option whose text occurs in the answer, which may be at most twice as long as all
+  options together. An empty option occurs everywhere.
   """
   texts = {letter: str(text).lower() for letter, text in choices.items()}
   if len(answer.lower()) > 2 * sum(len(str(text)) for text in choices.values()):
@@ -75,7 +75,7 @@ def option_by_text(answer: str, choices: Mapping[str, object]) -> str | None:
 
 
 def yes_or_no(answer) -> str:
-  """'Yes', 'No' or 'Unknown': which of the two words occurs, if only one does."""
+  """'Yes' or 'No' if exactly one of the two words occurs, else 'Unknown'."""
   words = without_punctuation(str(answer).lower()).split()
   if ('yes' in words) == ('no' in words):
     return 'Unknown'
@@ -85,8 +85,8 @@ def yes_or_no(answer) -> str:
 def without_punctuation(text: str) -> str:
   """A text as the VQA benchmarks normalize it.
 
-  A mark vanishes if it touches a blank anywhere in the text, or if the text holds a number with a
-  comma; otherwise it becomes a blank. Both are asked of the text as it was.
+  A punctuation mark is removed if it touches a blank anywhere in the text, or if the text has a
+  number with a comma; otherwise it becomes a blank. Both are checked in the original text.
   """
   result = text
   number = COMMA_IN_NUMBER.search(text)

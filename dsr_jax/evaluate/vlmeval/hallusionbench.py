@@ -1,7 +1,7 @@
-"""HallusionBench: images and their edits, the same questions, other answers; yes or no.
+"""HallusionBench: images and their edits, with the same yes/no questions but different answers.
 
-aAcc: right answers; fAcc: figures with all their questions right; qAcc: questions right on all
-their figures. The reported number is the mean of the three.
+aAcc: correct answers; fAcc: figures with all their questions correct; qAcc: questions correct on
+all their figures. The reported number is the mean of the three.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from dsr_jax.evaluate.vlmeval.table_benchmark import SOURCE, TableBenchmark, ite
 
 
 class Place(NamedTuple):
-  """Where a question stands: subcategory, set of figures, figure, question."""
+  """The position of a question: subcategory, set of figures, figure, question."""
 
   subcategory: str
   set: str
@@ -25,20 +25,20 @@ class Place(NamedTuple):
 
   @classmethod
   def of(cls, row: Mapping[str, Any]) -> 'Place':
-    """index = category_subcategory_visual_set_figure_question; the subcategory is read from the
+    """index = category_subcategory_visual_set_figure_question; the subcategory comes from the
     column `l2-category`.
     """
     parts = str(row['index']).split('_')
     if len(parts) < 6:
       raise InputError(
-        f'found the index {row["index"]} in HallusionBench; expected six parts joined by `_`; name '
-        'its table'
+        f'the index {row["index"]} in HallusionBench does not have six parts joined by `_`; name '
+        'the table of HallusionBench'
       )
     return cls(str(row['l2-category']), parts[3], parts[4], parts[5])
 
 
 def sums_of(places: Sequence[Place], right: Sequence[bool]) -> np.ndarray:
-  """(6,): right and number of questions, of figures, and of questions on all figures."""
+  """(6,): number correct and number in total, of questions, figures, and questions on all figures."""
   figures, questions = {}, {}
   for place, hit in zip(places, right):
     figures.setdefault((place.subcategory, place.set, place.figure), []).append(hit)
@@ -64,7 +64,7 @@ def rating(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
   """VLMEvalKit's table in percent: {split: {aAcc, fAcc, qAcc}}, the splits being Overall and each
   category and subcategory.
 
-  rows: index, category, l2-category, score (whether the answer is right).
+  rows: index, category, l2-category, score (whether the answer is correct).
   """
   parts = {'Overall': list(rows)}
   for column in ('category', 'l2-category'):
@@ -102,7 +102,7 @@ class HallusionBench(TableBenchmark):
     return f'{place.subcategory} {place.set}'
 
   def score(self, answers: Mapping[str, str]) -> protocol.Scores:
-    """Clusters are sets: a figure, its edits, and what is asked about them."""
+    """Clusters are sets: a figure, its edits, and the questions about them."""
     members, rated, items = {}, [], []
     for row, text in self.answered(answers):
       said = extract.yes_or_no(text)

@@ -1,8 +1,8 @@
-"""A language model that judges answers: any callable, an address that talks like OpenAI's, or a
-file of reviews that were made elsewhere.
+"""A language model that judges answers: any callable, an API compatible with OpenAI's, or a file of
+reviews from elsewhere.
 
-An answer of the judge is kept as soon as it comes, in a file of one JSON object a line, so that no
-request is paid for twice; what failed is not kept there, and asked again in the next run.
+Each review is saved as soon as it arrives, in a file with one JSON object per line, so that no
+request is paid for twice. Failed requests are not saved; the next run asks them again.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ MAX_TOKENS = 1024
 ATTEMPTS = 5
 FIRST_WAIT = 2.0  # seconds, doubled at each further attempt
 TIMEOUT = 120.0
-# Codes that another attempt may mend: too early, too many, and what servers say of themselves.
+# HTTP codes below 500 that are worth another attempt: timeout, conflict, too early, too many.
 PASSING = (408, 409, 425, 429)
 
 
@@ -36,33 +36,32 @@ class Request(NamedTuple):
   text: str
 
 
-# Gives the review, or raises `JudgeFailed`.
+# Returns the review, or raises `JudgeFailed`.
 Judge = Callable[[Request], str]
 
 
 class JudgeFailed(Exception):
-  """No review was had."""
+  """There is no review."""
 
 
 class Reply(NamedTuple):
-  """A review, or '' and why there is none."""
+  """A review, or '' and the reason why there is none."""
 
   review: str
   failure: str = ''
 
 
 class OpenAIJudge:
-  """Asks `URL/chat/completions`; the key is read from the environment, and never written."""
+  """Asks `URL/chat/completions`. The key is read from the environment and never written."""
 
   def __init__(self, url: str, model: str, *, attempts: int = ATTEMPTS, wait: float = FIRST_WAIT):
-    """url: as `https://api.openai.com/v1`; without a key in the environment none is sent."""
+    """url: such as `https://api.openai.com/v1`. Without a key in the environment, none is sent."""
     if not url.startswith(('http://', 'https://')):
       raise InputError(
-        f'found --judge_url={url}; expected an address that begins with http:// or https://; '
-        'correct it'
+        f'--judge_url={url} is not a URL; give one that begins with http:// or https://'
       )
     if not model:
-      raise InputError('found no --judge_model; expected the name of the judge; add it')
+      raise InputError('--judge_model is missing; set it to the name of the judge')
     self.url = f'{url.rstrip("/")}/chat/completions'
     self.model = model
     self._attempts = attempts
@@ -108,15 +107,15 @@ class OpenAIJudge:
 
 
 class Reviewed:
-  """Reviews made elsewhere: a file of one JSON object a line, with `id` and `review`."""
+  """Reviews from elsewhere: a file with one JSON object per line, with `id` and `review`."""
 
   def __init__(self, path: str):
     self._reviews = {}
     for number, row in _lines(path):
       if 'id' not in row or not isinstance(row.get('review'), str):
         raise InputError(
-          f'found no id or review in line {number} of {path}; expected '
-          '{"id": ..., "review": "8 7"}; mend the line'
+          f'line {number} of {path} has no id or no review; correct it to '
+          '{"id": ..., "review": "8 7"}'
         )
       self._reviews[str(row['id'])] = row['review']
     self.model = os.path.basename(path)
@@ -128,12 +127,11 @@ class Reviewed:
 
 
 def ask_all(requests: list[Request], judge: Judge, cache: str | None = None) -> dict[str, Reply]:
-  """{request's id: reply}; requests whose reply is in the cache are not made.
+  """{request's id: reply}; requests whose reply is in the cache are not sent.
 
   Args:
     requests: what to ask.
-    judge: who to ask; its attribute `model`, if it has one, is part of what a cached reply belongs
-      to.
+    judge: which judge to ask; its attribute `model`, if any, is part of the cache key.
     cache: a file that replies are read from and added to.
   """
   model = getattr(judge, 'model', '')
@@ -156,8 +154,8 @@ def ask_all(requests: list[Request], judge: Judge, cache: str | None = None) -> 
 
 
 def write_requests(requests: list[Request], path: str) -> str:
-  """The file to judge: one JSON object a line. Add `review` to each line, and read it as
-  `Reviewed`.
+  """Writes the file to judge, with one JSON object per line. Add `review` to each line, then read
+  it with `Reviewed`.
   """
   lines = [json.dumps(request._asdict(), ensure_ascii=False) for request in requests]
   return files.write_text(path, '\n'.join(lines) + '\n')
@@ -179,14 +177,14 @@ def _read_cache(path) -> dict[str, str]:
       row = json.loads(line)
       found[row['key']] = row['review']
     except (ValueError, KeyError, TypeError):
-      continue  # the half line of a process that was killed while it wrote
+      continue  # a partial line: the process was killed while writing it
   return found
 
 
 def _append(path, row):
   os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
   with open(path, 'ab') as f:
-    # Behind a half line a new one begins.
+    # After a partial line, start a new one.
     start = b'\n' if f.tell() and _last_byte(path) != b'\n' else b''
     f.write(start + json.dumps(row, ensure_ascii=False).encode() + b'\n')
 
@@ -204,5 +202,5 @@ def _lines(path) -> list[tuple[int, dict[str, Any]]]:
     return [(i, json.loads(text)) for i, text in enumerate(texts, 1) if text.strip()]
   except (OSError, ValueError) as e:
     raise InputError(
-      f'cannot read {path} ({e}); expected one JSON object a line; mend the file'
+      f'cannot read {path} ({e}), which should have one JSON object per line; fix the file'
     ) from e

@@ -1,9 +1,9 @@
 """LLaVABench: 60 open questions about 24 images; a language model compares each answer with a
-reference answer and gives both a number from 1 to 10.
+reference answer and rates both from 1 to 10.
 
-The score is relative: mean of the model's numbers over mean of the reference's, in percent. A
-review that cannot be read counts as -1 for both and stays in the means, as VLMEvalKit has it. The
-texts of the judge's rules are the benchmark's own and are read from a file.
+The score is relative: the mean of the model's ratings over the mean of the reference's, in percent.
+A review that cannot be parsed counts as -1 for both and stays in the means, as in VLMEvalKit. The
+texts of the judge's rules belong to the benchmark and are read from a file.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,17 +25,17 @@ FAILED = -1.0
 
 
 class Pair(NamedTuple):
-  """The judge's two numbers."""
+  """The judge's two ratings."""
 
   reference: float
   model: float
 
 
 def parse(review: str) -> Pair:
-  """The two numbers in a review's first line, commas read as blanks; (-1, -1) if there are not
+  """The two numbers in a review's first line, with commas read as blanks; (-1, -1) unless there are
   exactly two, separated by one blank.
 
-  No range is checked: 0, 100, nan and inf pass. A blank too many, or a tab, does not.
+  The range is not checked: 0, 100, nan and inf are accepted. Extra blanks and tabs are not.
   """
   parts = review.split('\n')[0].replace(',', ' ').split(' ')
   try:
@@ -46,8 +46,8 @@ def parse(review: str) -> Pair:
 
 
 def relative_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-  """VLMEvalKit's table, unrounded: {overall and each category: {relative score, ten times the
-  model's mean, ten times the reference's}}.
+  """VLMEvalKit's table, not rounded: {overall and each category: {relative score, ten times the
+  model's mean, ten times the reference's mean}}.
 
   rows: category, gpt4_score, score.
   """
@@ -64,14 +64,14 @@ def relative_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, fl
 
 
 def read_rules(path: str) -> dict[str, tuple[str, str]]:
-  """{category: (role, rule)} of a JSON file.
+  """{category: (role, rule)} from a JSON file.
 
   The layout is that of LLaVA's own rule.json: {"llava_bench_conv": {"role": "Assistant", "prompt":
-  ...}, ...}; a plain {"conv": ...} of texts will do as well.
+  ...}, ...}; a plain {"conv": "..."} is accepted too.
   """
   if not os.path.isfile(path):
     raise InputError(
-      f"found no file {inputs.shown(path)}; expected LLaVA's rule.json; correct --judge_rules"
+      f"--judge_rules {inputs.shown(path)} does not exist; name a copy of LLaVA's rule.json"
     )
   content = files.read_json(path)
   rules = {}
@@ -83,8 +83,8 @@ def read_rules(path: str) -> dict[str, tuple[str, str]]:
       rules[category] = 'Assistant', rule
     if not isinstance(rules[category][1], str):
       raise InputError(
-        f'found no rule for {category} in {path}; expected llava_bench_conv, llava_bench_detail '
-        'and llava_bench_complex, each with a prompt; take the rule.json of LLaVA'
+        f'{path} has no rule for {category}, but needs llava_bench_conv, llava_bench_detail and '
+        "llava_bench_complex, each with a prompt; use LLaVA's rule.json"
       )
   return rules
 
@@ -104,8 +104,8 @@ def judge_text(row: Mapping[str, Any], answer: str, role: str, rule: str) -> str
 
 
 class LLaVABench(TableBenchmark):
-  """The benchmark; see `protocol.Asking`. Without a judge there is no score, but the file to judge:
-  `write_requests`.
+  """The benchmark; see `protocol.Asking`. Without a judge there is no score, only a file to judge
+  (`write_requests`).
   """
 
   about = protocol.About(
@@ -126,7 +126,7 @@ class LLaVABench(TableBenchmark):
     judge: judge_lib.Judge | None = None,
     cache: str | None = None,
   ):
-    """rules: of `read_rules`. judge, cache: see `judge.ask_all`."""
+    """rules: from `read_rules`. judge, cache: see `judge.ask_all`."""
     super().__init__(path)
     self._rules = rules
     self._judge = judge
@@ -143,14 +143,14 @@ class LLaVABench(TableBenchmark):
     """What the judge is asked."""
     if self._rules is None:
       raise InputError(
-        'found no --judge_rules; expected the texts of the rules that LLaVABench gives its judge; '
-        "name a copy of LLaVA's rule.json"
+        "--judge_rules is missing; LLaVABench needs its judge's rules: name a copy of LLaVA's "
+        'rule.json'
       )
     requests = []
     for row, answer in self.answered(answers):
       if row['category'] not in self._rules:
         raise InputError(
-          f'found the category {row["category"]} in {self.table.path}; expected one of '
+          f'{self.table.path} has the category {row["category"]}, which is none of '
           f'{", ".join(CATEGORIES)}; name the table of LLaVABench'
         )
       role, rule = self._rules[row['category']]
@@ -165,8 +165,8 @@ class LLaVABench(TableBenchmark):
     """Clusters are images."""
     if self._judge is None:
       raise InputError(
-        'found no judge for LLaVABench; expected --judge_url and --judge_model, or reviews; judge '
-        'the written requests elsewhere and name the file of reviews'
+        'LLaVABench needs a judge; set --judge_url and --judge_model, or judge the written '
+        'requests elsewhere and name the file of reviews'
       )
     replies = judge_lib.ask_all(self.requests(answers), self._judge, self.cache)
     values, rated, clusters, items = [], [], [], []
@@ -199,17 +199,17 @@ class LLaVABench(TableBenchmark):
       breakdown=relative_scores(rated),
       notes=(
         f'judged by {getattr(self._judge, "model", "a callable")}; {failed} requests failed and '
-        f'{unreadable} reviews could not be read: -1 for both sides, in the means',
+        f'{unreadable} reviews could not be parsed: these count as -1 for both sides in the means',
       ),
     )
 
 
 def _relative(place):
-  """The statistic: sum of the model's numbers over that of the reference's."""
+  """The statistic: the sum of the model's ratings over the sum of the reference's."""
 
   def relative(sums):
     model, reference = sums[:, 3 * place], sums[:, 3 * place + 1]
-    # Failed reviews count -1, so that the reference's sum may be 0 or less: no number then.
+    # Failed reviews count as -1, so the reference's sum may be 0: the result is then NaN.
     with np.errstate(divide='ignore', invalid='ignore'):
       return np.where(reference != 0, model / reference, np.nan)
 

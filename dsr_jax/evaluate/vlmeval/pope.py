@@ -1,9 +1,9 @@
-"""POPE: is there such a thing in the image? In VLMEvalKit's convention, which the paper's column
-follows, and in that of POPE's own scorer, which LLaVA's papers follow.
+"""POPE: is a given object in the image? Scored by VLMEvalKit's convention, which the paper follows,
+and by that of POPE's own scorer, which LLaVA's papers follow.
 
 A question may be in several of the three tracks, and counts once in each. VLMEvalKit: an answer
-that is neither Yes nor No is wrong, and counts as No in F1. POPE's own: whatever does not say no
-says yes. Source of the latter: RUCAIBox/POPE, commit 3df3ba1.
+that is neither Yes nor No is wrong, and counts as No in F1. POPE's own: any answer that does not
+say no counts as yes. Source of the latter: RUCAIBox/POPE, commit 3df3ba1.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from dsr_jax.evaluate.vlmeval.table_benchmark import SOURCE, TableBenchmark, ite
 
 TRACKS = ('random', 'popular', 'adversarial')
 OVERALL = 'Overall'
-# Of each split: true and false positives, false negatives, right ones, said yes, number.
+# For each split: true and false positives, false negatives, correct answers, yes answers, all.
 COLUMNS = 6
 
 
@@ -29,8 +29,8 @@ def official_answer(text: str) -> str:
 
 
 def splits_of(category: str | None) -> list[str]:
-  """The tracks that a row is in. Blanks stay part of a name; a row without a category counts in
-  Overall alone, once.
+  """The tracks that a row is in. Blanks remain part of a name; a row without a category counts
+  once, only in Overall.
   """
   return category.split(',') if category else []
 
@@ -44,7 +44,7 @@ def counts(said_yes: bool, is_yes: bool, right: bool) -> np.ndarray:
 
 
 def precision(sums):
-  """(R, 6) -> (R,), as all of these."""
+  """(R, 6) -> (R,), like the functions below."""
   return ratio(sums[:, 0], sums[:, 0] + sums[:, 1])
 
 
@@ -106,7 +106,7 @@ class Pope(TableBenchmark):
     return prompts.pope(row)
 
   def score(self, answers: Mapping[str, str]) -> protocol.Scores:
-    """Clusters are images, of which each is asked about six times a track."""
+    """Clusters are images; each has about six questions per track."""
     splits = (OVERALL, *TRACKS)
     rows, rated, clusters, items = [], [], [], []
     unknown = 0
@@ -143,7 +143,7 @@ class Pope(TableBenchmark):
 
 
 def _statistics(splits):
-  """The headline first: VLMEvalKit's Overall F1; then its other numbers; then POPE's own."""
+  """The headline comes first: VLMEvalKit's Overall F1. Its other numbers and POPE's own follow."""
   vlmeval = {'F1': f1, 'accuracy': accuracy, 'precision': precision, 'recall': recall}
   statistics = {name: _at(0, measure) for name, measure in vlmeval.items()}
   statistics |= {f'F1 {track}': _at(2 * s, f1) for s, track in enumerate(splits) if s}

@@ -1,6 +1,6 @@
-"""VLMEvalKit's own prediction files, so that its evaluator runs on what was answered here.
+"""VLMEvalKit's own prediction files, so that its evaluator can score the answers from here.
 
-MODEL_DATASET.xlsx, or .tsv (its PRED_FORMAT=tsv): the table without its images, and a column
+MODEL_DATASET.xlsx, or .tsv (its PRED_FORMAT=tsv): the table without its images, plus a column
 `prediction`. The same answers give the same bytes.
 """
 
@@ -16,7 +16,7 @@ from dsr_jax.errors import InputError
 from dsr_jax.evaluate.vlmeval import tsv
 
 FORMATS = ('xlsx', 'tsv')
-LONGEST_CELL = 32_767  # a spreadsheet's own limit
+LONGEST_CELL = 32_767  # the limit of spreadsheets
 # What XML 1.0 cannot hold.
 CONTROL = re.compile('[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]')
 DATE = re.compile(rb'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ')
@@ -26,7 +26,7 @@ NO_DATE = b'2000-01-01T00:00:00Z'
 def path_of(folder: str, model: str, dataset: str, form: str = 'xlsx') -> str:
   """Where VLMEvalKit looks for the predictions of a model on one of its datasets."""
   if form not in FORMATS:
-    raise InputError(f'found the format {form!r}; expected one of {", ".join(FORMATS)}; correct it')
+    raise InputError(f'unknown format {form!r}; use one of {", ".join(FORMATS)}')
   return os.path.join(folder, f'{model}_{dataset}.{form}')
 
 
@@ -35,10 +35,10 @@ def write(path: str, columns: Sequence[str], rows: Sequence[tsv.Row], answers: d
 
   Args:
     path: ends in .xlsx or .tsv.
-    columns: of the table; those of images' contents are left out.
-    rows: those to be written, in the table's order.
-    answers: {index: what the model wrote}; a row without one is left out, since VLMEvalKit accepts
-      a part of a table.
+    columns: of the table; the one with image contents is omitted.
+    rows: the rows to write, in the table's order.
+    answers: {index: what the model wrote}; rows without an answer are omitted, because VLMEvalKit
+      accepts part of a table.
   """
   kept = [column for column in columns if column not in ('image', 'prediction')]
   answered = [row for row in rows if row['index'] in answers]
@@ -59,7 +59,7 @@ def _tsv(lines) -> bytes:
 
 
 def _xlsx(lines) -> bytes:
-  # An extra of evaluation: answering a benchmark needs no spreadsheets.
+  # An optional dependency: answering a benchmark needs no spreadsheets.
   from openpyxl import Workbook  # noqa: PLC0415
   from openpyxl.cell import WriteOnlyCell  # noqa: PLC0415
 
@@ -70,7 +70,7 @@ def _xlsx(lines) -> bytes:
     if not isinstance(value, str):
       return value
     made = WriteOnlyCell(sheet, CONTROL.sub('', value)[:LONGEST_CELL])
-    made.data_type = 's'  # an answer that begins with `=` is no formula
+    made.data_type = 's'  # an answer that begins with `=` is not a formula
     return made
 
   for line in lines:
@@ -81,7 +81,7 @@ def _xlsx(lines) -> bytes:
 
 
 def _without_dates(data: bytes) -> bytes:
-  """The same workbook, as if made at a fixed time."""
+  """The same workbook, as if created at a fixed time."""
   out = io.BytesIO()
   with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(out, 'w') as new:
     for name in old.namelist():

@@ -1,8 +1,8 @@
 """What VLMEvalKit asks Janus: the text that follows the images in the user's turn.
 
-The turn is stripped as a whole, so a line break that leads stays behind the images and blanks
-that trail are gone. Source: open-compass/VLMEvalKit, commit e8e78f0, vlmeval/vlm/janus.py; other
-families are asked the same, so that their numbers stand beside each other.
+The turn is stripped as a whole, so a leading line break stays after the images, while trailing
+blanks are lost. Source: open-compass/VLMEvalKit, commit e8e78f0, vlmeval/vlm/janus.py; other
+families get the same text, so that their numbers can be compared.
 
 Published baselines of Janus were made with plain role names, `User` and `Assistant`.
 
@@ -18,7 +18,7 @@ POPE_TAIL = ' Please answer yes or no.'
 
 
 def yes_no(row: tsv.Row) -> str:
-  """POPE, whose tail is cut, and HallusionBench, which has no such tail."""
+  """For POPE, after its tail is removed, and for HallusionBench, which has no such tail."""
   return f'\n{row["question"]}{SHORT_ANSWER}'
 
 
@@ -28,8 +28,8 @@ def pope(row: tsv.Row) -> str:
 
 
 def multiple_choice(row: tsv.Row) -> str:
-  """Hint, question and options, each on lines of their own; a row without options is an open
-  question. Marks such as `<image 1>` stay in the text, while all images come first.
+  """Hint, question and options, each on its own line; a row without options is an open question.
+  Markers such as `<image 1>` stay in the text, but all images come first.
   """
   hint = row.get('hint')
   text = '\n' if hint is None else f'\nHint: {hint}\n'
@@ -42,5 +42,5 @@ def multiple_choice(row: tsv.Row) -> str:
 
 
 def bare(row: tsv.Row) -> str:
-  """LLaVABench: the question as it stands, right behind the image."""
+  """LLaVABench: the question itself, directly after the image."""
   return (row['question'] or '').rstrip()

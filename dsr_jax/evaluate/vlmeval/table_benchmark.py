@@ -14,9 +14,9 @@ class TableBenchmark:
   """The parts of `protocol.Asking` that follow from a table; subclasses add prompt and score.
 
   Attributes:
-    about: what the documents say of it.
+    about: its description.
     dataset: its name in VLMEvalKit.
-    required: columns it needs besides index, question and an image's.
+    required: columns that it needs besides index, question and an image column.
   """
 
   about: ClassVar[protocol.About]
@@ -29,7 +29,7 @@ class TableBenchmark:
     self._by_index = {row['index']: row for row in self.table.rows}
     if not self._by_index:
       raise InputError(
-        f'found no question with a picture in {path}; expected at least one; fetch the table again'
+        f'{path} has no question with an image, but needs at least one; download the table again'
       )
 
   def prompt(self, row: tsv.Row) -> str:
@@ -37,11 +37,11 @@ class TableBenchmark:
     raise NotImplementedError
 
   def group(self, row: tsv.Row) -> str:
-    """What is kept whole when questions are left out."""
+    """Questions of one group are kept or omitted together."""
     return str(row['index'])
 
   def category(self, row: tsv.Row) -> str:
-    """What `--limit` counts by."""
+    """`--limit` counts within each category."""
     return row.get('category') or ''
 
   def questions(self) -> tuple[protocol.Question, ...]:
@@ -61,12 +61,12 @@ class TableBenchmark:
     return self.table.picture(key)
 
   def answered(self, answers: Mapping[str, str]) -> Iterator[tuple[tsv.Row, str]]:
-    """The rows that have an answer, with it, in the table's order."""
+    """The rows that have an answer, with the answer, in the table's order."""
     unknown = [index for index in answers if index not in self._by_index]
     if unknown:
       raise InputError(
-        f'found an answer to question {unknown[0]}, which {self.table.path} does not hold; '
-        'expected answers to its own questions; answer this table again'
+        f'there is an answer to question {unknown[0]}, which is not in {self.table.path}; answer '
+        'this table again'
       )
     for row in self.table.rows:
       if row['index'] in answers:
@@ -97,5 +97,5 @@ class TableBenchmark:
 
 
 def item(row: tsv.Row, answer: str, **more: Any) -> dict[str, Any]:
-  """A question's record: what was asked, answered and made of it."""
+  """A question's record: the question, the answer, and how it was scored."""
   return {'id': row['index'], 'question': row['question'], 'answer': answer, **more}

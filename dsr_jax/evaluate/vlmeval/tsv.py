@@ -1,11 +1,11 @@
-"""VLMEvalKit's tables: one TSV file a benchmark, a line a question, images in base64.
+"""VLMEvalKit's tables: one TSV file per benchmark, one line per question, images in base64.
 
-Files have up to hundreds of megabytes, nearly all of it images. A table keeps the texts of its
-rows, and of images only where in the file their row begins; an image is read when it is asked
-for. So memory grows with the texts alone.
+Files can have hundreds of megabytes, nearly all of it images. A table keeps the texts of its rows,
+but of each image only the position of its row in the file; the image is read on demand. So memory
+grows only with the texts.
 
-Cells are read as VLMEvalKit reads them, through pandas: a cell that pandas takes for missing
-(empty, `NA`, `None`, `null`, ...) is missing, also where it is the text of an option.
+Cells are read as in VLMEvalKit, which uses pandas: a cell that pandas treats as missing (empty,
+`NA`, `None`, `null`, ...) is missing, even if it is the text of an option.
 """
 
 import ast
@@ -29,12 +29,12 @@ from dsr_jax.errors import InputError, first_line
 from dsr_jax.evaluate.protocol import PictureKey
 
 SITE = 'https://opencompass.openxlab.space/utils'
-# What `pandas.read_csv` takes for a missing value.
+# What `pandas.read_csv` treats as a missing value.
 MISSING = frozenset(
   ['', '#N/A', '#N/A N/A', '#NA', '-1.#IND', '-1.#QNAN', '-NaN', '-nan', '1.#IND', '1.#QNAN']
   + ['<NA>', 'N/A', 'NA', 'NULL', 'NaN', 'None', 'n/a', 'nan', 'null']
 )
-# An image cell of at most so many characters is the index of the row that holds the image.
+# An image cell of at most this many characters is the index of the row that contains the image.
 LONGEST_INDEX = 64
 LONGEST_CELL = 2**31 - 1  # csv's own limit is 128 kB
 PICTURE_COLUMNS = ('image', 'image_path')
@@ -42,12 +42,12 @@ PICTURE_COLUMNS = ('image', 'image_path')
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """A file that is known by its content.
+  """A file identified by its content.
 
   Attributes:
     file: its name.
     folder: below `SITE`.
-    md5: of the version that the rules here were checked with.
+    md5: of the version with which the rules here were checked.
   """
 
   file: str
@@ -78,16 +78,16 @@ SOURCES = {
 
 
 def locate(name: str, source: str | None, data_dir: str, *, any_version: bool = False) -> str:
-  """The path of a benchmark's table, its content checked.
+  """The path of a benchmark's table, after checking its content.
 
   Args:
     name: a key of SOURCES.
-    source: a file, or a folder that holds it, or None: then it is looked for in `data_dir`, and
-      downloaded to it.
+    source: a file, a folder that contains it, or None to look in `data_dir` and, if it is not
+      there, download it to that folder.
     data_dir: where downloads are kept.
-    any_version: accept another content; a table of one's own.
+    any_version: accept different content, such as the user's own table.
 
-  Errors: InputError if it cannot be had, or has another md5.
+  Errors: InputError if the table is not available, or has another md5.
   """
   known = SOURCES[name]
   path = os.path.join(data_dir, known.file) if source is None else source
@@ -97,15 +97,14 @@ def locate(name: str, source: str | None, data_dir: str, *, any_version: bool = 
     _download(known, path)
   if not os.path.isfile(path):
     raise InputError(
-      f'found no file {path}; expected the table {known.file}; fetch {known.url} or name another '
-      'path'
+      f'{path}, the table {known.file}, does not exist; download {known.url} or name another path'
     )
   if not any_version:
     found = md5_of(path)
     if found != known.md5:
       raise InputError(
-        f'found md5 {found} of {path}; expected {known.md5}, the version of {known.file} that '
-        'published numbers were made with; fetch it again, or say that any version will do'
+        f'{path} has md5 {found} instead of {known.md5}, the version of {known.file} behind the '
+        'published numbers; download it again, or set --any_version'
       )
   return path
 
@@ -124,15 +123,15 @@ def _download(known, path):
       shutil.copyfileobj(response, f)
   except (urllib.error.URLError, http.client.HTTPException, OSError) as e:
     raise InputError(
-      f'cannot fetch {known.url} ({e}); expected a network; fetch {known.file} elsewhere and name '
-      'its path'
+      f'cannot download {known.url} ({e}), which needs a network; download {known.file} elsewhere '
+      'and name its path'
     ) from e
   found = md5_of(aside)
-  if found != known.md5:  # cut, or another version: it gets no name that a later start would trust
+  if found != known.md5:  # truncated, or another version: delete it, or a later start would use it
     os.unlink(aside)
     raise InputError(
-      f'found md5 {found} of what {known.url} sent; expected {known.md5}; start again, or fetch '
-      f'{known.file} elsewhere and name its path'
+      f'the download from {known.url} has md5 {found} instead of {known.md5}; try again, or '
+      f'download {known.file} elsewhere and name its path'
     )
   os.replace(aside, path)
 
@@ -148,9 +147,9 @@ class Table:
 
   Attributes:
     path: the file.
-    rows: its rows in order, {column: text or None}, without the image cells; those that have no
-      image at all are left out, as VLMEvalKit does where there is a column `image`.
-    columns: all columns of the file, lower case but for the options.
+    rows: its rows in order, {column: text or None}, without the image cells; rows without any image
+      are omitted, as in VLMEvalKit, if there is a column `image`.
+    columns: all columns of the file, lower case except for the options.
   """
 
   def __init__(self, path: str, required: Sequence[str] = ()):
@@ -158,9 +157,9 @@ class Table:
 
     Args:
       path: the file.
-      required: columns that the benchmark needs besides index, question and an image's.
+      required: columns that the benchmark needs besides index, question and an image column.
 
-    Errors: InputError names what is missing or broken, and the line.
+    Errors: InputError that names what is missing or broken, and the line.
     """
     self.path = path
     self.columns = self._header()
@@ -169,12 +168,12 @@ class Table:
     if missing or not set(PICTURE_COLUMNS) & set(self.columns):
       lacks = ', '.join(missing) or 'image or image_path'
       raise InputError(
-        f'found no column {lacks} in {path}; expected {", ".join(wanted)} and image or image_path; '
+        f'{path} has no column {lacks}, but needs {", ".join(wanted)} and image or image_path; '
         'name a table of VLMEvalKit'
       )
     self.rows: list[Row] = []
-    self._places = {}  # of each row: where its line begins, which one it is
-    self._points_to = {}  # rows whose image another row holds
+    self._places = {}  # {index of a row: (offset of its line in the file, number of the line)}
+    self._points_to = {}  # {index of a row: index of the row that contains its image}
     self._read_rows()
     self._check_pointers()
 
@@ -182,15 +181,15 @@ class Table:
     return len(self.rows)
 
   def pictures(self, row: Row) -> tuple[PictureKey, ...]:
-    """The keys of a row's images; rows that share one have equal keys."""
+    """The keys of a row's images; rows that share an image have equal keys."""
     index = str(row['index'])
     owner = self._points_to.get(index, index)
     return tuple(PictureKey(owner, place) for place in range(self._counts[owner]))
 
   def picture(self, key: PictureKey) -> Image.Image:
-    """An image, RGB.
+    """An image, in RGB.
 
-    Errors: InputError if its base64 is broken, its file is missing, or it does not decode.
+    Errors: InputError if its base64 is broken, its file is missing, or it cannot be decoded.
     """
     offset, line = self._places[key.row]
     record = self._record_at(offset)
@@ -204,22 +203,21 @@ class Table:
     path = os.path.join(folder, path)
     if os.path.commonpath([folder, os.path.realpath(path)]) != folder:
       raise InputError(
-        f'found the picture {path} of {place} outside of {folder}; expected one beside the table; '
-        'fetch the file again'
+        f'the image {path} of {place} is outside {folder}, the folder of the table; download the '
+        'file again'
       )
     try:
       with open(path, 'rb') as f:
         return _decoded(f.read(), place)
     except OSError as e:
       raise InputError(
-        f'cannot read the picture {path} of {place} ({e.strerror}); expected a file; fetch the '
-        'pictures too'
+        f'cannot read the image {path} of {place} ({e.strerror}); download the images too'
       ) from e
 
   def _header(self):
     for _, _, record in self._records():
       return tuple(name if name in OPTIONS else name.lower() for name in record)
-    raise InputError(f'found nothing in {self.path}; expected a table; fetch it again')
+    raise InputError(f'{self.path} is empty, but should be a table; download it again')
 
   def _read_rows(self):
     self._counts = {}
@@ -228,16 +226,15 @@ class Table:
         continue
       if len(record) != len(self.columns):
         raise InputError(
-          f'found {len(record)} cells in line {line} of {self.path}; expected {len(self.columns)}; '
-          'fetch the file again'
+          f'line {line} of {self.path} has {len(record)} cells instead of {len(self.columns)}; '
+          'download the file again'
         )
       cells = {name: _missing_to_none(cell) for name, cell in zip(self.columns, record)}
       index = cells['index']
       if index is None or index in self._places:
-        what = 'no index' if index is None else f'the index {index} a second time'
+        what = 'no index' if index is None else f'the index {index} of an earlier row'
         raise InputError(
-          f'found {what} in line {line} of {self.path}; expected one of its own in each row; mend '
-          'the table'
+          f'line {line} of {self.path} has {what}; give each row an index of its own'
         )
       picture = cells.pop('image', None)
       if 'image' in self.columns:
@@ -252,18 +249,17 @@ class Table:
       self.rows.append(cells)
 
   def _check_pointers(self):
-    """A row may point to a row that holds an image, and to no other."""
+    """A row may only point to a row that contains an image."""
     for index, owner in self._points_to.items():
       if owner not in self._places or owner in self._points_to:
         _, line = self._places[index]
         raise InputError(
-          f'found that the picture of row {index} (line {line}) of {self.path} is that of row '
-          f'{owner}, which holds none; expected the index of a row with a picture, or base64; '
-          'fetch the file again'
+          f'row {index} (line {line}) of {self.path} takes its image from row {owner}, which has '
+          'none; it needs the index of a row with an image, or base64: download the file again'
         )
 
   def _records(self) -> Iterator[tuple[int, int, list[str]]]:
-    """(place in the file, number from 1 of its first line, cells) of every record."""
+    """(offset in the file, number from 1 of its first line, cells) for every record."""
     try:
       with open(self.path, 'rb') as f:
         lines = _Lines(f)
@@ -278,7 +274,7 @@ class Table:
             yield offset, line, record
     except (OSError, UnicodeDecodeError, csv.Error) as e:
       raise InputError(
-        f'cannot read {self.path} ({e}); expected a TSV file in UTF-8; fetch it again'
+        f'cannot read {self.path} ({e}), which should be a TSV file in UTF-8; download it again'
       ) from e
 
   def _record_at(self, offset):
@@ -291,7 +287,7 @@ OPTIONS = tuple('ABCDEFGHIJKLMNOPQRSTUVWXYZ')
 
 
 class _Lines:
-  """The lines of a binary file as texts, and how far it has been read."""
+  """The lines of a binary file as text, and how far it has been read."""
 
   def __init__(self, file: io.BufferedReader):
     self._file = file
@@ -321,7 +317,7 @@ def _missing_to_none(cell):
 
 
 def as_list(cell: str) -> list[str]:
-  """A cell that is the text of a Python list of texts, or one text, as a list."""
+  """A cell as a list. The cell is one text, or the text of a Python list."""
   if cell.startswith('[') and cell.endswith(']'):
     try:
       values = ast.literal_eval(cell)
@@ -341,19 +337,19 @@ def _bytes_of(text, place):
     return base64.b64decode(text, validate=True)
   except (binascii.Error, ValueError) as e:
     raise InputError(
-      f'found broken base64 in {place} ({e}); expected a picture; fetch the file again'
+      f'the image in {place} has broken base64 ({e}); download the file again'
     ) from e
 
 
 def _decoded(data, place):
   try:
-    # As VLMEvalKit: what is transparent is not laid over white.
+    # As in VLMEvalKit: transparent images are not composited over white.
     return Image.open(io.BytesIO(data), formats=images.FORMATS).convert('RGB')
-  # A damaged image makes Pillow's readers fail in any way there is.
+  # Pillow's readers raise many kinds of exceptions for a damaged image.
   except Exception as e:
     raise InputError(
-      f'cannot decode the picture of {place} ({first_line(e)}); expected JPEG or PNG; fetch the '
-      'file again'
+      f'cannot decode the image of {place} ({first_line(e)}), which should be JPEG or PNG; '
+      'download the file again'
     ) from e
 
 
