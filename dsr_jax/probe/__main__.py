@@ -4,8 +4,8 @@ images. Writes a page and its numbers.
   python -m dsr_jax.probe --model=scenes --config=configs/scenes.py --output=out
 
 Samples for the run's first inputs as the run would, and measures how well the two rewards rank the
-samples. For Scenes, the exact judge is the ground truth; with other prompts and images, it omits
-the measures that need the judge. Writes out/probe.html, a self-contained page, and out/probe.json.
+samples. For Scenes, the exact judge is the ground truth; for other prompts and images, the measures
+that need the judge are omitted. Writes out/probe.html, a self-contained page, and out/probe.json.
 """
 
 import os
@@ -26,7 +26,7 @@ def main(argv, f=flags.FLAGS):
   cli.no_arguments(argv)
   cli.require(config=f.config, model=f.model, output=f.output)
   cli.check_sampling(1, 1.0, f.seed)
-  cli.check_range(2, 100_000, num_inputs=f.num_inputs)  # an image meets those of other prompts
+  cli.check_range(2, 100_000, num_inputs=f.num_inputs)  # images are compared with other prompts'
   config = config_loading.from_config_dict(f.config)
   files.check_output(f.output, lambda name: name in OUTPUTS)
 

@@ -1,6 +1,6 @@
-"""The probe's own numbers: whether the lowest word is the wrong one, and whether a run should go.
+"""The probe's own numbers: whether the lowest word is the wrong one, and whether a run is worth it.
 
-What it shares with others is in `evaluate.ranking`.
+Numbers that other commands use too are in `evaluate.ranking`.
 """
 
 from typing import NamedTuple
@@ -12,8 +12,8 @@ from dsr_jax.evaluate.stats import Estimate, share
 
 
 def lowest_is_wrong(groups) -> dict:
-  """groups: [(values, wrong)] of each text's words. Of texts with some but not all words wrong: how
-  often the lowest one is, and would be by chance.
+  """In texts with some but not all words wrong: how often the lowest word is wrong, and how often
+  it would be by chance. groups: [(values, wrong)], for the words of each text.
   """
   mixed = [
     (np.asarray(values), np.asarray(wrong, bool))
@@ -33,14 +33,14 @@ def lowest_is_wrong(groups) -> dict:
 
 
 GO, NO_GO, OPEN = 'go', 'no-go', 'not enough evidence'  # verdicts
-FAMILIAR = 0.9  # share of the inputs that must not be so far off
+FAMILIAR = 0.9  # the least share of inputs that the model must know
 
 
 class Gate(NamedTuple):
-  """A number that decides: where it stands among a task's numbers, and what it must be.
+  """A criterion for the verdict: the path of a number among a task's numbers, and its threshold.
 
-  chief: without it there is no go. cases: where the number of cases stands that it is counted over;
-  with fewer than `least` it counts as not measured.
+  chief: it must be measured for a go. cases: the path of the number of cases that it is based on;
+  with fewer than `least`, it counts as not measured.
   """
 
   name: str
@@ -60,26 +60,26 @@ RELATIONS = {
 }
 
 _GAIN = 'gain of the best over the mean, by the judge'
-_NO_GAIN = 'else there is nothing to learn towards'
+_NO_GAIN = 'otherwise there is nothing to learn'
 _BOTH = (
   Gate(
     name='pairs ordered as the judge does',
     path=('pairwise', 'accuracy'),
     relation='>=',
     threshold=0.6,
-    reason='a coin has .5',
+    reason='chance is .5',
     chief=True,
     cases=('pairwise', 'pairs'),
     least=30,
   ),
   Gate('groups without any difference', ('ties', 'groups'), '<=', 0.5, 'they give no pair'),
-  Gate('spread within groups, nats', ('spread', 'within'), '>=', 0.005, 'less drowns in rounding'),
+  Gate('spread within groups, nats', ('spread', 'within'), '>=', 0.005, 'rounding hides less'),
   Gate(
     name='swapped attributes told apart',
     path=('swaps', 'mean'),
     relation='>=',
     threshold=0.6,
-    reason='a coin has .5',
+    reason='chance is .5',
     cases=('swaps', 'cases'),
     least=30,
   ),
@@ -102,14 +102,14 @@ GATES = {
       path=('instructions', 'mean'),
       relation='>=',
       threshold=0.5,
-      reason='else the wording decides',
+      reason='otherwise the wording decides',
     ),
     Gate(
       name='correlation with entropy, absolute',
       path=('slopes', 'entropy', 'correlation'),
       relation='|<=|',
       threshold=0.8,
-      reason='else flat pictures win',
+      reason='otherwise flat images win',
     ),
   ),
   'understanding': (
@@ -129,7 +129,7 @@ GATES = {
       path=('slopes', 'length', 'correlation'),
       relation='|<=|',
       threshold=0.8,
-      reason='else long texts win',
+      reason='otherwise long texts win',
     ),
   ),
 }
@@ -138,9 +138,9 @@ GATES = {
 def decide(task: str, numbers: dict) -> dict:
   """The gates of a task, and its verdict.
 
-  GO needs the chief gates measured, no gate failed, and inputs that the model knows; without a
-  judge, or with too few cases, the verdict is OPEN. 'not_measured': what it stands without, in
-  words. 'blind': what the reward does not see, whatever the verdict.
+  GO requires that the chief gates are measured, that no gate fails, and that the model knows the
+  inputs. Without a judge, or with too few cases, the verdict is OPEN. 'not_measured': sentences
+  about what the verdict lacks. 'blind': what the reward does not see, for any verdict.
   """
   rows = [_gate(gate, numbers) for gate in GATES[task]]
   missing = [f'{row["gate"]}: {row["missing"]}' for row in rows if row['missing']]
@@ -162,12 +162,12 @@ def decide(task: str, numbers: dict) -> dict:
 
 
 def overall(verdicts) -> str:
-  """The verdict on a run: the worst of its tasks' verdicts."""
+  """The verdict for a run: the worst of its tasks' verdicts."""
   return next(verdict for verdict in (NO_GO, OPEN, GO) if verdict in verdicts)
 
 
 def unfamiliar(rewards) -> dict:
-  """`stats.unfamiliar` in numbers; rewards (P, G), nats a token."""
+  """`stats.unfamiliar` as numbers; rewards (P, G), nats per token."""
   far, usual = stats.unfamiliar(rewards)
   return {
     'inputs': int(far.sum()),
@@ -191,7 +191,7 @@ def _gate(gate: Gate, numbers: dict) -> dict:
   if value is None:
     missing = 'not measured'
   elif cases is not None and cases < gate.least:
-    missing = f'only {cases} cases, at least {gate.least} wanted'
+    missing = f'only {cases} cases, needs at least {gate.least}'
   passed = None if missing else bool(RELATIONS[gate.relation](value, gate.threshold))
   return {
     'gate': gate.name,
@@ -207,15 +207,15 @@ def _gate(gate: Gate, numbers: dict) -> dict:
 
 
 def _blind(numbers: dict) -> list[str]:
-  """Inputs that the model does not know, swaps that a coin could tell apart as well, and sorts of
-  prompts whose best by the reward is worse than the mean, surely.
+  """Sentences about inputs that the model does not know, swaps that it tells apart no better than
+  chance, and kinds of prompts whose best by reward is significantly worse than the mean.
   """
   lines = []
   far = numbers.get('unfamiliar')
   if far and far['inputs']:
     lines.append(
-      f'{far["inputs"]} of {numbers["inputs"]} inputs lie far outside what the model knows: their '
-      f'best candidates have rewards down to {far["lowest"]:.1f}, where the best quarter has '
+      f'{far["inputs"]} of {numbers["inputs"]} inputs are far outside what the model knows: their '
+      f'best candidates have rewards down to {far["lowest"]:.1f}, while the best quarter is above '
       f'{far["usual"]:.1f}'
     )
   for kind, v in numbers['swaps'].items():
@@ -225,13 +225,13 @@ def _blind(numbers: dict) -> list[str]:
     if v['gain'].high < 0:
       worse = -v['gain'].value
       lines.append(
-        f'prompts of the sort {name}: the best by reward is {worse:.2f} worse than the mean'
+        f'prompts of the kind {name}: the best by reward is {worse:.2f} worse than the mean'
       )
   return lines
 
 
 def to_json(tree):
-  """Estimates as {'value', 'low', 'high'}, NumPy's numbers as Python's."""
+  """JSON values: estimates as {'value', 'low', 'high'}, NumPy numbers as Python numbers."""
   if isinstance(tree, Estimate):
     return {key: to_json(value) for key, value in tree._asdict().items()}
   if isinstance(tree, dict):

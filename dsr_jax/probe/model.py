@@ -1,7 +1,7 @@
-"""What the probe asks of a model: samples with their self-rewards, token log-probabilities, and the
-same without the condition.
+"""What the probe computes with a model: samples with their self-rewards, token log-probabilities,
+and the same without the condition.
 
-Everything comes from the one sampler (`inference.Sampler`), as NumPy arrays, in nats.
+Everything comes from `inference.Sampler`, as NumPy arrays, in nats.
 Axes: P inputs, G samples, M other images, K instructions, R pairs, T text tokens, N image codes,
 H W pixels.
 """
@@ -15,11 +15,11 @@ import numpy as np
 from dsr_jax.inference import Sampler
 from dsr_jax.models.unified import Sampling, Scoring, Text
 
-PAIR_TOKENS = 16  # texts of pairs are padded to multiples of it: few lengths, few programs
+PAIR_TOKENS = 16  # texts of pairs are padded to multiples of this, so that there are few programs
 
 
 class ProbedPictures(NamedTuple):
-  """Images drawn for P prompts, and everything about them."""
+  """Images drawn for P prompts, and all measurements of them."""
 
   codes: np.ndarray  # (P, G, N)
   pixels: np.ndarray  # (P, G, H, W, 3) uint8
@@ -31,7 +31,7 @@ class ProbedPictures(NamedTuple):
 
 
 class ProbedTexts(NamedTuple):
-  """Texts written about P images, and everything about them."""
+  """Texts written about P images, and all measurements of them."""
 
   codes: np.ndarray  # (P, N), of the images
   ids: np.ndarray  # (P, G, T)
@@ -42,9 +42,9 @@ class ProbedTexts(NamedTuple):
 
 
 class Prober:
-  """A model on its device, with temperature, guidance, group, compute dtype and chunks of a run.
+  """A model on its device, with the temperature, guidance, group size, dtype and chunks of a run.
 
-  model: `families.Model`. method, system: of the run that is thought of.
+  model: `families.Model`. method, system: of the planned run.
   """
 
   def __init__(self, model, method, system, seed: int):
@@ -64,12 +64,12 @@ class Prober:
     )
     self._plain = Scoring(chunk=system.logprob_chunk)
     self._policy = Scoring(temperature=method.temperature, chunk=system.logprob_chunk)
-    # Guidance 0 is the unconditional branch alone.
+    # Guidance 0 is the unconditional branch only.
     self._unconditional = Scoring(guidance=0.0, chunk=system.logprob_chunk)
     self._counted_eos = model.spec.eos_id if method.eos_in_reward else None
 
   def draw(self, prompt: Text, instructions) -> ProbedPictures:
-    """Prompts (P, T) and K instructions in words -> images and everything about them."""
+    """Prompts (P, T) and K instructions as text -> images and all measurements of them."""
     samples = self._sampler.sample_pictures(
       self._params,
       prompt,
@@ -92,8 +92,8 @@ class Prober:
     )
 
   def describe(self, pixels, question: Text) -> ProbedTexts:
-    """Pictures (P, H, W, 3) uint8 and what is asked about them (P, Tq) -> texts and everything
-    about them.
+    """Images (P, H, W, 3) uint8 and questions about them (P, Tq) -> texts and all measurements of
+    them.
     """
     samples = self._sampler.sample_texts(
       self._params,
@@ -106,7 +106,7 @@ class Prober:
     own = self._sampler.text_logps(
       self._params, pixels, question, Text(samples.ids, samples.mask), self._policy
     )
-    # Without the words any text is alike: the question stands for it.
+    # Without a condition the text does not matter, so any text will do: the question.
     alone = self._picture_logps(question, samples.codes[:, None], self._unconditional)
     return ProbedTexts(
       codes=samples.codes,
@@ -119,7 +119,7 @@ class Prober:
 
   def read_prompts(self, prompt: Text, codes, instruction: str) -> np.ndarray:
     """Prompts (P, T), images (P, M, N) -> log-probabilities of the prompt's tokens given each
-    picture (P, M, T).
+    image (P, M, T).
     """
     _, logps = self._sampler.read_prompts(
       self._params, prompt, codes, self._instruction(instruction), self._plain
@@ -127,8 +127,8 @@ class Prober:
     return logps
 
   def score_pairs(self, texts, codes, instruction: str):
-    """R texts in words and as many images (R, N) -> R_G of each pair (R,), and log-probabilities
-    of the codes given the text (R, N).
+    """R texts and R images (R, N) -> R_G of each pair (R,), and log-probabilities of the codes
+    given the text (R, N).
     """
     longest = self._sampler.prompts(texts).ids.shape[1]
     text = self._sampler.prompts(texts, -(-longest // PAIR_TOKENS) * PAIR_TOKENS)
@@ -155,8 +155,8 @@ class Prober:
 
 
 def _as_in_a_run(params, family, compute_dtype: str):
-  """Parameters on the device in the compute dtype; float32 for the image tokenizer alone, whose
-  codes flip at small errors.
+  """Parameters on the device in the compute dtype. Only the image tokenizer stays in float32,
+  because small errors change its codes.
   """
 
   def cast(part, dtype):

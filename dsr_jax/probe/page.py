@@ -1,4 +1,4 @@
-"""The probe's page: one self-contained HTML file. Every number in it is in probe.json too.
+"""The probe's page: one self-contained HTML file. All its numbers are also in probe.json.
 
 Axes: n inputs shown, G samples, T text tokens, N image codes, H W pixels.
 """
@@ -9,23 +9,23 @@ from dsr_jax.probe import measures, words
 from dsr_jax.reporting import html as page_lib
 from dsr_jax.reporting.charts import Chart, Series, chart
 
-# Of each task: its title, the judge's measure of it, that measure in words, and the chart's title
-# and things.
+# For each task: its title, the judge's measure, that measure in words, and the title and unit of
+# its chart.
 TASKS = {
   'generation': dict(
-    title='Text to picture: R_G',
+    title='Text to image: R_G',
     score='right',
-    what='share of right pictures, by the judge',
-    chart=('Right pictures', 'share of best of n pictures'),
+    what='share of correct images, by the judge',
+    chart=('Correct images', 'share of best of n images'),
   ),
   'understanding': dict(
-    title='Picture to text: R_U',
+    title='Image to text: R_U',
     score='f1',
     what='F1 of atoms, by the judge',
     chart=('F1 of texts', 'best of n texts'),
   ),
 }
-# What of a task's numbers has its own place on the page.
+# The numbers of a task that have their own place on the page.
 PLACED = ('verdict', 'categories', 'best_of', 'inputs', 'candidates')
 
 
@@ -35,7 +35,7 @@ def page(numbers: dict, shown: dict) -> str:
   facts = [
     ('Model', about['model']),
     ('Prompts', about['prompts']),
-    ('Pictures', about['images']),
+    ('Images', about['images']),
     ('Inputs', f'{about["inputs"]} × {about["candidates"]} candidates'),
     ('Temperature', f'{about["temperature"]:g}'),
     ('Guidance', f'{about["guidance"]:g}'),
@@ -64,7 +64,7 @@ def page(numbers: dict, shown: dict) -> str:
 
 
 def _section(task: str, n: dict) -> dict:
-  """What the template shows of a task's numbers."""
+  """The template's values for a task's numbers."""
   about = TASKS[task]
   judged = 'judged' in n
   return {
@@ -73,10 +73,10 @@ def _section(task: str, n: dict) -> dict:
     'verdict': _verdict(n['verdict']['verdict']),
     'missing': n['verdict']['not_measured'],
     'lead': f'{n["inputs"]} inputs, {n["candidates"]} candidates each; '
-    f'{about["what"] if judged else "no judge for this data"}.',
+    f'{about["what"] if judged else "there is no judge for this data"}.',
     'tiles': _judged_tiles(n['judged'][about['score']]) if judged else _reward_tiles(n['reward']),
     'gates': page_lib.Table(
-      ['what', 'measured', 'asked for', '', 'because'],
+      ['criterion', 'measured', 'required', '', 'reason'],
       [_gate(g) for g in n['verdict']['gates']],
       sides={'passed': 'up', 'failed': 'down'},
     ),
@@ -88,12 +88,12 @@ def _section(task: str, n: dict) -> dict:
 
 
 def _judged_tiles(found: dict) -> list[page_lib.Tile]:
-  """Best, mean and worst by the reward, in the judge's eyes."""
+  """The judge's scores for the best, mean and worst by reward."""
   names = {
     'best': 'best by reward',
     'mean': 'mean of all',
     'worst': 'worst by reward',
-    'best_there_is': 'best there is',
+    'best_there_is': 'best possible',
   }
   return [
     page_lib.Tile(
@@ -107,7 +107,7 @@ def _judged_tiles(found: dict) -> list[page_lib.Tile]:
 
 def _reward_tiles(reward: dict) -> list[page_lib.Tile]:
   return [
-    page_lib.Tile(f'{name} of a group', f'{value:.3f}', ['reward, nats a token'])
+    page_lib.Tile(f'{name} of a group', f'{value:.3f}', ['reward, nats per token'])
     for name, value in reward.items()
   ]
 
@@ -144,13 +144,13 @@ def _categories(n: dict) -> page_lib.Table | None:
     return None
   keys = ('best', 'mean', 'worst', 'best_there_is')
   return page_lib.Table(
-    ['', 'best by R_G', 'mean', 'worst by R_G', 'any right'],
+    ['', 'best by R_G', 'mean', 'worst by R_G', 'any correct'],
     [[name, *(e[key]['value'] for key in keys)] for name, e in n['categories'].items()],
   )
 
 
 def _rows(n: dict) -> list[list]:
-  """Every number without a place of its own: name, value, interval."""
+  """All other numbers: name, value, interval."""
   rows = []
 
   def walk(name, tree):
@@ -172,7 +172,7 @@ def _rows(n: dict) -> list[list]:
 
 
 def _prompt(shown: dict, i: int) -> dict:
-  """A prompt with its images, best first, and where the best and the worst get their reward."""
+  """A prompt with its images, best first, and what contributes to the best and the worst reward."""
   text, rewards, right = shown['texts'][i], shown['rewards'][i], shown['right']
   order = np.argsort(-rewards, kind='stable')
   best, worst = order[0], order[-1]
@@ -196,7 +196,7 @@ def _prompt(shown: dict, i: int) -> dict:
       for (a, b), v in zip(where, values)
     ]
     said = ', '.join(x for x in (f'R_G {rewards[j]:.2f}', judged(j)) if x)
-    heats.append((f'under the {name} picture ({said})', parts))
+    heats.append((f'given the {name} image ({said})', parts))
   return {
     'text': text,
     'samples': samples,
@@ -206,7 +206,7 @@ def _prompt(shown: dict, i: int) -> dict:
 
 
 def _picture(shown: dict, i: int) -> dict:
-  """An image with its texts, best first, and what each clause of them is worth."""
+  """An image with its texts, best first, and the support of each clause."""
   texts = []
   for j in np.argsort(-shown['rewards'][i], kind='stable'):
     said = [f'R_U {shown["rewards"][i, j]:.3f}']

@@ -1,5 +1,5 @@
-"""What the exact judge of Scenes adds to the probe: verdicts on images and texts, which words and
-clauses are wrong, true pairs.
+"""What the exact judge of Scenes adds to the probe: verdicts on images and texts, wrong words and
+clauses, and true pairs.
 
 Axes: P inputs, G candidates, H W pixels.
 """
@@ -43,7 +43,7 @@ def prompts(seed: int, number: int) -> list[grammar.Prompt]:
 
 
 def scenes(seed: int, number: int) -> list:
-  """What a run's first images show."""
+  """The scenes that a run's first images show."""
   return [
     sets.training_scene(seed, i)
     for i in order.items(seed, order.PICTURES, range(number), sets.REINFORCEMENT_INPUTS)
@@ -51,8 +51,8 @@ def scenes(seed: int, number: int) -> list:
 
 
 def true_pairs(number: int, seed: int) -> list[tuple[str, str, np.ndarray]]:
-  """(kind of swap, text, image (H, W, 3) uint8 that it is true of), `number` of each kind, of no
-  run's inputs.
+  """(kind of swap, text, image (H, W, 3) uint8 for which the text is true), `number` of each kind;
+  no run has these inputs.
   """
   rng = np.random.default_rng((77, seed))
   out = []
@@ -78,8 +78,8 @@ def judge_pictures(asked, pixels) -> dict:
 
 
 def judge_texts(shown, texts) -> dict:
-  """shown: P scenes; texts: P lists of G -> 'right' (nothing wrong is said) and 'f1' of atoms, (P,
-  G) float.
+  """shown: P scenes; texts: P lists of G -> 'right' (the text says nothing wrong) and 'f1' of
+  atoms, (P, G) float.
   """
   counts = [
     [judge.count_atoms(text, scene) for text in group] for scene, group in zip(shown, texts)
@@ -96,11 +96,11 @@ def judge_texts(shown, texts) -> dict:
 
 
 def wrong_words(prompt: grammar.Prompt, reading: judge.Reading) -> list[tuple[int, int, bool]]:
-  """(start, end, wrong) of the words of a prompt that an image makes true or false; things of a
-  prompt differ in shape.
+  """(start, end, wrong) of the words of a prompt that an image makes true or false. The objects of
+  a prompt differ in shape.
 
-  A noun is wrong if there is no such thing; an adjective, a number or a relation if its things are
-  there but are not so. What cannot be told, because its thing is missing, is left out.
+  A noun is wrong if the image has no such object; an adjective, a number or a relation if it is
+  false for objects that are present. Words about a missing object are omitted.
   """
   if reading.scene is None:
     return []
@@ -110,7 +110,7 @@ def wrong_words(prompt: grammar.Prompt, reading: judge.Reading) -> list[tuple[in
     word = m.group()
     field, value = _WORDS.get(word, (None, None))
     if word in ('is', 'are'):
-      attribute = True  # adjectives that follow are said of the thing before
+      attribute = True  # the next adjectives are about the object before
     elif word in ('a', 'an', 'one'):
       attribute = False
     elif word in _RELATION_WORDS:
@@ -161,6 +161,6 @@ def _relation_wrong(atoms, things):
 
 
 def wrong_clause(text: str, scene) -> bool | None:
-  """Whether a clause says something wrong of a scene; None if it is no text of this world."""
+  """Whether a clause says something wrong about a scene; None if it is not a text of Scenes."""
   counts = judge.count_atoms(text, scene)
   return counts.right < counts.stated if counts.parsed else None

@@ -1,5 +1,5 @@
-"""The probe's measurements of each task: samples, rewards, judgments and words brought together as
-numbers and as what the page shows.
+"""The probe's measurements of each task: combines samples, rewards, judgments and words into
+numbers and the values of the page.
 
 Axes: P inputs, G samples, M other images, T text tokens, N image codes.
 """
@@ -21,26 +21,26 @@ INSTRUCTIONS = (
   'What is in the picture?',
   'Write a caption for this image.',
 )
-OTHERS = 8  # images of other prompts that stand for "no picture"
+OTHERS = 8  # images of other prompts that represent "no image"
 SWAPS = 64  # true pairs of each kind
 SHOWN = 4  # inputs of each task on the page
 
 
 @dataclasses.dataclass
 class Result:
-  """numbers of a task for probe.json, and what the page shows of it."""
+  """A task's numbers for probe.json, and its values for the page."""
 
   numbers: dict
   shown: dict
 
 
 def probe(model, config, number: int, seed: int) -> dict[str, Result]:
-  """Everything about `number` prompts and as many images: a Result of each of the config's tasks.
+  """Measures `number` prompts and as many images: a Result for each of the config's tasks.
 
-  model: `families.Model`. Raises InputError where prompts or images do not suit the model.
+  model: `families.Model`. Raises InputError if prompts or images do not suit the model.
   """
   m = config.method
-  # Both tasks at once, whoever would learn first; nothing here asks for the run's reward.
+  # Both tasks at once, whichever would train first; the run's own reward is not needed here.
   inputs = dataclasses.replace(
     m, strategy='unified', reward='dual', inputs_per_step=number * len(m.tasks), accumulate=1
   )
@@ -49,13 +49,13 @@ def probe(model, config, number: int, seed: int) -> dict[str, Result]:
   prober = Prober(model, m, config.system, seed)
   out = {}
   if batch.generation is not None:
-    cli.log(f'drawing      {m.group_size} pictures of each of {number} prompts')
+    cli.log(f'drawing      {m.group_size} images for each of {number} prompts')
     texts = batches.texts_at(0)
     out['generation'] = generation(
       prober, model.processor, config, batch.generation, texts=texts, seed=seed
     )
   if batch.understanding is not None:
-    cli.log(f'describing   each of {number} pictures {m.group_size} times')
+    cli.log(f'describing   each of {number} images {m.group_size} times')
     out['understanding'] = understanding(
       prober, model.processor, config, batch.understanding, seed=seed
     )
@@ -68,7 +68,7 @@ def probe(model, config, number: int, seed: int) -> dict[str, Result]:
 def generation(
   prober: Prober, processor, config, batch: GenerationBatch, *, texts: list[str], seed: int
 ) -> Result:
-  """R_G on images of the batch's prompts. texts: the prompts in words."""
+  """R_G on images for the batch's prompts. texts: the prompts as text."""
   m, prompt = config.method, batch.prompt
   number = len(texts)
   instructions = list(dict.fromkeys((m.instruction, *INSTRUCTIONS)))[:3]
@@ -79,7 +79,7 @@ def generation(
     'entropy': ranking.slope(rewards, drawn.code_entropy.mean(-1)),
     'own_log_probability': ranking.slope(rewards, drawn.code_logps.mean(-1)),
   }
-  if number > 1:  # between prompts
+  if number > 1:  # across prompts
     lengths = prompt.mask.sum(axis=1)
     numbers['slopes']['prompt_length'] = ranking.slope(rewards.mean(axis=1)[None], lengths[None])
   numbers['instructions'] = {
@@ -131,7 +131,7 @@ def _agreement(rewards) -> float | None:
 
 def _unseen(prober, prompt, codes, instruction):
   """Log-probabilities (P, T) of the prompts' tokens without their image: the mean likelihood over
-  images of other prompts. codes: (P, G, N).
+  the images of other prompts. codes: (P, G, N).
   """
   others = min(OTHERS, len(codes) - 1)
   rolled = [np.roll(codes[:, 0], -shift, axis=0) for shift in range(1, others + 1)]
@@ -148,7 +148,7 @@ def _by_category(prompts, rewards, right) -> dict:
 
 
 def _lowest_words(prompts, readings, spans, heat) -> dict:
-  """Whether the word that an image supports least is the one that the image gets wrong.
+  """Whether the word that an image supports least is one that the image gets wrong.
 
   heat: (P, G, T).
   """
@@ -237,8 +237,8 @@ def understanding(
 
 
 def clause_support(prober, written: ProbedTexts, parts, instruction) -> list[float]:
-  """How much likelier a clause makes its image: log p(codes | with it) - log p(codes | without),
-  in nats an image.
+  """How much more likely a clause makes its image: log p(codes | with it) - log p(codes | without),
+  in nats per image.
 
   parts: [(input, `words.Clause`)].
   """
@@ -267,7 +267,7 @@ def _unsupported(parts, support, wrong, kinds) -> dict:
 
 
 def _ordering(rewards) -> dict:
-  """What needs no judge. rewards (P, G)."""
+  """The numbers that need no judge. rewards (P, G)."""
   ranked = np.sort(rewards, axis=1)
   return {
     'reward': {
@@ -282,8 +282,8 @@ def _ordering(rewards) -> dict:
 
 
 def _judged(rewards, judged, names, *, curve: str, pairs: str) -> dict:
-  """Best, mean and worst of G by the judge's scores `names`; best of n = 1 ... G by `curve`; pairs
-  ordered as by `pairs`.
+  """Best, mean and worst of G in the judge's scores `names`; best of n = 1 ... G in the score
+  `curve`; pairs ordered as by the score `pairs`.
   """
   return {
     'judged': {name: ranking.best_mean_worst(rewards, judged[name]) for name in names},
@@ -296,10 +296,10 @@ def _judged(rewards, judged, names, *, curve: str, pairs: str) -> dict:
 
 
 def _swaps(prober, config, seed, task, own_pairs) -> dict:
-  """How often a text is preferred to itself with one attribute changed, by the reward of this task.
+  """How often this task's reward prefers a text to the same text with one attribute changed.
 
-  In Scenes: true pairs that no run sees. Elsewhere own_pairs(): texts with the images (codes)
-  that the reward likes best.
+  In Scenes, the texts are from true pairs that no run sees; otherwise from own_pairs(): texts with
+  the images (codes) that have the highest reward.
   """
   named = config.data.prompts if task == 'generation' else config.data.images
   if named == 'scenes':

@@ -1,8 +1,8 @@
-"""Words of a text for the probe: attribute swaps, clauses that can be left out, words with their
-tokens. No model, no judge.
+"""Words of a text for the probe: attribute swaps, removable clauses, and the tokens of words. Uses
+no model and no judge.
 
-Works on English of any length; what a text does not have (a color, a number, a relation) is left
-out, never guessed.
+Works on English text of any length. Attributes that a text lacks (a color, a number, a relation)
+are omitted, never guessed.
 """
 
 import re
@@ -43,7 +43,7 @@ _PRONOUN = re.compile(r'(?:it|they|he|she|this|these)\b', re.IGNORECASE)
 
 
 class Clause(NamedTuple):
-  """A part of a text that may be true or false by itself, and two texts that differ by it:
+  """A part of a text that may be true or false by itself, and two texts that differ only in it:
   `with_it` and `without` ('' is no text).
   """
 
@@ -54,12 +54,10 @@ class Clause(NamedTuple):
 
 
 def swapped(text: str, kind: str) -> str | None:
-  """The text with one attribute changed, which makes it another text about the same things; None if
-  it has none to change.
+  """The text with one attribute changed; None if there is none to change.
 
-  colours: the first two different ones change places, a single one becomes another; counts: the
-  first number becomes its neighbour;
-  relations: the first one is turned round.
+  colours: the first two different ones are swapped, a single one becomes another. counts: the first
+  number becomes a neighboring number. relations: the first one is reversed.
   """
   words = [(m.group(), m.start(), m.end()) for m in re.finditer(r'[A-Za-z]+', text)]
 
@@ -88,8 +86,8 @@ def swapped(text: str, kind: str) -> str | None:
 
 
 def _replaced(text, changes):
-  """Changes [((word, start, end), new)], with the case of the old word, and the article before
-  it.
+  """Applies changes [((word, start, end), new)], keeps the case of the old word, and adapts the
+  article before it.
   """
   for (word, start, end), new in sorted(changes, key=lambda c: -c[0][1]):
     new = new.lower().capitalize() if word[0].isupper() else new.lower()
@@ -102,18 +100,18 @@ def _replaced(text, changes):
 
 
 def clauses(text: str) -> list[Clause]:
-  """The clauses of a text: its things (noun phrases with what is said of them later) and its
+  """The clauses of a text: its objects (noun phrases with later statements about them) and its
   relations.
 
-  A thing is tested by the list of all things with and without it, a relation by its two things with
-  it and with "and".
+  An object is tested by the list of all objects with and without it, a relation by its two objects
+  joined by it and by "and".
   """
   things, relations = [], []
   for sentence in filter(None, (s.strip() for s in re.split(r'[.;!?\n]+', text))):
-    if _PRONOUN.match(sentence) and things:  # "it is red" says something of what was said before
+    if _PRONOUN.match(sentence) and things:  # "it is red" is about the object before
       things[-1] = f'{things[-1]}. {sentence}'
       continue
-    again = bool(things)  # a later sentence tells more of things by "the"
+    again = bool(things)  # in a later sentence, "the" refers to an object already named
     parts = _RELATION.split(sentence)
     new = [_things(part) for part in parts[::2]]
     for i, relation in enumerate(parts[1::2]):
@@ -133,7 +131,7 @@ def clauses(text: str) -> list[Clause]:
 
 def _things(part):
   found = [t.strip() for t in re.split(r',\s*(?:and\s+)?|\s+and\s+', part) if t.strip()]
-  # "it is small and red": what has no noun phrase of its own belongs to the thing before
+  # "it is small and red": a part without its own noun phrase belongs to the object before
   out = []
   for thing in found:
     if out and not re.match(
@@ -146,7 +144,7 @@ def _things(part):
 
 
 def token_spans(processor, text: str) -> list[tuple[int, int]]:
-  """Where each token of `processor.encode_prompt(text)` stands in text.strip(): (start, end)
+  """The position of each token of `processor.encode_prompt(text)` in text.strip(): (start, end) in
   characters.
   """
   found = processor.tokenizer(
@@ -156,8 +154,8 @@ def token_spans(processor, text: str) -> list[tuple[int, int]]:
 
 
 def by_word(spans, values, words) -> list[float]:
-  """Sums of a text's token values (T,) over words [(start, end)]: tokens at `spans` that overlap a
-  word count in it.
+  """Sums of a text's token values (T,) over words [(start, end)]: a token counts for every word
+  that its span overlaps.
   """
   return [
     float(sum(v for (a, b), v in zip(spans, values) if a < end and b > start))

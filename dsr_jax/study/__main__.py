@@ -6,10 +6,10 @@ all existing cells.
       [--variants=unified,grpo] [--seeds=0,1] [--bases=scenes,second=DIR] [--lanes=5] [--retry]
       [--tables_only]
 
-The first command chooses learning rates on validation; the second runs the study. The same command
-resumes with the missing cells. Failed cells are kept and reported; --retry reruns them. Results are
-in DIR/results (README.md, results.json, figures). Exit status: 0; 1 if a cell failed; 2 for bad
-input.
+The first command chooses learning rates on validation; the second runs the study. Run the same
+command again to resume with the missing cells. Failed cells are kept and reported; --retry reruns
+them. Results are in DIR/results (README.md, results.json, figures). Exit status: 0; 1 if a cell
+failed; 2 for bad input.
 """
 
 import sys
@@ -25,7 +25,7 @@ from dsr_jax.study.variants import VARIANTS
 
 
 def main(argv, f=flags.FLAGS):
-  """Prints what there is, as JSON."""
+  """Prints a summary as JSON."""
   cli.no_arguments(argv)
   cli.require(config=f.config, output=f.output)
   figures.check_matplotlib()
@@ -33,7 +33,7 @@ def main(argv, f=flags.FLAGS):
   seeds = design.chosen_seeds(f.seeds)
   study = design.from_config(f.config, f.output, f.bases, _command())
   bases = [base.partition('=')[0] for base in f.bases] or None
-  study.tune_cells(variants)  # a wrong setting is found here, before anything is loaded
+  study.tune_cells(variants)  # raises for a wrong setting, before anything is loaded
   workdir.check_writable(study.directory)
   workdir.check_accelerator()
   most_lanes = lanes.number(f.lanes)
@@ -104,7 +104,7 @@ def define_flags(f=flags.FLAGS):
   )
   flags.DEFINE_bool('retry', False, 'Rerun failed cells from the start.', flag_values=f)
   flags.DEFINE_bool(
-    'tables_only', False, 'Run nothing; make tables and figures of existing cells.', flag_values=f
+    'tables_only', False, 'Run nothing; make tables and figures from existing cells.', flag_values=f
   )
 
 

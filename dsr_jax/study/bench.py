@@ -1,5 +1,5 @@
-"""Runs the study's cells, and keeps between them what they share: evaluators, the evaluation of the
-untouched base, the programs of the last variant.
+"""Runs the study's cells, and keeps what they share: evaluators, the evaluation of the untouched
+base, and the compiled programs of the last variant.
 """
 
 from collections.abc import Callable
@@ -28,19 +28,19 @@ from dsr_jax.study import variants as variants_lib
 from dsr_jax.study.cells import Cell, write_json, write_record, write_rows
 from dsr_jax.study.variants import VARIANTS
 
-PROMPT_MULTIPLE = 20  # tokens; the longest prompt differs by seed, and with it the program would
+PROMPT_MULTIPLE = 20  # tokens; without it, the longest prompt of each seed would need a new program
 # Fields of the generation half that are prompts too.
 TEXT_FIELDS = tuple(f'{text}_{part}' for text in ('other', 'negative') for part in ('ids', 'mask'))
 
 
 class Stopped(Exception):
-  """A signal ended the run of a cell; the same command goes on with it."""
+  """A signal ended the run of a cell; the same command resumes it."""
 
 
 class Bench:
-  """Where cells are run.
+  """Runs cells.
 
-  study: `design.Study`. builders: `train.Builders` of a run, the real ones if None.
+  study: `design.Study`. builders: `train.Builders` for a run; None for the default ones.
   """
 
   def __init__(self, study, builders: train.Builders | None = None):
@@ -50,13 +50,13 @@ class Bench:
     self._params = {}
     self._evaluators = {}
     self._scorers = {}
-    # Of one variant: (its key, {kind and shapes of a batch: compiled program}).
+    # For one variant: (its key, {structure and shapes of a batch: compiled program}).
     self._programs: tuple[str | None, dict[Any, Any]] = (None, {})
 
   # Running.
 
   def run(self, cell: Cell) -> dict:
-    """Runs a cell to its end, from where it was; returns its record, which is also in its folder.
+    """Runs or resumes a cell to its end; returns its record, which is also in its folder.
 
     Raises:
       Stopped: a signal ended it.
@@ -73,13 +73,13 @@ class Bench:
       run_kind(cell)
     except (Stopped, KeyboardInterrupt):
       raise
-    except Exception as e:  # whatever it is, the other cells need not suffer from it
+    except Exception as e:  # whatever it is, the other cells can still run
       say(traceback.format_exc())
       error = e
     return self._ended(cell, error, time.time() - began)
 
   def run_lanes(self, cells) -> list[dict]:
-    """As `run`, of cells that are lanes of one program; see `lanes.groups`."""
+    """Like `run`, for cells that are lanes of one program; see `lanes.groups`."""
     began = time.time()
 
     def builders_of(cell):
@@ -121,7 +121,7 @@ class Bench:
   # Bases.
 
   def fingerprint(self, name: str) -> str:
-    """Of a base's weights."""
+    """The fingerprint of a base's weights."""
     return self.model(name).source['fingerprint']
 
   def model(self, name: str):
@@ -132,9 +132,9 @@ class Bench:
     return self._models[name]
 
   def params(self, name: str):
-    """A base's parameters, float32, on the device; of the base asked for last alone."""
+    """A base's parameters, float32, on the device; only those of the last base are kept."""
     if name not in self._params:
-      # Leaves that still lie in files go to the device by themselves; see `convert.load`.
+      # Leaves that are still in files are loaded directly to the device; see `convert.load`.
       here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
       def put(x):
@@ -144,8 +144,8 @@ class Bench:
     return self._params[name]
 
   def reward(self, cell: Cell):
-    """DIR/rewards/BASE/REWARD.json: rows of how the cell's reward orders samples of its base, and
-    of how the judge does.
+    """Writes DIR/rewards/BASE/REWARD.json: rows with the cell's rewards for samples of its base,
+    and with the judge's scores.
     """
     path = self._study.reward_path(cell)
     if os.path.exists(path):
@@ -170,7 +170,7 @@ class Bench:
     write_rows(cell, self._base_evaluation(cell)['rows'])
 
   def _best_settings(self, cell):
-    """The base at the settings that suit it best on validation."""
+    """The base with the settings that score best on validation."""
     config = cell.config
     params = self.params(config.model)
     grid = self._settings_grid(cell, params)
@@ -187,7 +187,7 @@ class Bench:
     write_rows(cell, self._like_base(cell, rows))
 
   def _settings_grid(self, cell, params) -> dict:
-    """settings.json: the scores on validation of every temperature and guidance."""
+    """settings.json: the validation scores for every temperature and guidance."""
     path = os.path.join(cell.folder, 'settings.json')
     grid = files.read_json_or_none(path)
     if grid is None:
@@ -201,7 +201,7 @@ class Bench:
     return grid
 
   def _best_of(self, cell):
-    """The base, each sample the best of several by the reward."""
+    """The base, with each sample the best of several by the reward."""
     config = cell.config
     params = self.params(config.model)
     evaluator = self._evaluator(config, cell.split)
@@ -218,7 +218,7 @@ class Bench:
     write_rows(cell, self._like_base(cell, rows, without=('generation_many',)))
 
   def _like_base(self, cell, rows, without=()):
-    """Rows, and the base's where they are the same: greedy texts and answers."""
+    """`rows`, plus the base's rows that cannot differ: greedy texts and answers."""
     base = {
       name: values
       for name, values in self._base_evaluation(cell)['rows'].items()
@@ -226,11 +226,11 @@ class Bench:
     }
     return base | rows
 
-  # What a run is built from.
+  # Builders of a run.
 
   def _builders_of(self, cell) -> train.Builders:
     def make_evaluator(config, model):
-      del config, model  # the cell's, and the bench has them
+      del config, model  # the bench has both
       return functools.partial(self._evaluate, cell)
 
     return dataclasses.replace(
@@ -238,7 +238,7 @@ class Bench:
       make_batches=self._make_batches,
       make_train_step=self._make_train_step,
       make_evaluator=make_evaluator,
-      make_watcher=lambda *args: None,  # the study's lists say more
+      make_watcher=lambda *args: None,  # the study's own lists replace it
     )
 
   def _make_batches(self, config, model, mesh, kept=None):
@@ -246,10 +246,10 @@ class Bench:
     return _SamePrograms(batches, config.method.peak_learning_rate)
 
   def _make_train_step(self, model, config, mesh, state, as_run: Callable | None = None):
-    """The step, compiled once for all seeds, learning rates and bases of a variant: those and the
-    weights are its inputs.
+    """The step, compiled once for all seeds, learning rates and bases of a variant: these are
+    inputs of the program, not part of it.
 
-    as_run: jitted step -> another; `lanes.together`.
+    as_run: jitted step -> another one; `lanes.together`.
     """
     method = dataclasses.replace(config.method, seed=0, learning_rate=1.0)
     # Neither is part of the program.
@@ -263,7 +263,7 @@ class Bench:
   # Evaluation.
 
   def _evaluate(self, cell, state, step):
-    """(scores, rows) of a run's state; of step 0 the base's, which is evaluated once and shared."""
+    """(scores, rows) of a run's state. Step 0 is the base, which is evaluated once and shared."""
     if step == 0:
       kept = self._base_evaluation(cell)
       return kept['scores'], kept['rows']
@@ -279,7 +279,7 @@ class Bench:
     return scores, rows
 
   def _base_evaluation(self, cell) -> dict:
-    """{'scores', 'rows'} of the cell's base on the cell's lists at the run's temperature and
+    """{'scores', 'rows'} of the cell's base on the cell's lists, with the run's temperature and
     guidance.
     """
     path = self._study.base_path(cell)
@@ -295,7 +295,7 @@ class Bench:
     return kept
 
   def _order(self, config, drawing, reading):
-    """Rows of how live, frozen and partner scorers order fresh samples."""
+    """Rows with the rewards of live, frozen and partner scorers for fresh samples."""
     frozen = self.params(config.model)
     method = dataclasses.replace(
       config.method, reward='dual', task='unified', clip_reward=config_lib.ClipReward()
@@ -342,8 +342,8 @@ class Bench:
 
 
 class _SamePrograms:
-  """Batches for programs that runs share: with the learning rate, and prompts padded to a multiple
-  of PROMPT_MULTIPLE tokens.
+  """Batches for programs that runs share: they include the learning rate, and prompts are padded to
+  a multiple of PROMPT_MULTIPLE tokens.
   """
 
   def __init__(self, batches, learning_rate: float):
@@ -358,7 +358,7 @@ class _SamePrograms:
 
 
 def _padded(half):
-  """The generation half of a batch, its texts (B, ..., T) padded; None stays None."""
+  """The generation half of a batch, with padded texts (B, ..., T); None stays None."""
   if half is None:
     return None
   return half._replace(
@@ -375,7 +375,7 @@ def _pad(x):
 class _Reused:
   """A jitted step whose programs outlive a run.
 
-  programs: {kind and shapes of a batch: compiled}, which is added to.
+  programs: {structure and shapes of a batch: compiled program}; new ones are added.
   """
 
   def __init__(self, step, programs: dict[Any, Any]):
@@ -390,7 +390,7 @@ class _Reused:
 
 
 class _Lowered:
-  """A step lowered for a kind of batch, unless its program is there."""
+  """A step lowered for one structure of batch, unless its program exists."""
 
   def __init__(self, step, state, batch, programs, key):
     self._programs = programs
@@ -398,7 +398,7 @@ class _Lowered:
     self._lowered = None if key in programs else step.lower(state, batch)
 
   def compile(self):
-    """The program: of an earlier run, or compiled now."""
+    """The program, from an earlier run or compiled now."""
     if self._lowered is not None:
       self._programs[self._key] = self._lowered.compile()
     return self._programs[self._key]

@@ -1,13 +1,13 @@
-"""The study's cells: what one is, and what is kept of it.
+"""The study's cells, and the files that they leave.
 
-A cell is one training run (or one evaluation of the untouched base) in a folder of its own:
+A cell is one training run (or one evaluation of the untouched base) in its own folder:
 
   DIR/cells/BASE/VARIANT/seed_S/   a run's workdir, with evaluations/STEP.json; cell.json once it
                                    has ended
   DIR/tune/VARIANT/lr_X/           the same, evaluated on the validation lists
   DIR/rewards/BASE/REWARD.json     how a reward orders samples of the base
 
-`cell.json` says finished or failed; a folder without it is a cell to be run, or to go on with.
+`cell.json` says finished or failed. A cell without it is still to be run or resumed.
 """
 
 import copy
@@ -22,7 +22,7 @@ from dsr_jax.runtime import workdir as workdir_lib
 from dsr_jax.study.variants import TRAINED, VARIANTS
 
 RECORD = 'cell.json'
-KEPT_SEED = 0  # the seed whose last checkpoint stays, for images
+KEPT_SEED = 0  # the seed whose last checkpoint is kept, for drawing images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Cell:
     seed: of the run.
     config: its whole configuration.
     folder: its workdir.
-    split: the lists it is evaluated on.
+    split: the lists that it is evaluated on.
   """
 
   base: str
@@ -47,7 +47,7 @@ class Cell:
 
   @property
   def name(self) -> str:
-    """For people."""
+    """A readable name."""
     rate = ''
     if self.split == 'validation':
       rate = f' learning rate {self.config.method.learning_rate:g}'
@@ -60,13 +60,13 @@ class Cell:
 
   @property
   def keeps_checkpoint(self) -> bool:
-    """Whether the last one stays."""
+    """Whether its last checkpoint is kept."""
     return self.split == 'evaluation' and self.seed == KEPT_SEED
 
   @property
   def identity(self) -> dict:
-    """What must be the same for a finished cell to be this one: neither where files lie, nor how it
-    is computed.
+    """The settings that a finished cell must share to count as this one: neither the location of
+    files nor how it is computed.
     """
     settings = saved_config.to_json(self.config)
     tree = {key: settings[key] for key in ('method', 'data', 'eval')} | {'split': self.split}
@@ -79,7 +79,7 @@ def record_of(cell: Cell) -> dict | None:
   """cell.json, or None for a cell that has not ended.
 
   Raises:
-    InputError: a finished one was configured otherwise.
+    InputError: a finished cell has another configuration.
   """
   record = files.read_json_or_none(os.path.join(cell.folder, RECORD))
   if not record or record['state'] != 'finished':
@@ -87,38 +87,38 @@ def record_of(cell: Cell) -> dict | None:
   different = saved_config.differences(saved_config.completed(record['config']), cell.identity)
   if different:
     raise InputError(
-      f'found the cell {cell.folder} of another configuration (then -> now: '
-      f'{"; ".join(different)}); expected the same; restore it, move that folder away, or choose '
+      f'the finished cell {cell.folder} has another configuration (then -> now: '
+      f'{"; ".join(different)}); restore that configuration, move the folder away, or choose '
       'another --output'
     )
   return record
 
 
 def write_record(cell: Cell, record: dict):
-  """cell.json: from now on the cell has ended."""
+  """Writes cell.json, which marks the cell as ended."""
   write_json(os.path.join(cell.folder, RECORD), record)
 
 
 def rows_path(cell: Cell, step: int | None = None) -> str:
-  """The rows of an evaluation, of the last one by default."""
+  """The rows of an evaluation, by default the last one."""
   step = cell.last_step if step is None else step
   return os.path.join(cell.folder, 'evaluations', f'{step:06d}.json')
 
 
 def write_rows(cell: Cell, rows):
-  """The evaluation of a cell that trains nothing."""
+  """Writes the evaluation of a cell that trains nothing."""
   workdir_lib.write_evaluation(cell.folder, 0, rows)
 
 
 def write_json(path, tree):
-  """A file of the study. A NaN among scores is a mistake to be seen at once, not in a table of
-  months later.
+  """Writes a file of the study. Rejects NaN, so that a faulty score shows up at once and not in a
+  table months later.
   """
   files.write_json(path, tree, indent=1, allow_nan=False)
 
 
 def with_retry(cell: Cell):
-  """Forgets a failed cell, so that it is run again from its beginning; what went wrong stays in
+  """Deletes a failed cell, so that it runs again from the start; its record is kept in
   earlier.json.
   """
   record = files.read_json_or_none(os.path.join(cell.folder, RECORD))

@@ -1,10 +1,10 @@
 """The paper's claims as paired contrasts of the study's cells, each with a 95 % interval and a
-verdict, Holm over the paper's claims, and apart from them over the controls.
+verdict, with Holm's correction over the paper's claims and, separately, over the controls.
 
-A claim of a direction is confirmed, or reversed, if its adjusted two-sided p is below 0.05; a claim
-of equality is confirmed if both one-sided tests against 2 points are, and reversed if the
-difference is surely larger. All else is "not confirmed". Where a claim has several contrasts it
-says whether any or all of them must hold.
+A claim of a direction is confirmed, or reversed, if its adjusted two-sided p is below 0.05. A claim
+of equality is confirmed if both one-sided tests against 2 points are significant, and reversed if
+the whole interval is beyond 2 points. Anything else is "not confirmed". A claim with several
+contrasts states whether any or all of them must hold.
 """
 
 from typing import NamedTuple
@@ -21,7 +21,7 @@ MORE, LESS, EQUAL, OPEN = 'more', 'less', 'equal', 'open'
 
 
 class Contrast(NamedTuple):
-  """variant a minus variant b in a measure; sign: which direction is the claim's."""
+  """Variant a minus variant b in a measure. sign: the direction that the claim asserts."""
 
   measure: str
   a: str
@@ -113,12 +113,12 @@ BEYOND = (
   'forward',
   'shuffled',
   'best_of_n',
-)  # controls that DSR must beat to be called learning
+)  # controls that DSR must beat to count as learning
 
 
 def claims_of(results: Results, base: str) -> list[dict]:
-  """A row a claim: sentence, verdict, adjusted p, and its contrasts with intervals. Claims without
-  cells have the verdict 'no data'.
+  """One row per claim: sentence, verdict, adjusted p, and its contrasts with intervals. A claim
+  without cells has the verdict 'no data'.
   """
   paper = [_directional(results, base, claim) for claim in CLAIMS]
   paper += [_saturation(results, base), _binding(results, base)]
@@ -184,8 +184,8 @@ def _directional(results, base, claim: Claim) -> dict:
 
 
 def _saturation(results, base) -> dict:
-  """Whether at half of the run understanding has more of its final gain than generation has of its
-  own.
+  """Whether, halfway through the run, understanding has reached a larger share of its final gain
+  than generation has.
   """
   row = _row(
     'saturates_earlier',
@@ -224,7 +224,7 @@ def _saturation(results, base) -> dict:
     return row | {
       'p': 1.0,
       'toward': 0,
-      'note': 'a task did not surely gain: there is no share to speak of',
+      'note': 'the gain of a task is not significant, so its share is undefined',
     }
   share = combine(
     lambda u, uu, g, gg: u / uu - g / gg,
@@ -259,7 +259,7 @@ def _binding(results, base) -> dict:
 
 
 def prefix_of(results, base, variant, step, measure) -> int:
-  """Rows a task, or images, of the quick evaluation at a step."""
+  """The length of the quick evaluation at a step: rows per task, or images."""
   rows = results.rows(base, variant, results.seeds(base, variant)[0], step)[MEASURES[measure].rows]
   return len(rows) if measure.startswith('description') else len(rows) // len(grammar.GENEVAL)
 

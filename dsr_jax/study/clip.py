@@ -1,5 +1,5 @@
-"""Trains a CLIP on Scenes, with the embedded model's size and the same noisy captions, to measure
-an external reward there.
+"""Trains a CLIP on Scenes, with the embedded model's size and the same noisy captions, as an
+external reward for comparison.
 
   python -m dsr_jax.study.clip --output=DIR
   python -m dsr_jax.study.clip --compare=DIR --model=scenes
@@ -32,15 +32,15 @@ from dsr_jax.models.janus.processor import Processor
 from dsr_jax.models.unified import Sampling
 from dsr_jax.scenes import sets, world
 
-MAX_TOKENS = 50  # the grammar's longest text, its beginning and its end
-MAX_SCALE = np.log(100.0)  # of the logits, as OpenAI bounds it
+MAX_TOKENS = 50  # the grammar's longest text, with its first and last special tokens
+MAX_SCALE = np.log(100.0)  # log of the logits' scale, with OpenAI's bound
 CHUNK = 16  # prompts sampled at once
 
 # Training one.
 
 
 def config_for(vocab_size: int, eos_id: int) -> clip.ClipConfig:
-  """Sizes like the embedded model's language model and vision tower."""
+  """The sizes of the embedded model's language model and vision tower."""
   tower = clip.TowerConfig(128, 384, 4, 4, act='gelu')
   return clip.ClipConfig(
     text=tower,
@@ -57,7 +57,7 @@ def config_for(vocab_size: int, eos_id: int) -> clip.ClipConfig:
 
 
 def batch(processor, seed: int, step: int, size: int):
-  """Captioned images of pretraining: pixels (B, H, W, 3) uint8 and ids (B, T)."""
+  """Captioned images from pretraining: pixels (B, H, W, 3) uint8 and ids (B, T)."""
   pairs = [sets.pretraining_example(seed, step * size + i) for i in range(size)]
   pixels = np.stack([pixels for pixels, _ in pairs])
   ids = clip_files.encode_texts(processor.tokenizer, [text for _, text in pairs], MAX_TOKENS)
@@ -66,7 +66,7 @@ def batch(processor, seed: int, step: int, size: int):
 
 def loss_fn(params, graphdef, pixels, ids):
   """Cross-entropy of the pairs within the batch, in both directions -> loss, and the share of texts
-  that find their image.
+  whose most similar image is their own.
   """
   model = nnx.merge(graphdef, params)
   seen = model.pictures(images.to_float(pixels))
@@ -80,8 +80,8 @@ def loss_fn(params, graphdef, pixels, ids):
 
 
 def train(processor, *, steps: int, size: int, learning_rate: float, seed: int):
-  """Returns the config, the parameters and how it went: loss and share of found images over the
-  last tenth.
+  """Returns the config, the parameters and facts about the training: loss and share of found images
+  over the last tenth of the steps, among others.
   """
   config = config_for(len(processor.tokenizer), processor.templates.eos_id)
   graphdef, params = clip.graphdef_of(config), clip.create(config, seed)
@@ -130,10 +130,10 @@ def train(processor, *, steps: int, size: int, learning_rate: float, seed: int):
 
 
 def compare(clip_dir: str, source, *, per_task: int, samples: int, seed: int) -> dict:
-  """Of images that the model draws of validation prompts: how often each reward orders two as the
-  judge does.
+  """For images that the model draws for validation prompts: how often each reward orders two images
+  as the judge does.
 
-  source: `locate.Source`, the model that draws and scores, with its method.
+  source: `locate.Source`: the model that draws and scores, with its method.
   """
   config, weights = clip_files.read_config(clip_dir), clip_files.load(clip_dir)
   prompts = sets.evaluation_prompts(per_task, 'validation')
@@ -183,9 +183,9 @@ def compare(clip_dir: str, source, *, per_task: int, samples: int, seed: int) ->
 
 
 def _cosine(graphdef, config, params, weights, codes, ids):
-  """CLIP's cosine of prompts, ids (P, T), and their images, codes (P, G, N): (P, G).
+  """CLIP's cosine of prompts, ids (P, T), and their images, codes (P, G, N) -> (P, G).
 
-  It sees the images as they are decoded, not rounded as in a file.
+  It sees the decoded images without the rounding of a file.
   """
   pictures = nnx.merge(graphdef, params).picture_from_codes(codes)
   return clip.similarity(config, weights, pictures.pixels, ids)
@@ -198,8 +198,8 @@ def main(argv, f=flags.FLAGS):
   cli.no_arguments(argv)
   if bool(f.output) == bool(f.compare):
     raise InputError(
-      'found not exactly one of --output and --compare; expected a directory to train into, or one '
-      'to measure; name one'
+      'exactly one of --output and --compare is needed; name either a directory to train into, or '
+      'one to measure'
     )
   if f.compare:
     clip_files.read_config(f.compare)

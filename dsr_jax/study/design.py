@@ -1,4 +1,4 @@
-"""Which cells a study has: variants x seeds x bases, and the grid of learning rates before them."""
+"""The cells of a study: variants x seeds x bases, and the grid of learning rates for tuning."""
 
 import dataclasses
 import glob
@@ -17,15 +17,15 @@ GROUPS = {'run', 'bases', 'seeds', 'control_seeds', 'tune', 'measure', 'clip'}  
 
 @dataclasses.dataclass
 class Study:
-  """What is asked for, and where it lies.
+  """A requested study and its folder.
 
   Attributes:
     directory: the study's folder.
-    run: the cell that all variants change a little.
+    run: the run configuration that each variant changes a little.
     bases: {name: model}.
-    seeds, control_seeds: how many the paper's variants have, and the others.
+    seeds, control_seeds: the number of seeds of the paper's variants, and of the others.
     tune, measure, clip: groups of the config.
-    settings: what must be the same when the study goes on.
+    settings: what must be the same when the study is resumed.
     command: as the user wrote it, for the page.
   """
 
@@ -43,9 +43,9 @@ class Study:
   # Cells.
 
   def cells(self, variants, seeds=None, bases=None) -> list[Cell]:
-    """All cells of the variants (and of the base, which each needs), in order.
+    """All cells of the variants (and of the base, which all of them need), in order.
 
-    seeds, bases: those asked for, or None for the plan's.
+    seeds, bases: the requested ones, or None for those of the config.
     """
     tuned = self._rates()
     out = []
@@ -56,7 +56,7 @@ class Study:
     return out
 
   def finished(self, besides=()) -> list[Cell]:
-    """`besides`, and all other cells that have ended in this folder, whatever is asked for now."""
+    """`besides`, and all other cells in this folder that have ended, requested now or not."""
     tuned = self._rates()
     known = {cell.folder for cell in besides}
     models = self.models()
@@ -73,12 +73,12 @@ class Study:
     return sorted(cells, key=lambda c: (bases.index(c.base), variants.index(c.variant), c.seed))
 
   def models(self) -> dict[str, str]:
-    """{base: model}, also of bases of this folder that are not named now."""
+    """{base: model}, including bases of this folder that are not named now."""
     kept = files.read_json_or_none(self.path) or {}
     return {**kept.get('models', {}), **self.bases}
 
   def _bases(self, variant, asked):
-    """Controls are of the first base alone, unless others are asked for."""
+    """Controls use only the first base, unless others are requested."""
     if asked:
       return list(asked)
     bases = list(self.bases)
@@ -108,8 +108,8 @@ class Study:
   # Tuning.
 
   def tune_cells(self, variants) -> list[Cell]:
-    """The grid of learning rates of each variant that trains and has a rate of its own, on the
-    first base.
+    """The grid of learning rates, on the first base, for each variant that trains and has its own
+    learning rate.
     """
     out = []
     for variant in variants:
@@ -136,11 +136,11 @@ class Study:
     return Cell(base, variant, self.tune.seed, config, folder, 'validation')
 
   def tuning(self, task=None) -> dict:
-    """{variant: {'learning_rate', 'score', 'scores' by rate}} of variants whose whole grid has
+    """{variant: {'learning_rate', 'score', 'scores' by rate}} for variants whose whole grid has
     ended.
 
-    The score is the mean of generation and of the descriptions' F1 on validation, of the tasks that
-    the variant learns, or of `task`.
+    The score is the validation score of generation and the F1 of descriptions, averaged over the
+    tasks that the variant learns, or that of `task` alone.
     """
     out = {}
     for variant in VARIANTS:
@@ -164,8 +164,8 @@ class Study:
     return out
 
   def _rates(self) -> dict[str, float]:
-    """{variant: learning rate} that tuning chose, for itself or for a variant whose rate it
-    takes.
+    """{variant: learning rate}: the rate that tuning chose for it, or for the variant whose rate it
+    uses.
     """
     tuned = {name: found['learning_rate'] for name, found in self.tuning().items()}
     taken = {name: tuned[v.rate_of] for name, v in VARIANTS.items() if v.rate_of in tuned}
@@ -175,7 +175,7 @@ class Study:
 
   @property
   def path(self) -> str:
-    """study.json: what the folder is a study of."""
+    """study.json: the settings and bases of the study in this folder."""
     return os.path.join(self.directory, 'study.json')
 
   @property
@@ -185,7 +185,7 @@ class Study:
 
   @property
   def compile_cache(self) -> str:
-    """JAX's, for all cells."""
+    """JAX's compilation cache, for all cells."""
     return os.path.join(self.directory, 'compiled')
 
   def base_path(self, cell: Cell) -> str:
@@ -198,7 +198,7 @@ class Study:
     return os.path.join(self.directory, 'rewards', cell.base, name)
 
   def demonstrations(self) -> list[str]:
-    """Images that have been made for people."""
+    """Images that were made for people to look at."""
     folder = os.path.join(self.directory, 'shown')
     if not os.path.isdir(folder):
       return []
@@ -219,21 +219,21 @@ def run_steps(run, variant) -> int:
 def from_config(config, directory, bases=(), command='') -> Study:
   """A ConfigDict of configs/scenes_study.py -> a Study.
 
-  bases: names of it, or NAME=MODEL. Raises InputError for what a user can mend.
+  bases: names from it, or NAME=MODEL. Raises InputError for what a user can fix.
   """
   tree = config.to_dict()
   if set(tree) != GROUPS:
     odd = sorted(set(tree) ^ GROUPS)
     raise InputError(
-      f'found a config without or with {", ".join(odd)}; expected {", ".join(sorted(GROUPS))}; '
-      'start from configs/scenes_study.py'
+      f'the groups {", ".join(odd)} of --config are missing or unknown; it needs '
+      f'{", ".join(sorted(GROUPS))}: start from configs/scenes_study.py'
     )
   run = config_loading.from_config_dict(config.run)
   for key in ('seeds', 'control_seeds'):
     if tree[key] < 1:
-      raise InputError(f'found config.{key}={tree[key]}; expected at least 1; raise it')
+      raise InputError(f'config.{key} is {tree[key]}; set it to at least 1')
   if not tree['tune']['learning_rates']:
-    raise InputError('found no config.tune.learning_rates; expected at least one; name some')
+    raise InputError('config.tune.learning_rates is empty; give at least one')
   return Study(
     directory=directory,
     run=run,
@@ -249,7 +249,7 @@ def from_config(config, directory, bases=(), command='') -> Study:
 
 
 def _named_bases(known: dict[str, str], asked) -> dict[str, str]:
-  """{name: model} of the config and of the flag."""
+  """{name: model} from the config and the flag."""
   named = dict(known)
   for base in asked:
     name, _, model = base.partition('=')
@@ -257,13 +257,12 @@ def _named_bases(known: dict[str, str], asked) -> dict[str, str]:
       named[name] = model
     elif name not in named:
       raise InputError(
-        f'found the base {name!r}; expected one of {", ".join(named)}, or NAME=MODEL; name one of '
-        'them in --bases'
+        f'unknown base {name!r} in --bases; choose from {", ".join(named)}, or write NAME=MODEL'
       )
   for name in named:
     if not name.replace('_', '').replace('-', '').isalnum():
       raise InputError(
-        f'found the base name {name!r}; expected letters, digits, - and _; write NAME=MODEL'
+        f'the base name {name!r} may only have letters, digits, - and _; write NAME=MODEL'
       )
   return named
 
@@ -272,42 +271,39 @@ def _settings(run, tree) -> dict:
   saved = saved_config.to_json(run)
   settings = {key: saved[key] for key in ('method', 'data', 'eval')}
   for key in ('tune', 'measure', 'clip'):
-    # As JSON has them, to be compared with what is read back.
+    # As JSON values, for comparison with what is read back.
     settings[key] = {k: list(v) if isinstance(v, tuple) else v for k, v in tree[key].items()}
   return settings
 
 
 def chosen_variants(names) -> list[str]:
-  """Those named, all if none is. InputError lists those that exist."""
+  """The named variants; all if none is named. The InputError lists those that exist."""
   names = [name.strip() for name in names if name.strip()] or list(VARIANTS)
   for name in names:
     if name not in VARIANTS:
-      raise InputError(
-        f'found the variant {name!r}; expected some of {", ".join(VARIANTS)}; name those in '
-        '--variants'
-      )
+      raise InputError(f'unknown variant {name!r} in --variants; choose from {", ".join(VARIANTS)}')
   return [name for name in VARIANTS if name in names]
 
 
 def chosen_seeds(names) -> tuple[int, ...] | None:
-  """Seeds of a flag, or None for the plan's."""
+  """The seeds of the flag, or None for those of the config."""
   try:
     seeds = [int(name) for name in names]
   except ValueError as e:
     raise InputError(
-      f'found --seeds={",".join(names)}; expected whole numbers with commas between; change it'
+      f'--seeds is {",".join(names)}; set it to whole numbers separated by commas'
     ) from e
   if any(seed < 0 for seed in seeds):
-    raise InputError(f'found --seeds={",".join(names)}; expected numbers from 0; change it')
+    raise InputError(f'--seeds is {",".join(names)}; set it to numbers from 0')
   return tuple(dict.fromkeys(seeds)) or None
 
 
-# The same study when it goes on.
+# Resuming the same study.
 
 
 def check_same_study(study: Study, fingerprints: dict[str, str]):
-  """Writes DIR/study.json, or InputError with the differences if the folder is of another study.
-  fingerprints: {base: of its weights}.
+  """Writes DIR/study.json. Raises InputError with the differences if the folder belongs to another
+  study. fingerprints: {base: fingerprint of its weights}.
   """
   kept = files.read_json_or_none(study.path)
   if kept is None:
@@ -320,8 +316,8 @@ def check_same_study(study: Study, fingerprints: dict[str, str]):
   )
   if different:
     raise InputError(
-      f'found a study of another configuration in {study.directory} (then -> now: '
-      f'{"; ".join(different)}); expected the same; use the same settings, or another --output'
+      f'the study in {study.directory} has another configuration (then -> now: '
+      f'{"; ".join(different)}); use the same settings, or another --output'
     )
   models = {name: study.bases[name] for name in fingerprints}
   content = {
@@ -338,6 +334,6 @@ def _check_empty(directory):
   others = [name for name in os.listdir(directory) if not name.startswith('.')]
   if others:
     raise InputError(
-      f'found {others[0]} in {directory}; expected a new or empty folder, or that of a study; name '
-      'another --output'
+      f'{directory} contains {others[0]} but is not the folder of a study; name a new or empty '
+      'folder as --output'
     )

@@ -1,8 +1,7 @@
-"""What a cell of the study is measured by: both tasks on fixed lists with common random numbers,
-and how well scorers order samples.
+"""The measurements of a study's cell: both tasks on fixed lists with common random numbers, and how
+well scorers order samples.
 
-Everything is kept as rows, a row a prompt or an image, so that differences between cells are
-paired.
+Everything is kept as rows, one per prompt or image, so that differences between cells are paired.
 Axes: P prompts or images, S samples, G samples that scorers order, B inputs of a chunk, T text
 tokens, N image codes, H W pixels.
 """
@@ -25,21 +24,21 @@ from dsr_jax.rewards.base import RewardInputs
 from dsr_jax.scenes import grammar, judge, sets
 from dsr_jax.tasks import TASKS
 
-SCORER_SEED = 20_000  # of the prompts and images that scorers are asked about: no run's
-SCORER_INPUTS = 16  # at once
-# What became of a prompt, by `failure`.
+SCORER_SEED = 20_000  # of the prompts and images that scorers judge; no run uses it
+SCORER_INPUTS = 16  # at a time
+# The results of `failure`.
 FAILURES = ('right', 'missing', 'count', 'binding', 'position', 'unreadable')
 
 
 @functools.lru_cache(maxsize=8)
 def prompts_of(per_task: int, split: str = 'evaluation'):
-  """The fixed list of prompts; it takes seconds to draw."""
+  """The fixed list of prompts. Cached, because making it takes seconds."""
   return tuple(sets.evaluation_prompts(per_task, split))
 
 
 class Evaluator(evaluator.Evaluator):
-  """A run's evaluator with more rows: the judge's other rules, what nobody asked for, and many
-  samples of a few prompts.
+  """A run's evaluator with more rows: the judge's other rules, objects that were not requested, and
+  many samples for a few prompts.
 
   measure: the group `measure` of configs/scenes_study.py.
   """
@@ -64,8 +63,8 @@ class Evaluator(evaluator.Evaluator):
     best_of: int = 1,
     cfg_interval: int = 0,
   ):
-    """Flat scores, and rows (P, S): generation, strict (0 or 1), graded, extras (things and blobs
-    beyond those asked for), pebbles, failure (an index of FAILURES).
+    """Flat scores, and rows (P, S): generation, strict (0 or 1), graded, extras (objects and blobs
+    beyond those requested), pebbles, failure (an index into FAILURES).
     """
     prompts = prompts_of(per_task, self._split)
     pixels = self._sampler.pictures(
@@ -101,7 +100,7 @@ class Evaluator(evaluator.Evaluator):
     return {'generation_many': picture_rows(prompts, pixels)['generation']}
 
   def texts(self, params, temperature: float, best_of: int = 1):
-    """Rows of sums of descriptions of the whole list."""
+    """Rows of sums for descriptions of the whole list."""
     scenes = sets.evaluation_scenes(self._eval.pictures, self._split)
     texts = self._sampler.texts(
       params,
@@ -130,7 +129,7 @@ class Evaluator(evaluator.Evaluator):
 
 
 def picture_rows(prompts, pixels) -> dict[str, list]:
-  """Rows (P, S) of pixels (P, S, H, W, 3) uint8, as `Evaluator.generation` names them."""
+  """Rows (P, S) for pixels (P, S, H, W, 3) uint8; see `Evaluator.generation`."""
   readings = judge.read(pixels.reshape(-1, *pixels.shape[2:]))
   samples = pixels.shape[1]
   rows = {'generation': [], 'strict': [], 'graded': [], 'extras': [], 'pebbles': [], 'failure': []}
@@ -148,10 +147,10 @@ def picture_rows(prompts, pixels) -> dict[str, list]:
 
 
 def failure(prompt, reading) -> str:
-  """How an image fails its prompt, the first of FAILURES that applies.
+  """How an image fails its prompt: the first of FAILURES that applies.
 
-  A thing is missing, there are too few or too many, an attribute is on the wrong thing or on none,
-  a relation does not hold.
+  An object is missing, there are too few or too many, an attribute is on the wrong object or on
+  none, or a relation does not hold.
   """
   if judge.verdict(prompt, reading)['geneval']:
     return 'right'
@@ -176,10 +175,10 @@ def failure(prompt, reading) -> str:
 
 
 class Scorers:
-  """How scorers order samples of inputs that no run sees, beside the exact judge's order of them.
+  """How scorers order samples for inputs that no run sees, compared with the exact judge's order.
 
-  The configuration says whose reward, temperature and guidance are at work. inputs: prompts, and as
-  many images.
+  The configuration sets the reward, temperature and guidance. inputs: the number of prompts, and of
+  images.
   """
 
   def __init__(self, graphdef, config, processor, image_size: int, inputs: int):
@@ -219,8 +218,8 @@ class Scorers:
     self._eos_id = processor.templates.eos_id
 
   def run(self, policies, scorers) -> dict[str, list]:
-    """Rows (P, G) `scorer_TASK_NAME` of each scorer's rewards, `scorer_TASK_truth` of the judge's,
-    `scorer_understanding_length` of texts.
+    """Rows (P, G): `scorer_TASK_NAME` has each scorer's rewards, `scorer_TASK_truth` the judge's
+    scores, `scorer_understanding_length` the lengths of texts.
 
     policies: {task: parameters that sample}. scorers: {task: {name: parameters}}.
     """
@@ -267,7 +266,7 @@ class Scorers:
     return rows
 
   def _rewards(self, task, scorers, batch, samples) -> dict[str, np.ndarray]:
-    """Each scorer's rewards (P, G) of samples: codes (P, G, N), or Text (P, G, T)."""
+    """Each scorer's rewards (P, G) for samples: codes (P, G, N), or Text (P, G, T)."""
     rows = {name: [] for name in scorers}
     for first in range(0, self._inputs, SCORER_INPUTS):
       part = slice(first, min(first + SCORER_INPUTS, self._inputs))
@@ -280,7 +279,7 @@ class Scorers:
 
 
 def _score(graphdef, method, scoring, params, reward_params, batch, samples, first, *, task):
-  """Rewards (B, G) of samples of a part of the inputs; first: the place of the part."""
+  """Rewards (B, G) for samples of a part of the inputs. first: the index of its first input."""
   model = nnx.merge(graphdef, params)
   group = method.group_size
   half = batch.generation if task == 'generation' else batch.understanding

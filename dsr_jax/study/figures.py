@@ -1,5 +1,5 @@
-"""The study's figures, drawn by matplotlib from whatever cells there are: each function gives a
-Figure, or None without any cells; `svg` writes one down.
+"""The study's figures, drawn with matplotlib from the existing cells. Each function returns a
+Figure, or None without any cells; `svg` converts one to text.
 """
 
 import io
@@ -17,7 +17,7 @@ try:
   import matplotlib
   from matplotlib.figure import Figure
   from matplotlib.patches import Patch
-except ImportError:  # only the study draws, so only it asks for matplotlib (`check_matplotlib`)
+except ImportError:  # only the study needs matplotlib, and checks for it (`check_matplotlib`)
   matplotlib = None
 
 FAMILIES = (variants_lib.PAPER, variants_lib.CONTROL, variants_lib.LAW)
@@ -27,9 +27,9 @@ CATEGORY_CURVES = ('unified', 'generation', 'grpo', 'judge')
 COLORS = ('#1f6fb2', '#d1612a', '#2b8a57', '#8a4fb0', '#b0902b', '#5b6670', '#c23b6b', '#3aa3a3')
 FAINT = '#7e8690'
 GAINED = 'points gained over the base'
-CAPTION_DENSITY = 16.8  # characters of a line of a caption, an inch
-DODGE = 0.012  # between curves over the same steps, of a run
-LABEL_GAP = 0.052  # between two names in the margin, of a panel's height
+CAPTION_DENSITY = 16.8  # characters per inch in a line of a caption
+DODGE = 0.012  # of the run's length, between curves over the same steps
+LABEL_GAP = 0.052  # of a panel's height, between two names in the margin
 
 STYLE = {
   'font.size': 8.5,
@@ -40,8 +40,8 @@ STYLE = {
   'axes.spines.top': False,
   'axes.spines.right': False,
   'legend.frameon': False,
-  # Text stays text. It is laid out in DejaVu Sans, wider than what else a reader may have, so
-  # that nothing is pushed over its neighbor.
+  # Text stays text. It is laid out in DejaVu Sans, which is wider than other fonts that a reader
+  # may have, so that labels never overlap.
   'font.family': 'DejaVu Sans',
   'svg.fonttype': 'none',
   'svg.hashsalt': 'dsr_jax',  # the same figure is the same file
@@ -49,7 +49,7 @@ STYLE = {
 
 
 class Point(NamedTuple):
-  """x, and y with its interval."""
+  """A point: x, and y with its interval."""
 
   x: float
   y: float
@@ -58,10 +58,10 @@ class Point(NamedTuple):
 
 
 def check_matplotlib():
-  """InputError where the figures could not be drawn: it is asked before any cell runs."""
+  """InputError if the figures cannot be drawn. Called before any cell runs."""
   if matplotlib is None:
     raise InputError(
-      "found no matplotlib; expected it for the study's figures; "
+      "the study's figures need matplotlib, which is not installed; "
       "pip install 'dsr_jax[study]', or pip install matplotlib"
     )
 
@@ -78,7 +78,7 @@ def svg(figure) -> str:
 
 
 def gains(results, base):
-  """Every variant's difference to the base: generation, and F1 of descriptions."""
+  """Every variant's difference from the base: generation, and F1 of descriptions."""
   found = {
     measure: _differences(results, base, results.variants(base), measure)
     for measure in TASKS.values()
@@ -103,10 +103,10 @@ def gains(results, base):
 
 
 def law(points):
-  """Gain against the pairwise accuracy of the reward; a color a base.
+  """Gain against the pairwise accuracy of the reward, one color per base.
 
-  The line is that of the degraded judges (`law.line`), which differ in accuracy alone. The base
-  with most points has its names in the margin.
+  The line fits the degraded judges (`law.line`), which differ only in accuracy. The points of the
+  base with most points have their names in the margin.
   """
   if not points:
     return None
@@ -148,17 +148,17 @@ def law(points):
   _caption(
     figure,
     'Each point is a variant on a base: how often its reward orders two candidates as the exact '
-    'judge does, and what training by it gained, with 95 % intervals. Circles are judges whose '
-    'verdicts were turned around now and then, and that differ in nothing else; the line is the '
-    'least squares through them. Diamonds are all other rewards, '
-    f'each at the rate that suits it. Names: base {named}.',
+    'judge does, and how much training with it gained, with 95 % intervals. Circles are judges '
+    'with some of their verdicts reversed, which differ in nothing else; the line is the '
+    'least-squares fit to them. Diamonds are all other rewards, '
+    f'each at its tuned learning rate. Names: base {named}.',
   )
   return figure
 
 
 def evolution(results, base):
-  """Both tasks over training, as differences to the base: lines on the short lists that every
-  evaluation has, and at the end the whole lists, which are the tables'.
+  """Both tasks over training, as differences from the base: lines for the short lists that every
+  evaluation has, and at the end the whole lists, as in the tables.
   """
   shown = [v for v in CURVES if len(results.steps(base, v)) > 1]
   curves = {
@@ -191,19 +191,20 @@ def evolution(results, base):
   _legend(figure, [(title, COLORS[CURVES.index(v)]) for title, v in zip(titles, shown)])
   _caption(
     figure,
-    f'Base {base}. Lines: at every point the short lists that all evaluations have, minus the base '
+    f'Base {base}. Lines: the short lists that all evaluations have, minus the base '
     'on the same short lists. Hollow, right of the end: the last step minus the base on the whole '
-    'lists, which are what the tables say; where the two differ it is the short lists that are '
-    'unlike the whole. '
-    f'{" ".join(notes)} Bars: 95 %; curves stand a little beside one another, so that theirs can '
-    'be told apart.',
+    'lists, as in the tables; where the two differ, the short lists are not representative '
+    'of the whole lists. '
+    f'{" ".join(notes)} Bars: 95 %; curves are shifted a little so that their bars do not '
+    'overlap.',
   )
   return figure
 
 
 def scorers(orders, title):
-  """orders: `law.scorers_over_training`: pairwise accuracy of live, frozen and partner scorers
-  over training.
+  """Pairwise accuracy of live, frozen and partner scorers over training.
+
+  orders: from `law.scorers_over_training`.
   """
   tasks = [task for task in TASKS if orders.get(task)]
   if not tasks:
@@ -219,15 +220,15 @@ def scorers(orders, title):
   _legend(figure, [(name, COLORS[law_lib.SCORERS.index(name)]) for name in shown])
   _caption(
     figure,
-    'How often a scorer orders two samples of the policy as the exact judge does: the policy of '
-    'that step (live), the initial model (frozen), the other of two models (partner). '
+    'How often a scorer orders two samples of the policy as the exact judge does: the policy at '
+    'that step (live), the initial model (frozen), or the other of two models (partner). '
     'Bands: 95 %.',
   )
   return figure
 
 
 def categories(results, base):
-  """Gains of each of GenEval's tasks, some variants."""
+  """Gains in each of GenEval's tasks, for some variants."""
   figure = panel = None
   shown = []
   for i, variant in enumerate(CATEGORY_CURVES):
@@ -256,7 +257,7 @@ def categories(results, base):
   return figure
 
 
-# What they are drawn from.
+# The data of the figures.
 
 
 def _differences(results, base, variants, measure) -> dict[str, Point]:
@@ -274,14 +275,14 @@ def _difference(results, base, variant, measure) -> Point | None:
 
 
 def _short_list(results, base, variant, measure) -> int | None:
-  """Rows a task, or images, of the quick evaluations; None where there are none."""
+  """The length of the quick evaluations: rows per task, or images. None if there are none."""
   steps = results.steps(base, variant)
   quick = [step for step in steps if step not in (0, steps[-1])]
   return prefix_of(results, base, variant, quick[0], measure) if quick else None
 
 
 def _curve(results, base, variant, measure) -> list[Point]:
-  """The differences to step 0, all on the same list."""
+  """The differences from step 0, all on the same list."""
   steps = results.steps(base, variant)
   prefix = _short_list(results, base, variant, measure)
   scores = [results.score(base, variant, measure, step=s, prefix=prefix) for s in steps]
@@ -296,12 +297,12 @@ def _curve(results, base, variant, measure) -> list[Point]:
 
 
 def _lists(results, base, variant, measure) -> str:
-  """How long both lists are, and what the base scores on each."""
+  """The lengths of both lists, and the base's score on each."""
   prefix = _short_list(results, base, variant, measure)
   if prefix is None:
     return ''
   rows = len(results.rows(base, 'base', results.seeds(base, 'base')[0])[MEASURES[measure].rows])
-  short, things = prefix, 'pictures'
+  short, things = prefix, 'images'
   if not measure.startswith('description'):
     short, things = prefix * len(grammar.GENEVAL), 'prompts'
   scores = [
@@ -321,11 +322,11 @@ def _skill(points, base) -> float:
   return next(p['skill'] for p in points if p['base'] == base)
 
 
-# How they are drawn.
+# Drawing.
 
 
 def _figure(panels: int, height: float, panel_width: float = 4.4, sharey: bool = False):
-  """(Figure, its panels from left to right); sizes in inches."""
+  """(Figure, its panels from left to right). Sizes are in inches."""
   with matplotlib.rc_context(STYLE):
     figure = Figure(figsize=(panel_width * panels, height), layout='constrained')
     axes = figure.subplots(1, panels, squeeze=False, sharey=sharey)
@@ -337,7 +338,7 @@ def _title(panel, words):
 
 
 def _dot(panel, point, color, marker='o', hollow=False, sideways=False):
-  """A point with its interval; sideways: in row x of a plot whose values run to the right."""
+  """A point with its interval. sideways: in row x of a plot with horizontal values."""
   errors = [[point.y - point.low], [point.high - point.y]]
   style = dict(color=color, marker=marker, markersize=4.5, elinewidth=1.2, linestyle='none')
   if hollow:
@@ -356,16 +357,14 @@ def _line(panel, points, color):
 
 
 def _line_with_bars(panel, points, color):
-  """A line with the interval of each point as a bar: where curves lie close together, bands would
-  only make mud.
-  """
+  """A line with the interval of each point as a bar: bands of close curves would be unreadable."""
   x, y, low, high = zip(*points)
   panel.vlines(x, low, high, color=color, alpha=0.5, linewidth=1.1)
   panel.plot(x, y, color=color, linewidth=1.8, marker='o', markersize=3.5)
 
 
 def _names_in_margin(panel, names):
-  """Names of points (x, y, name) in one column right of the panel, a thin line to each."""
+  """Names of points (x, y, name) in one column right of the panel, each with a thin line."""
   low, high = panel.get_ylim()
   names = sorted(names, key=lambda item: item[1])
   rows = apart([(y - low) / (high - low) for _, y, _ in names], LABEL_GAP)
@@ -383,9 +382,7 @@ def _names_in_margin(panel, names):
 
 
 def apart(places: list[float], gap: float) -> list[float]:
-  """Ascending places, moved as little as needed so that any two are `gap` apart, within [0, 1]
-  as far as there is room.
-  """
+  """Ascending places, moved as little as needed to be `gap` apart, within [0, 1] if there is room."""
   moved = []
   for place in places:
     moved.append(max(place, moved[-1] + gap) if moved else max(place, 0.0))
@@ -404,6 +401,6 @@ def _legend(figure, entries):
 
 
 def _caption(figure, words):
-  """Words below, so that the figure stands alone."""
+  """A caption below, so that the figure can be understood alone."""
   width = round(CAPTION_DENSITY * figure.get_figwidth())
   figure.supxlabel('\n'.join(textwrap.wrap(words, width)), x=0.01, ha='left', fontsize=7.5)

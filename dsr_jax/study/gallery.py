@@ -1,8 +1,8 @@
-"""What people look at: the base and a trained model side by side with common seeds, samples with
-their rewards, failures by kind.
+"""Images for people: the base and a trained model side by side with the same seeds, samples with
+their rewards, and failures by kind.
 
-Made once for each base, of the first of SHOWN that has a finished cell with a checkpoint, in
-DIR/shown.
+They are made once for each base, from the first variant in SHOWN that has a finished cell with a
+checkpoint, and are in DIR/shown.
 """
 
 import os
@@ -20,15 +20,15 @@ from dsr_jax.scenes import grammar, judge, sets, world
 from dsr_jax.study.evaluate import failure
 
 SHOWN = ('unified', 'grpo', 'generation')
-# A kind of failure, and the task that it is looked for in.
+# {kind of failure: the task in which to look for it}.
 KINDS = {'count': 'counting', 'binding': 'color_attr', 'position': 'position'}
-EACH = 4  # failures shown of a kind
-LOOKED_AT = 50  # prompts of its task that are drawn to find them
+EACH = 4  # failures shown of each kind
+LOOKED_AT = 50  # prompts per task that are drawn to find them
 PARTS = ('pictures', 'texts', 'candidates', 'failures')
 
 
 def make(study, cells, records):
-  """Makes what is missing."""
+  """Makes the missing images."""
   finished = [cell for cell, r in zip(cells, records) if r and r['state'] == 'finished']
   for base in dict.fromkeys(cell.base for cell in cells):
     done = [
@@ -76,8 +76,8 @@ def _subject(source, name, config) -> benchmarks.Subject:
 
 
 def failures(subject: benchmarks.Subject):
-  """A sheet of images that fail by number, by attribute and by place, and of texts that say what
-  is not there.
+  """A sheet of images with wrong counts, attributes and positions, and of texts that describe
+  what is not in the image.
   """
   pixels, lines = [], []
   for kind in KINDS:
@@ -89,12 +89,12 @@ def failures(subject: benchmarks.Subject):
   lines += said
   if not pixels:
     pixels = [np.full((world.IMAGE_SIZE, world.IMAGE_SIZE, 3), 255, np.uint8)]
-    lines = [[('', 'no failure of these kinds was found', True)]]
+    lines = [[('', 'no failures of these kinds were found', True)]]
   return sheets.statements(np.stack(pixels), lines)
 
 
 def _failed_pictures(subject, kind):
-  """Images that fail by this kind, and what is said about each."""
+  """Images with this kind of failure, and the lines about each."""
   prompts = sets.evaluation_prompts(LOOKED_AT, tasks=(KINDS[kind],))
   drawn = subject.sampler.pictures(
     subject.params,
@@ -118,7 +118,7 @@ def _failed_pictures(subject, kind):
 
 
 def _inventions(subject):
-  """Images of whose texts something is not true, and what is said about each."""
+  """Images whose texts are partly false, and the lines about each."""
   scenes = sets.evaluation_scenes(LOOKED_AT)
   pixels = sets.pictures(scenes)
   texts = subject.sampler.texts(
@@ -141,7 +141,7 @@ def _inventions(subject):
 
 
 def _in_words(reading) -> str:
-  """What the judge sees."""
+  """What the judge sees, in words."""
   seen = [f'{thing.name} at ({thing.row}, {thing.col})' for thing in reading.things]
   seen += ['something unreadable'] * reading.blobs
   return ', '.join(seen) or 'nothing'

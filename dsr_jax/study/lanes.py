@@ -1,10 +1,10 @@
-"""Several runs of one variant as lanes of one program, by `jax.vmap`: seeds of a cell, or learning
-rates of the tuning.
+"""Several runs of one variant as lanes of one program, with `jax.vmap`: seeds of a cell, or
+learning rates for tuning.
 
-A small model leaves an accelerator idle; L runs beside each other take little longer than one. A
-lane is the run that `train.run` makes of its cell, within rounding, and leaves the same folder.
-What differs: there is no checkpoint on the way, so what was stopped begins again; and time is a
-lane's share, the program's divided by L.
+A small model leaves an accelerator mostly idle, so L runs side by side take little longer than one.
+Up to rounding, a lane equals the run that `train.run` makes of its cell, with the same folder.
+There are two differences: lanes save no intermediate checkpoints, so a stopped lane starts over,
+and a lane's time is the program's time divided by L.
 
 Axes: L lanes.
 """
@@ -35,8 +35,8 @@ from dsr_jax.runtime.run_log import RunLog, due
 from dsr_jax.state import TrainState
 from dsr_jax.step import StepOutput
 
-MOST = 8  # lanes that `auto` takes
-# What each lane has of its own in a state. All lanes hold the rest in common, the step among it.
+MOST = 8  # lanes with `auto`
+# The fields of a state that each lane has for itself. Lanes share all others, such as the step.
 OWN = ('params', 'opt_state', 'ema_params')
 STATE_AXES = TrainState(
   **{field.name: 0 if field.name in OWN else None for field in dataclasses.fields(TrainState)}
@@ -46,25 +46,24 @@ STATE_AXES = TrainState(
 
 
 def number(asked: str) -> int:
-  """The flag --lanes -> the most runs of a program. Raises InputError for one that cannot be."""
+  """The flag --lanes -> the most runs per program. Raises InputError for an impossible value."""
   devices = jax.device_count()
   if asked == 'auto':
     return MOST if devices == 1 and jax.default_backend() != 'cpu' else 1
   if not asked.isdecimal() or int(asked) < 1:
-    raise InputError(f'found --lanes={asked}; expected auto, or a number from 1; change it')
+    raise InputError(f'--lanes is {asked}; set it to auto, or a number from 1')
   if int(asked) > 1 and devices > 1:
     raise InputError(
-      f'found --lanes={asked} and {devices} devices; expected one, for lanes are not split over '
-      'devices; set --lanes=1'
+      f'--lanes is {asked}, but lanes need a single device and there are {devices}; set --lanes=1'
     )
   return int(asked)
 
 
 def groups(cells, most: int) -> list[list[int]]:
-  """Indices of cells, in order, by program: at most `most` neighbours that differ in seed and
-  learning rate alone.
+  """Indices of cells, in order, grouped by program: at most `most` neighbors that differ only in
+  seed and learning rate.
 
-  A cell that holds a checkpoint was begun on its own, and goes on so.
+  A cell with a checkpoint was started on its own, and resumes on its own.
   """
 
   def begun(cell):
@@ -78,7 +77,7 @@ def groups(cells, most: int) -> list[list[int]]:
 
 
 def _program(cell) -> str:
-  """The same for cells that can share one."""
+  """A key that is equal for cells that can share a program."""
   config = cell.config
   method = dataclasses.replace(config.method, seed=0, learning_rate=1.0)
   system = dataclasses.replace(config.system, samples_every=0)
@@ -90,18 +89,18 @@ def _program(cell) -> str:
 
 
 def together(train_step):
-  """The jitted step of one run -> that of L: (state, batch) -> `StepOutput`; the state is donated.
+  """The jitted step of one run -> that of L runs: (state, batch) -> `StepOutput`. Donates state.
 
-  state: of `stacked_state`. batch: of `stacked`. metrics: (L,) each. records: (L, ...) each.
+  state: from `stacked_state`. batch: from `stacked`. metrics: (L,) each. records: (L, ...) each.
   """
-  # Without the layouts of one run's results: all lanes lie on one device.
+  # Without the layouts of one run's results, because all lanes are on one device.
   one_lane = train_step.__wrapped__
   out_axes = StepOutput(state=STATE_AXES, metrics=0, records=0)
   return jax.jit(jax.vmap(one_lane, (STATE_AXES, 0), out_axes), donate_argnums=0)
 
 
 def stacked_state(states) -> TrainState:
-  """States of L runs, one at a time -> one whose own parts of each lane are (L, ...)."""
+  """States of L runs, one at a time -> one state whose OWN fields are (L, ...)."""
   own = []
   for state in states:
     own.append({name: getattr(state, name) for name in OWN})
@@ -110,9 +109,7 @@ def stacked_state(states) -> TrainState:
 
 
 def stacked(batches):
-  """Batches of L runs -> one of arrays (L, ...). Prompts that are longer in one run than in another
-  are padded to the longest.
-  """
+  """Batches of L runs -> one batch of arrays (L, ...). Prompts are padded to the longest run's."""
 
   def stack(*arrays):
     longest = max(x.shape[-1] if x.ndim else 0 for x in arrays)
@@ -129,7 +126,7 @@ def _padded(x, length: int):
 
 
 def state_of(state: TrainState, lane: int) -> TrainState:
-  """The state of one of the runs."""
+  """The state of one run."""
   own = {name: getattr(state, name) for name in OWN}
   return dataclasses.replace(state, **_take(own, lane))
 
@@ -143,11 +140,11 @@ def _take(tree, lane):
 
 
 def run(cells, builders_of):
-  """Runs cells of one of `groups` to their ends.
+  """Runs the cells of one group (`groups`) to their ends.
 
   builders_of: cell -> `train.Builders`, whose `make_train_step` makes the step of L runs.
 
-  Returns: the error of each, or None; nothing at all if a signal ended them.
+  Returns: each cell's error or None; None instead of the list if a signal ended them.
   """
   config = cells[0].config
   builders = builders_of(cells[0])
@@ -197,16 +194,14 @@ def run(cells, builders_of):
             lane.evaluate(step, state)
         metrics.restart_clock()
       elif due(step, config.system.log_every):
-        metrics.flush(but=1)  # the devices are at work on the last one
+        metrics.flush(but=1)  # the devices are still computing the last one
     for lane in lanes:
       lane.end(state, records)
     return [lane.error for lane in lanes]
 
 
 class _Metrics:
-  """Metrics on their way from the device to the folders of the runs; the terminal shows their
-  means.
-  """
+  """Moves metrics from the device to the folders of the runs; the terminal shows their means."""
 
   def __init__(self, lanes, last: int):
     self._lanes = lanes
@@ -234,7 +229,7 @@ class _Metrics:
       self._progress.step(step, means | {'time/step_seconds': seconds})
 
   def restart_clock(self):
-    """Leaves out of the next steps' time what was not a step."""
+    """Excludes time that was not spent on steps."""
     self._clock = time.perf_counter()
 
   def close(self):
@@ -243,7 +238,7 @@ class _Metrics:
 
 
 def _alone(method):
-  """What goes wrong with one run ends that run, and the others need not suffer from it."""
+  """An error in one run ends only that run."""
 
   @functools.wraps(method)
   def guarded(self, *args):
@@ -258,7 +253,7 @@ def _alone(method):
 
 
 class _Lane:
-  """One of the runs: what is in its folder, and what went wrong with it."""
+  """One of the runs: it writes the run's folder, and keeps the run's error."""
 
   def __init__(self, index: int, cell, builders: train.Builders, model, data_fingerprint: str):
     model, config = train.framed(model, cell.config)
@@ -285,7 +280,7 @@ class _Lane:
 
   @_alone
   def end(self, state, records):
-    """Images, the checkpoint of a run that keeps one, summary, page."""
+    """Writes sheet and rows, the checkpoint if the run keeps one, summary and page."""
     cell = self._cell
     folder, system, last = cell.folder, cell.config.system, cell.config.method.steps
     state = state_of(state, self._index)
@@ -310,5 +305,5 @@ class _Lane:
       checkpoints.close()
 
   def close(self):
-    """Ends the run's metrics."""
+    """Closes the run's metrics."""
     self._writer.close()

@@ -1,5 +1,5 @@
-"""What the scorers are worth, from stored rows: how often they order two candidates as the exact
-judge does, and what else moves them.
+"""How good the scorers are, from stored rows: how often they order two candidates as the exact
+judge does, and what else affects them.
 
 Axes: P inputs, G candidates.
 """
@@ -16,13 +16,13 @@ from dsr_jax.study.scores import SCORER_ROWS, Results
 TASKS = {
   'generation': 'generation',
   'understanding': 'description/f1',
-}  # a task, and the measure of its gain
+}  # {task: the measure of its gain}
 SCORERS = ('live', 'frozen', 'partner')
 
 
 def slope_at_equal_truth(rewards, length, truth) -> dict | None:
-  """The reward's least-squares slope on length over pairs of a group that the judge finds equally
-  good, nats a token; None without any.
+  """The reward's least-squares slope on length, in nats per token, over pairs within a group that
+  the judge finds equally good; None without any.
 
   rewards, length, truth (P, G). The interval is a bootstrap over groups.
   """
@@ -43,7 +43,7 @@ def slope_at_equal_truth(rewards, length, truth) -> dict | None:
 
 def scorers_over_training(results: Results, base: str, variant: str) -> dict:
   """{task: {scorer: [{'step', 'accuracy', 'low', 'high'}]}}, and 'length': the slope of R_U on
-  length at equal correctness by step.
+  length at equal correctness, by step.
   """
   out = {}
   for step in results.steps(base, variant):
@@ -71,7 +71,7 @@ def scorers_over_training(results: Results, base: str, variant: str) -> dict:
 
 
 def _stacked(each, task: str, name: str) -> list:
-  """A task's rows (P, G) of the runs that have them."""
+  """A task's rows (P, G), from the runs that have them."""
   key = f'{SCORER_ROWS}{task}_{name}'
   return [rows[key] for rows in each if key in rows]
 
@@ -90,11 +90,11 @@ def _accuracy(rewards, truth) -> dict | None:
 
 
 def law(study, results: Results) -> list[dict]:
-  """Points of gain against the pairwise accuracy of the reward that was learned from: one a base,
-  variant and task that learned.
+  """Points of gain against the pairwise accuracy of the training reward, one for each base, variant
+  and trained task.
 
-  Each: base, variant, task, accuracy (with low, high), skill of the base, gain (with low, high),
-  all as shares.
+  Each has base, variant, task, accuracy (with low, high), skill of the base, and gain (with low,
+  high), all as shares.
   """
   points = []
   for base in results.bases:
@@ -126,15 +126,15 @@ def law(study, results: Results) -> list[dict]:
 
 
 def is_degraded_judge(point: dict) -> bool:
-  """Whether a point of the law is of the judge, right always or so often: these differ in accuracy
-  alone.
+  """Whether the reward of a point is the exact judge, degraded or not: these points differ only in
+  accuracy.
   """
   return variants_lib.VARIANTS[point['variant']].changes.get('method.reward') == 'judge'
 
 
 def line(points: list[dict], task: str) -> dict | None:
-  """The least-squares line of gain by accuracy through a task's degraded judges on all bases, and
-  the accuracy at which it crosses 0; None of fewer than three.
+  """The least-squares line of gain against accuracy through a task's degraded judges on all bases,
+  and the accuracy at which it crosses 0; None with fewer than three points.
   """
   judges = [p for p in points if p['task'] == task and is_degraded_judge(p)]
   x = np.array([p['accuracy']['accuracy'] for p in judges])

@@ -1,4 +1,4 @@
-"""Runs a study's cells one after another, and makes of them what people look at."""
+"""Runs a study's cells one after another, then makes the images, tables and figures."""
 
 import os
 import time
@@ -16,9 +16,9 @@ from dsr_jax.study.variants import TRAINED, VARIANTS
 
 
 def run_cells(study, cells, bench, retry=False, most_lanes=1) -> list[dict | None]:
-  """Runs cells that have not ended, up to `most_lanes` of a variant in one program.
+  """Runs the cells that have not ended, up to `most_lanes` of a variant in one program.
 
-  Returns: their records; None for those that a signal kept from running.
+  Returns: the records of all cells; None for those that a signal prevented from running.
   """
   records = [record_of(cell) for cell in cells]
   if retry:
@@ -46,7 +46,7 @@ def run_cells(study, cells, bench, retry=False, most_lanes=1) -> list[dict | Non
     try:
       ended = bench.run_lanes(now) if len(now) > 1 else [bench.run(now[0])]
     except (bench_lib.Stopped, KeyboardInterrupt):
-      say('stopped      the same command goes on')
+      say('stopped      run the same command to resume')
       break
     took, done = took + time.time() - began, done + len(now)
     for i, record in zip(indices, ended):
@@ -58,12 +58,12 @@ def run_cells(study, cells, bench, retry=False, most_lanes=1) -> list[dict | Non
 
 
 def make_clip(study):
-  """DIR/clip, the CLIP of the CLIP reward, unless it is there."""
+  """Trains DIR/clip, the CLIP of the CLIP reward, unless it exists."""
   if os.path.isdir(study.clip_path):
     return
   directory = locate.directory_of(next(iter(study.bases.values())))
   how = study.clip
-  say(f'CLIP         trained for {how.steps} steps of {how.batch} captioned pictures')
+  say(f'CLIP         training for {how.steps} steps of {how.batch} captioned images')
   config, params, facts = clip_lib.train(
     Processor.from_directory(directory),
     steps=how.steps,
@@ -71,16 +71,16 @@ def make_clip(study):
     learning_rate=how.learning_rate,
     seed=how.seed,
   )
-  say(f'CLIP         finds {100 * facts["found"]:.0f} % of the pictures of a batch by their texts')
+  say(f'CLIP         matches {100 * facts["found"]:.0f} % of the texts in a batch to their images')
   with files.whole_directory(study.clip_path) as aside:
     clip_files.save(aside, config, params, directory)
 
 
 def finish(study, cells, bench) -> str:
-  """What is made of all cells that are there: rewards measured on the base, images for people,
-  tables and figures.
+  """Makes everything that is based on all existing cells: rewards measured on the base, images for
+  people, tables and figures.
 
-  cells: those that were asked for. bench: None where nothing more is to be computed than tables.
+  cells: the requested ones. bench: None to make only tables and figures.
 
   Returns: DIR/results.
   """

@@ -1,10 +1,10 @@
-"""Scores of the study's cells with their uncertainty over prompts or images and over seeds, made
-so that differences are paired.
+"""Scores of the study's cells with their uncertainty over prompts or images and over seeds,
+constructed so that differences are paired.
 
-Every score carries the same RESAMPLES draws: draw r takes the same prompts, the same images and
-the same seeds in every cell. So any function of scores (a difference, a ratio, a largest one) is
-computed draw by draw, and its 95 % interval is the draws' percentiles. Of n seeds each draw takes n
-- 1 with replacement, which gives the variance of a mean of n without bias; of one seed, that one.
+Every score has RESAMPLES draws: draw r takes the same prompts, images and seeds in every cell. So
+any function of scores (a difference, a ratio, a maximum) is computed draw by draw, and its 95 %
+interval comes from the percentiles of the draws. From n seeds, each draw takes n - 1 with
+replacement, which makes the variance of a mean of n unbiased; a single seed is taken as it is.
 
 Axes: R draws, N seeds, C clusters (prompts of the same words, or images), M sums, P prompts, S
 samples.
@@ -24,12 +24,12 @@ from dsr_jax.study import evaluate as study_evaluate
 from dsr_jax.study import variants as variants_lib
 
 RESAMPLES = 4000
-BLOCK = 500  # draws at once
-MARGIN = 0.02  # two scores that differ by less are equal for the claims
+BLOCK = 500  # draws at a time
+MARGIN = 0.02  # scores that differ by less count as equal in the claims
 
 
 class Score(NamedTuple):
-  """A number and its draws (R,). Arithmetic goes draw by draw."""
+  """A number and its draws (R,). Arithmetic is draw by draw."""
 
   value: float
   draws: np.ndarray
@@ -43,12 +43,12 @@ class Score(NamedTuple):
 
   @property
   def p(self) -> float:
-    """Two-sided: how easily the draws reach 0."""
+    """Two-sided p of a difference from 0, from the draws."""
     return min(1.0, 2 * min(_share(self.draws <= 0), _share(self.draws >= 0)))
 
   @property
   def p_outside(self) -> float:
-    """Of equivalence, by two one-sided tests: how easily the draws leave +- MARGIN."""
+    """p of equivalence within +- MARGIN, by two one-sided tests."""
     return max(_share(self.draws <= -MARGIN), _share(self.draws >= MARGIN))
 
   def json(self) -> dict:
@@ -71,8 +71,8 @@ def _share(hits) -> float:
 
 
 class Measure(NamedTuple):
-  """rows: their name. sums: rows -> (sums (C, M), strata (C,) or None). statistic: (R, M) -> (R,).
-  title; scale: 100 for points.
+  """A measure. rows: their name. sums: rows -> (sums (C, M), strata (C,) or None). statistic:
+  (R, M) -> (R,). title: for tables. scale: 100 for points.
   """
 
   title: str
@@ -94,7 +94,7 @@ def _by_task(select=None, reduce=None):
 
 
 def _pooled(select):
-  """All samples of the prompts that are selected, whatever their task."""
+  """All samples of the selected prompts, regardless of task."""
 
   def sums(rows):
     found, strata = _by_task(select)(rows)
@@ -153,8 +153,8 @@ MEASURES = {
     for code, name in enumerate(study_evaluate.FAILURES)
     if code
   },
-  'extras': Measure('things that nobody asked for, a picture', 'extras', _by_task(), _mean, 1.0),
-  'pebbles': Measure('pebbles, a picture', 'pebbles', _by_task(), _mean, 1.0),
+  'extras': Measure('unrequested objects per image', 'extras', _by_task(), _mean, 1.0),
+  'pebbles': Measure('pebbles per image', 'pebbles', _by_task(), _mean, 1.0),
   **{
     f'{rows}/{name}': Measure(
       f'{title}: {name}',
@@ -180,7 +180,7 @@ SCORER_ROWS = 'scorer_'
 
 @functools.lru_cache(maxsize=32)
 def _cluster_counts(strata: tuple[int, ...]) -> np.ndarray:
-  """(R, C) how often each cluster is taken, within strata; the same for equal lists."""
+  """(R, C): how often each draw takes each cluster, within strata; the same for equal lists."""
   strata = np.array(strata)
   counts = np.zeros((RESAMPLES, len(strata)), np.float32)
   for s in np.unique(strata):
@@ -194,7 +194,7 @@ def _cluster_counts(strata: tuple[int, ...]) -> np.ndarray:
 
 @functools.lru_cache(maxsize=32)
 def seed_weights(seeds: int) -> np.ndarray:
-  """(R, N) each seed's share of a draw, the rows summing to 1."""
+  """(R, N): each seed's share of a draw; rows sum to 1."""
   if seeds == 1:
     return np.ones((RESAMPLES, 1))
   rng = np.random.default_rng((8, seeds))
@@ -202,7 +202,7 @@ def seed_weights(seeds: int) -> np.ndarray:
 
 
 def score(sums, statistic, strata=None) -> Score:
-  """sums (N, C, M) of the same list for N seeds -> the statistic of their mean."""
+  """Sums (N, C, M) of the same list for N seeds -> the statistic of their mean."""
   sums = np.asarray(sums, np.float32)
   n, clusters, m = sums.shape
   strata = np.zeros(clusters, int) if strata is None else strata
@@ -216,13 +216,11 @@ def score(sums, statistic, strata=None) -> Score:
   return Score(float(statistic(whole)[0]), np.asarray(statistic(drawn)))
 
 
-# Cells that are there.
+# Existing cells.
 
 
 class Results:
-  """Scores over finished cells. cells: those of `Study.cells`, of which only finished ones
-  count.
-  """
+  """Scores over finished cells. cells: the finished ones of `Study.finished`."""
 
   def __init__(self, cells):
     self._cells, self._kept = {}, {}
@@ -265,11 +263,11 @@ class Results:
     step: int | None = None,
     prefix: int | None = None,
   ) -> Score | None:
-    """A measure's score, or None where it was not measured.
+    """A measure's score, or None if it was not measured.
 
-    seeds: those to take, all by default; a variant that trains nothing counts for any seeds.
-    prefix: take the beginnings of the lists alone that quick evaluations have, `prefix` rows a task
-    of prompts, or of images.
+    seeds: the seeds to include, by default all; a variant that trains nothing counts for any seed.
+    prefix: use only the first part of the lists, which quick evaluations have: `prefix` prompts per
+    task, or images.
     """
     there = self.seeds(base, variant)
     fixed = there and variants_lib.VARIANTS[variant].kind != variants_lib.TRAINED
@@ -291,7 +289,7 @@ class Results:
     return self._kept[key]
 
   def value(self, base: str, variant: str, measure: str, seed: int) -> float:
-    """A measure of one seed, where there is a score."""
+    """A measure for one seed, which must have been measured."""
     m = MEASURES[measure]
     return float(
       m.statistic(
@@ -300,13 +298,13 @@ class Results:
     )
 
   def difference(self, base: str, a: str, b: str, measure: str) -> Score | None:
-    """a - b over the seeds that both have."""
+    """a - b, over the seeds that both have."""
     seeds = self.common(base, a, b)
     first, second = (self.score(base, v, measure, seeds) for v in (a, b))
     return None if first is None or second is None else first - second
 
   def common(self, base: str, *variants: str) -> tuple[int, ...]:
-    """Seeds that all have; variants that train nothing have any."""
+    """The seeds that all variants have; a variant that trains nothing has any seed."""
     trained = [v for v in variants if variants_lib.VARIANTS[v].kind == variants_lib.TRAINED]
     if any(not self.seeds(base, v) for v in variants):
       return ()
@@ -318,8 +316,8 @@ class Results:
 
 
 def validation_scores(path: str) -> dict[str, float]:
-  """{'generation': mean of tasks, 'understanding': F1 of descriptions} of an evaluation of any list
-  of tasks of equal length.
+  """{'generation': mean of tasks, 'understanding': F1 of descriptions} of an evaluation whose tasks
+  have lists of equal length.
   """
   rows = _read_rows(path)
   f1 = MEASURES['description/f1'].statistic(np.sum(rows['description'], axis=0, dtype=float)[None])
@@ -332,7 +330,7 @@ def _read_rows(path: str) -> dict:
 
 
 def _beginning(name, rows, prefix):
-  """The first `prefix` rows of each task of a list of prompts, or of a list of images."""
+  """The first `prefix` rows of each task in a list of prompts, or of a list of images."""
   if name.startswith(('description', 'yesno')):
     return rows[:prefix]
   tasks = len(grammar.GENEVAL)

@@ -1,4 +1,4 @@
-"""The study's results as JSON and Markdown, and its figures, all from the cells that are there."""
+"""The study's results as JSON and Markdown, and its figures, from all existing cells."""
 
 import os
 import shutil
@@ -38,9 +38,7 @@ SCORER_VARIANTS = ('unified', 'separate', 'generation', 'understanding')
 
 
 def write(study, cells, records) -> str:
-  """Writes DIR/results anew from finished cells; returns its path. records: those of the cells,
-  None where there is none.
-  """
+  """Rewrites DIR/results from finished cells; returns its path. records: one per cell, or None."""
   done = [cell for cell, record in zip(cells, records) if record and record['state'] == 'finished']
   results = Results(done)
   tree, drawn = collect(study, results, cells, records)
@@ -115,7 +113,7 @@ def _states(cells, records):
 
 
 def _variant(results, base, variant) -> dict:
-  """{measure: {'value', 'low', 'high', 'by_seed', 'difference': to the base}}."""
+  """{measure: {'value', 'low', 'high', 'by_seed', 'difference': from the base}}."""
   out = {'seeds': results.seeds(base, variant)}
   for measure in MEASURES:
     score = results.score(base, variant, measure)
@@ -130,8 +128,8 @@ def _variant(results, base, variant) -> dict:
 
 
 def _closed(study, results, base) -> dict | None:
-  """The best self-rewarded variant by validation, and the share of the base's error in generation
-  that it closes.
+  """The self-rewarded variant with the best validation score, and the share of the base's error in
+  generation that it closes.
   """
   tuned = {
     v: t['score']
@@ -169,10 +167,10 @@ def markdown(study, tree, files) -> str:
     f'{counts["finished"]} cells finished, {counts["failed"]} failed, {counts["waiting"]} waiting. '
     'A training cell took '
     f'{seconds / 60:.1f} minutes on {", ".join(devices) or "nothing yet"}. Points are hundredths. '
-    'Differences are paired: the same '
-    'prompts, pictures and keys; intervals are 95 % bootstraps over prompts or pictures and, of '
-    'several seeds, over seeds. The last '
-    'checkpoint counts.',
+    'Differences are paired: both sides have the same '
+    'prompts, images and keys. Intervals are 95 % bootstraps over prompts or images and, with '
+    'several seeds, over seeds. All scores are those of the last '
+    'checkpoint.',
   ]
   failed = [c for c in tree['cells'] if c['state'] == 'failed']
   if failed:
@@ -202,8 +200,8 @@ def markdown(study, tree, files) -> str:
 
 
 def replicates(bases):
-  """The claims side by side where there are several bases: the difference, its interval, and each
-  base's own verdict.
+  """The claims side by side if there are several bases: the difference, its interval, and the
+  verdict for each base.
   """
   if len(bases) < 2:
     return []
@@ -215,9 +213,9 @@ def replicates(bases):
     '',
     '## Claims on every base',
     '',
-    "Beside a base's name its own score in generation; in a cell the verdict and its differences, "
-    'the '
-    'first contrast first.',
+    "The number after a base's name is its own score in generation. Each cell has the verdict and "
+    'its differences, in the '
+    'order of the contrasts.',
     '',
     '| claim | ' + ' | '.join(skills) + ' |',
     '|---|' + '---|' * len(bases),
@@ -297,8 +295,8 @@ def _base_lines(base, found, files):
   if lengths:
     lines += [
       '',
-      'Slope of R_U on the length of a text at equal correctness, nats a token, first and last '
-      'evaluation:',
+      'Slope of R_U on the length of a text at equal correctness, in nats per token, at the first '
+      'and last evaluation:',
       '',
     ]
     lines += [

@@ -1,8 +1,8 @@
-"""The study's variants: each is a few changes of one configuration, so what two of them differ in
-is on two lines here.
+"""The study's variants: each is a few changes to one configuration, so that two entries here show
+how two variants differ.
 
-Every training variant sees the same prompts and images in the same order, as many updates of each
-task, and the same candidates of a group; where that cannot be, its line says what is equal.
+Every training variant has the same prompts and images in the same order, as many updates of each
+task, and groups of the same size; where that is impossible, its entry says what is equal.
 """
 
 from collections.abc import Callable
@@ -16,9 +16,9 @@ TRAINED, UNTOUCHED, BEST_SETTINGS, BEST_OF = (
   'untouched',
   'best settings',
   'best of',
-)  # what is done with the base
+)  # what a variant does with the base
 PAPER, CONTROL, LAW = 'paper', 'control', 'law'
-INFERENCE_BEST_OF = 8  # candidates of the control that picks by the reward and trains nothing
+INFERENCE_BEST_OF = 8  # candidates of the control that only selects by reward, without training
 
 
 class Variant(NamedTuple):
@@ -26,8 +26,8 @@ class Variant(NamedTuple):
   function of the run}.
 
   self_rewarded: learns from the model's own likelihood of the input; "the best self-rewarded
-  variant" is one of these. rate_of: the variant at whose learning rate it learns; it has no tuning
-  of its own.
+  variant" is one of these. rate_of: the variant whose learning rate it uses, without tuning of its
+  own.
   """
 
   title: str
@@ -38,7 +38,8 @@ class Variant(NamedTuple):
   rate_of: str = ''
 
 
-# One task alone, or one model a task, sees what `unified` sees of it: half of the inputs in a step.
+# A variant with one task, or one model per task, has the inputs that `unified` has for that task:
+# half of the inputs in a step.
 _HALF = {'method.inputs_per_step': lambda c: c.method.inputs_per_step // 2}
 _GENERATION = {'method.task': 'generation', **_HALF}
 _SEPARATE = {
@@ -56,7 +57,7 @@ def _judge(accuracy):
     LAW,
     {'method.reward': 'judge', 'method.judge_accuracy': accuracy},
     rate_of='judge',
-  )  # points of the law differ in accuracy alone
+  )  # points of the law differ only in accuracy
 
 
 VARIANTS = {
@@ -72,8 +73,8 @@ VARIANTS = {
   'grpo': Variant(
     'unified, GRPO, equal groups', PAPER, {'method.objective': 'grpo'}, self_rewarded=True
   ),
-  # A pair of a group learns in SimPO and the whole group in GRPO: with so many fewer groups the
-  # tokens that learn are as many.
+  # SimPO trains on one pair of a group and GRPO on the whole group: with proportionally fewer
+  # groups, both train on the same number of tokens.
   'grpo_tokens': Variant(
     'unified, GRPO, equal tokens that learn',
     PAPER,
@@ -111,7 +112,7 @@ VARIANTS = {
 
 
 def reward_key(method) -> str:
-  """Names a reward, so that variants that share one share its measurement."""
+  """The name of a reward, so that variants with the same reward share its measurement."""
   accuracy = f'_{100 * method.judge_accuracy:g}' if method.reward == 'judge' else ''
   return f'{method.reward}{accuracy}'
 
@@ -128,9 +129,10 @@ def run_config(
 ):
   """The validated `config.Config` of one cell.
 
-  run: `config.Config` that all variants change. learning_rate: what tuning chose, or None for the
-  run's. clip_model: directory, for the CLIP reward. more: further keys, `system__compile_cache` for
-  `system.compile_cache`. Errors: InputError for impossible combinations.
+  run: `config.Config` that all variants change. learning_rate: the tuned one, or None for the
+  run's. clip_model: directory, for the CLIP reward. more: further keys, such as
+  `system__compile_cache` for `system.compile_cache`. Errors: InputError for an impossible
+  combination.
   """
   tree = copy.deepcopy(saved_config.to_json(run))
   changes = {
