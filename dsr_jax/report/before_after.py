@@ -1,4 +1,4 @@
-"""What the fixed list shows: the same prompts and images with the same keys, before and now.
+"""The samples of the fixed list: the same prompts and images with the same keys, before and now.
 
 Axes: S samples of a prompt, H W pixels.
 """
@@ -14,12 +14,12 @@ from dsr_jax import rows as rows_lib
 from dsr_jax.reporting import html as page_lib
 from dsr_jax.reporting import sheets
 
-SHOWN = 8  # prompts, and images: always the first ones, whatever came of them
+SHOWN = 8  # prompts, and images; always the first ones, whatever their results
 
 
 class Side(NamedTuple):
-  """What one model made of an item: its name ('before', 'after step 40'), samples, and why samples
-  are wrong, a line each.
+  """One model's result for an item: its name ('before', 'after step 40'), samples, and a line for
+  each wrong sample that says why.
   """
 
   name: str
@@ -28,7 +28,7 @@ class Side(NamedTuple):
 
 
 class Item(NamedTuple):
-  """A prompt, or an image (`src`), with what each model made of it."""
+  """A prompt, or an image (`src`), with each model's result."""
 
   title: str
   sides: list[Side]
@@ -36,7 +36,7 @@ class Item(NamedTuple):
 
 
 def items(workdir: str, task: str) -> list[Item]:
-  """The first items of the fixed list, before and at the last step that was evaluated."""
+  """The first items of the fixed list, before training and at the last evaluated step."""
   steps = _steps(workdir)
   by_step = [_by_item(workdir, step, task) for step in steps]
   found = []
@@ -47,18 +47,18 @@ def items(workdir: str, task: str) -> list[Item]:
     if task == 'generation':
       found.append(Item(first['prompt'], sides))
     else:
-      found.append(Item(f'Picture {first["input"] + 1}', sides, src=_src(first)))
+      found.append(Item(f'Image {first["input"] + 1}', sides, src=_src(first)))
   return found
 
 
 def sheet(workdir: str, step: int) -> Image.Image:
-  """The drawn items of a step as one image, beside those of step 0; and the described ones."""
+  """One image with the drawn and the described items of a step, beside those of step 0."""
   steps = [0, step] if step and rows_lib.steps_of(workdir, rows_lib.WATCHED)[0] == 0 else [step]
   parts = []
   drawn = [_by_item(workdir, s, 'generation') for s in steps]
   chosen = _common(drawn)
   if chosen:
-    # A run that goes on may have another `eval.watched`: what both steps have is shown.
+    # A resumed run may have another `eval.watched`; only what both steps have is shown.
     each = min(len(groups[i]) for groups in drawn for i in chosen)
     pixels = [np.stack([_pixels_of(groups[i][:each]) for i in chosen]) for groups in drawn]
     right = [
@@ -91,7 +91,7 @@ def _common(by_step: list[dict]) -> list:
 
 def texts(workdir: str, step: int) -> str:
   """The descriptions of a step as a Markdown table."""
-  lines = ['| picture | text | reward | |', '|---|---|---:|---|']
+  lines = ['| image | text | reward | |', '|---|---|---:|---|']
   for row in rows_lib.read(workdir, step, rows_lib.WATCHED):
     if row['text'] is not None:
       text = row['text'].replace('|', '\\|').replace('\n', ' ')
@@ -113,8 +113,8 @@ def _name(step: int) -> str:
 
 
 def _by_item(workdir: str, step: int, task: str) -> dict[tuple, list[dict]]:
-  """A step's rows of a task by what they are about, the prompt or the image; of equal ones also
-  by how many came before. A run that goes on with changed data has an item at another place.
+  """A step's rows of a task by prompt or image; equal ones are numbered. The position does not
+  identify an item, because a run resumed with changed data has it elsewhere.
   """
   rows = [r for r in rows_lib.read(workdir, step, rows_lib.WATCHED) if r['task'] == task]
   found = {}
@@ -146,7 +146,7 @@ def _side(step: int, group: list[dict], task: str) -> Side:
 
 
 def _src(row: dict) -> str:
-  """The image of a row in a page: as it is, or smaller where it is large."""
+  """The image of a row for a page, made smaller if it is large."""
   png = row['picture']['bytes']
   image = Image.open(io.BytesIO(png))
   if image.width <= page_lib.TILE:

@@ -1,7 +1,7 @@
-"""`report.html`: one self-contained page with a run's result, what it looks like, its curves and
-its candidates, made from its workdir alone; of an unfinished run too.
+"""`report.html`: one self-contained page with a run's result, its samples, curves and candidates,
+made only from its workdir, for finished and unfinished runs.
 
-Whatever is compared on it is of the same items on both sides (`same_items`).
+All comparisons on it use the same items on both sides (`same_items`).
 """
 
 import glob
@@ -20,9 +20,7 @@ from dsr_jax.runtime import metrics as metrics_lib
 
 
 class Group(NamedTuple):
-  """Curves that belong together. expect: what a reader is to make of them; names that a run does
-  not have are left out.
-  """
+  """Curves that belong together. expect: how to read them. Names that a run lacks are omitted."""
 
   title: str
   unit: str
@@ -32,57 +30,57 @@ class Group(NamedTuple):
 
 CURVES = (
   Group(
-    'Reward of pictures, R_G',
-    'nats a token',
+    'Reward of images, R_G',
+    'nats per token',
     ('generation/reward_mean', 'generation/reward_frozen'),
-    'May fall while drawing improves: every step has other prompts, and the policy that scores is '
-    'a model that moves. The fixed list above is what to compare.',
+    'May fall while drawing improves, because every step has other prompts, and the policy that '
+    'scores them changes. Compare the fixed list above instead.',
   ),
   Group(
     'Reward of texts, R_U',
-    'nats a token',
+    'nats per token',
     ('understanding/reward_mean', 'understanding/reward_frozen'),
-    'Likewise: other pictures in every step, and a scorer that moves.',
+    'Likewise: every step has other images, and the scorer changes.',
   ),
   Group('Loss', '', ('generation/loss', 'understanding/loss'), ''),
   Group(
     'Pairs that the policy orders as the reward does',
     'share',
     ('generation/preferred', 'understanding/preferred'),
-    'A half at first: a coin. It should rise slowly; near 1 the policy has nothing left to learn '
-    'from its pairs.',
+    'One half at first, which is chance. It should rise slowly; near 1, the policy has nothing '
+    'left to learn from its pairs.',
   ),
   Group(
     'Margin of the chosen over the rejected',
-    'nats a token',
+    'nats per token',
     ('generation/margin', 'understanding/margin'),
-    'Before the update, on new samples: should rise from about 0.',
+    'Measured before the update, on new samples. Should rise from about 0.',
   ),
   Group(
     'Spread of rewards within a group',
-    'nats a token',
+    'nats per token',
     ('generation/reward_spread', 'understanding/reward_spread'),
-    'What there is to choose from. Where it goes to 0 a group teaches nothing.',
+    'How much the candidates differ. At 0, a group teaches nothing.',
   ),
   Group(
     'Similarity of candidates within a group',
     'share',
     ('generation/similarity', 'understanding/similarity'),
-    'Should stay clearly below 1: at 1 all candidates are alike.',
+    'Should stay clearly below 1: at 1, all candidates are the same.',
   ),
   Group(
     'Entropy of the policy',
-    'nats a token',
+    'nats per token',
     ('generation/entropy', 'understanding/entropy'),
-    'Falls a little as the policy grows surer; a plunge to 0 is a collapse, a steady rise is noise '
-    'being learned.',
+    'Falls a little as the policy becomes more certain. A drop to 0 is a collapse; a steady rise '
+    'means that the policy learns noise.',
   ),
   Group(
     'Length of texts',
     'tokens',
     ('understanding/text_length',),
-    'No goal. A steady climb up to the limit, or a fall to a word, says that the reward pays for '
-    'length.',
+    'Not a goal. A steady rise to the limit, or a drop to one word, means that the reward pays '
+    'for length.',
   ),
   Group(
     'Texts cut off or empty',
@@ -94,92 +92,95 @@ CURVES = (
     'Gradient norm',
     '',
     ('gradient_norm',),
-    'Before clipping. Single spikes are clipped and harmless; a steady climb is not.',
+    'Before clipping. Single spikes are clipped and harmless; a steady rise is not.',
   ),
   Group(
     'Sampler against scorer',
-    'nats a token',
+    'nats per token',
     ('generation/sampler_gap', 'understanding/sampler_gap'),
-    'How far the two programs of one distribution are apart: rounding alone, so it should stay '
-    'where it begins.',
+    'The difference between two programs for the same distribution. It is only rounding, so it '
+    'should stay at its first value.',
   ),
   Group('Time of a step', 's', ('time/step_seconds',), 'The first steps may be slower.'),
 )
-# Of the loss: (objectives, unit, what to expect).
+# For the loss: {objective: (unit, what to expect)}.
 _PAIR = (
-  'Should fall: it is how unlikely the order within the pairs is to the policy. Each step has '
-  'other pairs, so it wanders.'
+  'Should fall: it measures how unlikely the order of the pairs is under the policy. Each step has '
+  'other pairs, so it fluctuates.'
 )
 _WHOLE = (
-  'Minus the mean of advantages times ratios, plus the KL where there is one: it starts near 0 and '
-  'does not fall while the model learns. What is learned shows in the measured scores.'
+  'Minus the mean of advantages times ratios, plus the KL if there is one. It starts near 0 and '
+  'does not fall while the model learns; the measured scores show what is learned.'
 )
 LOSSES = {
-  'simpo': ('nats a pair', _PAIR),
-  'online_dpo': ('nats a pair', _PAIR),
-  'best_of_n': ('nats a token', 'Minus the log-probability of the best candidates: should fall.'),
+  'simpo': ('nats per pair', _PAIR),
+  'online_dpo': ('nats per pair', _PAIR),
+  'best_of_n': (
+    'nats per token',
+    'Minus the log-probability of the best candidates. Should fall.',
+  ),
 }
 OTHER_LOSS = ('no unit', _WHOLE)
-# Of the fixed list, and of evaluations: (title, unit, what to expect).
+# For the fixed list: {score: (title, unit, what to expect)}.
 FIXED = {
   'watched/reward_generation': (
     'R_G of the fixed prompts, by the initial model',
-    'nats a token',
-    'The same prompts and keys, a scorer that stands still. Should rise; if it rises while the '
-    'measured scores fall, the reward is being hacked.',
+    'nats per token',
+    'The prompts, keys and scorer do not change. Should rise; if it rises while the measured '
+    'scores fall, the reward is being hacked.',
   ),
   'watched/reward_understanding': (
-    'R_U of the fixed pictures, by the initial model',
-    'nats a token',
-    'The same pictures and keys, a scorer that stands still. Should rise.',
+    'R_U of the fixed images, by the initial model',
+    'nats per token',
+    'The images, keys and scorer do not change. Should rise.',
   ),
   'watched/entropy_generation': (
     'Entropy of drawing the fixed prompts',
-    'nats a code',
-    'With guidance and temperature, as samples had it. Falls a little as the policy grows surer; '
-    'near 0 all samples are one.',
+    'nats per code',
+    'With the guidance and temperature of sampling. Falls a little as the policy becomes more '
+    'certain; near 0, all samples are the same.',
   ),
   'watched/entropy_understanding': (
-    'Entropy of describing the fixed pictures',
-    'nats a token',
-    'Falls a little as the policy grows surer; near 0 there is one text left for each picture.',
+    'Entropy of describing the fixed images',
+    'nats per token',
+    'Falls a little as the policy becomes more certain; near 0, each image has only one text left.',
   ),
   'watched/similarity_generation': (
-    'Alike pictures of a fixed prompt',
+    'Similarity of images for a fixed prompt',
     'share of codes',
-    'Of two samples of a prompt. Near 1 the model draws the same picture again and again.',
+    'Between two samples for a prompt. Near 1, the model always draws the same image.',
   ),
   'watched/similarity_understanding': (
-    'The same text about two fixed pictures',
+    'The same text about two fixed images',
     'share of pairs',
-    'Should stay near where it begins: at 1 the model says the same of every picture.',
+    'Should stay near its first value: at 1, the model says the same about every image.',
   ),
-  'watched/text_length': ('Length of texts about the fixed pictures', 'tokens', 'No goal.'),
+  'watched/text_length': ('Length of texts about the fixed images', 'tokens', 'Not a goal.'),
   'watched/dark_pixels': (
     'Dark pixels of the fixed prompts',
     'share',
-    'A guard: a jump says that pictures turn black to please the reward.',
+    'A safeguard: a jump means that images turn black to increase the reward.',
   ),
   'watched/edge_density': (
     'Edges in the fixed prompts',
     'share of neighbors',
-    'A guard: near 0 pictures are empty, far above the beginning they are noise.',
+    'A safeguard: near 0, images are empty; far above the first value, they are noise.',
   ),
   'watched/color_entropy': (
     'Colors of the fixed prompts',
-    'nats a pixel',
-    'A guard: near 0 pictures have one color.',
+    'nats per pixel',
+    'A safeguard: near 0, images have one color.',
   ),
 }
 TITLES = {
-  'generation/mean': 'Right pictures, mean of tasks',
+  'generation/mean': 'Correct images, mean of tasks',
   'description/f1': 'Descriptions, F1',
   'description_greedy/f1': 'Descriptions, greedy, F1',
   'yesno/f1': 'Yes or no, F1',
 }
-SCHEDULES = ('learning_rate',)  # ends of names of curves without noise
+SCHEDULES = ('learning_rate',)  # suffixes of the names of curves without noise
 MAX_TILES = 8
-MAX_SHEETS = 6  # the first, the last and some between
+MAX_SHEETS = 6  # the first, the last and some in between
 
 
 def write(workdir):
@@ -225,7 +226,7 @@ def write(workdir):
 
 
 def _moving(charts: list[Chart]) -> list[Chart]:
-  """Without those whose curves do not change: they are one number each."""
+  """The charts whose curves change; the others are listed as one number each."""
   return [one for one in charts if not one.flat]
 
 
@@ -233,18 +234,18 @@ def _moving(charts: list[Chart]) -> list[Chart]:
 
 
 def _steps(curves, config) -> int:
-  """Steps of the whole run; so far, where that is not known."""
+  """Steps of the whole run; if that is unknown, the steps so far."""
   if config:
     return config['config']['method']['steps']
   return max((steps[-1] for steps, _ in curves.values()), default=0)
 
 
 def _result(compared: list[Compared], done: int, last: int) -> str:
-  """The result in a sentence or two."""
+  """The result in one or two sentences."""
   where = f'After all {last} steps' if done >= last else f'After {done} of {last} steps'
   chief = [one for one in compared if one.change is not None]
   if not chief:
-    return f'{where}. Nothing has been measured before and after yet.'
+    return f'{where}. Nothing has been measured both before and after yet.'
   better = [one for one in chief if _verdict(one) == 'up']
   worse = [one for one in chief if _verdict(one) == 'down']
   open_ = [one for one in chief if not _verdict(one)]
@@ -253,18 +254,18 @@ def _result(compared: list[Compared], done: int, last: int) -> str:
     for words, found in (
       ('better', better),
       ('worse', worse),
-      ('no sure change', open_),
+      ('no significant change', open_),
     )
     if found
   ]
   said = '. '.join([parts[0], *(part[:1].upper() + part[1:] for part in parts[1:])])
-  unfinished = '' if done >= last else ' This page is written anew at every evaluation.'
+  unfinished = '' if done >= last else ' This page is updated at every evaluation.'
   return f'{where}, on the same items as before: {said}.{unfinished}'
 
 
 def _chief_of(evaluation) -> list[str]:
-  """The scores that come first: rewards of the fixed list, and what has a title of its own; the
-  first ones, if none has.
+  """The scores that come first: rewards of the fixed list and scores in TITLES; if there are none,
+  the first scores.
   """
   names = [name for name in FIXED if 'reward' in name] + list(TITLES)
   found = [name for name in names if name in evaluation]
@@ -273,7 +274,7 @@ def _chief_of(evaluation) -> list[str]:
 
 
 def _verdict(one: Compared) -> str:
-  """'up' or 'down' where the interval of the change does not hold 0, or there is none; else ''."""
+  """'up' or 'down' if the interval of the change excludes 0 or is missing, else ''."""
   if not one.gain or (one.low is not None and one.low <= 0 <= one.high):
     return ''
   if float(f'{one.change:.3f}') == 0:
@@ -282,7 +283,7 @@ def _verdict(one: Compared) -> str:
 
 
 def _tiles(compared: list[Compared]) -> list[page.Tile]:
-  """The chief scores: now, and how they changed over the same items."""
+  """The chief scores: their values now, and their changes over the same items."""
   tiles = []
   for one in compared:
     value = one.before if one.after is None else one.after
@@ -290,20 +291,20 @@ def _tiles(compared: list[Compared]) -> list[page.Tile]:
     if one.change is None:
       lines.append('before training' if one.after is None else f'step {one.step}')
       if one.after is not None:
-        lines.append('not measured before on the same list')
+        lines.append('not measured on the same list before')
     else:
       lines.append(f'{one.before:.3f} before')
       change = page.signed(one.change)
       if one.low is not None:
         change += f' ({page.signed(one.low)} to {page.signed(one.high)})'
     if one.items:
-      lines.append(f'{one.items}, the same before and after step {one.step}')
+      lines.append(f'the same {one.items} before and after step {one.step}')
     tiles.append(page.Tile(_title(one.name), f'{value:.3f}', lines, change, _verdict(one)))
   return tiles
 
 
 def _facts(training, config, done) -> list[tuple]:
-  """What the run is; config: what config.json holds, or None."""
+  """Facts about the run. config: the content of config.json, or None."""
   facts = []
   if config:
     m = config['config']['method']
@@ -323,7 +324,7 @@ def _facts(training, config, done) -> list[tuple]:
 
 
 def _fixed_list(config) -> str:
-  """What the fixed list is made of, in a sentence; config: what config.json holds, or None."""
+  """A sentence about the fixed list. config: the content of config.json, or None."""
   held = ((config or {}).get('about') or {}).get('data', {}).get('held_out') or {}
   said = [f'{len(hashes)} {kind}' for kind, hashes in sorted(held.items(), reverse=True)]
   if not said:
@@ -332,12 +333,12 @@ def _fixed_list(config) -> str:
 
 
 def _learning_rate(method: dict) -> float:
-  """Of what is trained; method: as config.json has it."""
+  """The learning rate of the trained parameters. method: from config.json."""
   of_adapters = method.get('lora', {}) if method.get('trainable') == 'lora' else {}
   return of_adapters.get('learning_rate', method['learning_rate'])
 
 
-# Charts of what was measured.
+# Charts of measurements.
 
 
 def _fixed_charts(evaluation, rows) -> list[Chart]:
@@ -372,7 +373,7 @@ def _over_same_items(points, counted, role) -> Series | None:
 
 
 def _evaluation_charts(evaluation, rows, last) -> tuple[list[Chart], list[Chart]]:
-  """Scores with intervals, and all others."""
+  """Charts of scores with intervals, and of all others."""
   chief, others = [], []
   for key, (steps, values) in evaluation.items():
     if key.endswith(('_low', '_high')) or len(steps) < 2 or key in FIXED:
@@ -387,8 +388,8 @@ def _evaluation_charts(evaluation, rows, last) -> tuple[list[Chart], list[Chart]
       series += [found] if found else []
     if not series:
       beginnings = [not whole for whole in is_whole]
-      series.append(_some(steps, values, interval, beginnings, 'its beginning', role, True))
-    # Where every list was whole the two are one curve.
+      series.append(_some(steps, values, interval, beginnings, 'its first part', role, True))
+    # If every list was whole, the two are one curve.
     if len(series[0].values) < len(values) or not np.allclose(values, series[0].values):
       series.append(_some(steps, values, interval, is_whole, 'the whole list', role, False))
     series = [one for one in series if one.steps]
@@ -402,7 +403,7 @@ def _evaluation_charts(evaluation, rows, last) -> tuple[list[Chart], list[Chart]
 
 
 def _some(steps, values, interval, wanted, label, role, joined) -> Series:
-  """A series of the steps that are wanted."""
+  """A series of the wanted steps."""
 
   def of(row):
     return [x for x, is_wanted in zip(row, wanted) if is_wanted]
@@ -415,7 +416,7 @@ def _some(steps, values, interval, wanted, label, role, joined) -> Series:
 
 
 def _training_charts(training, config) -> list[Chart]:
-  """The curves of CURVES."""
+  """Charts of CURVES."""
   objective = config['config']['method']['objective'] if config else ''
   charts = []
   for title, unit, names, expect in CURVES:
@@ -435,7 +436,7 @@ def _training_charts(training, config) -> list[Chart]:
 
 
 def _other_charts(training) -> list[Chart]:
-  """A chart for every other name."""
+  """One chart for every other name."""
   shown = {name for group in CURVES for name in group.names}
   return [
     chart(
@@ -447,7 +448,7 @@ def _other_charts(training) -> list[Chart]:
 
 
 def _role(name) -> str:
-  """What a curve is about: the initial model's opinion, or a task, or neither."""
+  """The role of a curve: the initial model's opinion, a task, or neither."""
   task = name.partition('/')[0]
   if name.endswith('_frozen'):
     return 'initial'
@@ -458,7 +459,7 @@ def _role(name) -> str:
 
 
 def _sheets(workdir) -> list[tuple[int, str]]:
-  """(step, data URL) of the first, the last and some sheets between."""
+  """(step, data URL) of the first sheet, the last, and some in between."""
   folder = os.path.join(workdir, 'samples')
   paths = [os.path.join(folder, name) for name in sorted(glob.glob('*.png', root_dir=folder))]
   if len(paths) > MAX_SHEETS:
@@ -483,7 +484,7 @@ def _evaluation_table(evaluation) -> page.Table | None:
 
 
 def _title(name):
-  """A score in words that stand alone."""
+  """A score's title, understandable without context."""
   if name in FIXED:
     return FIXED[name][0]
   return TITLES.get(name) or _label(name)
@@ -495,7 +496,7 @@ def _label(name):
 
 
 def _series_label(name, others):
-  """What tells the curves of one chart apart: the scorer, the task, or the rest of the name."""
+  """What distinguishes the curves of one chart: the scorer, the task, or the rest of the name."""
   task, _, rest = name.rpartition('/')
   if any('frozen' in other for other in others):
     return 'by the initial model' if 'frozen' in name else 'by the policy'

@@ -1,9 +1,9 @@
 """Scores of a run over the same items on both sides.
 
-An evaluation before or after training has whole lists, one during training their beginnings
-(`evaluate.evaluator`). A number of one beside a number of the other says how hard the items are,
-not what was learned. So what is compared here is always counted over the items that both have, from
-the rows that each evaluation leaves (`WORKDIR/evaluations`), with a paired interval.
+An evaluation before or after training uses whole lists, one during training only the first part of
+each (`evaluate.evaluator`). Comparing their numbers would show how hard the items are, not what was
+learned. So all comparisons here use only the items that both have, from the rows that each
+evaluation writes (`WORKDIR/evaluations`), with a paired interval.
 
 Axes: P prompts, S samples of a prompt, C clusters (images), M sums, R resamples.
 """
@@ -24,9 +24,9 @@ from dsr_jax.runtime import metrics as metrics_lib
 from dsr_jax.runtime import run_files
 from dsr_jax.scenes import grammar, sets
 
-PICTURES = ('description', 'description_greedy', 'yesno')  # rows of images, all others of prompts
-UNFAMILIAR = 'unfamiliar'  # beside the rows of step 0: prompts that the model does not know
-# Scores of which less is better, and those that are neither good nor bad.
+PICTURES = ('description', 'description_greedy', 'yesno')  # rows of images; all others: prompts
+UNFAMILIAR = 'unfamiliar'  # key beside the rows of step 0: prompts that the model does not know
+# Scores for which lower is better, and those that are neither good nor bad.
 LOWER_IS_BETTER = ('hallucination', 'unparsable')
 NEUTRAL = (
   *('words', 'text_length', 'yes_ratio', 'dark_pixels', 'edge_density', 'color_entropy'),
@@ -36,8 +36,8 @@ NEUTRAL = (
 
 
 class Measure(NamedTuple):
-  """A score of rows. rows: their name; task: the one whose prompts count, or all; statistic: of
-  the sums (R, M); items: of the fixed list, the name of the items' hashes.
+  """A score of rows. rows: their name. statistic: of the sums (R, M). task: the only task that
+  counts, or None for all. items: for the fixed list, the name of the items' hashes.
   """
 
   rows: str
@@ -68,10 +68,10 @@ class Compared(NamedTuple):
 
   Attributes:
     name: of the metric, without `eval/`.
-    before, after: None where it was not measured.
+    before, after: None if not measured.
     step: of `after`.
-    low, high: the 95 % interval of the difference, None where there is none.
-    items: what both were counted over ('36 prompts'), '' where that is not known.
+    low, high: the 95 % interval of the difference, or None.
+    items: what both were measured on ('36 prompts'), '' if unknown.
   """
 
   name: str
@@ -90,14 +90,14 @@ class Compared(NamedTuple):
 
   @property
   def gain(self) -> float:
-    """The change, above 0 for the better; 0 where neither is better, or nothing is known."""
+    """The change, positive if better; 0 if neither is better, or if it is unknown."""
     if self.change is None or self.name.endswith(NEUTRAL):
       return 0.0
     return -self.change if self.name.endswith(LOWER_IS_BETTER) else self.change
 
 
 class Point(NamedTuple):
-  """A score of one step with its 95 % interval, if that was asked for."""
+  """A score at one step, with its 95 % interval if requested."""
 
   step: int
   value: float
@@ -105,12 +105,12 @@ class Point(NamedTuple):
   high: float | None = None
 
 
-# Of one evaluation: {name: (P, S) or (C, M)}, and hashes of the fixed list's items (P,).
+# One evaluation: {name: (P, S) or (C, M)}, and the hashes of the fixed list's items (P,).
 Rows = dict[str, np.ndarray]
 
 
 def evaluations(workdir: str) -> dict[int, Rows]:
-  """The rows of every evaluation of a run by step; what is no table of numbers is left out."""
+  """The rows of every evaluation of a run, by step. Omits values that are not tables of numbers."""
   found = {}
   folder = os.path.join(workdir, 'evaluations')
   for name in sorted(glob.glob('*.json', root_dir=folder)):
@@ -120,7 +120,7 @@ def evaluations(workdir: str) -> dict[int, Rows]:
     try:
       content = run_files.read_json(path, '')
     except InputError:
-      continue  # damaged: the logged numbers are still there
+      continue  # damaged; the logged numbers still exist
     found[int(stem)] = {
       name: rows for name, x in content.items() if (rows := _rows(name, x)) is not None
     }
@@ -128,7 +128,7 @@ def evaluations(workdir: str) -> dict[int, Rows]:
 
 
 def unfamiliar(workdir: str) -> list[str]:
-  """Prompts far outside what the initial model knows, as the run said them."""
+  """Prompts far outside what the initial model knows, as reported by the run."""
   path = os.path.join(workdir, 'evaluations', f'{0:06d}.json')
   try:
     found = run_files.read_json(path, '').get(UNFAMILIAR, [])
@@ -150,10 +150,10 @@ def _rows(name: str, values) -> np.ndarray | None:
 
 
 def compare(workdir: str, steps: int, names: Container[str] | None = None) -> list[Compared]:
-  """Every score of a run's last evaluation beside its first.
+  """Every score of a run's last evaluation, compared with its first.
 
-  steps: of the whole run: its first and last evaluation have the whole lists. names: the scores
-  that are asked for; all, if None.
+  steps: of the whole run, whose first and last evaluations have the whole lists. names: the wanted
+  scores, or None for all.
   """
   curves = metrics_lib.read(workdir)
   curves = {key[5:]: curve for key, curve in curves.items() if key.startswith('eval/')}
@@ -168,7 +168,7 @@ def compare(workdir: str, steps: int, names: Container[str] | None = None) -> li
 def _compared(name: str, curve, rows: dict[int, Rows], steps: int) -> Compared:
   at, values = curve
   step, after = at[-1], values[-1]
-  if not step:  # so far only the initial model
+  if not step:  # only the initial model so far
     return Compared(name, after, None, 0)
   measure = MEASURES.get(name)
   if at[0] == 0 and measure and _have(measure, rows, 0, step):
@@ -184,7 +184,7 @@ def _compared(name: str, curve, rows: dict[int, Rows], steps: int) -> Compared:
         found.high,
         _counted(measure, first),
       )
-  # Without rows: the numbers themselves, where both are of the same list.
+  # Without rows: the numbers themselves, if both are for the same list.
   same = step == steps or name.startswith('watched/')
   if measure and measure.items and at[0] == 0:
     lists = [rows.get(s, {}).get(measure.items) for s in (0, step)]
@@ -193,10 +193,10 @@ def _compared(name: str, curve, rows: dict[int, Rows], steps: int) -> Compared:
 
 
 def curve(rows: dict[int, Rows], name: str, intervals: bool = True) -> tuple[list[Point], str]:
-  """A score at every step that was evaluated, over the items that all of them have; and which those
-  are. Nothing where rows are missing.
+  """A score at every evaluated step, over the items that all steps have, and a description of these
+  items. Empty if rows are missing.
 
-  rows: of `evaluations`. intervals: whether each point has one, which costs 2,000 resamples.
+  rows: from `evaluations`. intervals: whether each point has one, which takes 2,000 resamples.
   """
   measure = MEASURES[name]
   steps = [step for step, found in sorted(rows.items()) if measure.rows in found]
@@ -213,8 +213,8 @@ def curve(rows: dict[int, Rows], name: str, intervals: bool = True) -> tuple[lis
 def common(evaluations: list[Rows], measure: Measure) -> list[np.ndarray]:
   """The rows of the items that all evaluations have.
 
-  Items of the fixed list are found by their hashes, in the order of the first one. Of the whole
-  lists shorter ones are beginnings of longer ones, of generation task by task.
+  Items of the fixed list are matched by their hashes, in the order of the first evaluation. In the
+  other lists, a shorter list is the first part of a longer one, for generation task by task.
   """
   lists = [found[measure.rows] for found in evaluations]
   if measure.items and all(measure.items in found for found in evaluations):
@@ -232,7 +232,7 @@ def common(evaluations: list[Rows], measure: Measure) -> list[np.ndarray]:
 
 
 def _places(hashes) -> dict[tuple[str, int], int]:
-  """(hash, how many of the same came before) -> its row."""
+  """{(hash, number of equal ones before): its row}."""
   found: dict[tuple[str, int], int] = {}
   seen: dict[str, int] = {}
   for place, item in enumerate(hashes):
@@ -254,7 +254,7 @@ def estimate(measure: Measure, rows: np.ndarray) -> stats.Estimate:
 
 
 def difference(measure: Measure, after: np.ndarray, before: np.ndarray) -> stats.Estimate:
-  """The paired difference of the score between rows of the same items."""
+  """The paired difference of the score between rows for the same items."""
   sums_after, strata = _sums(measure, after)
   sums_before, _ = _sums(measure, before)
   return stats.difference(sums_after, sums_before, measure.statistic, strata)
@@ -282,4 +282,4 @@ def _prompts(per_task: int) -> tuple[grammar.Prompt, ...]:
 def _counted(measure: Measure, rows: np.ndarray) -> str:
   number = len(rows) // len(grammar.GENEVAL) if measure.task else len(rows)
   pictures = measure.rows in PICTURES or measure.items == watched.ITEMS['understanding']
-  return f'{number} {"picture" if pictures else "prompt"}{"s" if number != 1 else ""}'
+  return f'{number} {"image" if pictures else "prompt"}{"s" if number != 1 else ""}'

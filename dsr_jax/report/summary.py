@@ -1,6 +1,6 @@
-"""What a run came to: `summary.json` for programs, a table for the terminal.
+"""A run's result: `summary.json` for programs, a table for the terminal.
 
-Numbers before and after are of the same items (`same_items`).
+Numbers before and after are for the same items (`same_items`).
 """
 
 import json
@@ -12,32 +12,32 @@ from dsr_jax.report.same_items import Compared
 from dsr_jax.runtime import metrics as metrics_lib
 from dsr_jax.runtime import run_files
 
-# Parts of the table, and what a score's name begins with in each.
+# {prefix of a score's name: heading of its part of the table}.
 GROUPS = {
-  'watched': 'the fixed list, rewards by the initial model',
+  'watched': 'fixed list, rewards by the initial model',
   'generation': 'drawing',
   'description': 'describing, sampled',
   'description_greedy': 'describing, greedy',
   'yesno': 'yes or no',
 }
 NAMES = {
-  'watched/reward_generation': 'R_G, nats a token',
-  'watched/reward_understanding': 'R_U, nats a token',
-  'watched/entropy_generation': 'entropy of drawing, nats a code',
-  'watched/entropy_understanding': 'entropy of describing, nats a token',
-  'watched/similarity_generation': 'alike pictures of a prompt, share of codes',
-  'watched/similarity_understanding': 'same text about two pictures, share',
+  'watched/reward_generation': 'R_G, nats per token',
+  'watched/reward_understanding': 'R_U, nats per token',
+  'watched/entropy_generation': 'entropy of drawing, nats per code',
+  'watched/entropy_understanding': 'entropy of describing, nats per token',
+  'watched/similarity_generation': 'similar images for a prompt, share of codes',
+  'watched/similarity_understanding': 'same text about two images, share',
   'watched/text_length': 'length of texts, tokens',
-  'generation/mean': 'right pictures, mean of tasks',
-  'generation/any': 'any sample of a prompt right',
-  'generation/strict': 'right and nothing else',
+  'generation/mean': 'correct images, mean of tasks',
+  'generation/any': 'any sample of a prompt correct',
+  'generation/strict': 'correct and nothing else',
 }
 
 
 def write(workdir, step, steps, parameters_sha256, reporting_seconds=None):
-  """summary.json; returns its path.
+  """Writes summary.json; returns its path.
 
-  reporting_seconds: {part: host seconds} that looking at the run took.
+  reporting_seconds: {part: host seconds spent on reporting}.
   """
   curves = metrics_lib.read(workdir)
   evaluation = {}
@@ -61,8 +61,8 @@ def write(workdir, step, steps, parameters_sha256, reporting_seconds=None):
 
 
 def table(workdir) -> str:
-  """The summary for people: what was measured before and after, by group, the best gain first; the
-  interval is that of the change, over the same items.
+  """The summary for people: scores before and after, by group, the best gain first; the interval is
+  that of the change, over the same items.
   """
   with open(os.path.join(workdir, 'summary.json'), encoding='utf-8') as f:
     summary = json.load(f)
@@ -97,8 +97,8 @@ def title_of(name: str) -> str:
 
 
 def _rank(one: Compared):
-  """The chief score of a group first, then gains from the largest to the largest loss; what has no
-  better and worse, and what has no change, last.
+  """The sort key: the chief score of a group first, then from the largest gain to the largest loss;
+  scores without a better or worse, and scores without a change, last.
   """
   chief = one.name in NAMES and not one.name.endswith(same_items.NEUTRAL)
   chief = chief or one.name.endswith('/f1')

@@ -1,7 +1,7 @@
-"""Small line charts: where everything stands. `templates/parts.html.j2` draws it as SVG, and the
-stylesheet colors it.
+"""The layout of small line charts. `templates/parts.html.j2` draws them as SVG, and the stylesheet
+colors them.
 
-Coordinates are pixels of a WIDTH x HEIGHT drawing, y downwards.
+Coordinates are pixels of a WIDTH x HEIGHT drawing, y down.
 """
 
 import dataclasses
@@ -12,11 +12,11 @@ from typing import NamedTuple
 WIDTH, HEIGHT = 360, 216
 RIGHT, TOP, BOTTOM = 10, 8, 38
 DIGIT = 6.8  # pixels of a digit on an axis
-LONG = 30  # more points than this are drawn as a running median over the faint raw line
-RESOLUTION = 1e-6  # of the largest value: what differs by less is drawn as a constant
+LONG = 30  # curves with more points are drawn as a running median over the faint raw line
+RESOLUTION = 1e-6  # of the largest value; curves that vary less are drawn as constants
 
-# What a series is about, and so its color (style.css): one color has one meaning on all pages.
-# Green and red are no series: they are better and worse, chosen and rejected.
+# The subject of a series, which sets its color (style.css): a color has the same meaning on all
+# pages. Green and red are not for series; they mean better and worse, or chosen and rejected.
 ROLES = ('generation', 'understanding', 'initial', 'judge', 'other', 'second')
 
 
@@ -26,10 +26,10 @@ class Series(NamedTuple):
   Attributes:
     label: in the legend.
     role: one of ROLES.
-    steps, values: equally many.
-    low, high: the interval of each value, if there are any.
-    joined: whether a line joins the points; else they stand alone, hollow.
-    smooth: whether a long curve may be smoothed: not if it is a schedule, and not noise.
+    steps, values: of equal length.
+    low, high: the interval of each value, if any.
+    joined: whether a line joins the points; otherwise they are hollow and not joined.
+    smooth: whether a long curve may be smoothed; False for a schedule, which has no noise.
   """
 
   label: str
@@ -43,7 +43,7 @@ class Series(NamedTuple):
 
 
 class Tick(NamedTuple):
-  """at: pixels along its axis. anchor: of the text, as SVG names it."""
+  """A tick. at: pixels along its axis. anchor: SVG's text-anchor."""
 
   at: float
   label: str
@@ -51,7 +51,7 @@ class Tick(NamedTuple):
 
 
 class Dot(NamedTuple):
-  """A point with its interval (`low` and `high` are pixels, or None) and words about it."""
+  """A point with its interval (`low` and `high` are pixels, or None) and its tooltip."""
 
   x: float
   y: float
@@ -61,7 +61,7 @@ class Dot(NamedTuple):
 
 
 class Curve(NamedTuple):
-  """raw: the points of a faint line, '' if there is none; line: of the thick one."""
+  """A curve. raw: the points of the faint line, or ''. line: the points of the thick line."""
 
   label: str
   role: str
@@ -75,8 +75,7 @@ class Curve(NamedTuple):
 class Chart:
   """What the template draws.
 
-  note: what a reader is to make of it. flat: the value of curves that do not change, as text, or
-  ''.
+  note: how to read it. flat: the value of curves that do not change, as text, or ''.
   """
 
   title: str
@@ -109,7 +108,7 @@ class _Axis(NamedTuple):
 def chart(
   title: str, unit: str, series: list[Series], x_title: str = 'step', note: str = ''
 ) -> Chart:
-  """Lays a chart out. series: at least one, each with at least one point, all finite."""
+  """Lays out a chart. series: at least one, each with at least one point, all finite."""
   x_values = [x for one in series for x in one.steps]
   y_values = [y for one in series for y in (*one.values, *(one.low or ()), *(one.high or ()))]
 
@@ -139,23 +138,23 @@ def chart(
 
 
 def _flat(series: list[Series]) -> str:
-  """The values of curves that all have one value at several steps; '' if one of them moves."""
+  """The values of the curves if each is constant over several steps; '' if one of them changes."""
   if any(len(one.values) < 2 or max(one.values) != min(one.values) for one in series):
     return ''
   return ', '.join(f'{one.values[0]:g}' for one in series)
 
 
 def smoothed(values: list) -> list:
-  """Running medians over a tenth of the curve, of what there is of it at its ends.
+  """Running medians over a tenth of the curve, with smaller windows at its ends.
 
-  A mean would draw a single spike as a plateau as wide as its window.
+  A mean would turn a single spike into a plateau as wide as the window.
   """
   half = max(1, len(values) // 20)
   return [statistics.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
 
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
-  """Round numbers that enclose [low, high], about `count` steps of them."""
+  """Round numbers that enclose [low, high], with about `count` steps."""
   span = (high - low) or abs(high) or 1.0
   step = 10.0 ** math.floor(math.log10(span / count))
   step *= next(m for m in (1, 2, 5, 10) if m * step >= span / count * 0.999)
@@ -165,9 +164,9 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def tick_labels(values: list[float]) -> tuple[list[str], int]:
-  """(labels of evenly spaced ticks, the power of ten they are all to be taken times).
+  """(labels of evenly spaced ticks, the power of ten by which to multiply all of them).
 
-  No two labels are alike: they have the digits that their distance asks for.
+  No two labels are equal: they have as many digits as their distance requires.
   """
   largest = max(abs(value) for value in values)
   exponent = 0
@@ -176,13 +175,13 @@ def tick_labels(values: list[float]) -> tuple[list[str], int]:
   distance = (values[1] - values[0]) / 10.0**exponent
   decimals = max(0, -math.floor(math.log10(distance) + 1e-9))
   labels = [f'{value / 10.0**exponent:.{decimals}f}' for value in values]
-  # A zero that rounding left a hair below itself has no sign.
+  # A zero that rounding made slightly negative has no sign.
   return [label.lstrip('-') if float(label) == 0 else label for label in labels], exponent
 
 
 def _y_marks(low: float, high: float) -> list[float]:
-  """Ticks of the y axis: around a constant, and within [0, 1] where all values are: a share has
-  no room beyond.
+  """Ticks of the y axis: around a constant, and within [0, 1] if all values are, because shares
+  cannot be outside it.
   """
   share = low >= 0 and high <= 1
   if high - low <= RESOLUTION * max(abs(low), abs(high)):
@@ -193,7 +192,7 @@ def _y_marks(low: float, high: float) -> list[float]:
 
 
 def _x_ticks(axis: _Axis) -> list[Tick]:
-  """Whole numbers within the axis; the last label ends where the drawing does."""
+  """Whole numbers within the axis; the last label stays inside the drawing."""
   found = []
   count = 5 if axis.high < 1e5 else 3
   for x in ticks(axis.low, axis.high, count):

@@ -1,7 +1,6 @@
-"""Self-contained pages: the templates of `templates/`, their one stylesheet, and what is put into
-them.
+"""Self-contained pages: the templates in `templates/`, their stylesheet, and the values for them.
 
-Templates escape whatever they are given; no module makes HTML as a string.
+Templates escape all values; no module builds HTML strings.
 
 Axes: N image codes, H W pixels.
 """
@@ -21,12 +20,12 @@ from dsr_jax import images
 from dsr_jax.reporting import sheets
 
 TILE = 192  # pixels of an image on a page
-FULL = 2.0  # nats at which a word's or a patch's color is full
+FULL = 2.0  # nats at which the color of a word or patch is strongest
 
 
 class Word(NamedTuple):
-  """A word or a clause under a color: the nats that color it, what is printed behind it, and
-  whether it is wrong.
+  """A colored word or clause: the nats that color it, the text printed after it, and whether it is
+  wrong.
   """
 
   text: str
@@ -41,13 +40,13 @@ class Word(NamedTuple):
 
   @property
   def strength(self) -> int:
-    """Of the color, in percent."""
+    """The strength of the color, in percent."""
     return round(45 * min(abs(self.value) / FULL, 1))
 
 
 class Sample(NamedTuple):
-  """A candidate. mark: 'up' (chosen, or right), 'down' (rejected, or wrong) or ''; lines: what is
-  said below its image or before its text; alt: the image in words, for who cannot see it.
+  """A candidate. mark: 'up' (chosen, or correct), 'down' (rejected, or wrong) or ''. lines: the
+  lines below its image or before its text. alt: the image's alternative text.
   """
 
   mark: str
@@ -68,9 +67,9 @@ class Tile(NamedTuple):
 
 
 class Table(NamedTuple):
-  """rows: lists of cells as long as `head`; numbers are rounded, texts stand as they are.
+  """A table. rows: lists of cells, as long as `head`; numbers are rounded, text is not changed.
 
-  sides: {text of a cell: 'up' or 'down', its color}.
+  sides: {text of a cell: its color, 'up' or 'down'}.
   """
 
   head: list[str]
@@ -79,7 +78,7 @@ class Table(NamedTuple):
 
 
 def render(template: str, package: str = 'dsr_jax.reporting', /, **values) -> str:
-  """A page, or a part of one: `templates/TEMPLATE` of a package with these values."""
+  """A page, or a part of one: `templates/TEMPLATE` of a package, filled with the values."""
   return _environment(package).get_template(template).render(**values)
 
 
@@ -98,12 +97,12 @@ def _environment(package: str = 'dsr_jax.reporting') -> jinja2.Environment:
 
 
 def data_uri(png: bytes) -> str:
-  """PNG bytes as they stand in a page."""
+  """PNG bytes as a data URL."""
   return f'data:image/png;base64,{base64.b64encode(png).decode()}'
 
 
 def jpeg_uri(image: Image.Image) -> str:
-  """A photo or a drawn image as it stands in a page: a fifth of its PNG."""
+  """A photo or a drawn image as a JPEG data URL, a fifth of the size of its PNG."""
   buffer = io.BytesIO()
   image.save(buffer, 'JPEG', quality=88)
   return f'data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}'
@@ -120,8 +119,8 @@ def picture(pixels) -> str:
 
 
 def patches(pixels, values) -> str:
-  """pixels (H, W, 3) uint8 under values (N,), a square of patches: grey, with green where a value
-  is above 0, red where it is below.
+  """Pixels (H, W, 3) uint8 overlaid with values (N,), a square of patches: gray, tinted green where
+  a value is above 0 and red where it is below.
   """
   side = math.isqrt(len(values))
   scaled = Image.fromarray(pixels).resize((TILE, TILE), Image.Resampling.NEAREST)
@@ -134,14 +133,14 @@ def patches(pixels, values) -> str:
 
 
 def number(x) -> str:
-  """A number in the text of a page."""
+  """A number as text for a page."""
   if isinstance(x, int):
     return str(x)
   return f'{x:.3g}' if abs(x) < 0.01 and x else f'{x:.3f}'
 
 
 def signed(x: float, digits: int = 3) -> str:
-  """A difference with its sign; one that rounds to nothing has none."""
+  """A difference with its sign; one that rounds to 0 gets ±."""
   text = f'{x:+.{digits}f}'
   return text if float(text) else f'±{abs(float(text)):.{digits}f}'
 
@@ -151,7 +150,7 @@ def _is_number(x) -> bool:
 
 
 def _is_aligned(x) -> bool:
-  """Whether a cell stands on the right: a number, or one that has been written down."""
+  """Whether a cell is right-aligned: a number, or the text of one."""
   try:
     float(str(x).lstrip('±'))
   except ValueError:

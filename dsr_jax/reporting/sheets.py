@@ -1,4 +1,4 @@
-"""Sheets that show what a step saw: prompts with their candidate images, images with their
+"""Sheets that show the inputs of a step: prompts with their candidate images, and images with their
 candidate texts.
 
 Axes: n inputs shown, G candidates, H W pixels. Images are uint8.
@@ -15,12 +15,12 @@ GAP, FRAME = 10, 3
 
 
 def candidates(prompts, pictures, rewards, chosen, rejected, tile=96):
-  """Prompts x candidates, the chosen and the rejected framed, rewards below.
+  """Prompts x candidates, with the chosen and the rejected framed, and rewards below.
 
   Args:
     prompts: n strings.
     pictures: (n, G, H, W, 3) uint8.
-    rewards: (n, G), nats a token.
+    rewards: (n, G), nats per token.
     chosen, rejected: (n,) candidate indices; -1 marks none (a tie).
     tile: side of an image on the sheet, at least.
 
@@ -49,13 +49,13 @@ def candidates(prompts, pictures, rewards, chosen, rejected, tile=96):
 
 
 def captions(pictures, texts, rewards, chosen, rejected, tile=96):
-  """Images with their candidate texts and rewards, best first; the chosen and the rejected
+  """Images with their candidate texts and rewards, best first, with the chosen and the rejected
   marked.
 
   Args:
     pictures: (n, H, W, 3) uint8.
     texts: n lists of G strings.
-    rewards: (n, G), nats a token.
+    rewards: (n, G), nats per token.
     chosen, rejected: (n,) candidate indices; -1 marks none (a tie).
     tile: side of an image on the sheet, at least.
 
@@ -73,14 +73,14 @@ def captions(pictures, texts, rewards, chosen, rejected, tile=96):
 
 
 def side_by_side(prompts, names, pictures, right, tile=96):
-  """Prompts x samples of several models, a block of columns a model, one seed a column; right
+  """Prompts x samples of several models, a block of columns per model, one column per seed; correct
   images are framed.
 
   Args:
     prompts: n strings.
     names: of the models.
-    pictures: a (n, S, H, W, 3) uint8 array a model.
-    right: a (n, S) bool array a model.
+    pictures: one (n, S, H, W, 3) uint8 array per model.
+    right: one (n, S) bool array per model.
     tile: side of an image on the sheet, at least.
 
   Returns:
@@ -123,7 +123,7 @@ def statements(pictures, lines, tile=96):
 
 
 def stack(sheets):
-  """Sheets under one another, a thin line between."""
+  """Sheets stacked vertically, with a thin line between them."""
   width = max(s.width for s in sheets)
   height = sum(s.height for s in sheets) + GAP * (len(sheets) - 1)
   out = Image.new('RGB', (width, height), PAPER)
@@ -137,7 +137,7 @@ def stack(sheets):
 
 
 def _texts(pictures, blocks, tile):
-  """An image a block, its rows (color, mark, number, text) beside it."""
+  """One block per image, with its rows (color, mark, number, text) beside it."""
   tile, width, line = _tile(pictures.shape[1], tile), 1080, 18
 
   def wrap(text):
@@ -161,7 +161,7 @@ def _texts(pictures, blocks, tile):
 
 
 def _verdict(index, chosen, rejected):
-  """The color and the name of what became of a candidate."""
+  """The color and the name of a candidate's verdict."""
   if index == chosen:
     return CHOSEN, 'chosen'
   return (REJECTED, 'rejected') if index == rejected else (FAINT, '')

@@ -1,5 +1,5 @@
-"""The image of a step: its first inputs, their samples with rewards, chosen and rejected
-marked.
+"""The sheet of a step: its first inputs and their samples with rewards, with the chosen and the
+rejected marked.
 """
 
 import jax

@@ -382,7 +382,7 @@ def _names_in_margin(panel, names):
 
 
 def apart(places: list[float], gap: float) -> list[float]:
-  """Ascending places, moved as little as needed to be `gap` apart, within [0, 1] if there is room."""
+  """Ascending places, moved to be at least `gap` apart, within [0, 1] if there is room."""
   moved = []
   for place in places:
     moved.append(max(place, moved[-1] + gap) if moved else max(place, 0.0))

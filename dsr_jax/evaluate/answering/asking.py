@@ -201,7 +201,7 @@ def _power(count: int) -> int:
 
 
 def _arrays(subject, benchmark, questions, turns, chunk, rows):
-  """pixels (B, P, H, W, 3) uint8, shown (B, P) bool, Text (B, Q, T), filled up with the first row."""
+  """pixels (B, P, H, W, 3) uint8, shown (B, P) bool, Text (B, Q, T), padded with the first row."""
   shape = len(chunk.rows), chunk.pictures
   side = subject.model.spec.image_size
   pixels = np.zeros((*shape, side, side, 3), np.uint8)

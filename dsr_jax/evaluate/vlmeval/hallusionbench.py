@@ -38,7 +38,7 @@ class Place(NamedTuple):
 
 
 def sums_of(places: Sequence[Place], right: Sequence[bool]) -> np.ndarray:
-  """(6,): number correct and number in total, of questions, figures, and questions on all figures."""
+  """(6,): number correct and total number, of questions, figures, and questions on all figures."""
   figures, questions = {}, {}
   for place, hit in zip(places, right):
     figures.setdefault((place.subcategory, place.set, place.figure), []).append(hit)
