@@ -341,18 +341,21 @@ def test_the_command_writes_tables_and_sheets_and_equal_models_differ_by_nothing
   [
     (
       dict(benchmarks='scenes/geneval,scenes/mmmu'),
-      "found the benchmark 'scenes/mmmu'; expected some of geneval, t2i_compbench",
+      "unknown benchmark 'scenes/mmmu' in --benchmarks; choose from geneval, t2i_compbench",
     ),
     (dict(model=''), '--model is missing'),
-    (dict(best_of=0), 'found --best_of=0'),
-    (dict(limit=-1), 'found --limit=-1'),
-    (dict(max_tokens=0), 'found --max_tokens=0'),
-    (dict(stage='draw'), 'found --stage=draw'),
-    (dict(model='scenes@all'), 'found no checkpoints of scenes@all'),
-    (dict(model='scenes,runs/a@all'), 'found @all among several models'),
-    (dict(benchmarks='pope', data='pop=x'), 'found --data=pop=x'),
-    (dict(benchmarks='pope', data='/nowhere'), 'found no /nowhere'),
-    (dict(judge_url='ftp://x', judge_model='m', benchmarks='geneval'), 'found --judge_url=ftp://x'),
+    (dict(best_of=0), '--best_of is 0; set it to at least 1'),
+    (dict(limit=-1), '--limit is -1; set it to 0'),
+    (dict(max_tokens=0), '--max_tokens is 0; set it to at least 1'),
+    (dict(stage='draw'), '--stage is draw; set it to answer or score'),
+    (dict(model='scenes@all'), 'no checkpoints found for scenes@all'),
+    (dict(model='scenes,runs/a@all'), '@all cannot be combined with other models'),
+    (dict(benchmarks='pope', data='pop=x'), '--data=pop=x names no known table'),
+    (dict(benchmarks='pope', data='/nowhere'), '/nowhere does not exist; --data needs'),
+    (
+      dict(judge_url='ftp://x', judge_model='m', benchmarks='geneval'),
+      '--judge_url=ftp://x is not a URL',
+    ),
   ],
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing(values, said, tmp_path):
@@ -364,14 +367,14 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(values, said, tmp_path):
 
 def test_a_model_of_another_size_is_refused(inference, tmp_path, monkeypatch):
   monkeypatch.setattr(evaluate.locate, 'resolve', lambda name, **how: inference.source)
-  with pytest.raises(InputError, match='of 16 x 16 pixels; expected one of 32 x 32'):
+  with pytest.raises(InputError, match='draws 16 x 16 pixels, but .* have 32 x 32'):
     run(evaluate, model='scenes', config=TINY, output=tmp_path / 'out')
   assert os.listdir(tmp_path) == []
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
   (tmp_path / 'notes.txt').write_text('mine')
-  with pytest.raises(InputError, match='found notes.txt in .*; expected a new or empty folder'):
+  with pytest.raises(InputError, match='contains notes.txt, .*; name a new or empty folder'):
     run(evaluate, model='scenes', config=TINY, benchmarks='geneval', output=tmp_path)
   assert os.listdir(tmp_path) == ['notes.txt']
 

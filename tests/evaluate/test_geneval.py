@@ -190,7 +190,7 @@ def test_scores_are_the_summary_of_the_same_rows():
 
 
 def test_a_picture_of_another_benchmark_is_refused():
-  with pytest.raises(InputError, match='expected a folder 00000 to 00552'):
+  with pytest.raises(InputError, match='x_000000.png is not in a folder 00000 to 00552'):
     geneval.GenEval().score({'color/samples/x_000000.png': {'correct': True}})
-  with pytest.raises(InputError, match='found nothing to score'):
+  with pytest.raises(InputError, match='there is nothing to score'):
     geneval.GenEval().score({})

@@ -135,7 +135,7 @@ def test_before_and_after_are_of_the_same_items_where_the_list_changed(changed):
   assert one['after'] == pytest.approx(means(last, items))
   assert one['change_low'] <= one['after'] - one['before'] <= one['change_high']
   assert one['before'] != pytest.approx(np.mean(first['watched_generation']))
-  assert summary['watched/reward_understanding']['items'] == '3 pictures'
+  assert summary['watched/reward_understanding']['items'] == '3 images'
   points, counted = same_items.curve(
     same_items.evaluations(str(workdir)), 'watched/entropy_generation'
   )

@@ -294,7 +294,7 @@ def test_stages_apart_leave_what_both_together_leave(work, tables, tmp_path):
   # Answers are read by the questions that were asked, or not at all.
   other = damaged(tables, tmp_path / 'data', lambda text: text.replace('Yes', 'No'))
   said = run(evaluate, **flags(other, tmp_path / 'apart', benchmarks='pope', stage='score'))
-  assert 'found answers to the table of md5' in said['not_scored']['pope']
+  assert 'has answers to the table with md5' in said['not_scored']['pope']
 
 
 def test_what_is_missing_is_one_sentence_and_the_others_get_their_scores(
@@ -492,18 +492,18 @@ def damaged(tables, folder, change):
 @pytest.mark.parametrize(
   'change, changes, said',
   [
-    (lambda text: text, {'any_version': False}, 'found md5 .* expected c12f5acb'),
-    (lambda text: text.replace('answer', 'reply', 1), {}, 'found no column answer in'),
+    (lambda text: text, {'any_version': False}, 'has md5 .* instead of c12f5acb'),
+    (lambda text: text.replace('answer', 'reply', 1), {}, 'POPE.tsv has no column answer'),
     (
       lambda text: text.replace('\t0\t', '\t9\t', 1),
       {},
-      'the picture of row 1 .* which holds none',
+      'row 1 .* takes its image from row 9, which has none',
     ),
-    (lambda text: text.replace('iVBOR', 'i!BOR', 1), {}, 'found broken base64 in row 0'),
+    (lambda text: text.replace('iVBOR', 'i!BOR', 1), {}, 'the image in row 0 .* has broken base64'),
     (
       lambda text: text,
       {'benchmarks': 'geneval', 'evaluator.clip': True},
-      'found a none in --evaluator.clip',
+      '--evaluator.clip=.* holds a none',
     ),
   ],
 )

@@ -214,9 +214,9 @@ def test_yes_and_no_are_extracted_as_words(text, answer):
 
 
 def test_lists_of_different_length_are_refused():
-  with pytest.raises(InputError, match='found 2 answers to 1 inputs'):
+  with pytest.raises(InputError, match='got 2 answers for 1 inputs'):
     yesno_scores(['yes', 'no'], ['yes'])
-  with pytest.raises(InputError, match='found 1 prompts and pictures of 2'):
+  with pytest.raises(InputError, match='got 1 prompts, but images for 2'):
     scores_lib.generation_scores(
       sets.evaluation_prompts(1)[:1], np.zeros((2, 1, 32, 32, 3), np.uint8)
     )

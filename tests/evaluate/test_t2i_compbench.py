@@ -173,7 +173,7 @@ def test_three_in_one_weights():
   for prompt, wanted in (('A dog.', 0.45), ('a cat', 0.6), ('a cow', 0.6), (' a dog', 0.6)):
     found = mixed.three_in_one([prompt], ['a DOG'], ['A cat. more'], **parts, samples=1)
     assert found == pytest.approx([wanted])
-  with pytest.raises(InputError, match='found scores of 1 pictures of 2 complex prompts'):
+  with pytest.raises(InputError, match='got scores for 1 images of 2 complex prompts'):
     mixed.three_in_one(['a', 'b'], [], [], **parts, samples=1)
 
 
@@ -254,7 +254,7 @@ def test_scores_and_result_files(tmp_path):
 
 
 def test_a_picture_without_its_parts_is_refused():
-  with pytest.raises(InputError, match='found no spatial of complex/samples/a_000000.png'):
+  with pytest.raises(InputError, match='record of complex/samples/a_000000.png has no spatial'):
     bench.T2ICompBench().score({'complex/samples/a_000000.png': {'binding': '1', 'clip': 1}})
-  with pytest.raises(InputError, match="found the category 'colour'"):
+  with pytest.raises(InputError, match="unknown category 'colour'"):
     bench.T2ICompBench(['colour'])

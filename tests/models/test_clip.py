@@ -233,4 +233,4 @@ def test_the_commands_former_name_still_runs_it():
   call = [sys.executable, '-m', 'dsr_jax.scenes.clip']
   done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True)
   assert done.returncode == 2
-  assert done.stderr.startswith('error: found not exactly one of --output and --compare')
+  assert done.stderr.startswith('error: exactly one of --output and --compare is needed')

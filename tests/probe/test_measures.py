@@ -190,7 +190,7 @@ def test_a_number_of_too_few_cases_counts_as_not_measured():
   assert verdict_of(judged(inputs=9)) == measures.OPEN
   few = measures.decide('understanding', judged() | {'swaps': {'mean': 0.1, 'cases': 7}})
   assert few['verdict'] == measures.GO  # no chief gate, and seven cases fail nothing
-  assert few['not_measured'][0].endswith('only 7 cases, at least 30 wanted')
+  assert few['not_measured'][0].endswith('only 7 cases, needs at least 30')
 
 
 def test_prompts_of_another_world_are_counted_and_bar_a_go():
@@ -200,7 +200,7 @@ def test_prompts_of_another_world_are_counted_and_bar_a_go():
   assert far['inputs'] == 7 and far['share'] == 0.5 and far['usual'] == -1.3
   found = measures.decide('understanding', judged() | {'inputs': 14, 'unfamiliar': far})
   assert found['verdict'] == measures.OPEN
-  assert found['blind'][0].startswith('7 of 14 inputs lie far outside what the model knows')
+  assert found['blind'][0].startswith('7 of 14 inputs are far outside what the model knows')
   near = measures.unfamiliar(np.random.default_rng(0).normal(-1.4, 0.5, (64, 8)))
   assert near['inputs'] == 0
   assert verdict_of(judged() | {'unfamiliar': near}) == measures.GO

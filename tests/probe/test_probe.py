@@ -119,7 +119,7 @@ def test_the_page_stands_alone_and_shows_pictures_words_and_a_verdict(scenes):
     'go',
     'Go or no-go',
     'Best of n',
-    'By sort of prompt',
+    'By kind of prompt',
     'where the reward comes from',
     'support of their clauses',
   ):

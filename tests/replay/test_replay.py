@@ -163,11 +163,11 @@ def test_one_input_can_be_asked_for_and_the_page_shows_it(workdir, third, tmp_pa
   _, _, page = third
   words = ' '.join(page.words)
   for word in (
-    'Step 3 again',
-    'the very same numbers',
-    'Whose gradient',
-    'Pictures of prompts',
-    'Texts about pictures',
+    'Replay of step 3',
+    'exactly the same numbers',
+    'Contributions to the gradient',
+    'Images for prompts',
+    'Texts about images',
     'objective=grpo',
     'push',
   ):

@@ -53,20 +53,20 @@ def test_every_chief_chart_says_what_to_expect_and_names_its_axes(tmp_path):
   shown = [figure for figure in figures if figure in chief]
   assert len(shown) >= 6 and all('class="note"' in figure for figure in shown)
   assert all('text-anchor="middle">step</text>' in figure for figure in figures)
-  reward = next(figure for figure in shown if 'Reward of pictures, R_G' in figure)
+  reward = next(figure for figure in shown if 'Reward of images, R_G' in figure)
   assert 'May fall while drawing improves' in reward
 
 
 def test_the_loss_of_whole_groups_is_not_in_nats_a_pair(tmp_path):
   text = finished_run(tmp_path / 'run')
   loss = next(f for f in re.findall(r'<figure.*?</figure>', text, re.DOTALL) if '>Loss' in f)
-  assert 'nats a pair' not in loss and 'advantages times ratios' in loss
+  assert 'nats per pair' not in loss and 'advantages times ratios' in loss
 
 
 def test_what_does_not_change_is_folded_away(tmp_path):
   text = finished_run(tmp_path / 'run')
   folded = text[text.index('What did not change: ') :]
-  for words in ('Length of texts about the fixed pictures', 'Memory: process peak bytes'):
+  for words in ('Length of texts about the fixed images', 'Memory: process peak bytes'):
     assert words in folded and words not in text[: -len(folded)]
   assert 'Dropped' in folded or 'dropped' in folded
 

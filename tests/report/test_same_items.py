@@ -125,7 +125,7 @@ def test_intervals_of_changes_are_paired(run):
   first, last = (np.array(found[step]['description']) for step in (0, 8))
   expected = stats.difference(last, first, scores_lib.DESCRIPTION['f1'])
   assert (one.low, one.high) == (expected.low, expected.high)
-  assert one.change == pytest.approx(expected.value) and one.items == '12 pictures'
+  assert one.change == pytest.approx(expected.value) and one.items == '12 images'
 
 
 def test_a_score_without_rows_is_compared_on_equal_lists_alone(run):
@@ -166,7 +166,7 @@ def test_the_table_is_grouped_and_goes_from_gains_to_losses(run):
   lines = summary.table(workdir).splitlines()
   heads = [line for line in lines if line and not line.startswith(' ')]
   assert heads == [
-    'the fixed list, rewards by the initial model',
+    'fixed list, rewards by the initial model',
     'drawing',
     'describing, sampled',
     f'report       {workdir}/report.html',

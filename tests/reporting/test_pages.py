@@ -180,7 +180,7 @@ def test_equal_numbers_of_a_replay_are_folded_away_below_what_is_worth_reading(t
   assert 'What differs' not in text
   folded = text.index('36 numbers, logged and recomputed, all equal')
   assert (
-    folded > text.index('Texts about pictures')
+    folded > text.index('Texts about images')
     and '<td data-label="" class="">m34' not in text[:folded].split('</details>')[-1]
   )
   assert 'What differs' in replay_html(tmp_path)
@@ -194,7 +194,7 @@ def test_a_run_compares_before_and_after_on_the_same_lists_alone(tmp_path):
     'eval/generation/mean_high': {0: 0.6, 2: 0.8},
   }
   unfinished = ' '.join(Page(run_of(tmp_path / 'a', curves, config(4))).words)
-  assert 'not measured before on the same list' in unfinished and '+0.250' not in unfinished
+  assert 'not measured on the same list before' in unfinished and '+0.250' not in unfinished
   finished = run_of(tmp_path / 'b', curves, config(2))
   assert '<div class="was up">+0.250</div>' in finished
 

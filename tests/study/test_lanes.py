@@ -147,13 +147,13 @@ def test_neighbours_that_differ_in_seed_or_rate_alone_share_a_program(fake):
 def test_how_many_there_are_by_itself_or_as_asked(monkeypatch):
   assert study_lanes.number('auto') == 1 and study_lanes.number('5') == 5
   for asked in ('0', 'many', '-1', ''):
-    with pytest.raises(InputError, match=f'found --lanes={asked};'):
+    with pytest.raises(InputError, match=f'--lanes is {asked};'):
       study_lanes.number(asked)
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
   assert study_lanes.number('auto') == study_lanes.MOST
   monkeypatch.setattr(jax, 'device_count', lambda: 4)
   assert study_lanes.number('auto') == study_lanes.number('1') == 1
-  with pytest.raises(InputError, match='found --lanes=2 and 4 devices'):
+  with pytest.raises(InputError, match='--lanes is 2, but .* there are 4; set --lanes=1'):
     study_lanes.number('2')
 
 

@@ -95,10 +95,10 @@ def test_seeds_and_bases_follow_the_plan_or_the_flags():
 
 def test_wrong_flags_are_one_sentence():
   for values, words in (
-    (dict(variants='nothing', output='x'), "found the variant 'nothing'"),
-    (dict(seeds='a', output='x'), 'found --seeds=a'),
+    (dict(variants='nothing', output='x'), "unknown variant 'nothing' in --variants"),
+    (dict(seeds='a', output='x'), '--seeds is a; set it to whole numbers'),
     (dict(seeds='-1', output='x'), 'from 0'),
-    (dict(bases='none', output='x'), "found the base 'none'"),
+    (dict(bases='none', output='x'), "unknown base 'none' in --bases"),
     ({}, 'no --output'),
     ({'output': 'x', 'config.run.method.group_size': 1}, 'group_size=1'),
   ):
@@ -133,7 +133,7 @@ def test_a_study_folder_of_another_config_is_refused_with_the_difference(tmp_pat
 def test_a_folder_of_something_else_is_refused(tmp_path):
   (tmp_path / 'x.txt').write_text('x')
   plan = design.from_config(flag_values().config, str(tmp_path))
-  with pytest.raises(InputError, match='found x.txt'):
+  with pytest.raises(InputError, match='contains x.txt'):
     design.check_same_study(plan, {})
 
 

@@ -362,7 +362,7 @@ def test_the_end_of_the_evolution_is_also_shown_on_the_whole_lists(results):
 
 def test_without_matplotlib_one_sentence_says_what_to_install(monkeypatch):
   monkeypatch.setattr(figures, 'matplotlib', None)
-  with pytest.raises(InputError, match='found no matplotlib; .*pip install'):
+  with pytest.raises(InputError, match='need matplotlib, which is not installed; .*pip install'):
     figures.check_matplotlib()
 
 

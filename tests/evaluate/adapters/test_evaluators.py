@@ -170,12 +170,12 @@ def test_only_what_a_folder_needs_is_loaded(tmp_path, chosen, sound):
 
 
 def test_another_architecture_is_found_without_torch(chosen):
-  with pytest.raises(InputError, match='found a CLIPModel in --evaluator.blip=.*expected a Blip'):
+  with pytest.raises(InputError, match='--evaluator.blip=.* holds a CLIPModel; .* with a Blip'):
     evaluator_choice.check({'blip': chosen['clip']}, 0)
-  with pytest.raises(InputError, match='found no --evaluator.blip=/nowhere; expected a directory'):
+  with pytest.raises(InputError, match='--evaluator.blip=/nowhere is neither a directory nor'):
     evaluator_choice.check({'blip': '/nowhere'}, 0)
   for size in (-16, 100):
-    with pytest.raises(InputError, match=f'found --blip_size={size}; expected 0 or a multiple'):
+    with pytest.raises(InputError, match=f'--blip_size is {size}; set it to 0 or a multiple'):
       evaluator_choice.check(chosen, size)
   evaluator_choice.check({**chosen, 'blip': 'owner/name'}, 480)
 
@@ -183,7 +183,7 @@ def test_another_architecture_is_found_without_torch(chosen):
 def test_a_broken_detector_stops_its_benchmark_with_a_sentence(tmp_path, chosen, small):
   """A random detector sees nothing in the photos."""
   draw(tmp_path, 'geneval', ('00000',))
-  with pytest.raises(InputError, match='found no object above 0.3 in the photos of the self-test'):
+  with pytest.raises(InputError, match='found no object above 0.3 in the photos of its self-test'):
     evaluators.evaluate('geneval', str(tmp_path), chosen)
   assert not (tmp_path / evaluator_choice.RECORDS).exists()
 
@@ -194,5 +194,5 @@ def test_without_torch_there_is_a_sentence(tmp_path, monkeypatch):
   (tmp_path / 'path').mkdir()
   (tmp_path / 'path' / 'torch.py').write_text("raise ImportError('no torch', name='torch')")
   monkeypatch.setenv('PYTHONPATH', str(tmp_path / 'path'))
-  with pytest.raises(InputError, match='found no torch; expected all that requirements-eval.txt'):
+  with pytest.raises(InputError, match='packages in requirements-eval.txt, but found no torch'):
     scoring.look('geneval', str(tmp_path), scoring.Looking({}))
