@@ -171,7 +171,7 @@ def to_markdown(results: Results) -> str:
   """The overview and a section per benchmark."""
   compared = f', before `{results.before}`' if results.before else ''
   parts = [f'Model `{results.after}`{compared}.']
-  parts += [f'Numbers of the paper: {paper.SOURCE}. Intervals: 95 %, paired of differences.', '']
+  parts += [f"The paper's numbers: {paper.SOURCE}. Intervals are 95 %, paired for differences.", '']
   head, rows = results.overview()
   if len(head) > 1:
     parts += comparison.markdown_table(head, rows) + ['']

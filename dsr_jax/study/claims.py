@@ -64,13 +64,13 @@ CLAIMS = (
   ),
   Claim(
     'understanding_hurts_generation',
-    'only understanding hurts generation',
+    'training only understanding hurts generation',
     LESS,
     (Contrast(GENERATION, 'understanding', 'base'),),
   ),
   Claim(
     'generation_on_understanding',
-    'what only generation does to understanding',
+    'effect of training only generation on understanding',
     OPEN,
     (Contrast(READING, 'generation', 'base'),),
   ),
@@ -95,7 +95,7 @@ CLAIMS = (
   Claim('simpo_groups', 'SimPO ≥ GRPO, equal groups, both tasks', MORE, _both('unified', 'grpo')),
   Claim(
     'simpo_tokens',
-    'SimPO ≥ GRPO, equal tokens that learn, both tasks',
+    'SimPO ≥ GRPO, equal trained tokens, both tasks',
     MORE,
     _both('unified', 'grpo_tokens'),
   ),

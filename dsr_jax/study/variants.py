@@ -76,7 +76,7 @@ VARIANTS = {
   # SimPO trains on one pair of a group and GRPO on the whole group: with proportionally fewer
   # groups, both train on the same number of tokens.
   'grpo_tokens': Variant(
-    'unified, GRPO, equal tokens that learn',
+    'unified, GRPO, equal trained tokens',
     PAPER,
     {
       'method.objective': 'grpo',
