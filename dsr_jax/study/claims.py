@@ -95,7 +95,7 @@ CLAIMS = (
   Claim('simpo_groups', 'SimPO ≥ GRPO, equal groups, both tasks', MORE, _both('unified', 'grpo')),
   Claim(
     'simpo_tokens',
-    'SimPO ≥ GRPO, equal trained tokens, both tasks',
+    'SimPO ≥ GRPO, equal tokens that learn, both tasks',
     MORE,
     _both('unified', 'grpo_tokens'),
   ),

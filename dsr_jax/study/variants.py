@@ -76,7 +76,7 @@ VARIANTS = {
   # SimPO trains on one pair of a group and GRPO on the whole group: with proportionally fewer
   # groups, both train on the same number of tokens.
   'grpo_tokens': Variant(
-    'unified, GRPO, equal trained tokens',
+    'unified, GRPO, equal tokens that learn',
     PAPER,
     {
       'method.objective': 'grpo',
