@@ -96,7 +96,7 @@ def test_an_unfinished_run_is_compared_over_the_items_that_it_has_so_far(run):
   assert one.low <= one.change <= one.high < 0
   text = ' '.join(Page(open(page.write(workdir), encoding='utf-8').read()).words)
   assert f'{one.change:.3f}' in text.replace('−', '-') and '1.000 before' in text
-  assert 'After 4 of 8 steps' in text and 'worse: Right pictures' in text
+  assert 'After 4 of 8 steps' in text and 'worse: Correct images' in text
 
 
 def test_a_finished_run_is_compared_over_the_whole_lists(run):

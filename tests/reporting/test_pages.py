@@ -171,7 +171,7 @@ def test_a_page_is_one_file_for_wide_and_narrow_light_and_dark(name, tmp_path):
 @pytest.mark.parametrize('name', ['probe', 'replay'])
 def test_every_cell_of_a_table_knows_its_column_for_narrow_pages(name, tmp_path):
   text = PAGES[name](tmp_path)
-  for label in {'probe': ('measured', 'because'), 'replay': ('logged', 'recomputed')}[name]:
+  for label in {'probe': ('measured', 'reason'), 'replay': ('logged', 'recomputed')}[name]:
     assert f'data-label="{label}"' in text
 
 

@@ -141,7 +141,7 @@ def test_nothing_is_looked_at_twice_and_other_evaluators_are_refused(
   after = records_of(tmp_path)
   assert [path for path in paths if after[path] != before[path]] == [paths[0]]
   with pytest.raises(
-    InputError, match='records in .* that another clip made .sha256: .* now.*remove'
+    InputError, match='records in .* come from a different clip .sha256: .* now.*remove'
   ):
     evaluators.evaluate('t2i_compbench', str(tmp_path), {**chosen, 'clip': chosen['clip_colors']})
 
