@@ -1,9 +1,9 @@
-"""The default of `make run`: both tasks reinforced in the small world, in some ten minutes on a
+"""The default of `make run`: reinforces both tasks in the small world, in about ten minutes on a
 laptop.
 
   python -m dsr_jax.main --config=configs/scenes.py --workdir=runs/scenes
 
-Worth touching: `method.task` (unified, generation, understanding), `method.objective`,
+Settings worth changing: `method.task` (unified, generation, understanding), `method.objective`,
 `method.learning_rate`, `method.group_size`, `method.guidance`, `method.seed`.
 """
 
@@ -14,10 +14,10 @@ def get_config():
   """The default run."""
   config = common.on_scenes()
   m = config.method
-  # all eight candidates learn; with few inputs a step SimPO's pairs raise the entropy of pictures
+  # all eight candidates learn; with few inputs per step, SimPO's pairs raise the entropy of images
   # (docs/scenes.md)
   m.objective = 'grpo'
-  m.inputs_per_step = 32  # 16 prompts and 16 pictures, 8 candidates each
+  m.inputs_per_step = 32  # 16 prompts and 16 images, 8 candidates each
   m.steps = 160
   m.learning_rate = 2e-4
   s = config.system
@@ -25,6 +25,6 @@ def get_config():
   s.samples_every = 40
   s.eval_every = 40
   s.save_every = 40
-  config.eval.tuned_temperature = 0.5  # these two: the embedded base's best on validation
+  config.eval.tuned_temperature = 0.5  # this and the next: best for the embedded base on validation
   config.eval.tuned_guidance = 2.0
   return config

@@ -1,11 +1,11 @@
-"""Both tasks of a small Show-o reinforced in the small world, as configs/scenes.py does it with a
+"""Reinforces both tasks of a small Show-o in the small world, as configs/scenes.py does for a
 Janus.
 
   python -m dsr_jax.pretrain --config=configs/scenes_showo_pretrain.py --workdir=runs/showo_base
   python -m dsr_jax.main --config=configs/scenes_showo.py --workdir=runs/scenes_showo
 
-The base is made by the first command; it is not shipped. Worth touching besides what the other one
-names: `method.picture_likelihood`, `method.prompt_drop`, `method.sampling_steps`.
+The first command trains the base, which is not shipped. Settings worth changing besides those in
+configs/scenes.py: `method.picture_likelihood`, `method.prompt_drop`, `method.sampling_steps`.
 """
 
 from dsr_jax.configs import scenes
@@ -15,6 +15,6 @@ def get_config():
   """The same run on the other backbone."""
   config = scenes.get_config()
   config.model = 'runs/showo_base/model'
-  # the Janus' own bests on validation; nobody has looked for this one's
+  # the tuned values are those of the Janus; none were searched for this model
   config.eval.tuned_temperature = -1.0
   return config

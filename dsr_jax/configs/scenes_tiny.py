@@ -1,4 +1,4 @@
-"""A smoke run: three steps of everything, to see that all parts work together.
+"""A smoke run: three steps with all parts, to see that they work together.
 
 python -m dsr_jax.main --config=configs/scenes_tiny.py --workdir=/tmp/tiny
 """

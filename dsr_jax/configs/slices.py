@@ -1,14 +1,14 @@
-"""What stands after the name of a full-size config: meshes and chunks by slice, to be checked with
-`dsr_jax.plan` before anything is rented, and other readings of the paper by name.
+"""The part after the name of a full-size config: a slice, which sets mesh and chunks (check it with
+`dsr_jax.plan` before you rent it), or another reading of the paper.
 
   --config=configs/janus_pro_7b.py:v5e:8x8    a slice
-  --config=configs/janus_pro_7b.py:h100:1     one accelerator; of the 7B the adapters are trained
+  --config=configs/janus_pro_7b.py:h100:1     one accelerator; for the 7B, trains adapters
   --config=configs/janus_pro_7b.py:trl        the paper's batch, counted in completions
 """
 
 from dsr_jax.errors import InputError
 
-# Model -> slice -> (fsdp, tp, inputs of a task sampled at once, differentiated at once).
+# Model -> slice -> (fsdp, tp, inputs of a task per rollout chunk, per update chunk).
 SLICES = {
   '1b': {
     'v5e:2x4': (4, 2, 16, 16),
@@ -31,14 +31,14 @@ SLICES = {
     'h200:8': (8, 1, 64, 64),
   },
 }
-# Too large for the weights' moments on this slice: adapters are trained there.
+# The moments of all weights do not fit on these slices, so adapters are trained.
 ADAPTERS = (('7b', 'h100:1'),)
 TRL = 'trl'
 
 
 def apply(config, model, name):
-  """Sets the mesh, the chunks and the segments for slice `name` of `SLICES[model]`, or the batch of
-  TRL; None leaves the defaults.
+  """Sets mesh, chunks and segments for slice `name` of `SLICES[model]`, or TRL's batch; None leaves
+  the defaults.
   """
   if name is None:
     return
@@ -47,25 +47,25 @@ def apply(config, model, name):
     return
   if name not in SLICES[model]:
     raise InputError(
-      f'found {name!r} after the config; expected one of the slices {", ".join(SLICES[model])}, or '
-      f'{TRL}, or nothing and system.mesh set by hand'
+      f'{name!r} after the config is unknown; use one of the slices {", ".join(SLICES[model])}, or '
+      f'{TRL}, or leave it out and set system.mesh by hand'
     )
   if (model, name) in ADAPTERS:
     config.method.trainable = 'lora'
   s = config.system
-  if model == 'showo':  # draws in steps: segments are of its texts alone
+  if model == 'showo':  # draws in steps, so it decodes only texts in segments
     s.mesh.fsdp, s.mesh.tp, s.rollout_chunk, s.update_chunk = SLICES[model][name]
     s.decode_scan = name.startswith('v')
     return
-  # of 576 codes: four pieces of program, a fifth of what is read of the cache is not filled yet
+  # of 576 codes: four segments, so that a fifth of the cache that is read is not yet filled
   s.decode_segment = 144
   s.mesh.fsdp, s.mesh.tp, s.rollout_chunk, s.update_chunk = SLICES[model][name]
-  s.decode_scan = name.startswith('v')  # TPUs read a layer's weights where they lie in the stack
+  s.decode_scan = name.startswith('v')  # TPUs read a layer's weights in place in the stack
 
 
 def _count_completions(config):
-  """The batch's other reading: TRL's trainers of that time counted completions, so "64 x 2" are 16
-  inputs of 8 candidates, and 5 epochs of 11,200 inputs 3,500 updates.
+  """The other reading of the batch: TRL's trainers of that time counted completions, so "64 x 2"
+  means 16 inputs of 8 candidates, and 5 epochs of 11,200 inputs are 3,500 updates.
   """
   m = config.method
   m.inputs_per_step = 16

@@ -47,8 +47,7 @@ def convert(
     # --overwrite would delete the source.
     if pathlib.Path(path).resolve().is_relative_to(pathlib.Path(target).resolve()):
       raise InputError(
-        f'found the source {path} in the target {target}; expected two directories; name another '
-        '--target'
+        f'the target {target} is or contains the source {path}; name another directory in --target'
       )
   if layout == 'peft':
     done = _adapter(source, target, located, overwrite, push_to_hub)
@@ -65,7 +64,7 @@ def _model(source, target, layout, located, dtype, overwrite, repository):
   if (layout == 'showo') != (stored.layout == 'showo'):
     expected = 'showo' if stored.layout == 'showo' else 'hf or deepseek'
     raise InputError(
-      f'found --format={layout} with {source}, a {family.name}; expected {expected}, or peft for a '
+      f'--format={layout} does not fit {source}, a {family.name}; use {expected}, or peft for a '
       "run's adapters"
     )
   stored.check_finite()
@@ -94,9 +93,8 @@ def _model(source, target, layout, located, dtype, overwrite, repository):
   )
   if zeros:
     cli.log(
-      f'made as zeros: {len(zeros)} tensors that the source does not have and no forward pass '
-      'reads '
-      f'({", ".join(zeros)})'
+      f'written as zeros: {len(zeros)} tensors that the source does not have and no forward pass '
+      f'reads ({", ".join(zeros)})'
     )
   tensors = len(table.entries(stored.abstract, layout))
   if layout == 'deepseek':
@@ -107,7 +105,7 @@ def _model(source, target, layout, located, dtype, overwrite, repository):
 def _adapter(source, target, located, overwrite, repository):
   if 'lora' not in located.trained:
     raise InputError(
-      f'found no adapters in {source}; expected a run with method.trainable=lora; write --format=hf'
+      f'{source} has no adapters, which only a run with method.trainable=lora has; use --format=hf'
     )
   config, _ = convert_lib.read_config(located.directory)
   family = families.family_of(config)
@@ -127,11 +125,9 @@ def main(argv, f=flags.FLAGS):
   cli.no_arguments(argv)
   cli.require(source=f.source, target=f.target, format=f.format)
   if f.format not in FORMATS:
-    raise InputError(f'found --format={f.format}; expected {" or ".join(FORMATS)}; choose one')
+    raise InputError(f'--format={f.format} is unknown; choose {" or ".join(FORMATS)}')
   if f.dtype not in (None, 'float32', 'bfloat16'):
-    raise InputError(
-      f'found --dtype={f.dtype}; expected float32 or bfloat16; choose one, or leave it out'
-    )
+    raise InputError(f'--dtype={f.dtype} is unknown; choose float32 or bfloat16, or leave it out')
   cli.log(f'converting {f.source} to {f.target}')
   more = dict(dtype=f.dtype, overwrite=f.overwrite, base=f.base, push_to_hub=f.push_to_hub)
   done = convert(f.source, f.target, f.format, **more)

@@ -48,8 +48,8 @@ def _eos_id(text) -> int:
   found = text['eos_token_id']
   if type(found) is not int or not 0 <= found <= MOST['vocab_size']:
     raise InputError(
-      f'found text_config.eos_token_id {shown(found)} in config.json; expected a whole number '
-      f'from 0 to {MOST["vocab_size"]:,}; fetch the file again'
+      f'text_config.eos_token_id in config.json is {shown(found)}, not a whole number from 0 to '
+      f'{MOST["vocab_size"]:,}; fetch the file again'
     )
   return found
 
@@ -60,14 +60,14 @@ def read_config(directory) -> clip.ClipConfig:
   directory = pathlib.Path(directory)
   if not directory.is_dir():
     raise InputError(
-      f'found no directory {directory}; expected a CLIPModel in the Hugging Face layout in '
-      'method.clip_reward.model'
+      f'there is no directory {directory}; set method.clip_reward.model to a CLIPModel in the '
+      'Hugging Face layout'
     )
   content = files.read_json(directory / 'config.json')
   if content.get('model_type') != 'clip':
     raise InputError(
-      f'found a model of type {content.get("model_type")!r} in {directory}; expected clip; name a '
-      'CLIPModel in the Hugging Face layout in method.clip_reward.model'
+      f'{directory} has a model of type {content.get("model_type")!r}, not clip; set '
+      'method.clip_reward.model to a CLIPModel in the Hugging Face layout'
     )
   # Use transformers' defaults: published files omit values that equal them.
   text = dict(
@@ -112,8 +112,8 @@ def _three(value, key):
   fine = isinstance(value, (list, tuple)) and len(value) == 3
   if not fine or not all(type(x) in (int, float) and abs(x) < 1e6 for x in value):
     raise InputError(
-      f'found {key} {configs.shown(value)} in the processor of a CLIP; expected three numbers; '
-      'fetch the file again'
+      f'{key} in the processor of a CLIP is {configs.shown(value)}, not three numbers; fetch the '
+      'file again'
     )
   return tuple(value)
 
@@ -122,8 +122,7 @@ def _tower(section, name):
   act = section.get('hidden_act', 'quick_gelu')
   if act not in ('quick_gelu', 'gelu'):
     raise InputError(
-      f'found hidden_act {configs.shown(act)} in a CLIP; expected quick_gelu or gelu; use another '
-      'CLIP'
+      f'hidden_act of a CLIP is {configs.shown(act)}; use a CLIP with quick_gelu or gelu'
     )
   sizes = ('hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads')
   return clip.TowerConfig(
@@ -153,9 +152,8 @@ def load(directory):
   ]
   if wrong:
     raise InputError(
-      f'found tensors in {directory} that do not fit its config.json: {"; ".join(wrong)}; expected '
-      'those of a CLIPModel; '
-      'fetch weights and config.json of one model'
+      f'the tensors in {directory} do not fit its config.json: {"; ".join(wrong)}; fetch the '
+      'weights and config.json of one CLIPModel'
     )
   leaves, tree = jax.tree.flatten(jax.tree.map(lambda x: np.empty(x.shape, np.float32), abstract))
   kernels = _kernels(abstract)
@@ -195,8 +193,7 @@ def _tokenizer(directory):
     return AutoTokenizer.from_pretrained(directory)
   except (OSError, ValueError) as e:
     raise InputError(
-      f'found no tokenizer in {directory} ({first_line(e)}); expected the files of '
-      'a CLIPModel; fetch them'
+      f'{directory} has no tokenizer ({first_line(e)}); fetch the tokenizer files of a CLIPModel'
     ) from e
 
 

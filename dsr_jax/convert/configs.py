@@ -92,8 +92,7 @@ def from_json(content):
   wrong = list(_unsupported(sections, config))
   if wrong:
     raise InputError(
-      f'found {"; ".join(wrong)} in config.json; expected the structure of Janus-Pro; use a '
-      'Janus-Pro '
+      f'config.json does not have the structure of Janus-Pro: {"; ".join(wrong)}; use a Janus-Pro '
       'checkpoint'
     )
   return config
@@ -175,8 +174,8 @@ def layout_of(content):
   kind = content.get('model_type')
   if kind not in ('janus', 'multi_modality'):
     raise InputError(
-      f'found a model of type {shown(kind)} in config.json; expected janus (the Hugging Face '
-      'layout) or multi_modality (the original one); use a Janus-Pro checkpoint'
+      f'config.json is for a model of type {shown(kind)}; use a Janus-Pro checkpoint, whose type '
+      'is janus (the Hugging Face layout) or multi_modality (the original one)'
     )
   return 'hf' if kind == 'janus' else 'deepseek'
 
@@ -191,7 +190,7 @@ def object_in(content, name, where=''):
     return {}
   if not isinstance(value, dict):
     raise InputError(
-      f'found {where}{name} {shown(value)} in config.json; expected an object; fetch the file again'
+      f'{where}{name} in config.json is {shown(value)}, not an object; fetch the file again'
     )
   return value
 
@@ -200,7 +199,7 @@ def whole(value, key, where):
   """Checks a size against its key in `MOST`. where: the part of config.json, for the error."""
   if type(value) is not int or not 1 <= value <= MOST[key]:
     raise InputError(
-      f'found {where}.{key} {shown(value)} in config.json; expected a whole number from 1 to '
+      f'{where}.{key} in config.json is {shown(value)}, not a whole number from 1 to '
       f'{MOST[key]:,}; fetch the file again'
     )
   return value
@@ -210,8 +209,7 @@ def above_zero(value, key, where):
   """A number that must be positive and finite as float32."""
   if type(value) not in (int, float) or not 1e-30 <= value <= 1e30:
     raise InputError(
-      f'found {where}.{key} {shown(value)} in config.json; expected a number above 0; fetch '
-      'the file again'
+      f'{where}.{key} in config.json is {shown(value)}, not a number above 0; fetch the file again'
     )
   return float(value)
 
@@ -221,8 +219,8 @@ def multiples(value, where):
   fine = isinstance(value, (list, tuple)) and 1 <= len(value) <= MOST_LEVELS
   if not fine or not all(type(m) is int and 1 <= m <= MOST_MULTIPLE for m in value):
     raise InputError(
-      f'found {where}.channel_multiplier {shown(value)} in config.json; expected 1 to '
-      f'{MOST_LEVELS} whole numbers from 1 to {MOST_MULTIPLE}; fetch the file again'
+      f'{where}.channel_multiplier in config.json is {shown(value)}, not 1 to {MOST_LEVELS} whole '
+      f'numbers from 1 to {MOST_MULTIPLE}; fetch the file again'
     )
   return tuple(value)
 
@@ -263,8 +261,7 @@ def _vision(section):
     if isinstance(pair, list):
       if len(pair) != 2 or pair[0] != pair[1]:
         raise InputError(
-          f'found {name}.{key} {shown(pair)} in config.json; expected a square; use a Janus-Pro '
-          'checkpoint'
+          f'{name}.{key} in config.json is {shown(pair)}, not a square; use a Janus-Pro checkpoint'
         )
       values[key] = pair[0]
   eps = above_zero(values.pop('layer_norm_eps'), 'layer_norm_eps', name)
@@ -287,7 +284,7 @@ def _unsupported(sections, config):
   for name, key, default, only in _FIXED:
     value = sections[name].get(key, default)
     if value != only:
-      yield f'{name}.{key} {shown(value)} (only {only!r} is known)'
+      yield f'{name}.{key} {shown(value)} (only {only!r} is supported)'
   yield from text_misfits(sections['text_config'], text, 'text_config')
   for name, key in (
     ('vision_config', 'projection_dim'),
@@ -300,7 +297,7 @@ def _unsupported(sections, config):
   tokens = sections['vision_config'].get('num_image_tokens', 576)
   if vision.image_size % vision.patch_size or tokens != vision.num_patches:
     yield (
-      f'vision_config.num_image_tokens {shown(tokens)} with pictures of {vision.image_size} and '
+      f'vision_config.num_image_tokens {shown(tokens)} with images of {vision.image_size} and '
       f'patches of {vision.patch_size} pixels'
     )
   if vq.downsampling != vision.patch_size:
@@ -320,15 +317,15 @@ def text_misfits(section, text, name):
   for key, default, only in _FIXED_TEXT:
     value = section.get(key, default)
     if value != only:
-      yield f'{name}.{key} {shown(value)} (only {only!r} is known)'
+      yield f'{name}.{key} {shown(value)} (only {only!r} is supported)'
   groups = section.get('num_key_value_heads') or text.num_attention_heads
   if groups != text.num_attention_heads:
     yield (
-      f'{name}.num_key_value_heads {shown(groups)} (grouped attention; only '
-      f'{text.num_attention_heads}, one a head)'
+      f'{name}.num_key_value_heads {shown(groups)} (grouped attention; must be '
+      f'{text.num_attention_heads}, one per head)'
     )
   for key in ('rope_scaling', 'rope_parameters'):
     rope = object_in(section, key, f'{name}.')
     kind = rope.get('rope_type', rope.get('type', 'default'))
     if kind != 'default':
-      yield f'{name}.{key} of type {shown(kind)} (only unscaled rotary embeddings are known)'
+      yield f'{name}.{key} of type {shown(kind)} (only unscaled rotary embeddings are supported)'

@@ -55,9 +55,7 @@ def from_json(content, shapes):
   broken = [name for name, section in sections.items() if not isinstance(section, dict)]
   if broken:
     raise InputError(
-      f'found no {", ".join(broken)} in config.json; expected the config.json of a Janus-Pro; '
-      'fetch the '
-      'file again'
+      f'config.json has no {", ".join(broken)}; fetch the config.json of a Janus-Pro again'
     )
   params = {name: object_in(sections[name], 'params', f'{name}.') for name in _SECTIONS}
   ours = object_in(content, OURS)
@@ -69,8 +67,7 @@ def from_json(content, shapes):
   wrong = list(_misfits(sections, params, config))
   if wrong:
     raise InputError(
-      f'found {"; ".join(wrong)} in config.json; expected the structure of Janus-Pro; use a '
-      'Janus-Pro '
+      f'config.json does not have the structure of Janus-Pro: {"; ".join(wrong)}; use a Janus-Pro '
       'checkpoint'
     )
   return config
@@ -83,9 +80,8 @@ def to_json(config, dtype='float32', system_prompt=True):
   text, vision, vq = config.text, config.vision, config.vq
   if vision.layer_norm_eps != _EPS:
     raise InputError(
-      f'found a vision tower with layer_norm_eps {vision.layer_norm_eps}; expected {_EPS}, the '
-      'only one '
-      'that the original code has; convert to --format=hf'
+      f'the vision tower has layer_norm_eps {vision.layer_norm_eps}, but the original code has '
+      f'only {_EPS}; convert to --format=hf'
     )
 
   def section(kind, **params):
@@ -259,7 +255,7 @@ def _misfits(sections, params, config):
   text, vq = config.text, config.vq
   for name, only in _CLASSES.items():
     if sections[name].get('cls') != only:
-      yield f'{name}.cls {shown(sections[name].get("cls"))} (only {only!r} is known)'
+      yield f'{name}.cls {shown(sections[name].get("cls"))} (only {only!r} is supported)'
   width, codes = text.hidden_size, vq.num_embeddings
   fixed = (
     ('vision_config', 'select_layer', -1),
@@ -297,7 +293,7 @@ def size_misfits(config):
   if len(vq.channel_multiplier) > MOST_LEVELS:
     yield f'{len(vq.channel_multiplier)} levels of the VQ model (at most {MOST_LEVELS})'
   if vision.patch_size < 1 or vision.image_size % vision.patch_size:
-    yield f'pictures of {vision.image_size} pixels with patches of {vision.patch_size}'
+    yield f'images of {vision.image_size} pixels with patches of {vision.patch_size}'
   if vq.downsampling != vision.patch_size:
     yield (
       f'{len(vq.channel_multiplier)} levels of the VQ model with patches of '

@@ -24,7 +24,7 @@ from dsr_jax.models.janus.processor import Processor
 # config.json.
 KEPT_ASIDE = pathlib.Path('kept_aside') / 'tensors.safetensors'
 NOT_WRITABLE = (
-  'found {directory} not writable ({error}); expected room and permission; choose another place'
+  '{directory} is not writable ({error}); it needs space and permission: choose another place'
 )
 DTYPES = dict(float32=np.float32, bfloat16=ml_dtypes.bfloat16, float16=np.float16)
 
@@ -91,11 +91,8 @@ class Stored(stored_lib.Stored):
       found[head] = found[embed]
     if wrong := table.mistakes(want | unused, found):
       raise InputError(
-        f'found tensors in {self.directory} that do not fit its config.json: {"; ".join(wrong)}; '
-        'expected '
-        f'exactly the {len(want | unused)} tensors of this model; fetch weights and config.json of '
-        'one '
-        'model'
+        f'the tensors in {self.directory} do not fit its config.json: {"; ".join(wrong)}; fetch '
+        f'weights and config.json of one model, which has exactly {len(want | unused)} tensors'
       )
 
   def _read_kept_aside(self):
@@ -111,9 +108,8 @@ class Stored(stored_lib.Stored):
       table.unused(self.config.vision, 'deepseek'), {k: v[0] for k, v in tensors.items()}
     ):
       raise InputError(
-        f'found tensors in {path} that do not fit the model: {"; ".join(wrong)}; expected those '
-        'which were '
-        'kept aside when the original layout was converted; convert it again, or remove that file'
+        f'the tensors in {path}, kept aside when the original layout was converted, do not fit the '
+        f'model: {"; ".join(wrong)}; convert it again, or remove that file'
       )
     return {name: value for name, (_, value) in tensors.items()}
 
@@ -220,9 +216,8 @@ def save(
     {entry.name: entry.shape for entry in table.entries(shapes, layout)}, found
   ):
     raise InputError(
-      f'found parameters that do not fit the config: {"; ".join(wrong)}; expected exactly its '
-      'tensors; '
-      'pass config and parameters of one model'
+      f'the parameters do not fit the config exactly: {"; ".join(wrong)}; pass config and '
+      'parameters of one model'
     )
   return export(
     directory,
@@ -278,7 +273,7 @@ def export(
   directory, source_dir = pathlib.Path(directory), pathlib.Path(source_dir)
   check_target(directory, overwrite)
   if dtype is not None and dtype not in DTYPES:
-    raise InputError(f'found dtype {dtype!r}; expected one of {sorted(DTYPES)}; choose one')
+    raise InputError(f'dtype {dtype!r} is unknown; choose one of {sorted(DTYPES)}')
   kind = None if dtype is None else np.dtype(DTYPES[dtype])
   if layout == 'showo':
     # Copy the source's own generation settings, unless the caller sets another guidance.
@@ -334,9 +329,7 @@ def check_target(directory, overwrite):
   files.check_place(directory, '--target')
   directory = pathlib.Path(directory)
   if not overwrite and directory.exists() and any(directory.iterdir()):
-    raise InputError(
-      f'found {directory} not empty; expected a new directory; choose another, or add --overwrite'
-    )
+    raise InputError(f'{directory} is not empty; choose a new directory, or add --overwrite')
 
 
 def _tensor(entry, read, kind):
@@ -373,9 +366,8 @@ def _unused(config, layout, kept_aside, kind, widest):
 def _read_content(directory):
   if not directory.is_dir():
     raise InputError(
-      f'found no directory {directory}; expected a model directory; check the path, or fetch the '
-      'model '
-      'first (hf download NAME --local-dir DIR)'
+      f'there is no directory {directory}; check the path, or fetch the model first (hf download '
+      'NAME --local-dir DIR)'
     )
   return files.read_json(directory / 'config.json')
 
@@ -385,8 +377,7 @@ def _with_templates(directory, content, config):
   image_id = content.get('image_token_id', processor.templates.image_id)
   if image_id != processor.templates.image_id:
     raise InputError(
-      f'found image_token_id {image_id} in {directory}/config.json but '
-      f'{processor.templates.image_id} '
-      'in its tokenizer; expected files of one model; fetch them again'
+      f'image_token_id is {image_id} in {directory}/config.json but '
+      f'{processor.templates.image_id} in its tokenizer; fetch the files of one model again'
     )
   return dataclasses.replace(config, templates=processor.templates), processor

@@ -19,12 +19,13 @@ def check(repository: str):
   """
   if not inputs.is_hub_id(repository):
     raise InputError(
-      f'found --push_to_hub={repository}; expected OWNER/NAME on the Hugging Face Hub; change it'
+      f'--push_to_hub={repository} is not of the form OWNER/NAME; name a repository on the Hugging '
+      'Face Hub'
     )
   if not huggingface_hub.get_token():
     raise InputError(
-      'found no token for the Hugging Face Hub; expected one that may write, for --push_to_hub; '
-      'run hf auth login, or set HF_TOKEN'
+      'there is no token for the Hugging Face Hub, and --push_to_hub needs one that may write; run '
+      'hf auth login, or set HF_TOKEN'
     )
   api = huggingface_hub.HfApi()
   with _answers(f'write {repository}'):
@@ -44,7 +45,7 @@ def push(directory: str, repository: str) -> str:
   ]
   ours = sorted(path for path in found if writing.is_export(path))
   cli.log(f'uploading    {len(ours)} files to {repository}')
-  with _answers(f'upload {directory}, which is whole, to {repository}'):
+  with _answers(f'upload {directory}, which is complete, to {repository}'):
     done = huggingface_hub.HfApi().upload_folder(
       repo_id=repository,
       folder_path=directory,
@@ -64,15 +65,15 @@ def _answers(what: str):
     if status in (401, 403, 404):
       raise InputError(
         f'cannot {what} on the Hugging Face Hub with this token ({status}: {first_line(e)}); '
-        'expected one with write access there; run hf auth login with another, or name a '
-        'repository of yours'
+        'it needs write access there: run hf auth login with another, or name a repository of your '
+        'own'
       ) from e
     raise InputError(
-      f'cannot {what} on the Hugging Face Hub ({status}: {first_line(e)}); expected it to take '
-      'that; try again later'
+      f'cannot {what}: the Hugging Face Hub did not accept it ({status}: {first_line(e)}); try '
+      'again later'
     ) from e
   except (errors.OfflineModeIsEnabled, errors.HTTPError, OSError) as e:
     raise InputError(
-      f'cannot {what}: the Hugging Face Hub cannot be reached ({first_line(e)}); expected a way '
-      'there; check the network and HF_HUB_OFFLINE'
+      f'cannot {what}: the Hugging Face Hub cannot be reached ({first_line(e)}); check the network '
+      'and HF_HUB_OFFLINE'
     ) from e

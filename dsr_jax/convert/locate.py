@@ -26,7 +26,7 @@ flags.disclaim_key_flags()  # --help lists the flags of `define_flags` under the
 
 EMBEDDED = os.path.join(os.path.dirname(os.path.dirname(__file__)), 'assets', 'scenes_base')
 EXPECTED = (
-  "a model directory, a run's workdir (DIR or DIR@STEP, of two models DIR:generator or "
+  "a model directory, a run's workdir (DIR or DIR@STEP; for a run of two models DIR:generator or "
   'DIR:understander), '
   "'scenes' for the embedded model, or a Hub id (OWNER/NAME)"
 )
@@ -113,14 +113,12 @@ def locate(name: str, base: str = '') -> Located:
     return _locate_run(name, path, step, role, base)
   if base:
     raise InputError(
-      f'found --base={base} with {name}, which is no run; expected the workdir of a run; leave '
-      '--base out'
+      f'--base={base} is only for the workdir of a run, and {name} is not one; leave --base out'
     )
   for part, what in ((step, 'step'), (role, 'role')):
     if part is not None and os.path.isdir(path):
       raise InputError(
-        f"found a {what} in {name}, but {path} has no checkpoints; expected a run's workdir before "
-        'it; '
+        f'{name} has a {what}, but {path} is not the workdir of a run: it has no checkpoints; '
         f'remove the {what}, or name the workdir'
       )
   return Located(name, directory_of(name))
@@ -206,9 +204,8 @@ def check_base(located: Located, fingerprint: str):
   """InputError if the model that a run started from now has other weights."""
   if located.about['model']['fingerprint'] != fingerprint:
     raise InputError(
-      f'found other weights in {located.about["model"]["name"]} than those that the run '
-      f'{located.workdir} '
-      'began with; expected the same; restore that model'
+      f'{located.about["model"]["name"]} does not have the weights that the run {located.workdir} '
+      'began with; restore that model'
     )
 
 
@@ -217,21 +214,21 @@ def directory_of(name: str) -> str:
   if name == 'scenes':
     if not os.path.isdir(EMBEDDED):
       raise InputError(
-        f'found no embedded model in {EMBEDDED}; expected the one that the package ships; install '
-        'dsr_jax again, or name a model directory'
+        f'the embedded model, which the package ships, is missing from {EMBEDDED}; install dsr_jax '
+        'again, or name a model directory'
       )
     return EMBEDDED
   if is_run(name):
     raise InputError(
-      f'found the workdir of a run, {name}; expected {EXPECTED_SOURCE}; convert the run to a model '
-      'directory first'
+      f'{name} is the workdir of a run; convert the run to a model directory first, or name '
+      f'{EXPECTED_SOURCE}'
     )
   _refuse_near_miss(name)
   if os.path.isdir(name):
     return name
   if inputs.is_hub_id(name):
     return _download(name)
-  raise InputError(f'found no model {name!r}; expected {EXPECTED}; check the name')
+  raise InputError(f'there is no model {name!r}; check the name: it can be {EXPECTED}')
 
 
 def base_of(model: dict, workdir: str, base: str = '') -> str:
@@ -251,8 +248,8 @@ def base_of(model: dict, workdir: str, base: str = '') -> str:
     return directory_of(name)
   except InputError as e:
     raise InputError(
-      f'found no model {name}, which the run {workdir} began with ({e}); expected it where it was; '
-      'say where it lies now, as --base=DIR'
+      f'the model {name} that the run {workdir} began with is no longer there ({e}); name its '
+      'current location as --base=DIR'
     ) from e
 
 
@@ -263,19 +260,17 @@ def _refuse_near_miss(name: str):
   if os.path.basename(above) == 'checkpoints' and os.path.basename(path).isdecimal():
     run = os.path.dirname(above)
     raise InputError(
-      f'found the checkpoint {name}; expected the run it belongs to, and its step; write '
+      f'{name} is a checkpoint; name its run and its step instead: write '
       f'{run}@{os.path.basename(path)}'
     )
   if os.path.basename(path) == 'checkpoints' and os.path.isdir(path):
-    raise InputError(
-      f'found the checkpoints {name}; expected the run they belong to; write {above}'
-    )
+    raise InputError(f'{name} has the checkpoints of a run; name the run instead: write {above}')
   cached = _CACHED.fullmatch(os.path.basename(path))
   snapshots = sorted(glob.glob(os.path.join(glob.escape(name), 'snapshots', '*')))
   if cached and not os.path.exists(os.path.join(path, 'config.json')) and os.path.isdir(path):
     hub_id = '/'.join(cached.groups())
     raise InputError(
-      f'found a folder of the Hub cache, {name}; expected a model inside of it; write '
+      f'{name} is a folder of the Hub cache; name a model in it instead: write '
       f'{" or ".join([*snapshots, hub_id])}'
     )
 
@@ -320,8 +315,8 @@ def _guidance(directory, own):
     return own
   if type(guidance) not in (int, float) or not 0 <= guidance <= MOST_GUIDANCE:
     raise InputError(
-      f'found guidance_scale {configs.shown(guidance)} in {path}; expected a number from 0 to '
-      f'{MOST_GUIDANCE} (1 is without guidance); mend it'
+      f'guidance_scale in {path} is {configs.shown(guidance)}; change it to a number from 0 to '
+      f'{MOST_GUIDANCE} (1 is without guidance)'
     )
   return float(guidance)
 
@@ -354,15 +349,15 @@ def _locate_run(name, workdir, step, role, base):
   two = set(trained) == set(ROLES)
   if two and role is None:
     raise InputError(
-      f'found a run of two models in {workdir}; expected which of them; write {name}:generator or '
+      f'{workdir} is a run of two models; say which one: write {name}:generator or '
       f'{name}:understander'
     )
   if role is not None and not two:
     raise InputError(
-      f'found the role {role!r} in {name}, whose run trained one model; expected none; remove it'
+      f'{name} has the role {role!r}, but its run trained one model; remove the role'
     )
   if role is not None and role not in ROLES:
-    raise InputError(f'found the role {role!r} in {name}; expected {" or ".join(ROLES)}; change it')
+    raise InputError(f'the role {role!r} in {name} is unknown; use {" or ".join(ROLES)}')
   directory = base_of(about['model'], workdir, base)
   return Located(name, directory, workdir, step, trained[role] if two else trained, about)
 
@@ -376,15 +371,15 @@ def merged(base, trained, path=''):
     where = f'{path}/{key}'
     if key not in base or isinstance(value, dict) != isinstance(base[key], dict):
       raise InputError(
-        f'found the trained parameter {where}, which the source model does not have; expected the '
-        'model that the run began with; restore that model'
+        f'the source model does not have the trained parameter {where}; restore the model that the '
+        'run began with'
       )
     if isinstance(value, dict):
       whole[key] = merged(base[key], value, where)
     elif value.shape != base[key].shape:
       raise InputError(
-        f'found {where} of shape {value.shape}; expected {base[key].shape} as in the source model; '
-        'restore the model that the run began with'
+        f'{where} has shape {value.shape}, but {base[key].shape} in the source model; restore the '
+        'model that the run began with'
       )
     else:
       whole[key] = value
@@ -396,22 +391,22 @@ def _download(hub_id):
     directory = huggingface_hub.snapshot_download(hub_id, allow_patterns=_FILES)
     if not any(
       name.endswith('.safetensors') for name in os.listdir(directory)
-    ):  # only then torch's files, as large
+    ):  # only then torch's files, which are as large
       directory = huggingface_hub.snapshot_download(hub_id, allow_patterns=(*_FILES, '*.bin'))
     return showo_parts.fetched(hub_id, directory)
   except InputError:
     raise
-  # its own errors, those of two HTTP libraries, and OSError: all mean that there is no model
+  # the Hub's own errors, those of two HTTP libraries, and OSError: all mean that there is no model
   except Exception as e:
     reason = first_line(e)
     kept = _kept(hub_id)
     if kept:
       # From an earlier download, or from another program: the card and license may be missing.
-      cli.log(f'note         could not ask the Hub ({reason}): {hub_id} is read from {kept}')
+      cli.log(f'note         could not reach the Hub ({reason}): reading {hub_id} from {kept}')
       return kept
     raise InputError(
-      f'found no directory {hub_id} and could not fetch it from the Hub ({reason}); expected '
-      f'{EXPECTED}; check the name, or connect to the network once so that the model is kept'
+      f'there is no directory {hub_id}, and the Hub did not provide it ({reason}); connect to the '
+      f'network once so that the model is kept, or check the name: it can be {EXPECTED}'
     ) from e
 
 

@@ -57,8 +57,8 @@ def check(source, layout):
   lacking = [name for name in NEEDED[layout] if not (source / name).is_file()]
   if lacking:
     raise InputError(
-      f'found {source} without {", ".join(lacking)}; expected the tokenizer and processor files of '
-      'a model directory; check the path'
+      f'{source} lacks {", ".join(lacking)}; check the path, which should be a model directory '
+      'with its tokenizer and processor files'
     )
 
 

@@ -77,8 +77,8 @@ def make_tokenizer(
   """
   if vocab_size < 256 + len(SPECIALS):
     raise InputError(
-      f'found vocab_size {vocab_size}; expected at least {256 + len(SPECIALS)} (256 bytes and '
-      f'{len(SPECIALS)} special tokens); raise it'
+      f'vocab_size is {vocab_size}; raise it to at least {256 + len(SPECIALS)} (256 bytes and '
+      f'{len(SPECIALS)} special tokens)'
     )
   tokenizer = train_bpe(texts, vocab_size - len(SPECIALS))
   tokenizer.add_special_tokens(

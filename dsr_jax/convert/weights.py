@@ -56,16 +56,14 @@ class Checkpoint:
       for name, (found, value) in read_file(path).items():
         if name in self._tensors:
           raise InputError(
-            f'found the tensor {name} in two files of {self.directory}; expected one; fetch them '
-            'again'
+            f'the tensor {name} is in two files of {self.directory}; fetch them again'
           )
         self._tensors[name], self.found[name] = value, found
     absent = sorted(index.keys() - self._tensors.keys())
     if absent:
       raise InputError(
-        f'found {len(absent)} tensors of {index_name} in none of its files ({", ".join(absent[:5])}'
-        f'{" ..." * (len(absent) > 5)}); expected all in {self.directory}; fetch the checkpoint '
-        'again'
+        f'{len(absent)} tensors of {index_name} are in none of its files ({", ".join(absent[:5])}'
+        f'{" ..." * (len(absent) > 5)}); fetch the checkpoint in {self.directory} again'
       )
 
   def read(self, name):
@@ -77,9 +75,9 @@ class Checkpoint:
     bad = [name for name in names if not is_finite(self._tensors[name])]
     if bad:
       raise InputError(
-        f'found numbers that are not finite in {self.directory}: in {", ".join(bad[:5])}'
-        f'{f" and {len(bad) - 5} more" * (len(bad) > 5)} of {len(self.found)} tensors; expected '
-        'finite numbers; fetch the weights again, or save them anew from before they diverged'
+        f'some numbers are not finite in {self.directory}: in {", ".join(bad[:5])}'
+        f'{f" and {len(bad) - 5} more" * (len(bad) > 5)} of {len(self.found)} tensors; fetch the '
+        'weights again, or save them again from before they diverged'
       )
 
   def digest(self):
@@ -101,10 +99,8 @@ class Checkpoint:
       for p in self.directory.glob(pattern)
     )
     raise InputError(
-      f'found {"only " + ", ".join(others) if others else "no weights"} in {self.directory}; '
-      'expected '
-      f'{self._forms[0][0]} or {self._forms[1][0]}, or shards with their index; fetch the whole '
-      'checkpoint'
+      f'{self.directory} has {"only " + ", ".join(others) if others else "no weights"}; fetch the '
+      f'whole checkpoint: {self._forms[0][0]} or {self._forms[1][0]}, or shards with their index'
     )
 
   def _index(self, name):
@@ -115,14 +111,13 @@ class Checkpoint:
       or not all(isinstance(v, str) for v in index.values())
     ):
       raise InputError(
-        f'found no weight_map in {self.directory / name}; expected names and files; fetch it again'
+        f'{self.directory / name} has no weight_map with names and files; fetch it again'
       )
     outside = sorted(file for file in set(index.values()) if pathlib.Path(file).name != file)
     if outside:
       raise InputError(
-        f'found the file name {outside[0]!r} in {self.directory / name}; expected plain file '
-        'names; '
-        'fetch it again'
+        f'{self.directory / name} names the file {outside[0]!r}, but only plain file names are '
+        'allowed; fetch it again'
       )
     return index
 
@@ -130,8 +125,8 @@ class Checkpoint:
     missing = [path.name for path in self.files if not path.is_file()]
     if missing:
       raise InputError(
-        f'found {index_name} naming {len(self.files)} files, of which {len(missing)} are not in '
-        f'{self.directory} ({", ".join(missing)}); expected all; fetch the missing ones'
+        f'{index_name} names {len(self.files)} files, of which {len(missing)} are not in '
+        f'{self.directory} ({", ".join(missing)}); fetch the missing ones'
       )
 
 
@@ -163,8 +158,7 @@ def _read_safetensors(path):
       pass  # safetensors checks the header, the offsets and the length of the file
   except (SafetensorError, OSError) as e:
     raise InputError(
-      f'found {path} truncated or damaged ({first_line(e)}); expected a whole safetensors file; '
-      'fetch it again'
+      f'{path} is truncated or damaged ({first_line(e)}); fetch the whole safetensors file again'
     ) from e
   with open(path, 'rb') as f:
     size = int.from_bytes(f.read(8), 'little')
@@ -186,30 +180,26 @@ def _read_bin(path):
     import torch  # noqa: PLC0415  (only .bin files need it)
   except ImportError as e:
     raise InputError(
-      f'found {path.name}, a file of torch, and no torch installed; expected it; pip install '
-      '"dsr_jax[torch]", '
+      f'{path.name} is a file of torch, and torch is not installed; pip install "dsr_jax[torch]", '
       'or fetch the checkpoint as safetensors'
     ) from e
   try:
     content = torch.load(path, map_location='cpu', mmap=True, weights_only=True)
   except pickle.UnpicklingError as e:
     raise InputError(
-      f'found more than tensors in {path}, or a damaged file ({first_line(e)}); expected a state '
-      'dict; '
-      'nothing in it was run: fetch the checkpoint from its source again, or as safetensors'
+      f'{path} is damaged, or has more than tensors in its state dict ({first_line(e)}); nothing '
+      'in it was run: fetch the checkpoint from its source again, or as safetensors'
     ) from e
   except (RuntimeError, OSError, EOFError, ValueError, KeyError) as e:
     raise InputError(
-      f'found {path} truncated, damaged or of a torch before 1.6 ({first_line(e)}); expected a '
-      'file of '
-      'torch.save; fetch it again'
+      f'{path} is truncated, damaged or from a torch before 1.6 ({first_line(e)}); fetch the file '
+      'of torch.save again'
     ) from e
   if not isinstance(content, dict) or not all(
     isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()
   ):
     raise InputError(
-      f"found no plain state dict in {path}; expected names and tensors; save the model's "
-      'state_dict()'
+      f"{path} has no plain state dict of names and tensors; save the model's state_dict()"
     )
   return {name: _from_torch(value) for name, value in content.items()}
 

@@ -35,9 +35,9 @@ def main(argv, f=flags.FLAGS):
   views = views_lib.Views(model, compare, run, f.num_samples)
   cli.log('compiling')
   views.warm()
-  # Gradio takes seconds to import, and is not part of a plain installation.
+  # Gradio takes seconds to import and is not part of a plain installation.
   page = importlib.import_module('dsr_jax.demo.page')
-  cli.log(f'open http://{f.host}:{f.port} (Ctrl-C ends it)')
+  cli.log(f'open http://{f.host}:{f.port} (Ctrl-C stops it)')
   page.launch(page.build(views), f.host, f.port)
 
 
@@ -51,24 +51,22 @@ def check_gradio():
   """InputError unless Gradio is installed."""
   if importlib.util.find_spec('gradio') is None:
     raise InputError(
-      "found no gradio; expected the extra demo; pip install 'dsr_jax[demo]', or in a clone pip "
-      'install -r requirements-demo.txt'
+      "gradio is not installed; pip install 'dsr_jax[demo]', or in a clone pip install -r "
+      'requirements-demo.txt'
     )
 
 
 def check_port(host: str, port: int):
   """InputError unless a server can listen there."""
   if not 0 < port < 2**16:
-    raise InputError(f'found --port={port}; expected 1 to 65535; choose another')
+    raise InputError(f'--port is {port}; choose a number from 1 to 65535')
   try:
     with socket.socket() as tried:
       tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
       tried.bind((host, port))
   except OSError as e:
-    what = 'taken' if e.errno == errno.EADDRINUSE else f'not to be had ({e.strerror})'
-    raise InputError(
-      f'found port {port} of {host} {what}; expected a free one; choose another --port or --host'
-    ) from e
+    what = 'taken' if e.errno == errno.EADDRINUSE else f'not available ({e.strerror})'
+    raise InputError(f'port {port} of {host} is {what}; choose another --port or --host') from e
 
 
 def define_flags(f=flags.FLAGS):

@@ -1,13 +1,13 @@
 """The page: Gradio's fields and buttons around `views.Views`.
 
-Nothing is fetched from elsewhere and nothing is told: analytics are off, fonts are the reader's
-own, and a Content-Security-Policy keeps the browser at this server.
+The page contacts no other server: analytics are off, fonts are the reader's own, and a
+Content-Security-Policy restricts the browser to this server.
 """
 
 import importlib.resources
 import os
 
-os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'  # before it is imported
+os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'  # must be set before the import
 
 import gradio as gr
 from starlette.middleware import Middleware
@@ -15,14 +15,14 @@ from starlette.middleware import Middleware
 from dsr_jax.demo import views as views_lib
 
 TITLE = 'dsr_jax'
-WAITING = 64  # clicks that wait; those beyond are refused with a sentence
+WAITING = 64  # clicks that wait; more are refused with a message
 KEPT_SECONDS = 600  # of uploaded files
-# Gradio's page has inline scripts and builds functions from texts of its own.
+# Gradio's page has inline scripts and builds functions from its own strings.
 POLICY = (
   "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
   "style-src 'self' 'unsafe-inline'; object-src 'none'; base-uri 'self'"
 )
-# Of every click: the models answer one after the other, and the page says who is next.
+# For every click: the models answer one request at a time, and the page shows the queue.
 ONE_AT_A_TIME = dict(concurrency_id='models', concurrency_limit=1, api_name=False)
 SYSTEM_FONT = ('system-ui', '-apple-system', 'Segoe UI', 'sans-serif')
 
@@ -43,7 +43,7 @@ class _Policy:
 
 
 def build(views: views_lib.Views) -> gr.Blocks:
-  """The page of these models."""
+  """The page for these models."""
   with gr.Blocks(
     title=TITLE, analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS)
   ) as page:
@@ -81,8 +81,8 @@ def _draw_tab(views):
 def _describe_tab(views):
   with gr.Row():
     file = gr.Image(label='Picture', sources=['upload', 'clipboard'], height=220, min_width=220)
-    # The file is handed over unread, so what is broken is told by our own sentence. Not by a class
-    # of its own: Gradio would write a .pyi file beside this one.
+    # Pass the file on unread, so that our own message reports a broken one. Replaced here and not
+    # in a subclass, because Gradio would write a .pyi file beside this one.
     file.preprocess = _path_of
     with gr.Column(min_width=260):
       question = gr.Textbox(
@@ -99,7 +99,7 @@ def _describe_tab(views):
 
 
 def _path_of(payload) -> str | None:
-  """The uploaded file of what Gradio has of a picture."""
+  """The path of the uploaded file in Gradio's record of an image."""
   return payload.path if payload else None
 
 
@@ -107,7 +107,7 @@ def _run_tab(views, page):
   step = gr.Dropdown([], label='Step')
   shown = gr.HTML(apply_default_css=False)
 
-  def newest():  # whenever the page is opened: the run may go on
+  def newest():  # each time the page is opened: the run may still be training
     steps = views.steps()
     return gr.Dropdown(steps, value=steps[-1])
 
@@ -138,5 +138,5 @@ def launch(page: gr.Blocks, host: str, port: int, block: bool = True):
 
 
 def _plain(text: str) -> str:
-  """A name inside of Markdown."""
+  """A name, escaped for Markdown."""
   return ''.join(f'\\{c}' if c in '\\`*_{}[]()<>#+-.!|~' else c for c in text)

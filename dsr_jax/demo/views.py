@@ -1,8 +1,8 @@
-"""What the page's buttons show: HTML of a model's pictures, texts and rewards. It needs no Gradio.
+"""What the page's buttons show: HTML of a model's images, texts and rewards. It needs no Gradio.
 
-Everything a user gave passes through templates that escape it. What cannot be answered is a
-sentence on the page. One request at a time works on the models and decodes a picture, so memory
-does not grow with users.
+Templates escape everything that a user enters. A request that cannot be answered gives an error
+message on the page. Only one request at a time uses the models and decodes an image, so memory does
+not grow with the number of users.
 
 Axes: N image codes, H W pixels.
 """
@@ -26,19 +26,19 @@ from dsr_jax.runtime import metrics
 
 PACKAGE = 'dsr_jax.demo'  # of the templates
 MAX_PROMPT = 2000  # characters of a prompt or question
-MAX_PIXELS = 64_000_000  # of an uploaded picture; a phone's largest are 50 million
-MAX_FILE = 32 * 2**20  # bytes of one
-SMALLEST = 160  # pixels of a picture on the page, at least
+MAX_PIXELS = 64_000_000  # of an uploaded image; a phone's largest have 50 million
+MAX_FILE = 32 * 2**20  # bytes of an uploaded image
+SMALLEST = 160  # minimum side of an image on the page, in pixels
 BEST_OF = (1, 2, 4, 8, 16, 32)
-INPUTS = 3  # of a step, each task's first ones
-# What can be chosen: each value is a program of its own, so there are few.
+INPUTS = 3  # inputs shown of a step: the first ones of each task
+# The choices are few because each value compiles its own program.
 TEMPERATURES = {'as it is (1)': 1.0, 'calmer (0.7)': 0.7, 'greedy (0)': 0.0}
 OWN_GUIDANCE = 'its own'
 GUIDANCES = {OWN_GUIDANCE: None, 'none (1)': 1.0, 'some (2)': 2.0, 'much (5)': 5.0}
 
 
 class Picture(NamedTuple):
-  """A picture on the page. mark: 'up', 'down' or ''; lines: what is said below it."""
+  """An image on the page. mark: 'up', 'down' or ''; lines: the text below it."""
 
   src: str
   alt: str
@@ -47,7 +47,7 @@ class Picture(NamedTuple):
 
 
 class Heat(NamedTuple):
-  """A text's words under colors, and a picture's patches."""
+  """A text's words with colors, and an image's patches."""
 
   title: str
   words: list[html.Word]
@@ -55,7 +55,9 @@ class Heat(NamedTuple):
 
 
 class Input(NamedTuple):
-  """A step's input with its candidates. texts: (text, what is said of it, mark), of a picture."""
+  """A step's input with its candidates. texts: (text, its caption, mark), if the input is an
+  image.
+  """
 
   title: str
   pictures: list[Picture]
@@ -65,7 +67,7 @@ class Input(NamedTuple):
 class Views:
   """The models of the page, and what each button shows.
 
-  model, compare: of `api`; compare may be None. run: the workdir of a run, or ''.
+  model, compare: `api.Model`s; compare may be None. run: the workdir of a run, or ''.
   """
 
   def __init__(self, model: api.Model, compare: api.Model | None, run: str, num_samples: int):
@@ -76,7 +78,7 @@ class Views:
 
   @property
   def name(self) -> str:
-    """The model's."""
+    """The model's name."""
     return self._models[0].name
 
   @property
@@ -86,11 +88,11 @@ class Views:
 
   @property
   def question(self) -> str:
-    """What is asked about a picture where nothing else is."""
+    """The default question about an image."""
     return self._models[0].question
 
   def warm(self):
-    """Answers once, so that the programs are compiled before the first user comes."""
+    """Answers once, so that the programs are compiled before the first user arrives."""
     self.draw('a red disc')
     picture = Image.new('RGB', (64, 64), 'white')
     self._answer(self._described, picture, '', 42, 1.0)
@@ -104,7 +106,7 @@ class Views:
     temperature: str = next(iter(TEMPERATURES)),
     guidance: str = OWN_GUIDANCE,
   ) -> str:
-    """A prompt's pictures by both rewards, best of n, and what the rewards come from."""
+    """A prompt's images with both rewards, the best of n, and where the rewards come from."""
     return self._answer(
       self._drawn, prompt, seed, TEMPERATURES.get(temperature, 1.0), GUIDANCES.get(guidance)
     )
@@ -116,7 +118,7 @@ class Views:
     seed: float = 42,
     temperature: str = next(iter(TEMPERATURES)),
   ) -> str:
-    """Texts about a picture file by R_U, or answers to a question."""
+    """Texts about an image file, best by R_U first, or answers to a question."""
     return self._answer(
       self._described_file, file, question, seed, TEMPERATURES.get(temperature, 1.0)
     )
@@ -126,7 +128,7 @@ class Views:
     return self._answer(self._candidates, step)
 
   def steps(self) -> list[int]:
-    """The steps of the run whose candidates are there."""
+    """The steps of the run whose candidates were kept."""
     found = glob.glob(os.path.join(glob.escape(self._run), 'samples', '*.png'))
     names = [os.path.splitext(os.path.basename(path))[0] for path in found]
     return sorted(int(name) for name in names if name.isdecimal())
@@ -169,8 +171,8 @@ class Views:
     )
 
   def _pairs(self, prompt, rows):
-    """Before and after by candidate: (number, two pictures), scored by the first model, which does
-    not move; and the mean change. None of one model.
+    """Before and after by candidate: pairs of images, scored by the first model, which stays fixed;
+    and the mean change. None if there is only one model.
     """
     if len(rows) < 2:
       return None
@@ -229,7 +231,7 @@ class Views:
     )
 
   def _heat_of_text(self, text, image, square) -> Heat | None:
-    """None for a text that cannot be read back: an empty one, or noise of too many tokens."""
+    """None for a text that cannot be read back: an empty one, or noise with too many tokens."""
     try:
       return _heat(text, self._models[0].explain(text, image), square)
     except InputError:
@@ -240,12 +242,12 @@ class Views:
   def _candidates(self, step) -> str:
     if step not in self.steps():
       raise InputError(
-        f'found no candidates of step {step}; expected a step of the list; the run keeps those of '
-        'every system.samples_every steps'
+        f'there are no candidates of step {step}; choose a step from the list: the run keeps '
+        'candidates every system.samples_every steps'
       )
     shown = _inputs(rows_lib.read(self._run, step))
     src = ''
-    if not shown:  # of a run before there were rows
+    if not shown:  # an older run, without rows
       image = images.load_image(os.path.join(self._run, 'samples', f'{step:06d}.png'))
       src = html.data_uri(images.png(image))
     line = next((x for x in metrics.repeatable(self._run) if x.get('step') == step), {})
@@ -257,7 +259,7 @@ class Views:
 
 
 def _src(image: Image.Image) -> str:
-  """A picture as a data URL; a small one keeps its pixels as squares."""
+  """An image as a data URL; a small one is enlarged with its pixels as squares."""
   times = -(-SMALLEST // image.width)
   if times > 1:
     size = (image.width * times, image.height * times)
@@ -313,7 +315,7 @@ def _best_of(drawn: list[api.Drawing]) -> list[Picture]:
 
 
 def _ends(drawn: list[api.Drawing]) -> list[tuple[str, api.Drawing]]:
-  """The best and the worst, with their names."""
+  """The best and the worst image, with their titles."""
   ends = [('The best picture', drawn[0])]
   return ends + [('The worst picture', drawn[-1])] * (len(drawn) > 1)
 
@@ -324,7 +326,7 @@ def _heat(title: str, found: api.Explanation, image: Image.Image) -> Heat:
 
 
 def _texts_of(described: list[api.Description]) -> list[tuple[str, str]]:
-  """Texts, and what is said of each; one that came several times is there once."""
+  """Texts with their captions; a text that was sampled several times appears once."""
   times = collections.Counter(d.text for d in described)
   first = {d.text: d for d in reversed(described)}
   return [(d.text or '(empty)', _said(d, times[d.text])) for d in described if first[d.text] is d]
@@ -348,39 +350,33 @@ def _said(described: api.Description, times: int) -> str:
 
 
 def _text(name: str, text) -> str:
-  """A prompt or a question, of a length that a person writes."""
+  """A prompt or a question, checked: not empty and not too long."""
   if not isinstance(text, str) or not text.strip():
-    raise InputError(f'found an empty {name}; expected a few words; write some')
+    raise InputError(f'the {name} is empty; write a few words')
   if len(text) > MAX_PROMPT:
-    raise InputError(
-      f'found a {name} of {len(text)} characters; expected at most {MAX_PROMPT}; shorten it'
-    )
+    raise InputError(f'the {name} has {len(text)} characters; shorten it to at most {MAX_PROMPT}')
   return ' '.join(text.split())
 
 
 def _seed(seed) -> int:
   if seed is None or not 0 <= seed < 2**32 or seed != int(seed):
-    raise InputError(f'found the seed {seed}; expected a whole number from 0 to {2**32 - 1}')
+    raise InputError(f'the seed is {seed}; set it to a whole number from 0 to {2**32 - 1}')
   return int(seed)
 
 
 def _read(file) -> Image.Image:
-  """An uploaded picture; its header is looked at first."""
+  """An uploaded image; checks its header first."""
   if not file:
-    raise InputError('found no picture; expected one; drop a file into the field')
+    raise InputError('the picture is missing; drop a file into the field')
   name = 'the uploaded file'
   size = os.path.getsize(file)
   if size > MAX_FILE:
-    raise InputError(
-      f'found {name} to have {size / 2**20:.0f} MiB; expected at most {MAX_FILE >> 20}; make it '
-      'smaller'
-    )
+    raise InputError(f'{name} has {size / 2**20:.0f} MiB; reduce it to at most {MAX_FILE >> 20}')
   with open(file, 'rb') as opened:
     _, (width, height) = images.header(opened, name)
     if width * height > MAX_PIXELS:
       raise InputError(
-        f'found {name} to have {width} x {height} pixels; expected at most '
-        f'{MAX_PIXELS // 10**6} million; make it smaller'
+        f'{name} has {width} x {height} pixels; reduce it to at most {MAX_PIXELS // 10**6} million'
       )
     opened.seek(0)
     return images.load_image(opened, name)

@@ -10,7 +10,7 @@ a table on stderr and JSON on stdout.
 
 import os
 
-os.environ['JAX_PLATFORMS'] = 'cpu'  # before JAX: the TPU compiler is asked, no TPU is looked for
+os.environ['JAX_PLATFORMS'] = 'cpu'  # before JAX: only the TPU compiler is needed, not a TPU
 os.environ['TPU_SKIP_MDS_QUERY'] = '1'
 
 # pylint: disable=wrong-import-position
@@ -22,11 +22,11 @@ from dsr_jax.plan import report as report_lib
 
 
 def main(argv, f=flags.FLAGS):
-  """Prints the plan; exit status 2 where it does not fit."""
+  """Prints the plan; the exit status is 2 if it does not fit."""
   cli.no_arguments(argv)
   if not f.topology:
     raise InputError(
-      'found no --topology; expected a slice; name one, as --topology=v5e:8x8 or --topology=h200:8'
+      '--topology is missing; name a slice, such as --topology=v5e:8x8 or --topology=h200:8'
     )
   config = config_loading.from_config_dict(f.config)
   if f.hlo:

@@ -1,8 +1,8 @@
 """Operations, bytes, collectives and time of a step by phase, counted from sizes alone.
 
-Rates are the makers' published ones; what share of them a phase reaches is assumed (`SHARES`) and
-printed with every prediction. A phase takes the longer of computing and reading, plus its
-collectives.
+Rates are the vendors' published ones; the share of them that a phase reaches is assumed (`SHARES`)
+and printed with every prediction. The time of a phase is that of computing or that of reading,
+whichever is longer, plus its collectives.
 
 Axes: B inputs, G candidates, N image codes, T text tokens.
 """
@@ -18,9 +18,9 @@ from dsr_jax.plan.sizes import Sizes, operations, vq_operations
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """memory: bytes a program may use; operations: bfloat16 a second; bandwidth: of the memory, bytes
-  a second; link: bytes a second one way between neighbours along an axis of the mesh; tpu: the
-  name the compiler knows it by, or ''.
+  """memory: bytes that a program may use; operations: bfloat16 operations per second; bandwidth: of
+  the memory, bytes per second; link: bytes per second in one direction between neighbors along an
+  axis of the mesh; tpu: the compiler's name for it, or ''.
   """
 
   memory: float
@@ -30,8 +30,8 @@ class Chip:
   tpu: str = ''
 
 
-# Sources: cloud.google.com/tpu/docs (v4 to v7), the usable memory is what the TPU compiler allows;
-# NVIDIA's data sheets (dense rates, NVLink one way).
+# Sources: cloud.google.com/tpu/docs (v4 to v7), with the memory that the TPU compiler allows;
+# NVIDIA's data sheets (dense rates, NVLink in one direction).
 CHIPS = {
   'v4': Chip(30.75 * 2**30, 275e12, 1.23e12, 45e9, 'v4'),
   'v5e': Chip(15.75 * 2**30, 197e12, 0.82e12, 45e9, 'v5e'),
@@ -54,8 +54,8 @@ LATENCY = 8e-6  # seconds of a small collective inside a decode step
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-  """Of one step. operations: of all devices together; bytes: read and written by a device's memory;
-  collective_bytes: over a device's links.
+  """One phase of a step. operations: of all devices together; bytes: read from and written to one
+  device's memory; collective_bytes: over one device's links.
   """
 
   name: str
@@ -67,8 +67,8 @@ class Phase:
 
 
 def parse(topology: str):
-  """'v5e:8x8' or 'h200:8' -> (name, Chip, number of chips). InputError, which lists some, where
-  there is no such thing.
+  """'v5e:8x8' or 'h200:8' -> (name, Chip, number of chips). InputError for an unknown topology; it
+  lists some that exist.
   """
   name, _, shape = topology.partition(':')
   some = [f'{kind}:{size}' for kind, sizes in TOPOLOGIES.items() for size in sizes[-4:-2]] + [
@@ -79,9 +79,8 @@ def parse(topology: str):
   if not known or (shape not in TOPOLOGIES[name] if name in TOPOLOGIES else 'x' in shape):
     kinds = ', '.join(TOPOLOGIES.get(name, ())) if name in TOPOLOGIES else ''
     raise InputError(
-      f'found the topology {topology!r}; expected one as '
-      f'{", ".join(f"{name}:{k}" for k in kinds.split(", ")) if kinds else ", ".join(some)}; '
-      'choose one of them'
+      f'the topology {topology!r} is unknown; choose one such as '
+      f'{", ".join(f"{name}:{k}" for k in kinds.split(", ")) if kinds else ", ".join(some)}'
     )
   count = 1
   for size in shape.split('x'):
@@ -90,8 +89,8 @@ def parse(topology: str):
 
 
 def phases(s: Sizes, mesh, chip: Chip) -> list[Phase]:
-  """Of one step on a mesh (a dict of axis sizes) of such chips; where tasks take turns, of half a
-  turn each.
+  """The phases of one step on a mesh (a dict of axis sizes) of such chips; if the tasks take turns,
+  half of each task's step.
   """
   found = []
   if 'generation' in s.method.tasks:
@@ -150,7 +149,7 @@ def _drawn_by_codes(s: Sizes, mesh, chip) -> Phase:
 
 
 def _drawn_in_steps(s: Sizes, mesh, chip) -> Phase:
-  """The whole block of a picture at every step, in both branches; its prefix is run once."""
+  """The whole block of an image at every step, in both branches; its prefix is run once."""
   rows = s.method.inputs_per_task * s.branches
   prefix, block = s.drawing_prefix, s.counts.block
   tokens = s.steps * rows * s.method.group_size * block
@@ -166,7 +165,7 @@ def _drawn_in_steps(s: Sizes, mesh, chip) -> Phase:
 
 
 def _pictures_learned(s: Sizes):
-  """(tokens, operations) of a forward pass over the pictures that learn, after their prefix."""
+  """(tokens, operations) of a forward pass over the images that learn, after their prefix."""
   tokens = s.method.inputs_per_task * s.picture_rows * s.picture_block
   return tokens, operations(tokens, s.drawing_prefix + s.picture_block, s, s.image_head)
 
@@ -228,7 +227,7 @@ def _compute(name, chip, mesh, ops, share):
 
 
 def _gather(s: Sizes, mesh, chip):
-  """The weights in the layout of decoding, once a step."""
+  """Moves the weights to the layout of decoding, once per step."""
   weights = (s.body + s.counts.tables) * s.element / mesh['tp']
   moved, seconds = _ring(weights, mesh['fsdp'], chip)
   reading = 3 * weights / (chip.bandwidth * SHARES['memory'])
@@ -243,12 +242,12 @@ def _gather(s: Sizes, mesh, chip):
 
 
 def _decode(name, s: Sizes, mesh, chip, prefill, rows, shared, *, prefix, head, last, first=0):
-  """Tokens `first` to `last`: each reads the weights and what is filled of the cache. rows:
-  decoded; shared: prefix tokens of all groups.
+  """Tokens `first` to `last`: each reads the weights and the filled part of the cache. rows: the
+  number decoded; shared: prefix tokens of all groups.
   """
   tp, ways = mesh['tp'], mesh['data'] * mesh['fsdp']
   layers = s.model.text.num_hidden_layers
-  # models/decode_kernel.py reads what is filled, others to a segment's end
+  # models/decode_kernel.py reads only the filled part, plain products to the end of the segment
   by_kernel = not (chip.tpu or s.system.decode_scan or s.system.cache_dtype) and s.element == 2
   length = last - first
   filled = (
@@ -260,7 +259,7 @@ def _decode(name, s: Sizes, mesh, chip, prefill, rows, shared, *, prefix, head, 
   cache = (rows * filled * s.own_element + shared * s.element) * s.kv / tp / ways
   bytes_ = length * (weights * chunks + cache)
   moved, seconds = 0.0, 0.0
-  if tp > 1:  # two sums of the states a layer, and one before the head
+  if tp > 1:  # two sums of the states per layer, and one before the head
     moved, seconds = _ring(
       2 * rows / ways * s.model.text.hidden_size * s.element * length * (2 * layers + 1), tp, chip
     )
@@ -273,7 +272,7 @@ def _decode(name, s: Sizes, mesh, chip, prefill, rows, shared, *, prefix, head, 
 
 
 def _layers(s: Sizes, mesh, chip, tokens, passes):
-  """Sums over tp of the states of each layer: twice a pass, each way."""
+  """Sums over tp of the states of each layer: two per pass, in each direction."""
   if mesh['tp'] == 1:
     return 0.0, 0.0
   size = (
@@ -290,7 +289,7 @@ def _layers(s: Sizes, mesh, chip, tokens, passes):
 
 
 def _scored(name, s: Sizes, mesh, chip, ops, tokens):
-  """A forward pass; and every so often the same by the frozen model, or always by the reference."""
+  """A forward pass, plus the same by the frozen model now and then, or by the reference always."""
   times = 1 + (1 / s.system.frozen_every if s.system.frozen_every else 0)
   phase = _compute(name, chip, mesh, ops * times, 'matrix products')
   moved, seconds = _layers(s, mesh, chip, tokens, times)
@@ -303,8 +302,8 @@ def _scored(name, s: Sizes, mesh, chip, ops, tokens):
 
 
 def _learned(name, s: Sizes, mesh, chip, ops, tokens):
-  """Forward and twice that backward, once more forward with remat; weights gathered for each pass,
-  gradients scattered.
+  """One forward pass, a backward pass of twice its cost, and another forward pass with remat;
+  weights are gathered for each pass and gradients are scattered.
   """
   reference = 1 if losses.OBJECTIVES[s.method.objective].needs_reference(s.method) else 0
   forward, updates = 1 + s.system.remat, s.method.inner_updates
@@ -319,7 +318,7 @@ def _learned(name, s: Sizes, mesh, chip, ops, tokens):
     )
     times = chunks * (
       updates * (forward + 2) + reference
-    )  # forward, backward, and the gradients' way back
+    )  # forward, backward, and scattering the gradients
     moved, seconds = moved + weights * times, seconds + time * times
     kinds += ['all-gather and reduce-scatter over fsdp']
   return dataclasses.replace(
@@ -328,11 +327,11 @@ def _learned(name, s: Sizes, mesh, chip, ops, tokens):
 
 
 def _optimizer(s: Sizes, mesh, chip):
-  """Parameters, moments and gradients read, all but the gradients written."""
+  """Reads parameters, moments and gradients; writes all but the gradients."""
   trained = s.trained
   bytes_ = (
     28 * trained / (1 if s.method.trainable == 'lora' else mesh['fsdp'] * mesh['tp'])
-  )  # adapters are whole everywhere
+  )  # every device holds whole adapters
   return Phase(
     'optimizer', 12 * trained, bytes_, 0.0, '', bytes_ / (chip.bandwidth * SHARES['memory'])
   )

@@ -1,7 +1,7 @@
-"""Bytes of a device by part, counted before anything is compiled.
+"""Bytes per device by part, counted before anything is compiled.
 
-The state is exact. What phases need on their way is an estimate of the largest arrays that live at
-once; the compiler has the last word.
+The state is exact. The memory of each phase is an estimate from the largest arrays that are live at
+once; the compiler's number is the one that counts.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from dsr_jax.plan import sizes as plan_sizes
 from dsr_jax.plan.sizes import Sizes
 
 GIB = 2**30
-# What to do where a step does not fit.
+# What to do if a step does not fit.
 ADVICE = (
   'lower system.rollout_chunk or system.update_chunk, set system.remat=True, '
   'system.cache_dtype=int8 or system.frozen_every=0, raise system.mesh.tp, or take more devices'
@@ -25,51 +25,52 @@ ADVICE = (
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-  """parts: (name, bytes a device, when they live: 'always', 'rollout' or 'update'); advice: what to
-  do where they do not fit.
+  """parts: (name, bytes per device, when they are live: 'always', 'rollout' or 'update'); advice:
+  what to do if they do not fit.
   """
 
   parts: tuple
   advice: str = ADVICE
 
   def of(self, phase):
-    """Bytes at one time."""
+    """Bytes in one phase."""
     return sum(size for _, size, when in self.parts if when == phase)
 
   @property
   def total(self):
-    """Bytes at the fullest time."""
+    """Bytes at the peak."""
     return self.of('always') + max(self.of('rollout'), self.of('update'))
 
   def line(self):
-    """For the log of a run."""
+    """One line for the log of a run."""
     return (
-      f'estimate     {_size(self.total)} a device: state {_size(self.of("always"))}, and while '
-      'sampling '
-      f'{_size(self.of("rollout"))} or while learning {_size(self.of("update"))}'
+      f'estimate     {_size(self.total)} per device: state {_size(self.of("always"))}, plus '
+      f'{_size(self.of("rollout"))} while sampling or {_size(self.of("update"))} while learning'
     )
 
   def table(self):
-    """By part."""
+    """The bytes by part, as text."""
     rows = [f'{name:<32} {_size(size):>12}  {when}' for name, size, when in self.parts]
     return '\n'.join(
       [
-        'bytes of a device, estimated',
+        'bytes per device, estimated',
         *rows,
-        f'{"together, at the fullest":<32} {_size(self.total):>12}',
+        f'{"total, at the peak":<32} {_size(self.total):>12}',
       ]
     )
 
 
 def estimate(model, config, mesh, prompt=None) -> Estimate:
-  """Of a model's configuration, a `Config` and the sizes of the mesh's axes (a dict)."""
+  """The estimate for a model's configuration, a `Config` and the sizes of the mesh's axes (a
+  dict).
+  """
   s = Sizes(model, config.method, config.system, prompt or config.data.max_prompt_tokens)
   parts = _state(s, mesh) + _rollout(s, mesh) + _update(s, mesh)
   return Estimate(tuple(parts))
 
 
 def bytes_a_device(tree):
-  """Of arrays, or of shapes with layouts."""
+  """Bytes per device of arrays, or of shapes with layouts."""
   return sum(
     math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
   )
@@ -101,7 +102,7 @@ def _rollout(s: Sizes, mesh):
   v, element = s.model, s.element
   copies = (
     1 if s.system.decode_scan else 2
-  )  # unrolled layers are cut out of the stack, which prefixes and likelihoods go through
+  )  # unrolled layers are copied out of the stack, which prefixes and likelihoods still use
   parts = [
     (
       'weights for decoding',
@@ -120,7 +121,7 @@ def _rollout(s: Sizes, mesh):
   elif 'generation' in s.method.tasks:
     held = 2 * s.guided + (
       v.num_codes if s.guided < v.num_codes else 0
-    )  # where guidance ends, both caches at once
+    )  # both caches exist where guidance ends
     cache.append(
       rows * (group * held * s.own_element + s.branches * s.drawing_prefix * element) * s.kv / tp
     )
@@ -137,14 +138,14 @@ def _rollout(s: Sizes, mesh):
       / tp
     )
     scoring.append(_scoring(s, mesh, rows * group, s.text_prefix, v.num_codes, v.vq.num_embeddings))
-  # Sampling and scoring follow each other; the cache is gone when scoring begins.
+  # Scoring follows sampling; the cache has been freed when it begins.
   parts.append(('cache, or activations of scoring', max(1.2 * max(cache), max(scoring)), 'rollout'))
   return parts
 
 
 def _scoring(s: Sizes, mesh, rows, prefix, length, vocabulary):
-  """Of a forward pass of rows with a prefix each: keys and values of the prefix, and one layer's
-  inside.
+  """Bytes of a forward pass of rows with a prefix each: keys and values of the prefix, and the
+  activations inside one layer.
   """
   longest = max(prefix, length)
   kept = rows * prefix * s.kv * s.element / mesh['tp']
@@ -156,8 +157,8 @@ def _scoring(s: Sizes, mesh, rows, prefix, length, vocabulary):
 
 
 def _inside(s: Sizes, mesh, rows, tokens, context):
-  """One layer: states in several guises, attention scores in float32 twice, the MLP's two
-  widths.
+  """Bytes inside one layer: several copies of the states, attention scores in float32 twice, the
+  MLP's two widths.
   """
   t, tp = s.model.text, mesh['tp']
   states = (
@@ -176,7 +177,7 @@ def _update(s: Sizes, mesh):
   split = mesh['fsdp'] * mesh['tp']
   trained = s.trained / (
     1 if s.method.trainable == 'lora' else split
-  )  # adapters are whole everywhere
+  )  # every device holds whole adapters
   tasks = []  # (rows of an input, tokens of its prefix, of a row, vocabulary)
   if 'generation' in s.method.tasks:
     own = s.picture_rows, s.drawing_prefix, s.picture_block

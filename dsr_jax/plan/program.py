@@ -1,7 +1,7 @@
 """The real step of a configuration without its weights: lowered from shapes alone, compiled, and
-what the compiler says of it.
+measured by the compiler.
 
-`plan` compiles it for slices that are not at hand, `benchmark` runs it with random weights.
+`plan` compiles it for slices that are not available; `benchmark` runs it with random weights.
 """
 
 import dataclasses
@@ -26,8 +26,8 @@ from dsr_jax.rollouts import Batch, GenerationBatch, UnderstandingBatch
 
 
 def sizes_of(name):
-  """A model's sizes by its name: those of its directory, or, with nothing downloaded, of the
-  published models.
+  """A model's sizes by its name: from its directory or, without a download, those of a published
+  model.
   """
   published = {
     'janus-pro-1b': JanusConfig.janus_pro_1b,
@@ -43,15 +43,15 @@ def sizes_of(name):
 
 
 def stand_in_templates(model):
-  """Token ids around prompts, as many as the real ones have: nothing in a plan depends on which
-  they are.
+  """Token ids around prompts, as many as the real templates have. A plan does not depend on their
+  values.
   """
   return families.family_of(model).stand_in(model)
 
 
 def random_arrays(shapes):
-  """Arrays of the shapes, types and layouts given, floating ones random: 2^20 normal numbers,
-  repeated. Drawn for each, they compile for a minute.
+  """Arrays of the given shapes, types and layouts. Floating ones repeat the same 2^20 normal
+  numbers: drawing each array separately takes a minute to compile.
   """
 
   def make():
@@ -70,8 +70,8 @@ def random_arrays(shapes):
 
 
 def lower_step(config, model, mesh):
-  """The real step lowered for a mesh, from shapes alone: {kind of batch: jax.stages.Lowered};
-  `separate` has two kinds.
+  """Lowers the real step for a mesh, from shapes alone: {kind of batch: jax.stages.Lowered}; the
+  strategy `separate` has two kinds.
   """
   model = dataclasses.replace(model, templates=model.templates or stand_in_templates(model))
   family = families.family_of(model)
@@ -99,7 +99,7 @@ def lower_step(config, model, mesh):
 
 
 def _batch(config, model, mesh, tasks) -> Batch:
-  """Shapes and layouts of a step's inputs."""
+  """Shapes and layouts of the inputs of a step."""
   rows, side = config.method.inputs_per_task, model.image_size
   whole, split = sharding.whole(mesh), sharding.batch_sharding(mesh, rows)
 
@@ -126,9 +126,9 @@ def _batch(config, model, mesh, tasks) -> Batch:
 
 
 def measure(lowered, hlo: str = '') -> dict:
-  """What the compiler says of a program: bytes a device, and operations.
+  """What the compiler reports about a program: bytes per device, and operations.
 
-  hlo: where to leave the program as text.
+  hlo: output file for the program as text.
   """
   try:
     compiled = lowered.compile()

@@ -1,5 +1,5 @@
-"""A plan: whether a step fits a slice, what it does there and how long it takes, as JSON values and
-as a table.
+"""A plan: whether a step fits a slice, what it computes there and how long it takes, as JSON values
+and as a table.
 """
 
 import dataclasses
@@ -19,9 +19,9 @@ SPARE = 0.05  # of a device's memory that a plan leaves free
 
 
 def plan(config, topology: str, compiling: bool = True, hlo: str = ''):
-  """The plan as a dict of JSON values, and the `memory.Estimate` it rests on.
+  """The plan as a dict of JSON values, and the `memory.Estimate` that it is based on.
 
-  compiling: whether a TPU's step is compiled. hlo: where to leave the program as text.
+  compiling: whether to compile the step for a TPU. hlo: output file for the program as text.
 
   Raises:
     InputError: the topology does not exist, or the config does not divide over it.
@@ -67,42 +67,44 @@ def check_fits(report: dict):
   needed, memory = report['needed_bytes'], report['memory_bytes']
   room = (1 - SPARE) * memory
   raise InputError(
-    f'found a step that needs {needed / 2**30:.2f} GiB of a device; expected at most '
-    f'{room / 2**30:.2f} ({SPARE:.0%} of {memory / 2**30:.2f} kept free), '
-    f'{(needed - room) / 2**30:.2f} less; {plan_memory.ADVICE}'
+    f'the step needs {needed / 2**30:.2f} GiB per device, {(needed - room) / 2**30:.2f} more than '
+    f'the {room / 2**30:.2f} that it may use ({SPARE:.0%} of {memory / 2**30:.2f} stays free); '
+    f'{plan_memory.ADVICE}'
   )
 
 
 def _devices(name: str, topology: str, chips: int):
-  """The slice's devices, as the TPU compiler knows them. InputError without the compiler."""
+  """The slice's devices, as the TPU compiler describes them. InputError without the compiler."""
   try:
     devices = topologies.get_topology_desc(platform='tpu', topology_name=topology).devices
-    if len(devices) != chips:  # v4 has two cores a chip, that work as one
+    if len(devices) != chips:  # v4 has two cores per chip, which work as one
       devices = topologies.get_topology_desc(
         platform='tpu', topology_name=topology, chip_config_name='megacore'
       ).devices
-  except Exception as e:  # JAX tells a missing compiler and a wrong name apart only in words
+  except Exception as e:  # only JAX's message tells a missing compiler from a wrong name
     text = first_line(e)
     if 'nvalid' in text or 'divisible' in text:
       known = ', '.join(f'{name}:{shape}' for shape in plan_costs.TOPOLOGIES[name])
       raise InputError(
-        f'found the topology {topology!r}, which the TPU compiler does not know ({text}); expected '
-        f'one as {known}; choose one of them'
+        f'the TPU compiler does not know the topology {topology!r} ({text}); choose one such as '
+        f'{known}'
       ) from e
     raise InputError(
-      f'found no TPU compiler ({text}); expected libtpu; pip install -r requirements-tpu.txt in an '
-      'environment of its own, or count only, with --nocompile'
+      f'there is no TPU compiler ({text}); install libtpu in a separate environment, with pip '
+      'install -r requirements-tpu.txt, or only count, with --nocompile'
     ) from e
   return list(devices)
 
 
 def _compile(config, model, devices, hlo) -> dict:
-  """Compiles for each kind of batch; what the compiler says of the fullest program."""
+  """Compiles for each kind of batch; returns the compiler's numbers for the largest program."""
   mesh = sharding.make_mesh(config.system.mesh, devices)
   began, worst = time.perf_counter(), None
   for kind, lowered in plan_program.lower_step(config, model, mesh).items():
     found = plan_program.measure(lowered, hlo)
-    print(f'compiled     {kind}: {found["total_bytes"] / 2**30:.2f} GiB a device', file=sys.stderr)
+    print(
+      f'compiled     {kind}: {found["total_bytes"] / 2**30:.2f} GiB per device', file=sys.stderr
+    )
     if worst is None or found['total_bytes'] > worst['total_bytes']:
       worst = found
   return {**worst, 'compile_seconds': time.perf_counter() - began}
@@ -124,26 +126,25 @@ def table(report: dict, estimate: plan_memory.Estimate) -> str:
       estimate.table(),
       '',
       *_compiled_lines(report['compiled']),
-      f'needed {_gib(needed)} of {_gib(memory)} a device ({needed / memory:.0%})',
+      f'needed {_gib(needed)} of {_gib(memory)} per device ({needed / memory:.0%})',
       '',
-      f'{"phase":<34}{"PFLOP":>8}{"GB a device":>13}{"GB over links":>15}{"seconds":>9}'
-      '  collectives',
+      f'{"phase":<34}{"PFLOP":>8}{"GB/device":>13}{"GB over links":>15}{"seconds":>9}  collectives',
       *map(_phase_line, report['phases']),
-      f'a step {report["step_seconds"]:.1f} s, the run {report["run_hours"]:.1f} h, assumed that '
-      f'{shares} rates are reached',
+      f'a step {report["step_seconds"]:.1f} s, the run {report["run_hours"]:.1f} h, assuming these '
+      f'shares of the published rates: {shares}',
       '',
     ]
   )
 
 
 def _compiled_lines(compiled: dict | None) -> list[str]:
-  """What the compiler says; nothing where it was not asked."""
+  """What the compiler reports; nothing if it did not run."""
   if not compiled:
     return []
   if 'refused' in compiled:
     return [compiled['refused']]
   return [
-    f'compiled in {compiled["compile_seconds"]:.0f} s: {_gib(compiled["total_bytes"])} a device '
+    f'compiled in {compiled["compile_seconds"]:.0f} s: {_gib(compiled["total_bytes"])} per device '
     f'({_gib(compiled["arguments_bytes"])} of state and inputs, '
     f'{_gib(compiled["temporaries_bytes"])} of temporaries)',
   ]

@@ -1,4 +1,4 @@
-"""How much there is to do: token counts and parameter counts of a step, from a model's sizes and a
+"""The amount of work: token counts and parameter counts of a step, from a model's sizes and a
 configuration.
 
 Axes: B inputs of a task, G candidates, C candidates that learn, N image codes, T text tokens, L
@@ -25,14 +25,14 @@ BYTES = {'float32': 4, 'bfloat16': 2}
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-  """Of one step. A count is of the whole step where its name does not say otherwise."""
+  """Counts of one step; of the whole step unless the name says otherwise."""
 
   model: Any  # a family's configuration
   method: object
   system: object
   prompt: int  # tokens of the longest prompt
 
-  # Of the model.
+  # The model.
 
   @functools.cached_property
   def counts(self) -> Counts:
@@ -75,7 +75,7 @@ class Sizes:
 
   @property
   def kv(self):
-    """Numbers a token leaves in the cache."""
+    """Numbers that one token adds to the cache."""
     return 2 * self.model.text.num_hidden_layers * self.inner
 
   @property
@@ -88,21 +88,21 @@ class Sizes:
     """Bytes of a number in a candidate's cache; a vector of 8 bits has a float32 scale."""
     return 1 + 4 / self.model.text.head_dim if self.system.cache_dtype else self.element
 
-  # Of the step.
+  # The step.
 
   @property
   def steps(self):
-    """Passes over a whole picture in which it is drawn; 0: it is drawn code by code."""
+    """Passes over a whole image to draw it; 0: it is drawn code by code."""
     return self.counts.steps
 
   @property
   def branches(self):
-    """Rows of a candidate at a picture's first code: with guidance, two."""
+    """Rows per candidate at an image's first code: two with guidance."""
     return 2 if self.guided else 1
 
   @property
   def guided(self):
-    """Codes of a picture that are drawn with guidance, from its first."""
+    """The number of an image's codes, from the first, that are drawn with guidance."""
     return guided_codes(self.method, self.model.num_codes)
 
   @property
@@ -114,8 +114,8 @@ class Sizes:
 
   @property
   def picture_rows(self):
-    """Rows of an input over which pictures learn. Where all codes are masked one row serves all
-    candidates; a bound has rows of its own for every candidate and draw.
+    """Rows per input when images learn. If all codes are masked, one row serves all candidates; the
+    bound needs a row for every candidate and draw.
     """
     if not self.steps:
       return self.learners
@@ -124,32 +124,32 @@ class Sizes:
 
   @property
   def picture_block(self):
-    """Places of such a row."""
+    """Positions in such a row."""
     return self.counts.block if self.steps else self.model.num_codes
 
   @property
   def drawing_prefix(self):
-    """Tokens before the first code when a prompt is drawn."""
+    """Tokens before an image's first code when a prompt is drawn."""
     return self.prompt + TEMPLATE
 
   @property
   def reading_prefix(self):
-    """Tokens before an answer about a picture."""
+    """Tokens before an answer about an image."""
     return self.counts.reading_tokens + QUESTION + TEMPLATE
 
   @property
   def text_prefix(self):
-    """Tokens before the first code when a sampled text is drawn."""
+    """Tokens before an image's first code when a sampled text is the prompt."""
     return self.method.max_text_tokens + TEMPLATE
 
   def chunk(self, key):
-    """Inputs at once; key: 'rollout_chunk' or 'update_chunk'."""
+    """Inputs processed at once; key: 'rollout_chunk' or 'update_chunk'."""
     return chunks_lib.size(getattr(self.system, key), self.method)
 
 
 def operations(tokens, context, s: Sizes, head=0):
-  """Multiplications and additions of `tokens` tokens through all layers, each looking at `context`
-  others; head: weights after it.
+  """Multiplications and additions of `tokens` tokens in all layers, each attending to `context`
+  others; head: weights of the head after them.
   """
   return (
     2 * tokens * (s.body + head) + 4 * s.model.text.num_hidden_layers * s.inner * tokens * context
@@ -158,7 +158,7 @@ def operations(tokens, context, s: Sizes, head=0):
 
 @functools.cache
 def vq_operations(model):
-  """(encode, decode) of a picture, as XLA counts them; neither has a loop."""
+  """Operations to (encode, decode) an image, as counted by XLA; neither has a loop."""
   family = families.family_of(model)
   whole = nnx.merge(family.graphdef(model), shapes(model))
   graphdef, params = nnx.split(getattr(whole, family.image_tokenizer))
@@ -173,7 +173,7 @@ def vq_operations(model):
   side = model.image_size
   with jax.default_device(
     jax.local_devices(backend='cpu')[0]
-  ):  # a GPU's compiler counts only what it has compiled
+  ):  # the GPU compiler counts only compiled programs
     return (
       count(lambda vq, x: vq.encode(x), jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)),
       count(lambda vq, x: vq.decode(x), jax.ShapeDtypeStruct((1, model.num_codes), jnp.int32)),

@@ -25,13 +25,13 @@ from dsr_jax.runtime import workdir as workdir_lib
 
 SHOWN = 3  # inputs of each task on the page, unless one is named
 CHANGES = ('objective', 'scorer', 'reward')
-# What of replay.json is printed.
+# The fields of replay.json that are printed.
 SAID = ('step', 'from_checkpoint', 'exact', 'differences', 'metrics', 'gradient_by_part')
 SAID_OF_WHAT_IF = ('changes', 'cosine', 'norm_ratio', 'tasks', 'metrics')
 
 
 def main(argv, f=flags.FLAGS):
-  """Writes the page and prints what it says in short, as JSON."""
+  """Writes the page and prints a summary as JSON."""
   cli.no_arguments(argv)
   cli.require(workdir=f.workdir, step=f.step)
   config, lines = past_step.read_run(f.workdir)
@@ -50,10 +50,10 @@ def main(argv, f=flags.FLAGS):
     began_with = past_step.base_of(f.workdir, config, f.base)
     model, config = train.framed(builders.load_model(began_with), config)
 
-    # The step again.
+    # Run the step again.
     past = past_step.replay(builders, config, f.workdir, f.step, mesh, model)
     different = past_step.differences(lines[f.step], past.metrics)
-    cli.log('looking      into its samples and gradients')
+    cli.log('inspecting   its samples and gradients')
     ctx = train.step_context(model, config)
     asking = train.answers_of(config, model, f.workdir, asks=False)
     seen, by_part = look_lib.look(ctx, past.before, past.batch, **asking)
@@ -93,14 +93,14 @@ def main(argv, f=flags.FLAGS):
 
 
 def _chosen_inputs(config, asked: int | None) -> list[int]:
-  """Inputs of a task that are shown: the one that was asked for, or the first."""
+  """The inputs of a task to show: the requested one, or the first ones."""
   number = config.method.inputs_per_task
   if asked is None:
     return list(range(min(SHOWN, number)))
   if not 0 <= asked < number:
     raise InputError(
-      f'found --input={asked}; expected 0 to {number - 1}, the inputs of a task in a step of this '
-      'run; change it'
+      f'--input is {asked}; set it to a number from 0 to {number - 1}, the inputs of a task in a '
+      'step of this run'
     )
   return [asked]
 

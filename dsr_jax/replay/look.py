@@ -1,9 +1,9 @@
-"""A step taken apart: every sample with its log-probabilities and reward, who learns and how hard,
-and whose gradient it was.
+"""The parts of a step: every sample with its log-probabilities and reward, which samples learn and
+how strongly, and what each input contributed to the gradient.
 
-The step itself (`step.train_step`) is what reproduces a run bit for bit. What is here runs the
-step's own functions (`step.rollout`, `step.task_gradient`, `step.group_loss`) one by one on the
-same state, so that their inner numbers can be looked at; sampling is the same by the same keys.
+Only the step itself (`step.train_step`) reproduces a run bit for bit. This module runs the step's
+own functions (`step.rollout`, `step.task_gradient`, `step.group_loss`) one by one on the same
+state, so that their intermediate values can be inspected; the same keys give the same samples.
 
 Axes: B inputs of a task, G samples, C samples that learn, T tokens.
 """
@@ -24,19 +24,19 @@ from dsr_jax.state import TrainState
 
 
 class Seen(NamedTuple):
-  """A task's half of a step; arrays lie on the host.
+  """A task's half of a step; the arrays are on the host.
 
   Attributes:
     samples: codes (B, G, N), or `Text` (B, G, T).
-    logps, mask: (B, G, T) under the policy that learns, as the loss sees them.
+    logps, mask: (B, G, T) under the policy being trained, as the loss uses them.
     rewards: (B, G).
-    learners: (B, C), who learns.
-    weight: (B,), 0 where the input gives no gradient.
-    push: (B, C), minus the derivative of the loss by the sample's log-probability; above 0 it is
-      made likelier.
-    share: (B,), of the step's whole gradient g the part g_i · g / g · g that is this input's; all
-      shares of a step add up to 1.
-    norm: (B,), of g_i.
+    learners: (B, C), the indices of the samples that learn.
+    weight: (B,), 0 if the input gives no gradient.
+    push: (B, C), the negative derivative of the loss with respect to the sample's log-probability;
+      above 0, the sample becomes more likely.
+    share: (B,), this input's part of the step's gradient g: (g_i · g) / (g · g); all shares of a
+      step add up to 1.
+    norm: (B,), the norm of g_i.
   """
 
   samples: Any
@@ -51,12 +51,12 @@ class Seen(NamedTuple):
 
 
 def look(ctx: step_lib.StepContext, state: TrainState, batch, answers=None):
-  """Takes the first inner update of a step apart.
+  """Computes the parts of the first inner update of a step.
 
-  state: before the step; it stays the caller's. answers: `asked_step.Answers`, of a run that asked
-  for rewards.
+  state: before the step; it is not donated. answers: `asked_step.Answers`, for a run with external
+  rewards.
 
-  Returns: a `Seen` a task, and the share of the squared gradient norm by part of the model.
+  Returns: one `Seen` per task, and the share of the squared gradient norm by part of the model.
   """
   halves = jax.jit(functools.partial(step_lib.rollout, ctx))(state, batch)
   if answers is not None:
@@ -74,7 +74,7 @@ def look(ctx: step_lib.StepContext, state: TrainState, batch, answers=None):
     logps, mask = _all_logps(ctx, name, state, params, half)
     shares, norms, pushes = [], [], []
     for i in range(len(half.weight)):
-      # One input at a time: each gradient is as large as the trained parameters.
+      # One input at a time, because each gradient is as large as the trained parameters.
       gradient, push = _input_gradient(ctx, name, state, params, half, i)
       shares.append(float(_dot(gradient, total)) / squared)
       norms.append(float(_dot(gradient, gradient)) ** 0.5)
@@ -94,7 +94,7 @@ def look(ctx: step_lib.StepContext, state: TrainState, batch, answers=None):
 
 
 def as_json(seen: Seen, processor, chosen: list[int]) -> dict:
-  """A task's numbers for replay.json: shares of all inputs, and everything about those in
+  """A task's numbers for replay.json: the shares of all inputs, and all details of the inputs
   `chosen`.
   """
   inputs = []
@@ -128,12 +128,12 @@ def _sample_json(seen: Seen, processor, i: int, j: int) -> dict:
   return {'text': processor.decode(tokens), 'tokens': tokens.tolist(), 'logps': logps}
 
 
-# The step's functions, one compiled program each.
+# The step's functions, each compiled as its own program.
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _all_logps(ctx, name, state, params, half: Half):
-  """(B, G, T) log-probabilities and mask of all samples under the policy that learns."""
+  """(B, G, T) log-probabilities and mask of all samples under the policy being trained."""
   task, policy = ctx.tasks[name], ctx.build(state, params)
   everyone = jnp.broadcast_to(jnp.arange(ctx.method.group_size), half.rollout.rewards.shape)
 
@@ -152,7 +152,7 @@ def _task_gradient(ctx, name, state, params, half: Half):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _input_gradient(ctx, name, state, params, half: Half, i):
-  """Input i's part of the task's gradient, and the push on its samples that learn (1, C)."""
+  """Input i's part of the task's gradient, and the push (1, C) on its samples that learn."""
   weight_sum = jnp.maximum(jnp.sum(half.weight), 1.0)
   one = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, i, 1), half)
 
@@ -166,8 +166,8 @@ def _input_gradient(ctx, name, state, params, half: Half, i):
 
 
 class _Nudged:
-  """A task whose log-probabilities are moved by `nudge` (B, C, T): the loss's derivative by it, at
-  0, is that by the log-probabilities.
+  """A task with `nudge` (B, C, T) added to its log-probabilities: the derivative of the loss with
+  respect to the nudge, at 0, is the one with respect to the log-probabilities.
   """
 
   def __init__(self, task, nudge):
@@ -175,7 +175,7 @@ class _Nudged:
     self._nudge = nudge
 
   def learner_scores(self, *args):
-    """As the task's."""
+    """The task's scores, with the nudge added."""
     scores = self._task.learner_scores(*args)
     return scores._replace(logps=scores.logps + self._nudge)
 

@@ -1,5 +1,5 @@
-"""The replay's page: the step's numbers beside the logged ones, whose gradient it was, and some
-inputs in detail.
+"""The replay's page: the step's numbers beside the logged ones, what each input contributed to the
+gradient, and some inputs in detail.
 
 Axes: G samples of an input, C samples that learn, T tokens, N image codes, H W pixels.
 """
@@ -19,12 +19,12 @@ class ShownInput:
   """What the page shows of one input.
 
   Attributes:
-    index: its place among the task's inputs.
+    index: its index among the task's inputs.
     seen: its row of `look.Seen`, by field.
-    other_rewards: (G,) under the other method, where a what-if was asked for.
-    prompt: generation: in words.
-    pixels: uint8; generation: the samples' (G, H, W, 3); understanding: its own (H, W, 3).
-    texts: understanding: the samples in words.
+    other_rewards: (G,) under the other method, if there is one.
+    prompt: generation: the prompt's text.
+    pixels: uint8; generation: the samples (G, H, W, 3); understanding: the input image (H, W, 3).
+    texts: understanding: the samples as texts.
     tokens: understanding: the samples token by token.
   """
 
@@ -38,10 +38,10 @@ class ShownInput:
 
 
 def prepare(model, state, batch, seen: dict, other: dict | None, chosen: list[int]) -> dict:
-  """{task: [`ShownInput`]} of the inputs `chosen`.
+  """{task: [`ShownInput`]} for the inputs `chosen`.
 
-  model: `families.Model`. state: before the step. seen, other: `look.Seen` by task; other where a
-  what-if was asked for.
+  model: `families.Model`. state: before the step. seen, other: `look.Seen` by task, under the run's
+  method and, if there is one, the other method.
   """
   sampler = Sampler(model.graphdef, model.processor, chunk=1, seed=0)
   shown = {}
@@ -82,7 +82,7 @@ def _token_texts(model, ids) -> list[str]:
 
 
 def page(result: dict, shown: dict) -> str:
-  """result: replay.json. shown: of `prepare`."""
+  """The page as HTML. result: the content of replay.json. shown: from `prepare`."""
   other = result.get('what_if')
   return page_lib.render(
     'replay.html.j2',
@@ -101,7 +101,7 @@ def page(result: dict, shown: dict) -> str:
 
 
 def _differences(result) -> page_lib.Table | None:
-  """What came out otherwise than it was logged."""
+  """The numbers that differ from the logged ones."""
   rows = []
   for name, (logged, _) in sorted(result['differences'].items()):
     rows.append([name, _shown(logged), _shown(result['metrics'].get(name))])
@@ -132,8 +132,8 @@ def _what_if(result, other) -> dict:
       rows.append([name, *values])
   return {
     'changes': changes,
-    'words': f'The other update has cosine {other["cosine"]:.3f} with the one that was made and '
-    f'{other["norm_ratio"]:.3f} times its length. {tasks}.',
+    'words': f'The other update has cosine {other["cosine"]:.3f} with the one that the run made '
+    f'and {other["norm_ratio"]:.3f} times its length. {tasks}.',
     'numbers': page_lib.Table(['', 'recomputed', changes], rows),
   }
 
@@ -154,7 +154,7 @@ def _shares(result) -> list[tuple[str, list]]:
 
 
 def _bars(values, role: str) -> list[tuple]:
-  """One below 0 has no role: it is drawn in red."""
+  """A value below 0 has no role, so it is drawn in red."""
   most = max((abs(value) for _, value in values), default=0) or 1
   return [
     (name, page_lib.signed(value), f'{100 * abs(value) / most:.1f}', role if value >= 0 else '')
@@ -166,9 +166,7 @@ def _bars(values, role: str) -> list[tuple]:
 
 
 def _marks(one: ShownInput) -> dict[int, str]:
-  """The first and the last that learn, where a pair does; none where the whole group or nobody
-  does.
-  """
+  """Marks of the two samples of a pair; empty if the whole group or no sample learns."""
   learners = one.seen['learners']
   if len(learners) == 2 and one.seen['weight'] > 0:
     return {int(learners[1]): 'down', int(learners[0]): 'up'}
@@ -176,7 +174,7 @@ def _marks(one: ShownInput) -> dict[int, str]:
 
 
 def _facts(one: ShownInput, words: str) -> dict:
-  """What the page says of an input of either task."""
+  """What the page says about an input of either task."""
   title = f'Input {one.index}: {page_lib.signed(float(one.seen["share"]))} of the gradient'
   if one.seen['weight'] <= 0:
     title += ', dropped (equal rewards)'
@@ -184,7 +182,7 @@ def _facts(one: ShownInput, words: str) -> dict:
 
 
 def _table(one: ShownInput) -> page_lib.Table:
-  """The samples: reward, mean log-probability, push, and the other reward."""
+  """The samples with reward, mean log-probability, push, and the other reward."""
   seen, other = one.seen, one.other_rewards
   push = dict(zip(seen['learners'].tolist(), seen['push'].tolist()))
   rows = []
@@ -206,7 +204,7 @@ def _table(one: ShownInput) -> page_lib.Table:
 
 
 def _prompt(one: ShownInput) -> dict:
-  """A prompt: its samples, and the first two that learn under a heat of log-probabilities."""
+  """A prompt: its samples, and heat maps of log-probabilities for the first two that learn."""
   seen, marks = one.seen, _marks(one)
   samples = [
     page_lib.Sample(marks.get(j, ''), [f'{j}: {reward:.2f}'], src=page_lib.picture(one.pixels[j]))
@@ -218,7 +216,7 @@ def _prompt(one: ShownInput) -> dict:
 
 
 def _picture(one: ShownInput) -> dict:
-  """A picture: its texts, and the first two that learn token by token."""
+  """An image: its texts, and the first two that learn, token by token."""
   seen, marks = one.seen, _marks(one)
   texts = [
     page_lib.Sample(marks.get(j, ''), [f'{j}: {reward:.2f}'], text=one.texts[j])

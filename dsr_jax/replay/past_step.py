@@ -1,5 +1,5 @@
-"""A step of a run executed again, from the nearest checkpoint; and the same step under another
-method. The run's folder is only read.
+"""Executes a step of a run again, from the nearest checkpoint, and the same step under another
+method. Only reads the run's folder.
 """
 
 import dataclasses
@@ -21,20 +21,20 @@ from dsr_jax.runtime import run_files
 from dsr_jax.runtime import workdir as workdir_lib
 from dsr_jax.state import TrainState
 
-# Parts of a state that a step under another method takes from the run: what learning has made.
+# The learned parts of a state, which a step under another method takes from the run.
 LEARNED = {'step': 'step', 'params': 'params', 'opt_state': 'opt_state', 'ema_params': 'ema'}
 
 
 @dataclasses.dataclass
 class PastStep:
-  """A step that ran again.
+  """A step that was executed again.
 
   Attributes:
-    before, after: the states around it.
+    before, after: the states before and after it.
     batch: its inputs.
-    metrics: its numbers, as they are logged.
-    start: the checkpoint it was reached from (0: none).
-    kept: what the run holds out of training, as its checkpoints say.
+    metrics: its numbers, in the form of the log.
+    start: the step of the checkpoint that the replay started from (0: none).
+    kept: what the run holds out of training, from its checkpoints.
   """
 
   before: TrainState
@@ -51,15 +51,15 @@ class PastStep:
 def read_run(workdir: str):
   """A run's `config.Config`, and its logged lines of metrics {step: line}, without time and memory.
 
-  InputError where there is no run.
+  InputError if there is no run.
   """
   path = os.path.join(workdir, 'config.json')
-  content = run_files.read_json(path, 'expected the workdir of a run; name it in --workdir')
+  content = run_files.read_json(path, 'name the workdir of a run in --workdir')
   if not isinstance(content.get('config'), dict):
     raise run_files.damaged(path, 'it has no group config')
   try:
     config = config_loading.from_config_dict(saved_config.completed(content['config']))
-  # Groups that are none: the words for keys of the right form are InputErrors already.
+  # A group that is not a group; bad values of keys are InputErrors already.
   except (TypeError, AttributeError, KeyError, ValueError) as e:
     raise run_files.damaged(path, f'its group config: {e}') from e
   config = _with_inputs_found(config, content.get('folder'))
@@ -67,13 +67,13 @@ def read_run(workdir: str):
   if os.path.isfile(os.path.join(workdir, metrics_lib.FILE)):
     lines = metrics_lib.repeatable(workdir)
   else:
-    cli.log(f'note         found no {metrics_lib.FILE} in {workdir}')
+    cli.log(f'note         {workdir} has no {metrics_lib.FILE}')
   return config, {line.pop('step'): line for line in lines if 'loss' in line}
 
 
 def _with_inputs_found(config, folder):
-  """The configuration with its prompts and pictures where they were, if they are not here. folder:
-  where the run was started; None of an old one.
+  """The configuration with prompts and images at their old location, if they are not here. folder:
+  where the run was started; None for an old run.
   """
   if not isinstance(folder, str):
     return config
@@ -87,7 +87,7 @@ def _with_inputs_found(config, folder):
 
 
 def base_of(workdir: str, config, base: str = '') -> str:
-  """Where the model lies that a run began with; see `locate.base_of`."""
+  """The directory of the model that a run began with; see `locate.base_of`."""
   about = run_files.read_json(os.path.join(workdir, 'config.json'), '').get('about')
   model = about.get('model') if isinstance(about, dict) else None
   if base or (isinstance(model, dict) and 'directory' in model):
@@ -96,29 +96,26 @@ def base_of(workdir: str, config, base: str = '') -> str:
 
 
 def check_step(step: int, lines: dict, workdir: str):
-  """InputError for a step that has not been run, saying which have."""
+  """InputError for a step that the run has not executed; it says which steps exist."""
   if step not in lines:
-    have = f'{min(lines)} to {max(lines)}' if lines else 'no step yet'
-    raise InputError(
-      f'found --step={step} of the run {workdir}, which has run {have}; expected one of them; '
-      'change --step'
-    )
+    have = f'steps {min(lines)} to {max(lines)}' if lines else 'no step yet'
+    raise InputError(f'--step is {step}, but the run {workdir} has run {have}; change --step')
 
 
 def changed(config, changes: dict[str, str]):
-  """The configuration with other values of `method`; InputError where they do not exist or do not
-  go together.
+  """The configuration with other values of `method`; InputError if they are unknown or
+  incompatible.
   """
   settings = saved_config.to_json(config)
   settings['method'] |= changes
   return config_loading.from_config_dict(settings)
 
 
-# Its steps.
+# The steps.
 
 
 def replay(builders, config, workdir: str, step: int, mesh, model) -> PastStep:
-  """Executes the run's steps from the nearest checkpoint before `step` until it is done.
+  """Executes the run's steps from the nearest checkpoint before `step` through `step`.
 
   builders: `train.Builders`.
   """
@@ -142,7 +139,7 @@ def replay(builders, config, workdir: str, step: int, mesh, model) -> PastStep:
 
 
 def _nearest_checkpoint(state, about, config, workdir, step):
-  """(state, its step): that of the last checkpoint before `step`; as given, and 0, without one."""
+  """(state, its step) of the last checkpoint before `step`; without one, the given state and 0."""
   folder = config.system.bucket or workdir
   start = max((s for s in checkpoints_lib.steps_in(folder) if s < step), default=0)
   if start:
@@ -159,8 +156,8 @@ def what_if(builders, config, workdir: str, past: PastStep, mesh, model) -> Past
       continue
     if getattr(past.before, part) is None:
       raise InputError(
-        f'found scorer={config.method.scorer} in a replay of a run that kept no {name}; expected a '
-        'scorer whose parameters the run has; choose policy or frozen'
+        f'scorer={config.method.scorer} needs parameters that the run does not have, as it kept no '
+        f'{name}; choose policy or frozen'
       )
     learned[part] = _copied(getattr(past.before, part))
   state = dataclasses.replace(state, **learned)
@@ -178,7 +175,7 @@ def _copied(tree):
 
 
 def _as_logged(metrics) -> dict[str, float]:
-  """Floats by name, without those that this step did not measure (NaN)."""
+  """Floats by name, without the metrics that this step did not measure (NaN)."""
   found = {name: float(value) for name, value in sorted(jax.device_get(metrics).items())}
   return {name: value for name, value in found.items() if not math.isnan(value)}
 
@@ -187,9 +184,7 @@ def _as_logged(metrics) -> dict[str, float]:
 
 
 def differences(logged: dict, metrics: dict) -> dict:
-  """{name: [logged, recomputed]} of what is not the very same number; None stands for a missing
-  one.
-  """
+  """{name: [logged, recomputed]} of all numbers that are not equal; None for a missing one."""
   return {
     name: [logged.get(name), metrics.get(name)]
     for name in sorted(logged.keys() | metrics.keys())
@@ -198,10 +193,10 @@ def differences(logged: dict, metrics: dict) -> dict:
 
 
 def compare(past: PastStep, other: PastStep, seen: dict, other_seen: dict) -> dict:
-  """How another update would have differed: {'cosine', 'norm_ratio'} of the two updates, and
-  'tasks', their choices.
+  """How another update would have differed: 'cosine' and 'norm_ratio' of the two updates, and in
+  'tasks' how far their choices agree.
 
-  seen, other_seen: `look.Seen` by task, of the run's method and of the other one.
+  seen, other_seen: `look.Seen` by task, for the run's method and for the other one.
   """
   a, b = _update(past), _update(other)
   length, other_length = float(np.linalg.norm(a)), float(np.linalg.norm(b))
@@ -221,7 +216,7 @@ def compare(past: PastStep, other: PastStep, seen: dict, other_seen: dict) -> di
 
 
 def _update(step: PastStep) -> np.ndarray:
-  """What a step added to the parameters, one long vector."""
+  """What a step added to the parameters, as one vector."""
   pairs = zip(jax.tree.leaves(step.after.params), jax.tree.leaves(step.before.params))
   return np.concatenate([np.ravel(np.asarray(new) - np.asarray(old)) for new, old in pairs]).astype(
     np.float64

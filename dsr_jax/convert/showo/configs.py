@@ -27,8 +27,8 @@ def from_json(content, found, magvit_found, directory) -> ShowoConfig:
   clip = content.get('w_clip_vit') or any(name.startswith('mm_projector.') for name in found)
   if clip:
     raise InputError(
-      f'found in {directory} a Show-o that reads pictures through CLIP (w_clip_vit); expected one '
-      'that reads codes; use showlab/show-o or showlab/show-o-512x512'
+      f'the Show-o in {directory} reads images through CLIP (w_clip_vit); use one that reads '
+      'codes, showlab/show-o or showlab/show-o-512x512'
     )
   ours = content.get('dsr_jax') or {}
   try:
@@ -58,8 +58,8 @@ def from_json(content, found, magvit_found, directory) -> ShowoConfig:
     )
   except (KeyError, ValueError, TypeError, IndexError, AttributeError) as e:
     raise InputError(
-      f'found tensors or a config.json in {directory} from which no sizes follow ({e}); expected '
-      'those of a Show-o and of its image tokenizer; fetch both again'
+      f'the tensors or the config.json in {directory} do not give the sizes of a Show-o and its '
+      f'image tokenizer ({e}); fetch both again'
     ) from e
   wrong = []
   if odd or head % 4 or words < 1:
@@ -71,7 +71,7 @@ def from_json(content, found, magvit_found, directory) -> ShowoConfig:
       wrong.append(f'{key} {str(content[key])[:40]} instead of {value}')
   if wrong:
     raise InputError(
-      f'found {"; ".join(wrong)} in {directory}; expected config.json and tensors of one Show-o; '
+      f'config.json and tensors in {directory} are not those of one Show-o: {"; ".join(wrong)}; '
       'fetch them again'
     )
   return config
@@ -138,7 +138,7 @@ def _magvit(found) -> MagvitConfig:
 
 def _multiple(width, base):
   if width % base:
-    raise ValueError(f'a level of {width} channels, no multiple of {base}')
+    raise ValueError(f'a level has {width} channels, not a multiple of {base}')
   return width // base
 
 
@@ -146,17 +146,17 @@ def _count(found, pattern):
   """The count of numbered names that match a pattern, from 0."""
   numbers = {int(m.group(1)) for name in found if (m := re.match(pattern, name))}
   if numbers != set(range(len(numbers))) or not numbers or len(numbers) > 512:
-    raise ValueError(f'no unbroken numbers in the names {pattern}')
+    raise ValueError(f'the names {pattern} are not numbered without gaps')
   return len(numbers)
 
 
 def _noise(value):
   if type(value) not in (int, float) or not 0 <= value < 1e6:
-    raise ValueError(f'sampling_noise {str(value)[:40]} where a number from 0 on is expected')
+    raise ValueError(f'sampling_noise {str(value)[:40]} is not a number of at least 0')
   return float(value)
 
 
 def _whole(value):
   if type(value) is not int or not 1 <= value <= 2**24:
-    raise ValueError(f'{str(value)[:40]} where a whole number above 0 is expected')
+    raise ValueError(f'{str(value)[:40]} is not a whole number above 0')
   return value

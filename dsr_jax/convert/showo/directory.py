@@ -24,7 +24,7 @@ FORMS = (
 WEIGHTS = FORMS[0][0]
 # Buffers in the quantizer's file that follow from the number of bits.
 EMBEDDING, POWERS = 'quantize.embedding', 'quantize.power_vals'
-# Copied from the text tokenizer; tokenizer.json is written with Show-o's words added.
+# Copied from the text tokenizer; tokenizer.json is written with Show-o's tokens added.
 _CARRIED = ('tokenizer_config.json', 'special_tokens_map.json', 'vocab.json', 'merges.txt')
 
 
@@ -65,8 +65,8 @@ class Stored(stored_lib.Stored):
     twice = sorted(own.found.keys() & theirs.found.keys())
     if twice:
       raise InputError(
-        f'found the tensor {twice[0]} in {self.parts.model} and in {self.parts.magvit}; expected '
-        'it in one of them; fetch both again'
+        f'the tensor {twice[0]} is in both {self.parts.model} and {self.parts.magvit}; fetch both '
+        'again'
       )
     self.checkpoint = _Both(own, theirs)
     config = configs.from_json(content, own.found, theirs.found, self.directory)
@@ -86,9 +86,8 @@ class Stored(stored_lib.Stored):
       found[POWERS] = (powers[0], 'F32')
     if wrong := table.mistakes(want | kept, found):
       raise InputError(
-        f'found tensors in {self.parts.model} and {self.parts.magvit} that do not fit a Show-o: '
-        f'{"; ".join(wrong)}; expected exactly the {len(want | kept)} tensors of this model; fetch '
-        'both again'
+        f'the tensors in {self.parts.model} and {self.parts.magvit} do not fit a Show-o: '
+        f'{"; ".join(wrong)}; fetch both again, which have exactly {len(want | kept)} tensors'
       )
 
 
@@ -97,15 +96,14 @@ def read_processor(where: parts.Parts, content, config) -> Processor:
   template = (content.get('dsr_jax') or {}).get('template', TEMPLATES[0])
   if template not in TEMPLATES:
     raise InputError(
-      f'found the template {str(template)[:60]!r} in {where.model}/config.json; expected '
+      f'the template in {where.model}/config.json is {str(template)[:60]!r}, not '
       f'{" or ".join(TEMPLATES)}; convert the model again'
     )
   processor = Processor.from_directory(where.tokenizer, template, config.prompt_tokens)
   if processor.vocab_size != config.text.vocab_size:
     raise InputError(
-      f'found a tokenizer of {processor.vocab_size} words in {where.tokenizer} and a model of '
-      f'{config.text.vocab_size} in {where.model}; expected the tokenizer of the model; fetch it '
-      'again'
+      f'the tokenizer in {where.tokenizer} has {processor.vocab_size} tokens, but the model in '
+      f'{where.model} has {config.text.vocab_size}; fetch the tokenizer of the model again'
     )
   return processor
 
@@ -162,7 +160,7 @@ def write(
 
 
 def write_tokenizer(directory, processor, source):
-  """Writes tokenizer.json with Show-o's words added, and the other tokenizer files of `source`."""
+  """Writes tokenizer.json with Show-o's tokens added, and the other tokenizer files of `source`."""
   for name in _CARRIED if source != directory else ():
     if (source / name).is_file():
       (directory / name).write_bytes((source / name).read_bytes())

@@ -59,8 +59,8 @@ def find(directory) -> Parts:
     lacking.append(f"the text tokenizer's tokenizer.json ({REPOSITORIES[PHI]}) in {directory}")
   if lacking:
     raise InputError(
-      f'found a Show-o in {directory} without its other parts; expected '
-      f'{" and ".join(lacking)}, or beside it; fetch what lacks, or name the model by its Hub id'
+      f'the Show-o in {directory} lacks {" and ".join(lacking)}, or beside it; fetch what is '
+      'missing, or name the model by its Hub id'
     )
   return Parts(directory, magvit, tokenizer)
 
@@ -75,8 +75,8 @@ def refuse_lone_magvit(directory, content):
   """InputError if a directory has only the image tokenizer."""
   if content.get('_class_name') == 'MAGVITv2':
     raise InputError(
-      f'found an image tokenizer alone in {directory}; expected a whole Show-o, which has it as '
-      f'{MAGVIT}/; name the directory of the model'
+      f'{directory} has only an image tokenizer; name the directory of a whole Show-o, which has '
+      f'it as {MAGVIT}/'
     )
 
 
@@ -117,10 +117,10 @@ def _snapshot(repository):
     if weights and not list(pathlib.Path(directory).glob('*.safetensors')):
       directory = huggingface_hub.snapshot_download(repository, allow_patterns=(*_FETCHED, '*.bin'))
     return directory
-  except Exception as e:  # errors of its own, of two HTTP libraries, and OSError
+  except Exception as e:  # the Hub's own errors, those of two HTTP libraries, and OSError
     raise InputError(
-      f'found a Show-o, and could not fetch {repository}, which it needs ({first_line(e)}); '
-      'expected it on the Hub or in the cache; connect to the network once so that it is kept'
+      f'could not fetch {repository}, which a Show-o needs, from the Hub or the cache '
+      f'({first_line(e)}); connect to the network once so that it is kept'
     ) from e
 
 

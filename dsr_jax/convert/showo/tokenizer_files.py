@@ -1,5 +1,5 @@
-"""A tokenizer for a small Show-o, made from texts: byte-level, with Phi-1.5's end of text and
-Show-o's ten words.
+"""A tokenizer for a small Show-o, trained on texts: byte-level, with Phi-1.5's end-of-text token
+and Show-o's ten added tokens.
 """
 
 import pathlib
@@ -17,11 +17,11 @@ def make_tokenizer(texts, vocab_size: int, directory) -> Processor:
   """Trains a byte-level BPE and writes its files; returns the `Processor` of the new directory.
 
   texts: iterable of strings to learn merges from. vocab_size: maximum number of tokens, including
-  the end of text and Show-o's words (>= 267: these 11 and 256 bytes).
+  the end-of-text token and Show-o's own (>= 267: these 11 and 256 bytes).
   """
   least = 256 + 1 + NEW_WORDS
   if vocab_size < least:
-    raise InputError(f'found vocab_size {vocab_size}; expected at least {least}; raise it')
+    raise InputError(f'vocab_size is {vocab_size}; raise it to at least {least}')
   tokenizer = tokenizer_files.train_bpe(texts, vocab_size - 1 - NEW_WORDS)
   tokenizer.add_special_tokens([AddedToken(EOS, special=True, normalized=False)])
   directory = pathlib.Path(directory)
