@@ -214,7 +214,7 @@ def test_texts_come_best_first_and_repeat(model, pixels):
     (lambda m, p: m.describe(p, crop='round'), "found picture mode 'round'"),
     (lambda m, p: m.generate(PROMPT, cfg_interval=-1), 'found cfg_interval=-1'),
     (lambda m, p: m.score(PROMPT, codes=np.full(16, -1)), 'pass 16 integers from 0'),
-    (lambda m, p: dsr.load('/nowhere'), "found no model '/nowhere'"),
+    (lambda m, p: dsr.load('/nowhere'), "there is no model '/nowhere'"),
     (lambda m, p: dsr.load(None), 'model has the type NoneType; name'),
     (lambda m, p: dsr.train('nonsense', 'x'), 'there is no config file nonsense'),
     (lambda m, p: dsr.train(3, 'x'), 'config has the type int; pass'),

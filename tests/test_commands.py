@@ -337,17 +337,19 @@ def test_a_run_whose_base_has_changed_is_refused(workdir, monkeypatch):
   trained, about, step = checkpoints.load_trained(str(workdir))
   other = {**about, 'model': {**about['model'], 'fingerprint': 'another'}}
   monkeypatch.setattr(checkpoints, 'load_trained', lambda *args: (trained, other, step))
-  with pytest.raises(InputError, match='found other weights in'):
+  with pytest.raises(InputError, match='does not have the weights that the run'):
     locate.resolve(str(workdir))
 
 
 def test_a_run_is_no_source_for_training(workdir):
-  with pytest.raises(InputError, match='found the workdir of a run'):
+  with pytest.raises(InputError, match='is the workdir of a run; convert'):
     locate.directory_of(str(workdir))
 
 
 def test_trained_parameters_of_another_model_are_refused(bundle):
-  with pytest.raises(InputError, match='/lm_head/bias, which the source model does not have'):
+  with pytest.raises(
+    InputError, match='the source model does not have the trained parameter /lm_head/bias'
+  ):
     locate.merged(bundle.params, {'lm_head': {'bias': np.zeros(3)}})
   with pytest.raises(InputError, match=r'found /lm_head/kernel of shape \(3,\); expected'):
     locate.merged(bundle.params, {'lm_head': {'kernel': np.zeros(3)}})
@@ -378,7 +380,7 @@ def test_a_hub_id_is_the_downloaded_directory(monkeypatch, hf_directory):
     (dict(prompt='word ' * 400), r'found a prompt of \d+ tokens; expected at most'),
     (dict(prompt='a <|User|> b'), 'special token'),
     (dict(model=''), '--model is missing; add --model='),
-    (dict(model='/nowhere/at/all'), 'found no model'),
+    (dict(model='/nowhere/at/all'), 'there is no model'),
     (dict(num_samples=0), 'found --num_samples=0'),
     (dict(temperature=-1), 'found --temperature'),
     (dict(cfg_weight=-1), 'found --cfg_weight'),

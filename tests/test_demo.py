@@ -172,15 +172,15 @@ def test_nothing_a_user_writes_becomes_part_of_the_page(views, tmp_path):
 @pytest.mark.parametrize(
   'ask, found',
   [
-    (lambda v: v.draw(''), 'prompt is empty; write at least one word'),
-    (lambda v: v.draw(None), 'prompt is empty; write at least one word'),
-    (lambda v: v.draw('x' * 5000), 'found a prompt of 5000 characters'),
+    (lambda v: v.draw(''), 'the prompt is empty; write a few words'),
+    (lambda v: v.draw(None), 'the prompt is empty; write a few words'),
+    (lambda v: v.draw('x' * 5000), 'the prompt has 5000 characters'),
     (lambda v: v.draw('red ' * 400), 'tokens; expected at most'),
-    (lambda v: v.draw('red', None), 'found the seed None'),
-    (lambda v: v.draw('red', -1), 'found the seed -1'),
-    (lambda v: v.draw('red', 1.5), 'found the seed 1.5'),
-    (lambda v: v.describe(None), 'found no picture'),
-    (lambda v: v.step(3), 'found no candidates of step 3'),
+    (lambda v: v.draw('red', None), 'the seed is None'),
+    (lambda v: v.draw('red', -1), 'the seed is -1'),
+    (lambda v: v.draw('red', 1.5), 'the seed is 1.5'),
+    (lambda v: v.describe(None), 'the picture is missing'),
+    (lambda v: v.step(3), 'there are no candidates of step 3'),
   ],
 )
 def test_what_cannot_be_answered_is_a_sentence(views, ask, found):
@@ -198,9 +198,11 @@ def test_a_broken_or_too_large_picture_is_a_sentence(views, tmp_path, monkeypatc
     assert words.startswith('found the uploaded file') or 'empty file' in words
     assert str(tmp_path) not in words
   Image.new('1', (9000, 8000)).save(path)
-  assert '9000 x 8000 pixels; expected at most 64 million' in Tags(views.describe(str(path))).words
+  assert (
+    '9000 x 8000 pixels; reduce it to at most 64 million' in Tags(views.describe(str(path))).words
+  )
   monkeypatch.setattr(views_lib, 'MAX_FILE', 100)
-  assert 'MiB; expected at most' in Tags(views.describe(str(path))).words
+  assert 'MiB; reduce it to at most' in Tags(views.describe(str(path))).words
 
 
 def test_a_picture_of_fifty_million_pixels_is_answered(views, tmp_path):
@@ -283,12 +285,12 @@ def test_a_port_that_is_taken_is_one_sentence(monkeypatch):
     taken.bind(('127.0.0.1', 0))
     taken.listen()
     port = taken.getsockname()[1]
-    with pytest.raises(InputError, match=f'found port {port} of 127.0.0.1 taken'):
+    with pytest.raises(InputError, match=f'port {port} of 127.0.0.1 is taken'):
       run(command, model='scenes', port=port)
   command.check_port('127.0.0.1', port)
-  with pytest.raises(InputError, match='found --port=0'):
+  with pytest.raises(InputError, match='--port is 0'):
     command.check_port('127.0.0.1', 0)
-  with pytest.raises(InputError, match='not to be had'):
+  with pytest.raises(InputError, match='is not available'):
     command.check_port('192.0.2.1', port)  # reserved for documents: nobody's address
 
 

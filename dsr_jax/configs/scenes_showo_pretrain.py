@@ -1,4 +1,4 @@
-"""Trains a small Show-o on Scenes from scratch: tokenizer, image tokenizer, then both tasks jointly.
+"""Trains a small Show-o on Scenes: tokenizer, image tokenizer, then both tasks jointly.
 
   python -m dsr_jax.pretrain --config=configs/scenes_showo_pretrain.py --workdir=runs/showo_base
 

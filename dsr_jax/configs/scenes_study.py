@@ -24,7 +24,7 @@ def get_config():
   c.run = _run()
 
   c.tune = ConfigDict()  # on the validation lists, which no table uses; equal for all variants
-  # the middle one is best for SimPO, the highest for GRPO, and the next higher is worse (docs/study)
+  # the middle one is best for SimPO, the highest for GRPO; still higher is worse (docs/study)
   c.tune.learning_rates = (5e-5, 2e-4, 8e-4)
   c.tune.seed = 1000  # of training; no table uses it
   c.tune.prompts_per_task = 60

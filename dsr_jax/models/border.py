@@ -1,4 +1,4 @@
-"""What the processors of all backbones do with texts at the border: on the host, in NumPy.
+"""Text handling shared by the processors of all backbones: on the host, in NumPy.
 
 Axes: B texts, T tokens.
 """
@@ -11,17 +11,17 @@ from dsr_jax.models.unified import Text
 
 
 class TextBorder:
-  """Encodes, decodes and pads. A backbone's processor has besides:
+  """Encodes, decodes and pads. A backbone's processor adds:
 
   tokenizer: the transformers `PreTrainedTokenizerFast`. templates: with eos_id and pad_id.
-  _special: ids that no content may have. _reserved: strings that none may have.
+  _special: ids that content may not have. _reserved: strings that it may not have.
   """
 
   _special: frozenset[int] = frozenset()
   _reserved: tuple[str, ...] = ()
 
   def decode(self, ids):
-    """The text of (T,) ids up to the first end of text: stripped, special tokens left out."""
+    """The text of (T,) ids up to the first end of text, stripped, without special tokens."""
     ids = [int(i) for i in ids]
     if self.templates.eos_id in ids:
       ids = ids[: ids.index(self.templates.eos_id)]
@@ -32,14 +32,14 @@ class TextBorder:
     """Left-justified `Text` of numpy (B, T): ids int32 filled with the pad id, mask True on
     content.
 
-    T is `length`, or the longest sequence. Raises InputError where a sequence is longer than
+    T is `length`, or the longest sequence. Raises InputError if a sequence is longer than
     `length`.
     """
     longest = max((len(s) for s in sequences), default=0)
     length = longest if length is None else length
     if longest > length:
       raise InputError(
-        f'found a text of {longest} tokens; expected at most {length}; shorten it or raise the '
+        f'a text has {longest} tokens, more than the limit of {length}; shorten it or raise the '
         'limit'
       )
     ids = np.full((len(sequences), length), self.templates.pad_id, np.int32)
@@ -53,21 +53,20 @@ class TextBorder:
     return list(self.tokenizer.encode(text, add_special_tokens=False))
 
   def _content(self, text, kind, max_tokens):
-    """Ids of user text; template tokens inside it would change who speaks, so they are refused."""
+    """Ids of user text. Template tokens in it would change who speaks, so they are refused."""
     if not inputs.is_visible(text):
-      raise InputError(f'found an empty {kind}; expected a text; write one')
+      raise InputError(f'the {kind} is empty; write one')
     ids = self._encode(text)
     found = [self.tokenizer.convert_ids_to_tokens(i) for i in ids if i in self._special]
     found += [word for word in self._reserved if word in text]
     if found:
       raise InputError(
-        f'found the special token {found[0]} in the {kind} {text.strip()[:60]!r}; expected plain '
-        'text; remove it'
+        f'the special token {found[0]} is not allowed in the {kind} {text.strip()[:60]!r}; '
+        'remove it'
       )
     if max_tokens is not None and len(ids) > max_tokens:
       raise InputError(
-        f'found a {kind} of {len(ids)} tokens ({text.strip()[:60]!r}); expected at most '
-        f'{max_tokens}; '
-        'shorten it or raise the limit'
+        f'the {kind} {text.strip()[:60]!r} has {len(ids)} tokens, more than the limit of '
+        f'{max_tokens}; shorten it or raise the limit'
       )
     return ids

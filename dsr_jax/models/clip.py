@@ -1,8 +1,8 @@
-"""CLIP: a text tower and a vision tower whose vectors of a matching pair lie close. Exact to
-transformers' CLIPModel.
+"""CLIP: a text tower and a vision tower that map a matching text and image to similar vectors.
+Matches transformers' CLIPModel exactly.
 
-Source: transformers models/clip/modeling_clip.py. Everything is float32. Axes: B pairs, G pictures
-of a text, T tokens, N patches and the class token, D width, H W pixels.
+Source: transformers models/clip/modeling_clip.py. Everything is float32. Axes: B pairs, G images
+per text, T tokens, N patches and the class token, D width, H W pixels.
 """
 
 import dataclasses
@@ -20,8 +20,7 @@ from dsr_jax.models.common.layers import (
   stack_layers,
 )
 
-# published configs before transformers 4.31 name this id, and the text ends at its largest id
-# instead
+# configs published before transformers 4.31 have this id; with it, the text ends at its largest id
 LEGACY_EOS = 2
 
 
@@ -39,7 +38,7 @@ class TowerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ClipConfig:
-  """A whole CLIP. mean, std: of the three channels, which pixels in [0, 1] are normalised by."""
+  """A whole CLIP. mean, std: of the three channels, to normalize pixels in [0, 1]."""
 
   text: TowerConfig
   vision: TowerConfig
@@ -106,8 +105,8 @@ class TextModel(nnx.Module):
     self.final_layer_norm = LayerNorm(cfg.text.hidden_size, cfg.text.layer_norm_eps)
 
   def __call__(self, ids):
-    """ids: (B, T), each with an end of text; what follows it is not seen -> the vector at the end
-    (B, D).
+    """ids: (B, T), each row with an end of text -> the vectors (B, D) at the end. What follows the
+    end is not seen.
     """
     t = ids.shape[1]
     x = self.token_embedding(ids) + self.position_embedding(jnp.arange(t))
@@ -130,7 +129,7 @@ class VisionModel(nnx.Module):
     self.post_layernorm = LayerNorm(width, cfg.vision.layer_norm_eps)
 
   def __call__(self, pixels):
-    """pixels: (B, H, W, 3), normalised -> (B, D)."""
+    """pixels: (B, H, W, 3), normalized -> (B, D)."""
     x = self.patch_embedding(pixels)
     first = jnp.broadcast_to(self.class_embedding[...], (x.shape[0], 1, x.shape[-1]))
     x = self.pre_layrnorm(
@@ -175,8 +174,8 @@ class Clip(nnx.Module):
     return _unit(self.visual_projection(self.vision_model(self.normalised(pixels))))
 
   def normalised(self, pixels):
-    """Pixels in [-1, 1] as the vision tower wants them: its size, bicubic, and its mean and spread
-    of the channels.
+    """Pixels in [-1, 1] as the vision tower expects them: resized to its size (bicubic), and
+    normalized with its mean and std.
     """
     size = self.cfg.image_size
     if pixels.shape[1] != size:
@@ -187,17 +186,17 @@ class Clip(nnx.Module):
 
 
 def graphdef_of(config: ClipConfig):
-  """The structure; `nnx.merge(graphdef, params)` gives the module."""
+  """The model's structure; `nnx.merge(graphdef, params)` gives the module."""
   return nnx.graphdef(nnx.eval_shape(lambda: Clip(config, rngs=nnx.Rngs(0))))
 
 
 def create(config: ClipConfig, seed: int = 0):
-  """Random parameters, a nested dict of float32 arrays."""
+  """Random parameters: a nested dict of float32 arrays."""
   return nnx.to_pure_dict(nnx.state(Clip(config, rngs=nnx.Rngs(seed)), nnx.Param))
 
 
 def similarity(config: ClipConfig, params, pixels, ids):
-  """Cosine of each text (B, T) and its pictures (B, G, H, W, 3) in [-1, 1] -> (B, G)."""
+  """Cosine similarity of each text (B, T) and its images (B, G, H, W, 3) in [-1, 1] -> (B, G)."""
   model = nnx.merge(graphdef_of(config), params)
   seen = model.pictures(pixels.reshape(-1, *pixels.shape[2:]).astype(jnp.float32)).reshape(
     *pixels.shape[:2], -1
@@ -206,7 +205,7 @@ def similarity(config: ClipConfig, params, pixels, ids):
 
 
 def quick_gelu(x):
-  """OpenAI's approximation."""
+  """OpenAI's approximation of GELU."""
   return x * jax.nn.sigmoid(1.702 * x)
 
 

@@ -1,19 +1,19 @@
-"""The protocol between the training step and a model: texts, pictures, and six methods, plus two
-for question-answering benchmarks, `read` and `answer`.
+"""The protocol between the training step and a model: texts, images, and six methods, plus two for
+question-answering benchmarks, `read` and `answer`.
 
 Any backbone that implements the six can be trained: `step`, `tasks`, `rewards` and `losses` call
 nothing else. docs/extending.md shows how to add one.
 
-The prefix of a question has two parts, so that questions about the same pictures share the first:
+The prefix of a question has two parts, so that questions about the same images share the first:
 
   reading = model.read(pictures, mask)            # Picture (B, P, ...), mask (B, P)
   text, logps = model.answer(reading, question, keys, how)
                              # Text (B, Q, Tq), keys (B, Q) -> Text (B, Q, T), logps (B, Q, T)
 
-The content of such a question is everything after the pictures in the user's turn, including a
+The content of such a question is everything after the images in the user's turn, including a
 leading line break: `processor.encode_turn(text)` returns its ids.
 
-Axes: B inputs, G samples per input, P pictures per input, Q questions about them, T text tokens, N
+Axes: B inputs, G samples per input, P images per input, Q questions about them, T text tokens, N
 image codes, H W pixels. The second axes g and h are each 1 or G, and they broadcast.
 """
 
@@ -64,7 +64,7 @@ class Text(NamedTuple):
 class Picture(NamedTuple):
   """codes (..., N) int32 in [0, K), without vocabulary offset; pixels (..., H, W, 3) in [-1, 1].
 
-  A model reads one of the two (`Spec.reads`); the other may be None if a picture is only read.
+  A model reads one of the two (`Spec.reads`); the other may be None if an image is only read.
   """
 
   codes: jax.Array | None
@@ -77,14 +77,14 @@ class Spec:
 
   Attributes:
     eos_id: token that ends a sampled text.
-    num_codes: N, codes per picture.
+    num_codes: N, codes per image.
     codebook_size: K.
-    image_size: side of a square picture in pixels.
+    image_size: side of a square image in pixels.
     reads: 'pixels' or 'codes'; the likelihood of a text is conditioned on these.
     likelihood_is_random: whether its likelihoods need keys (masked diffusion); otherwise keys are
       None.
     max_pictures: images per question, at most (P of `read`); 0: any number.
-    sampler_is_exact: whether the log-probabilities of sampled pictures are their likelihoods. If
+    sampler_is_exact: whether the log-probabilities of sampled images are their likelihoods. If
       not, no code compares the two.
     text_sampler_is_exact: the same for texts.
     as_prompt, as_answer: tables of ids (V,), int32 bytes, for a model in which the first word of a
@@ -118,11 +118,11 @@ class Counts:
   Attributes:
     layer: weights in the matrices of one layer.
     adapted: input and output sizes of the matrices in a layer that get adapters, summed.
-    image_head, text_head: weights of the heads for codes and for words.
-    tables: weights of the heads and the word embedding together.
-    reading_tokens: positions that a picture takes when the model reads it.
-    eye_operations: operations of the vision encoder per picture, without the image tokenizer.
-    steps: passes over the whole picture when it is drawn; 0: code by code.
+    image_head, text_head: weights of the heads for codes and for text tokens.
+    tables: weights of the heads and the token embedding together.
+    reading_tokens: positions that an image takes when the model reads it.
+    eye_operations: operations of the vision encoder per image, without the image tokenizer.
+    steps: passes over the whole image when it is drawn; 0: code by code.
     block: positions in such a pass.
   """
 
@@ -160,7 +160,7 @@ class Family:
       does not support others, as the end of a sentence).
     drawn_as: (config, steps, noise) -> a configuration whose own sampler uses that number of steps
       and that noise, for a family with such a sampler.
-    room: config -> content tokens that fit in one sequence beside a template and a picture.
+    room: config -> content tokens that fit in one sequence with a template and an image.
     templates: values of `method.template`, the default first. Each frames prompts and questions in
       its own words. The processor has `template`, the one in use, and `with_template(name)`. Empty
       for a backbone without a choice.
@@ -195,9 +195,9 @@ class Sampling:
     segment: tokens decoded before the cache grows again (and before the next check whether all
       texts have ended).
     scan: scan over the stacked layers for each token; otherwise the loop over layers is unrolled.
-    cfg_interval: guide this many codes of a picture, from the first; 0: all.
+    cfg_interval: guide this many codes of an image, from the first; 0: all.
     cache_dtype: dtype of the KV cache: '' for the model's own, or 'int8'.
-    chunk: positions whose logits a sampler that unmasks holds at a time; 0: all. The model's
+    chunk: positions whose logits an unmasking sampler holds at a time; 0: all. The model's
       configuration sets its number of steps and its noise (`Family.drawn_as`).
   """
 
@@ -221,8 +221,8 @@ class Scoring:
     chunk: tokens whose logits are held at a time; 0: all.
     remat: recompute each layer in the backward pass.
     cfg_interval: the value used in sampling.
-    picture_likelihood, prompt_drop, prompt_drop_way, elbo_draws: for a model whose likelihood of a
-      picture is an estimate: which estimate, the share of the prompt's words that is dropped at
+    picture_likelihood, prompt_drop, prompt_drop_way, elbo_draws: for a model whose likelihood of an
+      image is an estimate: which estimate, the share of the prompt's tokens that is dropped at
       random, how they are dropped, and the number of draws that a bound averages. Rewards use the
       defaults.
   """
@@ -239,7 +239,7 @@ class Scoring:
 
 
 class UnifiedModel(Protocol):
-  """A model that reads and draws pictures. All methods are pure.
+  """A model that reads and draws images. All methods are pure.
 
   Samplers take one key per sample, (B, G). Likelihoods take one key per input, (B,), shared by all
   samples of a group and by policy, old policy and reference, so that the noise cancels within a
@@ -276,8 +276,8 @@ class UnifiedModel(Protocol):
     """Computes the part of the prefix before the questions, once for all questions about it.
 
     Args:
-      pictures: (B, P, ...), the pictures of each row in the order in which they are shown.
-      mask: (B, P) bool, left-justified: the row's pictures, at least one; the rest is padding.
+      pictures: (B, P, ...), the images of each row in the order in which they are shown.
+      mask: (B, P) bool, left-justified: the row's images, at least one; the rest is padding.
 
     Returns:
       A pytree of arrays for `answer`. The model chooses its leading axes.
@@ -288,10 +288,10 @@ class UnifiedModel(Protocol):
 
     Args:
       reading: the result of `read`, B rows.
-      question: (B, Q, Tq): the text after the pictures in the user's turn (`encode_turn`); rows
+      question: (B, Q, Tq): the text after the images in the user's turn (`encode_turn`); rows
         with fewer questions are padded with arbitrary ones.
       keys: (B, Q), one PRNG key per answer; unused at temperature 0, which is greedy.
-      how: `guidance` and `cfg_interval` apply to pictures and are unused.
+      how: `guidance` and `cfg_interval` apply to images and are unused.
 
     Returns:
       Text (B, Q, T), T = how.max_tokens, and log-probabilities (B, Q, T) float32.
@@ -313,7 +313,7 @@ def named(spec: Spec, method):
 
 
 def guided_codes(how, codes: int) -> int:
-  """The number of a picture's `codes`, from the first, that are guided.
+  """The number of an image's `codes`, from the first, that are guided.
 
   how: `Sampling`, `Scoring`, or any object with guidance and cfg_interval.
   """
@@ -321,7 +321,7 @@ def guided_codes(how, codes: int) -> int:
 
 
 def picture_to_read(model: UnifiedModel, pixels) -> Picture:
-  """Pixels (..., H, W, 3) in [-1, 1] -> a picture that the model can read, with codes if needed."""
+  """Pixels (..., H, W, 3) in [-1, 1] -> what the model reads of an image, with codes if needed."""
   if model.spec.reads == 'codes':
     return model.picture_from_pixels(pixels)
   return Picture(None, pixels)

@@ -237,7 +237,7 @@ def test_no_token_and_one_that_may_not_write_are_said_before_any_work(
   monkeypatch.setattr(huggingface_hub, 'get_token', lambda: None)
   with pytest.raises(InputError, match='no token for the Hugging Face Hub'):
     push()
-  with pytest.raises(InputError, match='expected OWNER/NAME'):
+  with pytest.raises(InputError, match='not of the form OWNER/NAME'):
     push('mine')
   monkeypatch.undo()
   monkeypatch.setenv('HF_TOKEN', 'hf_mine')

@@ -301,7 +301,7 @@ def test_a_missing_directory_is_named(tmp_path):
 
 def test_the_tokenizer_of_another_model_is_refused(copy, edit_json):
   edit_json(copy / 'config.json', lambda c: c.update(image_token_id=7))
-  with pytest.raises(InputError, match='image_token_id 7'):
+  with pytest.raises(InputError, match='image_token_id is 7'):
     convert.load(copy)
 
 
@@ -378,5 +378,5 @@ def test_parameters_of_another_size_are_not_written(bundle, hf_directory, tmp_pa
 
 def test_a_source_without_a_processor_is_refused(bundle, copy, tmp_path):
   (copy / 'processor_config.json').unlink()
-  with pytest.raises(InputError, match='without processor_config.json'):
+  with pytest.raises(InputError, match='lacks processor_config.json'):
     convert.save(tmp_path / 'out', bundle.config, bundle.params, copy)

@@ -243,7 +243,7 @@ def test_from_the_other_layout_the_unused_tensors_are_announced_zeros(
   unused = table.unused(convert.load(hf_directory).config.vision, 'deepseek')
   assert set(result['zeros']) == unused.keys() and len(unused) == 14
   assert (
-    'made as zeros: 14 tensors' in capsys.readouterr().err
+    'written as zeros: 14 tensors' in capsys.readouterr().err
     and 'attn_pool.latent' in (tmp_path / 'o/README.md').read_text()
   )
   written = load_file(tmp_path / 'o' / WEIGHTS)
@@ -518,8 +518,8 @@ def test_a_wrong_tensor_does_not_mislead_the_measured_sizes(original, original_c
     (lambda c: c['gen_vision_config'].update(cls='VQ-8'), "'VQ-8'"),
     (lambda c: c['language_config'].update(num_key_value_heads=4), 'grouped attention'),
     (lambda c: c['language_config'].update(rope_scaling=dict(type='linear', factor=2)), "'linear'"),
-    (lambda c: c['language_config'].update(hidden_size='wide'), 'expected a whole number'),
-    (lambda c: c['vision_config']['params'].update(image_size=100), 'pictures of 100 pixels'),
+    (lambda c: c['language_config'].update(hidden_size='wide'), 'not a whole number'),
+    (lambda c: c['vision_config']['params'].update(image_size=100), 'images of 100 pixels'),
   ],
 )
 def test_what_the_model_cannot_express_is_refused(change, found):

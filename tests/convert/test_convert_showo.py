@@ -164,12 +164,12 @@ def test_adapters_are_folded_in_or_written_alone(hub, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, back, jax.tree.map(np.asarray, adapters))
   names = load_file(tmp_path / 'alone/adapter_model.safetensors')
   assert 'base_model.model.showo.model.layers.1.self_attn.dense.lora_A.weight' in names
-  with pytest.raises(InputError, match='a Show-o; expected showo'):
+  with pytest.raises(InputError, match='a Show-o; use showo'):
     command.convert(str(run), str(tmp_path / 'x'), 'hf')
 
 
 def test_a_janus_is_no_show_o(hf_directory, tmp_path):
-  with pytest.raises(InputError, match='a Janus; expected hf or deepseek'):
+  with pytest.raises(InputError, match='a Janus; use hf or deepseek'):
     command.convert(str(hf_directory), str(tmp_path / 'x'), 'showo')
 
 
@@ -190,7 +190,7 @@ def test_a_model_alone_names_what_it_lacks(copy):
 
 
 def test_an_image_tokenizer_alone_is_no_model(copy):
-  refused(copy / 'magvitv2', 'image tokenizer alone')
+  refused(copy / 'magvitv2', 'only an image tokenizer')
 
 
 def test_the_variant_that_reads_through_clip_is_refused(copy, edit_json):
@@ -238,17 +238,17 @@ def test_a_config_of_other_sizes_is_refused(copy, edit_json):
   edit_json(copy / 'show-o/config.json', lambda c: c.update(num_vq_tokens=17))
   refused(copy / 'show-o', 'num_vq_tokens 17')
   edit_json(copy / 'show-o/config.json', lambda c: c.update(num_vq_tokens='many'))
-  refused(copy / 'show-o', 'no sizes follow')
+  refused(copy / 'show-o', 'do not give the sizes')
 
 
 def test_the_tokenizer_of_another_model_is_refused(copy, hf_directory):
   shutil.copy(hf_directory / 'tokenizer.json', copy / 'phi-1_5/tokenizer.json')
-  refused(copy / 'show-o', r'without <\|endoftext\|>')
+  refused(copy / 'show-o', r'has no <\|endoftext\|>')
 
 
 def test_a_prompt_longer_than_the_models_room_is_refused(hub):
   processor = convert.read_config(hub[0] / 'show-o')[1]
-  with pytest.raises(InputError, match='expected at most 126'):
+  with pytest.raises(InputError, match='more than the limit of 126'):
     processor.encode_prompt('yes ' * 200)
   with pytest.raises(InputError, match=r'special token <\|soi\|>'):
     processor.encode_prompt('a red <|soi|> circle')

@@ -48,9 +48,9 @@ def test_a_name_is_split_into_workdir_step_and_role(tmp_path, monkeypatch, name,
 @pytest.mark.parametrize(
   'name, found',
   [
-    ('plain@3', 'found a step'),
-    ('plain:generator', 'found a role'),
-    ('plain@3:generator', 'found a'),
+    ('plain@3', 'has a step, but plain is not the workdir'),
+    ('plain:generator', 'has a role, but plain is not the workdir'),
+    ('plain@3:generator', 'has a .* but plain'),
   ],
 )
 def test_a_step_or_a_role_of_what_is_no_run_is_refused(tmp_path, monkeypatch, name, found):
@@ -117,7 +117,7 @@ def test_a_snapshot_without_its_card_is_enough_where_there_is_no_network(
   assert model_source.directory_of('owner/name') == str(snapshot)
   assert str(snapshot) in capsys.readouterr().err
   (snapshot / 'model.safetensors').unlink()
-  with pytest.raises(InputError, match=r'found no directory owner/name') as e:
+  with pytest.raises(InputError, match=r'there is no directory owner/name') as e:
     model_source.directory_of('owner/name')
   reason = str(e.value).partition('(')[2].partition(')')[0]
   assert reason.endswith((' are ...', ' asked ...', ' for, ...')) and len(reason) <= 400
@@ -175,10 +175,10 @@ def test_a_run_finds_the_model_it_began_with_from_any_folder(moved, tmp_path):
   assert model_source.locate(moved(directory=there)).directory == there
   # One that does not say where it was, or whose model was moved since.
   for run in (moved(), moved(directory=str(tmp_path / 'gone'))):
-    with pytest.raises(InputError, match='no model mine, which the run .* began with.*--base=DIR'):
+    with pytest.raises(InputError, match='the model mine that the run .* began with.*--base=DIR'):
       model_source.locate(run)
     assert model_source.locate(run, there).directory == there
-  with pytest.raises(InputError, match='--base=x with .*mine, which is no run'):
+  with pytest.raises(InputError, match='--base=x is only for .*mine is not one'):
     model_source.locate(there, 'x')
 
 
@@ -206,7 +206,7 @@ def test_settings_are_the_runs_or_those_of_janus(hf_directory, moved):
 def test_a_guidance_that_is_none_is_refused(hf_directory, tmp_path, found):
   shutil.copytree(hf_directory, tmp_path / 'copy')
   (tmp_path / 'copy' / 'generation_config.json').write_text(f'{{"guidance_scale": {found}}}')
-  with pytest.raises(InputError, match='found guidance_scale .* expected a number from 0 to 1000'):
+  with pytest.raises(InputError, match='guidance_scale in .*; change it to .* from 0 to 1000'):
     model_source.method_of(model_source.locate(str(tmp_path / 'copy')))
 
 

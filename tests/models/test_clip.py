@@ -193,7 +193,7 @@ def test_a_directory_that_is_no_clip_is_refused_in_one_sentence(tmp_path, break_
   with pytest.raises(InputError, match=words) as e:
     files.load(tmp_path)
   assert '\n' not in str(e.value)
-  with pytest.raises(InputError, match='found no directory'):
+  with pytest.raises(InputError, match='there is no directory'):
     files.read_config(tmp_path / 'nowhere')
 
 

@@ -220,6 +220,6 @@ def test_the_convert_command_writes_a_runs_adapter_and_says_where_there_is_none(
       adapters['q_proj']['b'],
     )
   monkeypatch.setattr(model_source, 'locate', lambda name, *_: found({'lm_head': {}}))
-  with pytest.raises(InputError, match='no adapters in runs/a.*trainable=lora'):
+  with pytest.raises(InputError, match='runs/a has no adapters.*trainable=lora'):
     command.convert('runs/a', str(tmp_path / 'none'), 'peft')
   assert [path.name for path in tmp_path.iterdir()] == ['out']

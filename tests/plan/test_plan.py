@@ -59,7 +59,7 @@ def test_topologies_are_counted(name, chips):
   'name', ['v5e:3x3', 'v5e', 'v9:4x4', 'h200:2x4', '', 'v5p:4x4', 'h200:0', 'v5e:8x8x8']
 )
 def test_a_topology_that_does_not_exist_is_refused_and_some_are_listed(name):
-  with pytest.raises(InputError, match='found the topology .*expected one as .*:.*, '):
+  with pytest.raises(InputError, match='the topology .* is unknown; choose one such as .*:.*, '):
     plan_costs.parse(name)
 
 
@@ -345,7 +345,7 @@ def test_without_the_tpu_compiler_one_sentence_says_what_to_install(monkeypatch)
     raise RuntimeError('Failed to open libtpu.so')
 
   monkeypatch.setattr(topologies, 'get_topology_desc', missing)
-  with pytest.raises(InputError, match='found no TPU compiler .*requirements-tpu.txt'):
+  with pytest.raises(InputError, match='there is no TPU compiler .*requirements-tpu.txt'):
     plan.plan(small(), 'v5e:1x1')
 
 
@@ -386,9 +386,9 @@ def test_the_command_refuses_what_cannot_fit_and_says_by_how_much_and_what_would
   assert done.returncode == 2
   last = done.stderr.strip().splitlines()[-1]
   assert (
-    last.startswith('error: found a step that needs ')
-    and ' GiB of a device; expected at most 14.96' in last
-    and ' less; ' in last
+    last.startswith('error: the step needs ')
+    and ' GiB per device, ' in last
+    and ' more than the 14.96 that it may use (' in last
   )
   assert 'lower system.rollout_chunk' in last and 'take more devices' in last
 
@@ -396,8 +396,8 @@ def test_the_command_refuses_what_cannot_fit_and_says_by_how_much_and_what_would
 @pytest.mark.parametrize(
   'values, message',
   [
-    ({}, 'found no --topology'),
-    (dict(topology='v5e:5x5'), 'found the topology'),
+    ({}, '--topology is missing'),
+    (dict(topology='v5e:5x5'), "the topology 'v5e:5x5'"),
     (dict(topology='v5e:8x8', config__system__mesh__tp=3), 'a multiple of 3'),
     (
       dict(topology='v5e:16x16', config__model='x/Janus-Pro-7B', compile='false'),
@@ -431,7 +431,7 @@ def test_each_slice_of_the_full_size_configs_fits_as_counted(size, name):
 
 def test_a_slice_that_a_config_does_not_know_is_refused():
   with pytest.raises(
-    InputError, match="found 'v5e:1x1' after the config; expected one of the slices v5p:4x4x4"
+    InputError, match="'v5e:1x1' after the config is unknown; use one of the slices v5p:4x4x4"
   ):
     config_loading.load(os.path.join(ROOT, 'configs', 'janus_pro_7b.py:v5e:1x1'))
 

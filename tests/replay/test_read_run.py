@@ -84,6 +84,6 @@ def test_lines_of_metrics_that_are_none_are_left_out(workdir, capsys):
   assert sorted(lines) == [1, 3] and 'line 2 (' in capsys.readouterr().err
   (workdir / 'metrics.jsonl').unlink()
   _, lines = past_step.read_run(str(workdir))
-  assert not lines and 'found no metrics.jsonl' in capsys.readouterr().err
-  with pytest.raises(InputError, match='which has run no step yet'):
+  assert not lines and 'has no metrics.jsonl' in capsys.readouterr().err
+  with pytest.raises(InputError, match='has run no step yet'):
     past_step.check_step(1, lines, str(workdir))

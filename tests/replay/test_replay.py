@@ -185,12 +185,12 @@ def test_one_input_can_be_asked_for_and_the_page_shows_it(workdir, third, tmp_pa
 @pytest.mark.parametrize(
   'values, said',
   [
-    (dict(step=4), 'found --step=4 of the run .* which has run 1 to 3; expected one of them'),
-    (dict(step=0), 'which has run 1 to 3'),
-    (dict(input=2), 'found --input=2; expected 0 to 1'),
-    (dict(input=-1), 'found --input=-1'),
+    (dict(step=4), '--step is 4, but the run .* has run steps 1 to 3; change --step'),
+    (dict(step=0), 'has run steps 1 to 3'),
+    (dict(input=2), '--input is 2; set it to a number from 0 to 1'),
+    (dict(input=-1), '--input is -1'),
     (dict(objective='magic'), "config.method.objective is 'magic'; set it to one of simpo"),
-    (dict(scorer='ema'), 'found scorer=ema in a replay of a run that kept no ema'),
+    (dict(scorer='ema'), 'scorer=ema needs parameters .* as it kept no ema'),
     (dict(scorer='nobody'), "config.method.scorer is 'nobody'"),
     (dict(reward='judge'), 'config.method.reward=judge cannot judge the data'),
   ],
@@ -202,5 +202,5 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(values, said, workdir, tmp
 
 
 def test_a_folder_that_is_no_run_is_one_sentence(tmp_path):
-  with pytest.raises(InputError, match='found no .*config.json; expected the workdir of a run'):
+  with pytest.raises(InputError, match='no .*config.json; name the workdir of a run'):
     run(replay, workdir=tmp_path, step=1)

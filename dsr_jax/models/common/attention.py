@@ -1,4 +1,4 @@
-"""Attention over a context in several parts: a prefix that candidates share, and what is their own.
+"""Attention over a context in several parts: a prefix that candidates share, and their own tokens.
 
 Axes: R prefixes (rows), C candidates of a prefix, T queries, S keys of a part, N heads, h head
 width.
@@ -10,13 +10,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-FUSED_FROM = 64  # queries; fewer gain nothing
+FUSED_FROM = 64  # queries; with fewer, the kernel is no faster
 FUSED_ROOM = 64  # keys are padded to a multiple of this
 
 
 class Int8(NamedTuple):
-  """Keys or values in 8 bits: values (..., S, h) int8, and what each vector is to be multiplied by,
-  scale (..., S) float32.
+  """Keys or values in 8 bits: values (..., S, h) int8, and each vector's factor, scale (..., S)
+  float32.
   """
 
   values: jax.Array
@@ -28,32 +28,32 @@ class Int8(NamedTuple):
 
 
 def to_int8(x) -> Int8:
-  """(..., S, h) -> the nearest numbers of 8 bits; a vector's largest becomes 127."""
+  """(..., S, h) -> the nearest 8-bit numbers; the largest of each vector becomes 127."""
   x = x.astype(jnp.float32)  # float32 island
   scale = jnp.max(jnp.abs(x), axis=-1) / 127
   return Int8(jnp.round(x / jnp.maximum(scale, 1e-30)[..., None]).astype(jnp.int8), scale)
 
 
 def kernels_run(dtype) -> bool:
-  """Whether hand-written kernels run here in this type: half precision on an NVIDIA GPU of compute
-  capability 8 (Ampere) or later.
+  """Whether hand-written kernels run here with this dtype: half precision on an NVIDIA GPU with
+  compute capability 8 (Ampere) or later.
   """
   if jax.default_backend() != 'gpu' or dtype not in (jnp.bfloat16, jnp.float16):
     return False
   capability = getattr(
     jax.local_devices()[0], 'compute_capability', ''
-  )  # of other makers' GPUs a name
+  )  # other vendors' GPUs have a name here
   return capability[:1].isdigit() and float(capability) >= 8
 
 
 def attend(q, parts):
-  """One softmax over several parts of the context; cuDNN's fused kernel on a GPU in half precision,
-  where there are many queries.
+  """One softmax over several parts of the context. With many queries in half precision on a GPU,
+  uses cuDNN's fused kernel.
 
   Args:
     q: (R, N, C, T, h).
-    parts: of (k, v, mask): either shared by the candidates, (R, N, S, h), or their own, (R, N, C,
-      S, h), or `Int8`; mask broadcasts to (R, N, C, T, S), or is None.
+    parts: list of (k, v, mask). k and v are shared by the candidates, (R, N, S, h), or their own,
+      (R, N, C, S, h), or `Int8`; mask broadcasts to (R, N, C, T, S), or is None.
 
   Returns:
     (R, N, C, T, h).
@@ -65,7 +65,7 @@ def attend(q, parts):
   def flat(x):
     return x.reshape(
       r, n, c * t, -1
-    )  # a shared part sees all candidates' queries as rows of one matrix product
+    )  # for a shared part, the queries of all candidates are rows of one matrix product
 
   scores = []
   for k, _, mask in parts:
@@ -84,7 +84,7 @@ def attend(q, parts):
       s = jnp.einsum('rncth,rncsh->rncts', q, k, preferred_element_type=jnp.float32)
     s = s * h**-0.5
     scores.append(s if mask is None else jnp.where(mask, s, -1e30))
-  # The softmax in float32, part by part: joined scores would be copied twice.
+  # The softmax is in float32, part by part, because joining the scores would copy them twice.
   top = functools.reduce(jnp.maximum, (jnp.max(s, axis=-1, keepdims=True) for s in scores))
   weights = [jnp.exp(s - jax.lax.stop_gradient(top)) for s in scores]
   total = sum(jnp.sum(w, axis=-1, keepdims=True) for w in weights)
@@ -104,8 +104,8 @@ def attend(q, parts):
 
 
 def fused(q, parts, implementation: str):
-  """`attend` by `jax.nn.dot_product_attention`, which never holds scores: parts joined to one
-  context, and one mask for it.
+  """`attend` with `jax.nn.dot_product_attention`, which never holds all scores. Joins the parts
+  into one context with one mask.
   """
   r, n, c, t, h = q.shape
 
@@ -128,7 +128,7 @@ def fused(q, parts, implementation: str):
   room = -keys.shape[1] % FUSED_ROOM
   keys, values = (jnp.pad(x, ((0, 0), (0, room), (0, 0), (0, 0))) for x in (keys, values))
   mask = jnp.pad(mask, ((0, 0), (0, 0), (0, 0), (0, room)))
-  even = t % 2  # the kernel's backward pass wants an even number of queries
+  even = t % 2  # the kernel's backward pass needs an even number of queries
   queries, mask = (
     jnp.pad(rows(q), ((0, 0), (0, even), (0, 0), (0, 0))),
     jnp.pad(mask, ((0, 0), (0, 0), (0, even), (0, 0)), mode='edge'),

@@ -1,4 +1,4 @@
-"""Conditions and the candidates that stand under them.
+"""Conditions and the candidates that share them.
 
 Axes: B inputs, R prefixes (rows), C candidates of a prefix, G candidates of an input.
 """
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 def pair_up(shared, own):
   """Conditions (B, g, ...) and candidates (B, h, ...) -> (R, ...), (R, C, ...) and (B, R, G).
 
-  With g = 1 a condition serves its whole group (R = B, C = h); otherwise every pair is a row (R = B
+  If g = 1, a condition serves its whole group (R = B, C = h); otherwise every pair is a row (R = B
   g, C = 1).
   """
   inputs, g = jax.tree.leaves(shared)[0].shape[:2]

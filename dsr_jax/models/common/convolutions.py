@@ -1,8 +1,8 @@
 """Convolutional parts that image tokenizers share: group norm, convolutions, residual and attention
-blocks, and the levels of resolution that are made of them.
+blocks, and the resolution levels made of them.
 
-Sources: the VQGAN blocks of CompVis/taming-transformers, as deepseek-ai/Janus and showlab/Show-o
-have them.
+Sources: the VQGAN blocks of CompVis/taming-transformers, as in deepseek-ai/Janus and
+showlab/Show-o.
 Axes: B batch, H height, W width, C channels.
 """
 
@@ -14,7 +14,7 @@ GROUPS = 32
 
 
 class GroupNorm(nnx.Module):
-  """Group normalisation over (H, W, C / 32) in float32. x: (B, H, W, C)."""
+  """Group normalization over (H, W, C / 32) in float32. x: (B, H, W, C)."""
 
   def __init__(self, channels: int):
     self.scale = nnx.Param(jnp.ones(channels))
@@ -29,16 +29,16 @@ class GroupNorm(nnx.Module):
 
   @staticmethod
   def _over_groups(y, c):
-    """Means over (H, W) and each group, (B, 1, 1, C). Two plain reductions: one over a split axis
-    is slow to differentiate.
+    """Means over (H, W) and each group, (B, 1, 1, C). Uses two plain reductions, because one over a
+    split axis is slow to differentiate.
     """
     mean = jnp.mean(y, axis=(1, 2)).reshape(-1, GROUPS, c // GROUPS).mean(axis=-1)
     return jnp.repeat(mean, c // GROUPS, axis=-1)[:, None, None, :]
 
 
 class Conv(nnx.Module):
-  """2-D convolution. x: (B, H, W, C_in); kernel (kh, kw, C_in, C_out); 3x3 keeps the size at stride
-  1.
+  """2-D convolution. x: (B, H, W, C_in); kernel (kh, kw, C_in, C_out); 3x3 with stride 1 keeps the
+  size.
   """
 
   def __init__(
@@ -59,7 +59,7 @@ class Conv(nnx.Module):
     kernel, bias = self.kernel[...].astype(x.dtype), self.bias[...].astype(x.dtype)
     if kernel.shape[0] == 1:
       return x @ kernel[0, 0] + bias
-    # Downsampling pads right and bottom only, as the original does.
+    # Downsampling pads only right and bottom, as in the original.
     padding = ((0, 1), (0, 1)) if self.downsample else ((1, 1), (1, 1))
     stride = (2, 2) if self.downsample else (1, 1)
     return (
@@ -120,14 +120,14 @@ class Resample(nnx.Module):
 
   def __call__(self, x):
     if not self.conv.downsample:
-      b, h, w, c = x.shape  # nearest-neighbour doubling
+      b, h, w, c = x.shape  # nearest-neighbor upsampling
       x = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
     return self.conv(x)
 
 
 class Level(nnx.Module):
-  """Residual blocks of one resolution, each with attention or none, then an optional change of
-  resolution.
+  """Residual blocks of one resolution, with attention after each or without, then an optional
+  change of resolution.
   """
 
   def __init__(

@@ -1,17 +1,17 @@
-"""Attention of one new token a candidate, in one pass over what is filled: a Pallas kernel for
+"""Attention of one new token per candidate, in one pass over the filled cache: a Pallas kernel for
 GPUs.
 
-It turns query and key, puts the new key and value into the cache, in place, and attends to the
-shared prefix, to what is filled of a candidate's own cache, and to the new token itself. As plain
-products that is a dozen programs, which also read the room not filled yet (docs/pods.md has the
-times).
+It rotates query and key, writes the new key and value into the cache in place, and attends to the
+shared prefix, to the filled part of the candidate's own cache, and to the new token itself. Plain
+products need a dozen programs for this, which also read the part of the cache that is not filled
+yet (docs/pods.md has the times).
 
-A program is one head of a prefix, for all its candidates: their queries are the rows of a matrix,
-so the prefix is read once. Of a candidate's own keys only its own row is of use, and the matrix
-units, which have nothing else to do, throw the others away.
+One program handles one head of a prefix for all its candidates: their queries are the rows of a
+matrix, so the prefix is read once. For a candidate's own keys only its own row is used; the other
+rows are computed and discarded, since the matrix units are idle otherwise.
 
-Axes: R prefixes (rows), N heads, C candidates of a prefix, P prefix length, S keys there is room
-for, h head width.
+Axes: R prefixes (rows), N heads, C candidates of a prefix, P prefix length, S capacity of the cache
+in keys, h head width.
 """
 
 import functools
@@ -27,19 +27,19 @@ from dsr_jax.models.common.attention import kernels_run
 
 BLOCK = 64  # keys read at once
 WARPS = 4  # of 32 threads, for each program
-STAGES = 3  # blocks on their way at once
-LEAST_ROWS = 16  # of a product of the matrix units
-ADDRESSES = 2**31 - 1  # places are 32-bit numbers
-NOTHING = -1e30  # the score of a key that is not there
+STAGES = 3  # blocks in flight at once
+LEAST_ROWS = 16  # minimum of the matrix units
+ADDRESSES = 2**31 - 1  # offsets are 32-bit numbers
+NOTHING = -1e30  # the score of a masked key
 
 
 def serves(dtype, width: int) -> bool:
-  """Whether heads of this width and type are the kernel's: a power of two, where kernels run."""
+  """Whether the kernel supports heads of this width and dtype: a power of two, if kernels run."""
   return width >= 16 and width & (width - 1) == 0 and kernels_run(dtype)
 
 
 def room_for(tokens: int) -> int:
-  """Keys to make room for, so that whole blocks are read."""
+  """The capacity in keys for so many tokens: a whole number of blocks."""
   return -(-tokens // BLOCK) * BLOCK
 
 
@@ -49,20 +49,21 @@ def decode_attention(qkv, turn, prefix, length, cache, index, *, interpret: bool
   Args:
     qkv: (R, C, 3, N, h): query, key and value, not rotated yet.
     turn: cosines and sines of the token's position, (R, 1, h/2) float32 each.
-    prefix: shared keys and values, (R, N, P, h) each; P as `room_for` has it.
-    length: (R,) int32, of the prefix; the rest is padding.
-    cache: the candidates' own keys and values, (R, N, C, S, h) each; S as `room_for` has it. Given
-      up: the result is in its place.
+    prefix: shared keys and values, (R, N, P, h) each; P from `room_for`.
+    length: (R,) int32, length of the prefix; the rest is padding.
+    cache: the candidates' own keys and values, (R, N, C, S, h) each; S from `room_for`. Updated in
+      place: the argument must not be used afterwards.
     index: int32 scalar, how many of the S are filled.
-    interpret: runs the kernel anywhere, slowly, for tests.
+    interpret: runs the kernel on any device, slowly, for tests.
 
   Returns:
     (R, C, N, h), and the keys and values, (R, N, C, S, h) each.
 
-  Errors: InputError where a device's part of the keys has more numbers than can be addressed.
+  Raises:
+    InputError: a device's part of the keys has more numbers than the kernel can address.
   """
   run = functools.partial(_call, interpret=interpret)
-  # Each device has rows and heads of its own; where the heads stand in each array:
+  # Each device has its own rows and heads; these are the axes of the heads in each array:
   out, *kept = sharding.by_rows_and_heads(
     run,
     (qkv, *turn, *prefix, length, *cache, jnp.asarray(index, jnp.int32)),
@@ -76,9 +77,8 @@ def _call(qkv, cos, sin, k, v, length, own_k, own_v, index, *, interpret):
   rows, candidates, _, heads, h = qkv.shape
   if own_k.size > ADDRESSES:
     raise InputError(
-      f"found {own_k.size} numbers in a layer's keys on a device; expected at most {ADDRESSES}, "
-      'which the kernel can address; '
-      'lower system.rollout_chunk'
+      f"a layer's keys on a device have {own_k.size} numbers, but the kernel can address at most "
+      f'{ADDRESSES}; lower system.rollout_chunk'
     )
 
   def row(*shape):
@@ -144,7 +144,7 @@ def _kernel(
   column = jnp.arange(width)
   row = jnp.minimum(
     jnp.arange(rows), candidates - 1
-  )  # those beyond the candidates do again what the last one does
+  )  # rows beyond the candidates repeat the last one
   half, other = column % (width // 2), (column + width // 2) % width
   cos, sin = cos_ref[half], jnp.where(column < width // 2, -1.0, 1.0) * sin_ref[half]
 
@@ -161,8 +161,8 @@ def _kernel(
   kept_v_ref[row[:, None], index, column[None]] = v
 
   def join(carry, k_at, v_at, filled, whose):
-    """One more block of keys and values; filled: (BLOCK,) bool, nothing else is read; whose:
-    (rows,) bool, the rows that see it.
+    """Adds one block of keys and values. filled: (BLOCK,) bool, the keys to read; whose: (rows,)
+    bool, the rows that see the block.
     """
     top, total, out = carry
     k, v = (

@@ -1,4 +1,4 @@
-"""Token-by-token decoding of candidates after a shared prefix: what surrounds the loop, and one
+"""Token-by-token decoding of candidates after a shared prefix: the setup before the loop, and one
 step of it.
 
 Axes: R prefixes (rows), C candidates of a prefix, P prefix length, S cached tokens, D width, N
@@ -18,11 +18,11 @@ from dsr_jax.models.common.prefix import KV, Prefix, prefix_mask
 
 
 def make(lm, prefix: Prefix, candidates: int, tokens: int, scan: bool, cache_dtype: str = ''):
-  """A decoder of C candidates of `tokens` tokens each after `prefix`: by the kernel where it
-  serves, by plain products elsewhere.
+  """A decoder for C candidates of `tokens` tokens each after `prefix`: uses the kernel where it is
+  supported, plain products elsewhere.
 
   scan: one program for all layers (`Sampling.scan`). cache_dtype: '' or 'int8', which the kernel
-  does not read. Both kinds have `grow`, `step`, `segment` and `first_of`.
+  does not support. Both kinds have `grow`, `step`, `segment` and `first_of`.
   """
   by_kernel = (
     not scan and not cache_dtype and decode_kernel.serves(prefix.k.dtype, prefix.k.shape[-1])
@@ -35,28 +35,29 @@ def make(lm, prefix: Prefix, candidates: int, tokens: int, scan: bool, cache_dty
 
 
 def _first_of(x, rows: int, axis: int = 0):
-  """The first of every `rows` rows."""
+  """The first row of every `rows` rows."""
   return jax.lax.index_in_dim(
     x.reshape(*x.shape[:axis], -1, rows, *x.shape[axis + 1 :]), 0, axis + 1, keepdims=False
   )
 
 
 def _widened(x, tokens: int, axis: int = 3):
-  """A part of a cache with room for `tokens` along `axis`."""
+  """A part of a cache, padded to `tokens` along `axis`."""
   return jnp.pad(x, [(0, tokens - x.shape[axis] if i == axis else 0) for i in range(x.ndim)])
 
 
 class Decoder:
-  """The decode loop's fixed surroundings, built once before the loop.
+  """What stays fixed during the decode loop, built once before it.
 
-  Unrolled, a layer has weights, prefix and cache of its own, and nothing but one slice of its cache
-  is written at a token. Scanned (`Sampling.scan`), the layers stay one stack: a program that is
-  shorter by their number, without second copies of weights and prefix.
+  Unrolled, each layer has its own weights, prefix and cache, and a token writes only one slice of
+  its cache. Scanned (`Sampling.scan`), the layers stay one stack: the program is shorter by the
+  number of layers, and there is no second copy of weights and prefix.
 
   A step reads little more of the cache than is filled. Within a segment the cache is the loop's
-  carry; between segments that of unrolled layers grows, while that of a stack has all its room from
-  the start, since growing holds it twice, and is read up to the segment's end. cache_dtype 'int8'
-  keeps the candidates' own keys and values in 8 bits; the prefix, which they share, stays as it is.
+  carry. Between segments the cache of unrolled layers grows; that of a stack has its full size from
+  the start, because growing it would hold it twice, and is read up to the end of the segment.
+  cache_dtype 'int8' keeps the candidates' own keys and values in 8 bits; the shared prefix keeps
+  its dtype.
   """
 
   def __init__(
@@ -78,12 +79,12 @@ class Decoder:
     self.seen = prefix_mask(prefix)
 
   def segment(self, wanted: int) -> int:
-    """Tokens of a piece of program: what is `wanted`."""
+    """Tokens per segment: as `wanted`."""
     return wanted
 
   def grow(self, cache, tokens: int):
-    """The cache with room for `tokens` more tokens a candidate; None is the empty one. A list of
-    each layer's KV, or that of the stack.
+    """The cache with room for `tokens` more tokens per candidate; None is the empty cache. A list
+    of the layers' KVs, or the KV of the stack.
     """
     if self.scan:
       return self._room(self.prefix[0], self.tokens) if cache is None else cache
@@ -110,7 +111,7 @@ class Decoder:
     return left, jax.tree.map(lambda x: _widened(x, tokens, 4), cache) if self.scan else cache
 
   def _room(self, like, tokens):
-    """An empty KV for layers whose prefix is `like`, (R, N, P, h) or (L, R, N, P, h)."""
+    """An empty KV for layers with the prefix `like`, (R, N, P, h) or (L, R, N, P, h)."""
     shape = (*like.shape[:-2], self.candidates, tokens, like.shape[-1])
 
     def zeros(shape, dtype):
@@ -124,15 +125,15 @@ class Decoder:
     return KV(room, room)
 
   def step(self, embeds, cache, index, room: int):
-    """embeds: (R, C, D), token `index` of the candidates, all below `room` -> states (R, C, D) and
-    the cache with it.
+    """embeds: (R, C, D), token `index` of the candidates -> states (R, C, D) and the cache with
+    this token. room: exceeds all indices of the segment.
     """
     at = self.rotary_at((self.length + index)[:, None], self.padded + self.tokens)
     x = sharding.split_rows(embeds[:, :, None])
 
     def through(layer, x, shared, cache, write, read):
-      """One layer; the cache goes through `write`, which puts the new token in, and `read`, which
-      gives what attention sees.
+      """One layer. `write` puts the new token into the cache, and `read` returns the part that
+      attention sees.
       """
       new = []
 
@@ -175,11 +176,11 @@ class Decoder:
 
 
 class KernelDecoder:
-  """Decoding with models/decode_kernel.py, which reads of the cache what is filled, so it has all
-  its room from the start.
+  """Decoding with models/decode_kernel.py. The kernel reads only the filled part of the cache, so
+  the cache has its full size from the start.
 
-  On a GPU a step is bound by how fast memory is read and by how many programs it takes: what reads
-  the same activations is one product.
+  On a GPU a step is bound by memory bandwidth and by the number of programs, so linear maps of the
+  same activations are one product.
   """
 
   def __init__(
@@ -214,12 +215,12 @@ class KernelDecoder:
     self.interpret = interpret
 
   def segment(self, wanted: int) -> int:
-    """Tokens of a piece of program: all, for none reads what is not filled."""
+    """Tokens per segment: all, because no step reads what is not filled."""
     return self.tokens
 
   def grow(self, cache, tokens: int):
-    """The cache with room for `tokens` more tokens a candidate; None is the empty one. A list of
-    each layer's keys and values.
+    """The cache with room for `tokens` more tokens per candidate; None is the empty cache. A list
+    of each layer's keys and values.
     """
     if cache is not None:
       return cache
@@ -247,8 +248,8 @@ class KernelDecoder:
     return left, jax.tree.map(lambda x: _widened(x, decode_kernel.room_for(tokens)), cache)
 
   def step(self, embeds, cache, index, room: int):
-    """embeds: (R, C, D), token `index` of the candidates -> states (R, C, D) and the cache with it.
-    room: not needed here.
+    """embeds: (R, C, D), token `index` of the candidates -> states (R, C, D) and the cache with
+    this token. room: unused.
     """
     at = self.rotary_at((self.length + index)[:, None], self.limit)
     x, written = sharding.split_rows(embeds), []

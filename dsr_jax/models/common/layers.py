@@ -1,4 +1,4 @@
-"""What the transformer parts share: linear maps, norms, GELU, stacked layers and the loop over
+"""Parts that the transformers share: linear maps, norms, GELU, stacked layers and the loop over
 them.
 """
 
@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from dsr_jax import sharding
 
-# Up to this many stacked layers are unrolled into the program: on a CPU the gradient of a rolled
-# loop takes twice as long, and a small model compiles quickly either way.
+# Up to this many stacked layers are unrolled: on a CPU the gradient of a rolled loop takes twice as
+# long, and a small model compiles quickly either way.
 UNROLL_UP_TO = 6
 
 
@@ -26,8 +26,8 @@ class Linear(nnx.Module):
       self.bias = nnx.Param(jnp.zeros(width_out))
 
   def __call__(self, x):
-    # One plain matrix product: on a CPU the kernel's gradient over several contracted axes takes
-    # several times as long.
+    # One plain matrix product, because on a CPU a gradient of the kernel that contracts several
+    # axes takes several times as long.
     rows = x.reshape(-1, x.shape[-1])
     y = rows @ self.kernel[...].astype(x.dtype)
     if hasattr(self, 'lora_a'):
@@ -37,10 +37,11 @@ class Linear(nnx.Module):
 
 
 class Head(Linear):
-  """The last linear map before a softmax: x (..., in) -> float32 (..., out), whatever x's dtype.
+  """The last linear map before a softmax: x (..., in) -> float32 (..., out), for any dtype of x.
 
-  Operands stay as they are. What accumulates in float32 is returned in float32: rounded to
-  bfloat16, a logit of 20 would move by up to 1/16, and guidance of 5 would multiply that by 9.
+  The operands keep their dtype. The product accumulates in float32 and is returned in float32:
+  rounding a logit of 20 to bfloat16 would change it by up to 1/16, and guidance of 5 would multiply
+  that by 9.
   """
 
   def __call__(self, x):
@@ -61,8 +62,8 @@ def _product_forward(x, kernel):
 
 
 def _product_backward(operands, gradient):
-  # In the operands' dtype, as behind every other layer: a float32 gradient times a bfloat16 matrix
-  # would be a float32 product, many times as slow on an accelerator.
+  # In the operands' dtype, as for every other layer: a float32 gradient times a bfloat16 matrix
+  # would be a float32 product, which is many times slower on an accelerator.
   _, pull_back = jax.vjp(jnp.matmul, *operands)
   return pull_back(gradient.astype(operands[0].dtype))
 
@@ -71,11 +72,9 @@ product_in_float32.defvjp(_product_forward, _product_backward)
 
 
 class LinearsInOne:
-  """Several linear maps of the same x, without biases, as one product: x (..., in) -> (..., K,
-  out), K of them.
+  """K linear maps of the same x, without biases, as one product: x (..., in) -> (..., K, out).
 
-  Their kernels are copied side by side when it is made, so it is made once, before a loop that uses
-  it.
+  Creating it copies the kernels side by side, so create it once, before the loop that uses it.
   """
 
   def __init__(self, *linears: Linear):
@@ -100,7 +99,7 @@ class LinearsInOne:
 
 
 class Embedding(nnx.Module):
-  """Integer ids (...) -> vectors (..., width). large: its rows may be split over devices."""
+  """Integer ids (...) -> vectors (..., width). large: the rows may be split over devices."""
 
   def __init__(
     self, rows: int, width: int, *, rngs: nnx.Rngs, scale: float = 0.02, large: bool = False
@@ -147,7 +146,7 @@ def gelu(x):
 
 
 def stack_layers(make, count: int, rngs: nnx.Rngs):
-  """A module whose parameters carry a leading layer axis: `count` layers built by `make(rngs)` from
+  """A module whose parameters have a leading layer axis: `count` layers, made by `make(rngs)` from
   split keys.
   """
   keys = jax.random.split(rngs.params(), count)
@@ -161,9 +160,9 @@ def scan_layers(layers, body, carry, xs=None, *, remat: bool = False):
 
   Args:
     layers: a module made by `stack_layers`.
-    carry: what passes from layer to layer.
-    xs: pytree with a leading layer axis, a slice for each layer, or None.
-    remat: recompute the layer's inside in the backward pass.
+    carry: passed from layer to layer.
+    xs: pytree with a leading layer axis, one slice per layer, or None.
+    remat: recompute the layer in the backward pass.
 
   Returns:
     The last carry and the stacked y.
@@ -182,6 +181,6 @@ def scan_layers(layers, body, carry, xs=None, *, remat: bool = False):
 
 
 def layer_at(layers, index: int):
-  """Layer `index` of stacked layers as a module of its own."""
+  """Layer `index` of stacked layers, as a separate module."""
   graphdef, params = nnx.split(layers)
   return nnx.merge(graphdef, jax.tree.map(lambda p: p[index], params))

@@ -1,5 +1,4 @@
-"""The one log-probability function of the project: rewards, losses and reports all come through
-here.
+"""The project's only log-probability function: rewards, losses and reports all use it.
 
 Axes: ... any leading axes, T tokens, D width, V vocabulary (of text or of image codes).
 """
@@ -20,8 +19,8 @@ class TokenScores(NamedTuple):
 
 
 def log_softmax(logits, temperature: float = 1.0):
-  """logits: (..., V) -> float32 log-probabilities at this temperature; temperature 0 (greedy) is
-  scored at 1.
+  """logits: (..., V) -> float32 log-probabilities at this temperature; temperature 0 (greedy) uses
+  1.
   """
   logits = sharding.split_vocabulary(logits)
   return jax.nn.log_softmax(
@@ -31,7 +30,7 @@ def log_softmax(logits, temperature: float = 1.0):
 
 def guide(logits, weight: float, axis: int):
   """Classifier-free guidance in float32: uncond + weight * (cond - uncond), Janus' convention (1 is
-  plain).
+  no guidance).
 
   logits: conditional at index 0 and unconditional at index 1 of `axis`, which is removed.
   """
@@ -51,16 +50,15 @@ def token_scores(
   chunk: int = 0,
   shared: bool = False,
 ) -> TokenScores:
-  """Log-probability and entropy of each target, never holding all logits at once.
+  """Log-probability and entropy of each target, without holding all logits at once.
 
   Args:
     hidden: (..., T, D), the states that predict the targets.
-    logits_fn: (..., t, D) -> (..., t, V); leading axes may shrink (guidance joins two branches into
-      one).
+    logits_fn: (..., t, D) -> (..., t, V); leading axes may shrink (guidance joins two branches).
     targets: (..., T) int32.
     mask: (..., T) bool.
-    temperature: the one that sampled the targets.
-    chunk: tokens at a time; 0 takes all at once. Chunks are recomputed in the backward pass.
+    temperature: the temperature at which the targets were sampled.
+    chunk: tokens at a time; 0: all. Chunks are recomputed in the backward pass.
     shared: one state serves all candidates: logits (R, t, V), targets (R, C, T).
   """
 

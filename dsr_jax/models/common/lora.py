@@ -1,10 +1,10 @@
 """Low-rank adapters beside a language model's projections: y = x W + (x A) B (arXiv 2106.09685).
 
-A starts as peft has it (uniform, bound 1 / sqrt(in)), B at zero, alpha is the rank, so the scale
-is 1. While they learn and in rollouts they stay beside the weights, which are then never copied;
+A starts as in peft (uniform, bound 1 / sqrt(in)), B at zero; alpha is the rank, so the scale is 1.
+In training and rollouts, adapters stay beside the weights, which are therefore never copied;
 `merged` folds them in for evaluation and export.
 
-targets: {adapter's name: path of the stacked linear layer in the parameters}
+targets: {name of an adapter: path of the stacked linear layer in the parameters}
   (`Family.lora_targets`).
 Axes: L layers, r rank.
 """
@@ -31,7 +31,7 @@ def init(params, targets, rank: int, seed: int):
 
 
 def attach(model, targets, adapters):
-  """Puts adapters beside the weights of a module just made by `nnx.merge`, in place; returns it."""
+  """Attaches adapters in place to a module just made by `nnx.merge`; returns the module."""
   for name, path in targets.items():
     linear = model
     for part in path:
@@ -42,7 +42,7 @@ def attach(model, targets, adapters):
 
 
 def merged(params, targets, adapters):
-  """Parameters with the adapters folded into the kernels; the product is made in float32."""
+  """Parameters with the adapters folded into the kernels; the product is computed in float32."""
   for name, path in targets.items():
     linear = _at(params, path)
     change = jnp.matmul(adapters[name]['a'], adapters[name]['b'], precision='highest')

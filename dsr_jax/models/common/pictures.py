@@ -1,6 +1,6 @@
-"""Pictures through an image tokenizer, or what else looks at them, split over all devices.
+"""Runs an image tokenizer, or another image model, with the images split over all devices.
 
-Axes: R rows, H W pixels, N codes of a picture.
+Axes: R rows, H W pixels, N codes of an image.
 """
 
 from flax import nnx
@@ -10,7 +10,7 @@ from dsr_jax import sharding
 
 
 def over_pictures(fn, modules, x, side: int):
-  """fn(modules, x), split over all devices; x: (R, ...). side: of a picture in pixels."""
+  """fn(modules, x), split over all devices; x: (R, ...). side: of an image in pixels."""
   graphdef, params = nnx.split(modules)
   return sharding.over_pictures(
     lambda params, x: fn(nnx.merge(graphdef, params), x), params, x, side**2

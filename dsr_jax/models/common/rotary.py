@@ -13,7 +13,7 @@ from dsr_jax import sharding
 
 
 class Rotary(NamedTuple):
-  """Cosines and sines at some positions, (R, T, h/2) float32 each."""
+  """Cosines and sines of some positions, (R, T, h/2) float32 each."""
 
   cos: jax.Array
   sin: jax.Array
@@ -22,7 +22,8 @@ class Rotary(NamedTuple):
 def rotary(positions, limit: int, *, width: int, theta: float) -> Rotary:
   """positions: (R, T) below `limit`; width: h, or the part of it that is rotated.
 
-  Looked up in a constant table: computed, XLA would do it again for every head, layer and element.
+  Uses a constant table; XLA would otherwise repeat the computation for every head, layer and
+  element.
   """
   half = width // 2
   freq = np.float32(theta) ** (-np.arange(half, dtype=np.float32) / half)

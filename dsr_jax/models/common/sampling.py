@@ -1,4 +1,4 @@
-"""Drawing tokens from logits.
+"""Samples tokens from logits.
 
 Axes: ... any leading axes, V vocabulary (of text or of image codes).
 """
@@ -11,7 +11,7 @@ from dsr_jax.models.common.logprobs import log_softmax
 
 
 def sample_tokens(logits, keys, index, temperature: float):
-  """logits (..., V), keys (...), token index -> ids (...) int32 and their log-probability at this
+  """logits (..., V), keys (...), token index -> ids (...) int32 and their log-probabilities at this
   temperature.
   """
   logp = log_softmax(logits, temperature)
@@ -29,8 +29,8 @@ def sample_tokens(logits, keys, index, temperature: float):
 
 
 def first_largest(x):
-  """argmax over the last axis, int32, as two plain reductions: on a CPU many times as fast as one
-  that carries value and index.
+  """argmax over the last axis, int32, as two plain reductions: on a CPU this is many times as fast
+  as one reduction over pairs of value and index.
   """
   place = jnp.arange(x.shape[-1], dtype=jnp.int32)
   return jnp.min(

@@ -1,6 +1,6 @@
-"""A backbone's parameters, shapes and structure from its configuration.
+"""Parameters, shapes and structure of a backbone, from its configuration.
 
-A module's class takes (config, rngs=...) and keeps the configuration as `config`; nothing else of
+The module's class takes (config, rngs=...) and keeps the configuration as `config`; nothing else in
 it depends on `config.templates`.
 """
 
@@ -20,7 +20,7 @@ def create(module, config, seed: int = 0):
 
 
 def abstract_params(module, config):
-  """The parameters' shapes and dtypes, without memory."""
+  """The parameters' shapes and dtypes, without allocating them."""
   return nnx.to_pure_dict(_structure(module, dataclasses.replace(config, templates=None))[1])
 
 
@@ -33,7 +33,7 @@ def graphdef_of(module, config):
 
 @functools.lru_cache(maxsize=16)
 def _structure(module, config):
-  """Graphdef and shapes: tracing the model takes up to seconds."""
+  """Graphdef and shapes, cached because tracing the model can take seconds."""
   graphdef, state = nnx.split(nnx.eval_shape(lambda: module(config, rngs=nnx.Rngs(0))))
-  # without the layout of whoever asked first
+  # without the sharding of the first caller
   return graphdef, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)

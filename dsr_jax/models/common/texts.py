@@ -1,7 +1,7 @@
-"""Texts after a prefix: written token by token, and scored whole.
+"""Texts after a prefix: sampled token by token, and scored as a whole.
 
-What stands before a text is split before its last token, which starts every candidate; so the
-state at place t predicts token t.
+The tokens before a text are split before the last one, which starts every candidate, so the state
+at position t predicts token t.
 Axes: B inputs, R prefixes (rows), C candidates of a prefix, G candidates of an input, Q questions
 about an input, T text tokens, D width, V vocabulary.
 """
@@ -18,10 +18,10 @@ from dsr_jax.models.common.splice import spliced
 
 
 def write(decoder, embed, logits_fn, keys, how, templates):
-  """Samples a text a candidate, until its end-of-text token or `how.max_tokens`.
+  """Samples one text per candidate, until its end-of-text token or `how.max_tokens`.
 
   Args:
-    decoder: of `decoder.make`, C = G candidates of B prefixes.
+    decoder: from `decoder.make`, C = G candidates of B prefixes.
     embed: ids (...) -> (..., D).
     logits_fn: states (B, G, D) -> (B, G, V).
     keys: (B, G).
@@ -61,7 +61,7 @@ def write(decoder, embed, logits_fn, keys, how, templates):
     end = min(first + how.segment, how.max_tokens)
     carry = carry._replace(cache=decoder.grow(carry.cache, end - first))
     run = functools.partial(go_on, first=first, end=end)
-    if first:  # once every text has ended, a segment is skipped
+    if first:  # a segment is skipped once every text has ended
       leave = functools.partial(skip, first=first, end=end)
       carry, part = jax.lax.cond(jnp.all(carry.ended), leave, run, carry)
     else:
@@ -71,17 +71,17 @@ def write(decoder, embed, logits_fn, keys, how, templates):
 
 
 def answer(language_model, reading, question, keys, write_after, templates, *, infix=()):
-  """One answer to each question, as `unified.UnifiedModel.answer` has it.
+  """Samples one answer per question; see `unified.UnifiedModel.answer`.
 
   Args:
     reading: the prefix of B rows that a row's questions share.
     question: ids and mask (B, Q, Tq).
     keys: (B, Q).
     write_after: (prefix of B Q rows, keys (B Q, 1)) -> arrays (B Q, 1, T).
-    infix: ids between what was read and the question.
+    infix: ids between the reading and the question.
 
   Returns:
-    What `write_after` gives, (B, Q, T) each.
+    The results of `write_after`, (B, Q, T) each.
   """
   inputs, questions = keys.shape
   ids, length = spliced(
@@ -99,7 +99,7 @@ def answer(language_model, reading, question, keys, write_after, templates, *, i
 
 def score(language_model, prefix, logits_fn, ids, mask, how, templates) -> TokenScores:
   """Log-probabilities of texts, ids and mask (R, C, T), after `prefix` -> (R, C, T)."""
-  # Inputs are the text shifted by one, the last token before it first.
+  # The inputs are the text shifted by one, starting with the last token before it.
   start = jnp.full((*ids.shape[:2], 1), templates.understanding_suffix[-1], ids.dtype)
   shifted = jnp.concatenate([start, ids[..., :-1]], axis=-1)
   embeds = language_model.embed_tokens(shifted)
@@ -108,13 +108,13 @@ def score(language_model, prefix, logits_fn, ids, mask, how, templates) -> Token
 
 
 def joined(parts):
-  """Outputs of a decode loop, (tokens, B, G) a piece -> (B, G, all tokens)."""
+  """Outputs of a decode loop, (tokens, B, G) per segment -> (B, G, all tokens)."""
   return jnp.moveaxis(jnp.concatenate(parts, axis=0), 0, -1)
 
 
 class _Writing(NamedTuple):
-  """The loop's carry: the last tokens' embeddings (B, G, D); ended (B, G): whose end of text has
-  come; the cache.
+  """The loop's carry: the embeddings (B, G, D) of the last tokens; ended (B, G): texts that have
+  ended; the cache.
   """
 
   embeds: jax.Array

@@ -1,10 +1,10 @@
-"""How prefixes and candidates go through a transformer, around one idea: a group of G candidates
-shares its prefix.
+"""Runs prefixes and candidates through a transformer. The G candidates of a group share their
+prefix.
 
-A prefix (a prompt, or a picture and a question) is run once by `prefill`; its keys and values then
-serve every candidate of the group, both whole (`extend`) and token by token (models/common/
+`prefill` runs a prefix (a prompt, or an image and a question) once; its keys and values then serve
+every candidate of the group, both as a whole (`extend`) and token by token (models/common/
 decoder.py), under one softmax over all parts. Right padding of a prefix is masked where it is read;
-right padding of a candidate is never seen, by causality.
+right padding of a candidate is never seen, because attention is causal.
 
 Axes: R prefixes (rows), C candidates of a prefix, P prefix length, T candidate tokens, D width, N
 heads, h head width, L layers. Keys and values are (R, N, ..., tokens, h): batch axes first, so that
@@ -24,16 +24,16 @@ from dsr_jax.models.common.prefix import Prefix, prefix_mask
 
 
 class Trunk(nnx.Module):
-  """A language model without its heads. Its class makes `layers` (stacked blocks, called as
+  """A language model without its heads. A subclass defines `layers` (stacked blocks, called as
   `block(x, at, attend_fn)`), `norm`, and `rotary_at(positions, limit)`.
   """
 
   def prefill(self, embeds, length, *, full: int = 0, shown=None, remat: bool = False) -> Prefix:
     """Runs prefixes and keeps their keys and values.
 
-    embeds: (R, P, D), right-padded to P. length: (R,). full: so many tokens, from the first, see
-    each other; the rest is causal. shown: (R, P) bool, False on tokens that no other one sees;
-    None: all are seen.
+    embeds: (R, P, D), right-padded to P. length: (R,). full: this many tokens, from the first, all
+    attend to each other; the rest is causal. shown: (R, P) bool, False for tokens that no other
+    token sees; None: all are seen.
     """
     p = embeds.shape[1]
     at = self.rotary_at(jnp.arange(p)[None], p)  # one row serves all
@@ -56,10 +56,11 @@ class Trunk(nnx.Module):
     return Prefix(k, v, length, shown)
 
   def prefill_on(self, prefix: Prefix, embeds, length) -> Prefix:
-    """Goes on from R prefixes in C ways each, and keeps the keys and values of all of it.
+    """Extends each of R prefixes in C ways, and keeps all keys and values.
 
     embeds: (R, C, T, D), right-padded to T; length: (R, C). Returns a prefix of R C rows and P + T
-    places. What is shared is computed once, and copied: each row decodes by itself.
+    positions. The shared part is computed once and then copied, so that each row decodes
+    independently.
     """
     rows, ways, t, _ = embeds.shape
     room = prefix.k.shape[-2] + t
@@ -92,14 +93,14 @@ class Trunk(nnx.Module):
 
     length = (prefix.length[:, None] + length).ravel()
     shown = prefix.shown
-    if shown is not None:  # of what is new all is seen
+    if shown is not None:  # all new tokens are seen
       shown |= jnp.arange(shown.shape[1]) >= prefix.length[:, None]
       shown = jnp.repeat(jnp.pad(shown, ((0, 0), (0, t)), constant_values=True), ways, axis=0)
     return Prefix(joined(prefix.k, own[0]), joined(prefix.v, own[1]), length, shown)
 
   def extend(self, prefix: Prefix, embeds, *, causal: bool = True, remat: bool = False):
     """Runs candidates after a shared prefix: causal ones, whose state t predicts what follows token
-    t (teacher forcing), or blocks whose tokens all see each other.
+    t (teacher forcing), or blocks whose tokens all attend to each other.
 
     embeds: (R, C, T, D) -> final-norm states (R, C, T, D).
     """

@@ -1,11 +1,11 @@
-"""Sizes of a Janus model and the token-id templates of its prompts: frozen, hashable, static under
+"""Sizes of a Janus model and token-id templates of its prompts: frozen, hashable, static under
 `jit`.
 """
 
 import dataclasses
 
-# Template -> who asks and who answers in it. Janus-Pro's own README has the first; the second is
-# what Janus-1.3B, T2I-R1 and the published scores of VLMEvalKit use.
+# Template -> the names of user and assistant. The first is in Janus-Pro's own README; the second is
+# used by Janus-1.3B, T2I-R1 and the published scores of VLMEvalKit.
 ROLES = {'tokens': ('<|User|>', '<|Assistant|>'), 'plain': ('User', 'Assistant')}
 
 
@@ -43,7 +43,7 @@ class VisionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class VQConfig:
-  """LlamaGen's VQ tokenizer; each level but the last halves the image's side."""
+  """LlamaGen's VQ tokenizer; each level except the last halves the image's side."""
 
   num_embeddings: int
   embed_dim: int = 8
@@ -84,7 +84,7 @@ class Templates:
 
 @dataclasses.dataclass(frozen=True)
 class JanusConfig:
-  """A whole Janus. The aligners' and the generation head's sizes follow from the parts."""
+  """A whole Janus. The sizes of the aligners and the generation head follow from the parts."""
 
   text: TextConfig
   vision: VisionConfig
@@ -106,9 +106,7 @@ class JanusConfig:
 
   @classmethod
   def tiny(cls, vocab_size: int = 320) -> 'JanusConfig':
-    """For tests: every part present, as small as its rules allow (group norms want multiples of
-    32).
-    """
+    """For tests: has every part, as small as possible (group norms need multiples of 32)."""
     return cls(
       text=TextConfig(vocab_size, 32, 64, 2, 4, 8),
       vision=VisionConfig(32, 64, 2, 4, image_size=16, patch_size=4),
@@ -124,7 +122,7 @@ class JanusConfig:
 
   @classmethod
   def scenes(cls, vocab_size: int = 640) -> 'JanusConfig':
-    """The embedded model: 32x32 pictures as 8x8 codes of 512."""
+    """The embedded model: 32x32 images as 8x8 codes, from a codebook of 512."""
     return cls(
       text=TextConfig(vocab_size, 128, 352, 4, 4, 32),
       vision=VisionConfig(96, 384, 2, 4, image_size=32, patch_size=4),

@@ -1,4 +1,4 @@
-"""What the rest of the project needs to know of Janus besides its module."""
+"""What the rest of the project needs to know about Janus, in addition to its module."""
 
 from dsr_jax import sharding
 from dsr_jax.models.janus import model
@@ -7,7 +7,7 @@ from dsr_jax.models.unified import Counts, Family
 
 
 def _room(config: JanusConfig) -> int:
-  """A picture is read as patches and drawn as codes: whichever are more."""
+  """An image takes as many tokens as it has patches (read) or codes (drawn): the larger number."""
   t, vision = config.templates, config.vision
   reading = len(t.understanding_prefix + t.understanding_infix + t.understanding_suffix)
   drawing = len(t.generation_prefix + t.generation_suffix)
@@ -28,7 +28,7 @@ def _num_heads(config: JanusConfig) -> int:
 def _counts(config: JanusConfig) -> Counts:
   t, v = config.text, config.vision
   width, inner = t.hidden_size, t.num_attention_heads * t.head_dim
-  # The vision tower and its aligner, a picture.
+  # The vision tower and its aligner, per image.
   n = v.num_patches
   layer = (
     2 * n * (4 * v.hidden_size**2 + 2 * v.hidden_size * v.intermediate_size)
@@ -85,7 +85,7 @@ JANUS = Family(
     # One sum over tp before the activation, so that logits stay split.
     (r'generation_head/proj_out/kernel$', sharding.TP_IN),
     (r'generation_head/vision_head/kernel$', sharding.TP_OUT),
-    # Small, whole everywhere.
+    # Small, so every device holds all of it.
     (
       r'(vision_model|vqmodel|aligner|generation_aligner|generation_embeddings)/',
       sharding.WHOLE,

@@ -1,4 +1,4 @@
-"""LLaMA as Janus uses it; how prefixes and candidates go through it is in models/common/trunk.py.
+"""LLaMA as Janus uses it; models/common/trunk.py runs prefixes and candidates through it.
 
 Axes: R prefixes (rows), C candidates of a prefix, P prefix length, T candidate tokens, S cached
 tokens, D width, N heads, h head width, L layers. Keys and values are (R, N, ..., tokens, h): batch
@@ -26,7 +26,7 @@ class Attention(nnx.Module):
     self.o_proj = Linear(inner, cfg.hidden_size, rngs=rngs, bias=False)
 
   def qkv(self, x, at: Rotary):
-    """x: (R, C, T, D) -> three of (R, N, C, T, h), rotated where they must be."""
+    """x: (R, C, T, D) -> q, k, v (R, N, C, T, h) each, with q and k rotated."""
     r, c, t, _ = x.shape
 
     def split(y):
@@ -52,7 +52,7 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-  """One layer; `attend_fn(q, k, v)` is its attention, given the new tokens' queries, keys and
+  """One layer. `attend_fn(q, k, v)` computes its attention from the new tokens' queries, keys and
   values.
   """
 

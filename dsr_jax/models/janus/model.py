@@ -1,4 +1,4 @@
-"""Janus: one LLaMA that reads pictures through SigLIP and draws them as VQ codes.
+"""Janus: one LLaMA that reads images through SigLIP and draws them as VQ codes.
 
 Sources: deepseek-ai/Janus janus/models/modeling_vlm.py, generation_inference.py; templates as in
 janus/utils/conversation.py.
@@ -7,7 +7,7 @@ N image codes, D width, V text vocabulary, K image codes in the codebook, H W pi
 
 Every prompt is split before its last token: the tokens before it are the prefix that candidates
 share, and the last one (begin-of-image, or the colon after the assistant's name) starts each
-candidate. So the state at place t predicts token t.
+candidate. So the state at position t predicts token t.
 """
 
 import functools
@@ -62,7 +62,7 @@ class GenerationHead(nnx.Module):
 
 
 class Janus(nnx.Module):
-  """Satisfies `unified.UnifiedModel`."""
+  """Implements `unified.UnifiedModel`."""
 
   def __init__(self, config: JanusConfig, *, rngs: nnx.Rngs):
     self.config = config
@@ -82,7 +82,7 @@ class Janus(nnx.Module):
   def spec(self) -> Spec:
     return spec_of(self.config)
 
-  # Pictures: pixels <-> codes, and what the language model reads of pixels.
+  # Images: pixels <-> codes, and pixels -> the vectors that the language model reads.
 
   def picture_from_pixels(self, pixels) -> Picture:
     return Picture(pictures.encode(self.vqmodel, pixels, self.config.image_size), pixels)
@@ -91,7 +91,7 @@ class Janus(nnx.Module):
     return Picture(codes, pictures.decode(self.vqmodel, codes, self.config.image_size))
 
   def image_features(self, pixels, *, remat: bool = False):
-    """pixels: (R, H, W, 3) -> vectors in the place of words (R, N, D)."""
+    """pixels: (R, H, W, 3) -> vectors in place of token embeddings (R, N, D)."""
     pixels = pixels.astype(self.vision_model.patch_embedding.kernel[...].dtype)
 
     def see(parts, x):
@@ -105,8 +105,8 @@ class Janus(nnx.Module):
     return self.generation_aligner(self.generation_embeddings(codes))
 
   def text_logits(self, hidden):
-    """hidden: (..., D) -> float32 (..., V), special tokens excluded: one policy when sampled and
-    when scored.
+    """hidden: (..., D) -> float32 (..., V), with special tokens excluded, so that sampling and
+    scoring use the same policy.
     """
     logits = self.lm_head(hidden)
     if not self.config.templates.forbidden_text_ids:
@@ -125,9 +125,9 @@ class Janus(nnx.Module):
   def _generation_prefix(self, prompt: Text, guided: bool, *, blank=None, remat: bool = False):
     """prompt: (R, T) -> the prefix of R rows; guided: of 2 R rows, (cond, uncond) in pairs.
 
-    The unconditional row keeps begin-of-sentence, length and begin-of-image; all between is the
-    padding token, attended.
-    blank: (R,) bool, the rows that are unconditional by themselves (prompt dropout).
+    The unconditional row has the same length, begin-of-sentence and begin-of-image; all tokens
+    between them are the padding token, and they are attended to.
+    blank: (R,) bool, the rows that are unconditional themselves (prompt dropout).
     """
     t = self.config.templates
     ids, length = self._spliced(
@@ -159,14 +159,14 @@ class Janus(nnx.Module):
       embeds, length + len(t.understanding_prefix) + picture.shape[1], remat=remat
     )
 
-  # Sampling: the prefix once a group, then token by token.
+  # Sampling: the prefix once per group, then token by token.
 
   def sample_pictures(self, prompt: Text, keys, how: Sampling):
     inputs, group = keys.shape
     total = self.config.num_codes
     guided = guided_codes(how, total)
 
-    # The prompt runs once; with guidance it is two rows, conditional and unconditional.
+    # The prompt runs once; with guidance, it is two rows, conditional and unconditional.
     decoder = decoder_lib.make(
       self.language_model,
       self._generation_prefix(prompt, guided > 0),
@@ -175,7 +175,7 @@ class Janus(nnx.Module):
       scan=how.scan,
       cache_dtype=how.cache_dtype,
     )
-    # Every code's embedding, (K, D), made once for all tokens.
+    # The embeddings of all codes, (K, D), computed once.
     table = self.code_embeddings(jnp.arange(self.config.vq.num_embeddings))
     table = sharding.keep_whole(table)
 
@@ -186,7 +186,7 @@ class Janus(nnx.Module):
       return x.reshape(-1, *x.shape[2:])
 
     def sample(hidden, t, branches):
-      """hidden (R, G, D) -> codes (B, G) and their log-probabilities, the branches joined."""
+      """hidden (R, G, D) -> codes (B, G) and their log-probabilities, with branches joined."""
       logits = self.generation_head(hidden).reshape(inputs, branches, group, -1)
       logits = guide(logits, how.guidance, axis=1) if branches == 2 else logits[:, 0]
       return sample_tokens(logits, keys, t, how.temperature)
@@ -198,7 +198,7 @@ class Janus(nnx.Module):
     )
     parts = []
     for first, end in _pieces(guided, total, decoder.segment(how.segment)):
-      if first and first == guided:  # what is left is drawn without guidance
+      if first and first == guided:  # the rest is drawn without guidance
         decoder, cache = decoder.first_of(2, carry.cache, total)
         embeds = carry.embeds.reshape(inputs, 2, *carry.embeds.shape[1:])[:, 0]
         carry, branches = _Drawing(embeds, cache), 1
@@ -216,7 +216,7 @@ class Janus(nnx.Module):
     return codes, logps
 
   def sample_texts(self, picture: Picture, question: Text, keys, how: Sampling):
-    # The picture and the question run once for the whole group.
+    # The image and the question run once for the whole group.
     return self._write(self._understanding_prefix(picture.pixels, question), keys, how)
 
   def _write(self, prefix: Prefix, keys, how: Sampling):
@@ -235,10 +235,10 @@ class Janus(nnx.Module):
     )
     return Text(ids, mask), logps
 
-  # Questions about pictures: the pictures once, then each question after them.
+  # Questions about images: the images once, then each question after them.
 
   def read(self, pictures: Picture, mask) -> Prefix:
-    """As the protocol has it. A turn begins with its pictures, each between its two marks."""
+    """See the protocol. A turn begins with its images, each between its two marker tokens."""
     t = self.config.templates
     pixels = pictures.pixels
     rows, most = pixels.shape[:2]
@@ -253,7 +253,7 @@ class Janus(nnx.Module):
     seen = seen.reshape(rows, most, *seen.shape[1:])
     marked = [fixed((t.boi_id,), rows, most), seen, fixed((t.eoi_id,), rows, most)]
     marked = jnp.concatenate(marked, axis=2)  # (B, P, N + 2, D)
-    before = t.understanding_prefix[:-1]  # the last one is the first picture's own mark
+    before = t.understanding_prefix[:-1]  # the last one is the first image's marker
     embeds = jnp.concatenate(
       [fixed(before, rows), marked.reshape(rows, -1, seen.shape[-1])], axis=1
     )
@@ -265,10 +265,10 @@ class Janus(nnx.Module):
     t = self.config.templates
     return texts.answer(self.language_model, reading, question, keys, write, t)
 
-  # Likelihoods: the prefix once a condition, then whole samples at once (teacher forcing).
+  # Likelihoods: the prefix once per condition, then whole samples at once (teacher forcing).
 
   def picture_logps(self, prompt: Text, codes, keys, how: Scoring, *, blank=None) -> TokenScores:
-    """As the protocol has it; blank (R,) bool replaces whole prompts by the unconditional one
+    """See the protocol. blank (R,) bool replaces whole prompts with the unconditional one
     (pretraining only).
     """
     del keys  # Janus' likelihood is deterministic
@@ -277,7 +277,7 @@ class Janus(nnx.Module):
     branches = 2 if guided else 1
     prefix = self._generation_prefix(prompt, guided > 0, blank=blank, remat=how.remat)
 
-    # Inputs are the codes shifted by one, begin-of-image first: state t predicts code t.
+    # The inputs are begin-of-image and the codes shifted by one: state t predicts code t.
     start = self._start_of_picture()
     embeds = self.code_embeddings(codes[..., :-1])  # (R, C, N-1, D)
     start = jnp.broadcast_to(start, (*embeds.shape[:2], 1, embeds.shape[-1]))
@@ -293,7 +293,7 @@ class Janus(nnx.Module):
     def plain(hidden):
       return self.generation_head(hidden)[:, 0]
 
-    # Codes up to `guided` have the guided mixture's probability, the rest the plain conditional's.
+    # The first `guided` codes have the guided mixture's probability, the rest the conditional one.
     parts = []
     for first, end, logits in ((0, guided, mixed), (guided, codes.shape[-1], plain)):
       if first < end:
@@ -331,20 +331,20 @@ class Janus(nnx.Module):
     return TokenScores(*(x.reshape(inputs, group, -1) for x in scores))
 
   def _start_of_picture(self):
-    """The embedding of begin-of-image, (D,), which starts every picture."""
+    """The embedding of begin-of-image, (D,), which starts every image."""
     boi = self.config.templates.generation_suffix[-1]
     return self.language_model.embed_tokens(jnp.asarray(boi))
 
 
 class _Drawing(NamedTuple):
-  """The decode loop's carry for pictures: the last codes' embeddings (R, G, D), and the cache."""
+  """The decode loop's carry for images: the last codes' embeddings (R, G, D), and the cache."""
 
   embeds: jax.Array
   cache: Any
 
 
 def _pieces(guided: int, total: int, segment: int):
-  """(first, end) of the pieces of a picture that are decoded in turn, guided ones first."""
+  """(first, end) of the segments of an image, in the order of decoding, guided ones first."""
   return [
     (first, min(first + segment, last))
     for start, last in ((0, guided), (guided, total))
@@ -353,7 +353,7 @@ def _pieces(guided: int, total: int, segment: int):
 
 
 def spec_of(config: JanusConfig) -> Spec:
-  """What code behind the protocol may know of a model of these sizes."""
+  """The `Spec` of a model of these sizes."""
   return Spec(
     eos_id=config.templates.eos_id if config.templates else -1,
     num_codes=config.num_codes,

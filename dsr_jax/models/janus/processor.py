@@ -1,9 +1,9 @@
-"""Text at the border: the tokenizer, its special tokens and Janus' prompt templates.
+"""Text processing: the tokenizer, its special tokens and Janus' prompt templates.
 
 Everything here runs on the host in NumPy and needs no model. Special tokens are found by their
-literal string, because their ids differ between the 1B and the 7B checkpoint (the 1B pad is the 7B
-letter row, and the other way round). A role is encoded as any text is: `<|User|>` is one token
-where the tokenizer has it, and several where it does not.
+literal string, because their ids differ between the 1B and the 7B checkpoint (the 1B's id of the
+padding token is a letter in the 7B, and vice versa). A role is encoded like any text: `<|User|>` is
+one token if the tokenizer has it, and several if not.
 
 Axes: B texts, T tokens.
 """
@@ -17,7 +17,7 @@ from dsr_jax.errors import InputError, first_line
 from dsr_jax.models.border import TextBorder
 from dsr_jax.models.janus.config import ROLES, Templates
 
-# Bars and blocks of the first three are U+FF5C and U+2581, not ASCII.
+# The bars and blocks in the first three are U+FF5C and U+2581, not ASCII.
 BOS = '<\uff5cbegin\u2581of\u2581sentence\uff5c>'
 EOS = '<\uff5cend\u2581of\u2581sentence\uff5c>'
 PAD = '<\uff5c\u2581pad\u2581\uff5c>'
@@ -39,12 +39,12 @@ class Processor(TextBorder):
   Attributes:
     tokenizer: the transformers `PreTrainedTokenizerFast`.
     system_prompt: whether understanding prompts begin with Janus' system prompt.
-    template: the name of the words that frame a prompt, a key of `ROLES`.
-    templates: the `Templates` the model's protocol methods splice around contents.
+    template: the name of the prompt template, a key of `ROLES`.
+    templates: the `Templates` that the model's protocol methods put around contents.
   """
 
   def __init__(self, tokenizer, vocab_size=None, system_prompt=False, template='tokens'):
-    """vocab_size: rows of the model's text embedding; ids beyond the tokenizer's last are never
+    """vocab_size: rows of the model's text embedding; ids beyond the tokenizer's are never
     sampled.
     """
     self.tokenizer, self.system_prompt, self.template = tokenizer, system_prompt, template
@@ -54,23 +54,22 @@ class Processor(TextBorder):
     missing = [token for token in NEEDED if token not in ids]
     if missing:
       raise InputError(
-        f"found a tokenizer without the special tokens {missing}; expected all of Janus' "
-        f'{list(NEEDED)}; use the tokenizer that belongs to the checkpoint'
+        f"the tokenizer lacks the special tokens {missing} of Janus' {list(NEEDED)}; use the "
+        'tokenizer that belongs to the checkpoint'
       )
     rows = vocab_size or len(tokenizer)
     if rows < len(tokenizer):
       raise InputError(
-        f'found a model of {rows} text rows with a tokenizer of {len(tokenizer)} tokens; expected '
-        'no '
-        'more tokens than rows; use the tokenizer that belongs to the checkpoint'
+        f'the tokenizer has {len(tokenizer)} tokens, more than the {rows} text rows of the model; '
+        'use the tokenizer that belongs to the checkpoint'
       )
-    # Janus' own tokens and every token marked special; DeepSeek also adds plain letters as tokens,
-    # which stay allowed.
+    # Janus' own tokens and all tokens marked special. DeepSeek also adds plain letters as tokens;
+    # they stay allowed.
     self._special = frozenset(ids.values()) | {i for i, token in added.items() if token.special}
     self._rows = rows
     encode = self._encode
     asks, answers = ROLES[template]
-    # Where `<|User|>` is no token of its own, anybody could write it.
+    # If `<|User|>` is not one token, it could occur in user text.
     self._reserved = [r for r in (asks, answers) if template == 'tokens' and r not in ids]
     user, assistant = encode(f'{asks}:'), encode(f'\n\n{answers}:')
     head = [ids[BOS]] + (encode(SYSTEM_PROMPT) if system_prompt else [])
@@ -93,12 +92,12 @@ class Processor(TextBorder):
 
   @classmethod
   def from_directory(cls, directory, vocab_size=None):
-    """Reads tokenizer.json, and, where they exist, processor_config.json and from config.json the
+    """Reads tokenizer.json and, if they exist, processor_config.json and config.json, which has the
     row count and the template that the model was reinforced with.
     """
     directory = pathlib.Path(directory)
-    # The file itself, not AutoTokenizer: a `LlamaTokenizer` named in tokenizer_config.json is
-    # rebuilt by transformers 5 as a sentencepiece tokenizer, while Janus' is a byte-level BPE.
+    # Not AutoTokenizer: if tokenizer_config.json names `LlamaTokenizer`, transformers 5 builds a
+    # sentencepiece tokenizer, but Janus' is a byte-level BPE.
     tokenizer = _load_tokenizer(directory / 'tokenizer.json')
     settings = files.read_json(directory / 'processor_config.json', default={})
     config = files.read_json(directory / 'config.json', default={})
@@ -108,13 +107,13 @@ class Processor(TextBorder):
     ours = config.get('dsr_jax') or {}
     if not isinstance(ours, dict):
       raise InputError(
-        f'found dsr_jax {str(ours)[:60]!r} in {directory}/config.json; expected an object; remove '
-        'it, or convert the model again'
+        f'dsr_jax in {directory}/config.json is {str(ours)[:60]!r}, not an object; remove it, or '
+        'convert the model again'
       )
     template = ours.get('template', 'tokens')
     if not isinstance(template, str) or template not in ROLES:
       raise InputError(
-        f'found the template {str(template)[:60]!r} in {directory}/config.json; expected '
+        f'the template in {directory}/config.json is {str(template)[:60]!r}, not '
         f'{" or ".join(ROLES)}; convert the model again'
       )
     return cls(tokenizer, vocab_size, _has_system_prompt(settings, config, ours), template)
@@ -128,17 +127,17 @@ class Processor(TextBorder):
     return self._content(' ' + text.strip(), 'prompt', max_tokens)
 
   def encode_question(self, text, max_tokens=None):
-    """Ids of a question's content (it follows a line break, so no leading space).
+    """Ids of a question's content, without a leading space because it follows a line break.
 
-    An empty one, as an instruction may be, has none.
+    Empty for an empty text, such as an empty instruction.
     """
     if not text.strip():
       return []
     return self._content(text.strip(), 'question', max_tokens)
 
   def encode_turn(self, text):
-    """Ids of all that follows the pictures in a user's turn: as it stands, but for blanks at its
-    end, so a line break that leads is part of it.
+    """Ids of everything after the images in a user's turn, including a leading line break; only
+    trailing whitespace is removed.
     """
     return self._content(text.rstrip(), 'question', None)
 
@@ -162,20 +161,20 @@ def _has_system_prompt(settings, config, ours):
 
 
 def _load_tokenizer(path):
-  # transformers takes a second to import, and many a command never needs a tokenizer.
+  # transformers takes a second to import, and many commands need no tokenizer.
   from transformers import PreTrainedTokenizerFast  # noqa: PLC0415
 
   if not path.is_file():
     raise InputError(
-      f'found no {path.name} in {path.parent}; expected a model directory with its tokenizer; '
-      'check the path'
+      f'there is no {path.name} in {path.parent}; check the path, which should be a model '
+      'directory with its tokenizer'
     )
   files.check_no_pointer(path)
   try:
     tokenizer = Tokenizer.from_file(str(path))
-  except Exception as e:  # the Rust side raises bare Exception
+  except Exception as e:  # the Rust code raises plain Exception
     raise InputError(
-      f'found {path} unreadable ({first_line(e)}); expected a tokenizer.json; fetch the file again'
+      f'cannot read {path} as a tokenizer.json ({first_line(e)}); fetch the file again'
     ) from e
   return PreTrainedTokenizerFast(
     tokenizer_object=tokenizer,

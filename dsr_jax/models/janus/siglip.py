@@ -1,8 +1,8 @@
-"""SigLIP vision tower of Janus, all layers, no pooling.
+"""SigLIP vision tower of Janus: all layers, no pooling.
 
 Source: deepseek-ai/Janus janus/models/siglip_vit.py. Pre-norm blocks, exact GELU, biases
 everywhere.
-Axes: B pictures, N patches (row-major), W width, L layers, H heads, h head width.
+Axes: B images, N patches (row-major), W width, L layers, H heads, h head width.
 """
 
 from flax import nnx

@@ -1,7 +1,7 @@
-"""VQ tokenizer of Janus (LlamaGen VQ-16): pictures to codes and back.
+"""VQ tokenizer of Janus (LlamaGen VQ-16): images to codes and back.
 
 Source: deepseek-ai/Janus janus/models/vq_model.py; parameter names as in the Hugging Face layout.
-Axes: B batch, H height, W width, N codes of a picture (row-major), K codebook size, E
+Axes: B batch, H height, W width, N codes of an image (row-major), K codebook size, E
 code width.
 """
 
@@ -45,7 +45,7 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-  """(B, h, w, latent_channels) to (B, H, W, 3), nominally in [-1, 1], not clamped. Level 0 is the
+  """(B, h, w, latent_channels) to (B, H, W, 3), nominally in [-1, 1], not clamped. Level 0 has the
   lowest resolution.
   """
 
@@ -89,7 +89,7 @@ def unit_norm(x):
 
 
 class VQModel(nnx.Module):
-  """Encoder, quantiser and decoder. Codes are int32 in [0, K)."""
+  """Encoder, quantizer and decoder. Codes are int32 in [0, K)."""
 
   def __init__(self, cfg: VQConfig, *, rngs: nnx.Rngs):
     self.encoder = Encoder(cfg, rngs=rngs)
@@ -99,20 +99,19 @@ class VQModel(nnx.Module):
     self.post_quant_conv = Conv(cfg.embed_dim, cfg.latent_channels, 1, rngs=rngs)
 
   def latents(self, pixels):
-    """pixels: (B, H, W, 3) in [-1, 1] -> unit-length latents (B, h, w, E), before quantisation."""
+    """pixels: (B, H, W, 3) in [-1, 1] -> unit-length latents (B, h, w, E), before quantization."""
     return unit_norm(self.quant_conv(self.encoder(pixels)))
 
   def encode(self, pixels):
-    """pixels: (B, H, W, 3) in [-1, 1] -> codes (B, N). A float32 island: codes flip at margins of
-    1e-4.
+    """pixels: (B, H, W, 3) in [-1, 1] -> codes (B, N). Always float32, because margins of 1e-4
+    decide between codes.
     """
     with jax.default_matmul_precision('highest'):
       z = self.latents(pixels.astype(jnp.float32))
       codebook = unit_norm(self.quantize.embedding[...].astype(jnp.float32))
 
-      # Of unit vectors the nearest has the largest product; argmax, like torch's argmin, takes the
-      # lowest index of a tie.
-      # Picture by picture: products of all with the whole codebook are never held.
+      # The nearest unit vector has the largest product; argmax, like torch's argmin, takes the
+      # lowest index of a tie. One image at a time, so that the products of all are never held.
       def nearest(z):
         return jnp.argmax(jnp.einsum('ne,ke->nk', z, codebook), axis=-1)
 
@@ -123,7 +122,7 @@ class VQModel(nnx.Module):
     return self.decoder(self.post_quant_conv(z))
 
   def decode(self, codes):
-    """codes: (B, N) of a square picture -> pixels (B, H, W, 3), not clamped."""
+    """codes: (B, N) of a square image -> pixels (B, H, W, 3), not clamped."""
     side = int(codes.shape[-1] ** 0.5)
     assert side * side == codes.shape[-1], codes.shape
     codebook = unit_norm(self.quantize.embedding[...].astype(jnp.float32))

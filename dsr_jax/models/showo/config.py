@@ -2,11 +2,11 @@
 
 import dataclasses
 
-# Rows of the vocabulary between the tokenizer's own words and the image codes: the padding token
-# and nine words such as <|soi|>.
+# Rows of the vocabulary between the tokenizer's own tokens and the image codes: the padding token
+# and nine tokens such as <|soi|>.
 NEW_WORDS = 10
-PROMPT_TOKENS = 126  # of a prompt: a published model's text room of 128, less its two ends
-# How a question is framed: as the original's demonstration asks it, or as its models were tuned.
+PROMPT_TOKENS = 126  # maximum of a prompt: 128 text positions of the published models, minus two
+# How a question is framed: as in the original's demo, or as in the tuning of its models.
 TEMPLATES = ('demo', 'tuned')
 
 
@@ -14,7 +14,7 @@ TEMPLATES = ('demo', 'tuned')
 class PhiConfig:
   """Phi-1.5 with norms on queries and keys; multi-head attention without grouping.
 
-  vocab_size: ids that a text may have, the tokenizer's before Show-o's own were added.
+  vocab_size: number of ids that a text may have: the tokenizer's, without those that Show-o adds.
   rotary_factor: the share of a head that is rotated.
   """
 
@@ -41,9 +41,9 @@ class PhiConfig:
 class MagvitConfig:
   """MAGVIT-v2 with lookup-free quantization: a code is the signs of its channels.
 
-  Levels are named from the highest resolution down; each but the last halves the picture's side.
+  Levels are ordered from the highest resolution down; each except the last halves the image's side.
 
-  bits: channels that are quantized. encoder_widths, decoder_widths: of the levels, in multiples of
+  bits: number of quantized channels. encoder_widths, decoder_widths: of the levels, in multiples of
   `base_channels`. encoder_blocks, decoder_blocks: residual blocks of the levels.
   """
 
@@ -71,8 +71,8 @@ class Templates:
   understanding: understanding_prefix (ends with soi), image codes, understanding_infix (starts with
                  eoi), question, understanding_suffix, answer, eos
 
-  as_prompt, as_answer: tables of the text vocabulary, int32 bytes: an id with a leading space ->
-    the same word without it, and back (`Spec`). bytes, because their hash is kept.
+  as_prompt, as_answer: tables of the text vocabulary, int32 bytes: the id of a word with a leading
+    space -> its id without, and the reverse (`Spec`). As bytes, their hash is cached.
   """
 
   eos_id: int
@@ -92,9 +92,9 @@ class Templates:
 class ShowoConfig:
   """A whole Show-o.
 
-  num_codes: N, of a square picture. prompt_tokens: of a prompt, at most; a longer one loses its
-  end, as in the original. sampling_steps, sampling_noise: of the sampler, if nobody asks for
-  others: T, and the weight of its noise before the first step.
+  num_codes: N, of a square image. prompt_tokens: maximum of a prompt; a longer one is truncated, as
+  in the original. sampling_steps, sampling_noise: the sampler's defaults: T, and the weight of its
+  noise before the first step.
   """
 
   text: PhiConfig
@@ -114,7 +114,7 @@ class ShowoConfig:
     """Side of the square of image codes."""
     return round(self.num_codes**0.5)
 
-  # Rows of the one vocabulary: texts, Show-o's own words, image codes, and the mask token.
+  # Rows of the shared vocabulary: text tokens, Show-o's own tokens, image codes, the mask token.
 
   @property
   def first_code(self) -> int:
@@ -130,14 +130,12 @@ class ShowoConfig:
 
   @property
   def reading_tokens(self) -> int:
-    """Tokens that a picture takes where it is read: its codes, and mmu, soi, eoi."""
+    """Tokens that an image takes when it is read: its codes, and mmu, soi, eoi."""
     return self.num_codes + 3
 
   @classmethod
   def tiny(cls, vocab_size: int = 40) -> 'ShowoConfig':
-    """For tests: every part present, as small as its rules allow (group norms want multiples of
-    32).
-    """
+    """For tests: has every part, as small as possible (group norms need multiples of 32)."""
     return cls(
       text=PhiConfig(vocab_size, 32, 48, 2, 2, max_position_embeddings=256),
       vq=MagvitConfig(
@@ -155,7 +153,9 @@ class ShowoConfig:
 
   @classmethod
   def scenes(cls, vocab_size: int = 640) -> 'ShowoConfig':
-    """The small one: 32x32 pictures as 8x8 codes of 512. vocab_size: the tokenizer's."""
+    """The small model: 32x32 images as 8x8 codes, from a codebook of 512. vocab_size: the
+    tokenizer's.
+    """
     return cls(
       text=PhiConfig(vocab_size, 128, 512, 4, 4, max_position_embeddings=512),
       vq=MagvitConfig(

@@ -1,4 +1,4 @@
-"""What the rest of the project needs to know of Show-o besides its module."""
+"""What the rest of the project needs to know about Show-o, in addition to its module."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from dsr_jax.models.unified import Counts, Family
 _ATTENTION = ('q_proj', 'k_proj', 'v_proj', 'dense')
 _MLP = ('fc1', 'fc2')
 _LAYERS = ('language_model', 'layers')
-_WHOLE_MODEL = ('language_model', 'lm_head')  # one head for words and codes
+_WHOLE_MODEL = ('language_model', 'lm_head')  # one head for text tokens and codes
 
 
 def _num_heads(config: ShowoConfig) -> int:
@@ -18,7 +18,7 @@ def _num_heads(config: ShowoConfig) -> int:
 
 
 def _room(config: ShowoConfig) -> int:
-  """A picture takes more places where it is read than where it is drawn."""
+  """An image takes more positions when it is read than when it is drawn."""
   t = config.templates
   frame = len(t.understanding_infix) + len(t.understanding_suffix)
   return config.text.max_position_embeddings - config.reading_tokens - frame
@@ -43,7 +43,7 @@ def _counts(config: ShowoConfig) -> Counts:
 
 
 def _stand_in(config: ShowoConfig) -> Templates:
-  first = config.text.vocab_size  # Show-o's own words: padding, soi, eoi, ...
+  first = config.text.vocab_size  # Show-o's own tokens: padding, soi, eoi, ...
   soi, eoi, t2i, mmu = first + 1, first + 2, first + 5, first + 6
   return Templates(
     eos_id=2,
@@ -69,7 +69,7 @@ SHOWO = Family(
     (r'language_model/layers/.*/(q_proj|k_proj|v_proj|fc1)/kernel$', sharding.STACKED_TP_OUT),
     (r'language_model/layers/.*/(q_proj|k_proj|v_proj|fc1)/bias$', sharding.STACKED_TP),
     (r'language_model/layers/.*/(dense|fc2)/kernel$', sharding.STACKED_TP_IN),
-    # 58,498 rows have no even parts.
+    # 58,498 rows cannot be split evenly.
     (r'language_model/embed_tokens/embedding$', sharding.FSDP_OUT),
     (r'lm_head/kernel$', sharding.FSDP_IN),
     (r'vqmodel/', sharding.WHOLE),

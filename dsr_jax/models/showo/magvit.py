@@ -1,9 +1,9 @@
-"""MAGVIT-v2 with lookup-free quantization: pictures to codes and back.
+"""MAGVIT-v2 with lookup-free quantization: images to codes and back.
 
-Source: showlab/Show-o models/modeling_magvitv2.py; parameter names are those of its files, 1x1
-convolutions around the quantizer inside encoder and decoder included. The quantizer has no
-parameters: a channel's sign is a bit, the first channel the most significant.
-Axes: B batch, H height, W width, N codes of a picture (row-major), E bits.
+Source: showlab/Show-o models/modeling_magvitv2.py; parameter names are those of its files, where
+encoder and decoder include the 1x1 convolutions around the quantizer. The quantizer has no
+parameters: the sign of a channel is a bit, and the first channel is the most significant.
+Axes: B batch, H height, W width, N codes of an image (row-major), E bits.
 """
 
 from flax import nnx
@@ -40,7 +40,7 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-  """(B, h, w, E) of signs to (B, H, W, 3), nominally in [-1, 1], not clamped. Level 0 is the
+  """(B, h, w, E) of signs to (B, H, W, 3), nominally in [-1, 1], not clamped. Level 0 has the
   highest resolution and runs last.
   """
 
@@ -78,7 +78,7 @@ class Magvit(nnx.Module):
     return self.encoder(pixels)
 
   def encode(self, pixels):
-    """pixels: (B, H, W, 3) in [-1, 1] -> codes (B, N). A float32 island: a bit flips where its
+    """pixels: (B, H, W, 3) in [-1, 1] -> codes (B, N). Always float32, because a bit flips if its
     channel is near 0.
     """
     with jax.default_matmul_precision('highest'):
@@ -86,7 +86,7 @@ class Magvit(nnx.Module):
       return codes_of(z).reshape(z.shape[0], -1)
 
   def decode(self, codes):
-    """codes: (B, N) of a square picture -> pixels (B, H, W, 3), not clamped."""
+    """codes: (B, N) of a square image -> pixels (B, H, W, 3), not clamped."""
     side = round(codes.shape[-1] ** 0.5)
     assert side * side == codes.shape[-1], codes.shape
     z = signs_of(codes, self.cfg.bits).reshape(-1, side, side, self.cfg.bits)
@@ -107,10 +107,10 @@ def signs_of(codes, bits: int):
 
 
 def quantizer_losses(z):
-  """What keeps latents z (..., E) near their signs, and their bits in use: (commitment, entropy).
+  """Losses to keep latents z (..., E) near their signs and all bits in use: (commitment, entropy).
 
-  As showlab/Show-o has them: the commitment with both its terms, 0.1 (1 + 0.25) mean (sign z -
-  z)^2, and 0.1 (mean entropy of a place's bits - entropy of the mean bits), in nats.
+  As in showlab/Show-o: the commitment with both terms, 0.1 (1 + 0.25) mean (sign z - z)^2, and 0.1
+  (mean entropy of a position's bits - entropy of the mean bits), in nats.
   """
   z = z.astype(jnp.float32)
   signs = jnp.where(z > 0, 1.0, -1.0)

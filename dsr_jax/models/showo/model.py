@@ -1,17 +1,17 @@
-"""Show-o: one Phi that reads and draws pictures as codes of one tokenizer.
+"""Show-o: one Phi that reads and draws images as codes of one tokenizer.
 
-A picture is drawn by unmasking: all of its places at once, some of them fixed at every step. So it
-has no autoregressive likelihood; `picture_logps` has two estimates. Texts are autoregressive, and
-exact.
+An image is drawn by unmasking: all positions at once, with some of them fixed at every step. It
+therefore has no autoregressive likelihood; `picture_logps` has two estimates. Texts are
+autoregressive, with an exact likelihood.
 
 Sources: showlab/Show-o (arXiv 2408.12528) models/modeling_showo.py, training/prompting_utils.py.
 Axes: B inputs, G candidates, R prefixes (rows), C candidates of a prefix, P prefix length, T text
 tokens, N image codes, D width, V text vocabulary, K image codes in the codebook, H W pixels.
 
-  generation      t2i sot PROMPT eot | soi CODES eoi      all is seen, state k is about code k
-  understanding   mmu soi CODES eoi sot QUESTION ASSISTANT | : TEXT    state t is about token t
+  generation      t2i sot PROMPT eot | soi CODES eoi      all is seen; state k predicts code k
+  understanding   mmu soi CODES eoi sot QUESTION ASSISTANT | : TEXT    state t predicts token t
 
-What is left of the bar is the prefix that candidates share.
+The part left of the bar is the prefix that candidates share.
 """
 
 import functools
@@ -34,15 +34,15 @@ from dsr_jax.models.showo.magvit import Magvit
 from dsr_jax.models.showo.phi import LanguageModel, SharedHead
 from dsr_jax.models.unified import Picture, Sampling, Scoring, Spec, Text, without_eos
 
-PROMPT_DROP = 0.15  # of words in the loss, as in the recipe of diffu-GRPO (arXiv 2504.12216)
-# What is folded into a likelihood's key: which words are dropped, and each draw of the bound.
+PROMPT_DROP = 0.15  # of tokens in the loss, as in diffu-GRPO (arXiv 2504.12216)
+# Folded into a likelihood's key: for the choice of dropped tokens, and for each draw of the bound.
 WORDS, DRAWS = 0, 1
-# What is folded into a sampler's key: a step and a place for codes, this and a step for sureness.
+# Folded into a sampler's key: step and position for codes; this and the step for the confidence.
 SURENESS = 2**30
 
 
 class Showo(nnx.Module):
-  """Satisfies `unified.UnifiedModel`."""
+  """Implements `unified.UnifiedModel`."""
 
   def __init__(self, config: ShowoConfig, *, rngs: nnx.Rngs):
     self.config = config
@@ -54,7 +54,7 @@ class Showo(nnx.Module):
   def spec(self) -> Spec:
     return spec_of(self.config)
 
-  # Pictures: pixels <-> codes.
+  # Images: pixels <-> codes.
 
   def picture_from_pixels(self, pixels) -> Picture:
     return Picture(pictures.encode(self.vqmodel, pixels, self.config.image_size), pixels)
@@ -63,15 +63,15 @@ class Showo(nnx.Module):
     return Picture(codes, pictures.decode(self.vqmodel, codes, self.config.image_size))
 
   def _codes(self, picture: Picture):
-    """What is read of a picture, (..., N)."""
+    """The codes (..., N) that are read of an image."""
     if picture.codes is not None:
       return picture.codes
     return self.picture_from_pixels(picture.pixels).codes
 
-  # Logits: texts and pictures have rows of their own in one head.
+  # Logits: texts and images have separate rows in one head.
 
   def text_logits(self, hidden):
-    """hidden: (..., D) -> float32 (..., V): Show-o's own words and image codes are no texts."""
+    """hidden: (..., D) -> float32 (..., V), without Show-o's own tokens and image codes."""
     return self.lm_head.part(hidden, 0, self.config.text.vocab_size)
 
   def code_logits(self, hidden):
@@ -86,12 +86,12 @@ class Showo(nnx.Module):
   ):
     """prompt: (R, T) -> the prefix of R rows; guided: of 2 R rows, (cond, uncond) in pairs.
 
-    dropped: `_Dropped`, or None. blank: (R,) bool, the rows that are unconditional by themselves
-    (prompt dropout of pretraining).
+    dropped: `_Dropped`, or None. blank: (R,) bool, the rows that are unconditional themselves
+    (prompt dropout in pretraining).
     """
     t = self.config.templates
     ids, mask = without_eos(prompt, t.eos_id)
-    # A longer one loses its end, as in the original.
+    # Longer prompts are truncated, as in the original.
     ids, mask = ids[:, : self.config.prompt_tokens], mask[:, : self.config.prompt_tokens]
     before, after = t.generation_prefix, t.generation_suffix[:-1]
     shown = None
@@ -101,7 +101,7 @@ class Showo(nnx.Module):
         ids, mask = compacted(ids, mask & keep)
       elif dropped.way == 'mask':
         ids = jnp.where(keep, ids, self.config.mask_id)
-      else:  # 'hide': it stays in its place, and nobody else sees it
+      else:  # 'hide': it keeps its position, but no other token sees it
         ends = ((0, 0), (len(before), len(after)))
         shown = jnp.pad(keep | ~mask, ends, constant_values=True)
     ids, length = spliced(before, ids, mask, after, pad_id=t.pad_id)
@@ -121,8 +121,8 @@ class Showo(nnx.Module):
     return self.language_model.prefill(embeds, length, shown=shown, remat=remat)
 
   def _understanding_prefix(self, codes, question: Text, *, remat: bool = False):
-    """codes: (R, N), question: (R, T) -> the prefix of R rows, the picture's tokens seeing each
-    other.
+    """codes: (R, N), question: (R, T) -> the prefix of R rows, in which the image's tokens attend
+    to each other.
     """
     t = self.config.templates
     before = self._fixed(t.understanding_prefix, codes.shape[0])
@@ -135,16 +135,16 @@ class Showo(nnx.Module):
     )
     head = jnp.concatenate([before, codes + self.config.first_code], axis=1)
     embeds = self.language_model.embed_tokens(jnp.concatenate([head, tail], axis=1))
-    # The infix begins with eoi, which belongs to the picture.
+    # The infix begins with eoi, which belongs to the image.
     return self.language_model.prefill(
       embeds, length + head.shape[1], full=head.shape[1] + 1, remat=remat
     )
 
-  # Pictures after a prefix.
+  # Images after a prefix.
 
   def _block(self, prefix, inputs, *, remat: bool = False):
-    """inputs (R, C, N): rows of the vocabulary, codes or the mask token -> states (R, C, N, D),
-    state k about code k.
+    """inputs (R, C, N): rows of the vocabulary, codes or the mask token -> states (R, C, N, D);
+    state k predicts code k.
     """
     t = self.config.templates
     ends = ((0, 0), (0, 0), (1, 1))
@@ -154,7 +154,7 @@ class Showo(nnx.Module):
     return hidden[:, :, 1:-1]
 
   def _mixed(self, guidance: float):
-    """States (B, branches, ..., D) -> logits (B, ..., K), the branches joined."""
+    """A function: states (B, branches, ..., D) -> logits (B, ..., K), with the branches joined."""
 
     def logits(hidden):
       logits = self.code_logits(hidden)
@@ -162,7 +162,7 @@ class Showo(nnx.Module):
 
     return logits
 
-  # Sampling: the prefix once a group, then the block once a step.
+  # Sampling: the prefix once per group, then the block once per step.
 
   def sample_pictures(self, prompt: Text, keys, how: Sampling):
     inputs, group = keys.shape
@@ -173,7 +173,7 @@ class Showo(nnx.Module):
     plan = maskgit.schedule(total, steps, self.config.sampling_noise)
 
     def propose(known, codes, step):
-      """Codes (B, G, N) and their log-probabilities, for every place."""
+      """Codes (B, G, N) and their log-probabilities, for every position."""
       now = jnp.where(known, codes + self.config.first_code, self.config.mask_id)
       now = jnp.repeat(now, branches, axis=0)  # both branches read the same codes
       hidden = self._block(prefix, now).reshape(inputs, branches, group, total, -1)
@@ -185,7 +185,7 @@ class Showo(nnx.Module):
       codes = jnp.where(drawn.known, drawn.codes, codes)
       gumbel = maskgit.noise_of(keys, SURENESS + step, total) if how.temperature else 0.0
       sure = maskgit.sureness(logps, drawn.known, gumbel, noise)
-      # After the last step nothing is masked again: its proposals stand.
+      # After the last step nothing is masked again, so its proposals are final.
       again = maskgit.least_sure(sure, masked) & (step < steps - 1)
       logps = jnp.where(drawn.known, drawn.logps, logps)
       return _Drawing(drawn.known | ~again, codes, logps), None
@@ -199,8 +199,8 @@ class Showo(nnx.Module):
     return drawn.codes, drawn.logps
 
   def _propose(self, hidden, keys, step, how: Sampling):
-    """hidden (B, branches, G, N, D) -> codes and log-probabilities (B, G, N), `how.chunk` places at
-    a time: all logits of a step may be gigabytes.
+    """hidden (B, branches, G, N, D) -> codes and log-probabilities (B, G, N), `how.chunk` positions
+    at a time, because all logits of a step may take gigabytes.
     """
     total = self.config.num_codes
     logits = self._mixed(how.guidance)
@@ -226,12 +226,12 @@ class Showo(nnx.Module):
     )
 
   def sample_texts(self, picture: Picture, question: Text, keys, how: Sampling):
-    # The picture and the question run once for the whole group.
+    # The image and the question run once for the whole group.
     return self._write(self._understanding_prefix(self._codes(picture), question), keys, how)
 
   def _write(self, prefix: Prefix, keys, how: Sampling):
     """Texts after R prefixes: keys (R, G) -> Text (R, G, T), logps (R, G, T)."""
-    # The kernel of `decoder.make` is made for blocks of another kind.
+    # The kernel of `decoder.make` does not support this kind of block.
     decoder = decoder_lib.Decoder(
       self.language_model,
       prefix,
@@ -245,13 +245,13 @@ class Showo(nnx.Module):
     )
     return Text(ids, mask), logps
 
-  # Questions about pictures: the picture once, then each question after it.
+  # Questions about images: the image once, then each question after it.
 
   def read(self, pictures: Picture, mask) -> Prefix:
-    """As the protocol has it, for one picture a row."""
+    """See the protocol; one image per row."""
     codes = self._codes(pictures)
     assert codes.shape[1] == 1, codes.shape
-    del mask  # the one picture is always there
+    del mask  # there is always one image
     t = self.config.templates
     ids = jnp.concatenate(
       [
@@ -268,7 +268,7 @@ class Showo(nnx.Module):
   def answer(self, reading: Prefix, question: Text, keys, how: Sampling):
     write = functools.partial(self._write, how=how)
     t = self.config.templates
-    infix = t.understanding_infix[1:]  # its first ended what was read
+    infix = t.understanding_infix[1:]  # its first token is the end of the reading
     return texts.answer(self.language_model, reading, question, keys, write, t, infix=infix)
 
   def _fixed(self, ids, rows: int):
@@ -278,23 +278,23 @@ class Showo(nnx.Module):
   # Likelihoods.
 
   def picture_logps(self, prompt: Text, codes, keys, how: Scoring, *, blank=None) -> TokenScores:
-    """As the protocol has it: an estimate (docs/showo.md).
+    """See the protocol; the result is an estimate (docs/showo.md).
 
     `how.picture_likelihood`:
-      one_step: every place masked; each code's probability at once. Says which codes a prompt makes
-        likely where, not whether they fit together.
-      elbo: a random part of the places masked, and the rest shown; the bound of masked diffusion,
-        the mean of `how.elbo_draws` draws. Places that were not masked in a draw count 0 in it, the
-        others as many times as makes up for that.
+      one_step: masks all positions and takes the probabilities of all codes at once. It shows which
+        codes a prompt makes likely at each position, but not whether they fit together.
+      elbo: masks a random part of the positions and shows the rest: the bound of masked diffusion,
+        the mean of `how.elbo_draws` draws. In each draw, positions that are not masked count 0, and
+        the others are weighted to make up for that.
 
-    With `how.prompt_drop` words of the prompt are dropped at random. keys (B,): needed for both.
-    blank (R,) bool replaces whole prompts by the unconditional one (pretraining only).
+    `how.prompt_drop` drops tokens of the prompt at random. keys (B,): needed for both.
+    blank (R,) bool replaces whole prompts with the unconditional one (pretraining only).
     """
     per_input = prompt.ids.shape[1]
     prompt, (codes,), (inputs, rows, group) = pair_up(prompt, (codes,))
     dropped = None
     if keys is not None:
-      keys = jnp.repeat(keys, per_input, axis=0)  # one a row
+      keys = jnp.repeat(keys, per_input, axis=0)  # one per row
       if how.prompt_drop:
         dropped = _Dropped(_folded(keys, WORDS), how.prompt_drop, how.prompt_drop_way)
     branches = 1 if how.guidance == 1.0 else 2
@@ -306,17 +306,17 @@ class Showo(nnx.Module):
     return TokenScores(*(x.reshape(inputs, group, -1) for x in scores))
 
   def masked_logps(self, prompt: Text, codes, masked, how: Scoring, *, blank=None) -> TokenScores:
-    """Log-probabilities of pictures half masked, for pretraining: prompt (B, T), codes and masked
+    """Log-probabilities of partly masked images, for pretraining: prompt (B, T), codes and masked
     (B, N) -> TokenScores (B, N), 0 where a code was shown.
 
-    blank (B,) bool replaces whole prompts by the unconditional one.
+    blank (B,) bool replaces whole prompts with the unconditional one.
     """
     prefix = self._generation_prefix(prompt, False, blank=blank, remat=how.remat)
     scores = self._masked(prefix, codes[:, None], masked[:, None], how, 1)
     return TokenScores(*(x[:, 0] for x in scores))
 
   def _masked(self, prefix, codes, masked, how: Scoring, branches: int) -> TokenScores:
-    """codes and masked (R, C, N): what is masked, given the rest -> (R, C, N)."""
+    """codes and masked (R, C, N) -> scores (R, C, N) of the masked codes, given the rest."""
     inputs = jnp.where(masked, self.config.mask_id, codes + self.config.first_code)
     hidden = self._block(prefix, jnp.repeat(inputs, branches, axis=0), remat=how.remat)
     return token_scores(
@@ -329,7 +329,7 @@ class Showo(nnx.Module):
     )
 
   def _one_step(self, prefix, codes, keys, how: Scoring, branches: int) -> TokenScores:
-    """codes (R, C, N) -> (R, C, N). All places are masked, so one row serves all candidates."""
+    """codes (R, C, N) -> (R, C, N). All positions are masked, so one row serves all candidates."""
     del keys
     rows, _, total = codes.shape
     inputs = jnp.full((rows * branches, 1, total), self.config.mask_id, codes.dtype)
@@ -345,7 +345,7 @@ class Showo(nnx.Module):
     )
 
   def _bound(self, prefix, codes, keys, how: Scoring, branches: int) -> TokenScores:
-    """codes (R, C, N) -> (R, C, N). A draw's places are the same for all candidates of a row."""
+    """codes (R, C, N) -> (R, C, N). A draw masks the same positions for all candidates of a row."""
     total = codes.shape[-1]
 
     def draw(_, index):
@@ -363,7 +363,7 @@ class Showo(nnx.Module):
   def text_logps(
     self, picture: Picture, question: Text, text: Text, keys, how: Scoring
   ) -> TokenScores:
-    del keys  # of texts nothing is left to chance
+    del keys  # the likelihood of a text is exact
     codes = self._codes(picture)
     per_input = codes.shape[1]
     codes, (ids, mask), (inputs, _, group) = pair_up(codes, (text.ids, text.mask))
@@ -381,8 +381,8 @@ class Showo(nnx.Module):
 
 
 class _Drawing(NamedTuple):
-  """A picture half drawn, (B, G, N) each: which places are fixed, their codes, and what each code's
-  log-probability was when it was fixed.
+  """A partly drawn image, (B, G, N) each: which positions are fixed, their codes, and each code's
+  log-probability when it was fixed.
   """
 
   known: jax.Array
@@ -391,7 +391,7 @@ class _Drawing(NamedTuple):
 
 
 class _Dropped(NamedTuple):
-  """keys (R,), the share of words that is dropped, and the way."""
+  """keys (R,), the share of tokens to drop, and how to drop them."""
 
   keys: jax.Array
   share: float
@@ -399,12 +399,12 @@ class _Dropped(NamedTuple):
 
 
 def kept_words(keys, mask, share: float):
-  """Which words of prompts stay: keys (R,), mask (R, T) of the words -> (R, T) bool. Each is
-  dropped with probability `share`; of a prompt that would lose all, one stays.
+  """Which tokens of prompts to keep: keys (R,), mask (R, T) of the tokens -> (R, T) bool. Each is
+  dropped with probability `share`, but at least one token of every prompt is kept.
   """
 
   def draw(key):
-    # A key a place: what is dropped does not depend on padding.
+    # One key per position, so that the choice does not depend on padding.
     places = jnp.arange(mask.shape[-1])
     return jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))(places)
 
@@ -414,8 +414,8 @@ def kept_words(keys, mask, share: float):
 
 
 def masked_places(key, *, total: int):
-  """A key -> (N,) bool, the places of a draw of the bound, and how many they are: any number from 1
-  to N, as likely as another.
+  """A key -> (N,) bool, the masked positions of a draw of the bound, and their number, which is
+  uniform in 1 to N.
   """
   of_count, of_places = jax.random.split(key)
   count = jax.random.randint(of_count, (), 1, total + 1)
@@ -427,7 +427,7 @@ def _folded(keys, number):
 
 
 def spec_of(config: ShowoConfig) -> Spec:
-  """What code behind the protocol may know of a model of these sizes."""
+  """The `Spec` of a model of these sizes."""
   t = config.templates
   return Spec(
     eos_id=t.eos_id if t else -1,

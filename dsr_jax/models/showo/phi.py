@@ -1,9 +1,10 @@
-"""Phi-1.5 as Show-o uses it: norms on queries and keys, half of a head rotated, attention and MLP
-side by side.
+"""Phi-1.5 as Show-o uses it: norms on queries and keys, half of each head rotated, attention and
+MLP in parallel.
 
 Source: showlab/Show-o models/phi.py, which is transformers' Phi with `qk_layernorm`.
-Two kinds of candidates follow a prefix: texts, causal, and pictures, whose tokens all see each
-other. In a prefix the tokens of a picture see each other too, and what follows is causal.
+Two kinds of candidates follow a prefix: texts, which are causal, and images, whose tokens all
+attend to each other. In a prefix, too, the tokens of an image attend to each other, and what
+follows is causal.
 
 Axes: R prefixes (rows), C candidates of a prefix, P prefix length, T candidate tokens, D width, N
 heads, h head width. Keys and values are (R, N, ..., tokens, h).
@@ -39,7 +40,7 @@ class Attention(nnx.Module):
     self.k_layernorm = LayerNorm(cfg.head_dim, cfg.layer_norm_eps)
 
   def qkv(self, x, at: Rotary):
-    """x: (R, C, T, D) -> three of (R, N, C, T, h), normed and rotated where they must be."""
+    """x: (R, C, T, D) -> q, k, v (R, N, C, T, h) each, with q and k normalized and rotated."""
     r, c, t, _ = x.shape
 
     def split(y):
@@ -49,7 +50,7 @@ class Attention(nnx.Module):
     return self._rotated(self.q_layernorm(q), at), self._rotated(self.k_layernorm(k), at), v
 
   def _rotated(self, x, at: Rotary):
-    """The first `rotary_dim` of a head are rotated, the others stay."""
+    """Rotates the first `rotary_dim` components of a head and keeps the others."""
     turned, still = jnp.split(x, [self.rotary_dim], axis=-1)
     return jnp.concatenate([rotate(turned, at), still], axis=-1)
 
@@ -69,8 +70,8 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-  """One layer: one norm feeds attention and MLP, and both are added. `attend_fn(q, k, v)` is its
-  attention, given the new tokens' queries, keys and values.
+  """One layer: one norm feeds attention and MLP, and both are added. `attend_fn(q, k, v)` computes
+  its attention from the new tokens' queries, keys and values.
   """
 
   def __init__(self, cfg: PhiConfig, *, rngs: nnx.Rngs):
@@ -86,7 +87,7 @@ class Block(nnx.Module):
 
 
 class LanguageModel(Trunk):
-  """rows: of the embedding, those of image codes included."""
+  """rows: of the embedding, including those of image codes."""
 
   def __init__(self, cfg: PhiConfig, rows: int, *, rngs: nnx.Rngs):
     self.cfg = cfg
@@ -100,7 +101,7 @@ class LanguageModel(Trunk):
 
 
 class SharedHead(Head):
-  """One matrix for words and image codes, of which a part is asked for at a time."""
+  """One matrix for text tokens and image codes, of which only a part is used at a time."""
 
   def part(self, x, first: int, end: int):
     """x: (..., D) -> float32 logits (..., end - first) of rows `first` to `end`."""

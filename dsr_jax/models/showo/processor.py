@@ -1,11 +1,11 @@
-"""Text at the border: Phi-1.5's tokenizer, Show-o's words in it, and its prompt templates.
+"""Text processing: Phi-1.5's tokenizer with Show-o's tokens, and Show-o's prompt templates.
 
-Everything here runs on the host in NumPy and needs no model. Show-o adds ten words to the tokenizer
-when it starts, so their ids follow from its size; a tokenizer.json that has them already has the
-same ids.
+Everything here runs on the host in NumPy and needs no model. Show-o adds ten tokens to the
+tokenizer when it starts, so their ids follow from its size; a tokenizer.json that already has them
+has the same ids.
 
-A prompt has no leading space, an answer has one, so a text's first word has another id in each
-role: `templates.as_prompt` and `as_answer` are the tables between them.
+A prompt has no leading space and an answer has one, so the first word of a text has a different id
+in each role: `templates.as_prompt` and `as_answer` convert between them.
 Source: showlab/Show-o training/prompting_utils.py, inference_mmu.py.
 """
 
@@ -20,26 +20,26 @@ from dsr_jax.models.border import TextBorder
 from dsr_jax.models.showo.config import NEW_WORDS, PROMPT_TOKENS, Templates
 
 EOS, PAD, SOI, EOI, T2I, MMU = '<|endoftext|>', '[PAD]', '<|soi|>', '<|eoi|>', '<|t2i|>', '<|mmu|>'
-# In this order behind the tokenizer's own, the first of them at the padding token's place.
+# They follow the tokenizer's own in this order; the first is the padding token.
 WORDS = (PAD, SOI, EOI, '<|sov|>', '<|eov|>', T2I, MMU, '<|t2v|>', '<|v2v|>', '<|lvg|>')
-_SPACE = '\u0120'  # how byte-level vocabularies write a space
+_SPACE = '\u0120'  # a space in byte-level vocabularies
 
 
 class Processor(TextBorder):
   """Encodes and decodes texts for one model.
 
   Attributes:
-    tokenizer: the transformers `PreTrainedTokenizerFast`, Show-o's words in it.
-    template: of `TEMPLATES`.
-    templates: the `Templates` that the model's protocol methods splice around contents.
-    prompt_tokens: a longer prompt is refused.
+    tokenizer: the transformers `PreTrainedTokenizerFast`, with Show-o's tokens.
+    template: one of `TEMPLATES`.
+    templates: the `Templates` that the model's protocol methods put around contents.
+    prompt_tokens: the maximum; a longer prompt is refused.
   """
 
   def __init__(self, tokenizer, template: str = 'demo', prompt_tokens: int = PROMPT_TOKENS):
     self.tokenizer, self.template, self.prompt_tokens = tokenizer, template, prompt_tokens
     ids = _with_words(tokenizer)
     self._special = frozenset((ids[EOS], *(ids[word] for word in WORDS)))
-    words = min(ids[word] for word in WORDS)  # the size without them
+    words = min(ids[word] for word in WORDS)  # the vocabulary's size without them
     encode = self._encode
     if template == 'tuned':
       infix = (ids[EOI], *encode('USER:'))
@@ -62,7 +62,7 @@ class Processor(TextBorder):
 
   @property
   def vocab_size(self) -> int:
-    """Ids that a text may have."""
+    """Number of ids that a text may have."""
     return len(np.frombuffer(self.templates.as_prompt, np.int32))
 
   @classmethod
@@ -72,18 +72,18 @@ class Processor(TextBorder):
     return cls(tokenizer, template, prompt_tokens)
 
   def with_template(self, template: str):
-    """The same tokenizer with another template, of `TEMPLATES`."""
+    """The same tokenizer with another template, one of `TEMPLATES`."""
     return Processor(self.tokenizer, template, self.prompt_tokens)
 
   def encode_prompt(self, text, max_tokens=None):
-    """Ids of a drawing prompt's content, its first word without a leading space."""
+    """Ids of a drawing prompt's content, without a leading space."""
     room = min(self.prompt_tokens, max_tokens or self.prompt_tokens)
     return self._content(text.strip(), 'prompt', room)
 
   def encode_question(self, text, max_tokens=None):
     """Ids of a question's content: after a line break (`demo`), or after a space (`tuned`).
 
-    An empty one, as an instruction may be, has none.
+    Empty for an empty text, such as an empty instruction.
     """
     if not text.strip():
       return []
@@ -91,8 +91,8 @@ class Processor(TextBorder):
     return self._content(before + text.strip(), 'question', max_tokens)
 
   def encode_turn(self, text):
-    """Ids of all that follows the picture in a user's turn, but for the template's own line break:
-    of a Show-o the same as a question's.
+    """Ids of everything after the image in a user's turn, except the template's own line break:
+    the same as for a question.
     """
     return self.encode_question(text)
 
@@ -104,26 +104,26 @@ class Processor(TextBorder):
 
 
 def load_tokenizer(path):
-  """tokenizer.json -> `PreTrainedTokenizerFast`. Raises InputError where it cannot be read."""
-  # transformers takes a second to import, and many a command never needs a tokenizer.
+  """tokenizer.json -> `PreTrainedTokenizerFast`. Raises InputError if it cannot be read."""
+  # transformers takes a second to import, and many commands need no tokenizer.
   from transformers import PreTrainedTokenizerFast  # noqa: PLC0415
 
   if not path.is_file():
     raise InputError(
-      f'found no {path.name} in {path.parent}; expected the tokenizer of microsoft/phi-1_5; fetch '
-      'it into that folder'
+      f'there is no {path.name} in {path.parent}; fetch the one of microsoft/phi-1_5 into '
+      'that folder'
     )
   files.check_no_pointer(path)
   try:
     tokenizer = Tokenizer.from_file(str(path))
-  except Exception as e:  # the Rust side raises bare Exception
+  except Exception as e:  # the Rust code raises plain Exception
     raise InputError(
-      f'found {path} unreadable ({first_line(e)}); expected a tokenizer.json; fetch the file again'
+      f'cannot read {path} as a tokenizer.json ({first_line(e)}); fetch the file again'
     ) from e
   if tokenizer.token_to_id(EOS) is None:
     raise InputError(
-      f'found a tokenizer without {EOS} in {path.parent}; expected that of microsoft/phi-1_5; use '
-      'the one that belongs to the checkpoint'
+      f'the tokenizer in {path.parent} has no {EOS}; use the one that belongs to the checkpoint, '
+      'which is that of microsoft/phi-1_5'
     )
   return PreTrainedTokenizerFast(
     tokenizer_object=tokenizer,
@@ -136,7 +136,7 @@ def load_tokenizer(path):
 
 
 def _with_words(tokenizer):
-  """Adds Show-o's words where they lack; word -> id, of the end of text too."""
+  """Adds Show-o's tokens if they are missing. Returns token -> id, including the end of text."""
   known = {token.content: i for i, token in tokenizer.added_tokens_decoder.items()}
   if not any(word in known for word in WORDS):
     first = len(tokenizer)
@@ -148,14 +148,14 @@ def _with_words(tokenizer):
   ids = {word: tokenizer.convert_tokens_to_ids(word) for word in WORDS}
   if list(ids.values()) != list(range(first, first + NEW_WORDS)):
     raise InputError(
-      f"found a tokenizer whose last words are not {', '.join(WORDS)}; expected Show-o's ten, in "
-      'that order; use the tokenizer of microsoft/phi-1_5'
+      f"the last tokens of the tokenizer are not Show-o's ten, {', '.join(WORDS)}, in that order; "
+      'use the tokenizer of microsoft/phi-1_5'
     )
   return ids | {EOS: tokenizer.convert_tokens_to_ids(EOS)}
 
 
 def _first_words(tokenizer, size, special):
-  """The two tables of `Templates`: of ids with a leading space and without it."""
+  """The two tables of `Templates`: from ids with a leading space to ids without, and back."""
   words = tokenizer.convert_ids_to_tokens(range(size))
   added = set(tokenizer.added_tokens_decoder)
   by_word = {word: i for i, word in enumerate(words) if i not in special and i not in added}
