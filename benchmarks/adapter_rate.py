@@ -1,11 +1,11 @@
-"""How far adapters move at the rate of the weights themselves, and at a rate of their own.
+"""How far adapters move at the learning rate of the weights themselves, and at their own.
 
   python -m benchmarks.adapter_rate [--steps=4]
 
 Runs the real step on the embedded model, with trainable=lora at both rates and with the language
-model itself at the first, on the same batches. A change is measured where it acts: in the kernels
-that adapters stand beside, as the norm of what was added over the norm of the kernel.
-docs/robustness_numbers.md has the result.
+model itself at the first rate, on the same batches. A change is measured in the kernels that have
+adapters: the norm of what was added, divided by the norm of the kernel. docs/robustness_numbers.md
+has the result.
 """
 
 from absl import flags
@@ -15,7 +15,7 @@ import numpy as np
 from dsr_jax import cli, config_loading, train
 from dsr_jax import state as state_lib
 
-# What is trained -> its rates. They are inputs of the step's program, as in the study.
+# What is trained -> its learning rates. They are inputs of the step's program, as in the study.
 RUNS = {'lora': (3e-6, 1e-4), 'language_model': (3e-6,)}
 
 
@@ -52,7 +52,7 @@ def movements(config, rates):
 
 
 def kernels(params, family) -> list[np.ndarray]:
-  """Those that adapters stand beside, float64."""
+  """The kernels that have adapters, float64."""
   found = []
   for path in family.lora_targets.values():
     node = params
@@ -63,7 +63,7 @@ def kernels(params, family) -> list[np.ndarray]:
 
 
 def main(argv, f=flags.FLAGS):
-  """Prints a line a run."""
+  """Prints one line per run."""
   cli.no_arguments(argv)
   for trainable, rates in RUNS.items():
     for rate, found in zip(rates, movements(config_of(trainable, f.steps), rates)):

@@ -1,15 +1,15 @@
-"""Times the first stage of evaluation: answers a second, on this machine.
+"""Times the first stage of evaluation: answers per second on this machine.
 
   python -m benchmarks.answers [--rounds=5 --pictures=64 --side=384]
 
-1. The first stage as it runs (pictures decoded, turns tokenized, answers written to files), a
-   question a picture, against the training step's own sampler on the same chunks: the embedded
+1. The whole first stage (decodes images, tokenizes turns, writes answers to files) with one
+   question per image, against the training step's own sampler on the same chunks; the embedded
    model.
-2. Questions that share a picture, read once, against the same questions each with a reading of its
-   own: as POPE has them (6 to a picture) and as MMBench does (4 rotations). Of a model with small
-   random weights and Janus-Pro's 576 tokens a picture, which decide how much there is to share.
+2. Questions that share an image, which is read once, against the same questions with a separate
+   reading each: as in POPE (6 per image) and in MMBench (4 rotations). The model is small and has
+   random weights, but Janus-Pro's 576 tokens per image, which decide how much there is to share.
 
-Turns alternate; medians of the rounds. Prints one JSON object.
+The variants take turns; the results are medians over the rounds. Prints one JSON object.
 """
 
 import base64
@@ -44,7 +44,7 @@ ROOM = 16  # tokens of an answer
 
 
 def write_table(path, pictures: int, each: int, side: int):
-  """A table as POPE's: so many pictures of noise, so many questions about each."""
+  """A table like POPE's: `pictures` images of noise, with `each` questions about each."""
   rows = []
   for i in range(pictures):
     pixels = np.random.default_rng(i).integers(0, 256, (12, 12, 3), np.uint8)
@@ -79,7 +79,7 @@ def subject_of(model: families.Model, chunk: int) -> subject.Subject:
 
 
 def first_stage(made, benchmark) -> float:
-  """Seconds of the whole stage into a new folder."""
+  """Seconds of the whole stage, with output in a new folder."""
   with tempfile.TemporaryDirectory() as folder:
     start = time.perf_counter()
     with mock.patch.object(cli, 'log'):
@@ -88,7 +88,7 @@ def first_stage(made, benchmark) -> float:
 
 
 def own_sampler(made, benchmark) -> float:
-  """Seconds of the step's sampler on the same pictures and questions, ready in memory."""
+  """Seconds of the step's sampler on the same images and questions, already in memory."""
   questions = benchmark.questions()
   pixels = np.stack([made.square(benchmark.picture(q.pictures[0])) for q in questions])
   sampler = Sampler(made.model.graphdef, made.model.processor, chunk=made.chunk, seed=0)
@@ -114,7 +114,9 @@ def by_turns(rounds: int, **functions) -> dict[str, list[float]]:
 
 
 def janus_of_576(embedded: families.Model) -> families.Model:
-  """Random weights, small widths; pictures of 384 x 384 in 576 tokens, as Janus-Pro has them."""
+  """A model with random weights and small widths, and 576 tokens per 384 x 384 image, as in
+  Janus-Pro.
+  """
   processor = embedded.processor
   config = JanusConfig(
     text=TextConfig(embedded.config.text.vocab_size, 128, 352, 4, 4, 32),
@@ -176,17 +178,19 @@ def main(argv, f=flags.FLAGS):
 
 
 def _compared(seconds, answers: int, slow: str, fast: str) -> dict:
-  """Answers a second of both, and `fast` against `slow`."""
+  """Answers per second of both, and the ratio of `fast` to `slow`."""
   rates = {name: round(answers / statistics.median(x), 2) for name, x in seconds.items()}
   return {**rates, 'ratio': round(rates[fast] / rates[slow], 3), 'answers': answers}
 
 
 def define_flags(f=flags.FLAGS):
   flags.DEFINE_integer(
-    'rounds', 5, 'Of each, after one that compiles.', lower_bound=1, flag_values=f
+    'rounds', 5, 'Timed rounds, after one that compiles.', lower_bound=1, flag_values=f
   )
-  flags.DEFINE_integer('pictures', 64, 'Of a table.', lower_bound=1, flag_values=f)
-  flags.DEFINE_integer('side', 384, 'Of the pictures that questions share.', flag_values=f)
+  flags.DEFINE_integer('pictures', 64, 'Images per table.', lower_bound=1, flag_values=f)
+  flags.DEFINE_integer(
+    'side', 384, 'Side of the images that questions share, in pixels.', flag_values=f
+  )
 
 
 if __name__ == '__main__':

@@ -1,17 +1,17 @@
-"""Gives every command bad input: it must say what is wrong in a sentence, and leave nothing behind.
+"""Gives every command bad input: it must say what is wrong in one line, and leave nothing behind.
 
   python -m benchmarks.bad_inputs [--seed=0 --count=300 --run=DIR]
 
-Half of the cases are written down here, for every command; the others are made from the seed:
-configs, model directories, runs, pictures, codes and prompts with something in them changed or
-damaged. A case passes if the command ends with status 2 and one line `error: ...`, and the folder
-it stood in, and what it was given, are as they were. One that computes for more than CPU_SECONDS,
-or waits for IDLE_SECONDS without computing, hangs: so a machine that is shared makes no difference.
-Damage that may leave an input whole may also end with status 0.
+Half of the cases are listed here, for every command; the others are made from the seed: configs,
+model directories, runs, images, codes and prompts, each with a change or damage. A case passes if
+the command ends with status 2 and one line `error: ...`, and leaves its working folder and its
+input unchanged. A case that computes for more than CPU_SECONDS, or waits for IDLE_SECONDS without
+computing, counts as a hang; other load on the machine therefore makes no difference. If the damage
+may leave the input valid, status 0 passes too.
 
 The commands are imported once; each case is a fork of that process, with its own streams and
-folder, which goes through `cli.run_main` as the command itself does. `--cases=I,J` shows
-cases again. Prints one JSON object; exits with 1 if a case fails.
+folder, and goes through `cli.run_main` as the command itself does. `--cases=I,J` repeats cases.
+Prints one JSON object; exits with 1 if a case fails.
 """
 
 from collections import Counter
@@ -62,7 +62,7 @@ COMMANDS = {
   'prepare': 'dsr_jax.prepare.__main__',
 }
 OWN_FLAGS = ('seed', 'first', 'count', 'cases', 'all', 'run')
-# What each command needs to begin; IN is the folder of given files.
+# What each command needs to start; IN is the folder of the given files.
 GOOD = {
   'main': {'config': TINY, 'workdir': 'out'},
   'generate': {'model': 'scenes', 'prompt': 'a red disc', 'output': 'out', 'num_samples': '1'},
@@ -83,10 +83,10 @@ GOOD = {
 
 
 class Case(NamedTuple):
-  """A command line, and what it is given.
+  """A command line and its input.
 
-  make: function of the folder IN, fills it beyond what is always there. may_pass: whether the
-  input may still be whole.
+  make: function of the folder IN that adds files to those that are always there. may_pass: whether
+  the input may still be valid.
   """
 
   command: str
@@ -97,7 +97,7 @@ class Case(NamedTuple):
 
 
 def case(command, what, changes=None, extra=(), make=None, may_pass=False) -> Case:
-  """The good command line of a command with some flags changed (to None: left out)."""
+  """The good command line of a command with some flags changed; None leaves a flag out."""
   values = {**GOOD[command]}
   for name, value in (changes or {}).items():
     values.pop(name, None)
@@ -112,7 +112,7 @@ def case(command, what, changes=None, extra=(), make=None, may_pass=False) -> Ca
   return Case(command, what, [*arguments, *extra], make, may_pass)
 
 
-# Written down.
+# Listed cases.
 
 REQUIRED = {
   'main': ('config', 'workdir'),
@@ -200,7 +200,7 @@ VALUES = [
 
 
 def written_down() -> list[Case]:
-  """The cases that are the same for every seed, the most telling first."""
+  """The cases that are the same for every seed, the most informative first."""
   cases = []
   for command, names in REQUIRED.items():
     cases.append(case(command, 'unknown flag', extra=['--nonsense=1']))
@@ -217,7 +217,7 @@ def written_down() -> list[Case]:
   return cases
 
 
-# Made from a seed.
+# Cases made from a seed.
 
 
 def seeded(seed: int, index: int) -> Case:
@@ -230,14 +230,14 @@ BAD_VALUES = ('x', '', 'None', '[1, 2]', '1e999', 'nan', '-inf', '1.5', '{}', '-
 
 
 def override(rng):
-  """A key of the configuration set to something that is seldom right."""
+  """A configuration key set to a value that is seldom valid."""
   keys = saved_config.flat(saved_config.to_json(Config()))
   key, value = rng.choice(sorted(keys)), rng.choice(BAD_VALUES)
   return case('plan', f'{key}={value}', extra=[f'--config.{key}={value}'], may_pass=True)
 
 
 def config_file(rng):
-  """A config file with a line changed, doubled or lost, or with bytes damaged."""
+  """A config file with a line changed, duplicated or removed, or with damaged bytes."""
   lines = pathlib.Path(TINY).read_text(encoding='utf-8').splitlines()
   at = rng.randrange(len(lines))
   way = rng.choice(('value', 'value', 'lost', 'doubled', 'bytes', 'raises', 'returns'))
@@ -263,7 +263,7 @@ def config_file(rng):
   command = rng.choice(('plan', 'plan', 'evaluate', 'probe', 'main'))
   if command == 'plan':
     return case('plan', f'config: {way}', {'config': 'IN/config.py'}, make=make, may_pass=True)
-  # Where the file is whole after all, something else is wrong.
+  # In case the file is still valid, something else is wrong too.
   missing = {'evaluate': 'model', 'probe': 'model', 'main': 'config.model'}[command]
   changes = {'config': 'IN/config.py', missing: 'nowhere'}
   return case(command, f'config: {way}', changes, make=make)
@@ -273,7 +273,7 @@ JSON_VALUES = (None, True, 'x', '', -1, 0, 1.5, 1e999, 10**12, [], {}, [[]], 'a'
 
 
 def changed_json(rng, tree):
-  """A JSON tree with one value, anywhere in it, changed or lost; what was done, in words."""
+  """A JSON tree with one value, anywhere in it, changed or removed; and what was done, in words."""
   places = []
 
   def walk(node, path):
@@ -304,7 +304,7 @@ def damaged_text(rng, text: bytes) -> bytes:
 
 
 def model_directory(rng):
-  """The embedded model with a file changed, damaged or lost."""
+  """The embedded model with a file changed, damaged or removed."""
   source = pathlib.Path(locate.EMBEDDED)
   name = rng.choice(
     ('config.json', 'config.json', 'config.json', 'tokenizer.json', 'tokenizer_config.json')
@@ -338,13 +338,13 @@ def model_directory(rng):
 
   command, flag = rng.choice((('convert', 'source'), ('score', 'model'), ('plan', 'config.model')))
   changes = {flag: 'IN/model'}
-  if command == 'score':  # a model that is whole after all meets a text that is not
+  if command == 'score':  # in case the model is still valid, the text is not
     changes['text'] = '<|User|>'
   return case(command, f'model: {name} {way}', changes, make=make, may_pass=command != 'score')
 
 
 def run_folder(rng):
-  """A finished run with a file changed, damaged or lost."""
+  """A finished run with a file changed, damaged or removed."""
   names = ('summary.json', 'evaluations/000000.json', 'evaluations/000003.json')
   name = rng.choice((*names, 'config.json', 'metrics.jsonl'))
   seed, way = rng.random(), rng.choice(('changed', 'damaged', 'lost'))
@@ -364,7 +364,7 @@ def run_folder(rng):
 
   if name in names:
     return case('effect', f'run: {name} {way}', make=make, may_pass=True)
-  # A run that is whole after all has no such step.
+  # In case the run is still valid, it has no such step.
   return case('replay', f'run: {name} {way}', {'step': '77'}, make=make)
 
 
@@ -374,8 +374,8 @@ def _originals():
 
 
 def picture(rng):
-  """A damaged picture. A whole one has a size that no picture of Scenes has; but damage may make
-  an ICNS show another of its icons, whose sides are multiples of 32.
+  """A damaged image. A valid one has a size that no image of Scenes has; but damage may make an
+  ICNS show another of its icons, whose sides are multiples of 32.
   """
   files = _originals()
   name, data, kind = fuzz_pictures.case(files, rng.randrange(2**32), rng.randrange(2**32))
@@ -411,7 +411,7 @@ def codes(rng):
 
 
 def prompt(rng):
-  """A text that is none, given to a command or as a line of a file."""
+  """An invalid text, given to a command or as a line of a file."""
   special = ('<|User|>', '<|Assistant|>', '<begin_of_image>', '<|end_of_sentence|>')
   bad = rng.choice(
     (
@@ -434,11 +434,11 @@ def prompt(rng):
 
 MAKERS = (override, config_file, model_directory, run_folder, picture, codes, prompt)
 
-# Running them.
+# Running the cases.
 
 
 def prepare(folder: pathlib.Path, run: pathlib.Path):
-  """What every case is given."""
+  """Writes the files that every case is given."""
   pixels = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
   Image.fromarray(pixels).save(folder / 'picture.png')
   (folder / 'text.txt').write_text('words\n')
@@ -461,7 +461,7 @@ def state(folder: pathlib.Path) -> dict[str, str]:
 
 
 def child(item: Case, given: pathlib.Path, here: pathlib.Path):
-  """In the fork: the command as `python -m` runs it. Does not return."""
+  """Runs the command in the fork as `python -m` does. Does not return."""
   status = 1
   try:
     os.chdir(here)
@@ -484,7 +484,7 @@ def child(item: Case, given: pathlib.Path, here: pathlib.Path):
 
 
 def outcome(item: Case, run: pathlib.Path) -> tuple[str, float]:
-  """'refused', 'accepted' or what is wrong; and the seconds it took."""
+  """'refused', 'accepted' or what is wrong; and the seconds of CPU time."""
   with tempfile.TemporaryDirectory() as folder:
     given, here = pathlib.Path(folder) / 'in', pathlib.Path(folder) / 'here'
     given.mkdir()
@@ -515,13 +515,13 @@ def outcome(item: Case, run: pathlib.Path) -> tuple[str, float]:
 
 
 def looked_at(pid: int) -> tuple[bool, float]:
-  """Whether a process waits for something else than its turn, and the seconds it has computed."""
+  """Whether a process waits for anything other than a CPU, and its seconds of CPU time."""
   words = pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
   return words[0] != 'R', (int(words[11]) + int(words[12])) / os.sysconf('SC_CLK_TCK')
 
 
 def judged(item: Case, status: int, said: str, left: list[str], untouched: bool) -> str:
-  """The outcome, of what a process left."""
+  """The outcome, from what a process left."""
   if os.WIFSIGNALED(status):
     return f'wrong: it ended by signal {os.WTERMSIG(status)}: {said[-300:]}'
   code = os.waitstatus_to_exitcode(status)
@@ -552,14 +552,14 @@ def make_run(folder) -> pathlib.Path:
 
 
 def cases(seed: int) -> list[Case]:
-  """150 that are written down, spread over all of these, and 150 of the seed."""
+  """150 of the listed cases, spread over all of them, and 150 cases made from the seed."""
   fixed = written_down()
   fixed = [fixed[i * len(fixed) // 150] for i in range(150)]
   return fixed + [seeded(seed, i) for i in range(150)]
 
 
 def main(argv, f=flags.FLAGS):
-  """Prints what was found, as JSON."""
+  """Prints the results as JSON."""
   cli.no_arguments(argv)
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   with tempfile.TemporaryDirectory() as folder:
@@ -592,12 +592,12 @@ def main(argv, f=flags.FLAGS):
 
 
 def define_flags(f=flags.FLAGS):
-  flags.DEFINE_integer('seed', 0, 'Of the half that is made.', flag_values=f)
-  flags.DEFINE_integer('first', 0, 'The first case.', flag_values=f)
-  flags.DEFINE_integer('count', 300, 'How many.', flag_values=f)
-  flags.DEFINE_list('cases', [], 'Numbers of some, and no others.', flag_values=f)
-  flags.DEFINE_bool('all', False, 'All that are written down, and none else.', flag_values=f)
-  flag_types.define_path('run', '', 'A finished run of scenes_tiny; made where none is named.', f)
+  flags.DEFINE_integer('seed', 0, 'Seed of the generated half.', flag_values=f)
+  flags.DEFINE_integer('first', 0, 'Number of the first case.', flag_values=f)
+  flags.DEFINE_integer('count', 300, 'Number of cases.', flag_values=f)
+  flags.DEFINE_list('cases', [], 'Run only the cases with these numbers.', flag_values=f)
+  flags.DEFINE_bool('all', False, 'Run all listed cases and no others.', flag_values=f)
+  flag_types.define_path('run', '', 'A finished run of scenes_tiny (default: make one).', f)
 
 
 if __name__ == '__main__':

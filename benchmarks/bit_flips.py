@@ -1,13 +1,13 @@
-"""Damages the newest checkpoint of a real run, a file at a time, and starts every command that
-reads one: each has to say the sentence about it, with the checkpoint before it, and nothing else.
+"""Damages the newest checkpoint of a real run, one file at a time, and starts every command that
+reads a checkpoint: each must print one error that names it and the checkpoint before it.
 
   python -m benchmarks.bit_flips [--flips=26 --seed=0]
 
-The run is configs/scenes_tiny.py with three checkpoints. Bits are flipped at random places of its
-files in turn, so that every kind of file has at least one; then every kind is truncated, emptied
-and removed, the whole folder is emptied, and lastly nothing is damaged: then the commands that are
-quick enough must work. All of it in one process. Prints a table; exits with 1 where an answer was
-another one. `dsr_jax.study` opens its cells' checkpoints by the readers of main and of --model.
+The run is configs/scenes_tiny.py with three checkpoints. Bits are flipped at random positions of
+its files in turn, so that every kind of file gets at least one flip. Then every kind is truncated,
+emptied and removed, and the whole folder is emptied. Last, nothing is damaged, and the commands
+that are quick enough must work. Everything runs in one process. Prints a table; exits with 1 if an
+answer is wrong. `dsr_jax.study` opens its cells' checkpoints with the readers of main and --model.
 """
 
 import collections
@@ -42,7 +42,7 @@ NEWEST = 3
 
 
 def commands(run, folder):
-  """{name: (module, its flags)} of everything that reads a checkpoint of the run."""
+  """{name: (module, its flags)} of all commands that read a checkpoint of the run."""
   image, output = str(folder / 'picture.png'), str(folder / 'output')
   drawing = {'prompt': 'a red circle', 'num_samples': 1, 'output': output}
   return {
@@ -61,7 +61,7 @@ def commands(run, folder):
 
 
 def start(command, values) -> tuple[int, str]:
-  """(exit status, what it said on stderr) of a command in this process; 1 is a traceback."""
+  """(exit status, stderr) of a command in this process; status 1 is a traceback."""
   f = flags.FlagValues()
   command.define_flags(f)
   argv = ['command', *(f'--{name}={value}' for name, value in values.items())]
@@ -75,7 +75,7 @@ def start(command, values) -> tuple[int, str]:
     except InputError as e:
       status = 2
       print(f'error: {e}', file=sys.stderr)
-    # The very thing that is looked for.
+    # What this benchmark looks for.
     except Exception as e:
       status = 1
       print(f'{type(e).__name__}: {e}', file=sys.stderr)
@@ -83,7 +83,7 @@ def start(command, values) -> tuple[int, str]:
 
 
 def verdict(answer, newest) -> str:
-  """'named' where a command said what it should; else what it said."""
+  """'named' if a command printed the right error; else what it printed."""
   status, said = answer
   last = (said.strip().splitlines() or [''])[-1]
   whole = (
@@ -94,7 +94,7 @@ def verdict(answer, newest) -> str:
 
 
 def kind_of(path) -> str:
-  """A file's kind: its path, without the names that are made up for each file."""
+  """A file's kind: its path, without generated names."""
   return re.sub(r'[0-9a-f]{32}', 'DATA', str(path))
 
 
@@ -121,18 +121,18 @@ def remove(path, rng):
 
 
 def damages(newest, flips, rng):
-  """(what is done, to which file) of every trial."""
+  """(damage, file) of every trial."""
   files = sorted(path for path in newest.rglob('*') if path.is_file())
   kinds = {kind_of(path.relative_to(newest)): path for path in files}
   if flips < len(kinds):
-    raise InputError(f'found --flips={flips} for {len(kinds)} kinds of files; expected as many')
+    raise InputError(f'--flips is {flips}; raise it to the number of kinds of files, {len(kinds)}')
   in_turn = list(kinds.values()) + files
   trials = [(flip, in_turn[i % len(in_turn)]) for i in range(flips)]
   return trials + [(harm, path) for harm in (truncate, empty, remove) for path in kinds.values()]
 
 
 def trial(all_commands, newest, harm, path, rng) -> dict[str, str]:
-  """What each command said of one damage; the file is good again afterwards."""
+  """What each command printed about one damage; restores the file afterwards."""
   good = path.read_bytes()
   harm(path, rng)
   try:
@@ -142,7 +142,7 @@ def trial(all_commands, newest, harm, path, rng) -> dict[str, str]:
 
 
 def main(argv, f=flags.FLAGS):
-  """Prints the table in Markdown."""
+  """Prints the table as Markdown."""
   cli.no_arguments(argv)
   rng = random.Random(f.seed)
   logging.set_verbosity(logging.WARNING)
@@ -156,7 +156,7 @@ def main(argv, f=flags.FLAGS):
     if status:
       raise SystemExit(said[-2000:])
     all_commands = commands(run, folder)
-    # A later step to replay from the newest checkpoint: the run's own are all before it.
+    # To replay from the newest checkpoint takes a later step than any in the run.
     metrics = folder / 'run' / 'metrics.jsonl'
     metrics.write_text(metrics.read_text() + json.dumps({'step': NEWEST + 1, 'loss': 0}) + '\n')
 
@@ -195,8 +195,8 @@ def main(argv, f=flags.FLAGS):
 
 
 def define_flags(f=flags.FLAGS):
-  flags.DEFINE_integer('flips', 26, 'How many bits are flipped, one at a time.', flag_values=f)
-  flags.DEFINE_integer('seed', 0, 'Of the places.', flag_values=f)
+  flags.DEFINE_integer('flips', 26, 'Number of bits to flip, one at a time.', flag_values=f)
+  flags.DEFINE_integer('seed', 0, 'Seed of the positions.', flag_values=f)
 
 
 if __name__ == '__main__':

@@ -1,11 +1,11 @@
-"""What the checksums of a checkpoint cost, beside writing it and reading it.
+"""What the checksums of a checkpoint cost, compared with writing and reading it.
 
   python -m benchmarks.checksums [--gib=2 --rounds=5]
 
-Writes a state of so many GiB of random float32 as a run does, and times the checksums within.
-Prints one JSON object; shares are of the same round, all numbers medians. Seconds are a clock's;
-the share in processor time is that of all threads, which other programs disturb less. The file
-system's cache is not emptied.
+Writes a state of the given size, random float32, as a run does, and times the checksums in it.
+Prints one JSON object; all numbers are medians, and shares are taken within a round. Seconds are
+wall-clock time; the share of processor time is that of all threads, which other programs disturb
+less. The file system's cache is not emptied.
 """
 
 import json
@@ -24,11 +24,11 @@ from dsr_jax.runtime import checkpoints, checksums
 from dsr_jax.state import TrainState
 
 ABOUT = {part: {'fingerprint': ''} for part in ('method', 'data', 'model')}
-ARRAY_BYTES = 256 << 20  # of one array: a layer's share of a large model
+ARRAY_BYTES = 256 << 20  # per array: about a layer of a large model
 
 
 def random_state(gib: float) -> TrainState:
-  """A state whose saved part is so large."""
+  """A state whose saved part has this size."""
   rng = np.random.default_rng(0)
   number = max(1, round(gib * 2**30 / ARRAY_BYTES))
   params = {
@@ -40,9 +40,7 @@ def random_state(gib: float) -> TrainState:
 
 
 def timed(function, took: list[tuple[float, float]]):
-  """The function, which adds to `took` what each of its calls took: seconds, and seconds of the
-  processor.
-  """
+  """Wraps a function: each call appends its wall-clock and processor seconds to `took`."""
 
   def call(*args, **named):
     began = time.perf_counter(), time.process_time()
@@ -54,7 +52,7 @@ def timed(function, took: list[tuple[float, float]]):
 
 
 def main(argv, f=flags.FLAGS):
-  """Prints the times, as JSON."""
+  """Prints the times as JSON."""
   cli.no_arguments(argv)
   state = random_state(f.gib)
   whole, summing, comparing = [], [], []
@@ -92,8 +90,10 @@ def main(argv, f=flags.FLAGS):
 
 def define_flags(f=flags.FLAGS):
   flags.DEFINE_float('gib', 2.0, 'Size of the state.', flag_values=f)
-  flags.DEFINE_integer('rounds', 5, 'How often it is written.', flag_values=f)
-  flags.DEFINE_string('folder', '', 'On which disk; by default the temporary one.', flag_values=f)
+  flags.DEFINE_integer('rounds', 5, 'Number of times it is written.', flag_values=f)
+  flags.DEFINE_string(
+    'folder', '', 'A folder on the disk to test (default: the temporary folder).', flag_values=f
+  )
 
 
 if __name__ == '__main__':

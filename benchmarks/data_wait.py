@@ -1,11 +1,11 @@
-"""What JPEG pictures of 640 x 480 cost a training step of the default Scenes run: how long the
+"""What JPEG images of 640 x 480 cost a training step of the default Scenes run: how long the
 devices wait for the next batch.
 
   python -m benchmarks.data_wait [--pictures=200 --steps=8]
 
-A real run of configs/scenes.py without evaluation, on a folder of such pictures and, for
-comparison, on its own. Prints one JSON object with medians over the steps but the first and the
-last; exits with 1 where more than 2 % of the step is spent waiting.
+Runs configs/scenes.py without evaluation, on a folder of such images and, for comparison, on its
+own. Prints one JSON object with medians over all steps except the first and the last; exits with 1
+if more than 2 % of a step is spent waiting.
 """
 
 import json
@@ -27,7 +27,7 @@ MOST = 0.02  # of a step
 
 
 def measure(workdir, steps, **changes):
-  """(median seconds of a step, median seconds of it that the devices wait for data)."""
+  """(median seconds per step, median seconds per step that the devices wait for data)."""
   config = config_loading.load(
     'scenes',
     method__steps=steps,
@@ -72,11 +72,11 @@ def main(argv, f=flags.FLAGS):
 
 
 def define_flags(f=flags.FLAGS):
-  flags.DEFINE_integer('pictures', 200, 'Different pictures.', lower_bound=1, flag_values=f)
+  flags.DEFINE_integer('pictures', 200, 'Number of different images.', lower_bound=1, flag_values=f)
   flags.DEFINE_integer(
     'steps',
     8,
-    'Steps of each run, of which the first and the last are left out.',
+    'Steps of each run; the first and the last are left out.',
     lower_bound=3,
     flag_values=f,
   )

@@ -1,11 +1,11 @@
-"""Damages pictures at random and loads them: each loads, or is refused in one sentence.
+"""Damages images at random and loads them: each must load, or be refused with a one-line error.
 
   python -m benchmarks.fuzz_pictures [--count=50000 --seed=0]
 
-Case i is a function of (seed, i) alone: `--first=i --count=1` shows it again. Slices of cases run
-in processes of their own, so that a hang (`LIMIT` seconds a case) or a crash inside of a decoder is
-a finding and not the end. Pictures whose metadata alone are damaged must load. Prints one JSON
-object; exits with 1 if there is a finding.
+Case i depends only on (seed, i): `--first=i --count=1` repeats it. Slices of cases run in separate
+processes, so that a hang (`LIMIT` seconds per case) or a crash in a decoder is recorded and does
+not end the program. Images with damage only in their metadata must load. Prints one JSON object;
+exits with 1 if a case fails.
 """
 
 from collections import Counter
@@ -31,10 +31,10 @@ from dsr_jax import cli, images
 from dsr_jax.errors import InputError
 
 WIDTH, HEIGHT = 24, 17
-LIMIT = 20  # seconds a case
-SLICE = 500  # cases a process
+LIMIT = 20  # seconds per case
+SLICE = 500  # cases per process
 
-# How a picture is written: format, mode, options of Pillow's `save`.
+# How an image is written: format, mode, options of Pillow's `save`.
 WRITTEN = (
   ('AVIF', 'RGB', {}),
   ('AVIF', 'RGBA', {}),
@@ -87,11 +87,11 @@ WRITTEN = (
 WITH_EXIF = ('AVIF', 'JPEG', 'MPO', 'PNG', 'TIFF', 'WEBP')
 INTERESTING = (0, 1, 2, 127, 128, 255, 256, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000)
 
-# The pictures.
+# The images.
 
 
 def picture(mode: str) -> Image.Image:
-  """A small picture of smooth noise in a mode."""
+  """A small image of smooth noise in a mode."""
   rng = np.random.default_rng(0)
   pixels = rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
   if mode == 'F':
@@ -114,7 +114,7 @@ def exif() -> bytes:
 
 
 def written(image, name: str, options: dict, metadata: bytes = b'') -> bytes:
-  """The picture as a file of a format."""
+  """The image as a file of a format."""
   options = dict(options)
   if options.get('save_all'):
     options['append_images'] = [image.transpose(Image.Transpose.ROTATE_180)]
@@ -126,7 +126,7 @@ def written(image, name: str, options: dict, metadata: bytes = b'') -> bytes:
 
 
 def originals() -> list[tuple[str, bytes]]:
-  """(format, file) of every undamaged picture."""
+  """(format, file) of every undamaged image."""
   found = []
   for name, mode, options in WRITTEN:
     plain = name in WITH_EXIF and mode == 'RGB' and 'compression' not in options
@@ -150,25 +150,25 @@ def truncate(rng, data, other):
 
 
 def splice_header(rng, data, other):
-  """The beginning of another picture's file before the rest of this one."""
+  """The beginning of another image's file, followed by the rest of this one."""
   cut = rng.choice((4, 8, 16, 32, 64, rng.randrange(1, 200)))
   return other[:cut] + data[rng.choice((cut, 0, rng.randrange(len(data)))) :]
 
 
 def change_number(rng, data, other):
-  """Two or four bytes, as those of a length or an offset, become another number."""
+  """Changes two or four bytes, like those of a length or an offset, to another number."""
   data = bytearray(data)
   for _ in range(rng.choice((1, 1, 2, 3))):
     size, form = rng.choice(((2, 'H'), (4, 'I')))
     value = rng.choice((*INTERESTING, rng.randrange(2**32))) % 2 ** (8 * size)
-    # Most lengths stand in the first bytes.
+    # Most lengths are in the first bytes.
     at = rng.randrange(min(len(data), rng.choice((32, 128, len(data)))))
     data[at : at + size] = struct.pack(rng.choice('<>') + form, value)
   return bytes(data)
 
 
 def move_block(rng, data, other):
-  """Some bytes are left out, doubled, or replaced by noise."""
+  """Removes some bytes, duplicates them, or replaces them with noise."""
   start = rng.randrange(len(data))
   block = data[start : start + rng.randrange(1, 64)]
   rest = data[start + len(block) :]
@@ -179,17 +179,17 @@ DAMAGES = (flip_bits, truncate, splice_header, change_number, move_block)
 
 
 def broken_metadata(rng) -> tuple[str, bytes]:
-  """(format, file) of a whole picture whose EXIF block, or index of pictures, is damaged."""
+  """(format, file) of a whole image whose EXIF block, or index of images, is damaged."""
   name = rng.choice(('AVIF', 'JPEG', 'JPEG', 'MPO', 'PNG', 'TIFF', 'WEBP'))
   options = {'save_all': True} if name == 'MPO' else {}
   data = written(picture('RGB'), name, options, exif())
   if name == 'MPO':
     start = data.index(b'MPF\0') + 4
     length = int.from_bytes(data[start - 6 : start - 4], 'big') - 6
-  elif name == 'TIFF':  # what the tags of its own directory point to
+  elif name == 'TIFF':  # the data that its directory's tags point to
     start = data.index(b'a camera')
     length = len(b'a camera')
-  elif name == 'AVIF':  # whose orientation stands elsewhere
+  elif name == 'AVIF':  # its orientation is stored elsewhere
     start = data.index(exif()[6:14])
     length = data.index(b'a camera') - start
   else:
@@ -204,7 +204,7 @@ def broken_metadata(rng) -> tuple[str, bytes]:
 
 
 def case(files, seed: int, index: int) -> tuple[str, bytes, str]:
-  """(format, file, kind of damage) of a case."""
+  """(format, file, kind of damage) of one case."""
   rng = random.Random(f'{seed} {index}')
   if rng.random() < 0.1:
     name, data = broken_metadata(rng)
@@ -248,7 +248,7 @@ def run(files, seed: int, cases) -> list[tuple[str, str, str]]:
 
 
 def run_apart(files, seed: int, cases) -> list[tuple[str, str, str]]:
-  """`run` in a process of its own; one that dies is repeated case by case."""
+  """`run` in a separate process; if it dies, the cases are repeated one by one."""
   here, there = os.pipe()
   child = os.fork()
   if not child:
@@ -301,7 +301,7 @@ def main(argv, f=flags.FLAGS):
 
 
 def _counts(rows) -> dict[str, dict[str, int]]:
-  """{group: {outcome's first word: how many}}."""
+  """{group: {first word of the outcome: count}}."""
   ordered = sorted((group, text.split(':')[0]) for group, text in rows)
   return {
     group: dict(Counter(word for _, word in members))
@@ -310,9 +310,9 @@ def _counts(rows) -> dict[str, dict[str, int]]:
 
 
 def define_flags(f=flags.FLAGS):
-  flags.DEFINE_integer('count', 50_000, 'How many cases.', flag_values=f)
-  flags.DEFINE_integer('first', 0, 'The first of them.', flag_values=f)
-  flags.DEFINE_integer('seed', 0, 'Of all that is drawn.', flag_values=f)
+  flags.DEFINE_integer('count', 50_000, 'Number of cases.', flag_values=f)
+  flags.DEFINE_integer('first', 0, 'Number of the first case.', flag_values=f)
+  flags.DEFINE_integer('seed', 0, 'Random seed.', flag_values=f)
 
 
 if __name__ == '__main__':

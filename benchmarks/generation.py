@@ -5,13 +5,13 @@
 
 The second is for a GPU: random weights, bfloat16.
 
-Both sides have the same weights, prompts, sizes, float32 and cores, and run in turns in one
-process, so that whatever else the machine does falls on both. The torch side is what its user would
-write with care: the unique prompts are run once and their keys repeated into a static cache, masks
-and positions are prepared outside the loop, logits are taken only where they are read, the
-optimizer is the fused one. It is not compiled: `transformers` runs eagerly. With a published
-model's config the weights are random ones, of each side its own, and `system.compute_dtype` is that
-of both; torch then keeps no float32 masters, which favors it.
+Both sides have the same weights, prompts, sizes, float32 and cores, and take turns in one process,
+so that other load on the machine affects both. The torch side is what a careful user would write:
+it runs the unique prompts once and repeats their keys into a static cache, prepares masks and
+positions outside the loop, computes logits only where they are read, and uses the fused optimizer.
+It is not compiled: `transformers` runs eagerly. With a published model's config, each side has its
+own random weights, and both use `system.compute_dtype`; torch then keeps no float32 master weights,
+which favors it.
 
 Axes: B prompts, G samples, N image codes, T text tokens, H W pixels.
 """
@@ -31,7 +31,7 @@ import time
 
 os.environ.setdefault(
   'XLA_PYTHON_CLIENT_ALLOCATOR', 'platform'
-)  # on a GPU, what JAX does not use at the moment is torch's
+)  # on a GPU, leaves the memory that JAX does not use to torch
 
 import jax
 import jax.numpy as jnp
@@ -57,13 +57,13 @@ from dsr_jax.scenes import sets
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
-DECODED_AT_ONCE = 32  # pictures, in torch
+DECODED_AT_ONCE = 32  # images, in torch
 PHASES = ('sampling', 'VQ decode', 'reversed scoring', 'update')
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """What both sides are given: a model directory as `bundle`, the run's `method` and `system`, and
+  """The input of both sides: a model directory as `bundle`, the run's `method` and `system`, and
   the arrays of one step.
   """
 
@@ -75,7 +75,7 @@ class Work:
 
 
 class Jax:
-  """The step's own functions, one compiled program a phase."""
+  """The step's own functions, one compiled program per phase."""
 
   def __init__(self, work: Work):
     config = work.bundle.config
@@ -83,7 +83,7 @@ class Jax:
       graphdef=JANUS.graphdef(config),
       family=JANUS,
       spec=JANUS.spec(config),
-      # Pairs, whatever the config's objective: the torch side has SimPO alone.
+      # Pairs, for any objective in the config: the torch side has only SimPO.
       method=dataclasses.replace(work.method, objective='simpo', inner_updates=1),
       system=dataclasses.replace(work.system, frozen_every=0),
     )
@@ -143,7 +143,7 @@ class Jax:
 
   @property
   def inputs(self) -> GenerationInputs:
-    """The prompts, as a task has them."""
+    """The prompts, in the form that a task uses."""
     index = jnp.arange(self.batch.prompt.ids.shape[0])
     return GenerationInputs(self.batch.prompt, index, {})
 
@@ -152,7 +152,7 @@ class Jax:
     return np.asarray(self._sample(self.state, self.inputs, seed))
 
   def decoding(self, codes):
-    """`Picture` of (B, G)."""
+    """Codes (B, G, N) -> `Picture` with axes (B, G, ...)."""
     return jax.block_until_ready(self._decode(self.state, codes))
 
   def scoring(self, pictures):
@@ -280,7 +280,7 @@ class Torch:
     embed = self.model.get_input_embeddings()
     head = embed(torch.tensor(t.understanding_prefix)).expand(len(features), -1, -1)
     ids = torch.tensor(tail).repeat_interleave(group, 0)
-    # Padding stands on the right, where causality hides it: no mask.
+    # Padding is on the right, where it is never seen by causality, so no mask is needed.
     states = self.model.model.language_model(
       inputs_embeds=torch.cat([head, features, embed(ids)], 1), use_cache=False
     ).last_hidden_state[:, -longest - 1 : -1]
@@ -326,18 +326,18 @@ class Torch:
 
 
 def flops(config: JanusConfig, batch, method) -> dict[str, float]:
-  """Multiply-adds of the matrix products and convolutions each phase needs, times two; no norms,
-  softmax or elementwise work.
+  """FLOPs of the matrix products and convolutions that each phase needs, two per multiply-add,
+  without norms, softmax and elementwise operations.
 
-  The necessary work: a prompt counts once, causal attention half, logits only where they are read.
-  Either side may do more.
+  Counts only the necessary work: a prompt once, causal attention as half, logits only where they
+  are read. Either side may do more.
   """
   text, vision, vq = config.text, config.vision, config.vq
   t = config.templates
   d, inner, n = text.hidden_size, text.num_attention_heads * text.head_dim, config.num_codes
   token = text.num_hidden_layers * (
     4 * d * inner + 3 * d * text.intermediate_size
-  )  # weights of a token's way through the layers
+  )  # weights that a token passes in the layers
 
   def attend(queries, keys):
     return text.num_hidden_layers * 2 * inner * queries * keys  # scores and weighted sum
@@ -374,7 +374,7 @@ def flops(config: JanusConfig, batch, method) -> dict[str, float]:
 
   scoring = sum(group * (tower + read(int(x))) for x in lengths)
 
-  # Forward; the backward pass is two more for every product with a trained weight or an activation.
+  # Forward; the backward pass adds two for every product with a trained weight or an activation.
   forward = sum(
     (p - 1) * token + causal(p - 1) + 2 * (n * (token + head) + causal(n, p - 1)) for p in prompts
   )
@@ -384,7 +384,7 @@ def flops(config: JanusConfig, batch, method) -> dict[str, float]:
 
 
 def vq_decoder_products(config: JanusConfig) -> float:
-  """Multiply-adds of one picture's way through the VQ decoder."""
+  """Multiply-adds of one image in the VQ decoder."""
   vq, side = config.vq, config.grid
   widths = [vq.base_channels * m for m in reversed(vq.channel_multiplier)]
 
@@ -417,7 +417,7 @@ def seconds(fn, *args):
 
 
 def matmul_rate(dtype: str, repeats: int = 3, size: int = 4096) -> float:
-  """FLOP/s of a product in JAX, the best of a few."""
+  """FLOP/s of a matrix product in JAX, the best of a few."""
   x = jax.random.normal(jax.random.key(0), (size, size), dtype)
   product = jax.jit(lambda x: x @ x)
   product(x).block_until_ready()
@@ -427,9 +427,7 @@ def matmul_rate(dtype: str, repeats: int = 3, size: int = 4096) -> float:
 
 
 def check_same(ours: Jax, theirs: Torch) -> dict[str, float]:
-  """Largest difference of the two sides on the same codes; raises if they do not do the same
-  work.
-  """
+  """Largest differences of the two sides on the same codes; raises if their work differs."""
   codes = ours.sampling(0)
   picture, pixels = ours.decoding(codes), theirs.decoding(codes)
   reward, other = ours.scoring(picture), theirs.scoring(pixels)
@@ -451,7 +449,7 @@ def one_round(side, seed):
   took[2], reward = seconds(side.scoring, pictures)
   took[3], _ = seconds(side.update, codes, reward)
   if torch.cuda.is_available():
-    torch.cuda.empty_cache()  # and what torch does not use is JAX's
+    torch.cuda.empty_cache()  # leaves the memory that torch does not use to JAX
   print(
     f'{type(side).__name__:<6}' + ', '.join(f'{name} {s:.3f} s' for name, s in zip(PHASES, took)),
     file=sys.stderr,
@@ -460,7 +458,7 @@ def one_round(side, seed):
 
 
 def measure(ours: Jax, theirs: Torch, rounds: int, limit: float):
-  """Rounds in turns, at most `limit` seconds of them: times (rounds, 2, phases), JAX first."""
+  """Alternating rounds, for at most `limit` seconds: times (rounds, 2, phases), JAX first."""
   times, start = [], time.monotonic()
   for i in range(rounds):
     sides = (ours, theirs) if i % 2 == 0 else (theirs, ours)
@@ -472,8 +470,8 @@ def measure(ours: Jax, theirs: Torch, rounds: int, limit: float):
 
 
 def table(times, work, rate) -> str:
-  """Markdown: medians, medians of the rounds' ratios, and what share of the matmul rate each side
-  reaches.
+  """Markdown: medians, medians of the rounds' ratios, and the share of the matmul rate that each
+  side reaches.
   """
   times = np.concatenate([times, times.sum(-1, keepdims=True)], axis=-1)
   counted = flops(work.bundle.config, work.batch, work.method)
@@ -543,9 +541,7 @@ Medians of {len(times)} rounds in which the two sides took turns; the ratio is t
 
 
 def prepare_published(config) -> Work:
-  """A published model's sizes, random weights and prompts of 8 to 24 tokens, 16 of them; nothing is
-  downloaded.
-  """
+  """A published model's sizes, random weights, 16 prompts of 8 to 24 tokens; downloads nothing."""
   model = plan_program.sizes_of(config.model)
   model = dataclasses.replace(model, templates=plan_program.stand_in_templates(model))
   method = dataclasses.replace(config.method, inputs_per_step=32)
@@ -565,15 +561,13 @@ def prepare_published(config) -> Work:
 
 
 def prepare(directory: str, config, scratch: str) -> Work:
-  """The default step's sizes and its first batch; random weights where there is no embedded
-  model.
-  """
+  """The default step's sizes and its first batch; random weights if there is no embedded model."""
   if not directory:
     directory, words = os.path.join(scratch, 'model'), os.path.join(scratch, 'words')
     processor = tokenizer_files.make_tokenizer(sets.vocabulary_texts(2000, 0), 640, words)
     model = dataclasses.replace(JanusConfig.scenes(), templates=processor.templates)
     params = janus.create(model, 0)[1]
-    params['language_model']['embed_tokens']['embedding'] *= 20  # as large as a trained model's
+    params['language_model']['embed_tokens']['embedding'] *= 20  # as large as in a trained model
     convert.save(directory, model, jax.tree.map(np.asarray, params), words)
   bundle = convert.load(directory)
   made = batches.make(config.data, config.method, bundle.processor, bundle.config.image_size)
@@ -590,9 +584,7 @@ def main():
   parser.add_argument('--config', default=str(ROOT / 'configs' / 'scenes.py'))
   parser.add_argument('--rounds', type=int, default=9)
   parser.add_argument('--seconds', type=float, default=90, help='no round starts later')
-  parser.add_argument(
-    '--threads', type=int, default=2, help="of torch; JAX takes the machine's cores"
-  )
+  parser.add_argument('--threads', type=int, default=2, help="torch's threads; JAX uses all cores")
   parser.add_argument('--output', default='', help='Markdown file; stdout always has the table')
   args = parser.parse_args()
   torch.set_num_threads(args.threads)

@@ -1,9 +1,9 @@
-"""How far bfloat16 moves log-probabilities, with logits rounded to bfloat16 and with float32 ones.
+"""How far bfloat16 changes log-probabilities, with logits in bfloat16 and in float32.
 
   python -m benchmarks.head_error
 
-For the embedded model, and a random one of width 1024 whose logits have a standard deviation of
-about 3. Everything before the heads is the same bfloat16 on both sides; the truth is the same
+For the embedded model, and for a random one of width 1024 whose logits have a standard deviation of
+about 3. Everything before the heads is the same bfloat16 on both sides; the reference is the same
 model in float32. Prints a JSON object; docs/robustness_numbers.md has the result.
 """
 
@@ -46,12 +46,12 @@ def wide():
 
 
 def rounded_linear(head, x):
-  """What the heads did: the product comes back in x's dtype."""
+  """The heads as they were before: the product is returned in x's dtype."""
   return layers.Linear.__call__(head, x)
 
 
 def measure(graphdef, params, config):
-  """{head: {what: root mean square and largest error of log-probabilities, in nats}}."""
+  """{head: {variant: root mean square and largest error of log-probabilities, in nats}}."""
   rng = np.random.default_rng(0)
   ids = jnp.asarray(rng.integers(0, config.text.vocab_size, (ROWS, TOKENS)))
   codes = jnp.asarray(rng.integers(0, config.vq.num_embeddings, (ROWS, TOKENS)))
@@ -77,7 +77,7 @@ def measure(graphdef, params, config):
     rows = {}
     for kind, mine in zip(('float32 logits', 'bfloat16 logits'), half[name]):
       rows[kind] = _errors(log_softmax(mine) - log_softmax(truth))
-    # Of the head alone: the same states, with and without the rounding.
+    # The head alone: the same states, with and without rounding.
     fine, coarse = half[name]
     rows['rounding alone'] = _errors(log_softmax(coarse) - log_softmax(fine))
     pairs = [jnp.stack([x[:2], x[2:]]) for x in (fine, coarse)]

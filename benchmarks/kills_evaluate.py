@@ -1,14 +1,14 @@
-"""Kills a real evaluation of the embedded model and compares what it leaves with an unbroken one's:
-every file, byte for byte.
+"""Kills a real evaluation of the embedded model, restarts it, and compares all files with those of
+an uninterrupted one, byte for byte.
 
   python -m benchmarks.kills_evaluate [--kills=10 --seed=0 --limit=2]
 
-Draws prompts of GenEval and T2I-CompBench, answers tables as POPE's and MMBench's about pictures of
-Scenes, has evaluators of random weights and small sizes look at the pictures, and scores all. Every
-kill is SIGKILL shortly after so many files are there, a number drawn from all of them, half of them
-while the evaluators look; then the same command again on what the kill left. Pictures, rewards,
-answers, records and manifests that were complete at a kill must be untouched in the end: nothing is
-made twice. Prints one JSON object; exits with 1 where anything differs.
+Draws prompts of GenEval and T2I-CompBench, answers tables like POPE's and MMBench's about images of
+Scenes, runs small evaluators with random weights on the images, and scores everything. Each kill is
+a SIGKILL shortly after a random number of files exist, half of them while the evaluators run; then
+the same command runs again on what is left. Images, rewards, answers, records and manifests that
+were complete at a kill must be untouched at the end: nothing is made twice. Prints one JSON object;
+exits with 1 if anything differs.
 """
 
 import base64
@@ -36,14 +36,14 @@ from dsr_jax.scenes import sets
 from tests.support import tiny_evaluators
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-PICTURES = 24  # asked about, three questions each
+PICTURES = 24  # images with three questions each
 KEPT = ('.png', 'metadata.jsonl', 'manifest.json')
-FOLDERS = ('answers', 'rewards', 'records')  # all files in these are kept too
+FOLDERS = ('answers', 'rewards', 'records')  # no file in these is written twice either
 DRAWN = ('geneval', 't2i_compbench')
 
 
 def write_tables(folder: pathlib.Path):
-  """POPE.tsv and MMBench_DEV_EN.tsv about pictures of Scenes."""
+  """POPE.tsv and MMBench_DEV_EN.tsv about images of Scenes."""
   scenes, rows = sets.evaluation_pope(PICTURES)
   pictures = [_base64(pixels) for pixels in sets.pictures(scenes)]
   table, owner = [], {}
@@ -65,7 +65,7 @@ def write_tables(folder: pathlib.Path):
 
 
 def write_evaluators(folder: pathlib.Path) -> dict[str, str]:
-  """{kind: directory}; both detectors see something in every picture, as the self-test asks."""
+  """{kind: directory}; both detectors find something in every image, as the self-test requires."""
   folder.mkdir()
   made = {
     'mask2former': tiny_evaluators.mask2former(folder / 'mask2former', classes=80),
@@ -97,7 +97,7 @@ def _write(path, columns, rows):
 
 
 class Evaluation:
-  """One process of the command, and what can be seen of it from outside."""
+  """One process of the command, and what is visible of it from outside."""
 
   def __init__(self, output, data, evaluators, limit):
     command = [sys.executable, '-m', 'dsr_jax.evaluate', '--model=scenes', '--any_version']
@@ -111,7 +111,7 @@ class Evaluation:
       **os.environ,
       'HF_HUB_OFFLINE': '1',
       'JAX_PLATFORMS': 'cpu',
-      # Each start compiles the same programs, which is not what is looked at here.
+      # Each start compiles the same programs, which are not tested here.
       'JAX_COMPILATION_CACHE_DIR': str(data / 'programs'),
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
       'OMP_NUM_THREADS': '1',
@@ -120,7 +120,7 @@ class Evaluation:
       self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
 
   def pieces(self) -> int:
-    """How many files are complete."""
+    """The number of complete files."""
     names = (name for _, _, names in os.walk(self.output) for name in names)
     return sum(not name.endswith('.new') for name in names)
 
@@ -137,7 +137,7 @@ def contents(folder) -> dict[str, bytes]:
 
 
 def times(folder) -> dict[str, int]:
-  """{path: when it was written} of what must be made once only."""
+  """{path: time of writing} of the files that must be written only once."""
   root = pathlib.Path(folder)
   return {
     str(path.relative_to(root)): path.stat().st_mtime_ns
@@ -147,7 +147,7 @@ def times(folder) -> dict[str, int]:
 
 
 def looked_at(folder) -> list[str]:
-  """Pictures that more than one file of records is about."""
+  """Images that are in more than one file of records."""
   twice = []
   for records in pathlib.Path(folder).rglob('records'):
     seen: set[str] = set()
@@ -159,8 +159,8 @@ def looked_at(folder) -> list[str]:
 
 
 def broken(start, output, goals, rng) -> tuple[list[dict], list[str]]:
-  """Runs to the end over all kills, each once so many files are there; (moments, files that were
-  written a second time).
+  """Runs to the end with all kills, each when a goal's number of files exist. Returns (moments,
+  files that were written a second time).
   """
   moments: list[dict] = []
   again: list[str] = []
@@ -185,11 +185,11 @@ def broken(start, output, goals, rng) -> tuple[list[dict], list[str]]:
     if status == 0:
       return moments, again
     if status > 0:
-      raise SystemExit(f'the command failed by itself: {run.said()[-2000:]}')
+      raise SystemExit(f'the command failed on its own: {run.said()[-2000:]}')
 
 
 def main(argv, f=flags.FLAGS):
-  """Prints what was compared, as JSON."""
+  """Prints the comparison as JSON."""
   cli.no_arguments(argv)
   rng = random.Random(f.seed)
   with tempfile.TemporaryDirectory() as folder:
@@ -239,18 +239,18 @@ def main(argv, f=flags.FLAGS):
 
 
 def is_of_scoring(path: str) -> bool:
-  """Whether a file is written once all is drawn and answered."""
+  """Whether a file is written after all drawing and answering."""
   parts = path.split('/')
   late = ('records', 'labels', 'evaluators.json', 'results.jsonl')
   return len(parts) < 3 or any(x in late or x.startswith('annotation_') for x in parts)
 
 
 def define_flags(f=flags.FLAGS):
-  flags.DEFINE_integer('kills', 10, 'How many.', lower_bound=2, flag_values=f)
+  flags.DEFINE_integer('kills', 10, 'Number of kills.', lower_bound=2, flag_values=f)
   flags.DEFINE_integer(
-    'limit', 2, 'Prompts or questions of each category.', lower_bound=1, flag_values=f
+    'limit', 2, 'Prompts or questions per category.', lower_bound=1, flag_values=f
   )
-  flags.DEFINE_integer('seed', 0, 'Of the moments.', flag_values=f)
+  flags.DEFINE_integer('seed', 0, 'Seed of the moments.', flag_values=f)
 
 
 if __name__ == '__main__':

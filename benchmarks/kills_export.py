@@ -1,13 +1,13 @@
-"""Kills `convert --overwrite` of the embedded model while it writes, and looks at what is there:
-the old directory or the new one, each whole; after the next start the new one and nothing else.
+"""Kills `convert --overwrite` of the embedded model while it writes, and checks what is there: the
+whole old directory or the whole new one; after the next start, only the new one.
 
   python -m benchmarks.kills_export [--kills=10 --seed=0 --file_by_file]
 
-Every kill is SIGKILL, at a random moment between the first trace of the output on the disk and a
-little after the time that an unbroken export needs from there. The formats take turns, so old and
-new differ in every file; a file of the user's lies beside them. With --file_by_file the folder is
-the current one, which cannot be renamed: there the old, the new, or a folder that is refused as
-unfinished is right. Prints one JSON object; exits with 1 where anything else was found.
+Each kill is a SIGKILL at a random moment between the first trace of the output on the disk and a
+little after the time that an uninterrupted export needs from there. The formats alternate, so old
+and new differ in every file; one file of the user is beside them. With --file_by_file, the target
+is the current folder, which cannot be renamed; then the old directory, the new one, or one that is
+refused as unfinished is right. Prints one JSON object; exits with 1 if anything else was found.
 """
 
 import collections
@@ -48,24 +48,24 @@ class Export:
     )
 
   def wait_until_it_writes(self):
-    """Until its hidden folder is there."""
+    """Waits until its hidden folder exists."""
     while self.process.poll() is None and not hidden(self._target):
       time.sleep(0.0005)
 
   def end(self) -> float:
-    """Waits; returns the seconds until nothing of it was hidden any more."""
+    """Waits for the end; returns the seconds until nothing of it was hidden any more."""
     begun = time.perf_counter()
     while hidden(self._target) and self.process.poll() is None:
       time.sleep(0.0005)
     took = time.perf_counter() - begun
     _, said = self.process.communicate()
     if self.process.returncode:
-      raise SystemExit(f'the export failed by itself: {said[-2000:]}')
+      raise SystemExit(f'the export failed on its own: {said[-2000:]}')
     return took
 
 
 def hidden(target) -> list[str]:
-  """Hidden folders beside a target or in it."""
+  """Hidden folders beside or in a target."""
   folders = (target.parent, target)
   return [str(path) for folder in folders for path in folder.glob(f'.*{files.MARK}*')]
 
@@ -80,7 +80,7 @@ def tree(target) -> dict[str, str]:
 
 
 def found(target, old, new, inside) -> str:
-  """'old', 'new' or 'unfinished' where that is right and it loads; else what is wrong."""
+  """'old', 'new' or 'unfinished' if that is right and the directory loads; else what is wrong."""
   now = tree(target)
   if now.get(MINE) != old[MINE]:
     return "wrong: the user's file is gone or another"
@@ -97,7 +97,7 @@ def found(target, old, new, inside) -> str:
 
 
 def broken(target, kill: int, rng, trees, took, inside) -> dict:
-  """One kill, and the start after it."""
+  """One kill and the start after it."""
   layout = FORMATS[kill % 2]
   old, new = tree(target), trees[layout]
   export = Export(target, layout, inside)
@@ -116,7 +116,7 @@ def broken(target, kill: int, rng, trees, took, inside) -> dict:
 
 
 def main(argv, f=flags.FLAGS):
-  """Prints what was found, as JSON."""
+  """Prints the results as JSON."""
   cli.no_arguments(argv)
   rng, trees, took = random.Random(f.seed), {}, {}
   with tempfile.TemporaryDirectory() as folder:
@@ -150,9 +150,9 @@ def main(argv, f=flags.FLAGS):
 
 
 def define_flags(f=flags.FLAGS):
-  flags.DEFINE_integer('kills', 10, 'How many.', lower_bound=1, flag_values=f)
-  flags.DEFINE_integer('seed', 0, 'Of the moments.', flag_values=f)
-  flags.DEFINE_bool('file_by_file', False, 'Into the current folder.', flag_values=f)
+  flags.DEFINE_integer('kills', 10, 'Number of kills.', lower_bound=1, flag_values=f)
+  flags.DEFINE_integer('seed', 0, 'Seed of the moments.', flag_values=f)
+  flags.DEFINE_bool('file_by_file', False, 'Export into the current folder.', flag_values=f)
 
 
 if __name__ == '__main__':

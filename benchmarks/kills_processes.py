@@ -1,17 +1,16 @@
-"""Real processes that should be one run and are not, or lose one another: what they say, and when.
+"""Real processes that should be one run but differ, or lose each other: what they print, and when.
 
   python -m benchmarks.kills_processes [--only=NAME,NAME ...] [--results=FILE]
 
-Three kinds of cases. Processes that differ (in a key, in what lies at the same path, in a source, a
-library, a setting of JAX) are started by the command of a run, `dsr_jax.main` with
-configs/scenes_tiny.py: all have to refuse, within 10 s from when the last of them came, by a
-sentence that names the difference. Processes of which one is killed, stopped or never started, or
-whose port others use, run tests/support/fake_run.py, which is the real loop around a step of a
-millisecond.
+There are three kinds of cases. Processes that differ (in a key, in the data at the same path, in a
+source, a library, a setting of JAX) run `dsr_jax.main` with configs/scenes_tiny.py: within 10 s
+after the last one joins, all must refuse with an error that names the difference. If one of several
+processes is killed, stopped or never started, or if others use their port, they run
+tests/support/fake_run.py, which is the real loop around a step of a millisecond.
 
-Each case is judged by its own right answer; the table goes to stdout, and the exit status is 1
-where an answer was another one. With --results the answers are kept in a file, case by case, and a
-second start only runs those that are not in it.
+Each case has its own right answer; the table goes to stdout, and the exit status is 1 if an answer
+is wrong. With --results, answers are kept in a file case by case, and a second start runs only the
+cases that are not in it.
 """
 
 from collections.abc import Callable
@@ -43,9 +42,9 @@ from dsr_jax.errors import InputError
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIG = ROOT / 'configs' / 'scenes_tiny.py'
 FAKE_RUN = ROOT / 'tests' / 'support' / 'fake_run.py'
-REFUSED_SECONDS = 10  # from when all have joined
-SILENT_SECONDS = 40  # `distributed.SILENT_SECONDS`, and what it takes to find out
-LIMIT = 300  # of any wait: a case that lasts longer hangs
+REFUSED_SECONDS = 10  # after all have joined
+SILENT_SECONDS = 40  # `distributed.SILENT_SECONDS`, plus the time to notice
+LIMIT = 300  # of any wait: a case that takes longer hangs
 STRAY = (
   b'GET / HTTP/1.1\r\nHost: localhost\r\n\r\n',
   b'\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03',  # TLS
@@ -61,7 +60,7 @@ STRAY = (
 
 
 class Member:
-  """A process that was started, and the lines of its stderr with the moment of each."""
+  """A started process, and the lines of its stderr with their times."""
 
   def __init__(self, command, cwd=ROOT, **environ):
     inherited = {k: v for k, v in os.environ.items() if k not in ('XLA_FLAGS', 'PYTHONPATH')}
@@ -88,32 +87,32 @@ class Member:
     self.ended = time.monotonic()
 
   def at(self, pattern: str) -> float | None:
-    """When it first said a line that matches."""
+    """The time of the first line that matches."""
     return next((at for at, line in list(self.lines) if re.search(pattern, line)), None)
 
   def wait_for(self, pattern: str):
-    """Waits for such a line. InputError where the process ends without."""
+    """Waits for a line that matches. InputError if the process ends without one."""
     end = time.monotonic() + LIMIT
     while self.at(pattern) is None:
       if self.ended or time.monotonic() > end:
-        raise InputError(f'found no {pattern!r} in what a process said: {self.tail()}')
+        raise InputError(f'a process did not print {pattern!r}: {self.tail()}')
       time.sleep(0.01)
 
   def wait(self, limit: float = LIMIT) -> int | None:
-    """The exit status; None where the process does not end in time."""
+    """The exit status; None if the process does not end in time."""
     self._reader.join(limit)
     return self.process.returncode if self.ended else None
 
   def errors(self) -> list[str]:
-    """Its sentences."""
+    """Its error lines."""
     return [line for _, line in self.lines if line.startswith('error: ')]
 
   def tail(self) -> str:
-    """The end of what it said."""
+    """The end of its output."""
     return '\n'.join(line for _, line in self.lines)[-1500:]
 
   def kill(self):
-    """Ends it, if it has not ended."""
+    """Kills it if it is still running."""
     if not self.ended:
       self.process.kill()
       self.wait()
@@ -121,7 +120,7 @@ class Member:
 
 @contextlib.contextmanager
 def started(members):
-  """Yields a list of `Member`, none of which is left behind."""
+  """Yields a list of `Member`s, and kills those that are still running at the end."""
   members = list(members)
   try:
     yield members
@@ -131,13 +130,13 @@ def started(members):
 
 
 def free_port() -> int:
-  """A port that nobody listens on."""
+  """A free port."""
   with socket.create_server(('localhost', 0)) as server:
     return server.getsockname()[1]
 
 
 def cluster(port, count, process, wait_seconds=120) -> list[str]:
-  """The flags that say who takes part."""
+  """The flags of one process of several."""
   return [
     f'--coordinator=localhost:{port}',
     f'--processes={count}',
@@ -154,19 +153,19 @@ def real(port, count, process, workdir, *more, wait_seconds=120, cwd=ROOT, **env
 
 
 def fake(port, process, workdir, steps=100_000) -> Member:
-  """A process of two, of the real loop around a small step: twenty steps a second."""
+  """One of two processes with the real loop around a small step: twenty steps per second."""
   return Member(
     [FAKE_RUN, workdir, steps, 0.05, f'--port={port}', f'--process={process}'],
     PYTHONPATH=os.pathsep.join((f'{ROOT}', f'{FAKE_RUN.parent}')),
   )
 
 
-# What a case gives.
+# The result of a case.
 
 
 @dataclasses.dataclass
 class Answer:
-  """One row: seconds since `since`; statuses and sentences of the processes that are asked."""
+  """One row: seconds since `since`; exit statuses and errors of the processes in question."""
 
   since: str
   seconds: float
@@ -175,7 +174,7 @@ class Answer:
   right: bool
 
   def row(self, name: str) -> str:
-    """In Markdown. Sentences that are alike stand there once."""
+    """The row in Markdown. Equal errors appear once."""
     sentences = '<br>'.join(dict.fromkeys(_shown(said) for said in self.said)) or '(nothing)'
     statuses = ', '.join(f'{status}' for status in self.statuses)
     wrong = '' if self.right else ' **wrong**'
@@ -183,7 +182,7 @@ class Answer:
 
 
 def _shown(said: str) -> str:
-  """A sentence as it stands in the table: the beginning of a long one."""
+  """An error as shown in the table; a long one is truncated."""
   said = said.removeprefix('error: ').replace('|', '\\|')
   said = re.sub(r'/tmp/\w+', 'DIR', said)
   return said if len(said) < 260 else f'{said[:250]} ...'
@@ -196,7 +195,7 @@ def ended(
   right: Callable[[Member, int | None], bool],
   limit: float = LIMIT,
 ) -> Answer:
-  """Waits for the end of all; each has to say one sentence, without a traceback."""
+  """Waits for the end of all; each must print one error, without a traceback."""
   statuses = [member.wait(limit) for member in members]
   seconds = max((member.ended or time.monotonic()) for member in members) - moment
   whole = [
@@ -214,13 +213,13 @@ def ended(
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-  """What the last process has otherwise, and what every sentence must contain."""
+  """How the last process differs, and what every error must contain."""
 
   named: str
   flags: tuple[str, ...] = ()
   environ: dict[str, str] = dataclasses.field(default_factory=dict)
   processes: int = 2
-  # Makes what lies in a folder of each process: (folder, whether it is the last process).
+  # Fills the folder of each process: (folder, whether it is the last process).
   lies: Callable[[pathlib.Path, bool], None] | None = None
   all_flags: tuple[str, ...] = ()
 
@@ -230,7 +229,7 @@ def _key(key: str, value, **more) -> Difference:
 
 
 def _pictures(folder: pathlib.Path, last: bool):
-  """A folder of pictures of the same names and sizes; one pixel of the last one's is another."""
+  """A folder of images with the same names and sizes; the last process has one different pixel."""
   rng = np.random.default_rng(0)
   (folder / 'pictures').mkdir()
   for i in range(8):
@@ -246,7 +245,7 @@ def _prompts(folder: pathlib.Path, last: bool):
 
 
 def _model(folder: pathlib.Path, last: bool):
-  """The embedded model; of the last one a single weight is another."""
+  """The embedded model; the last process has one different weight."""
   shutil.copytree(ROOT / 'dsr_jax' / 'assets' / 'scenes_base', folder / 'model')
   if last:
     path = min((folder / 'model').glob('*.safetensors'))
@@ -258,7 +257,7 @@ def _model(folder: pathlib.Path, last: bool):
 
 
 def _source(folder: pathlib.Path, last: bool):
-  """A copy of the package, in which one has one more comment."""
+  """A copy of the package; the last process has one more comment."""
   shutil.copytree(ROOT / 'dsr_jax', folder / 'dsr_jax')
   if last:
     with open(folder / 'dsr_jax' / 'losses.py', 'a', encoding='utf-8') as f:
@@ -266,7 +265,7 @@ def _source(folder: pathlib.Path, last: bool):
 
 
 def _shipped(folder: pathlib.Path, last: bool):
-  """A copy of the package, in which one has another list of prompts."""
+  """A copy of the package; the last process has a different list of prompts."""
   shutil.copytree(ROOT / 'dsr_jax', folder / 'dsr_jax')
   if last:
     path = min((folder / 'dsr_jax' / 'data' / 't2i_compbench_prompts').glob('*_train.txt'))
@@ -274,7 +273,7 @@ def _shipped(folder: pathlib.Path, last: bool):
 
 
 def _library(folder: pathlib.Path, last: bool):
-  """Another optax, as far as its metadata say."""
+  """Metadata of another optax version, for the last process."""
   if last:
     about = folder / 'optax-0.0.1.dist-info' / 'METADATA'
     about.parent.mkdir()
@@ -317,7 +316,7 @@ DIFFERENCES = {
 
 
 def differ(difference: Difference, folder: pathlib.Path) -> Answer:
-  """Starts processes of which the last one differs."""
+  """Starts processes; the last one differs."""
   port = free_port()
 
   def start(process):
@@ -358,7 +357,7 @@ def differ(difference: Difference, folder: pathlib.Path) -> Answer:
 
 
 def never_started(present: tuple[int, ...], count: int, folder: pathlib.Path) -> Answer:
-  """Some of `count` processes alone."""
+  """Starts only some of `count` processes."""
   port = free_port()
   with started(real(port, count, i, folder / 'run') for i in present) as members:
     for member in members:
@@ -375,7 +374,7 @@ def never_started(present: tuple[int, ...], count: int, folder: pathlib.Path) ->
 
 
 def same_number(folder: pathlib.Path) -> Answer:
-  """Process 1 of three twice, and no process 2."""
+  """Starts process 1 of three twice, and no process 2."""
   port = free_port()
   numbers = (0, 1, 1)
   with started(real(port, 3, i, folder / 'run', wait_seconds=20) for i in numbers) as members:
@@ -389,7 +388,7 @@ def same_number(folder: pathlib.Path) -> Answer:
 
 @contextlib.contextmanager
 def at_work(folder: pathlib.Path, port: int | None = None, steps=100_000):
-  """Yields two processes that have come to the sixth step."""
+  """Yields two processes that have reached the sixth step."""
   port = port or free_port()
   with started(fake(port, i, folder / 'run', steps) for i in range(2)) as members:
     members[0].wait_for('^step 6/')
@@ -397,7 +396,7 @@ def at_work(folder: pathlib.Path, port: int | None = None, steps=100_000):
 
 
 def killed(victim: int, folder: pathlib.Path) -> Answer:
-  """One of two is killed at work."""
+  """Kills one of two processes during the run."""
   with at_work(folder) as members:
     moment = time.monotonic()
     members[victim].process.kill()
@@ -416,7 +415,7 @@ def _says_who(said: str, victim: int) -> bool:
 
 
 def killed_and_again(folder: pathlib.Path) -> Answer:
-  """After a kill both are started again, and end."""
+  """Starts both again after a kill; they must finish."""
   port = free_port()
   with at_work(folder, port, steps=60) as members:
     members[0].wait_for('^step 20/')  # by now there is a checkpoint
@@ -432,7 +431,7 @@ def killed_and_again(folder: pathlib.Path) -> Answer:
 
 
 def stopped(victim: int, folder: pathlib.Path) -> Answer:
-  """One of two gets SIGSTOP; it gets SIGCONT once the other has ended, and has to end too."""
+  """Sends SIGSTOP to one of two, and SIGCONT once the other has ended; then it must end too."""
   with at_work(folder) as members:
     moment = time.monotonic()
     os.kill(members[victim].process.pid, signal.SIGSTOP)
@@ -453,7 +452,7 @@ def stopped(victim: int, folder: pathlib.Path) -> Answer:
 
 
 def stopped_for_a_while(folder: pathlib.Path) -> Answer:
-  """SIGSTOP, and SIGCONT after 20 s: the run goes on to its end."""
+  """SIGSTOP, and SIGCONT after 20 s: the run must continue to its end."""
   with at_work(folder, steps=60) as members:
     moment = time.monotonic()
     os.kill(members[1].process.pid, signal.SIGSTOP)
@@ -476,7 +475,7 @@ def _to_the_end(members, folder, since, moment) -> Answer:
 
 
 def port_taken(folder: pathlib.Path) -> Answer:
-  """Somebody else listens where process 0 should, and answers nothing."""
+  """Another program listens on the port of process 0, and answers nothing."""
   with socket.create_server(('', 0)) as server:
     port = server.getsockname()[1]
     with started(real(port, 2, i, folder / 'run', wait_seconds=20) for i in range(2)) as members:
@@ -491,9 +490,9 @@ def port_taken(folder: pathlib.Path) -> Answer:
 
 
 def port_of_another_run(folder: pathlib.Path) -> Answer:
-  """Two processes of another run come to the port of one that is at work.
+  """Two processes of another run use the port of a running one.
 
-  JAX takes the second process 1 for the first one, started again, and ends the run at work.
+  JAX takes the second process 1 for the first one, started again, and ends the running run.
   """
   port = free_port()
   with at_work(folder, port) as members:
@@ -510,7 +509,7 @@ def port_of_another_run(folder: pathlib.Path) -> Answer:
 
 
 def send(port: int):
-  """Every kind of stray bytes, thrice; and one connection that is held and says nothing."""
+  """Sends every kind of stray bytes three times."""
   for data in STRAY * 3:
     with (
       socket.create_connection(('localhost', port), timeout=5) as s,
@@ -520,7 +519,7 @@ def send(port: int):
 
 
 def stray_at_work(folder: pathlib.Path) -> Answer:
-  """At process 0's port while the run is at work."""
+  """Stray bytes at process 0's port during the run, and a silent open connection."""
   port = free_port()
   with at_work(folder, port, steps=100) as members:
     moment = time.monotonic()
@@ -530,7 +529,7 @@ def stray_at_work(folder: pathlib.Path) -> Answer:
 
 
 def stray_while_joining(folder: pathlib.Path) -> Answer:
-  """At process 0's port before process 1 comes."""
+  """Stray bytes at process 0's port before process 1 joins."""
   port = free_port()
   with started([fake(port, 0, folder / 'run', 30)]) as members:
     members[0].wait_for('^waiting ')
@@ -549,7 +548,7 @@ def _case(function, *arguments):
   return lambda folder: function(*arguments, folder)
 
 
-# By group: those of a group that mostly waits are at work together.
+# By group, with the number of cases to run at once: groups that mostly wait run several.
 GROUPS: dict[str, tuple[int, dict[str, Callable[[pathlib.Path], Answer]]]] = {
   'differ in': (1, {name: _case(differ, how) for name, how in DIFFERENCES.items()}),
   'never started:': (
@@ -590,7 +589,7 @@ GROUPS: dict[str, tuple[int, dict[str, Callable[[pathlib.Path], Answer]]]] = {
 
 
 def answer_of(name: str, case) -> Answer:
-  """Runs a case in a folder of its own."""
+  """Runs a case in its own folder."""
   with tempfile.TemporaryDirectory() as folder:
     try:
       answer = case(pathlib.Path(folder))
@@ -601,7 +600,7 @@ def answer_of(name: str, case) -> Answer:
 
 
 def main(argv, f=flags.FLAGS):
-  """Prints the table in Markdown."""
+  """Prints the table as Markdown."""
   cli.no_arguments(argv)
   kept = pathlib.Path(f.results) if f.results else None
   answers: dict[str, Answer] = {}
@@ -631,8 +630,10 @@ def main(argv, f=flags.FLAGS):
 
 
 def define_flags(f=flags.FLAGS):
-  flags.DEFINE_list('only', [], 'Cases whose name has one of these in it.', flag_values=f)
-  flags.DEFINE_string('results', '', 'A file that keeps the answers.', flag_values=f)
+  flags.DEFINE_list(
+    'only', [], 'Run only the cases whose name contains one of these.', flag_values=f
+  )
+  flags.DEFINE_string('results', '', 'A file to keep the answers in.', flag_values=f)
 
 
 if __name__ == '__main__':

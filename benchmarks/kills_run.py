@@ -1,13 +1,13 @@
-"""Kills a real run of configs/scenes_tiny.py and compares it with an unbroken one: metrics line by
-line (all but time and memory), parameters by hash.
+"""Kills a real run of configs/scenes_tiny.py and compares it with an uninterrupted one: metrics
+line by line (except time and memory), parameters by hash.
 
   python -m benchmarks.kills_run [--compiling=15 --steps_at=5 --saving=5 --evaluating=10 --seed=0]
 
-Every kill is SIGKILL, then the same command again, on what the kill left: its checkpoints and its
-cache of compiled programs. Where a kill falls is aimed at by what the run has said so far and what
-is in its folders, and is read again once the process is dead. Of three kills while compiling one
-begins with an empty cache and falls when an entry appears there. Prints one JSON object; exits with
-1 where the runs differ.
+Each kill is a SIGKILL; then the same command runs again on what is left: checkpoints and the cache
+of compiled programs. The moment of a kill is chosen by the run's output and the files in its
+folders, and is checked again once the process is dead. One of three kills while compiling starts
+with an empty cache and happens when an entry appears there. Prints one JSON object; exits with 1 if
+the runs differ.
 """
 
 import collections
@@ -31,7 +31,7 @@ PHASES = ('compiling', 'steps_at', 'saving', 'evaluating')
 
 
 class Run:
-  """One process of the run, and what can be seen of it from outside."""
+  """One process of the run, and what is visible of it from outside."""
 
   def __init__(self, workdir, cache, steps):
     self.workdir, self.cache = workdir, cache
@@ -50,11 +50,11 @@ class Run:
       self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
 
   def said(self) -> str:
-    """All that this process has said."""
+    """All output of this process."""
     return pathlib.Path(self.said_at).read_text(encoding='utf-8', errors='replace')
 
   def phase(self) -> str:
-    """What it is at: one of PHASES, 'starting' or 'ended'."""
+    """What it is doing: one of PHASES, 'starting' or 'ended'."""
     said = self.said()
     if self._being_written():
       return 'saving'
@@ -68,11 +68,11 @@ class Run:
     return 'steps_at'
 
   def entries(self) -> set[str]:
-    """The cache's programs."""
+    """The programs in the cache."""
     return set(os.listdir(self.cache)) if os.path.isdir(self.cache) else set()
 
   def wait_for(self, condition, limit=600.0):
-    """Until the condition holds, or the process has ended."""
+    """Waits until the condition holds or the process has ended."""
     end = time.time() + limit
     while self.process.poll() is None and not condition() and time.time() < end:
       time.sleep(0.002)
@@ -83,7 +83,7 @@ class Run:
 
 
 def aim(run: Run, target: str, number: int, rng):
-  """Waits for the moment of a kill; in the end the process may have ended by itself."""
+  """Waits for the moment of a kill; the process may have ended on its own by then."""
   if target == 'compiling' and number % 3 == 0:
     for name in run.entries():
       os.unlink(os.path.join(run.cache, name))
@@ -98,7 +98,7 @@ def aim(run: Run, target: str, number: int, rng):
 
 
 def is_reached(run: Run, target: str, lead: float) -> bool:
-  """Waits for a phase, and so many seconds more; whether it lasts that long."""
+  """Waits for a phase, and `lead` seconds more; whether the phase lasts that long."""
   run.wait_for(lambda: run.phase() == target)
   end = time.time() + lead
   run.wait_for(lambda: time.time() > end or run.phase() != target)
@@ -106,7 +106,7 @@ def is_reached(run: Run, target: str, lead: float) -> bool:
 
 
 def broken_run(workdir, cache, steps, targets, rng) -> list[dict]:
-  """Runs to the end over all kills; returns where they fell."""
+  """Runs to the end with all kills; returns their moments."""
   moments, counts = [], collections.Counter()
   while True:
     run = Run(workdir, cache, steps)
@@ -124,11 +124,11 @@ def broken_run(workdir, cache, steps, targets, rng) -> list[dict]:
     if run.process.wait() == 0:
       return moments
     if run.process.returncode > 0:
-      raise SystemExit(f'the run failed by itself: {run.said()[-2000:]}')
+      raise SystemExit(f'the run failed on its own: {run.said()[-2000:]}')
 
 
 def main(argv, f=flags.FLAGS):
-  """Prints what was compared, as JSON."""
+  """Prints the comparison as JSON."""
   cli.no_arguments(argv)
   rng = random.Random(f.seed)
   targets = [phase for phase in PHASES for _ in range(getattr(f, phase))]
@@ -163,11 +163,11 @@ def main(argv, f=flags.FLAGS):
 
 def define_flags(f=flags.FLAGS):
   flags.DEFINE_integer('compiling', 15, 'Kills while programs compile.', flag_values=f)
-  flags.DEFINE_integer('steps_at', 5, 'Kills in steps.', flag_values=f)
+  flags.DEFINE_integer('steps_at', 5, 'Kills during steps.', flag_values=f)
   flags.DEFINE_integer('saving', 5, 'Kills while a checkpoint is written.', flag_values=f)
-  flags.DEFINE_integer('evaluating', 10, 'Kills in evaluations.', flag_values=f)
-  flags.DEFINE_integer('steps', 60, 'Of the run.', flag_values=f)
-  flags.DEFINE_integer('seed', 0, 'Of the moments.', flag_values=f)
+  flags.DEFINE_integer('evaluating', 10, 'Kills during evaluations.', flag_values=f)
+  flags.DEFINE_integer('steps', 60, 'Steps of the run.', flag_values=f)
+  flags.DEFINE_integer('seed', 0, 'Seed of the moments.', flag_values=f)
 
 
 if __name__ == '__main__':

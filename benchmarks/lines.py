@@ -1,11 +1,11 @@
-"""How much code a part had and has: what libraries took over, and what came.
+"""How much code each part had and has, after libraries replaced some of it.
 
   python -m benchmarks.lines [--before=fa85948 --after=HEAD]
 
-Two measures, since the code was formatted anew in between. Lines: all of them, Python as the
-project's `ruff format` has it on either side. Words: names, numbers and signs of the code, without
-comments and docstrings; the text of pages counts alike in Python and in a template. Prints a table
-in Markdown.
+There are two measures, because the code was reformatted in between. Lines: all lines, with Python
+formatted by the project's `ruff format` on both sides. Words: names, numbers and symbols of the
+code, without comments and docstrings; the text of pages counts the same in Python and in a
+template. Prints a table in Markdown.
 """
 
 import ast
@@ -20,7 +20,7 @@ from dsr_jax import cli
 from dsr_jax.errors import InputError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-# Part -> (its files before, its files after), below dsr_jax but for those of the tests.
+# Part -> (its files before, its files after), in dsr_jax except those of the tests.
 PARTS = {
   'metrics and TensorBoard': (['events.py', 'metrics.py'], ['runtime/metrics.py']),
   "the study's figures": (['study_svg.py', 'study_figures.py'], ['study/figures.py']),
@@ -53,21 +53,21 @@ PARTS = {
 
 
 def text(commit: str, path: str) -> str:
-  """A file of a commit."""
+  """The content of a file in a commit."""
   place = path.removeprefix('../') if path.startswith('../') else f'dsr_jax/{path}'
   shown = subprocess.run(
     ['git', 'show', f'{commit}:{place}'], cwd=ROOT, capture_output=True, text=True
   )
   if shown.returncode:
     raise InputError(
-      f'found no {place} in {commit} ({shown.stderr.strip()}); expected a commit that has it; name '
-      'another in --before or --after'
+      f'{commit} has no {place} ({shown.stderr.strip()}); name another commit in --before or '
+      '--after'
     )
   return shown.stdout
 
 
 def lines(path: str, content: str) -> int:
-  """Lines, Python's as formatted now."""
+  """The number of lines, with Python formatted as now."""
   if path.endswith('.py'):
     command = [sys.executable, '-m', 'ruff', 'format', '--stdin-filename', f'{ROOT}/part.py', '-']
     done = subprocess.run(
@@ -78,7 +78,7 @@ def lines(path: str, content: str) -> int:
 
 
 def words(path: str, content: str) -> int:
-  """Names, numbers and signs, without comments and docstrings."""
+  """The number of names, numbers and symbols, without comments and docstrings."""
   if path.endswith('.py'):
     tree = ast.parse(content)
     for node in ast.walk(tree):

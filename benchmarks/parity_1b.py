@@ -1,13 +1,13 @@
-"""One forward of the full-size 1B against transformers, text and image head, float32 and bfloat16.
-Run by command:
+"""One forward pass of the full-size 1B against transformers: text and image head, float32 and
+bfloat16. Run by hand:
 
   python -m benchmarks.weights make --size=1b --directory=/tmp/dsr_1b_hf --format=hf
   python -m benchmarks.parity_1b --directory=/tmp/dsr_1b_hf
 
-The weights are random (logits of a standard deviation of about 2). The text head reads a prompt
-around a picture of 576 vectors, the image head a prompt and 64 codes. Each model in each type runs
-in a process of its own, so that one model is in memory at a time: 8.3 GB in float32. Prints a JSON
-object; docs/weights.md has the result.
+The weights are random (logits with a standard deviation of about 2). The text head reads a prompt
+around an image of 576 vectors, the image head a prompt and 64 codes. Each model in each dtype runs
+in a separate process, so that only one model is in memory at a time: 8.3 GB in float32. Prints a
+JSON object; docs/weights.md has the result.
 """
 
 import argparse
@@ -32,7 +32,7 @@ BEFORE, AFTER, PROMPT, CODES = 6, 24, 20, 64  # tokens
 
 
 def inputs():
-  """Ids of tokens and codes, and a picture (1, 384, 384, 3) in [-1, 1]: the same for everyone."""
+  """Token ids, codes, and an image (1, 384, 384, 3) in [-1, 1]: the same for all models."""
   rng = np.random.default_rng(1)
 
   def ids(n):
@@ -86,7 +86,7 @@ def ours(directory, dtype):
     model = nnx.merge(graphdef, params)
     embed = model.language_model.embed_tokens
 
-    def states(embeds, last):  # the last ones as a continuation of a prefix, as scoring runs them
+    def states(embeds, last):  # the last tokens continue a prefix, as in scoring
       first = embeds.shape[1] - last
       prefix = model.language_model.prefill(embeds[:, :first], jnp.array([first], jnp.int32))
       return model.language_model.extend(prefix, embeds[:, None, first:])[0, 0]
@@ -126,7 +126,7 @@ def compare(directory):
     def error(key, i=i, truth=truth):
       return float(np.linalg.norm(found[key][i] - truth) / np.linalg.norm(truth))
 
-    # Each bfloat16 against the float32 of its own kind.
+    # Each bfloat16 model against the same implementation in float32.
     own = float(
       np.linalg.norm(found['ours', 'bfloat16'][i] - found['ours', 'float32'][i])
       / np.linalg.norm(truth)

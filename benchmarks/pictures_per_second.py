@@ -1,17 +1,17 @@
-"""Pictures a second of one core: decoded for a batch, and opened to see whether they decode.
+"""Images per second on one core: decoded for a batch, and opened to see whether they decode.
 
   python -m benchmarks.pictures_per_second [--pictures=64 --seconds=4]
 
-JPEGs of 640 x 480, each step alone in one thread and by that thread's own clock, so that other work
-on the machine matters little:
+JPEGs of 640 x 480. Each step runs alone in one thread and is timed with that thread's clock, so
+that other load on the machine matters little:
 
-- `batch_N`: as a run of a model of N x N pixels reads them: decoded whole, then scaled and cut;
-- `verify`: as `prepare` and the start of a run look at them, where Pillow's draft mode computes an
-  eighth of each side and gives the same verdict;
+- `batch_N`: as for a run of a model of N x N pixels: decoded whole, then scaled and cropped;
+- `verify`: as in the checks of `prepare` and at the start of a run, where Pillow's draft mode
+  computes an eighth of each side and gives the same verdict;
 - `verify_whole`: the same without draft mode.
 
 Draft mode before scaling would change pixels; `draft_changes_N` says by how much (mean and largest
-of 255), and is the reason why batches do without it. Prints one JSON object.
+of 255), and is the reason why batches do not use it. Prints one JSON object.
 """
 
 import io
@@ -28,11 +28,11 @@ from PIL import Image, features
 from dsr_jax import cli, images
 
 SIDES = (640, 480)
-MODELS = (32, 384)  # pixels a side, of the embedded model and of Janus-Pro
+MODELS = (32, 384)  # side in pixels, for the embedded model and Janus-Pro
 
 
 def photographs(number: int, seed: int = 0) -> list[bytes]:
-  """JPEG files of SIDES with detail at all scales, about as large as photographs."""
+  """JPEG files of size SIDES with detail at all scales, about as many bytes as photographs."""
   rng = np.random.default_rng(seed)
   made = []
   for _ in range(number):
@@ -52,7 +52,7 @@ def photographs(number: int, seed: int = 0) -> list[bytes]:
 
 
 def rate(function, files, seconds: float) -> float:
-  """Calls a second of this thread's time, over the files again and again."""
+  """Calls per second of this thread's time, cycling through the files."""
   for data in files[:4]:
     function(data)
   began, count = time.thread_time(), 0
@@ -71,7 +71,7 @@ def verify_whole(data):
 
 
 def draft_change(data, size):
-  """(mean, largest) of what draft mode would change in a batch's picture, of 255."""
+  """(mean, largest) change by draft mode in an image of a batch, of 255."""
   drafted = Image.open(io.BytesIO(data))
   drafted.draft('RGB', (size, size))
   a, b = (images.preprocess(image, size).astype(int) for image in (io.BytesIO(data), drafted))
@@ -102,8 +102,8 @@ def main(argv, f=flags.FLAGS):
 
 
 def define_flags(f=flags.FLAGS):
-  flags.DEFINE_integer('pictures', 64, 'Different pictures.', lower_bound=1, flag_values=f)
-  flags.DEFINE_float('seconds', 4.0, 'Of measuring, each.', flag_values=f)
+  flags.DEFINE_integer('pictures', 64, 'Number of different images.', lower_bound=1, flag_values=f)
+  flags.DEFINE_float('seconds', 4.0, 'Seconds to measure each step.', flag_values=f)
 
 
 if __name__ == '__main__':

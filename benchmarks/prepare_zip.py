@@ -1,12 +1,11 @@
-"""Prepares a zip of many small JPEGs by the command itself: its rate, its memory, and whether a
-preparation that is killed again and again ends with the same bytes.
+"""Prepares a zip of many small JPEGs with the command itself: measures its rate and its memory, and
+whether a preparation that is killed repeatedly ends with the same bytes.
 
   python -m benchmarks.prepare_zip [--pictures=20000 --kills=10 --workers=2 --seed=0]
 
-The zip is made first and costs no time of the figures. One preparation runs unbroken, with its
-memory (RSS) looked at every 20 ms; another gets SIGKILL at random moments, one to each piece of its
-work. Prints one JSON object; exits with 1 where the files differ or memory grew by more than 200
-MiB.
+The zip is made first, outside the measured time. One preparation runs without interruption, with
+its memory (RSS) read every 20 ms; another gets SIGKILL at random moments, one per part of its work.
+Prints one JSON object; exits with 1 if the files differ or memory grew by more than 200 MiB.
 """
 
 import hashlib
@@ -33,7 +32,7 @@ from dsr_jax import cli
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 GROWTH_MIB = 200
-SIDES = (160, 120)  # pixels of a picture
+SIDES = (160, 120)  # of an image, in pixels
 
 
 def write_zip(path, number, seed):
@@ -49,7 +48,7 @@ def write_zip(path, number, seed):
 
 
 def start(source, data_dir, workers):
-  """The command, at work; what it says goes to a file beside its folder."""
+  """Starts the command; its output goes to a file beside its folder."""
   command = [sys.executable, '-m', 'dsr_jax.prepare', '--dataset=folder', f'--workers={workers}']
   command += [f'--source={source}', f'--data_dir={data_dir}']
   with open(f'{data_dir}.log', 'a', encoding='utf-8') as log:
@@ -57,7 +56,7 @@ def start(source, data_dir, workers):
 
 
 def resident(process) -> int:
-  """Bytes of memory that a process holds; 0 once it has ended."""
+  """The resident memory of a process in bytes; 0 once it has ended."""
   try:
     pages = pathlib.Path(f'/proc/{process}/statm').read_text(encoding='utf-8').split()[1]
   except (OSError, IndexError):
@@ -66,13 +65,13 @@ def resident(process) -> int:
 
 
 def cpu_seconds() -> float:
-  """Of all processes that were started and have ended."""
+  """CPU seconds of all child processes that have ended."""
   used = resource.getrusage(resource.RUSAGE_CHILDREN)
   return used.ru_utime + used.ru_stime
 
 
 def unbroken(source, data_dir, workers):
-  """(seconds, seconds of CPU, its rate by its own words, MiB at the first picture, most)."""
+  """(seconds, CPU seconds, the rate that it reports, MiB at the first image, peak MiB)."""
   began, used = time.perf_counter(), cpu_seconds()
   process = start(source, data_dir, workers)
   folder = pathlib.Path(data_dir) / 'folder' / '1.0.0'
@@ -80,16 +79,14 @@ def unbroken(source, data_dir, workers):
   while process.poll() is None:
     now = resident(process.pid)
     most = max(most, now)
-    # Imports are done once the first shard is begun.
+    # Imports are done once the first shard has begun.
     if first is None and folder.is_dir() and any(folder.glob('*.new')):
       first = now
     time.sleep(0.02)
   assert process.wait() == 0, pathlib.Path(f'{data_dir}.log').read_text(encoding='utf-8')
   said = pathlib.Path(f'{data_dir}.log').read_text(encoding='utf-8')
   if first is None:
-    raise RuntimeError(
-      'the preparation ended before its memory was looked at: ask for more pictures'
-    )
+    raise RuntimeError('the preparation ended before its memory was measured: use more --pictures')
   rate = re.findall(r'^prepared +\d+ pictures, ([\d,]+) a second', said, re.MULTILINE)[-1]
   seconds = time.perf_counter() - began
   return (
@@ -102,7 +99,7 @@ def unbroken(source, data_dir, workers):
 
 
 def killed(source, data_dir, workers, kills, lasting, rng):
-  """Kills the command so many times and lets it end; returns how many shards each start found."""
+  """Kills the command `kills` times, then lets it end; returns how many shards each start found."""
   moments = []
   folder = pathlib.Path(data_dir) / 'folder' / '1.0.0'
   while True:
@@ -110,7 +107,7 @@ def killed(source, data_dir, workers, kills, lasting, rng):
     if len(moments) < kills:
       there = len(list(folder.glob('*array_record-?????')))
       end = time.monotonic() + 10 * lasting
-      # The beginning of its work, and then some of the time that a shard takes.
+      # Waits for the start of its work, plus part of the time that a shard takes.
       while process.poll() is None and time.monotonic() < end and not any(folder.glob('*.new')):
         time.sleep(0.002)
       time.sleep(rng.uniform(0, 2 * lasting / kills))
@@ -124,7 +121,7 @@ def killed(source, data_dir, workers, kills, lasting, rng):
 
 
 def hashes(data_dir):
-  """{file: SHA-256} of the set."""
+  """{file: SHA-256} of the data set."""
   folder = pathlib.Path(data_dir) / 'folder' / '1.0.0'
   return {
     path.name: hashlib.sha256(path.read_bytes()).hexdigest()
@@ -176,10 +173,10 @@ def main(argv, f=flags.FLAGS):
 
 
 def define_flags(f=flags.FLAGS):
-  flags.DEFINE_integer('pictures', 20_000, 'Pictures in the zip.', lower_bound=1, flag_values=f)
-  flags.DEFINE_integer('kills', 10, 'How often the second preparation is killed.', flag_values=f)
+  flags.DEFINE_integer('pictures', 20_000, 'Images in the zip.', lower_bound=1, flag_values=f)
+  flags.DEFINE_integer('kills', 10, 'Number of kills of the second preparation.', flag_values=f)
   flags.DEFINE_integer('workers', os.cpu_count() or 1, 'Threads of the command.', flag_values=f)
-  flags.DEFINE_integer('seed', 0, 'Of the pictures and of the moments of kills.', flag_values=f)
+  flags.DEFINE_integer('seed', 0, 'Seed of the images and of the moments of kills.', flag_values=f)
 
 
 if __name__ == '__main__':

@@ -1,13 +1,13 @@
-"""Drawing by unmasking: the small Show-o here, and a plain torch version of the same loop.
+"""Times drawing by unmasking: the small Show-o against a plain torch version of the same loop.
 
   python -m benchmarks.unmasking [--inputs=16] [--group=8] [--rounds=5]
 
-Random weights of the small Show-o of Scenes, prompts of 24 words in 48 places, 12 guided steps. The
-torch version is transformers' Phi in the original's way: whole rows, padded on the left, prompt and
-picture at every step, conditional and unconditional rows in one batch, without gradients. Both on
-the CPU, all cores, in alternating turns after a round that warms up; the median is given, of
-seconds on the clock and of seconds that the cores computed, which do not depend on who else does.
-Prints a JSON object.
+The small Show-o of Scenes with random weights, prompts of 24 tokens in 48 positions, 12 guided
+steps. The torch version uses transformers' Phi as the original does: whole rows, padded on the
+left, prompt and image at every step, conditional and unconditional rows in one batch, without
+gradients. Both use all cores of the CPU and take turns after a warm-up round. The results are
+medians of wall-clock seconds and of CPU seconds, which do not depend on other load. Prints a JSON
+object.
 """
 
 import dataclasses
@@ -71,7 +71,7 @@ def theirs(config, params):
   plan = maskgit.schedule(total, steps, config.sampling_noise)
 
   def rows(contents):
-    """Prompts, padded on the left -> ids (R, P + N + 2), all codes masked, and who sees whom."""
+    """Prompts -> left-padded ids (R, P + N + 2) with all codes masked, and the attention mask."""
     whole, seen = [], []
     longest = 3 + PLACES
     for content in contents:
@@ -150,8 +150,8 @@ def main(argv, f=flags.FLAGS):
 
 def define_flags(f=flags.FLAGS):
   flags.DEFINE_integer('inputs', 16, 'Prompts.', flag_values=f)
-  flags.DEFINE_integer('group', 8, 'Pictures of a prompt.', flag_values=f)
-  flags.DEFINE_integer('rounds', 5, 'Turns of each that are timed.', flag_values=f)
+  flags.DEFINE_integer('group', 8, 'Images per prompt.', flag_values=f)
+  flags.DEFINE_integer('rounds', 5, 'Number of timed rounds.', flag_values=f)
 
 
 if __name__ == '__main__':

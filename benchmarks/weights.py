@@ -1,16 +1,16 @@
-"""Memory and time of converting, loading and first using models of full size. Run by command, one
-part at a time:
+"""Memory and time of converting, loading and first using full-size models. Run by hand, one part at
+a time:
 
   python -m benchmarks.weights make --size=7b --directory=/tmp/dsr_7b
   python -m benchmarks.weights convert --directory=/tmp/dsr_7b --target=/tmp/dsr_7b_hf --format=hf
   python -m benchmarks.weights load --directory=/tmp/dsr_7b --devices=8
   python -m benchmarks.weights generate --directory=/tmp/dsr_1b --num_samples=8
 
-`make` writes random weights, because memory and time do not depend on their values, in the original
-layout (or --format=hf), as the published ones are: bfloat16, files of at most 4 GiB; 14.8 GB for
-the 7B. `load` reads them as float32, onto virtual devices. Memory is anonymous memory (RssAnon of
-/proc), read ten times a second: pages of mapped files belong to the files and can be dropped at any
-moment. Prints a JSON object; docs/weights.md has the results.
+`make` writes random weights, because memory and time do not depend on their values. They are in the
+original layout (or --format=hf) and like the published ones: bfloat16, files of at most 4 GiB;
+14.8 GB for the 7B. `load` reads them as float32, onto virtual devices. Memory is anonymous memory
+(RssAnon in /proc), read ten times per second: pages of mapped files belong to the files and can be
+dropped at any time. Prints a JSON object; docs/weights.md has the results.
 """
 
 import argparse
@@ -57,7 +57,7 @@ print(held, opened - start, time.perf_counter() - opened)
 
 
 def make(size, directory, layout):
-  """Writes a directory of random weights; tokenizer and processor are the embedded model's."""
+  """Writes a directory with random weights; tokenizer and processor are the embedded model's."""
   config = {'1b': JanusConfig.janus_pro_1b(), '7b': JanusConfig.janus_pro_7b()}[size]
   processor = Processor.from_directory(locate.EMBEDDED, config.text.vocab_size)
   names = {
@@ -91,7 +91,7 @@ def make(size, directory, layout):
 
 
 def _tiled(rng):
-  """Few numbers again and again: memory and time do not depend on them, and seven billion take long
+  """Repeats a few numbers: memory and time do not depend on the values, and seven billion take long
   to draw.
   """
   some = rng.standard_normal(1 << 22, np.float32)
@@ -99,8 +99,8 @@ def _tiled(rng):
 
 
 class _Random:
-  """An atom made of random numbers a slice at a time, of a size that keeps activations and logits
-  in range.
+  """An atom of random numbers, made one slice at a time, scaled to keep activations and logits in
+  range.
   """
 
   def __init__(self, atom, name, draw):
@@ -122,8 +122,8 @@ class _Random:
 
 
 def measured(command, env=None):
-  """Runs a command; returns (its stdout, seconds, its largest anonymous memory in bytes). Errors:
-  its own, if it fails.
+  """Runs a command; returns (stdout, seconds, peak anonymous memory in bytes). Raises if the
+  command fails.
   """
   start = time.perf_counter()
   process = subprocess.Popen(
@@ -143,7 +143,7 @@ def measured(command, env=None):
           ),
         )
       except (OSError, StopIteration):
-        pass  # it ended in between
+        pass  # the process has ended
       time.sleep(0.1)
 
   watcher = threading.Thread(target=watch)
