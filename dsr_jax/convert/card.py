@@ -141,7 +141,7 @@ def make(located, layout: str, family: Family, zeros=(), repository: str = '') -
   if about:
     lines += _method(about)
   lines += _results(summary)
-  lines += ['## Licence', '', 'The weights are under the licence of the model they come from.']
+  lines += ['## License', '', 'The weights are under the license of the model they come from.']
   header = _header(layout, family, base, title, summary, pictures, _licence(located))
   return Card(f'---\n{header}\n---\n\n' + '\n'.join(lines) + '\n', pictures)
 
@@ -264,7 +264,7 @@ def _results(summary) -> list[str]:
     '## Results',
     '',
     f'After {summary["step"]} of {summary["steps"]} steps of the run, on its fixed lists, the same '
-    'items before and after; rewards are in nats a token.',
+    'items before and after; rewards are in nats per token.',
     '',
     '| score | before | after |',
     '|---|---:|---:|',
