@@ -405,8 +405,9 @@ def _download(hub_id):
       cli.log(f'note         could not reach the Hub ({reason}): reading {hub_id} from {kept}')
       return kept
     raise InputError(
-      f'there is no directory {hub_id}, and the Hub did not provide it ({reason}); connect to the '
-      f'network once so that the model is kept, or check the name: it can be {EXPECTED}'
+      f'there is no directory {hub_id}, and it could not be fetched from the Hub ({reason}); '
+      f'connect to the network once so that the model is kept, or check the name: it can be '
+      f'{EXPECTED}'
     ) from e
 
 
