@@ -28,17 +28,17 @@ from dsr_jax.convert import locate
 from dsr_jax.errors import InputError
 from dsr_jax.inference import Inference
 
-_TILE = 160  # pixels of a picture in the grid, at least
+_TILE = 160  # pixels of an image in the grid, at least
 _TEXT = 16  # pixels of a line of text in the grid
 
 
 class Drawn(NamedTuple):
-  """A model's pictures of the prompt, best first."""
+  """A model's images of the prompt, best first."""
 
   model: str  # its name
   cfg_weight: float
-  template: str  # what frames its prompts; '' where its family has no choice
-  samples: list[dict]  # as samples.json has them, but for the file
+  template: str  # of its prompts; '' if its family has only one
+  samples: list[dict]  # as in samples.json, without `file`
   pictures: np.ndarray  # (num_samples, H, W, 3) uint8
 
 
@@ -53,11 +53,11 @@ def generate(
   cfg_interval: int | None = None,
   instruction: str | None = None,
 ):
-  """Draws and scores pictures of a prompt; what is None is the model's own setting.
+  """Draws and scores images of a prompt. Settings that are None come from the model.
 
   Returns:
-    Dicts for samples.json, best first, and their pictures (num_samples, H, W, 3) uint8. `candidate`
-    in a dict is its place among the seeds.
+    Dicts for samples.json, best first, and their images (num_samples, H, W, 3) uint8. `candidate`
+    in a dict is its index among the seeds.
   """
   drawn = api.Model(model).generate(
     prompt,
@@ -107,9 +107,9 @@ def write(directory: str, prompt: str, settings: dict, results: list[Drawn]):
 
 
 def grid(prompt: str, results: list[Drawn]) -> Image.Image:
-  """A row a model, a column a seed, R_G under each picture."""
+  """One row per model and one column per seed, with R_G under each image."""
   side = results[0].pictures.shape[1]
-  side *= max(1, -(-_TILE // side))  # whole multiples keep small pictures' pixels square
+  side *= max(1, -(-_TILE // side))  # whole multiples keep small images' pixels square
   number = len(results[0].samples)
   cell, gap = side + _TEXT, 4
   width = max(number * (side + gap), 320)
@@ -129,7 +129,7 @@ def grid(prompt: str, results: list[Drawn]) -> Image.Image:
 
 
 def _plain(text):
-  """What Pillow's built-in font can draw."""
+  """The text with only characters that Pillow's built-in font can draw."""
   return text.encode('latin-1', 'replace').decode('latin-1')
 
 
@@ -140,7 +140,7 @@ def _ours(name):
 def main(argv, f=flags.FLAGS):
   cli.no_arguments(argv)
   if f.prompt and f.prompts:
-    raise InputError('found both --prompt and --prompts; expected one of them; leave one out')
+    raise InputError('--prompt and --prompts are both set; leave one out')
   cli.require(model=f.model, output=f.output)
   cli.require(**({'prompts': f.prompts} if f.prompts else {'prompt': f.prompt}))
   inputs.check_text(prompt=f.prompt, instruction=f.instruction)
@@ -156,7 +156,7 @@ def main(argv, f=flags.FLAGS):
     cli.log(f'loading {name}')
     base = locate.base_for(name, f.base, several=bool(f.compare))
     model = Inference(locate.resolve(name, template=f.template, base=base))
-    # Both models draw with the settings of the first, or the comparison would be of those.
+    # Both models use the settings of the first: only the models should differ.
     method = model.source.method
     settings = settings or {
       'temperature': method.temperature if f.temperature is None else f.temperature,
@@ -164,7 +164,7 @@ def main(argv, f=flags.FLAGS):
       'cfg_interval': method.cfg_interval,
     }
     said = ', '.join(f'{key} {value:g}' for key, value in settings.items())
-    cli.log(f'drawing {f.num_samples} pictures, {said}')
+    cli.log(f'drawing {f.num_samples} images, {said}')
     samples, pictures = generate(
       model,
       f.prompt,
@@ -185,8 +185,8 @@ def main(argv, f=flags.FLAGS):
 def _draw_many(f):
   if f.compare:
     raise InputError(
-      'found --compare with --prompts; expected one model; draw with the other into a folder of '
-      'its own: the seeds are common'
+      '--compare does not work with --prompts; draw with the other model into its own folder: the '
+      'seeds are the same'
     )
   lines = prompt_list.read(f.prompts)
   prompt_list.check_output(f.output)
@@ -196,7 +196,7 @@ def _draw_many(f):
     'instruction': f.instruction,
     'seed': f.seed,
   }
-  cli.log(f'drawing {f.num_samples} pictures of each of {len(lines)} prompts by {f.model}')
+  cli.log(f'drawing {f.num_samples} images for each of {len(lines)} prompts with {f.model}')
   page = prompt_list.draw(
     f.model,
     lines,

@@ -1,4 +1,4 @@
-"""Images at the border: opened, made square, and between uint8 and the model's floats.
+"""Reads images, makes them square, and converts between uint8 and the model's floats.
 
 Axes: H W pixels.
 """
@@ -17,19 +17,19 @@ from PIL import ExifTags, Image, JpegImagePlugin, UnidentifiedImageError
 from dsr_jax import inputs
 from dsr_jax.errors import InputError
 
-MIN_SIDE = 14  # Janus never lets the short side of a padded image fall below this
-GREY = (127, 127, 127)  # int(0.5 * 255), Janus' padding color
+MIN_SIDE = 14  # Janus's lower limit for the short side of a padded image
+GREY = (127, 127, 127)  # int(0.5 * 255), Janus's padding color
 
-# Formats that Pillow recognizes by a signature and decodes by itself: EPS and WMF would run another
-# program on the file, TGA and a few old ones have no signature, so that anything might be one.
+# Formats that Pillow recognizes by a signature and decodes itself. EPS and WMF would run another
+# program on the file; TGA and a few old ones have no signature, so any file could pass for one.
 FORMATS = (
   'AVIF', 'BLP', 'BMP', 'CUR', 'DCX', 'DDS', 'DIB', 'GIF', 'ICNS', 'ICO', 'JPEG', 'JPEG2000', 'MSP',
   'PCX', 'PNG', 'PPM', 'PSD', 'QOI', 'SGI', 'SUN', 'TIFF', 'WEBP', 'XBM', 'XPM',
 )  # fmt: skip
-MAX_PIXELS = 178_956_970  # where Pillow stops decoding
+MAX_PIXELS = 178_956_970  # Pillow's own limit for decoding
 MAX_PIXELS_VARIABLE = 'DSR_JAX_MAX_PIXELS'
 
-# Tag 0x0112 of EXIF 2.32, section 4.6.4: how the stored rows and columns are to be turned.
+# Tag 0x0112 of EXIF 2.32, section 4.6.4: how to turn the stored rows and columns.
 _TURNS = {
   2: Image.Transpose.FLIP_LEFT_RIGHT,
   3: Image.Transpose.ROTATE_180,
@@ -39,45 +39,45 @@ _TURNS = {
   7: Image.Transpose.TRANSVERSE,
   8: Image.Transpose.ROTATE_90,
 }
-# The item that holds EXIF in an AVIF file (ISO/IEC 23008-12, annex A), by its entry in the list.
+# The entry of the EXIF item in an AVIF file (ISO/IEC 23008-12, annex A).
 _EXIF_ITEM = re.compile(rb'(infe.{8,10}?)Exif', re.DOTALL)
 # How JPEG, PNG, GIF, WebP, AVIF and TIFF files begin.
 _SIGNATURES = re.compile(
   rb'\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|RIFF....WEBP|....ftypavi|II\*\0|MM\0\*', re.DOTALL
 )
-_UNLIMITED = threading.Lock()  # held while Pillow's limit is away
+_UNLIMITED = threading.Lock()  # held while Pillow's limit is off
 
-# Pillow warns of odd metadata and of half its limit: what matters is an error here.
+# Pillow warns of odd metadata and above half its limit; whatever matters is an error here.
 warnings.filterwarnings('ignore', module=r'PIL\.')
 
 
 def load_image(source, name: str = ''):
   """An RGB PIL image from a path, an open file or a PIL image of any mode.
 
-  Transparency is laid over white, the EXIF orientation is applied, and deep pictures get 8 bits:
-  whole numbers by their bit depth, floating-point numbers by their range [0, 1].
+  Transparency is composited onto white, the EXIF orientation is applied, and deep images are
+  reduced to 8 bits: integers by their bit depth, floating-point values from the range [0, 1].
 
   Args:
     source: a path, a binary file or a PIL image.
-    name: what errors call it; by default its path.
+    name: its name in errors; by default its path.
 
   Raises:
-    InputError: for what is no picture of FORMATS, does not decode, is larger than `max_pixels()`,
-      or has values outside of its range.
+    InputError: the source is not an image of FORMATS, does not decode, is larger than
+      `max_pixels()`, or has values outside its range.
   """
   if isinstance(source, Image.Image):
-    return _decode(source, name or 'a picture in memory')
+    return _decode(source, name or 'an image in memory')
   if hasattr(source, 'read'):
-    return _decode(source, name or 'a picture in memory')
+    return _decode(source, name or 'an image in memory')
   name = name or inputs.shown(source)
-  with inputs.open_plain(source, 'a picture file') as file:
+  with inputs.open_plain(source, 'an image file') as file:
     return _decode(file, name)
 
 
 def max_pixels() -> int:
-  """Pixels of the largest picture that is decoded: Pillow's own limit, or MAX_PIXELS_VARIABLE's.
+  """The most pixels that an image may have: Pillow's own limit, or MAX_PIXELS_VARIABLE.
 
-  Pillow has one limit for a process, and doubles it.
+  Pillow's limit applies to the whole process; Pillow only refuses images above twice that limit.
   """
   text = os.environ.get(MAX_PIXELS_VARIABLE)
   if text is None:
@@ -88,8 +88,7 @@ def max_pixels() -> int:
     limit = 0
   if not 0 < limit < 2**31:  # what Pillow can address
     raise InputError(
-      f'found {MAX_PIXELS_VARIABLE}={text!r}; expected a whole number of pixels from 1 to '
-      f'{2**31 - 1}; set it to one'
+      f'{MAX_PIXELS_VARIABLE} is {text!r}; set it to a whole number of pixels from 1 to {2**31 - 1}'
     )
   if limit > MAX_PIXELS:
     Image.MAX_IMAGE_PIXELS = limit
@@ -97,9 +96,9 @@ def max_pixels() -> int:
 
 
 def header(file, name: str):
-  """(format, (width, height)) of a picture in an open binary file, without its pixels.
+  """(format, (width, height)) of an image in an open binary file, without decoding it.
 
-  Raises InputError as `load_image`.
+  Raises InputError like `load_image`.
   """
   limit = max_pixels()
   try:
@@ -113,13 +112,13 @@ def header(file, name: str):
 
 
 def verify(file, name: str):
-  """(format, (width, height)) of a picture in an open binary file that decodes whole.
+  """(format, (width, height)) of an image in an open binary file, after decoding all of it.
 
-  It accepts what `load_image` accepts and no more. Of a JPEG an eighth of each side is computed:
-  all of the file is read and unpacked for that, so the verdict is the same, in little more than
-  half of the time.
+  Accepts exactly what `load_image` accepts. A JPEG is decoded at an eighth of its width and height:
+  that still reads and decompresses the whole file, so the verdict is the same, in little more than
+  half the time.
 
-  Raises InputError as `load_image`.
+  Raises InputError like `load_image`.
   """
   limit = max_pixels()
   try:
@@ -139,7 +138,7 @@ def verify(file, name: str):
 
 
 def is_known(file) -> bool:
-  """Whether an open binary file is a picture by what it holds, be it damaged further on."""
+  """Whether the contents of an open binary file look like an image, even a damaged one."""
   if _SIGNATURES.match(file.read(16)):
     return True
   file.seek(0)
@@ -161,8 +160,8 @@ def _decode(source, name):
     return _to_rgb(_upright(image), name)
   except InputError:
     raise
-  # A damaged file makes Pillow's readers fail in any way there is, of memory and recursion too: a
-  # list of types would never be complete.
+  # On a damaged file, Pillow's readers can raise anything, including MemoryError and
+  # RecursionError: no list of types would be complete.
   except Exception as e:
     raise _refusal(source, name, limit, e) from e
 
@@ -171,11 +170,11 @@ def _open(file):
   beginning = file.read(12)
   file.seek(0)
   if beginning[4:11] == b'ftypavi':
-    # Pillow turns an AVIF file by its transformations alone, and yet fails on a broken EXIF item.
+    # Pillow turns an AVIF file only by its transformations, but fails on a broken EXIF item.
     file = io.BytesIO(_EXIF_ITEM.sub(rb'\1free', file.read()))
   image = Image.open(file, formats=FORMATS)
   if image.format == 'TIFF':
-    # Pillow would turn it here, and write its metadata again for that, which fails on broken ones.
+    # Pillow would turn it here and rewrite its metadata, which fails if they are broken.
     image.load_end = lambda: None
   return image
 
@@ -184,13 +183,13 @@ def _check_size(size, name, limit):
   width, height = size
   if width * height > limit:
     raise InputError(
-      f'found {name} to have {width} x {height} pixels, {width * height} in all; expected at most '
-      f'{limit}; make it smaller, or set {MAX_PIXELS_VARIABLE} to a larger number of pixels'
+      f'{name} has {width} x {height} pixels, {width * height} in all, but the limit is {limit}; '
+      f'make it smaller, or set {MAX_PIXELS_VARIABLE} to a larger number of pixels'
     )
 
 
 def _refusal(source, name, limit, error):
-  """The InputError for a picture at which Pillow raised `error`."""
+  """The InputError for an image on which Pillow raised `error`."""
   if isinstance(error, Image.DecompressionBombError):
     size = _claimed_size(source)
     if size is not None and size[0] * size[1] > limit:
@@ -199,24 +198,24 @@ def _refusal(source, name, limit, error):
       except InputError as e:
         return e
     return InputError(
-      f'found {name} to hold a picture of more pixels than the {limit} that are decoded; expected '
-      f'fewer; make it smaller, or set {MAX_PIXELS_VARIABLE} to a larger number of pixels'
+      f'{name} has more than {limit} pixels, which is the limit; make it smaller, or set '
+      f'{MAX_PIXELS_VARIABLE} to a larger number of pixels'
     )
   if _is_empty(source):
-    return InputError(f'found the empty file {name}; expected a picture; fetch it again')
+    return InputError(f'{name} is an empty file, not an image; download it again')
   reason = ' '.join(str(error).split())[:200]
   if isinstance(error, UnidentifiedImageError):
-    reason = 'no format that is known'
+    reason = 'unknown format'
   elif not isinstance(error, (OSError, ValueError, SyntaxError)) or not reason:
     reason = f'{type(error).__name__} {reason}'.strip()
   return InputError(
-    f'found {name} unreadable as a picture ({reason}); expected a PNG, JPEG, WebP, TIFF, AVIF, GIF '
-    'or BMP file, or another of images.FORMATS; check the path or save the picture again'
+    f'{name} is not a readable image ({reason}); use a PNG, JPEG, WebP, TIFF, AVIF, GIF or BMP '
+    'file, or another format of images.FORMATS: check the path or save the image again'
   )
 
 
 def _claimed_size(file):
-  """(width, height) in the header of a file that Pillow refuses to open for its size; or None."""
+  """(width, height) in the header of a file that Pillow refuses because of its size, or None."""
   with _UNLIMITED:
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
@@ -236,8 +235,8 @@ def _is_empty(source):
 
 
 def _upright(image):
-  """Turns a picture as its EXIF orientation says. All other metadata stay unread, and an
-  orientation that cannot be read is none.
+  """Turns an image according to its EXIF orientation, if that is readable. Reads no other
+  metadata.
   """
   try:
     if hasattr(image, 'tag_v2'):  # TIFF
@@ -253,7 +252,7 @@ def _upright(image):
 def _to_rgb(image, name):
   if image.mode in ('I', 'F') or image.mode.startswith('I;16'):
     return _from_deep(image, name)
-  if image.mode == 'La':  # alpha multiplied in; Pillow converts it to LA only
+  if image.mode == 'La':  # premultiplied alpha; Pillow converts it only to LA
     image = image.convert('LA')
   if image.has_transparency_data:
     image = image.convert('RGBA')
@@ -263,7 +262,7 @@ def _to_rgb(image, name):
 
 
 def _from_deep(image, name):
-  """An RGB image from grey values of more than 8 bits (Pillow's own conversion clips everything
+  """An RGB image from gray values of more than 8 bits (Pillow's own conversion clips everything
   above 255 to white).
   """
   values = np.asarray(image)
@@ -272,10 +271,10 @@ def _from_deep(image, name):
   else:
     values, low, high, most = _whole_numbers(image, values)
   least, largest = values.min(initial=high), values.max(initial=low)
-  if not (low <= least and largest <= high):  # a NaN is in no range
+  if not (low <= least and largest <= high):  # also catches NaN
     raise InputError(
-      f'found values from {least:g} to {largest:g} in {name}; expected {low:g} to {high:g} in a '
-      f'picture of mode {image.mode}; save it with 8 bits a channel'
+      f'{name} has values from {least:g} to {largest:g}, but mode {image.mode} allows {low:g} to '
+      f'{high:g}; save it with 8 bits per channel'
     )
   grey = values / most
   if _tag(image, 'PhotometricInterpretation') == 0:  # white is zero
@@ -288,7 +287,7 @@ def _from_deep(image, name):
 
 
 def _whole_numbers(image, values):
-  """(values, least, largest allowed, the one that is white) of a picture of whole numbers."""
+  """(values, least allowed, largest allowed, white) of an image of integers."""
   bits = _tag(image, 'BitsPerSample')
   signed = _tag(image, 'SampleFormat') == 2
   if bits is None:
@@ -302,27 +301,27 @@ def _whole_numbers(image, values):
 
 
 def _tag(image, name):
-  """The first value of a TIFF tag, None elsewhere."""
+  """The first value of a TIFF tag; None for other formats."""
   tags = getattr(image, 'tag_v2', None)
   value = None if tags is None else tags.get(getattr(ExifTags.Base, name))
   return value[0] if isinstance(value, tuple) else value
 
 
 def preprocess(image, size, mode='crop', rounding='int'):
-  """Makes a picture square: uint8 (size, size, 3).
+  """Makes an image square: uint8 (size, size, 3).
 
   Args:
-    image: what `load_image` takes.
-    mode: 'crop' scales the short side to `size` and cuts the centre out of the long one (how Janus
-      saw images it learned to draw); 'pad' scales the long side and pads with grey (how it saw
-      pictures it learned to describe).
-    rounding: of the other side's length; 'int' truncates as the original code does, 'round' is what
-      transformers has done since 5.0. They differ by one pixel for about half of all sizes.
+    image: anything that `load_image` accepts.
+    mode: 'crop' scales the short side to `size` and keeps the center of the long one (as Janus saw
+      the images that it learned to draw); 'pad' scales the long side and pads with gray (as it saw
+      the images that it learned to describe).
+    rounding: of the other side's length; 'int' truncates like the original code, 'round' rounds
+      like transformers since 5.0. They differ by one pixel for about half of all sizes.
   """
   if mode not in ('crop', 'pad'):
-    raise InputError(f'found picture mode {mode!r}; expected crop or pad; choose one')
+    raise InputError(f'mode is {mode!r}; use crop or pad')
   if rounding not in ('int', 'round'):
-    raise InputError(f'found rounding {rounding!r}; expected int or round; choose one')
+    raise InputError(f'rounding is {rounding!r}; use int or round')
   whole = int if rounding == 'int' else round
   image = load_image(image)
   if mode == 'crop':
@@ -331,8 +330,8 @@ def preprocess(image, size, mode='crop', rounding='int'):
   longest = max(width, height)
 
   def scaled(side):
-    # Each in the order its source multiplies: the products differ in the last bit, and truncation
-    # makes that a pixel.
+    # Multiply in the order of each source: the products differ in the last bit, and truncation
+    # turns that into a pixel.
     if rounding == 'int':
       return side / longest * size
     return side * (size / longest)
@@ -345,8 +344,8 @@ def preprocess(image, size, mode='crop', rounding='int'):
 
 
 def _crop(image, size, whole):
-  """Scales the short side to `size` and cuts the centre, in one resampling: a 1 x 1000 picture is
-  never blown up.
+  """Scales the short side to `size` and keeps the center in a single resampling, so that a 1 x 1000
+  image is never blown up.
   """
   shortest = min(image.size)
   box = []
@@ -361,27 +360,27 @@ def _crop(image, size, whole):
 
 
 def to_float(image):
-  """uint8 (..., H, W, 3) -> float32 in [-1, 1]; a NumPy or a JAX array, inside jit or outside."""
+  """uint8 (..., H, W, 3) -> float32 in [-1, 1]; a NumPy or JAX array, inside or outside jit."""
   if isinstance(image, jax.Array):
     return image.astype(jnp.float32) / 127.5 - 1.0
-  # NumPy gets the product that XLA compiles that quotient to, so that host and device agree.
+  # XLA compiles that quotient to this product; use it here too, so that host and device agree.
   return image.astype(np.float32) * np.float32(1 / 127.5) - np.float32(1)
 
 
 def to_uint8(pixels):
-  """Pixels in [-1, 1], (..., H, W, 3) -> uint8; truncated, not rounded, as Janus and transformers
-  do.
+  """Pixels in [-1, 1], (..., H, W, 3) -> uint8; truncated, not rounded, as in Janus and
+  transformers.
   """
   return np.clip((np.asarray(pixels, np.float32) * 0.5 + 0.5) * 255, 0, 255).astype(np.uint8)
 
 
 def levels(pixels):
-  """As `to_uint8`, inside jit."""
+  """Like `to_uint8`, inside jit."""
   return jnp.clip((pixels * 0.5 + 0.5) * 255.0, 0, 255).astype(jnp.uint8)
 
 
 def png(image) -> bytes:
   """PIL image -> PNG bytes."""
   buffer = io.BytesIO()
-  image.save(buffer, 'PNG')  # optimize=True takes eight times as long for 2 % of the bytes
+  image.save(buffer, 'PNG')  # optimize=True takes eight times as long to save 2% of the bytes
   return buffer.getvalue()

@@ -3,7 +3,7 @@ study.
 
 `Sampler` processes lists in chunks of one shape. Parameters are an argument, so a run can evaluate
 itself. `Inference` is one loaded model for the commands. It always scores samples one row at a
-time, so a picture has bit for bit the same reward when it is drawn and when its codes are scored
+time, so an image has bit for bit the same reward when it is drawn and when its codes are scored
 again.
 
 All models share the seeds: sample i of input p has the same key for every model, so differences are
@@ -44,7 +44,7 @@ BUCKET = (
 
 
 class PictureSamples(NamedTuple):
-  """Pictures drawn for P prompts. rewards: R_G per instruction; prompt_logps: with the first."""
+  """Images drawn for P prompts. rewards: R_G per instruction; prompt_logps: with the first."""
 
   codes: np.ndarray  # (P, G, N) int32
   logps: np.ndarray  # (P, G, N), under the distribution that sampled
@@ -54,7 +54,7 @@ class PictureSamples(NamedTuple):
 
 
 class TextSamples(NamedTuple):
-  """Texts written about P pictures. rewards: R_U; codes: the codes of the pictures."""
+  """Texts written about P images. rewards: R_U; codes: the codes of the images."""
 
   ids: np.ndarray  # (P, G, T) int32
   mask: np.ndarray  # (P, G, T) bool, including the final EOS
@@ -170,7 +170,7 @@ def _decode(graphdef, params, codes):
 
 @functools.partial(jax.jit, static_argnames='graphdef')
 def _score_pair(graphdef, params, text, picture, instruction):
-  """One text and one picture: log-probabilities of the text (T,) and of the codes (N,)."""
+  """One text and one image: log-probabilities of the text (T,) and of the codes (N,)."""
   model = nnx.merge(graphdef, params)
   keys = score_keys(model, jax.random.key(0)[None, None])
   text = Text(text.ids[:, None], text.mask[:, None])
@@ -222,9 +222,9 @@ class Sampler:
     eos_id: int | None = None,
     seed: int | None = None,
   ) -> PictureSamples:
-    """P prompts (P, T) -> G pictures each.
+    """P prompts (P, T) -> G images each.
 
-    instructions (K, Ti): scores each picture by R_G with each instruction. eos_id: also counts the
+    instructions (K, Ti): scores each image by R_G with each instruction. eos_id: also counts the
     end-of-text token in R_G.
     """
     asked = None
@@ -260,7 +260,7 @@ class Sampler:
     scoring: Scoring | None = None,
     seed: int | None = None,
   ) -> TextSamples:
-    """P pictures (P, H, W, 3) uint8 and questions (P, Tq) -> G texts each.
+    """P images (P, H, W, 3) uint8 and questions (P, Tq) -> G texts each.
 
     scoring: scores each text by R_U.
     """
@@ -305,8 +305,8 @@ class Sampler:
     return self.chunked(run, pixels, *question, *text)
 
   def read_prompts(self, params, prompt: Text, codes, instruction: Text, how: Scoring):
-    """prompt (P, T), the pictures' codes (P, G, N), instruction (Ti,) -> R_G (P, G), and the
-    log-probabilities of the prompt's tokens given each picture (P, G, T).
+    """prompt (P, T), the images' codes (P, G, N), instruction (Ti,) -> R_G (P, G), and the
+    log-probabilities of the prompt's tokens given each image (P, G, T).
     """
 
     def run(first, ids, mask, codes):
@@ -324,7 +324,7 @@ class Sampler:
     return self.chunked(run, *prompt, codes)
 
   def score_texts(self, params, codes, text: Text, how: Scoring, *, eos_id: int):
-    """The pictures' codes (P, N), text (P, G, T) -> R_U (P, G)."""
+    """The images' codes (P, N), text (P, G, T) -> R_U (P, G)."""
 
     def run(first, codes, ids, mask):
       return _score_texts(
@@ -373,9 +373,8 @@ def check_numbers(tree):
   for x in jax.tree.leaves(tree):
     if np.issubdtype(x.dtype, np.floating) and np.isnan(x).any():
       raise InputError(
-        'found a model whose log-probabilities or pictures are not numbers; expected finite ones; '
-        'sample nearer to temperature 1 and guidance 1, and if that is no way out, its weights are '
-        'broken: fetch them again'
+        'the log-probabilities or images of the model contain NaN; sample closer to temperature 1 '
+        'and guidance 1; if that does not help, its weights are damaged: download them again'
       )
 
 
@@ -394,7 +393,7 @@ class Scores:
   """Both reversed likelihoods of one pair, in nats, at temperature 1 and without guidance. The
   rewards are means over tokens.
 
-  text_logps (T,): the text's content tokens given the picture. image_logps (N,): the codes given
+  text_logps (T,): the text's content tokens given the image. image_logps (N,): the codes given
   the text.
   """
 
@@ -432,13 +431,13 @@ class Inference:
     ids = encode(text)
     if self._room is not None and len(ids) > self._room:
       raise InputError(
-        f'found a {what} of {len(ids)} tokens; expected at most {self._room}, which this model '
-        'has room for; shorten it'
+        f'the {what} has {len(ids)} tokens, but this model has room for at most {self._room}; '
+        'shorten it'
       )
     return ids
 
   def read_image(self, path: str, crop: str = '') -> np.ndarray:
-    """Reads a file as the square picture for the model: (H, W, 3) float32 in [-1, 1].
+    """Reads a file as the square image for the model: (H, W, 3) float32 in [-1, 1].
 
     crop: 'crop' or 'pad'; by default the model's own way.
     """
@@ -456,7 +455,7 @@ class Inference:
     seed: int,
     cfg_interval: int | None = None,
   ):
-    """Samples pictures: codes (number, N) int32 and their log-probabilities (number, N).
+    """Samples images: codes (number, N) int32 and their log-probabilities (number, N).
 
     cfg_interval: see `method.cfg_interval`; by default the model's own value.
     """
@@ -492,7 +491,7 @@ class Inference:
     max_tokens: int,
     seed: int,
   ):
-    """Samples texts about a picture (H, W, 3) in [-1, 1]: a list of (ids (T,), logps (T,)), with
+    """Samples texts about an image (H, W, 3) in [-1, 1]: a list of (ids (T,), logps (T,)), with
     the EOS if it was sampled.
     """
     how = Sampling(temperature=temperature, max_tokens=max_tokens, segment=64)
@@ -527,7 +526,7 @@ class Inference:
   def score(
     self, text: list[int], codes: np.ndarray, pixels: np.ndarray, instruction: list[int]
   ) -> Scores:
-    """Scores one pair: a text's content ids, and a picture's codes (N,) and pixels (H, W, 3)."""
+    """Scores one pair: a text's content ids, and an image's codes (N,) and pixels (H, W, 3)."""
     picture = Picture(jnp.asarray(codes)[None, None], jnp.asarray(pixels)[None, None])
     text_logps, image_logps = _score_pair(
       self._graphdef, self._params, _text(text), picture, _text(instruction)
@@ -540,9 +539,8 @@ class Inference:
     """InputError for log-probabilities that are not finite, which give no reward."""
     if not all(np.isfinite(x).all() for x in logps):
       raise InputError(
-        f'found log-probabilities of {self.source.name} that are not finite; expected finite ones; '
-        'sample nearer to temperature 1 and guidance 1, and if that is no way out, its weights are '
-        'broken: fetch them again'
+        f'the log-probabilities of {self.source.name} are not finite; sample closer to temperature '
+        '1 and guidance 1; if that does not help, its weights are damaged: download them again'
       )
 
 

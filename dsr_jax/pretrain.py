@@ -48,13 +48,13 @@ from dsr_jax.runtime import workdir as workdir_lib
 from dsr_jax.scenes import render, sets, world
 
 DEFAULT_CONFIG = 'scenes_pretrain'
-FAMILIES = ('janus', 'showo')  # of which a small one can be made
+FAMILIES = ('janus', 'showo')  # families for which a small model can be pretrained
 CODEBOOK_DECAY = 0.98
-# A code used less than this a batch, on the running mean, is started again from a latent.
+# A code is reset to a latent if its running mean of uses per batch is below this.
 DEAD_COUNT = 0.02
 
 
-# Picture tokenizer.
+# Image tokenizer.
 
 
 def vq_loss(model, pixels, codebook, quantise):
@@ -76,8 +76,8 @@ def vq_loss(model, pixels, codebook, quantise):
 
 
 def update_codebook(key, sums, counts, z, codes, restart):
-  """Running means of the latents of each code; where `restart`, codes nobody uses start again from
-  a latent of this batch.
+  """Updates the running mean of each code's latents; with `restart`, resets unused codes to latents
+  of this batch.
   """
   size = counts.shape[0]
   hit = jax.nn.one_hot(codes, size)
@@ -110,11 +110,12 @@ def spread_codebook(key, z, size: int, rounds: int = 15):
 
 
 def distinct_patches(pixels, z):
-  """One latent for each kind of patch there is: pixels (B, H, W, 3) uint8 and latents (B h w, E) ->
-  (kinds, E) unit rows.
+  """One latent per distinct patch: pixels (B, H, W, 3) uint8 and latents (B h w, E) -> (kinds, E)
+  unit rows.
 
-  The empty ground is most of every picture, so codes spread over cells would nearly all be shades
-  of nothing, which a language model must then predict; spread over kinds, they tell things apart.
+  Most of every image is empty ground. Codes spread over all cells would nearly all be shades of it,
+  which a language model would then have to predict; codes spread over distinct patches distinguish
+  things.
   """
   cells = render.patches(pixels).reshape(len(z), -1)
   _, kind = np.unique(cells, axis=0, return_inverse=True)
@@ -193,18 +194,18 @@ def train_picture_tokenizer(config, graphdef, params, run_dir):
     return state, ('loss %.4f  codes used %d', (loss, used))
 
   state = run_loop(
-    'picture tokenizer', config, ('vq',), sum(cycles), state, one, os.path.join(run_dir, 'vq')
+    'image tokenizer', config, ('vq',), sum(cycles), state, one, os.path.join(run_dir, 'vq')
   )
   return {**state['params'], 'quantize': {'embedding': unit_norm(state['sums'])}}
 
 
 def merge_ground_codes(config, graphdef, params):
-  """One code a tint for the empty ground, and the codes that frees for the patches that are told
-  apart worst.
+  """Merges the codes of the empty ground into one per tint, and gives the freed codes to the
+  patches that are hardest to distinguish.
 
-  The ground is five sixths of a picture, so training spreads dozens of codes over shades of it that
-  mean nothing; a language model then pays about two nats a cell for them. Returns the tokenizer
-  with its new codebook; the encoder stays.
+  The ground is five sixths of an image, so training spreads dozens of codes over meaningless shades
+  of it, which cost a language model about two nats per cell. Returns the tokenizer with its new
+  codebook; the encoder is unchanged.
   """
   model = nnx.merge(graphdef, params).vqmodel
   codebook = np.array(model.quantize.embedding[...])
@@ -227,13 +228,13 @@ def merge_ground_codes(config, graphdef, params):
   kept = np.concatenate([codebook[taken], ground])
   while len(kept) < len(codebook):  # farthest first
     kept = np.concatenate([kept, kinds[np.argmin(np.max(kinds @ kept.T, axis=-1))][None]])
-  cli.log(f'picture tokenizer: {len(free)} codes of the empty ground merged into {len(tints)}')
+  cli.log(f'image tokenizer: {len(free)} codes of the empty ground merged into {len(tints)}')
   return {**params['vqmodel'], 'quantize': {'embedding': jnp.asarray(kept, jnp.float32)}}
 
 
 def polish_decoder(config, graphdef, params, run_dir):
-  """Trains the decoder of params['vqmodel'] alone, on the codes as they now are, and returns the
-  whole tokenizer.
+  """Trains only the decoder of params['vqmodel'], with the final codebook, and returns the whole
+  tokenizer.
   """
   parts = ('decoder', 'post_quant_conv')
   fixed, trained = (
@@ -264,7 +265,7 @@ def polish_decoder(config, graphdef, params, run_dir):
     return state, ('loss %.4f', (loss,))
 
   state = run_loop(
-    'picture decoder',
+    'image decoder',
     config,
     ('vq',),
     config.vq.polish_steps,
@@ -279,11 +280,11 @@ def polish_decoder(config, graphdef, params, run_dir):
 
 
 def informed_start(params):
-  """Starting values that say what is known: where patches lie, what the empty ground looks like,
-  which codes look alike.
+  """Initial values that encode what is known: where patches are, what the empty ground looks like,
+  and which codes look alike.
 
-  Without them a small tower spends its first thousand steps on a constant (five sixths of all
-  patches are ground) and cannot tell places apart.
+  Without them, a small vision tower spends its first thousand steps on a constant (five sixths of
+  all patches are ground) and cannot distinguish positions.
   """
   vision = params['vision_model']
   table = vision['position_embedding']['embedding']
@@ -322,7 +323,7 @@ def train_language_model(config, graphdef, params, processor, run_dir):
       return images.to_float(batch[name])
 
     def axis(tree):
-      return jax.tree.map(lambda x: x[:, None], tree)  # one candidate an input
+      return jax.tree.map(lambda x: x[:, None], tree)  # one candidate per input
 
     codes = jax.lax.stop_gradient(model.picture_from_pixels(pixels('drawn')).codes)
     drawn = model.picture_logps(
@@ -332,8 +333,8 @@ def train_language_model(config, graphdef, params, processor, run_dir):
     answer = Text(*batch['answer'])
     read = model.text_logps(picture, Text(*batch['question']), axis(answer), None, Scoring())
     drawing = -jnp.mean(drawn.logp)
-    # An answer is a word or two, a caption twenty: without a weight the answers would be a fortieth
-    # of the loss.
+    # An answer has one or two words, a caption twenty: without a weight, answers would be a
+    # fortieth of the loss.
     weight = answer.mask * jnp.where(batch['asked'], config.lm.question_weight, 1.0)[:, None]
 
     def mean(weight):
@@ -358,7 +359,7 @@ def train_language_model(config, graphdef, params, processor, run_dir):
 
   def one(state, step):
     state, losses = step_fn(state, pools.at(step))
-    return state, ('nats a token: drawing %.4f  captions %.4f  answers %.4f', losses)
+    return state, ('nats per token: drawing %.4f  captions %.4f  answers %.4f', losses)
 
   state = run_loop(
     'both tasks', config, ('vq', 'lm'), config.lm.steps, state, one, os.path.join(run_dir, 'lm')
@@ -368,16 +369,14 @@ def train_language_model(config, graphdef, params, processor, run_dir):
 
 # The run.
 
-_SHARES = ('lm.prompt_dropout', 'lm.question_share')  # from 0 to 1
+_SHARES = ('lm.prompt_dropout', 'lm.question_share')  # between 0 and 1
 _MAY_BE_ZERO = ('seed', 'vq.unquantised_steps', 'vq.polish_steps', 'lm.question_weight')
 
 
 def check(config):
-  """InputError for values that nothing can be trained with."""
+  """InputError for values that do not allow training."""
   if config.get('family', 'janus') not in FAMILIES:
-    raise InputError(
-      f'found config.family={config.family}; expected {" or ".join(FAMILIES)}; change it'
-    )
+    raise InputError(f'config.family is {config.family}; set it to {" or ".join(FAMILIES)}')
   numbers = {k: v for k, v in saved_config.flat(config.to_dict()).items() if k != 'family'}
   for key, value in numbers.items():
     low = 0 if key in (*_SHARES, *_MAY_BE_ZERO) else 1 if isinstance(value, int) else 1e-12
@@ -385,7 +384,7 @@ def check(config):
     for number in value if isinstance(value, tuple) else (value,):
       if type(number) not in (int, float) or not low <= number <= high or number == float('inf'):
         limit = f'from {low} to {high}' if key in _SHARES else 'above 0' if low else '0 or more'
-        raise InputError(f'found config.{key}={value}; expected numbers {limit}; change it')
+        raise InputError(f'config.{key} is {value}; use only numbers {limit}')
 
 
 def pretrain(config, workdir: str) -> str:
@@ -434,15 +433,15 @@ def _make_janus(config, workdir: str) -> str:
   texts = sets.vocabulary_texts(20000, config.seed)
   tokenizer_files.make_tokenizer(texts, config.vocab_size, words)
   processor = Processor.from_directory(words, vocab_size=config.vocab_size)
-  # Nothing is forbidden here: the model itself must learn never to write special tokens, for
-  # whoever samples it unmasked.
+  # Do not mask special tokens here: the model itself must learn never to write them, in case it is
+  # sampled without a mask.
   templates = dataclasses.replace(processor.templates, forbidden_text_ids=())
   model_config = dataclasses.replace(JanusConfig.scenes(config.vocab_size), templates=templates)
   graphdef, params = janus.create(model_config, config.seed)
   params['vqmodel'] = train_picture_tokenizer(config, graphdef, params, workdir)
   params['vqmodel'] = merge_ground_codes(config, graphdef, params)
   params = train_language_model(config, graphdef, informed_start(params), processor, workdir)
-  # Codes stay, so the order does not matter.
+  # The codes do not change, so this may come after the language model.
   params['vqmodel'] = polish_decoder(config, graphdef, params, workdir)
   target = os.path.join(workdir, 'model')
   convert.save(

@@ -1,5 +1,5 @@
-"""What pretraining of every family shares: captioned pictures of Scenes, the optimizer, and a loop
-that goes on where it was.
+"""Parts of pretraining that all families share: captioned images of Scenes, the optimizer, and a
+loop that resumes.
 
 Every example is a pure function of (seed, index).
 """
@@ -18,9 +18,9 @@ from dsr_jax.runtime import checkpoints
 from dsr_jax.scenes import grammar, render, sets, world
 from dsr_jax.state import TrainState
 
-TEXT_BUCKET = 16  # captions are padded to a multiple of this: few shapes, few compilations
+TEXT_BUCKET = 16  # pad captions to multiples of this, for few shapes and compilations
 QUESTION_TOKENS = 24
-# So many batches are drawn together and sorted by text length: little padding is computed.
+# Batches that are drawn together and sorted by text length, to reduce padding.
 SORTED_BATCHES = 8
 
 
@@ -28,10 +28,10 @@ SORTED_BATCHES = 8
 
 
 def tokenizer_picture(seed: int, index: int):
-  """A crowded picture with uniform looks, (32, 32, 3) uint8.
+  """A crowded image with uniformly drawn looks, (32, 32, 3) uint8.
 
-  The picture tokenizer sees every pair of shape and surface; which pairs go with which words is the
-  language model's part, and that is pretrained without the held-out ones.
+  The image tokenizer sees every pair of shape and surface. Only the language model, which learns
+  their words, is pretrained without the held-out pairs.
   """
   rng = np.random.default_rng((101, seed, index))
   while True:
@@ -47,12 +47,12 @@ def tokenizer_batch(seed: int, step: int, size: int):
 
 
 def language_batches(config, processor, pool: int):
-  """SORTED_BATCHES batches of captioned pictures, each padded to its own longest text."""
+  """SORTED_BATCHES batches of captioned images, each padded to its own longest text."""
   count = SORTED_BATCHES * config.lm.batch
   first = pool * count
   captions = []
-  # One thing at first: what its words look like is learned in a hundred steps there, and in a
-  # thousand among four things.
+  # One thing per image at first: the model then learns what its words mean in a hundred steps, but
+  # in a thousand among four things.
   p_single = max(0.0, 1.0 - pool * SORTED_BATCHES / config.lm.single_until)
   for i in range(first, first + count):
     pixels, caption = sets.pretraining_example(config.seed, i, p_single)
@@ -91,7 +91,7 @@ def language_batches(config, processor, pool: int):
 
 
 class Pools:
-  """Batches of captioned pictures by step, the next pool made while one is learned from."""
+  """Batches of captioned images by step; makes the next pool in the background."""
 
   def __init__(self, config, processor):
     self._config, self._processor = config, processor
@@ -115,11 +115,11 @@ class Pools:
 
 
 def language_optimizer(config) -> optax.GradientTransformation:
-  """Of a language model: warm-up, cosine, Muon and Adam."""
+  """The optimizer of a language model: warm-up, cosine decay, Muon and Adam."""
   steps, peak = config.lm.steps, config.lm.learning_rate
   schedule = optax.warmup_cosine_decay_schedule(0.0, peak, min(60, steps // 2), steps, peak * 0.01)
-  # Muon on the matrices (stacked layers are batches of matrices), Adam on embeddings, heads, norms
-  # and biases.
+  # Muon for the matrices (stacked layers are batches of matrices), Adam for embeddings, heads,
+  # norms and biases.
   matrix = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
 
   def by_muon(tree):
@@ -147,7 +147,7 @@ def _is_inner_matrix(path: str, x) -> bool:
 
 
 def _wrapped(state) -> TrainState:
-  """A stage's state, a dict with `step`, as checkpoints take one."""
+  """A stage's state, a dict with `step`, in the form that checkpoints need."""
   parts = {name: part for name, part in state.items() if name != 'step'}
   return TrainState(step=state['step'], params=parts, opt_state=None, fixed_params={})
 
@@ -157,11 +157,10 @@ def _unwrapped(state: TrainState):
 
 
 def run_loop(title, config, part, steps, state, one, directory):
-  """Runs `one(state, step) -> (state, (form, numbers))` to the end, from the last checkpoint of a
-  run with the same settings.
+  """Runs `one(state, step) -> (state, (form, numbers))` to the end, starting from the last
+  checkpoint of a run with the same settings.
 
-  Numbers are fetched only where their line is printed, so that an accelerator need not wait for the
-  host.
+  Fetches numbers only to print them, so that an accelerator does not wait for the host.
   """
   settings = {
     key: value
@@ -170,7 +169,7 @@ def run_loop(title, config, part, steps, state, one, directory):
   }
   about = dict(method=settings, data=dict(fingerprint='scenes'), model=dict(fingerprint='none'))
   saved = checkpoints.Checkpoints(directory, about, keep_last=1)
-  with contextlib.closing(saved):  # who is interrupted waits for a checkpoint under way
+  with contextlib.closing(saved):  # on an interrupt, waits for a pending checkpoint
     if saved.latest() is not None:
       state = _unwrapped(saved.restore(_wrapped(state)))
     first = int(state['step'])
@@ -181,7 +180,7 @@ def run_loop(title, config, part, steps, state, one, directory):
         line = form % tuple(map(float, numbers))
         rate = (time.time() - start) / (step + 1 - first)
         cli.log(
-          f'{title}: step {step + 1}/{steps}  {line}  {rate:.2f} s a step, '
+          f'{title}: step {step + 1}/{steps}  {line}  {rate:.2f} s per step, '
           f'{rate * (steps - step - 1) / 60:.0f} min left'
         )
       if (step + 1) % config.save_every == 0 or step + 1 == steps:

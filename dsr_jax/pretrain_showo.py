@@ -1,9 +1,10 @@
-"""Makes a small Show-o from nothing: image tokenizer, then both tasks jointly.
+"""Trains a small Show-o from scratch: image tokenizer, then both tasks jointly.
 
-The image tokenizer is a plain autoencoder at first, then one of signs, with the two losses that
-keep latents near their signs and all bits in use. The language model learns to draw by unmasking
-(a share of the codes masked, by the cosine of a uniform number) and to write the next word, as the
-original does (showlab/Show-o training/train.py); a tenth of the prompts is left out, for guidance.
+The image tokenizer is first a plain autoencoder, then quantizes to signs, with the two losses that
+keep latents near their signs and all bits in use. As in the original (showlab/Show-o
+training/train.py), the language model learns to draw by unmasking (the share of masked codes is the
+cosine of a uniform number) and to predict the next text token; a tenth of the prompts is dropped,
+for guidance.
 Axes: B examples, T text tokens, N image codes.
 """
 
@@ -71,7 +72,7 @@ def train_image_tokenizer(config, graphdef, params, run_dir):
 
 
 def masked_share(key, examples: int, codes: int):
-  """Which codes are masked, (B, N) bool: of each picture the share cos(pi u / 2), u uniform."""
+  """Which codes to mask, (B, N) bool: a share cos(pi u / 2) of each image, with uniform u."""
   of_share, of_places = jax.random.split(key)
   share = jnp.cos(jax.random.uniform(of_share, (examples,)) * jnp.pi / 2)
   count = jnp.maximum(jnp.round(codes * share), 1)
@@ -79,7 +80,7 @@ def masked_share(key, examples: int, codes: int):
 
 
 def language_loss(model, batch, key, config):
-  """Loss, and nats a token of drawing, of captions and of answers."""
+  """The loss, and the nats per token of drawing, captions and answers."""
   examples = batch['drawn'].shape[0]
 
   def codes(name):
@@ -95,7 +96,7 @@ def language_loss(model, batch, key, config):
   picture, answer = Picture(codes('read')[:, None], None), Text(*batch['answer'])
   one_each = Text(*(x[:, None] for x in answer))
   read = model.text_logps(picture, Text(*batch['question']), one_each, None, Scoring())
-  # An answer is a word or two, a caption twenty: without a weight the answers would be a fortieth
+  # An answer has one or two words, a caption twenty: without a weight, answers would be a fortieth
   # of the loss.
   weight = answer.mask * jnp.where(batch['asked'], config.lm.question_weight, 1.0)[:, None]
 
@@ -108,10 +109,10 @@ def language_loss(model, batch, key, config):
 
 
 def informed_start(params, sizes, seed: int):
-  """Starting values that say which codes look alike: each bit has a direction of its own, in the
-  embedding and in the head, and a code is the sum of its bits'.
+  """Initial values that encode which codes look alike: each bit has its own direction in the
+  embedding and in the head, and a code is the sum of its bits' directions.
 
-  Most of the codes are rare. Without this a small model learns every one of them for itself.
+  Most codes are rare, and without this, a small model must learn each one separately.
   sizes: `ShowoConfig`.
   """
   codes = slice(sizes.first_code, sizes.mask_id)
@@ -128,7 +129,7 @@ def informed_start(params, sizes, seed: int):
 
 
 def train_language_model(config, graphdef, params, processor, run_dir):
-  """Trains everything but params['vqmodel'] on both tasks and returns it all."""
+  """Trains everything but params['vqmodel'] on both tasks and returns all parameters."""
   fixed = {'vqmodel': params['vqmodel']}
   trained = {name: part for name, part in params.items() if name != 'vqmodel'}
   optimizer = language_optimizer(config)
@@ -150,7 +151,7 @@ def train_language_model(config, graphdef, params, processor, run_dir):
 
   def one(state, step):
     state, losses = step_fn(state, pools.at(step))
-    return state, ('nats a token: drawing %.4f  captions %.4f  answers %.4f', losses)
+    return state, ('nats per token: drawing %.4f  captions %.4f  answers %.4f', losses)
 
   folder = os.path.join(run_dir, 'lm')
   state = run_loop('both tasks', config, ('vq', 'lm'), config.lm.steps, state, one, folder)

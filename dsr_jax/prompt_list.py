@@ -1,12 +1,12 @@
-"""Many prompts of a file, drawn into one folder: over all devices, and gone on with after a kill.
+"""Draws images for the prompts of a file into one folder, on all devices; resumes after a kill.
 
-    manifest.json      the model, how it drew, the prompts by their hash; written first
+    manifest.json      the model, the sampling settings, the hash of the prompts; written first
     ID/00.png ...      candidates in the order of their seeds
-    rewards/           {path: R_G, codes}, a file a chunk
-    samples.json       all prompts with their pictures, best first by R_G
-    index.html         the same to look at
+    rewards/           {path: R_G, codes}, one file per chunk
+    samples.json       all prompts with their images, best first by R_G
+    index.html         the same as a page
 
-It is drawn as a benchmark is (`evaluate.answering`), whose prompts are the file's.
+The prompts are drawn like those of a benchmark (`evaluate.answering`).
 """
 
 import collections
@@ -29,7 +29,7 @@ from dsr_jax.runtime.distributed import Team
 
 NAME = 'prompts'
 _ID = re.compile(r'\w[\w.@-]{0,99}')
-_LARGE = 128  # pixels: such pictures are shown larger
+_LARGE = 128  # pixels; the page shows images of at least this size larger
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +42,10 @@ class Line:
 
 
 def read(path: str) -> list[Line]:
-  """The prompts of a file, with the ids that their pictures' folders are called by.
+  """The prompts of a file, with the ids that name the folders of their images.
 
-  An object of JSON lines, or a row of a table, may have an `id` and a `seed`, which then stands
-  behind the id. Errors: InputError names the line.
+  An object of a .jsonl file or a row of a table may have an `id` and a `seed`; the seed is appended
+  to the id. Errors: InputError names the line.
   """
   rows, name = prompts_lib.read(path), inputs.shown(os.path.basename(path))
   digits = max(4, len(str(len(rows))))
@@ -54,16 +54,16 @@ def read(path: str) -> list[Line]:
     where = f'line {row.line} of {name}'
     if 'num_samples' in row.further:
       raise InputError(
-        f'{where} has a num_samples of its own; expected --num_samples for all; leave it out'
+        f'{where} has its own num_samples; remove it and set --num_samples, which applies to all'
       )
     identity = str(row.further.get('id', f'{number:0{digits}d}'))
     seed = str(row.further.get('seed', ''))
     if seed and not seed.isdecimal():
-      raise InputError(f'{where} has the seed {seed!r}; expected a whole number; change it')
+      raise InputError(f'{where} has the seed {seed!r}; set it to a whole number')
     if not _ID.fullmatch(identity):
       raise InputError(
-        f'{where} has the id {identity[:120]!r}; expected letters, digits, and . _ - @ inside, 100 '
-        'at most, for a folder is called so; change it'
+        f'{where} has the id {identity[:120]!r}, which cannot name a folder; use at most 100 '
+        'letters, digits and . _ - @, starting with a letter or digit'
       )
     lines.append(Line(f'{identity}@{seed}' if seed else identity, row.text, where))
   _check_distinct(lines)
@@ -73,17 +73,17 @@ def read(path: str) -> list[Line]:
 def _check_distinct(lines):
   by_id = collections.defaultdict(list)
   for line in lines:
-    by_id[line.id.lower()].append(line.where)  # some disks do not tell them apart
+    by_id[line.id.lower()].append(line.where)  # some file systems ignore case
   for identity, places in by_id.items():
     if len(places) > 1:
       raise InputError(
-        f'found the id {identity!r} at {places[0]} and at {places[1]}; expected each once; give '
-        'them ids, or seeds, of their own'
+        f'{places[0]} and {places[1]} have the same id {identity!r}; give them different ids or '
+        'seeds'
       )
 
 
 class PromptList:
-  """The prompts as what can be drawn; see `protocol.Drawable`."""
+  """The prompts in the form of `protocol.Drawable`."""
 
   def __init__(self, lines: list[Line], samples: int):
     self.samples = samples
@@ -114,12 +114,12 @@ class PromptList:
 def draw(
   model: str, lines: list[Line], output: str, *, samples: int, settings: Mapping, template, base
 ) -> str:
-  """Draws what is not there yet; returns the path of the page.
+  """Draws the images that are missing; returns the path of the page.
 
-  settings: of `subject.How`, in the place of the model's own.
+  settings: fields of `subject.How` that replace the model's own.
 
-  Errors: InputError where there is no such model, a prompt is too long for it, or the folder holds
-  other pictures.
+  Errors: InputError if there is no such model, a prompt is too long for it, or the folder contains
+  other images.
   """
   wishes = subject.Wishes(template=template, base=base)
   mesh = subject.mesh_of(wishes)
@@ -142,13 +142,13 @@ def _check_lengths(loaded: subject.Subject, lines):
       raise InputError(f'{line.where}: {e}') from e
     if room is not None and tokens > room:
       raise InputError(
-        f'{line.where} has {tokens} tokens; expected at most {room}, which {loaded.name} has room '
-        'for; shorten it'
+        f'{line.where} has {tokens} tokens, but {loaded.name} has room for at most {room}; shorten '
+        'it'
       )
 
 
 def write_page(benchmark: PromptList, loaded: subject.Subject, output: str) -> str:
-  """samples.json and index.html; returns the path of the page."""
+  """Writes samples.json and index.html; returns the path of the page."""
   rewards = drawing.rewards_of(output)
   table = []
   for prompt in benchmark.prompts():
@@ -173,10 +173,10 @@ def write_page(benchmark: PromptList, loaded: subject.Subject, output: str) -> s
 
 
 def check_output(output: str):
-  """InputError, before any work, for a folder that cannot be written or holds something else."""
+  """InputError, before any work, for a folder that cannot be written or has other contents."""
   files.check_place(output)
   if os.path.isdir(output) and folders.read(output) is None and os.listdir(output):
     raise InputError(
-      f'found files and no {folders.MANIFEST} in {output}; expected a new folder, or an earlier '
-      'output of --prompts; name another --output'
+      f'{output} contains files but no {folders.MANIFEST}; set --output to a new folder, or to an '
+      'earlier output of --prompts'
     )

@@ -94,7 +94,7 @@ class Rollout(NamedTuple):
   samples: codes (B, G, N), or Text (B, G, T). sample_logps (B, G, N or T): under the distribution
   that sampled. rewards (B, G). frozen_rewards (B, G): from the initial model; nan if it did not
   score. score_keys (B,): the PRNG keys of every likelihood of these samples, or None. target_codes
-  (B, N): understanding: the codes of the original picture. diagnostics: per-input numbers (B,).
+  (B, N): understanding: the codes of the original image. diagnostics: per-input numbers (B,).
   pixels (B, G, H, W, 3) uint8: generation with an external reward; otherwise None.
   """
 

@@ -1,10 +1,10 @@
-"""Rows to look into: every candidate of a step, a file a step, as Parquet.
+"""Tables of every candidate of a step, for inspection: one Parquet file per step.
 
   WORKDIR/rows/STEP.parquet       all candidates of a training step (`system.samples_every`)
-  WORKDIR/watched/STEP.parquet    what the model of a step makes of the fixed list (`eval.watched`)
+  WORKDIR/watched/STEP.parquet    a step's model on the fixed list (`eval.watched`)
 
-Both have the same columns, so pandas and `datasets` read a folder of them as one table. A file
-appears whole or not at all, and a step that runs again writes the same file again.
+Both have the same columns, so pandas and `datasets` read a folder of them as one table. Files are
+written atomically, and a repeated step writes the same file again.
 
 Axes: B inputs, G candidates, T tokens, N image codes, H W pixels.
 """
@@ -28,40 +28,40 @@ from dsr_jax.runtime import run_files
 
 FOLDER = 'rows'
 WATCHED = 'watched'
-DECODED = 3  # inputs whose pictures are decoded at once: as many as a sheet shows
-PAGE_BYTES = 8 << 20  # a picture that several rows have is stored about once within so much
+DECODED = 3  # inputs whose images are decoded at once: as many as a sheet shows
+PAGE_BYTES = 8 << 20  # an image that several rows share is stored about once per page
 
-PICTURE = pa.struct([('bytes', pa.binary()), ('path', pa.string())])  # as `datasets.Image` has it
+PICTURE = pa.struct([('bytes', pa.binary()), ('path', pa.string())])  # as in `datasets.Image`
 COLUMNS = pa.schema(
   [
     ('step', pa.int32()),
     ('task', pa.string()),
     ('input', pa.int32()),
     ('candidate', pa.int32()),
-    ('prompt', pa.string()),  # what the picture was drawn for, or what was asked about it
-    ('text', pa.string()),  # what was written about the picture; null where one was drawn
+    ('prompt', pa.string()),  # of the drawn image, or the question about the image
+    ('text', pa.string()),  # written about the image; null if the candidate is an image
     ('tokens', pa.list_(pa.int32())),  # of the text
-    ('codes', pa.list_(pa.int32())),  # of the picture
+    ('codes', pa.list_(pa.int32())),  # of the image
     ('picture', PICTURE),
-    ('length', pa.int32()),  # codes drawn, or tokens written without the end
-    ('reward', pa.float32()),  # nats a token; in `watched` by the initial model
-    ('frozen_reward', pa.float32()),  # by the initial model, null where it did not score
-    ('chosen', pa.bool_()),  # the best of its group; nobody in a group of equal rewards
+    ('length', pa.int32()),  # codes drawn, or tokens written, without the end-of-text token
+    ('reward', pa.float32()),  # nats per token; in `watched` from the initial model
+    ('frozen_reward', pa.float32()),  # from the initial model; null if it did not score
+    ('chosen', pa.bool_()),  # the best of its group; none in a group of equal rewards
     ('rejected', pa.bool_()),
-    ('right', pa.bool_()),  # in the judge's eyes, null where there is no judge
-    ('reason', pa.string()),  # the rules that a wrong one fails
+    ('right', pa.bool_()),  # according to the judge; null without one
+    ('reason', pa.string()),  # the rules that a wrong candidate fails
   ]
 )
-# `datasets` decodes the pictures by this.
+# Tells `datasets` to decode the images.
 _FEATURES = {'picture': {'_type': 'Image'}}
 
 
 class Candidates(NamedTuple):
-  """A task's candidates on the host; None: what there is not.
+  """A task's candidates on the host; a field that does not apply is None.
 
-  codes: (B, G, N), or (B, N) of the pictures that texts are about. pixels uint8: (B, G, H, W, 3),
-  or (B, H, W, 3). tokens, mask: (B, G, T) of texts. rewards, frozen, right: (B, G). chosen,
-  rejected: (B,), -1 for nobody. reasons: B lists of G.
+  codes: (B, G, N), or (B, N) of the images that texts describe. pixels uint8: (B, G, H, W, 3), or
+  (B, H, W, 3). tokens: B lists of G lists of the texts' ids. rewards, frozen, right: (B, G).
+  chosen, rejected: (B,), -1 for none. reasons: B lists of G.
   """
 
   task: str
@@ -81,7 +81,8 @@ class Candidates(NamedTuple):
 class StepRows:
   """Brings a step's candidates to the host, from its records (`tasks.Task.record`).
 
-  model: `families.Model`; its parameters are the state's. In several processes all must call.
+  model: `families.Model`; the parameters come from the state. With several processes, all must
+  call it.
   """
 
   def __init__(self, config, model):
@@ -124,7 +125,7 @@ class StepRows:
 
 
 def verdicts(record) -> dict:
-  """Rewards of a step's record, and who is chosen and rejected: nobody (-1) of equal ones."""
+  """A step's rewards and its chosen and rejected candidates; -1 (none) if all rewards are equal."""
   tied = record['chosen'] == record['rejected']
   return {
     'rewards': record['rewards'],
@@ -135,7 +136,7 @@ def verdicts(record) -> dict:
 
 
 def table(step: int, found: list[Candidates]) -> pa.Table:
-  """The rows of some tasks' candidates: inputs in order, and candidates within them."""
+  """The rows of the tasks' candidates: by input, then by candidate."""
   parts = [_table(step, one) for one in found]
   joined = pa.concat_tables(parts) if parts else COLUMNS.empty_table()
   about = {'info': {'features': {name: _feature(name) for name in COLUMNS.names}}}
@@ -149,7 +150,7 @@ def _table(step: int, one: Candidates) -> pa.Table:
   places = [(i, j) for i in range(inputs) for j in range(group)]
 
   def numbers(values):
-    """(B, G) -> a value a row; null where there is none (NaN)."""
+    """(B, G) -> one value per row; NaN becomes null."""
     if values is None:
       return [None] * len(places)
     return [None if np.isnan(x) else x for x in np.asarray(values).reshape(-1).tolist()]
@@ -159,7 +160,7 @@ def _table(step: int, one: Candidates) -> pa.Table:
       return [None] * len(places)
     return [bool(index[i] == j) for i, j in places]
 
-  # Compressing leaves Python's lock: a thread a core.
+  # Compression releases the GIL: one thread per core.
   with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     shown = [one.pixels[place] for place in places] if drawn else one.pixels
     of_input = list(pool.map(_png, shown))
@@ -195,7 +196,7 @@ def _png(pixels) -> bytes:
 
 
 def _feature(name: str) -> dict:
-  """How `datasets` is to read a column."""
+  """How `datasets` should read a column."""
   kind = COLUMNS.field(name).type
   if name in _FEATURES:
     return _FEATURES[name]
@@ -209,12 +210,12 @@ def _feature(name: str) -> dict:
 
 
 def path_of(workdir: str, step: int, folder: str = FOLDER) -> str:
-  """Where the rows of a step are."""
+  """The path of a step's rows."""
   return os.path.join(workdir, folder, f'{step:06d}.parquet')
 
 
 def write(workdir: str, step: int, rows: pa.Table, folder: str = FOLDER):
-  """Writes a step's rows, whole or not at all."""
+  """Writes a step's rows atomically."""
   path = path_of(workdir, step, folder)
   out = pa.BufferOutputStream()
   pq.write_table(rows, out, compression='zstd', data_page_size=PAGE_BYTES)
@@ -223,7 +224,7 @@ def write(workdir: str, step: int, rows: pa.Table, folder: str = FOLDER):
 
 
 def read(workdir: str, step: int, folder: str = FOLDER) -> list[dict]:
-  """A step's rows as dicts; none where there is no file."""
+  """A step's rows as dicts; empty if there is no file."""
   path = path_of(workdir, step, folder)
   if not os.path.isfile(path):
     return []
@@ -231,7 +232,7 @@ def read(workdir: str, step: int, folder: str = FOLDER) -> list[dict]:
     try:
       return pq.read_table(path).to_pylist()
     except pa.ArrowInvalid as e:
-      raise run_files.damaged(path, 'it is no Parquet') from e
+      raise run_files.damaged(path, 'it is not a Parquet file') from e
 
 
 def steps_of(workdir: str, folder: str = FOLDER) -> list[int]:
@@ -241,7 +242,7 @@ def steps_of(workdir: str, folder: str = FOLDER) -> list[int]:
 
 
 def cut(workdir: str, last_step: int | None):
-  """Removes what was written after `last_step` (all of it where that is None): the run writes it
+  """Removes the files of steps after `last_step` (all if it is None): the run will write them
   again.
   """
   for folder in (FOLDER, WATCHED):

@@ -1,6 +1,6 @@
-"""A configuration as JSON: written, read back from earlier versions' runs, compared.
+"""Configurations as JSON: writes them, reads those of earlier versions, and compares them.
 
-It needs nothing of the package but `config`, so checkpoints and model files can use it.
+Of the package, it imports only `config` and `errors`, so checkpoints and model files can use it.
 """
 
 import copy
@@ -12,9 +12,9 @@ import math
 from dsr_jax import config as config_lib
 from dsr_jax.errors import InputError
 
-MOST = 2**32  # of any whole number
+MOST = 2**32  # the limit of whole numbers
 
-# Keys of earlier versions, as they stand in saved runs -> today's.
+# Keys of earlier versions, as in saved runs -> current keys.
 RENAMED = {
   'method.ratio_low': 'method.grpo.ratio_low',
   'method.ratio_high': 'method.grpo.ratio_high',
@@ -26,7 +26,7 @@ RENAMED = {
   'method.swap_every': 'method.separate.swap_every',
   'method.clip_model': 'method.clip_reward.model',
 }
-# Values of earlier versions that did what today's do: 'policy' is the partner where there is one.
+# Values of earlier versions -> current equivalents: with a partner, 'policy' means the partner.
 RENAMED_VALUES = {'method.scorer': {'partner': 'policy'}}
 
 
@@ -47,10 +47,10 @@ def flat(tree, prefix=''):
 
 
 def completed(saved):
-  """A saved configuration, or some of its parts, as it would be saved today.
+  """A saved configuration, or parts of one, as the current version would save it.
 
-  Renamed keys and values get today's names. Keys newer than the run get what was done before: their
-  defaults, but the rate of adapters, which was that of all weights.
+  Renames old keys and values. Keys newer than the run get values that reproduce it: their defaults,
+  except the learning rate of adapters, which was the general one.
   """
   saved = _with_new_names(saved)
   method = saved.get('method')
@@ -66,9 +66,9 @@ def saved_method(values):
 
 
 def of_run(values):
-  """The part `method` of a run's saved configuration, with today's keys."""
+  """The part `method` of a run's saved configuration, with the current keys."""
   method = completed({'method': values})['method']
-  # A run saves its template by name; one older than the key had the only one that there was.
+  # Runs older than this key used the only template of their time.
   return method | {'template': method['template'] or 'tokens'}
 
 
@@ -86,7 +86,7 @@ def differences(old, new, prefix=''):
 
 
 def _over(defaults, values):
-  """`values`, and `defaults` where they say nothing, at every depth."""
+  """`values`, completed with `defaults` at every depth."""
   if not isinstance(defaults, dict) or not isinstance(values, dict):
     return values
   return defaults | {key: _over(defaults.get(key), value) for key, value in values.items()}
@@ -109,16 +109,18 @@ def _with_new_names(saved):
 
 
 def refuse_renamed(key):
-  """One sentence for a key of an earlier version; `key` may stand in a group (`run.method...`)."""
+  """InputError for a key of an earlier version; `key` may be in a group (`run.method...`)."""
   for old, new in RENAMED.items():
     if key == old or key.endswith(f'.{old}'):
-      raise InputError(f'{old} is now {new}')
+      raise InputError(f'{old} is now {new}; use the new name')
 
 
 def build(cls, values, where):
   """Consumes every key of `values` into the dataclass `cls`."""
   if not isinstance(values, dict):
-    raise InputError(f'found {where}={values!r}; expected a group of keys, as {where}.KEY=VALUE')
+    raise InputError(
+      f'{where} is a group of keys, not a value ({values!r}); set its keys with {where}.KEY=VALUE'
+    )
   fields = {f.name: f for f in dataclasses.fields(cls)}
   for key in values:
     if key in fields:
@@ -126,13 +128,11 @@ def build(cls, values, where):
     refuse_renamed(f'{where}.{key}')
     near = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
     hint = f'; did you mean {where}.{near[0]}' if near else ''
-    raise InputError(
-      f'found the unknown key {where}.{key}; expected one of {", ".join(fields)}{hint}'
-    )
+    raise InputError(f'{where}.{key} is not a key; the keys are {", ".join(fields)}{hint}')
   missing = [key for key in fields if key not in values]
   if missing:
     raise InputError(
-      f'found no {where}.{missing[0]}; expected every key; start from dsr_jax.config.defaults()'
+      f'{where}.{missing[0]} is missing; set every key, starting from dsr_jax.config.defaults()'
     )
   return cls(
     **{key: _value(field.type, values[key], f'{where}.{key}') for key, field in fields.items()}
@@ -140,15 +140,15 @@ def build(cls, values, where):
 
 
 def _value(kind, value, name):
-  """One value of the field's type; an int is fine where a float is due."""
+  """A value of the field's type; accepts an int for a float."""
   if dataclasses.is_dataclass(kind):
     return build(kind, value, name)
   if kind is float and type(value) is int:
     value = float(value) if abs(value) < 2**1023 else math.inf
   if type(value) is not kind:
-    raise InputError(f'found {name}={value!r}; expected a value of type {kind.__name__}')
+    raise InputError(f'{name} is {value!r}; set it to a value of type {kind.__name__}')
   if kind is int and abs(value) > MOST:
-    raise InputError(f'found {name}={str(value)[:30]}; expected at most {MOST}')
+    raise InputError(f'{name} is {str(value)[:30]}; set it to at most {MOST}')
   if kind is float and not math.isfinite(value):
-    raise InputError(f'found {name}={value}; expected a finite number')
+    raise InputError(f'{name} is {value}; set it to a finite number')
   return value

@@ -1,6 +1,6 @@
 """Scores a text and an image with both reversed likelihoods. Prints one JSON object on stdout.
 
-  python -m dsr_jax.score --model=scenes --text="a red disc" --image=picture.png
+  python -m dsr_jax.score --model=scenes --text="a red disc" --image=image.png
   python -m dsr_jax.score --model=scenes --text="a red disc" --image_codes=out/samples.json
 
 `reward_generation` is the mean log p(text | image) over the text's tokens, `reward_understanding`
@@ -52,13 +52,13 @@ def read_codes(path: str, number: int, codebook: int) -> np.ndarray:
   """The codes (number,) int32 of a JSON file: a list, or an object with `codes`, `image_codes` or
   `samples` (the best).
 
-  Raises InputError if the file is not that, or the codes do not fit the model.
+  Raises InputError if the file has another format or its codes do not fit the model.
   """
   try:
     with inputs.open_plain(path, 'a JSON file of image codes') as f:
       found = json.load(f)
   except (ValueError, RecursionError) as e:
-    raise InputError(f'found no JSON in {path} ({e}); expected image codes; check the file') from e
+    raise InputError(f'{path} is not JSON ({e}); use a JSON file of image codes') from e
   if isinstance(found, dict) and isinstance(found.get('samples'), list) and found['samples']:
     found = found['samples'][0]
   if isinstance(found, dict):
@@ -66,14 +66,13 @@ def read_codes(path: str, number: int, codebook: int) -> np.ndarray:
   whole = isinstance(found, list) and all(type(code) is int for code in found)
   if not whole:
     raise InputError(
-      f'found no image codes in {path}; expected a list of {number} whole numbers, or an object '
-      'that has it as codes or image_codes; mend the file'
+      f'{path} has no image codes; use a file with a list of {number} whole numbers, or with an '
+      'object that has this list as codes or image_codes'
     )
   if len(found) != number or not all(0 <= code < codebook for code in found):
     raise InputError(
-      f'found {len(found)} codes from {min(found, default=0)} to {max(found, default=0)} in '
-      f'{path}; expected {number} codes from 0 to {codebook - 1}, as this model draws; use its own '
-      'codes'
+      f'{path} has {len(found)} codes from {min(found, default=0)} to {max(found, default=0)}, but '
+      f'this model needs {number} codes from 0 to {codebook - 1}; use codes of this model'
     )
   return np.asarray(found, np.int32)
 
@@ -84,8 +83,8 @@ def main(argv, f=flags.FLAGS):
   inputs.check_text(text=f.text, instruction=f.instruction)
   if bool(f.image) == bool(f.image_codes):
     raise InputError(
-      f'found {"both" if f.image else "neither"} of --image and --image_codes; expected one of '
-      f'them; {"remove" if f.image else "add"} one'
+      f'{"both" if f.image else "neither"} of --image and --image_codes were given; '
+      f'{"remove" if f.image else "add"} one'
     )
   model = Inference(locate.resolve(f.model, template=f.template, base=f.base))
   codes = None

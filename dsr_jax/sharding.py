@@ -20,7 +20,7 @@ from dsr_jax.errors import InputError
 
 AXES = ('data', 'fsdp', 'tp')
 ROWS = ('data', 'fsdp')
-# Pixels that a device encodes or decodes at once: a picture of 384 x 384 needs about 300 MiB of
+# Pixels that a device encodes or decodes at once: an image of 384 x 384 needs about 300 MiB of
 # temporary memory.
 PIXELS_AT_ONCE = {'gpu': 2**20}
 PIXELS_AT_ONCE_ELSEWHERE = 2**18
@@ -54,10 +54,9 @@ def resolve(mesh, devices: int) -> dict[str, int]:
   if devices % known or (-1 not in sizes and known != devices):
     named = ' x '.join('(the rest)' if s == -1 else str(s) for s in sizes)
     raise InputError(
-      f'found {devices} device{"s" * (devices != 1)}; expected system.mesh data x fsdp x tp = '
-      f'{named} of them, '
-      f'{"a multiple of " * (-1 in sizes)}{known}; change system.mesh, or set one of its sizes to '
-      '-1'
+      f'system.mesh data x fsdp x tp = {named} does not fit {devices} '
+      f'device{"s" * (devices != 1)}, but only {"a multiple of " * (-1 in sizes)}{known}; change '
+      'system.mesh, or set one of its sizes to -1'
     )
   return {axis: devices // known if s == -1 else s for axis, s in zip(AXES, sizes)}
 
@@ -86,15 +85,14 @@ def check_fits(axes, heads: int, chunks: dict[str, int]):
   tp, n = axes['tp'], ways(axes)
   if heads % tp:
     raise InputError(
-      f'found system.mesh.tp={tp} and {heads} attention heads; expected a divisor of {heads}; '
-      'change system.mesh'
+      f'system.mesh.tp is {tp}, but the model has {heads} attention heads; set it to a divisor of '
+      f'{heads}'
     )
   for key, rows in chunks.items():
     if rows % n:
       raise InputError(
-        f'found {rows} inputs of a task at once and system.mesh data x fsdp = {n}; expected a '
-        f'multiple of {n}; change '
-        f'{key} or method.inputs_per_step, or take more tp and less fsdp'
+        f'{rows} inputs of a task are computed at once, which is not a multiple of system.mesh '
+        f'data x fsdp = {n}; change {key} or method.inputs_per_step, or use more tp and less fsdp'
       )
 
 
@@ -140,16 +138,15 @@ def shardings(state, mesh, rules):
     used.add(pattern)
     if not _fits(spec, x.shape, mesh):
       raise InputError(
-        f'found {path_name(path)} of size {" x ".join(map(str, x.shape))} and system.mesh '
-        f'{dict(mesh.shape)}; expected sizes that divide as {spec}; choose smaller fsdp or tp, and '
-        'more data'
+        f'{path_name(path)} has the size {" x ".join(map(str, x.shape))}, which system.mesh '
+        f'{dict(mesh.shape)} cannot divide evenly as {spec}; use smaller fsdp or tp, and more data'
       )
     return NamedSharding(mesh, spec)
 
   layout = jax.tree_util.tree_map_with_path(place, state)
   unused = [pattern for pattern, _ in rules if pattern not in used]
   if unused:
-    raise ValueError(f'sharding rules that match nothing: {", ".join(unused)}')
+    raise ValueError(f'sharding rules that match no parameter: {", ".join(unused)}')
   return layout
 
 
@@ -353,10 +350,10 @@ def by_rows_and_heads(fn, arrays, heads, out_heads):
 
 
 def over_pictures(fn, params, x, pixels: int):
-  """Computes fn(params, x) for x (pictures, ...), with the pictures split over all axes of the mesh
+  """Computes fn(params, x) for x (images, ...), with the images split over all axes of the mesh
   and processed a few at a time.
 
-  params: replicated. pixels: number of pixels per picture. fn must treat each picture separately.
+  params: replicated. pixels: number of pixels per image. fn must treat each image separately.
   """
   chunk = max(PIXELS_AT_ONCE.get(jax.default_backend(), PIXELS_AT_ONCE_ELSEWHERE) // pixels, 1)
 

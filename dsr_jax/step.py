@@ -103,8 +103,8 @@ def train_step(ctx: StepContext, state: TrainState, batch: Batch) -> StepOutput:
   """
   if any(task.asked for task in ctx.tasks.values()):
     raise InputError(
-      f'found method.reward={ctx.method.reward}, for which a run asks outside; expected '
-      'a reward inside the step; choose another here'
+      f'method.reward={ctx.method.reward} has an external reward, which train_step does not '
+      'compute; use asked_step, or another reward'
     )
   halves = rollout(ctx, state, batch)
   return update(ctx, state, batch, halves)

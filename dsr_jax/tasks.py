@@ -1,7 +1,7 @@
 """The two tasks: how each samples, rewards its samples, and scores the samples that learn.
 
-  generation     prompt  -> G pictures, each with reward log p(prompt | picture)     (R_G)
-  understanding  picture -> G texts, each with reward log p(picture's codes | text)  (R_U)
+  generation     prompt -> G images, each with reward log p(prompt | image)        (R_G)
+  understanding  image  -> G texts,  each with reward log p(image's codes | text)  (R_U)
 
 Axes: B inputs, b inputs of a chunk, G samples, C samples that learn (2 of a pair, 1, or all G), T
 text tokens, N image codes, H W pixels.
@@ -58,7 +58,7 @@ class Task(abc.ABC):
     self.spec = spec
     self.asked = reward_table.asked(method, self.name) is not None
     self.objective = losses.OBJECTIVES[method.objective]
-    # Guidance applies to pictures only; texts are sampled without it.
+    # Guidance applies to images only; texts are sampled without it.
     self.sampling = Sampling(
       temperature=method.temperature,
       guidance=method.guidance,
@@ -207,7 +207,7 @@ class Task(abc.ABC):
 
 
 class Generation(Task):
-  """Text to picture."""
+  """Text to image."""
 
   name = 'generation'
 
@@ -242,11 +242,11 @@ class Generation(Task):
     keys = self.sample_keys(task_key, inputs.place)
     keys_to_score = score_keys(self.spec, keys)
 
-    # Sample G pictures per prompt, and decode them: codes -> pixels.
+    # Sample G images per prompt, and decode them: codes -> pixels.
     codes, logps = policy.sample_pictures(prompt, keys, self.sampling)
     pictures = policy.picture_from_codes(codes)
 
-    # Reward: how likely the prompt is given each picture.
+    # Reward: how likely the prompt is given each image.
     rewards = self.rewards(
       scorers,
       batch,
@@ -321,7 +321,7 @@ class Generation(Task):
 
 
 class Understanding(Task):
-  """Picture to text."""
+  """Image to text."""
 
   name = 'understanding'
 
@@ -348,7 +348,7 @@ class Understanding(Task):
     picture = policy.picture_from_pixels(images.to_float(inputs.pixels))
     texts, logps = policy.sample_texts(picture, question, keys, self.sampling)
 
-    # Reward: how likely the picture's codes are given each text.
+    # Reward: how likely the image's codes are given each text.
     rewards = self.rewards(
       scorers,
       batch,

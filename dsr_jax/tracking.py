@@ -1,10 +1,9 @@
-"""A run's numbers, pictures and texts at Weights & Biases, beside its own files
-(`system.track=wandb`).
+"""Sends a run's metrics, images and texts to Weights & Biases (`system.track=wandb`).
 
-What is sent is made from the run's files alone, a row a step: after a kill the rows that did not
-arrive are sent, and those that did are not sent again. The run's id is kept in
-`WORKDIR/wandb.json`, so that a run that goes on is the same run there. WANDB_MODE=offline keeps
-everything in `WORKDIR/wandb`, for `wandb sync`.
+Everything that is sent comes from the run's files, one row per step: after a kill, the rows that
+did not arrive are sent, and no row is sent twice. `WORKDIR/wandb.json` stores the run's id, so a
+resumed run is the same run there. WANDB_MODE=offline keeps everything in `WORKDIR/wandb`, for
+`wandb sync`.
 """
 
 import glob
@@ -21,62 +20,60 @@ from dsr_jax.runtime import run_files
 try:
   import wandb
   from wandb.proto import wandb_internal_pb2
-except ImportError:  # an extra: asked for by `check`
+except ImportError:  # an optional package; `check` requires it
   wandb = None
 
 ID_FILE = 'wandb.json'
-PROJECT = 'dsr_jax'  # WANDB_PROJECT names another
+PROJECT = 'dsr_jax'  # or WANDB_PROJECT
 PICTURES = ('samples', 'watched')  # folders of STEP.png
 TEXTS = ('input', 'text', 'reward', 'right', 'reason')  # columns of the table of descriptions
 
 
 def check(track: str):
-  """InputError unless what `system.track` asks for can be had: before any work."""
+  """InputError, before any work, unless the service of `system.track` can be used."""
   if not track:
     return
   if wandb is None:
-    raise InputError(
-      "found no wandb; expected it for system.track=wandb; pip install 'dsr_jax[wandb]'"
-    )
+    raise InputError("system.track=wandb needs the package wandb; pip install 'dsr_jax[wandb]'")
   offline = os.environ.get('WANDB_MODE', '') in ('offline', 'disabled')
   if not offline and not wandb.login(prompt=False, verify=False):
     raise InputError(
-      'found no login at Weights & Biases; expected one for system.track=wandb; run wandb login, '
-      'or set WANDB_MODE=offline to keep the run on this machine'
+      'system.track=wandb needs a login at Weights & Biases; run wandb login, or set '
+      'WANDB_MODE=offline to keep the run on this machine'
     )
 
 
 class Tracked:
-  """As the `metrics.Writer` that it wraps; everything also goes to Weights & Biases."""
+  """Wraps a `metrics.Writer`; sends everything to Weights & Biases too."""
 
   def __init__(self, writer, config, workdir: str, resumed: bool, kept: int = 1):
-    """kept: the step up to which rows wait, for what is measured of the initial model."""
+    """kept: rows wait until this step, for measurements of the initial model."""
     self._writer, self._kept = writer, kept
     self._workdir = workdir
-    self._rows = {}  # {step: values}, complete but for what may still come to the last step
+    self._rows = {}  # {step: values}, complete except for the last step
     self._newest = 0
     self._run = _start(config, workdir, resumed)
     self._sent = _steps_there(self._run, workdir)
-    # What an earlier process logged and could not send.
+    # Rows that an earlier process logged but may not have sent.
     for name, (steps, values) in metrics_lib.read(workdir).items():
       for step, value in zip(steps, values):
         self._rows.setdefault(step, {})[name] = value
 
   def write(self, step, values):
-    """A line, of a step or of an evaluation."""
+    """Writes the line of a step or an evaluation."""
     self._writer.write(step, values)
-    # The initial model is measured after some steps: rows are kept until then.
+    # The initial model is measured after some steps: keep its row until then.
     if step > max(self._kept, self._newest):
       self._send(before=step)
     self._newest = max(self._newest, step)
     self._rows.setdefault(step, {}).update(values)
 
   def media(self, step, pictures, texts):
-    """Pictures and texts: sent with their step's row, from the run's files."""
+    """Passes images and texts on; they are sent with their step's row, from the run's files."""
     self._writer.media(step, pictures, texts)
 
   def close(self):
-    """Sends what is left."""
+    """Sends the remaining rows."""
     self._writer.close()
     self._send(before=None)
     self._run.finish()
@@ -91,7 +88,7 @@ class Tracked:
           self._sent.add(step)
 
   def _shown(self, step: int) -> dict:
-    """The pictures and texts that the run has of a step."""
+    """The images and texts of a step in the run's files."""
     found = {}
     for folder in PICTURES:
       path = os.path.join(self._workdir, folder, f'{step:06d}.png')
@@ -105,7 +102,7 @@ class Tracked:
 
 
 def _start(config, workdir: str, resumed: bool):
-  """The open run: a new one, or the one that this workdir's run has been."""
+  """Opens a new run, or the one that belongs to this workdir."""
   path = os.path.join(workdir, ID_FILE)
   known = files.read_json_or_none(path) if resumed else None
   identity = (known or {}).get('id') or uuid.uuid4().hex[:12]
@@ -124,20 +121,20 @@ def _start(config, workdir: str, resumed: bool):
   except wandb.Error as e:
     first = str(e).strip().splitlines()[0]
     raise InputError(
-      f'cannot open the run at Weights & Biases ({first}); expected a login and a way there; run '
-      'wandb login, or set WANDB_MODE=offline'
+      f'cannot open the run at Weights & Biases ({first}); check the network, run wandb login, or '
+      'set WANDB_MODE=offline'
     ) from e
 
 
-# What is there already.
+# Rows that have arrived.
 
 
 def _steps_there(run, workdir: str) -> set[int]:
-  """The steps whose rows have arrived: at the server, or in the files of earlier processes."""
+  """The steps whose rows are on the server, or in the offline files of earlier processes."""
   if not run.offline:
     return set(range(run.step))
   found = set()
-  # Of two that began in the same second the later folder's name ends with -1.
+  # If two runs begin in the same second, the later folder's name ends with -1.
   pattern = os.path.join(
     glob.escape(workdir), 'wandb', f'offline-run-*-{run.id}*', f'run-{run.id}.wandb'
   )
@@ -151,9 +148,9 @@ def _steps_there(run, workdir: str) -> set[int]:
 
 
 def records_in(path: str) -> list:
-  """The records of a file that wandb wrote offline, up to where a kill cut it off.
+  """The records of a file that wandb wrote offline, up to where a kill may have cut it off.
 
-  It is a log as LevelDB writes it: after 7 bytes, blocks of 32 KiB with records in pieces, each
+  It is a log in LevelDB's format: after 7 bytes, blocks of 32 KiB with pieces of records, each
   after a header of 7 bytes (checksum, length, kind: whole, first, middle, last).
   """
   with open(path, 'rb') as f:
@@ -161,7 +158,7 @@ def records_in(path: str) -> list:
   found, parts, at = [], b'', 7
   while at + 7 <= len(data):
     left = 32768 - at % 32768
-    if left < 7:  # the rest of a block has no room for a header
+    if left < 7:  # no room for a header in the rest of the block
       at += left
       continue
     _, length, kind = struct.unpack_from('<IHB', data, at)

@@ -1,4 +1,4 @@
-"""The training loop: data, step, metrics, pictures, evaluation, checkpoints, explicitly and in that
+"""The training loop: data, step, metrics, images, evaluation, checkpoints, explicitly and in that
 order.
 
 A run is a function of (model, method, data). If the process stops for any reason, the same command
@@ -94,9 +94,8 @@ def check_room(model, config):
     tokens = len(model.processor.encode_question(text))
     if tokens + most > room:
       raise InputError(
-        f'found method.{key} of {tokens} tokens with {limit}={most}; expected at most {room} '
-        f'together, which {config.model} has room for beside a picture; shorten the one or lower '
-        'the other'
+        f'method.{key} has {tokens} tokens and {limit} is {most}, but {config.model} has room for '
+        f'only {room} together beside an image; shorten the former or lower the latter'
       )
 
 
@@ -169,8 +168,8 @@ def make_watcher(config, model, batches, load_model):
     again = load_model(config.model)
     if again.source['fingerprint'] != fingerprint:
       raise InputError(
-        f'found other weights in {config.model} than those that this run began with; expected the '
-        'same, which score for the initial model; restore that model'
+        f'the weights in {config.model} are not those that this run began with, and the initial '
+        'model must score; restore them'
       )
     return again.params
 
@@ -295,8 +294,8 @@ def run(
     start = checkpoints.latest()
     if team.any(start != team.shared(start)):
       raise InputError(
-        'found that not all processes see the same checkpoints; expected one folder for all of '
-        'them; set system.bucket to a bucket or a shared folder'
+        'the processes do not see the same checkpoints; set system.bucket to a bucket or a folder '
+        'that all of them share'
       )
     if start is None:
       checkpoints.check_room(state)
@@ -331,7 +330,7 @@ def run(
       for part in _missing(this, 0):
         _evaluate(this, _initial(state), 0, part)
       state = checkpoints.restore(state, start, verified=True)
-      say(f'going on     from the checkpoint of step {start}')
+      say(f'resuming     from the checkpoint of step {start}')
     ahead = closing.enter_context(contextlib.closing(Ahead(batches)))
     state, step = _loop(this, state, start or 0, ahead)
     closing.close()
@@ -345,7 +344,7 @@ def run(
     summary = summary_lib.write(workdir, step, last, parameters, this.spent.seconds)
     mirror.push()
     if step < last:
-      say(f'stopped      after step {step} of {last}; the same command goes on')
+      say(f'stopped      after step {step} of {last}; run the same command to resume')
     else:
       say(summary_lib.table(workdir))
     return summary
@@ -427,12 +426,12 @@ def _loop(this: _Run, state, start: int, ahead: Ahead):
       this.check_ours()
       log.flush()
 
-    # Pictures and evaluation.
+    # Images and evaluation.
     if FIXED_LIST in measuring and _evaluate(this, _initial(state), 0, FIXED_LIST):
       _write_page(this)
       say(
-        f'report       {os.path.join(this.workdir, "report.html")} has its first pictures; those '
-        f'after step {_early(this.config)} come beside them: reload it'
+        f'report       {os.path.join(this.workdir, "report.html")} has its first images; reload it '
+        f'after step {_early(this.config)} to see the next ones beside them'
       )
     if drawing:
       _draw(this, state, records, step)
@@ -457,8 +456,8 @@ def _loop(this: _Run, state, start: int, ahead: Ahead):
     if failed:
       this.checkpoints.wait()
       raise ahead.error or InputError(
-        f'found inputs after step {step} that another process could not read; expected all '
-        'readable; its own message says which; the step is saved'
+        f'another process could not read its inputs after step {step}; its own error says which: '
+        'fix them, then run the same command to resume from this step'
       )
     if stopping:
       break
@@ -479,7 +478,7 @@ def _say_rewards(method):
     able = rewards.tasks_of(term, method)
     left_out = [task for task in method.tasks if task not in able]
     if left_out:
-      say(f'reward       {term.name} does not cover {left_out[0]} and is left out there')
+      say(f'reward       {term.name} does not apply to {left_out[0]} and is left out there')
 
 
 def _early(config) -> int:
@@ -538,7 +537,7 @@ def _evaluate(this: _Run, state, step: int, part: str) -> bool:
 
 
 def _draw(this: _Run, state, records, step: int):
-  """Writes the step's candidates: the first as a picture, all of them as rows."""
+  """Writes the step's candidates: the first as an image, all of them as rows."""
   with this.spent.on('candidates'):
     image = this.sheet(state, records)
     found = this.rows(state, records)
@@ -616,8 +615,8 @@ def check_finite(state, step, workdir, key='method.learning_rate'):
   """
   if not sharding.fetch(_all_finite(state.params)):
     raise InputError(
-      f'found parameters that are not finite after step {step}; expected finite numbers; lower '
-      f'{key}: the last good checkpoint is kept in {workdir}'
+      f'the parameters are not finite after step {step}; lower {key}: the last good checkpoint is '
+      f'kept in {workdir}'
     )
 
 

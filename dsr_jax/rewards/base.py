@@ -20,7 +20,7 @@ class RewardInputs(NamedTuple):
     model: the scorer.
     text: generation: the prompts (B, Tp); understanding: the sampled texts (B, G, T), with their
       end-of-text token.
-    picture: generation: the drawn pictures (B, G, ...); understanding: the original ones (B, ...).
+    picture: generation: the drawn images (B, G, ...); understanding: the original ones (B, ...).
     question: the user's turn before the text. generation: the instruction before the prompt in R_G
       (Ti,); understanding: the questions (B, Tq).
     sample_keys: (B, G), the PRNG keys of the samples.
@@ -53,7 +53,7 @@ class Reward(NamedTuple):
     function: RewardInputs -> rewards (B, G) float32, higher is better. None: the reward is computed
       outside the step (`rewards.external`).
     fields: names in `data.fields.FIELDS`: the batch fields that it needs beyond prompts and
-      pictures.
+      images.
     tasks: the tasks that it can reward.
     load: config.Method -> the reward's weights, a pytree of arrays; None: it has no weights.
     self_reward: whether it depends on the scorer, so that live and frozen scorers may differ.

@@ -6,7 +6,7 @@ from dsr_jax.rewards.base import RewardInputs
 
 
 def clip(x: RewardInputs):
-  """Cosine similarity of picture and prompt, (B, G)."""
+  """Cosine similarity of image and prompt, (B, G)."""
   config = clip_files.read_config(x.method.clip_reward.model)
   return clip_lib.similarity(config, x.reward_params, x.picture.pixels, x.extra['clip_ids'])
 

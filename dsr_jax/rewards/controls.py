@@ -45,7 +45,7 @@ def shuffled(x: RewardInputs):
 
 
 def judge(x: RewardInputs):
-  """The exact judge of Scenes: the share of a prompt's atoms in the picture, or a text's F1.
+  """The exact judge of Scenes: the share of a prompt's atoms in the image, or a text's F1.
 
   This is the one exception to the rule that a step has no host transfers: the judge is NumPy code
   on the host. If `method.judge_accuracy` is below 1, that share of the verdicts v stays correct,
@@ -55,8 +55,8 @@ def judge(x: RewardInputs):
   side = x.picture.pixels.shape[-2]
   if side != world.IMAGE_SIZE:
     raise InputError(
-      f'found a model of {side} x {side} pixels and method.reward=judge, which reads pictures of '
-      f'Scenes; expected {world.IMAGE_SIZE} x {world.IMAGE_SIZE}; choose another reward'
+      f'method.reward=judge reads images of Scenes, {world.IMAGE_SIZE} x {world.IMAGE_SIZE} '
+      f'pixels, but the model has {side} x {side}; choose another reward'
     )
   pixels = images.levels(x.picture.pixels)
   if x.task == 'generation':

@@ -2,8 +2,8 @@
 sampled output? They are means over tokens of plain conditional log-probabilities in nats, without
 guidance and at temperature 1.
 
-  R_G  reward of a drawn picture: log p(prompt | picture) / |prompt|
-  R_U  reward of a written text: log p(picture's codes | text) / N
+  R_G  reward of a drawn image:  log p(prompt | image) / |prompt|
+  R_U  reward of a written text: log p(image's codes | text) / N
 
 Axes: B inputs, G samples, T text tokens, N image codes.
 """
@@ -34,12 +34,12 @@ def generation(
   keys=None,
 ):
   """R_G, for code outside the step: the mean log-probability of the prompt's tokens given each
-  sampled picture. In the step, `dual` computes the same.
+  sampled image. In the step, `dual` computes the same.
 
   Args:
     pictures: (B, G, ...), the sampled codes as decoded by the image tokenizer.
     prompt: (B, Tp), the original prompt's content.
-    instruction: (Ti,), the question about the picture.
+    instruction: (Ti,), the question about the image.
     how: `Scoring`.
     eos_id: if given, the end-of-text token counts too.
     keys: (B,), or None for a model whose likelihoods need none.
@@ -52,11 +52,11 @@ def generation(
 
 
 def understanding(model: UnifiedModel, codes, texts: Text, how: Scoring, *, eos_id: int, keys=None):
-  """R_U, for code outside the step: the mean log-probability of the original picture's codes given
+  """R_U, for code outside the step: the mean log-probability of the original image's codes given
   each sampled text. In the step, `dual` computes the same.
 
   Args:
-    codes: (B, N), the codes of the original picture.
+    codes: (B, N), the codes of the original image.
     texts: (B, G, T), sampled; their end-of-text token is not part of the prompt.
     how: `Scoring`.
     eos_id: the token that ends a text.
@@ -73,7 +73,7 @@ def understanding(model: UnifiedModel, codes, texts: Text, how: Scoring, *, eos_
 
 
 def dual(x: RewardInputs):
-  """R_G of drawn pictures or R_U of written texts, eq. 3: the reward in the step."""
+  """R_G of drawn images or R_U of written texts, eq. 3: the reward in the step."""
   return mean_logp(*reversed_logps(x))
 
 
@@ -90,7 +90,7 @@ def reversed_logps(x: RewardInputs):
 
 
 def prompt_given_samples(x: RewardInputs, prompt: Text):
-  """Log-probabilities (B, G, T) of each input's prompt, (B, T), given each drawn picture, and their
+  """Log-probabilities (B, G, T) of each input's prompt, (B, T), given each drawn image, and their
   mask.
   """
   return prompt_logps(
@@ -105,7 +105,7 @@ def prompt_given_samples(x: RewardInputs, prompt: Text):
 
 
 def prompt_logps(model, pictures: Picture, prompt: Text, instruction: Text, how, *, eos_id, keys):
-  """Log-probabilities (B, G, T) of each input's prompt, (B, T), given each picture (B, G, ...), and
+  """Log-probabilities (B, G, T) of each input's prompt, (B, T), given each image (B, G, ...), and
   their mask (B, 1, T).
   """
   if eos_id is not None:

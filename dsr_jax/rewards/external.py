@@ -42,9 +42,9 @@ class Candidate(NamedTuple):
 
   Attributes:
     input, candidate: its indices, from 0; candidates of the same input compete with each other.
-    prompt: the prompt of the picture, or the question about it.
-    picture: uint8 (H, W, 3), the sampled picture, or the one that the text describes.
-    text: the sampled text; None if the sample is a picture.
+    prompt: the prompt of the image, or the question about it.
+    picture: uint8 (H, W, 3), the sampled image, or the one that the text describes.
+    text: the sampled text; None if the sample is an image.
   """
 
   input: int
@@ -89,13 +89,13 @@ def _checked(values, name: str, task: str, candidates) -> np.ndarray:
     found = np.asarray(values, np.float64)
   except (TypeError, ValueError) as e:
     raise InputError(
-      f'found rewards of {name} that are no numbers ({first_line(e)}); expected one for each of '
-      f'{len(candidates)} candidates of {task}; mend it'
+      f'{name} returned rewards that are not numbers ({first_line(e)}); return one number for each '
+      f'of {len(candidates)} candidates of {task}'
     ) from e
   if found.shape != (len(candidates),):
     raise InputError(
-      f'found rewards of {name} in the shape {found.shape} for {len(candidates)} candidates of '
-      f'{task}; expected a flat list with one number each, in their order; mend it'
+      f'{name} returned rewards of shape {found.shape} for {len(candidates)} candidates of {task}; '
+      'return a flat list with one number per candidate, in order'
     )
   with np.errstate(over='ignore'):
     rewards = found.astype(np.float32)
@@ -103,8 +103,8 @@ def _checked(values, name: str, task: str, candidates) -> np.ndarray:
   if bad.size:
     one = candidates[bad[0]]
     raise InputError(
-      f'found the reward {values[bad[0]]} of {name} for candidate {one.candidate} of input '
-      f'{one.input} ({task}); expected a finite number; mend it'
+      f'{name} returned the reward {values[bad[0]]} for candidate {one.candidate} of input '
+      f'{one.input} ({task}); return finite numbers'
     )
   return rewards
 
@@ -122,8 +122,8 @@ def _called(name: str, task: str, candidates, seconds: float):
     raise _too_late(name, task, seconds) from e
   except Exception as e:
     raise InputError(
-      f'found that {name} failed on {len(candidates)} candidates of {task} ({type(e).__name__}: '
-      f'{first_line(e)}); expected a number each; mend it'
+      f'{name} failed on {len(candidates)} candidates of {task} ({type(e).__name__}: '
+      f'{first_line(e)}); fix it so that it returns one number per candidate'
     ) from e
 
 
@@ -131,9 +131,7 @@ def _imported(name: str) -> Callable:
   """The function that 'module:function' names; also finds modules in the current folder."""
   module_name, _, function_name = name.partition(':')
   if not all(part.isidentifier() for part in (*module_name.split('.'), function_name)):
-    raise InputError(
-      f'found {name!r} for method.external_reward; expected module:function, or http://...'
-    )
+    raise InputError(f'method.external_reward is {name!r}; set it to module:function or http://...')
   if os.getcwd() not in sys.path:
     sys.path.append(os.getcwd())
   try:
@@ -141,13 +139,13 @@ def _imported(name: str) -> Callable:
   except Exception as e:
     raise InputError(
       f'cannot import {module_name} for method.external_reward ({type(e).__name__}: '
-      f'{first_line(e)}); expected a module of this environment or of the current folder; mend it'
+      f'{first_line(e)}); name a working module of this environment or of the current folder'
     ) from e
   function = getattr(module, function_name, None)
   if not callable(function):
     raise InputError(
-      f'found no function {function_name} in the module {module_name}; expected one for '
-      'method.external_reward; mend the name'
+      f'the module {module_name} has no function {function_name}; name an existing one in '
+      'method.external_reward'
     )
   return function
 
@@ -168,8 +166,8 @@ def _within(seconds: float, function: Callable):
 
 def _too_late(name: str, task: str, seconds: float) -> InputError:
   return InputError(
-    f'found no rewards of {name} for {task} within {seconds:g} s; expected an answer in that time; '
-    'make it faster, or raise system.external_seconds'
+    f'{name} returned no rewards for {task} within {seconds:g} s; make it faster, or raise '
+    'system.external_seconds'
   )
 
 
@@ -211,21 +209,21 @@ def _answer(url: str, task: str, candidates, seconds: float, retries: int) -> li
     except _Unanswered as e:
       if attempt == retries:
         raise InputError(
-          f'found no answer of {url} ({e}); expected rewards; start what answers there, or mend '
+          f'{url} did not answer ({e}); start the server there, or fix '
           f'method.external_reward.{task}'
         ) from e
   rewards = answer.get('rewards') if isinstance(answer, dict) else None
   if not isinstance(rewards, list) or len(rewards) != len(candidates):
     found = f'{len(rewards)} rewards' if isinstance(rewards, list) else 'no list of rewards'
     raise InputError(
-      f'found {found} in the answer of {url} for {len(candidates)} candidates of {task}; expected '
-      '{"rewards": [...]} with a number each, in their order; mend it'
+      f'{url} answered with {found} for {len(candidates)} candidates of {task}; return '
+      '{"rewards": [...]} with one number per candidate, in order'
     )
   return rewards
 
 
 def _request(task: str, candidates) -> dict:
-  """The JSON of a request. A picture that several candidates share appears once."""
+  """The JSON of a request. An image that several candidates share appears once."""
   pictures: list[str] = []
   places: dict[int, int] = {}
   told = []
@@ -245,8 +243,8 @@ def _posted(url: str, body: bytes, seconds: float):
   except urllib.error.HTTPError as e:
     if e.code < 500 and e.code not in (408, 429):
       raise InputError(
-        f'found that {url} answers {e.code} {e.reason}; expected rewards; mend '
-        'method.external_reward, or what answers there'
+        f'{url} answered {e.code} {e.reason} instead of rewards; fix method.external_reward, or '
+        'the server there'
       ) from e
     raise _Unanswered(f'{e.code} {e.reason}') from e
   except TimeoutError:
@@ -258,16 +256,15 @@ def _posted(url: str, body: bytes, seconds: float):
     raise _Unanswered(first_line(reason)) from e
   except ValueError as e:
     raise InputError(
-      f'found the address {url} ({first_line(e)}); expected http://HOST:PORT/PATH; mend it'
+      f'{url} is not a valid address ({first_line(e)}); use http://HOST:PORT/PATH'
     ) from e
   if len(content) > MOST_BYTES:
-    raise InputError(f'found more than {MOST_BYTES} bytes of {url}; expected rewards; mend it')
+    raise InputError(f'{url} answered with more than {MOST_BYTES} bytes; return only the rewards')
   try:
     return json.loads(content)
   except (ValueError, RecursionError) as e:
     raise InputError(
-      f'found no JSON in the answer of {url} ({first_line(e)}); expected {{"rewards": [...]}}; '
-      'mend it'
+      f'the answer of {url} is not JSON ({first_line(e)}); return {{"rewards": [...]}}'
     ) from e
 
 
@@ -298,8 +295,8 @@ def kept(workdir: str, step: int) -> dict:
       one['samples'], np.asarray(one['rewards'], np.float32)
   except (TypeError, ValueError, LookupError, AttributeError) as e:
     raise InputError(
-      f'cannot read {path} ({first_line(e)}); expected what the run wrote there; bring it back '
-      'from a copy, or remove it: its step is then asked for again'
+      f'cannot read {path} ({first_line(e)}), which should hold what the run wrote; restore it '
+      'from a copy, or remove it to request the rewards of its step again'
     ) from e
   return found
 

@@ -10,7 +10,7 @@ from dsr_jax.scenes import judge
 
 
 def verdicts_on_pictures(pixels, ids, mask, token_bytes, token_ends):
-  """Share of the prompt's atoms that each picture shows, (B, G) float32.
+  """Share of the prompt's atoms that each image shows, (B, G) float32.
 
   pixels (B, G, 32, 32, 3) uint8; ids, mask (B, T) of the prompts; token_bytes, token_ends from
   `data.fields`.
@@ -28,7 +28,7 @@ def verdicts_on_pictures(pixels, ids, mask, token_bytes, token_ends):
 
 
 def verdicts_on_texts(pixels, ids, mask, token_bytes, token_ends):
-  """F1 of the atoms that each text states about its picture, (B, G) float32.
+  """F1 of the atoms that each text states about its image, (B, G) float32.
 
   pixels (B, 32, 32, 3) uint8; ids, mask (B, G, T) of the texts, without EOS.
   """

@@ -68,8 +68,8 @@ def terms(text: str) -> tuple[Term, ...]:
   twice = [name for name in names if names.count(name) > 1]
   if twice:
     raise InputError(
-      f'found config.method.reward={text} with {twice[0]} twice; expected each reward once; add up '
-      'their weights'
+      f'config.method.reward={text} has {twice[0]} twice; use each reward once, with the sum of '
+      'its weights'
     )
   return tuple(found)
 
@@ -79,7 +79,7 @@ def _term(part: str, text: str) -> Term:
   name = name.strip()
   if name not in REWARDS:
     raise InputError(
-      f'found config.method.reward={text!r}; expected one of {", ".join(REWARDS)}, or a weighted '
+      f'config.method.reward is {text!r}; set it to one of {", ".join(REWARDS)}, or to a weighted '
       'sum of them such as dual+0.3*clip'
     )
   if not weight:
@@ -90,8 +90,8 @@ def _term(part: str, text: str) -> Term:
     number = math.nan
   if not math.isfinite(number) or number == 0:
     raise InputError(
-      f'found the weight {weight.strip()!r} in config.method.reward={text!r}; expected a number '
-      'other than 0, as in dual+0.3*clip'
+      f'config.method.reward={text!r} has the weight {weight.strip()!r}; use a number other than '
+      '0, as in dual+0.3*clip'
     )
   return Term(name, number)
 

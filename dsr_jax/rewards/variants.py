@@ -41,7 +41,7 @@ def pmi(x: RewardInputs):
   """R_G and R_U with each token weighted by its mutual information with the samples.
 
   The weight of token t is the group's mean of |log p(x_t | y) - log p(x_t | nothing)|; the weights
-  of a sequence sum to 1. "Nothing" is a gray picture, or the unconditional prompt of guidance.
+  of a sequence sum to 1. "Nothing" is a gray image, or the unconditional prompt of guidance.
   """
   logps, mask = reversed_logps(x)
   if x.task == 'generation':
@@ -69,7 +69,7 @@ def contrastive(x: RewardInputs):
   given the sample.
 
   Negatives for a prompt swap or replace words of one kind (colors, counts, sides ...). Negatives
-  for a picture are other pictures.
+  for an image are other images.
   """
   logps, mask = reversed_logps(x)
   totals = [jnp.sum(jnp.where(mask, logps, 0.0), axis=-1)]
@@ -88,11 +88,11 @@ def contrastive(x: RewardInputs):
 
 
 def vqa(x: RewardInputs):
-  """Self-VQA: the probability of yes against no, asked whether the picture shows the text."""
+  """Self-VQA: the probability of yes against no, asked whether the image shows the text."""
   inputs, group = x.sample_keys.shape
   pairs = inputs * group
 
-  def flat(y):  # every pair of a text and a picture is a row
+  def flat(y):  # every pair of a text and an image is a row
     return jnp.broadcast_to(y, (inputs, group, *y.shape[2:])).reshape(-1, *y.shape[2:])
 
   if x.task == 'generation':
@@ -116,7 +116,7 @@ def vqa(x: RewardInputs):
 
 
 def gray_picture(model: UnifiedModel, pixels) -> Picture:
-  """Pixels (B, ..., H, W, 3) -> one gray picture per input, (B, 1, ...), which says nothing about a
+  """Pixels (B, ..., H, W, 3) -> one gray image per input, (B, 1, ...), which says nothing about a
   text.
   """
   gray = jnp.zeros((pixels.shape[0], 1, *pixels.shape[-3:]), pixels.dtype)

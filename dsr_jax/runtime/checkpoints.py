@@ -30,7 +30,7 @@ from dsr_jax import cli, saved_config, sharding
 from dsr_jax.errors import InputError, first_line
 from dsr_jax.runtime import checksums
 
-SPARE_BYTES = 64 << 20  # reserved for the rest of the run: metrics, pictures, the page
+SPARE_BYTES = 64 << 20  # reserved for the rest of the run: metrics, images, the page
 # Names in a checkpoint -> attributes of `TrainState`. The rest comes from the source model.
 SAVED = {'params': 'params', 'opt_state': 'opt_state', 'step': 'step', 'ema': 'ema_params'}
 # File that marks a checkpoint in a bucket as complete; buckets have no rename.
@@ -91,14 +91,14 @@ class Checkpoints:
 
   def verify(self, step, accept_changed_data=False):
     """InputError unless checkpoint `step` is intact and belongs to this run; it names the
-    differences. accept_changed_data: ignore changed prompts and pictures.
+    differences. accept_changed_data: ignore changed prompts and images.
     """
     with _reading(self._directory, step):
       _check_whole(self._directory, step)
       saved = _about(self._directory, step)
       if accept_changed_data and _data_differ(saved['data'], self._about['data']):
         changes = '; '.join(_data_differences(saved['data'], self._about['data']))
-        cli.log(f'note         goes on with changed data: {changes}')
+        cli.log(f'note         resuming with changed data: {changes}')
         saved['data'] = self._about['data']
       check_same_run(saved, self._about, self._directory)
 
@@ -122,8 +122,7 @@ class Checkpoints:
     need = num_bytes(saved_part(state)) + SPARE_BYTES
     if free < need:
       raise InputError(
-        f'found {_mib(free)} MiB free at {self._directory}; expected {_mib(need)} MiB for a '
-        'checkpoint; '
+        f'{self._directory} has {_mib(free)} MiB free, but a checkpoint needs {_mib(need)} MiB; '
         'free some, lower system.keep_last, or choose another --workdir'
       )
 
@@ -206,13 +205,13 @@ def load_trained(workdir, step=None):
   """
   directory = _directory(workdir)
   if not epath.Path(directory).is_dir():
-    raise InputError(f'found no {directory}; expected the workdir of a run; name another')
+    raise InputError(f'{directory} does not exist; name the workdir of a run')
   steps = _steps(directory)
   chosen = steps[-1] if step is None and steps else step
   if chosen not in steps:
     raise InputError(
-      f'found checkpoints {steps} in {directory}; expected one of step '
-      f'{"any" if step is None else step}; name one of them'
+      f'{directory} has the checkpoints {steps}, but none of step '
+      f'{"any" if step is None else step}; name one that exists'
     )
   with _reading(directory, chosen):
     _check_whole(directory, chosen)
@@ -238,7 +237,7 @@ def _about(directory, step):
   path = epath.Path(directory) / str(step) / 'about' / 'metadata'
   found = json.loads(path.read_bytes())
   if not isinstance(found, dict):
-    raise ValueError('its description of the run is none')
+    raise ValueError('its description of the run is not a JSON object')
   for part in ('method', 'data', 'model'):
     if not isinstance(found.get(part), dict):
       raise ValueError(f'its description of the run lacks {part!r}')
@@ -307,11 +306,11 @@ def _reading(directory, step):
       raise
     if isinstance(e, OSError) and e.errno in NOT_ITS_FAULT:
       raise InputError(
-        f'cannot read the checkpoint {directory}/{step} ({e.strerror}: {e.filename}); expected '
-        'leave to read it; mend that, nothing in it is lost'
+        f'cannot read the checkpoint {directory}/{step} ({e.strerror}: {e.filename}); fix its '
+        'permissions or the limit of open files: nothing in it is lost'
       ) from e
     raise InputError(
-      f'cannot read the checkpoint {directory}/{step} ({first_line(e)}); expected one as a run '
+      f'cannot read the checkpoint {directory}/{step} ({first_line(e)}), which is not as the run '
       f'wrote it; {_way_out(directory, step)}'
     ) from e
 
@@ -323,12 +322,11 @@ def _way_out(directory, step):
       if not _damage(directory, before):
         workdir = os.path.dirname(directory)
         return (
-          f'remove that folder to go on from the one before it, of step {before}, or name it, as '
-          f'{workdir}@{before}'
+          f'remove that folder to resume from the previous one, of step {before}, or name that one '
+          f'as {workdir}@{before}'
         )
   return (
-    'there is no whole one before it: bring that folder back from a copy, or remove it to begin '
-    'anew'
+    'there is no intact one before it: restore that folder from a copy, or remove it to start over'
   )
 
 
@@ -345,8 +343,8 @@ def _writing(directory):
   # Full disk, no permission, too many open files: every layer below has its own error type.
   except Exception as e:
     raise InputError(
-      f'cannot write a checkpoint to {directory} ({first_line(e)}); expected room and leave to '
-      'write there; mend that, and the same command goes on from the last complete checkpoint'
+      f'cannot write a checkpoint to {directory} ({first_line(e)}); check its free space and '
+      'permissions, then run the same command to resume from the last complete checkpoint'
     ) from e
 
 
@@ -375,7 +373,7 @@ class _Checked(_Finishing, ocp.path.atomicity.AtomicRenameTemporaryPath):
   """An unfinished checkpoint: writes the checksums last, then renames it."""
 
   async def finalize(self):
-    """As Orbax' own, with checksums before the rename."""
+    """Like Orbax's own, with checksums before the rename."""
     self._finish_metadata()
     if _is_whole(self.get_final()):
       checksums.write(self.get())
@@ -386,7 +384,7 @@ class _CheckedInBucket(_Finishing, ocp.path.atomicity.CommitFileTemporaryPath):
   """Like `_Checked`, for stores where a final small file marks a checkpoint as complete."""
 
   async def finalize(self):
-    """As Orbax' own, with checksums before the last file."""
+    """Like Orbax's own, with checksums before the last file."""
     self._finish_metadata()
     name = ocp.path.atomicity.COMMIT_SUCCESS_FILE
     if _is_whole(self.get_final()):
@@ -413,16 +411,15 @@ def check_same_run(saved, now, directory):
   )
   if saved['model']['fingerprint'] != now['model']['fingerprint']:
     different += saved_config.differences(saved['model'], now['model'], 'model.')
-  advice = 'use the same settings, or another --workdir'
+  advice = 'use the same method, data and model, or another --workdir'
   if _data_differ(saved['data'], now['data']):
     if not different:
-      advice += ', or --accept_changed_data to go on with the data that are there now'
+      advice += ', or --accept_changed_data to resume with the current data'
     different += _data_differences(saved['data'], now['data'])
   if different:
     raise InputError(
-      f'found checkpoints of another run in {directory} (checkpoint -> now: '
-      f'{"; ".join(different)}); '
-      f'expected the same method, data and model; {advice}'
+      f'the checkpoints in {directory} belong to another run (checkpoint -> now: '
+      f'{"; ".join(different)}); {advice}'
     )
 
 

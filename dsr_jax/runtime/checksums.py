@@ -65,7 +65,7 @@ def damage(folder, part: int = 0, parts: int = 1) -> str:
   try:
     algorithm, content = _checked(json.loads((folder / CHECKSUMS).read_bytes()))
   except (ValueError, RecursionError):
-    return f'{CHECKSUMS} is no list of checksums'
+    return f'{CHECKSUMS} is not a list of checksums'
   for path, (size, *_) in content.items():
     if not (folder / path).exists():
       return f'{path} is missing'
@@ -78,7 +78,7 @@ def damage(folder, part: int = 0, parts: int = 1) -> str:
     blocks[mine], expected[mine], _crcs(folder, blocks[mine], algorithm), strict=True
   ):
     if crc != found:
-      return f'{path} is not as it was written'
+      return f'{path} has changed since it was written'
   return ''
 
 

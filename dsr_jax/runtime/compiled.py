@@ -56,8 +56,8 @@ class CompiledStep:
         raise
       say(self._estimate.table())
       raise InputError(
-        f'found no room for the step on a device ({first_line(e)}); expected less '
-        f'than it has; {self._estimate.advice}'
+        f'the step does not fit in the memory of a device ({first_line(e)}); '
+        f'{self._estimate.advice}'
       ) from e
 
 
@@ -79,4 +79,4 @@ def _temporaries(program):
   analysis = program.memory_analysis()
   if not analysis:
     return ''
-  return f'; {analysis.temp_size_in_bytes / 2**20:,.0f} MiB of temporaries a device'
+  return f'; {analysis.temp_size_in_bytes / 2**20:,.0f} MiB of temporaries per device'

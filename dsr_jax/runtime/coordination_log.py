@@ -29,33 +29,33 @@ def sentence(text: str, processes: str, where: str, wait: str, silent: str) -> s
   """
   if _ABORT not in text:
     return None
-  again = 'start all again: the run goes on from its last checkpoint'
+  again = 'start all of them again to resume from the last checkpoint'
   if 'ALREADY_EXISTS' in text:
-    return 'found two processes of the same number; expected each of 0, 1, ... once; mend --process'
+    return 'two processes have the same number; give each its own --process: 0, 1, ...'
   if found := _AGAIN.search(text):
     return (
-      f'found that another process {found[1]} came to {where}, of another run or started again; '
-      'expected each number once, and a port for each run; mend --process or --coordinator of the '
-      f'other one, and {again}'
+      f'another process {found[1]} connected to {where}, from another run or started again; fix '
+      '--process or --coordinator of the other one, since each run needs its own port and each '
+      f'process its own number, and {again}'
     )
   if 'RegisterTask' in text and 'DEADLINE_EXCEEDED' in text:
     return (
-      f'found that not all of {processes} processes came to {where} within {wait} s; expected all, '
-      'process 0 there; start those that are missing, mend --coordinator, or raise --wait_seconds'
+      f'not all of {processes} processes connected to {where} within {wait} s; start those that '
+      'are missing, set --coordinator to the address of process 0, or raise --wait_seconds'
     )
   if 'RegisterTask' in text:
     return (
-      f'found that process 0 at {where} refuses this process ({_reason(text)}); expected the same '
-      f'--processes everywhere, and {processes} in all; mend --processes and --process'
+      f'process 0 at {where} refuses this process ({_reason(text)}); start {processes} processes '
+      'with the same --processes, each with its own --process'
     )
   gone = '0'
   if found := _SILENT.search(text):
     gone = ', '.join(re.findall(r'\d+', found[1]))
   elif 'CoordinationService/Heartbeat' not in text and 'Failed to send RPC' not in text:
-    return f'found that JAX ended the run of {processes} processes ({_reason(text)}); {again}'
+    return f'JAX ended the run of {processes} processes ({_reason(text)}); {again}'
   return (
-    f'found that process {gone} of {processes} died or has been silent for {silent} s; expected '
-    f'all of them at work to the end; {again}'
+    f'process {gone} of {processes} died or has been silent for {silent} s, but all must run to '
+    f'the end; {again}'
   )
 
 

@@ -80,8 +80,8 @@ def find(coordinator=None, processes=None, process=None) -> Cluster | None:
     value = environ.get(name, '1')
     if not _is_number(value) or int(value) < (name in _COUNTS):
       raise InputError(
-        f'found {name}={value!r} in the environment; expected a number of processes, or which one '
-        'this is; unset or mend it'
+        f'{name} is {value!r} in the environment; set it to a whole number (of processes, or the '
+        'index of this one), or unset it'
       )
   named = (coordinator, processes, process)
   if named == (None, None, None):
@@ -108,9 +108,8 @@ def _detected():
     coordinator, processes, process, devices = detect(None, None, None, None, None, 5)
   except Exception as e:
     raise InputError(
-      f'found a cluster in the environment that JAX cannot read ({type(e).__name__}: {e}); '
-      'expected the variables of one (SLURM_*, OMPI_*, TPU_*); mend them, or name it by '
-      '--coordinator, --processes and --process'
+      f'JAX cannot read the cluster in the environment ({type(e).__name__}: {e}); fix its '
+      'variables (SLURM_*, OMPI_*, TPU_*), or set --coordinator, --processes and --process'
     ) from e
   cluster = _checked(coordinator, processes, process)
   return cluster and dataclasses.replace(cluster, devices=devices and tuple(devices))
@@ -120,16 +119,16 @@ def _checked(coordinator, processes, process):
   """The cluster; None for a single process. InputError for values that make joining impossible."""
   if not coordinator or None in (processes, process) or not 0 <= process < processes:
     raise InputError(
-      f'found --coordinator={coordinator}, --processes={processes} and --process={process}; '
-      'expected HOST:PORT, a number of processes, and which one this is, from 0; give all three'
+      f'--coordinator is {coordinator}, --processes is {processes} and --process is {process}; set '
+      'all three, to HOST:PORT, the number of processes, and the index of this one, from 0'
     )
   if ':' not in coordinator:
     coordinator = f'{coordinator}:{PORT}'
   host, _, port = coordinator.rpartition(':')
   if not host or not _is_number(port) or not 0 < int(port) < 2**16:
     raise InputError(
-      f'found the coordinator {coordinator!r}; expected HOST:PORT of process 0, a port from 1 to '
-      '65535; mend --coordinator'
+      f'the coordinator is {coordinator!r}; set --coordinator to HOST:PORT of process 0, with a '
+      'port from 1 to 65535'
     )
   if processes == 1:
     return None
@@ -137,7 +136,7 @@ def _checked(coordinator, processes, process):
     socket.getaddrinfo(host.strip('[]'), int(port))
   except (OSError, UnicodeError) as e:
     raise InputError(
-      f'found no host {host!r} ({e}); expected HOST:PORT of process 0; mend --coordinator'
+      f'cannot find the host {host!r} ({e}); set --coordinator to HOST:PORT of process 0'
     ) from e
   return Cluster(coordinator, processes, process)
 
@@ -154,9 +153,7 @@ def together(cluster: Cluster | None, wait_seconds: float, silent_seconds: int =
   `coordination_log` prints why.
   """
   if not 1 <= wait_seconds <= 86400:
-    raise InputError(
-      f'found --wait_seconds={wait_seconds:g}; expected 1 to 86400 seconds; change it'
-    )
+    raise InputError(f'--wait_seconds is {wait_seconds:g}; set it to a number from 1 to 86400')
   if cluster is None:
     yield Team()
     return
@@ -179,8 +176,8 @@ def _join(cluster, wait_seconds, silent_seconds):
   limits = (f'{wait_seconds}', f'{silent_seconds}')
   _read_log(f'{cluster.processes}', cluster.coordinator, *limits)
   print(
-    f'waiting      for all {cluster.processes} processes at {cluster.coordinator} ({wait_seconds} '
-    's at most)',
+    f'waiting      for all {cluster.processes} processes at {cluster.coordinator} (at most '
+    f'{wait_seconds} s)',
     file=sys.stderr,
     flush=True,
   )
@@ -205,8 +202,8 @@ def _check_free(port):
     socket.create_server(('', port), family=family, dualstack_ipv6=ipv6).close()
   except OSError as e:
     raise InputError(
-      f'found that process 0 cannot listen on port {port} ({e.strerror}); expected a free port; '
-      'stop what is at work there, or name another port in --coordinator of every process'
+      f'process 0 cannot listen on port {port} ({e.strerror}); stop the program that uses it, or '
+      'name a free port in --coordinator of every process'
     ) from e
 
 
@@ -266,8 +263,8 @@ class Team:
     if not different:
       return
     raise SharedError(
-      f'found processes that do not agree ({"; ".join(different)}); expected the same command, '
-      'data and versions in all; mend those that differ, and start all again'
+      f'the processes do not agree ({"; ".join(different)}); all of them need the same command, '
+      'data and versions: fix those that differ and start all of them again'
     )
 
 
@@ -298,8 +295,8 @@ class _Joined(Team):
       count, said = json.loads(self._store.blocking_key_value_get(f'{name}/{other}', _FOR_EVER))
       if count != self.processes:
         raise SharedError(
-          f'found --processes={self.processes} in process {self.process} and --processes={count} '
-          f'in process {other}; expected the same number in all; mend --processes'
+          f'--processes={self.processes} in process {self.process} and --processes={count} in '
+          f'process {other} differ; set the same number in all of them'
         )
       values.append(said)
     return values
@@ -332,8 +329,8 @@ class _Joined(Team):
       return
     self._ending = True
     _say(
-      f'error: found that {why}; expected all of them at work to the end; start all again: the run '
-      'goes on from its last checkpoint'
+      f'error: {why}, but all must run to the end; start all of them again to resume from the last '
+      'checkpoint'
     )
     self._all_know()
     os._exit(DIED)
@@ -345,8 +342,8 @@ class _Joined(Team):
     if broken := _broken_connection(error):
       time.sleep(1)  # the process with the error, or JAX, can say more
       error = InputError(
-        f'found that a connection to another process broke ({first_line(broken)}); expected all of '
-        'them at work to the end; start all again: the run goes on from its last checkpoint'
+        f'a connection to another process broke ({first_line(broken)}), but all must run to the '
+        'end; start all of them again to resume from the last checkpoint'
       )
       status = DIED
     else:

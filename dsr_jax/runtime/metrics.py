@@ -1,5 +1,5 @@
 """Metrics of a run: `metrics.jsonl` with one line per step, and TensorBoard events, which also have
-pictures, texts and the run's settings.
+images, texts and the run's settings.
 
 Names are `group/name`. `time/...` and `memory/...` differ between two runs of the same command;
 everything else is the same bit for bit. Evaluations have their own lines (`eval/...`), at the step
@@ -65,7 +65,7 @@ class Writer:
       self._events.flush()
 
   def media(self, step, pictures, texts):
-    """Pictures {name: PNG bytes} and texts {name: Markdown}, for TensorBoard alone."""
+    """Images {name: PNG bytes} and texts {name: Markdown}, for TensorBoard alone."""
     with run_files.writing(self._path):
       for name, png in pictures.items():
         self._event(step, _picture(name, png))
@@ -106,7 +106,7 @@ def _numbers(values):
 
 
 def _picture(name, png):
-  """A picture as a TensorBoard summary."""
+  """An image as a TensorBoard summary."""
   width, height = Image.open(io.BytesIO(png)).size
   image = summary_pb2.Summary.Image(
     height=height, width=width, colorspace=3, encoded_image_string=png
@@ -140,7 +140,7 @@ def cut(path, last_step):
   """
   if not os.path.exists(path):
     if last_step:
-      cli.log(f'note         found no {path}: the metrics of steps 1 to {last_step} are lost')
+      cli.log(f'note         {path} does not exist: the metrics of steps 1 to {last_step} are lost')
     return
   if last_step is None:
     files.write_text(path, '')
@@ -150,7 +150,7 @@ def cut(path, last_step):
   kept = [(text, line) for text, line in lines.good if line['step'] <= last_step]
   missing = set(range(1, last_step + 1)) - {line['step'] for _, line in kept if not _is_eval(line)}
   if missing:
-    cli.log(f'note         {path} has no line of {_spans(missing)}; they are not made again')
+    cli.log(f'note         {path} has no lines for {_spans(missing)}; they are not computed again')
   files.write_text(path, ''.join(text + '\n' for text, _ in kept))
 
 
@@ -161,7 +161,7 @@ def read(workdir):
   curves = {}
   path = os.path.join(workdir, FILE)
   if not os.path.exists(path):
-    raise InputError(f'found no {path}; expected the workdir of a run; name another')
+    raise InputError(f'{path} does not exist; name the workdir of a run')
   for line in sorted(_good_lines(path), key=_step_of):
     for name, value in line.items():
       if name != 'step':
@@ -241,8 +241,8 @@ def _say_bad(path, lines: _Lines):
   if lines.bad:
     shown = ', '.join(lines.bad[:5]) + (', ...' if len(lines.bad) > 5 else '')
     cli.log(
-      f'note         {path}: {len(lines.bad)} of {len(lines.bad) + len(lines.good)} lines are no '
-      f'metrics and left out: {shown}'
+      f'note         {path}: skipped {len(lines.bad)} of {len(lines.bad) + len(lines.good)} lines, '
+      f'which are not metrics: {shown}'
     )
 
 

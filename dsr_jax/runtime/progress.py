@@ -210,13 +210,13 @@ def describe_run(config, mesh, model, state, idle_bytes: int = 0):
   say(f'parameters   {_count(sum(parts.values()))}: {by_part}; trained: {_count(trainable)}')
   checkpoint = checkpoints.num_bytes(checkpoints.saved_part(state))
   say(
-    f'state        {_bytes_a_device(state) / 2**20:,.1f} MiB a device; a checkpoint '
+    f'state        {_bytes_a_device(state) / 2**20:,.1f} MiB per device; a checkpoint '
     f'{checkpoint / 2**20:,.1f} MiB'
   )
   if idle_bytes:
     say(
-      f'idle         {idle_bytes / 2**20:,.1f} MiB of the state: in a step the moments of one of '
-      'the two models'
+      f'idle         {idle_bytes / 2**20:,.1f} MiB of the state: each step uses the moments of '
+      'only one of the two models'
     )
   say(
     f'method       {m.objective}, {" and ".join(m.tasks)}, {m.inputs_per_step} inputs x '
@@ -225,11 +225,11 @@ def describe_run(config, mesh, model, state, idle_bytes: int = 0):
   )
   if model.spec.sampling_steps:
     say(
-      f'pictures     drawn in {m.sampling_steps} steps with noise {m.sampling_noise:g}; their '
-      f'likelihood is an estimate, {m.picture_likelihood}; prompts lose {m.prompt_drop:.0%} of '
-      f'their words in it ({m.prompt_drop_way})'
+      f'images       drawn in {m.sampling_steps} steps with noise {m.sampling_noise:g}; their '
+      f'likelihood is an estimate, {m.picture_likelihood}, with {m.prompt_drop:.0%} of the prompt '
+      f'tokens dropped ({m.prompt_drop_way})'
     )
-  rate = f'{m.peak_learning_rate:g} at most ({m.learning_rate_key})'
+  rate = f'at most {m.peak_learning_rate:g} ({m.learning_rate_key})'
   say(f'learning     {m.trainable}, at a rate of {rate}')
   if m.template:
     say(f'template     {m.template} (method.template)')
@@ -239,8 +239,8 @@ def say_unfamiliar(prompts):
   """Warns of prompts far outside the model's training distribution."""
   more = f' and {len(prompts) - _NAMED} more' if len(prompts) > _NAMED else ''
   say(
-    f'warning      {len(prompts)} of the prompts lie far outside what the model knows, so their '
-    f'rewards say little: {"; ".join(prompts[:_NAMED])}{more}'
+    f'warning      {len(prompts)} of the prompts are far outside what the model knows, so their '
+    f'rewards mean little: {"; ".join(prompts[:_NAMED])}{more}'
   )
 
 

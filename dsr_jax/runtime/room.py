@@ -20,8 +20,8 @@ def check_weights(nbytes: int, name: str):
   limit = device_bytes()
   if limit is not None and nbytes > limit:
     raise InputError(
-      f'found {gib(nbytes)} of weights in {name}; expected at most the {gib(limit)} that a device '
-      'here has; name a smaller model, or use a larger device'
+      f'the weights of {name} need {gib(nbytes)}, but a device here has only {gib(limit)}; use a '
+      'smaller model or a larger device'
     )
   _warn(nbytes, f'the weights of {name}')
 
@@ -34,12 +34,12 @@ def check_step(estimate):
   if limit is not None and (state > limit or total > SURELY_TOO_MUCH * limit):
     cli.log(estimate.table())
     raise InputError(
-      f'found a step of {gib(total)} a device, by estimate, {gib(state)} of it the state; expected '
-      f'at most the {gib(limit)} that a device here has; {estimate.advice}'
+      f'a step needs an estimated {gib(total)} per device, {gib(state)} of it for the state, but a '
+      f'device here has only {gib(limit)}; {estimate.advice}'
     )
   if limit is not None and total > limit:
-    cli.log(f'warning      the estimate is more than the {gib(limit)} that a device here has')
-  _warn(total * jax.local_device_count(), 'the step, by estimate')
+    cli.log(f'warning      the estimate exceeds the {gib(limit)} that a device here has')
+  _warn(total * jax.local_device_count(), 'the step (an estimate)')
 
 
 def device_bytes() -> int | None:
@@ -60,6 +60,6 @@ def gib(nbytes) -> str:
 def _warn(nbytes, what):
   if jax.default_backend() == 'cpu' and nbytes > machine_bytes():
     cli.log(
-      f'warning      {gib(nbytes)} for {what}, and {gib(machine_bytes())} in this machine: the '
-      'system ends the process when it runs out'
+      f'warning      {what} needs {gib(nbytes)}, and this machine has {gib(machine_bytes())}: the '
+      'system will end the process if memory runs out'
     )

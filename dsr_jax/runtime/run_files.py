@@ -19,12 +19,12 @@ def writing(path):
     where = e.filename or path
     if e.errno in (errno.ENOENT, errno.ESTALE):
       raise InputError(
-        f'found {where} gone while the run was at work; expected its folder to stay as it is; '
-        'bring it back, or start again with another --workdir'
+        f'{where} was removed while the run was using it; restore its folder, or start again with '
+        'another --workdir'
       ) from e
     raise InputError(
-      f'cannot write {where} ({e.strerror or e}); expected room and leave to write there; mend '
-      'that, and the same command goes on from the last complete checkpoint'
+      f'cannot write {where} ({e.strerror or e}); check its free space and permissions, then run '
+      'the same command to resume from the last complete checkpoint'
     ) from e
 
 
@@ -35,8 +35,8 @@ def reading(path):
     yield
   except OSError as e:
     raise InputError(
-      f'cannot read {path} ({e.strerror or e}); expected a file of a run; mend its permissions or '
-      'name another run'
+      f'cannot read {path} ({e.strerror or e}), which should be a file of a run; fix its '
+      'permissions, or name another run'
     ) from e
 
 
@@ -46,20 +46,20 @@ def read_json(path, missing: str) -> dict:
   missing: the end of the error if there is no such file. InputError also if the file is damaged.
   """
   if not os.path.isfile(path):
-    raise InputError(f'found no {path}; {missing}')
+    raise InputError(f'{path} does not exist; {missing}')
   try:
     with reading(path), open(path, 'rb') as f:
       content = json.loads(f.read())
   except (ValueError, RecursionError) as e:
-    raise damaged(path, 'it is no JSON') from e
+    raise damaged(path, 'it is not JSON') from e
   if not isinstance(content, dict):
-    raise damaged(path, f'it holds a {type(content).__name__}, no object')
+    raise damaged(path, f'it holds a {type(content).__name__}, not an object')
   return content
 
 
 def damaged(path, what) -> InputError:
   """The error for a file of a run that does not have the content that the run wrote."""
   return InputError(
-    f'cannot read {path} ({what}); expected what the run wrote there; bring it back from a copy, '
+    f'cannot read {path} ({what}), which should hold what the run wrote; restore it from a copy, '
     'or name another run'
   )

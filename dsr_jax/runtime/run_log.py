@@ -60,9 +60,8 @@ class RunLog:
     bad = metrics_lib.first_not_finite(values)
     if bad:
       raise InputError(
-        f'found {bad} = {values[bad]} at step {step}; expected a finite number; lower '
-        f'{self._rate_key}, or look at the metrics before that step; the last good checkpoint '
-        'is kept'
+        f'{bad} is {values[bad]} at step {step}, not a finite number; lower {self._rate_key}, or '
+        'look at the metrics before that step; the last good checkpoint is kept'
       )
     codes = self._codes * ('generation/loss' in values)
     tokens = self._samples_per_task * (codes + values.get('understanding/text_length', 0.0))
@@ -91,7 +90,7 @@ class RunLog:
     self._progress.evaluation(step, values)
 
   def media(self, step, pictures, texts):
-    """Writes pictures {name: PNG bytes} and texts {name: Markdown} of a step."""
+    """Writes images {name: PNG bytes} and texts {name: Markdown} of a step."""
     self._writer.media(step, pictures, texts)
 
   def restart_clock(self):

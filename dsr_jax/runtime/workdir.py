@@ -51,8 +51,8 @@ def check_writable(workdir):
   """
   if '://' in workdir:
     raise InputError(
-      f'found --workdir={workdir}; expected a folder of this machine; name the bucket in '
-      'system.bucket'
+      f'--workdir={workdir} is not a folder of this machine; name a local folder, and the bucket '
+      'in system.bucket'
     )
   folder = os.path.abspath(workdir)
   while not os.path.lexists(folder):
@@ -62,9 +62,7 @@ def check_writable(workdir):
       pass
   except OSError as e:
     raise InputError(
-      f'found that {workdir} cannot be written ({e.strerror}: {folder}); expected a folder to '
-      'leave the '
-      'run in; choose another --workdir'
+      f'cannot write to {workdir} ({e.strerror}: {folder}); choose another --workdir'
     ) from e
 
 
@@ -77,20 +75,19 @@ def check_bucket(bucket: str):
   if not is_store:
     if os.path.lexists(bucket) and not os.path.isdir(bucket):
       raise InputError(
-        f'found the file {bucket} in system.bucket; expected a folder, or gs://BUCKET/FOLDER; name '
-        'one'
+        f'system.bucket names the file {bucket}; set it to a folder, or to gs://BUCKET/FOLDER'
       )
     return
   package = STORES.get(scheme)
   if package is None:
     raise InputError(
-      f'found system.bucket={bucket}; expected a folder, or {" or ".join(STORES)} before the ://; '
-      'change it'
+      f'system.bucket is {bucket}; set it to a folder, or to a bucket with {" or ".join(STORES)} '
+      'before the ://'
     )
   if not any(importlib.util.find_spec(name) for name in (package, 'tensorflow')):
     raise InputError(
-      f'found system.bucket={bucket} and no package that reaches it; expected {package}; pip '
-      f'install {package}'
+      f'system.bucket={bucket} needs the package {package}, which is not installed; pip install '
+      f'{package}'
     )
 
 
@@ -103,10 +100,8 @@ def check_accelerator():
   if found := accelerators():
     kind = 'gpu' if 'nvidia' in found[0] else 'tpu'
     raise InputError(
-      f'found an accelerator ({found[0]}) that the installed JAX does not use; expected JAX for '
-      'it; pip '
-      f'install -r requirements-{kind}.txt, or set JAX_PLATFORMS=cpu to train on the CPU all the '
-      'same'
+      f'the installed JAX does not use the accelerator of this machine ({found[0]}); pip install '
+      f'-r requirements-{kind}.txt, or set JAX_PLATFORMS=cpu to train on the CPU anyway'
     )
 
 
@@ -145,9 +140,8 @@ class Held:
       there = None
     if there is None or not os.path.samestat(there, os.fstat(self._lock.fileno())):
       raise InputError(
-        f'found that the folder {self._workdir} was removed or replaced while the run was at work '
-        'in it; expected it to stay; bring it back from a copy if there is one: the same command '
-        'goes on from what it finds there'
+        f'the folder {self._workdir} was removed or replaced while the run was using it; restore '
+        'it from a copy if there is one, then run the same command to resume from what is there'
       )
 
 
@@ -201,8 +195,7 @@ def _lock_file(workdir):
     except BlockingIOError as e:
       lock.close()
       raise InputError(
-        f'found another run at work in {workdir}; expected none; stop it, or choose another '
-        '--workdir'
+        f'another run is using {workdir}; stop it, or choose another --workdir'
       ) from e
 
 
@@ -216,11 +209,7 @@ def _remove_if_unused(workdir):
 
 
 def _not_writable(workdir, error) -> InputError:
-  return InputError(
-    f'found that {workdir} cannot be written ({error.strerror}); expected a folder to leave the '
-    'run in; '
-    'choose another --workdir'
-  )
+  return InputError(f'cannot write to {workdir} ({error.strerror}); choose another --workdir')
 
 
 class BucketLock:
@@ -269,8 +258,8 @@ class BucketLock:
   def _wait_for_sign_of_life(self, owner):
     end = time.monotonic() + DEAD_SECONDS
     cli.log(
-      f'waiting      {DEAD_SECONDS:g} s at most: whether the run of {owner["place"]} is still at '
-      f'work on {self._path.parent}'
+      f'waiting      at most {DEAD_SECONDS:g} s, to see whether the run of {owner["place"]} is '
+      f'still using {self._path.parent}'
     )
     while time.monotonic() < end:
       now = self._read()
@@ -306,8 +295,8 @@ class BucketLock:
 
   def _refusal(self, place) -> InputError:
     return InputError(
-      f'found another run at work on {self._path.parent} (of {place}); expected none; stop it, or '
-      'choose another system.bucket'
+      f'another run is using {self._path.parent} (of {place}); stop it, or choose another '
+      'system.bucket'
     )
 
 
@@ -348,7 +337,7 @@ def write_samples(workdir, step, image, folder='samples') -> bytes:
 
 
 def write_evaluation(workdir, step, details):
-  """Writes evaluations/STEP.json: {name: rows of sums, one per prompt or picture}, for
+  """Writes evaluations/STEP.json: {name: rows of sums, one per prompt or image}, for
   `dsr_jax.effect`. Keeps what the step's other evaluation wrote there.
   """
   path = os.path.join(workdir, 'evaluations', f'{step:06d}.json')

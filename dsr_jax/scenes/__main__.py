@@ -1,10 +1,10 @@
 """Shows Scenes, the small synthetic world, and its judge.
 
-python -m dsr_jax.scenes --show=16 --output=scenes.png            # pictures with captions
-python -m dsr_jax.scenes --judge=FILE --prompt="a photo of a red disc"   # the verdict, JSON on
-stdout
-python -m dsr_jax.scenes --entropy=200                            # entropy of the grammar, JSON
-on stdout
+  python -m dsr_jax.scenes --show=16 --output=scenes.png                    images with captions
+  python -m dsr_jax.scenes --judge=FILE --prompt="a photo of a red disc"    the verdict
+  python -m dsr_jax.scenes --entropy=200                                    the grammar's entropy
+
+The last two print JSON on stdout.
 """
 
 import textwrap
@@ -18,14 +18,14 @@ from dsr_jax import files, flag_types, images
 from dsr_jax.errors import InputError
 from dsr_jax.scenes import entropy, grammar, judge, render, sets, world
 
-SCALE = 6  # screen pixels a picture pixel
+SCALE = 6  # screen pixels per image pixel
 TEXT_HEIGHT, MARGIN = 64, 8
 MAX_SHOWN = 1024
 MAX_TEXTS = 100_000
 
 
 def contact_sheet(pictures, captions, columns: int = 4) -> Image.Image:
-  """Enlarged pictures (N, 32, 32, 3) with a caption below each."""
+  """A sheet of enlarged images (N, 32, 32, 3) with a caption below each."""
   side = SCALE * world.IMAGE_SIZE
   columns = min(columns, len(captions))
   rows = -(-len(captions) // columns)
@@ -46,7 +46,7 @@ def contact_sheet(pictures, captions, columns: int = 4) -> Image.Image:
 
 
 def show(number: int, output: str, seed: int = 0):
-  """Writes a sheet of pretraining pictures and captions to the PNG file `output`."""
+  """Writes a sheet of pretraining images and captions to the PNG file `output`."""
   files.check_output_file(output)
   examples = [sets.pretraining_example(seed, i) for i in range(number)]
   sheet = contact_sheet(*zip(*examples))
@@ -54,32 +54,30 @@ def show(number: int, output: str, seed: int = 0):
   pixels = np.stack([sets.pretraining_example(seed, i)[0] for i in range(2000)])
   coverage = render.patch_coverage(pixels)
   commands.log(
-    f'wrote {output}; of {coverage["patches"]} patches that are not ground, in 2000 pictures, the '
-    '512 '
-    f'commonest of {coverage["distinct"]} different ones cover {coverage["share"]:.1%}'
+    f'wrote {output}; 2000 images have {coverage["patches"]} patches that are not ground, '
+    f'{coverage["distinct"]} of them distinct; the 512 commonest cover {coverage["share"]:.1%}'
   )
 
 
 def read_picture(path: str) -> np.ndarray:
-  """A picture file as (32, 32, 3) uint8; whole multiples of that size are averaged down."""
+  """Reads an image file as (32, 32, 3) uint8; averages whole multiples of that size down."""
   image = images.load_image(path)
   width, height = image.size
   if width != height or width % world.IMAGE_SIZE:
     raise InputError(
-      f'found {path} of {width} x {height} pixels; expected 32 x 32 or a whole multiple of it; '
-      'pass a picture of Scenes'
+      f'{path} has {width} x {height} pixels; use an image of Scenes, of 32 x 32 pixels or a whole '
+      'multiple of that'
     )
   return np.asarray(image.resize((world.IMAGE_SIZE,) * 2, Image.Resampling.BOX))
 
 
 def judge_file(path: str, text: str) -> dict:
-  """What the judge sees in a picture file, and its verdicts on a prompt."""
+  """What the judge sees in an image file, and its verdicts on a prompt."""
   atoms = judge.parse(text)
   if atoms is None:
     raise InputError(
-      f'found the prompt {text!r}; expected one in the grammar of Scenes, as "a photo of a red '
-      'disc" or '
-      '"two small squares and a ring"; reword it'
+      f'the prompt {text!r} is not in the grammar of Scenes; write one like "a photo of a red '
+      'disc" or "two small squares and a ring"'
     )
   reading = judge.read(read_picture(path))[0]
 
@@ -119,8 +117,8 @@ def main(argv, f=flags.FLAGS):
     show(f.show, f.output, f.seed)
   else:
     raise InputError(
-      'found nothing to do; expected --show=16 --output=FILE, --judge=FILE --prompt=TEXT or '
-      '--entropy=200; add one'
+      'there is nothing to do; add --show=16 --output=FILE, --judge=FILE --prompt=TEXT, or '
+      '--entropy=200'
     )
 
 

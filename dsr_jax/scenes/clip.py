@@ -3,5 +3,5 @@
 import runpy
 
 if __name__ == '__main__':
-  # By its name and not by an import: scenes knows nothing of study.
+  # Run it by name instead of importing it: scenes must not depend on study.
   runpy.run_module('dsr_jax.study.clip', run_name='__main__')

@@ -1,8 +1,8 @@
 """The conditional entropy of the grammar: how much of a text its scene leaves open.
 
-log p(text | scene) is exact: all ways in which the grammar can come to that text from that scene
-are enumerated, first the plans with the text's atoms, then the wordings of each. Only the average
-over scenes and texts is a sample.
+log p(text | scene) is exact: it enumerates all ways in which the grammar can derive the text from
+the scene, first the plans with the text's atoms, then the wordings of each. Only the average over
+scenes and texts is an estimate from a sample.
 """
 
 import math
@@ -26,8 +26,8 @@ class _DeadEnd(Exception):
 
 
 class _Path:
-  """Stands in for the random generator: follows `choices`, then takes the first option and notes
-  the others.
+  """Replaces the random generator: follows `choices`, then takes the first option and records the
+  others.
   """
 
   def __init__(self, choices: list[int], text: str | None):
@@ -57,8 +57,8 @@ class _Path:
 
 
 def enumerate_paths(program, text: str | None = None):
-  """Yields (result, probability) of every path of `program(rng)`; with a text, paths that cannot
-  lead there are cut.
+  """Yields (result, probability) of every path of `program(rng)`; with a text, skips paths that
+  cannot produce it.
   """
   pending = [[]]
   while pending:
@@ -73,7 +73,7 @@ def enumerate_paths(program, text: str | None = None):
 
 
 def _meaning(atoms: grammar.Atoms):
-  """Atoms without the order of clauses and the direction in which a relation is told."""
+  """Atoms regardless of the order of clauses and the direction of relations."""
 
   def key(c):
     return tuple(-1 if v is None else v for v in c)
@@ -88,8 +88,7 @@ def _meaning(atoms: grammar.Atoms):
 def plans(scene: world.Scene, noisy: bool, wanted=None) -> dict[grammar.Atoms, float]:
   """Every plan of a scene and its probability.
 
-  noisy: as pretraining captions have it; wanted: leaves out plans that cannot mean exactly these
-  clauses.
+  noisy: as in pretraining captions. wanted: skips plans that cannot mean exactly these clauses.
   """
   found = {}
   for groups, p in enumerate_paths(lambda rng: grammar.told_groups(scene, rng)):
@@ -116,7 +115,7 @@ def _merge(paths) -> dict:
 
 
 def _combine(options: list[dict], wanted, strangers: int):
-  """Yields (clauses, probability) of one choice each, at most `strangers` of them not wanted."""
+  """Yields (clauses, probability) with one choice each, at most `strangers` of them not wanted."""
   if not options:
     yield (), 1.0
     return
@@ -143,7 +142,7 @@ def log_probability(text: str, scene: world.Scene, noisy: bool) -> float:
 
 
 def conditional_entropy(number: int = 200, seed: int = 0, *, noisy: bool) -> Entropy:
-  """H(text | scene) over `number` random scenes of pretraining with one text each."""
+  """H(text | scene) over `number` random pretraining scenes with one text each."""
   losses, tokens = [], 0
   for i in range(number):
     rng = np.random.default_rng((99, seed, i))

@@ -1,11 +1,11 @@
-"""Texts about scenes: captions for pretraining, prompts of GenEval's and T2I-CompBench's tasks, and
-their atoms.
+"""Texts about scenes: captions for pretraining, prompts in the style of GenEval's and
+T2I-CompBench's tasks, and their atoms.
 
-A text is made in two steps. A *plan* (`Atoms`) says which things are named, with which attributes,
-counts and relations; then `realise` puts it into words. Plans leave out much (each adjective is
-dropped at times, some things are not named at all), and words vary (synonyms, several phrasings a
-relation, either order, one to three sentences), so a text is a partial account of its picture, and
-pretraining captions are a noisy one: one atom is wrong in about 10 %.
+A text is made in two steps. A *plan* (`Atoms`) determines which things it names, with which
+attributes, counts and relations; then `realise` puts the plan into words. Plans omit much (some
+adjectives, some things), and words vary (synonyms, several phrasings per relation, either order,
+one to three sentences), so a text describes its image only in part. Pretraining captions are also
+noisy: about 10% of them have one wrong atom.
 """
 
 import re
@@ -61,7 +61,7 @@ OPENERS = ('a photo of', 'a picture of', 'an image of', 'the image shows', 'ther
 GENEVAL = ('single_object', 'two_object', 'counting', 'colors', 'position', 'color_attr')
 T2I_COMPBENCH = ('color', 'shape', 'texture', 'spatial', 'numeracy', 'complex')
 CATEGORIES = GENEVAL + T2I_COMPBENCH
-COUNTED = ('counting', 'numeracy')  # tasks in which a surplus thing is a mistake
+COUNTED = ('counting', 'numeracy')  # tasks in which an extra thing is an error
 
 P_FIRST_SYNONYM = 0.7
 P_COLOUR, P_TEXTURE, P_PLAIN, P_SIZE = (
@@ -69,13 +69,13 @@ P_COLOUR, P_TEXTURE, P_PLAIN, P_SIZE = (
   0.65,
   0.35,
   0.3,
-)  # an adjective is kept; 'plain' is seldom said
+)  # to keep an adjective; 'plain' is rarely said
 P_RELATION, P_PARTIAL, P_WRONG = 0.55, 0.15, 0.1
 NEXT_GAP = 4  # pixels between the boxes of neighbours
 
 
 class Clause(NamedTuple):
-  """`count` things of a shape; attributes that are not said are None."""
+  """`count` things of a shape; unstated attributes are None."""
 
   shape: int
   count: int = 1
@@ -85,7 +85,7 @@ class Clause(NamedTuple):
 
 
 class Relation(NamedTuple):
-  """Clause `subject` stands in relation `name` to clause `target` (indices into the clauses)."""
+  """Clause `subject` has the relation `name` to clause `target` (indices of clauses)."""
 
   subject: int
   name: str
@@ -112,7 +112,7 @@ def matches(clause: Clause, thing: world.Thing) -> bool:
 
 
 def relation_holds(name: str, a: world.Thing, b: world.Thing) -> bool:
-  """GenEval's rule on the boxes of two things; 'next' asks for at most one free cell between the
+  """GenEval's rule for the boxes of two things; 'next' allows at most one free cell between the
   boxes.
   """
   top_a, left_a, bottom_a, right_a = a.box
@@ -149,7 +149,7 @@ def tokens(text: str) -> list[str]:
 
 
 def describe(rng, things: list[world.Thing]) -> Clause:
-  """A clause for things of one shape: attributes they share, each dropped at times."""
+  """A clause for things of one shape, with some of the attributes that they share."""
   t = things[0]
 
   def shared(field):
@@ -163,7 +163,7 @@ def describe(rng, things: list[world.Thing]) -> Clause:
 
 
 def _groups(scene: world.Scene) -> list[list[world.Thing]]:
-  """Things of one shape together, if they share colour or number three or more; else one by one."""
+  """Groups things of one shape if they share a color or are at least three; others stay single."""
   by_shape = {}
   for thing in scene.things:
     by_shape.setdefault(thing.shape, []).append(thing)
@@ -186,7 +186,7 @@ def relate(rng, groups) -> tuple[Relation, ...]:
 
 
 def told_groups(scene: world.Scene, rng: np.random.Generator) -> list[list[world.Thing]]:
-  """Which groups of things a text tells of, in which order."""
+  """The groups of things that a text names, in its order."""
   groups = _groups(scene)
   if flip(rng, 0.5):
     groups = groups[::-1]
@@ -196,13 +196,13 @@ def told_groups(scene: world.Scene, rng: np.random.Generator) -> list[list[world
 
 
 def plan_caption(scene: world.Scene, rng: np.random.Generator) -> Atoms:
-  """A true, partial account of a scene."""
+  """A true, partial description of a scene."""
   groups = told_groups(scene, rng)
   return Atoms(tuple(describe(rng, g) for g in groups), relate(rng, groups))
 
 
 def corrupt(atoms: Atoms, rng: np.random.Generator) -> Atoms:
-  """Makes one atom wrong: half of the time by habit (the shape's usual look), else at random."""
+  """Makes one atom wrong: half of the time the shape's usual look if it differs, else at random."""
   i = pick(rng, range(len(atoms.clauses)))
   clause = atoms.clauses[i]
   options = ['shape'] + [f for f in ('colour', 'texture', 'size') if getattr(clause, f) is not None]
@@ -239,7 +239,7 @@ def corrupt(atoms: Atoms, rng: np.random.Generator) -> Atoms:
 
 
 def _word(rng, words) -> str:
-  if not isinstance(rng, np.random.Generator):  # `entropy` looks only where its text can be
+  if not isinstance(rng, np.random.Generator):  # `entropy` skips words that are not in its text
     return rng.word(words, (P_FIRST_SYNONYM, 1 - P_FIRST_SYNONYM))
   return words[0] if len(words) == 1 or flip(rng, P_FIRST_SYNONYM) else pick(rng, words[1:])
 
@@ -293,7 +293,7 @@ def _bare(clause: Clause) -> Clause:
 
 
 def _attribute_sentence(rng, clause: Clause, pronoun: bool) -> str:
-  """'it is small and red' for what the first sentence left out."""
+  """'it is small and red': the attributes that the first sentence omitted."""
   words = _adjectives(rng, clause)
   subject = (
     ('it' if clause.count == 1 else 'they')
@@ -350,12 +350,12 @@ def realise(atoms: Atoms, rng: np.random.Generator) -> str:
 
 
 def caption(scene: world.Scene, rng: np.random.Generator) -> str:
-  """A caption without mistakes."""
+  """A caption without errors."""
   return realise(plan_caption(scene, rng), rng)
 
 
 def pretraining_caption(scene: world.Scene, rng: np.random.Generator) -> str:
-  """A caption as people write them: partial, and in about 10 % with one wrong atom."""
+  """A caption like those that people write: partial, and with one wrong atom in about 10%."""
   atoms = plan_caption(scene, rng)
   if flip(rng, P_WRONG):
     atoms = corrupt(atoms, rng)
@@ -376,7 +376,7 @@ _KIND = {
 def prompt_scene(
   rng: np.random.Generator, category: str, *, held_out: str = 'include'
 ) -> world.Scene:
-  """A uniform scene that a prompt of this category can tell of."""
+  """A uniformly drawn scene that a prompt of this category can describe."""
   kind = _KIND.get(category, 'two')
   if category == 'complex':
     kind = 'two' if flip(rng, 0.7) else 'mixed'
@@ -387,7 +387,7 @@ def prompt_scene(
 
 
 def suits(scene: world.Scene, category: str) -> bool:
-  """Whether a prompt of this category can tell of the scene."""
+  """Whether a prompt of this category can describe the scene."""
   things = scene.things
   if category == 'counting':
     return len({t[1:3] for t in things}) == 1
@@ -425,7 +425,7 @@ _FIELDS = {
 
 
 def prompt_of(scene: world.Scene, category: str, rng: np.random.Generator) -> Prompt:
-  """Words a scene in the manner of a category; GenEval's begin with 'a photo of', as they do."""
+  """A prompt for a scene in the style of a category; GenEval's begin with 'a photo of'."""
   if category == 'complex':
     fields = ('colour', 'texture', 'size') if flip(rng, 0.3) else ('colour', 'texture')
   else:
@@ -448,5 +448,5 @@ def prompt_of(scene: world.Scene, category: str, rng: np.random.Generator) -> Pr
 
 
 def prompt(rng: np.random.Generator, category: str, *, held_out: str = 'include') -> Prompt:
-  """A prompt of a category, from a uniform scene of its own."""
+  """A prompt of a category, for a new uniformly drawn scene."""
   return prompt_of(prompt_scene(rng, category, held_out=held_out), category, rng)

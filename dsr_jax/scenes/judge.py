@@ -1,11 +1,11 @@
 """The judge of Scenes: pixels -> scene graph, texts -> atoms, and the rules that compare them.
 Nothing is learned.
 
-A picture is cut into the 8 x 8 cells of the lattice. Cells that differ from the ground form
-connected components; a component whose box is 2 x 2 or 3 x 3 cells is compared with every rendered
-sprite of that size, and is a thing only if one sprite fits well, in every cell, and clearly better
-than the next. Whatever else lies on the ground is a blob: it counts as unreadable. Axes: B
-pictures, N components of one size, K looks (shape x colour x texture).
+An image is cut into the 8 x 8 cells of the lattice. Cells that differ from the ground form
+connected components. A component whose box is 2 x 2 or 3 x 3 cells is compared with every rendered
+sprite of that size; it is a thing only if one sprite fits well in every cell and clearly better
+than any other. Everything else on the ground is a blob, which counts as unreadable.
+Axes: B images, N components of one size, K looks (shape x color x texture).
 """
 
 from collections.abc import Sequence
@@ -19,27 +19,24 @@ from dsr_jax.errors import InputError
 from dsr_jax.scenes import grammar, render, world
 from dsr_jax.scenes.grammar import Atoms, Clause, Relation, matches
 
-# Root mean square differences of RGB levels (0-255). After a picture tokenizer of the embedded
-# model's kind, 99.5 % of the true sprites fit within 21-26, their worst cells within 28-36, and
-# empty cells are within 11-13 of the ground.
-GROUND_LIMIT = 26.0  # a cell farther than this from the ground holds something
+# Root mean square differences of RGB levels (0-255). After an image tokenizer like the embedded
+# model's, 99.5% of the true sprites fit within 21-26, their worst cells within 28-36, and empty
+# cells are within 11-13 of the ground.
+GROUND_LIMIT = 26.0  # a cell farther than this from the ground is not empty
 FIT_LIMIT = 30.0  # of the whole sprite
 CELL_LIMIT = 46.0  # of its worst cell
-CONTRAST_LIMIT = (
-  0.32  # of the sprite, as a share of its distance from bare ground (true ones: below 0.29)
-)
-# How much nearer the best look must be than any other, on the line between the two: 1 is on the
-# sprite, 0 midway.
-# Plain distances would not do: yellow and orange stripes on a thin cross lie 18 levels apart, other
-# looks 100.
+CONTRAST_LIMIT = 0.32  # of the sprite, relative to its distance from the ground (true: below 0.29)
+# How much closer the best look must be than any other, on the line between the two: 1 is on the
+# sprite, 0 midway. Plain distances do not work: yellow and orange stripes on a thin cross are 18
+# levels apart, other looks 100.
 MARGIN = 0.08
 PEBBLE_LIMIT = 40.0
-MIN_GROUND = 24  # cells; with less ground left the picture is no picture of this world
+MIN_GROUND = 24  # cells; with less visible ground, the image is not of this world
 
 
 class Reading(NamedTuple):
   """What the judge sees. `blobs` is the number of components that are neither a thing nor a pebble;
-  `scene` is None if the picture as a whole is unreadable (hardly any ground).
+  `scene` is None if the whole image is unreadable (hardly any ground).
   """
 
   scene: world.Scene | None
@@ -58,9 +55,7 @@ class Reading(NamedTuple):
 
 
 def _look_tables():
-  """looks (K, 3) as shape, colour, texture; per size sprites (ground, K, cells, 48) and their
-  squared norms.
-  """
+  """Looks (K, 3) as shape, color, texture; and by size, sprites (ground, K, cells, 48)."""
   looks = np.array(
     [
       (s, c, t)
@@ -101,7 +96,7 @@ _CONTRAST = {
 _BETWEEN = {size: _between(sprites) for size, sprites in _SPRITES.items()}
 _PEBBLES = render.PEBBLES.reshape(len(world.GROUNDS), 48).astype(np.float32)
 _IN_PLANE = np.zeros((3, 3, 3), bool)
-_IN_PLANE[1] = True  # cells touch their eight neighbours of the same picture only
+_IN_PLANE[1] = True  # cells touch only their eight neighbors in the same image
 
 
 def _rms(squares: np.ndarray, count: int) -> np.ndarray:
@@ -109,7 +104,7 @@ def _rms(squares: np.ndarray, count: int) -> np.ndarray:
 
 
 def _find_ground(cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """cells (B, 64, 48) -> index of the ground (B,) and which cells are empty (B, 64)."""
+  """cells (B, 64, 48) -> the index of the ground (B,) and which cells are empty (B, 64)."""
   grounds = np.tile(render.GROUND_RGB, 16).astype(np.float32)  # (grounds, 48)
   distance = np.stack(
     [_rms(((cells - g) ** 2).sum(-1), 48) for g in grounds], 1
@@ -144,28 +139,27 @@ def _match(cells: np.ndarray, grounds: np.ndarray, size: int) -> list[np.ndarray
 
 
 def read(pixels: np.ndarray) -> list[Reading]:
-  """Reads pictures.
+  """Reads images.
 
   Args:
-    pixels: (B, 32, 32, 3) uint8, or one picture without B.
+    pixels: (B, 32, 32, 3) uint8, or one image without B.
 
-  Returns: a list of B Readings; things in the order of their upper left cells.
+  Returns: a list of B Readings, with things in the order of their upper left cells.
   """
   pixels = np.asarray(pixels)
   if pixels.ndim == 3:
     pixels = pixels[None]
   if pixels.shape[1:] != (world.IMAGE_SIZE, world.IMAGE_SIZE, 3) or pixels.dtype != np.uint8:
     raise InputError(
-      f'found pictures of shape {pixels.shape} and type {pixels.dtype}; the judge of Scenes '
-      'expects '
-      '(B, 32, 32, 3) uint8; resize the picture to 32 x 32 RGB first'
+      f'the judge of Scenes got images of shape {pixels.shape} and type {pixels.dtype}; resize '
+      'them to 32 x 32 RGB, (B, 32, 32, 3) uint8'
     )
   cells = render.patches(pixels).astype(np.float32)
   ground, empty = _find_ground(cells)
   full = ~empty.reshape(-1, world.GRID, world.GRID)
   full[empty.sum(-1) < MIN_GROUND] = False
   labels, _ = ndimage.label(full, _IN_PLANE)
-  boxes = ndimage.find_objects(labels)  # sorted by picture, then by row
+  boxes = ndimage.find_objects(labels)  # sorted by image, then by row
   grid = cells.reshape(-1, world.GRID, world.GRID, 48)
   things = [[] for _ in pixels]
   pebbles = [[] for _ in pixels]
@@ -204,12 +198,12 @@ def read(pixels: np.ndarray) -> list[Reading]:
   ]
 
 
-# Rules: a reading against the atoms of a prompt
+# Rules: compare a reading with the atoms of a prompt
 
 
 def _relation_found(relation: Relation, clauses, things, loose: bool = False) -> bool:
-  """Whether two things that fit the clauses stand so; `loose`: of their shapes, so that a wrong
-  colour counts once.
+  """Whether two things that fit the clauses have the relation. loose: compares only shapes, so that
+  a wrong color counts only once.
   """
   if loose:
     clauses = [Clause(c.shape) for c in clauses]
@@ -223,11 +217,11 @@ def _relation_found(relation: Relation, clauses, things, loose: bool = False) ->
 
 
 def geneval(atoms: Atoms, reading: Reading, counted: bool) -> bool:
-  """GenEval's rule: every clause is there and every relation holds; extras harm in counting tasks
-  only.
+  """GenEval's rule: every clause is there and every relation holds; extra things, including blobs,
+  matter only in counting tasks.
 
-  There an unreadable blob is an extra too. Detections have no scores here, so "the best ones of the
-  class" becomes "some things that fit".
+  Detections have no scores here, so GenEval's best detections of a class become any things that
+  fit.
   """
   things, mentions = reading.things, expand(atoms)
   if len(things) < len(mentions):
@@ -252,7 +246,7 @@ def _wanted(atoms: Atoms, shape: int) -> int:
 
 
 def strict(atoms: Atoms, reading: Reading) -> bool:
-  """Everything that was asked for, nothing else, and nothing unreadable."""
+  """Whether everything that was asked for is there, and nothing else, not even a blob."""
   things, mentions = reading.things, expand(atoms)
   if not reading.clean or len(things) != len(mentions) or not geneval(atoms, reading, True):
     return False
@@ -261,7 +255,7 @@ def strict(atoms: Atoms, reading: Reading) -> bool:
 
 
 def graded(atoms: Atoms, reading: Reading) -> float:
-  """Share of the atoms (shape and each attribute of every mention, each relation) that the picture
+  """Share of the atoms (shape and each attribute of every mention, each relation) that the image
   shows.
   """
   mentions = expand(atoms)
@@ -282,7 +276,7 @@ def verdict(prompt: grammar.Prompt, reading: Reading) -> dict[str, float | bool]
 
 
 def reasons(prompt: grammar.Prompt, reading: Reading) -> tuple[str, ...]:
-  """Which of GenEval's rules a picture fails, a sentence part each; none where `geneval` holds."""
+  """Which of GenEval's rules an image fails, one clause each; none if `geneval` holds."""
   atoms, things = prompt.atoms, reading.things
   counted = prompt.category in grammar.COUNTED
   if geneval(atoms, reading, counted):
@@ -294,7 +288,7 @@ def reasons(prompt: grammar.Prompt, reading: Reading) -> tuple[str, ...]:
     found += [words for clause in atoms.clauses if (words := _surplus(atoms, clause, things))]
     if reading.blobs:
       found.append(f'something unreadable counts as a thing too many ({reading.blobs})')
-  # Without its things a relation cannot hold: that is said already.
+  # A relation cannot hold without its things, which are already reported.
   if not found:
     found += [
       _relation_missed(r, atoms.clauses, things)
@@ -305,7 +299,7 @@ def reasons(prompt: grammar.Prompt, reading: Reading) -> tuple[str, ...]:
 
 
 def _missing(clause: Clause, things) -> str:
-  """What is said where fewer things fit a clause than it asks for; else ''."""
+  """The reason if fewer things fit a clause than it asks for; else ''."""
   if sum(matches(clause, t) for t in things) >= clause.count:
     return ''
   same = [t for t in things if t.shape == clause.shape]
@@ -319,7 +313,7 @@ def _missing(clause: Clause, things) -> str:
 
 
 def _surplus(atoms: Atoms, clause: Clause, things) -> str:
-  """What is said where there are more things of a shape than a counting prompt asks for."""
+  """The reason if there are more things of a shape than a counting prompt asks for; else ''."""
   number, wanted = sum(t.shape == clause.shape for t in things), _wanted(atoms, clause.shape)
   if number <= wanted:
     return ''
@@ -334,7 +328,7 @@ def _said_of(clause: Clause) -> list[str]:
 
 
 def _as_said(clause: Clause, thing: world.Thing) -> str:
-  """A thing by the attributes that a clause speaks of."""
+  """A thing in terms of the attributes that a clause states."""
   return ' '.join(
     _said_of(
       Clause(
@@ -348,7 +342,7 @@ def _as_said(clause: Clause, thing: world.Thing) -> str:
 
 
 def _relation_missed(relation: Relation, clauses, things) -> str:
-  """How the first two things that fit the clauses stand instead, and what the rule asks for."""
+  """How the first two things that fit the clauses are placed, and what the rule asks for."""
   subject, target = clauses[relation.subject], clauses[relation.target]
   a = next(t for t in things if matches(subject, t))
   b = next((t for t in things if matches(target, t) and t is not a), None)
@@ -385,15 +379,15 @@ def expand(atoms: Atoms) -> list[Clause]:
 
 
 def stated(clause: Clause) -> int:
-  """Number of attributes that a mention states, its shape included."""
+  """Number of attributes that a mention states, including its shape."""
   return 1 + sum(v is not None for v in clause[2:])
 
 
 def assign(
   mentions: Sequence[Clause], things: Sequence[world.Thing]
 ) -> tuple[int, list[tuple[int, int]]]:
-  """Pairs mentions with things of their shape so that most attributes are right: that number, and
-  the pairs.
+  """Pairs mentions with things of their shape so that the most attributes are right; returns that
+  number and the pairs.
   """
   if not mentions or not things:
     return 0, []
@@ -442,9 +436,7 @@ class _Unparsable(Exception):
 
 
 class _Parser:
-  """Recursive descent over the words of one text; clauses and relations gather in `clauses` and
-  `relations`.
-  """
+  """A recursive descent parser for the words of one text; collects `clauses` and `relations`."""
 
   def __init__(self, words: list[str]):
     self.words, self.at = words, 0
@@ -467,12 +459,12 @@ class _Parser:
       return False
     field, value = _ADJECTIVES[self.words[self.at]]
     if said.setdefault(field, value) != value:
-      raise _Unparsable  # two colours for one thing
+      raise _Unparsable  # such as two colors for one thing
     self.at += 1
     return True
 
   def noun_phrase(self) -> int:
-    """Reads one and returns the index of its clause; 'the disc' may point back to an earlier
+    """Reads a noun phrase and returns the index of its clause; 'the disc' may refer to an earlier
     one.
     """
     definite = self.take('the')
@@ -554,7 +546,7 @@ class _Parser:
 
 
 def parse(text: str) -> Atoms | None:
-  """The atoms that a text states, or None where it is not a text of this world."""
+  """The atoms that a text states; None if it is not a text of this world."""
   if re.search(r'[^a-z., \n]', text.lower()):
     return None
   try:
@@ -564,18 +556,18 @@ def parse(text: str) -> Atoms | None:
 
 
 class TextCounts(NamedTuple):
-  """Atoms of one text against the true scene."""
+  """Counts of a text's atoms, compared with the true scene."""
 
   stated: int
   right: int
-  recalled: int  # shapes, colours and textures of the scene's things that the text states rightly
-  total: int  # shapes, colours and textures there are
+  recalled: int  # shapes, colors and textures of the scene's things that the text states correctly
+  total: int  # shapes, colors and textures in the scene
   words: int
   parsed: bool
 
 
 def count_atoms(text: str, scene: world.Scene) -> TextCounts:
-  """Compares a text with a scene. An unparsable text states one atom, a wrong one."""
+  """Compares a text with a scene. An unparsable text counts as one wrong atom."""
   total, words = 3 * len(scene.things), len(text.split())
   atoms = parse(text)
   if atoms is None:

@@ -16,7 +16,7 @@ TAILS = ('', ' in the image', ' in the picture')
 
 class Question(NamedTuple):
   text: str
-  answer: str  # 'yes', 'no', a colour, a texture or a number
+  answer: str  # 'yes', 'no', a color, a texture or a number
   kind: str  # 'exists', 'relation', 'count', 'colour', 'texture', 'number', 'choice'
 
 
@@ -26,7 +26,7 @@ def exists_text(clause: Clause, rng: np.random.Generator) -> str:
 
 
 def _partial(thing: world.Thing, rng) -> Clause:
-  """A description that names one or two attributes at most."""
+  """A description of a thing by its shape and a random part of its look."""
   u = rng.random()
   colour = thing.colour if u < 0.65 else None
   texture = thing.texture if u < 0.15 or 0.65 <= u < 0.8 else None
@@ -38,7 +38,7 @@ def _exists(scene, rng) -> Question:
   clause = _partial(thing, rng)
   if flip(rng, P_YES):
     return Question(exists_text(clause, rng), 'yes', 'exists')
-  while True:  # half of the absent things are near misses, half are drawn by habit
+  while True:  # half of the absent things are near misses, half follow the usual looks
     if flip(rng, 0.5):
       fields = ['shape'] + [f for f in ('colour', 'texture') if getattr(clause, f) is not None]
       field = pick(rng, fields)
@@ -119,7 +119,7 @@ def choice_text(question: str, options: list[str]) -> str:
 
 
 def random_question(scene: world.Scene, rng: np.random.Generator) -> Question:
-  """A question of pretraining: mostly yes/no."""
+  """A pretraining question, mostly yes/no."""
   while True:
     u = rng.random()
     if u < 0.4:
@@ -144,9 +144,9 @@ TRACKS = ('random', 'popular', 'adversarial')
 class Row(NamedTuple):
   """One question of a fixed list.
 
-  `picture` indexes the list's scenes; `tracks`: POPE's tracks the row counts in; `group`: rows that
-  are right only together (rotations of one multiple-choice question; HallusionBench's set);
-  `question`: number within the set.
+  picture: index of the list's scenes. tracks: the tracks of POPE that the row belongs to. group:
+  rows that must all be right to count (rotations of a multiple-choice question, a HallusionBench
+  set). question: number within the set.
   """
 
   picture: int
@@ -159,14 +159,14 @@ class Row(NamedTuple):
 
 
 def _frequency(shape: int, colour: int) -> float:
-  """How often pretraining shows a thing of this look, relative to the others of its shape."""
+  """How often pretraining shows this look, relative to others of its shape."""
   return (world.P_USUAL_COLOUR if world.USUAL_COLOUR[shape] == colour else 0.0) + 1 / len(
     world.COLOURS
   )
 
 
 def _company(shape: int, colour: int, things) -> float:
-  """How often such a thing stands beside these in pretraining."""
+  """How often pretraining shows such a thing beside these."""
   return _frequency(shape, colour) * sum(
     (world.P_COMPANION if world.COMPANION[t.shape] == shape else 0.0) + 1 / len(world.SHAPES)
     for t in things
@@ -174,9 +174,8 @@ def _company(shape: int, colour: int, things) -> float:
 
 
 def pope(scenes, rng: np.random.Generator) -> list[Row]:
-  """POPE: for each picture one present look and, a track, one absent look (colour and shape):
-  random, one of the eight commonest in pretraining, or the one that most often keeps company
-  with the things of the picture.
+  """POPE: per image, one present look (color and shape) and one absent look for each track: random,
+  the most common in pretraining, or the one that most often accompanies the things in the image.
   """
   rows = []
   every = [(s, c) for s in range(len(world.SHAPES)) for c in range(len(world.COLOURS))]
@@ -195,8 +194,8 @@ def pope(scenes, rng: np.random.Generator) -> list[Row]:
 
 
 def multiple_choice(scenes, rng: np.random.Generator) -> list[Row]:
-  """Four options in all four rotations: the colour of a thing whose shape occurs once. Other
-  pictures are left out.
+  """Asks for the color of a thing whose shape occurs once, with four options in all four rotations.
+  Skips images without such a thing.
   """
   rows = []
   for i, scene in enumerate(scenes):
@@ -219,7 +218,7 @@ def multiple_choice(scenes, rng: np.random.Generator) -> list[Row]:
 
 
 def _lone(scene: world.Scene) -> list[int]:
-  """Things whose shape occurs once: a change of theirs changes what is there."""
+  """Indices of things whose shape occurs once, so that editing one changes what is there."""
   return [
     i for i, t in enumerate(scene.things) if sum(u.shape == t.shape for u in scene.things) == 1
   ]
@@ -230,8 +229,8 @@ def can_edit(scene: world.Scene) -> bool:
 
 
 def edit(scene: world.Scene, rng: np.random.Generator) -> tuple[world.Scene, Clause, Clause]:
-  """Changes one attribute of one thing: the new scene, and a description only the old, only the new
-  one has.
+  """Changes one attribute of one thing: returns the new scene, a description that fits only the old
+  thing, and one that fits only the new one.
   """
   while True:
     i = pick(rng, _lone(scene))
@@ -252,8 +251,8 @@ def edit(scene: world.Scene, rng: np.random.Generator) -> tuple[world.Scene, Cla
 
 
 def hallusion_pairs(scenes, rng: np.random.Generator) -> tuple[list[world.Scene], list[Row]]:
-  """HallusionBench: each picture and its one-attribute edit (indices 2k and 2k + 1), two questions
-  asked of both.
+  """HallusionBench: each image and a version with one attribute changed (indices 2k and 2k + 1),
+  and two questions about both.
   """
   pictures, rows = [], []
   for k, scene in enumerate(scenes):

@@ -1,9 +1,9 @@
-"""Scene graph -> pixels: sprites of whole pixels pasted on the lattice.
+"""Scene graph -> pixels: pastes sprites on the lattice.
 
-Every sprite is put together from 20 silhouettes of 4 x 4 pixels, so that few different patches
-occur (20 silhouettes x 8 colours x 3 textures), which is what lets a picture tokenizer of 512 codes
-carry the world. Textures are locked to the lattice: stripes are two rows of the colour and two of a
-much darker one, dots are 2 x 2 nearly black pixels in the middle of each cell.
+Every sprite consists of some of 20 silhouettes of 4 x 4 pixels, so there are few distinct patches
+(20 silhouettes x 8 colors x 3 textures), and 512 codes of an image tokenizer suffice. Textures are
+aligned to the lattice: stripes are two rows of the color and two of a much darker one; dots are
+2 x 2 nearly black pixels in the middle of each cell.
 """
 
 import numpy as np
@@ -25,7 +25,7 @@ COLOUR_RGB = np.array(
 )
 GROUND_RGB = np.array([(250, 246, 236), (234, 240, 250)], np.uint8)
 PEBBLE_RGB = np.array((158, 158, 158), np.uint8)
-STRIPE_SHADE = 0.3  # of the colour, in the darker rows
+STRIPE_SHADE = 0.3  # of the color, in the darker rows
 DOT_RGB = np.array(
   (18, 18, 26), np.uint8
 )  # dark: light dots would look like holes, and a dotted disc like a cross
@@ -42,8 +42,8 @@ def _mask(rows: str) -> np.ndarray:
 
 
 def _silhouettes() -> dict[str, np.ndarray]:
-  """Names: a/r/s = diagonal, round and small corner whose solid side is away from corner 1 TL, 2
-  TR, 3 BL, 4 BR.
+  """Names: a, r, s are a diagonal, a round and a small corner; their solid side is away from corner
+  1 (top left), 2 (top right), 3 (bottom left) or 4 (bottom right).
   """
   masks = {'.': np.zeros((4, 4), bool), 'F': np.ones((4, 4), bool)}
   for letter, rows in (('a', _DIAGONAL), ('r', _ROUND), ('s', _CORNER)):
@@ -63,7 +63,7 @@ def _silhouettes() -> dict[str, np.ndarray]:
 
 
 SILHOUETTES = _silhouettes()
-LAYOUTS = {  # shape: (8 pixels, 12 pixels), a row of cells between bars
+LAYOUTS = {  # shape: (8 pixels, 12 pixels); | separates rows of cells
   'square': ('F F|F F', 'F F F|F F F|F F F'),
   'diamond': ('a1 a2|a3 a4', 's1 tu s2|tl F tr|s3 td s4'),
   'disc': ('r1 r2|r3 r4', 'a1 F a2|F F F|a3 F a4'),
@@ -139,14 +139,14 @@ def patches(picture: np.ndarray) -> np.ndarray:
 
 
 def patch_coverage(pictures: np.ndarray, codes: int = 512) -> dict[str, float]:
-  """How much of the ground-free patches of (B, 32, 32, 3) the `codes` commonest ones cover."""
+  """The share of the patches without ground in (B, 32, 32, 3) that the `codes` commonest cover."""
   cells = np.ascontiguousarray(patches(pictures).reshape(-1, 48))
   blank = np.zeros(len(cells), bool)
   for rgb in GROUND_RGB:
     blank |= (cells == np.tile(rgb, 16)).all(1)
   _, counts = np.unique(
     cells[~blank].view('V48'), return_counts=True
-  )  # a patch as one value: np.unique's axis is slow
+  )  # each patch as one value: np.unique with an axis is slow
   return {
     'patches': int((~blank).sum()),
     'distinct': len(counts),

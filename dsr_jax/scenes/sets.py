@@ -1,7 +1,7 @@
 """Data sets of Scenes, each a pure function of (seed, index), and the fixed evaluation lists.
 
-Every scene graph belongs to one split by its hash, so pretraining, training prompts, training
-pictures, validation and evaluation share none.
+The hash of a scene graph determines its split, so pretraining, training prompts, training images,
+validation and evaluation share none.
 """
 
 import functools
@@ -25,7 +25,7 @@ _SPLIT_OF_BUCKET = _bucket_table()
 
 
 def split_of(scene: world.Scene) -> str:
-  """The one split that may use this scene graph."""
+  """The only split that may use this scene graph."""
   key = bytes(itertools.chain.from_iterable(world.graph(scene)))
   return _SPLIT_OF_BUCKET[hashlib.blake2b(key, digest_size=1).digest()[0] % 64]
 
@@ -42,10 +42,10 @@ def _draw(rng, split: str, **how) -> world.Scene:
 
 
 def pretraining_example(seed: int, index: int, p_single: float = 0.0) -> tuple[np.ndarray, str]:
-  """A captioned picture: pixels (32, 32, 3) uint8 and a noisy, partial caption. Skewed; no held-out
-  pair.
+  """A captioned image: pixels (32, 32, 3) uint8 and a noisy, partial caption. Skewed, without
+  held-out pairs.
 
-  With probability `p_single` it shows one thing: how a curriculum starts.
+  With probability `p_single`, it shows one thing, for the start of a curriculum.
   """
   rng = _rng(1, seed, index)
   scene = _pretraining_scene(rng, p_single)
@@ -55,7 +55,7 @@ def pretraining_example(seed: int, index: int, p_single: float = 0.0) -> tuple[n
 def pretraining_question(
   seed: int, index: int, p_single: float = 0.0
 ) -> tuple[np.ndarray, str, str]:
-  """A picture, a question about it and its one-word answer."""
+  """An image, a question about it and its one-word answer."""
   rng = _rng(2, seed, index)
   scene = _pretraining_scene(rng, p_single)
   question = questions.random_question(scene, rng)
@@ -68,7 +68,7 @@ def _pretraining_scene(rng, p_single: float) -> world.Scene:
 
 
 def vocabulary_texts(n: int, seed: int = 0) -> list[str]:
-  """About `n` texts of every sort, to train a tokenizer on."""
+  """About `n` texts of all kinds, to train a tokenizer on."""
   texts = list(grammar.QUESTIONS_DESCRIBE)
   for i in range(n):
     rng = _rng(3, seed, i)
@@ -84,10 +84,10 @@ def vocabulary_texts(n: int, seed: int = 0) -> list[str]:
   return texts
 
 
-# Reinforcement: uniform, unpaired, half of the held-out pairs
+# Reinforcement: uniform, unpaired, with half of the held-out pairs
 
 REINFORCEMENT_INPUTS = (
-  4800  # prompts, and as many pictures; the paper has 5,600, here the categories come out even
+  4800  # prompts, and as many images; the paper has 5,600, but 4,800 gives equal categories
 )
 
 
@@ -102,12 +102,12 @@ def training_prompt(seed: int, index: int) -> grammar.Prompt:
 
 
 def training_scene(seed: int, index: int) -> world.Scene:
-  """What `training_picture` shows; for tests and reports, not for training."""
+  """The scene of `training_picture`, for tests and reports; training does not use it."""
   return _draw(_rng(5, seed, index), 'training_pictures', skewed=False, held_out='half')
 
 
 def training_picture(seed: int, index: int) -> np.ndarray:
-  """A picture without a text: (32, 32, 3) uint8."""
+  """An image without a text: (32, 32, 3) uint8."""
   return render.render(training_scene(seed, index))
 
 
@@ -124,15 +124,15 @@ def _prompt(rng, split: str, category: str, held_out: str) -> grammar.Prompt:
 def _prompt_scene(rng, split: str, category: str, held_out: str) -> world.Scene:
   while True:
     scene = grammar.prompt_scene(rng, category, held_out=held_out)
-    for _ in range(100):  # a single thing may have no place at all in this split
+    for _ in range(100):  # a single thing may have no place in this split
       if split_of(scene) == split and grammar.suits(scene, category):
         return scene
       scene = world.rearrange(
         scene, rng
-      )  # not a new draw, so that looks stay uniform in every split
+      )  # not a new scene, so that looks stay uniform in every split
 
 
-# Fixed lists for evaluation and for validation: never trained on, all held-out pairs occur
+# Fixed lists for evaluation and validation: never trained on, with all held-out pairs
 
 
 def evaluation_prompts(
@@ -141,8 +141,8 @@ def evaluation_prompts(
   seed: int = 0,
   tasks: tuple[str, ...] = grammar.GENEVAL,
 ) -> list[grammar.Prompt]:
-  """`per_task` prompts of each task (GenEval's six, or others of `grammar.CATEGORIES`), tasks in
-  order. Shorter lists are beginnings of longer ones.
+  """`per_task` prompts of each task (GenEval's six, or others of `grammar.CATEGORIES`), in order of
+  tasks. For each task, a shorter list is the beginning of a longer one.
   """
   _check_list(split, per_task)
   return [
@@ -154,7 +154,7 @@ def evaluation_prompts(
 
 
 def mixed_prompts(number: int, split: str = 'evaluation') -> list[grammar.Prompt]:
-  """The first prompts of each of GenEval's tasks in turn."""
+  """The first prompts of GenEval's tasks, which take turns."""
   tasks = len(grammar.GENEVAL)
   each = -(-number // tasks)
   listed = evaluation_prompts(each, split)
@@ -164,7 +164,7 @@ def mixed_prompts(number: int, split: str = 'evaluation') -> list[grammar.Prompt
 def evaluation_scenes(
   number: int = 1000, split: str = 'evaluation', seed: int = 0
 ) -> list[world.Scene]:
-  """Scenes to describe and to ask about."""
+  """Scenes for descriptions and questions."""
   _check_list(split, number)
   purpose = 16 + SPLITS.index(split)
   return [
@@ -178,21 +178,21 @@ def pictures(scenes) -> np.ndarray:
 
 
 def evaluation_pope(number: int = 500, split: str = 'evaluation', seed: int = 0):
-  """(scenes, rows): four yes/no questions on each of `number` pictures."""
+  """(scenes, rows): four yes/no questions about each of `number` images."""
   scenes = evaluation_scenes(number, split, seed)
   return scenes, questions.pope(scenes, _rng(26 + SPLITS.index(split), seed, 0))
 
 
 def evaluation_choice(number: int = 300, split: str = 'evaluation', seed: int = 0):
-  """(scenes, rows): one question with four options, in four rotations, on most of `number`
-  pictures.
+  """(scenes, rows): one question with four options, in four rotations, about most of `number`
+  images.
   """
   scenes = evaluation_scenes(number, split, seed)
   return scenes, questions.multiple_choice(scenes, _rng(36 + SPLITS.index(split), seed, 0))
 
 
 def evaluation_hallusion(number: int = 250, split: str = 'evaluation', seed: int = 0):
-  """(scenes, rows): `number` pictures, each with its edit, two questions to both."""
+  """(scenes, rows): `number` images, each with an edited version, and two questions about both."""
   rng = _rng(46 + SPLITS.index(split), seed, 0)
   scenes = [s for s in evaluation_scenes(2 * number, split, seed) if questions.can_edit(s)]
   return questions.hallusion_pairs(scenes[:number], rng)
@@ -200,16 +200,14 @@ def evaluation_hallusion(number: int = 250, split: str = 'evaluation', seed: int
 
 def _check_list(split: str, number: int):
   if split not in ('validation', 'evaluation'):
-    raise InputError(
-      f'found the list {split!r}; expected validation or evaluation; name one of them'
-    )
+    raise InputError(f'the list is {split!r}; use validation or evaluation')
   if number < 1:
-    raise InputError(f'found a list of {number}; expected at least 1; raise the number')
+    raise InputError(f'the list has {number} entries; use at least 1')
 
 
 def novelty(atoms: grammar.Atoms) -> str:
-  """'seen', 'reinforced' (a pair that only reinforcement showed) or 'new' (a pair that no training
-  showed).
+  """'seen', 'reinforced' (it has a pair that only reinforcement showed) or 'new' (a pair that no
+  training showed).
   """
   level = 0
   for clause in atoms.clauses:

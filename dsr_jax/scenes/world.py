@@ -1,9 +1,9 @@
-"""The small world called Scenes: what can be in a picture, and how pictures are drawn at random.
+"""The small world called Scenes: what an image can contain, and how to sample scenes.
 
-A scene is a scene graph: 1-4 things on a light ground, each with a shape, a colour, a texture, a
-size and a place on a lattice of 8 x 8 cells of 4 pixels, plus now and then a grey pebble that no
-text names. Things keep one free cell between each other, so that a picture can be read back by
-looking at connected cells.
+A scene is a scene graph: 1-4 things on a light ground, each with a shape, a color, a texture, a
+size and a place on a lattice of 8 x 8 cells of 4 pixels; some scenes also have a gray pebble that
+texts never name. There is at least one free cell between things, so that an image can be read back
+from its connected cells.
 
 All values are ints that index the tables below; sizes are in pixels (8 or 12), places in cells.
 """
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 IMAGE_SIZE = 32  # pixels
-CELL = 4  # pixels; also the downsampling of the picture tokenizer
+CELL = 4  # pixels; also the downsampling factor of the image tokenizer
 GRID = IMAGE_SIZE // CELL  # cells
 
 SHAPES = ('square', 'diamond', 'disc', 'ring', 'triangle', 'cross', 'heart', 'hourglass')
@@ -25,7 +25,7 @@ SIZES = (8, 12)
 GROUNDS = ('ivory', 'mist')
 MAX_THINGS = 4
 
-# The skew of pretraining: each shape's usual colour, texture and companion, all indices.
+# The skew of pretraining: each shape's usual color, texture and companion, as indices.
 USUAL_COLOUR = (0, 4, 2, 5, 3, 7, 6, 1)  # square red, diamond blue, disc yellow, ring purple, ...
 USUAL_TEXTURE = (0, 1, 0, 2, 1, 0, 2, 0)
 COMPANION = (
@@ -40,8 +40,8 @@ COMPANION = (
 )  # square with disc, diamond with ring, triangle with cross, heart with hourglass
 P_USUAL_COLOUR, P_USUAL_TEXTURE, P_COMPANION = 0.4, 0.45, 0.45
 
-# Pairs that pretraining never shows: 10 of 64 shape-colour pairs, 4 of 24 shape-texture pairs. The
-# first half of each list occurs in reinforcement inputs, the second half in evaluation only.
+# Pairs that pretraining never shows: 10 of 64 shape-color pairs, 4 of 24 shape-texture pairs. The
+# first half of each list occurs in reinforcement inputs, the second half only in evaluation.
 HELD_OUT_COLOUR = ((0, 4), (2, 6), (4, 1), (6, 3), (3, 0), (1, 0), (5, 2), (7, 5), (2, 3), (4, 7))
 HELD_OUT_TEXTURE = ((0, 2), (5, 1), (2, 1), (7, 2))
 
@@ -55,7 +55,7 @@ P_KIND_SKEWED = (0.22, 0.50, 0.20, 0.08)
 P_KIND_UNIFORM = (0.25, 0.35, 0.25, 0.15)
 P_COUNT_SKEWED = (0.55, 0.30, 0.15)  # a group of 2, 3, 4
 P_COUNT_UNIFORM = (1 / 3, 1 / 3, 1 / 3)
-P_ALIKE = 0.75  # the things of a group share colour and texture
+P_ALIKE = 0.75  # the things of a group share color and texture
 P_PEBBLE = 0.15
 
 
@@ -90,8 +90,8 @@ class Scene(NamedTuple):
 
 
 def graph(scene: Scene) -> tuple[Thing, ...]:
-  """The scene graph: what two pictures share if they show the same, whatever the ground, pebbles
-  and order.
+  """The scene graph, regardless of ground, pebbles and order: equal if two images show the same
+  things.
   """
   return tuple(sorted(scene.things))
 
@@ -104,7 +104,7 @@ def _footprint(row: int, col: int, cells: int) -> int:
   return bits
 
 
-# For each size in cells: (row, col, bits it covers, bits it keeps others from).
+# For each size in cells: (row, col, bits it covers, bits that others must leave free).
 PLACES = {
   n: tuple(
     (r, c, _footprint(r, c, n), _footprint(r - 1, c - 1, n + 2))
@@ -126,14 +126,14 @@ _BLOCKED_TEXTURE = {
 
 
 def flip(rng: np.random.Generator, p: float) -> bool:
-  """True with probability `p`. Texts draw by flip, pick and pick_weighted only, so that `entropy`
-  can enumerate.
+  """True with probability `p`. Texts use only `flip` and `pick` for randomness, so that `entropy`
+  can enumerate all choices.
   """
   return rng.random() < p if isinstance(rng, np.random.Generator) else rng.choose((p, 1 - p)) == 0
 
 
 def pick(rng: np.random.Generator, values: Sequence):
-  """One of `values`, uniformly (far faster than Generator.choice)."""
+  """One of `values`, drawn uniformly (much faster than Generator.choice)."""
   if not isinstance(rng, np.random.Generator):
     return values[rng.choose((1 / len(values),) * len(values))]
   return values[int(rng.random() * len(values))]
@@ -150,7 +150,7 @@ def pick_weighted(rng: np.random.Generator, weights: Sequence[float]) -> int:
 
 
 def usable(thing: Thing, held_out: str) -> bool:
-  """Whether a data set with this `held_out` policy may show the thing."""
+  """Whether a data set with this value of `held_out` may show the thing."""
   return (thing.shape, thing.colour) not in _BLOCKED_COLOUR[held_out] and (
     thing.shape,
     thing.texture,
@@ -160,7 +160,7 @@ def usable(thing: Thing, held_out: str) -> bool:
 def random_look(
   rng: np.random.Generator, shape: int, *, skewed: bool, held_out: str
 ) -> tuple[int, int]:
-  """A colour and a texture for a shape."""
+  """A color and a texture for a shape."""
   if skewed and rng.random() < P_USUAL_COLOUR:
     colour = USUAL_COLOUR[shape]
   else:
@@ -189,9 +189,7 @@ def _random_shapes(rng, kind: str, skewed: bool) -> list[int]:
   if kind == 'two':
     return [first, second]
   number = 3 if rng.random() < (0.75 if skewed else 0.5) else 4
-  if (
-    rng.random() < 0.6
-  ):  # several of the first shape and one of the second, as numeracy prompts have it
+  if rng.random() < 0.6:  # several of the first shape and one of the second, as in numeracy prompts
     return [first] * (number - 1) + [second]
   return [first, second] + [int(rng.random() * len(SHAPES)) for _ in range(number - 2)]
 
@@ -203,8 +201,8 @@ def random_scene(
 
   Args:
     rng: source of all randomness.
-    skewed: usual colours, textures and companions and small counts are commoner (pretraining); else
-      all uniform.
+    skewed: usual colors, textures and companions and small counts are more common (pretraining);
+      otherwise all are uniform.
     held_out: 'exclude' (no held-out pair), 'half' (only those that reinforcement may show) or
       'include' (all).
     kind: one of KINDS, or None to draw one.
@@ -223,7 +221,7 @@ def random_scene(
 
 
 def rearrange(scene: Scene, rng: np.random.Generator) -> Scene:
-  """The same things, of new sizes and in new places; pebbles are drawn anew."""
+  """The same things with new sizes, places and pebbles."""
   things, occupied = _place(
     rng, [t.shape for t in scene.things], [(t.colour, t.texture) for t in scene.things]
   )
@@ -232,7 +230,7 @@ def rearrange(scene: Scene, rng: np.random.Generator) -> Scene:
 
 @functools.lru_cache(maxsize=4096)
 def _free_places(cells: int, occupied: int):
-  """The places of a thing of so many cells that cover none of the bits `occupied`."""
+  """The places for a thing of this many cells that cover no bit of `occupied`."""
   return [p for p in PLACES[cells] if not p[2] & occupied]
 
 
