@@ -88,7 +88,7 @@ def verdict(answer, newest) -> str:
   last = (said.strip().splitlines() or [''])[-1]
   whole = (
     last.startswith(f'error: cannot read the checkpoint {newest} (')
-    and f'of step {NEWEST - 1}, or name it, as' in last
+    and f'of step {NEWEST - 1}, or name that one as' in last
   )
   return 'named' if status == 2 and whole else f'status {status}: {last[:200]}'
 

@@ -424,7 +424,7 @@ def killed_and_again(folder: pathlib.Path) -> Answer:
     members[0].wait()
   with started(fake(port, i, folder / 'run', 60) for i in range(2)) as members:
     statuses = [member.wait() for member in members]
-    went_on = [line for _, line in members[0].lines if line.startswith('going on')]
+    went_on = [line for _, line in members[0].lines if line.startswith('resuming')]
   summary = json.loads((folder / 'run' / 'summary.json').read_text())
   right = statuses == [0, 0] and bool(went_on) and summary['finished']
   return Answer('s from the kill to the end', time.monotonic() - moment, statuses, went_on, right)
@@ -504,7 +504,7 @@ def port_of_another_run(folder: pathlib.Path) -> Answer:
         moment,
         lambda member, status: bool(status),
       )
-  answer.right &= all('another process 1 came' in said for said in answer.said[:2])
+  answer.right &= all('another process 1 connected' in said for said in answer.said[:2])
   return answer
 
 

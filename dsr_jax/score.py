@@ -83,7 +83,7 @@ def main(argv, f=flags.FLAGS):
   inputs.check_text(text=f.text, instruction=f.instruction)
   if bool(f.image) == bool(f.image_codes):
     raise InputError(
-      f'{"both" if f.image else "neither"} of --image and --image_codes were given; '
+      f'--image and --image_codes: {"both" if f.image else "neither"} set; '
       f'{"remove" if f.image else "add"} one'
     )
   model = Inference(locate.resolve(f.model, template=f.template, base=f.base))

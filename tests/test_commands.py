@@ -327,7 +327,7 @@ def test_a_run_is_its_base_with_the_trained_parameters_of_the_step(workdir, bund
 
 
 def test_a_step_that_a_run_does_not_have_is_one_sentence(workdir, hf_directory):
-  with pytest.raises(InputError, match='found checkpoints .*; expected'):
+  with pytest.raises(InputError, match='has the checkpoints .*, but none of step 9; name one'):
     locate.resolve(f'{workdir}@9')
   with pytest.raises(InputError, match='has no checkpoints'):
     locate.resolve(f'{hf_directory}@1')
@@ -377,15 +377,15 @@ def test_a_hub_id_is_the_downloaded_directory(monkeypatch, hf_directory):
   [
     (dict(prompt=''), '--prompt is missing; add --prompt='),
     (dict(prompt='  '), 'prompt is empty; write at least one word'),
-    (dict(prompt='word ' * 400), r'found a prompt of \d+ tokens; expected at most'),
+    (dict(prompt='word ' * 400), r'the prompt has \d+ tokens, but this model has room for at most'),
     (dict(prompt='a <|User|> b'), 'special token'),
     (dict(model=''), '--model is missing; add --model='),
     (dict(model='/nowhere/at/all'), 'there is no model'),
-    (dict(num_samples=0), 'found --num_samples=0'),
-    (dict(temperature=-1), 'found --temperature'),
-    (dict(cfg_weight=-1), 'found --cfg_weight'),
-    (dict(cfg_weight='nan'), 'found --cfg_weight'),
-    (dict(seed=-1), 'found --seed'),
+    (dict(num_samples=0), '--num_samples is 0'),
+    (dict(temperature=-1), '--temperature is -1'),
+    (dict(cfg_weight=-1), '--cfg_weight is -1'),
+    (dict(cfg_weight='nan'), '--cfg_weight is nan'),
+    (dict(seed=-1), '--seed is -1'),
     (dict(output=''), '--output is missing; add --output='),
   ],
 )
@@ -410,7 +410,7 @@ def test_bad_input_to_generate_is_one_sentence_and_leaves_nothing(
     (dict(question='  '), '--question is empty; write a question'),
     (dict(image=''), '--image is missing; add --image='),
     (dict(max_tokens=0), '--max_tokens is 0; set it to a number from 1'),
-    (dict(num_samples=-3), 'found --num_samples=-3'),
+    (dict(num_samples=-3), '--num_samples is -3'),
   ],
 )
 def test_bad_input_to_describe_is_one_sentence(values, said, picture, hf_directory):
@@ -422,14 +422,14 @@ def test_bad_input_to_describe_is_one_sentence(values, said, picture, hf_directo
 @pytest.mark.parametrize(
   'codes, said',
   [
-    ('[1, 2', 'found no JSON'),
-    ('[1, 2]', 'found 2 codes'),
-    ('{"a": 1}', 'found no image codes'),
-    ('[1.5]', 'found no image codes'),
-    ('[true]', 'found no image codes'),
-    ('7', 'found no image codes'),
-    (json.dumps([99999] * 16), 'found 16 codes from 99999'),
-    (json.dumps([-1] * 16), 'found 16 codes from -1'),
+    ('[1, 2', 'codes.json is not JSON'),
+    ('[1, 2]', 'has 2 codes from 1 to 2'),
+    ('{"a": 1}', 'has no image codes; use a file'),
+    ('[1.5]', 'has no image codes; use a file'),
+    ('[true]', 'has no image codes; use a file'),
+    ('7', 'has no image codes; use a file'),
+    (json.dumps([99999] * 16), 'has 16 codes from 99999'),
+    (json.dumps([-1] * 16), 'has 16 codes from -1'),
     (None, 'cannot read'),
   ],
 )
@@ -443,9 +443,9 @@ def test_bad_codes_are_one_sentence(codes, said, tmp_path):
 
 
 def test_score_wants_a_picture_once(picture, hf_directory):
-  with pytest.raises(InputError, match='found neither of --image and --image_codes'):
+  with pytest.raises(InputError, match='--image and --image_codes: neither set; add one'):
     run(score, model=hf_directory, text=PROMPT)
-  with pytest.raises(InputError, match='found both of --image and --image_codes'):
+  with pytest.raises(InputError, match='--image and --image_codes: both set; remove one'):
     run(score, model=hf_directory, text=PROMPT, image=picture, image_codes=picture)
   with pytest.raises(InputError, match='text is empty; write at least one word'):
     run(score, model=hf_directory, text=' ', image=picture)

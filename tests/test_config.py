@@ -333,17 +333,17 @@ def test_unknown_missing_and_mistyped_keys_are_refused():
 
   method = config['method']
   refused(
-    'unknown key config.method.group_sise.*did you mean config.method.group_size',
+    'config.method.group_sise is not a key.*did you mean config.method.group_size',
     method={**method, 'group_sise': 4},
   )
-  refused("group_size='8'; expected a value of type int", method={**method, 'group_size': '8'})
+  refused("group_size is '8'; set it to a value of type int", method={**method, 'group_size': '8'})
   refused(
-    "method.lora.rank='8'; expected a value",
+    "method.lora.rank is '8'; set it to a value",
     method={**method, 'lora': {**method['lora'], 'rank': '8'}},
   )
-  refused('found no config.method.lora.rank', method={**method, 'lora': {}})
-  refused('config.method=3; expected a group of keys', method=3)
-  with pytest.raises(InputError, match='found no config.system'):
+  refused('config.method.lora.rank is missing; set every key', method={**method, 'lora': {}})
+  refused(r'config.method is a group of keys, not a value \(3\)', method=3)
+  with pytest.raises(InputError, match='config.system is missing'):
     config_loading.from_config_dict({k: v for k, v in config.items() if k != 'system'})
 
 

@@ -175,7 +175,7 @@ def test_nothing_a_user_writes_becomes_part_of_the_page(views, tmp_path):
     (lambda v: v.draw(''), 'the prompt is empty; write a few words'),
     (lambda v: v.draw(None), 'the prompt is empty; write a few words'),
     (lambda v: v.draw('x' * 5000), 'the prompt has 5000 characters'),
-    (lambda v: v.draw('red ' * 400), 'tokens; expected at most'),
+    (lambda v: v.draw('red ' * 400), 'tokens, but this model has room for at most'),
     (lambda v: v.draw('red', None), 'the seed is None'),
     (lambda v: v.draw('red', -1), 'the seed is -1'),
     (lambda v: v.draw('red', 1.5), 'the seed is 1.5'),

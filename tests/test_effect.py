@@ -46,7 +46,7 @@ def test_a_damaged_file_is_named(name, harm, tmp_path):
 def test_a_missing_file_is_named(name, tmp_path):
   run = write_run(tmp_path / 'run', right=1.0)
   (tmp_path / 'run' / name).unlink()
-  with pytest.raises(InputError, match=f'found no .*{name}'):
+  with pytest.raises(InputError, match=f'{name} does not exist'):
     effect.effects([run])
 
 

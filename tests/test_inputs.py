@@ -33,7 +33,7 @@ def no_file(request, tmp_path):
 
 @pytest.mark.parametrize('read', [images.load_image, prompts.read_lines])
 def test_what_is_no_file_is_refused_at_once(no_file, read):
-  with pytest.raises(InputError, match='^(found a|cannot read)') as e:
+  with pytest.raises(InputError, match='^cannot read') as e:
     read(no_file)
   assert no_file in str(e.value) and '\n' not in str(e.value)
 
@@ -50,7 +50,7 @@ def test_a_name_that_is_not_utf8_is_read_and_shown(tmp_path):
   assert images.load_image(name).size == images.load_image(os.fsdecode(name)).size == (3, 2)
   with open(name, 'wb') as f:
     f.write(b'no picture')
-  with pytest.raises(InputError, match=r'caf\\xe9\.bmp unreadable as a picture'):
+  with pytest.raises(InputError, match=r'caf\\xe9\.bmp is not a readable image'):
     images.load_image(os.fsdecode(name))
 
 
@@ -65,7 +65,7 @@ def test_a_path_that_is_not_utf8_is_printed_and_written_as_json(tmp_path, capsys
 
 def test_a_text_flag_of_other_bytes_is_refused():
   inputs.check_text(prompt='a r\u00e9d disc', instruction=None)
-  with pytest.raises(InputError, match=r'--prompt=a red \\xff disc; expected UTF-8'):
+  with pytest.raises(InputError, match=r'--prompt=a red \\xff disc contains bytes .* not UTF-8'):
     inputs.check_text(prompt=os.fsdecode(b'a red \xff disc'))
 
 

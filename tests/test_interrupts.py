@@ -102,7 +102,7 @@ def test_an_evaluation_is_left_between_chunks_and_its_step_is_kept(tmp_path):
   _, said = ended(process, 20)
   assert process.returncode == 0, said
   assert said.startswith('stopping     on SIGINT, after this step\n')
-  assert 'after step 6 of 40; the same command goes on' in said
+  assert 'after step 6 of 40; run the same command to resume' in said
   assert checkpoints.steps_in(str(tmp_path))[-1] == 6
   lines = metrics.repeatable(tmp_path)
   assert lines[-1]['step'] == 6 and not any('eval/w/norm' in x for x in lines if x['step'] == 6)

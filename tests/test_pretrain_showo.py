@@ -83,7 +83,7 @@ def test_codes_that_share_bits_begin_alike_and_words_as_they_were():
 def test_another_family_is_refused():
   config = config_loading.read('scenes_showo_pretrain').unlock()
   config.family = 'emu'
-  with pytest.raises(InputError, match='found config.family=emu; expected janus or showo'):
+  with pytest.raises(InputError, match='config.family is emu; set it to janus or showo'):
     pretrain.check(config)
 
 

@@ -186,7 +186,7 @@ def test_adapters_that_began_before_they_had_a_rate_of_their_own_go_on_at_theirs
     capsys.readouterr()
     train.run(config, str(tmp_path), fake_run.parts())
     said = capsys.readouterr().err
-    assert 'lora, at a rate of 0.1 at most (method.lora.learning_rate)' in said
+    assert 'lora, at a rate of at most 0.1 (method.lora.learning_rate)' in said
     assert f'from the checkpoint of step {step}' in said
     saved = checkpoints.newest_method(str(tmp_path))
     assert (saved['lora']['learning_rate'], saved['learning_rate']) == (0.1, 0.1)

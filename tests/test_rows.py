@@ -194,5 +194,5 @@ def test_the_fixed_list_is_the_same_at_every_step_and_scored_by_the_initial_mode
 def test_a_damaged_file_of_rows_is_one_sentence(tmp_path):
   (tmp_path / 'rows').mkdir()
   (tmp_path / 'rows' / '000001.parquet').write_bytes(b'PAR1 no')
-  with pytest.raises(InputError, match='it is no Parquet'):
+  with pytest.raises(InputError, match='it is not a Parquet file'):
     rows.read(str(tmp_path), 1)

@@ -267,7 +267,7 @@ def test_path_keys_of_a_config_are_expanded(monkeypatch):
   )
   assert (config.model, config.data.images) == ('/home/me/m', '/data/p')
   assert config.system.compile_cache == '/home/me/c'
-  with pytest.raises(InputError, match=r'found the variable \$NOT_SET in config.system.bucket'):
+  with pytest.raises(InputError, match=r'config.system.bucket=.* contains the variable \$NOT_SET'):
     config_loading.load('scenes_tiny', system__bucket='$NOT_SET/b')
 
 

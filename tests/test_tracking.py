@@ -109,13 +109,13 @@ def test_after_a_kill_nothing_is_missing_and_nothing_is_twice(tmp_path):
 def test_without_a_login_one_sentence_says_what_to_do(tmp_path, monkeypatch):
   monkeypatch.setenv('WANDB_MODE', 'online')
   monkeypatch.setattr(wandb, 'login', lambda **_: False)
-  with pytest.raises(InputError, match='found no login at Weights & Biases; .*wandb login'):
+  with pytest.raises(InputError, match='needs a login at Weights & Biases; run wandb login'):
     train.run(tracked(), str(tmp_path / 'run'), fake_run.parts())
   assert not (tmp_path / 'run').exists()
 
 
 def test_without_wandb_one_sentence_says_what_to_install(monkeypatch):
   monkeypatch.setattr(tracking, 'wandb', None)
-  with pytest.raises(InputError, match=r"found no wandb; .*pip install 'dsr_jax\[wandb\]'"):
+  with pytest.raises(InputError, match=r"needs the package wandb; pip install 'dsr_jax\[wandb\]'"):
     tracking.check('wandb')
   tracking.check('')

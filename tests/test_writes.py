@@ -1,5 +1,5 @@
 """What the file system does to a run: each kind of write fails once, and the folders of two runs
-are the same one. The run ends in a sentence, and the same command goes on as if nothing had been.
+are the same one. The run ends in a sentence, and the same command resumes as if nothing happened.
 """
 
 import dataclasses
@@ -115,7 +115,7 @@ def test_a_write_that_fails_is_a_sentence_and_the_restart_is_identical(
     WRITES[what](patched, cause)
     with pytest.raises(InputError) as e:
       run(tmp_path)
-  assert os.strerror(cause) in str(e.value) and 'the same command goes on' in str(e.value)
+  assert os.strerror(cause) in str(e.value) and 'run the same command to resume' in str(e.value)
   run(tmp_path)
   assert metrics.repeatable(tmp_path) == metrics.repeatable(unbroken)
   assert parameters(tmp_path) == parameters(unbroken)
@@ -160,7 +160,7 @@ def test_a_workdir_that_goes_away_is_said_so(step, again, tmp_path):
       # The writer of a checkpoint may have made it in between: another folder too.
       (tmp_path / 'run').mkdir(exist_ok=True)
 
-  with pytest.raises(InputError, match=r'/run was removed or replaced while the run was at work'):
+  with pytest.raises(InputError, match=r'/run was removed or replaced while the run was using it'):
     run(tmp_path / 'run', interrupted_at(step, remove))
 
 
@@ -241,7 +241,7 @@ def test_a_refused_start_takes_nothing_that_was_there(tmp_path):
   (tmp_path / 'run').mkdir()
   (tmp_path / 'run' / 'mine.txt').write_text('x')
   with workdir_lib.locked(str(tmp_path / 'run')):
-    with pytest.raises(InputError, match='another run at work'):
+    with pytest.raises(InputError, match='another run is using .*/run; stop it'):
       run(tmp_path / 'run')
   assert (tmp_path / 'run' / 'mine.txt').exists()
 
@@ -250,7 +250,7 @@ def test_two_runs_on_one_bucket_are_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(workdir_lib, 'BEAT_SECONDS', 0.05)
   bucket = tmp_path / 'bucket'
   with workdir_lib.BucketLock(str(bucket), str(tmp_path / 'one')) as held:
-    with pytest.raises(InputError, match=r'another run at work on .*/bucket \(of .*/one\)'):
+    with pytest.raises(InputError, match=r'another run is using .*/bucket \(of .*/one\)'):
       run(tmp_path / 'two', system__bucket=str(bucket))
     assert not (tmp_path / 'two').exists()
     held.check()
@@ -302,7 +302,7 @@ def test_a_run_whose_bucket_was_taken_stops(tmp_path, monkeypatch):
     while not held._taken_by and time.monotonic() < end:
       other._write(0)
       time.sleep(0.01)
-    with pytest.raises(InputError, match='another run at work'):
+    with pytest.raises(InputError, match='another run is using'):
       held.check()
   assert threading.active_count() and other._read()['token'] == other._token
 

@@ -36,7 +36,7 @@ RACY_NS = 2_000_000_000
 _REASONS = [
   re.compile(pattern, re.DOTALL)
   for pattern in (
-    r'(?:readable (?:image|as a picture)|cut short or damaged) \((.*)$',
+    r'(?:not a readable image|cut short or damaged) \((.*)$',
     r'(?:found the|is an) (empty file)',
     r' (?:is|has|to have) (\d+ x \d+ pixels, \d+ in all|\d+ bytes|more than \d+ pixels|'
     r'values from [^;]*|larger than the \d+ bytes that it states)',
@@ -222,7 +222,7 @@ class Folder:
 
 
 def shown_faults(faults: dict[str, str]) -> str:
-  """Such as 'a.jpg: empty, b.png: no format that is known and 3 more'."""
+  """Such as 'a.jpg: empty, b.png: unknown format and 3 more'."""
   first = list(faults.items())[:SHOWN]
   more = f' and {len(faults) - SHOWN} more' if len(faults) > SHOWN else ''
   return ', '.join(f'{inputs.shown(name)}: {fault}' for name, fault in first) + more

@@ -54,8 +54,8 @@ def sentence(text: str, processes: str, where: str, wait: str, silent: str) -> s
   elif 'CoordinationService/Heartbeat' not in text and 'Failed to send RPC' not in text:
     return f'JAX ended the run of {processes} processes ({_reason(text)}); {again}'
   return (
-    f'process {gone} of {processes} died or has been silent for {silent} s, but all must run to '
-    f'the end; {again}'
+    f'process {gone} of {processes} died or has been silent for {silent} s; all processes must '
+    f'run to the end: {again}'
   )
 
 

@@ -119,8 +119,9 @@ def _checked(coordinator, processes, process):
   """The cluster; None for a single process. InputError for values that make joining impossible."""
   if not coordinator or None in (processes, process) or not 0 <= process < processes:
     raise InputError(
-      f'--coordinator is {coordinator}, --processes is {processes} and --process is {process}; set '
-      'all three, to HOST:PORT, the number of processes, and the index of this one, from 0'
+      f'--coordinator={coordinator}, --processes={processes} and --process={process} do not name a '
+      'cluster; set all three, to HOST:PORT, the number of processes, and the index of this one, '
+      'from 0'
     )
   if ':' not in coordinator:
     coordinator = f'{coordinator}:{PORT}'
@@ -329,8 +330,8 @@ class _Joined(Team):
       return
     self._ending = True
     _say(
-      f'error: {why}, but all must run to the end; start all of them again to resume from the last '
-      'checkpoint'
+      f'error: {why}; all processes must run to the end: start all of them again to resume from '
+      'the last checkpoint'
     )
     self._all_know()
     os._exit(DIED)
@@ -342,8 +343,8 @@ class _Joined(Team):
     if broken := _broken_connection(error):
       time.sleep(1)  # the process with the error, or JAX, can say more
       error = InputError(
-        f'a connection to another process broke ({first_line(broken)}), but all must run to the '
-        'end; start all of them again to resume from the last checkpoint'
+        f'a connection to another process broke ({first_line(broken)}); all processes must run to '
+        'the end: start all of them again to resume from the last checkpoint'
       )
       status = DIED
     else:

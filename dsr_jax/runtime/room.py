@@ -60,6 +60,6 @@ def gib(nbytes) -> str:
 def _warn(nbytes, what):
   if jax.default_backend() == 'cpu' and nbytes > machine_bytes():
     cli.log(
-      f'warning      {what} needs {gib(nbytes)}, and this machine has {gib(machine_bytes())}: the '
-      'system will end the process if memory runs out'
+      f'warning      {gib(nbytes)} needed for {what}, but this machine has {gib(machine_bytes())}: '
+      'the system will end the process if memory runs out'
     )

@@ -247,7 +247,7 @@ def test_texts_for_which_a_model_has_no_room_are_refused_before_a_run(bundle, ke
   assert 0 < room < model.config.text.max_position_embeddings - model.config.num_codes
   train.check_room(model, config_loading.load('scenes'))
   asked = config_loading.load('scenes', **{f'method__{key}': 'red disc ' * 1500})
-  words = rf'found method.{key} of \d+ tokens with {limit}=48; expected at most {room} together'
+  words = rf'method.{key} has \d+ tokens and {limit} is 48, but .* room for only {room} together'
   with pytest.raises(InputError, match=words):
     train.check_room(model, asked)
   task = {'question': 'generation', 'instruction': 'understanding'}[key]  # where it is not asked

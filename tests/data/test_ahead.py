@@ -120,7 +120,7 @@ def test_changed_data_are_described_refused_and_accepted_on_request(tmp_path, ca
   assert 'prompts ->' not in str(e.value)
   capsys.readouterr()
   run(tmp_path / 'run', after, accept=True)
-  assert 'goes on with changed data: 6 pictures -> 5' in capsys.readouterr().err
+  assert 'resuming with changed data: 6 pictures -> 5' in capsys.readouterr().err
   assert json.loads((tmp_path / 'run' / 'summary.json').read_text())['finished']
   run(tmp_path / 'run', after)  # the new data are the run's own by now
 

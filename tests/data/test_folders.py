@@ -120,7 +120,7 @@ def test_all_pictures_that_do_not_decode_are_named_together(tmp_path):
     folders.Folder(str(tmp_path))
   said = str(e.value)
   assert 'found 3 of 4 images' in said and 'data.bad_images=skip' in said
-  assert 'b.jpg: empty file' in said and 'd.gif: no format that is known' in said and 'a: ' in said
+  assert 'b.jpg: empty file' in said and 'd.gif: unknown format' in said and 'a: ' in said
   assert '\n' not in said
 
 

@@ -457,7 +457,7 @@ def test_a_model_of_no_numbers_is_refused(tables, tmp_path):
     ),
     lambda: asking.ask('pope', broken, pope, str(tmp_path / 'asked'), 0, team),
   ):
-    with pytest.raises(InputError, match='are not numbers; expected finite ones'):
+    with pytest.raises(InputError, match='log-probabilities or images of the model contain NaN'):
       begin()
   assert not [path for path in contents(tmp_path) if path.endswith('.png') or 'answers' in path]
 

@@ -401,7 +401,7 @@ def test_the_command_refuses_what_cannot_fit_and_says_by_how_much_and_what_would
     (dict(topology='v5e:8x8', config__system__mesh__tp=3), 'a multiple of 3'),
     (
       dict(topology='v5e:16x16', config__model='x/Janus-Pro-7B', compile='false'),
-      'inputs of a task at once',
+      'inputs of a task are computed at once',
     ),
   ],
 )

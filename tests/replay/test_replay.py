@@ -202,5 +202,5 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(values, said, workdir, tmp
 
 
 def test_a_folder_that_is_no_run_is_one_sentence(tmp_path):
-  with pytest.raises(InputError, match='no .*config.json; name the workdir of a run'):
+  with pytest.raises(InputError, match='config.json does not exist; name the workdir of a run'):
     run(replay, workdir=tmp_path, step=1)

@@ -148,18 +148,18 @@ def test_a_server_that_fails_twice_is_asked_a_third_time():
     assert external.ask(url, 'generation', CANDIDATES, 5, 2).shape == (6,)
     assert len(times) == 3
     times.clear()
-    with pytest.raises(InputError, match='no answer of .*503'):
+    with pytest.raises(InputError, match='did not answer .*503'):
       external.ask(url, 'generation', CANDIDATES, 5, 1)
 
 
 SAYS = {
-  b'{"rewards": [1, 2]}': 'found 2 rewards in the answer .* for 6 candidates of generation',
-  b'{"rewards": [1, 2, 3, 4, 5, NaN]}': 'found the reward nan .* candidate 2 of input 1',
-  b'{"rewards": [1, 2, 3, 4, 5, "x"]}': 'that are no numbers',
-  b'{"rewards": [1, 2, 3, 4, 5, [6]]}': 'that are no numbers',
+  b'{"rewards": [1, 2]}': 'answered with 2 rewards for 6 candidates of generation; return',
+  b'{"rewards": [1, 2, 3, 4, 5, NaN]}': 'the reward nan for candidate 2 of input 1',
+  b'{"rewards": [1, 2, 3, 4, 5, "x"]}': 'that are not numbers .* return one number',
+  b'{"rewards": [1, 2, 3, 4, 5, [6]]}': 'that are not numbers .* return one number',
   b'{"scores": []}': 'no list of rewards',
   b'[1, 2]': 'no list of rewards',
-  b'<html>': 'no JSON in the answer',
+  b'<html>': 'the answer of .* is not JSON',
 }
 
 
@@ -168,7 +168,7 @@ def test_a_server_that_says_something_else_is_one_sentence(body):
   with answering(lambda asked: (200, body)) as url:
     with pytest.raises(InputError, match=SAYS[body]) as e:
       external.ask(url, 'generation', CANDIDATES, 5, 0)
-  assert '\n' not in str(e.value) and 'expected' in str(e.value)
+  assert '\n' not in str(e.value) and '; return ' in str(e.value)
 
 
 def test_a_wrong_address_and_a_late_answer_are_one_sentence():
@@ -177,29 +177,29 @@ def test_a_wrong_address_and_a_late_answer_are_one_sentence():
     return honest(asked)
 
   with answering(late) as url:
-    with pytest.raises(InputError, match=r'no rewards of .* within 0\.2 s'):
+    with pytest.raises(InputError, match=r'no rewards for generation within 0\.2 s; make it'):
       external.ask(url, 'generation', CANDIDATES, 0.2, 1)
-  with pytest.raises(InputError, match='found no answer of .*refused'):  # it is closed now
+  with pytest.raises(InputError, match='did not answer .*refused'):  # it is closed now
     external.ask(url, 'generation', CANDIDATES, 5, 1)
   with answering(lambda asked: (404, b'')) as url:
-    with pytest.raises(InputError, match='answers 404'):
+    with pytest.raises(InputError, match='answered 404'):
       external.ask(url, 'generation', CANDIDATES, 5, 5)
   for address in ('http://', 'http://127.0.0.1:99999/'):
-    with pytest.raises(InputError, match='expected'):
+    with pytest.raises(InputError, match='; use http://HOST|; start the server'):
       external.ask(address, 'generation', CANDIDATES, 5, 0)
 
 
 FUNCTIONS = {
-  'judges:short': r'in the shape \(1,\) for 6 candidates',
-  'judges:nan': 'found the reward nan of judges:nan for candidate 2 of input 1',
-  'judges:words': 'that are no numbers',
+  'judges:short': r'of shape \(1,\) for 6 candidates',
+  'judges:nan': 'judges:nan returned the reward nan for candidate 2 of input 1',
+  'judges:words': 'that are not numbers',
   'judges:broken': r'failed on 6 candidates of generation \(RuntimeError: no GPU\)',
-  'judges:late': r'no rewards of judges:late for generation within 0\.2 s',
+  'judges:late': r'judges:late returned no rewards for generation within 0\.2 s',
   'judges:number': 'no function number',
   'judges:nothing': 'no function nothing',
   'no_such_module_at_all:score': 'cannot import no_such_module_at_all',
-  'judges': 'expected module:function',
-  'ftp://host/score': 'expected module:function',
+  'judges': 'set it to module:function',
+  'ftp://host/score': 'set it to module:function',
 }
 
 
@@ -430,9 +430,9 @@ def test_the_first_process_asks_and_all_get_the_numbers_or_its_error(inputs, ask
   found = first._together(lambda: first._said(1, {'generation': samples}))
   assert second._together(lambda: pytest.fail('asked')) == found
   assert len(asked) == 1 and os.listdir(tmp_path / external.FOLDER) == ['000001.json']
-  with pytest.raises(asked_step.RewardsFailed, match='no numbers'):
+  with pytest.raises(asked_step.RewardsFailed, match='not numbers'):
     first._together(lambda: external.ask('judges:words', 'generation', CANDIDATES, 5, 0))
-  with pytest.raises(asked_step.RewardsFailed, match='no numbers'):
+  with pytest.raises(asked_step.RewardsFailed, match='not numbers'):
     second._together(lambda: pytest.fail('asked'))
 
 
@@ -442,5 +442,5 @@ def test_a_plan_or_a_study_of_such_a_run_is_refused():
     task='generation',
     external_reward=config_loading.config_lib.ExternalReward(generation='judges:count'),
   )
-  with pytest.raises(InputError, match='expected a reward inside the step'):
+  with pytest.raises(InputError, match='external reward, .* train_step .*; use asked_step'):
     tiny_step.run(method=method)

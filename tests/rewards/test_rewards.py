@@ -348,7 +348,7 @@ def test_a_degraded_judge_is_right_as_often_as_it_says(model, monkeypatch):
 
 
 def test_the_judge_refuses_pictures_that_are_none_of_scenes(model):
-  with pytest.raises(InputError, match='16 x 16 pixels.*expected 32 x 32'):
+  with pytest.raises(InputError, match='32 x 32 pixels, but the model has 16 x 16'):
     controls.judge(case(model, 'generation', tiny_step.method(reward='judge')))
 
 

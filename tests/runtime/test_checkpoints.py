@@ -86,12 +86,12 @@ def test_trained_parameters_are_found_without_the_run(tmp_path):
   assert step == 8 and about == ABOUT
   assert_equal(params, jax.tree.map(np.asarray, make_state(8).params))
   assert checkpoints.load_trained(str(tmp_path), 4)[2] == 4
-  with pytest.raises(InputError, match=r'found checkpoints \[4, 8\].*expected one of step 5'):
+  with pytest.raises(InputError, match=r'has the checkpoints \[4, 8\], but none of step 5'):
     checkpoints.load_trained(str(tmp_path), 5)
-  with pytest.raises(InputError, match='expected the workdir of a run'):
+  with pytest.raises(InputError, match='does not exist; name the workdir of a run'):
     checkpoints.load_trained(str(tmp_path / 'nothing'))
   (tmp_path / 'empty' / 'checkpoints').mkdir(parents=True)
-  with pytest.raises(InputError, match=r'found checkpoints \[\]'):
+  with pytest.raises(InputError, match=r'has the checkpoints \[\], but none of step any'):
     checkpoints.load_trained(str(tmp_path / 'empty'))
 
 
@@ -215,10 +215,10 @@ def test_the_offered_checkpoint_is_a_whole_one(tmp_path):
   save(tmp_path, 1, 2, 3)
   for step in (2, 3):
     (tmp_path / 'checkpoints' / str(step) / 'about' / 'metadata').write_bytes(b'{}')
-  with pytest.raises(InputError, match=r'/3 \(.*of step 1, or name it'):
+  with pytest.raises(InputError, match=r'/3 \(.*of step 1, or name that one as'):
     read_as_the_run(tmp_path)
   shutil.rmtree(tmp_path / 'checkpoints' / '1')
-  with pytest.raises(InputError, match='there is no whole one before it'):
+  with pytest.raises(InputError, match='there is no intact one before it: restore'):
     read_as_the_run(tmp_path)
 
 

@@ -196,7 +196,7 @@ ABORT = (
     ('UNAVAILABLE: Failed to send RPC to coordination service.\n', 'process 0 of 16 died'),
     ('DEADLINE_EXCEEDED: \n\nRPC: /x/CoordinationService/Heartbeat', 'process 0 of 16 died'),
     ('DEADLINE_EXCEEDED: \nRPC: /x.CoordinationService/RegisterTask', 'not all of 16'),
-    ('ALREADY_EXISTS: Aborted connect\nRPC: /x/RegisterTask', 'two processes of the same number'),
+    ('ALREADY_EXISTS: Aborted connect\nRPC: /x/RegisterTask', 'two processes have the same number'),
     ('INVALID_ARGUMENT: Unexpected task\nRPC: /x/RegisterTask', 'Unexpected task'),
     ('ABORTED: 1 unexpectedly tried to connect with a different incarnation.', 'another process 1'),
     ('INTERNAL: something new', 'something new'),
@@ -298,7 +298,7 @@ def test_processes_agree_and_share_what_the_first_says():
   'how, message',
   [
     ('differ', "config.b: 'same' in process 0 2, 'differs' in process 1)"),
-    ('count', 'found --processes='),
+    ('count', '--processes=2 in process'),
   ],
 )
 def test_processes_that_differ_are_refused_by_all(how, message):

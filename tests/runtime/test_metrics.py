@@ -127,7 +127,7 @@ def test_metrics_come_back_as_they_were_and_a_half_written_line_is_dropped(tmp_p
   assert [json.loads(line)['step'] for line in path.read_text().splitlines()] == [1, 2]
   metrics.Writer(str(tmp_path), None).close()
   assert path.read_text() == ''
-  with pytest.raises(InputError, match='expected the workdir of a run'):
+  with pytest.raises(InputError, match='does not exist; name the workdir of a run'):
     metrics.read(tmp_path / 'nothing')
 
 
@@ -163,8 +163,8 @@ def test_a_bad_line_costs_nothing_but_itself(bad, tmp_path, capsys):
   capsys.readouterr()
   metrics.Writer(str(tmp_path), 18).close()
   said = capsys.readouterr().err
-  assert f'{path}: 1 of 20 lines are no metrics and left out: line 4 (' in said
-  assert f'{path} has no line of steps 4;' in said
+  assert f'{path}: skipped 1 of 20 lines, which are not metrics: line 4 (' in said
+  assert f'{path} has no lines for steps 4;' in said
   assert metrics.read(tmp_path)['loss'][0] == rest[:-2]
   capsys.readouterr()
   metrics.read(tmp_path)
@@ -175,10 +175,10 @@ def test_missing_lines_and_a_missing_file_are_said(tmp_path, capsys):
   path = tmp_path / metrics.FILE
   path.write_text(''.join(json.dumps({'step': s, 'loss': 1.0}) + '\n' for s in (2, 3, 7, 9)))
   metrics.Writer(str(tmp_path), 8).close()
-  assert 'has no line of steps 1, 4 to 6, 8;' in capsys.readouterr().err
+  assert 'has no lines for steps 1, 4 to 6, 8;' in capsys.readouterr().err
   path.unlink()
   metrics.Writer(str(tmp_path), 8).close()
-  assert f'found no {path}: the metrics of steps 1 to 8 are lost' in capsys.readouterr().err
+  assert f'{path} does not exist: the metrics of steps 1 to 8 are lost' in capsys.readouterr().err
   path.unlink()
   metrics.Writer(str(tmp_path)).close()
   assert capsys.readouterr().err == ''

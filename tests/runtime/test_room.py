@@ -33,7 +33,7 @@ def device(monkeypatch):
 @pytest.mark.parametrize('asked', [estimate(11), estimate(5, 11), estimate(0, 800_000)])
 def test_a_step_for_which_a_device_says_it_has_no_room_is_refused(asked, device, capsys):
   device(10)
-  with pytest.raises(InputError, match=r'GiB a device.*at most the 10.0 GiB.*update_chunk'):
+  with pytest.raises(InputError, match='GiB per device.*here has only 10.0 GiB.*update_chunk'):
     room.check_step(asked)
   assert 'samples' in capsys.readouterr().err  # by part
 
@@ -57,24 +57,25 @@ def test_a_machine_that_says_nothing_is_warned_for(device, monkeypatch, capsys):
   room.check_step(estimate(5, 800_000))
   room.check_weights(11 * GIB, 'mine')
   step, weights = capsys.readouterr().err.splitlines()
-  assert '800,005.0 GiB for the step, by estimate, and 10.0 GiB in this machine' in step
-  assert '11.0 GiB for the weights of mine' in weights
+  assert '800,005.0 GiB needed for the step (an estimate), but this machine has 10.0' in step
+  assert 'GiB: the system' in step
+  assert '11.0 GiB needed for the weights of mine' in weights
 
 
 def test_weights_that_a_device_cannot_hold_are_refused(device):
   device(10)
   room.check_weights(10 * GIB, 'mine')
-  with pytest.raises(InputError, match='11.0 GiB of weights in mine; expected at most the 10.0'):
+  with pytest.raises(InputError, match='weights of mine need 11.0 GiB, .* here has only 10.0'):
     room.check_weights(11 * GIB, 'mine')
 
 
 @pytest.mark.parametrize(
   'bucket, words',
   [
-    ('FILE', 'found the file .* in system.bucket; expected a folder'),
-    ('s3://nobody/x', 'no package that reaches it; expected s3fs; pip install s3fs'),
-    ('gs://nobody/x', 'no package that reaches it; expected gcsfs; pip install gcsfs'),
-    ('ftp://nobody/x', r'expected a folder, or gs or s3 before the ://'),
+    ('FILE', 'system.bucket names the file .*; set it to a folder'),
+    ('s3://nobody/x', 'needs the package s3fs, which is not installed; pip install s3fs'),
+    ('gs://nobody/x', 'needs the package gcsfs, which is not installed; pip install gcsfs'),
+    ('ftp://nobody/x', r'set it to a folder, or to a bucket with gs or s3 before the ://'),
   ],
 )
 def test_a_bucket_that_cannot_be_one_is_refused_at_once(bucket, words, tmp_path, monkeypatch):
@@ -90,5 +91,5 @@ def test_a_bucket_that_cannot_be_one_is_refused_at_once(bucket, words, tmp_path,
 
 
 def test_a_workdir_is_a_folder_of_this_machine(tmp_path):
-  with pytest.raises(InputError, match='--workdir=gs://a/b; expected a folder of this machine'):
+  with pytest.raises(InputError, match='--workdir=gs://a/b is not a folder of this machine'):
     train.run(fake_run.config(12), 'gs://a/b', fake_run.parts())

@@ -72,7 +72,7 @@ def test_bad_input_is_one_sentence_on_stderr_and_status_two():
 @pytest.mark.parametrize(
   'given, message',
   [
-    ({}, 'found nothing to do; expected --show=16'),
+    ({}, 'there is nothing to do; add --show=16'),
     ({'show': 0, 'output': 'x.png'}, '--show is 0; set it to a number from 1 to 1024'),
     ({'show': 4}, '--output is missing; add --output='),
     ({'judge': 'missing.png'}, '--prompt is missing; add --prompt='),
@@ -88,9 +88,9 @@ def test_bad_flags_are_refused_before_any_work(given, message):
 def test_pictures_and_prompts_of_other_worlds_are_refused(tmp_path):
   file = str(tmp_path / 'wide.png')
   Image.new('RGB', (40, 32)).save(file)
-  with pytest.raises(InputError, match='wide.png of 40 x 32 pixels; expected 32 x 32'):
+  with pytest.raises(InputError, match='wide.png has 40 x 32 pixels; use an image .* of 32 x 32'):
     command.read_picture(file)
-  with pytest.raises(InputError, match="found the prompt 'a dog'; expected one in the grammar"):
+  with pytest.raises(InputError, match="the prompt 'a dog' is not in the grammar"):
     command.judge_file(file, 'a dog')
 
 

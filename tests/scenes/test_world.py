@@ -188,10 +188,10 @@ def test_evaluation_lists_have_the_asked_size_and_refuse_nonsense():
   assert collections.Counter(p.category for p in prompts) == {c: 7 for c in grammar.GENEVAL}
   assert all(p.text.startswith('a photo of ') for p in prompts)
   with pytest.raises(
-    InputError, match="found the list 'training_prompts'; expected validation or evaluation"
+    InputError, match="the list is 'training_prompts'; use validation or evaluation"
   ):
     sets.evaluation_prompts(7, 'training_prompts')
-  with pytest.raises(InputError, match='found a list of 0'):
+  with pytest.raises(InputError, match='the list has 0 entries; use at least 1'):
     sets.evaluation_scenes(0)
 
 

@@ -422,5 +422,5 @@ def test_pictures_of_several_prompts_are_judged_as_if_alone(picture, tmp_path):
   assert json.loads(records[0]['details'])['cat'][0][:4] == [1, 0, 10, 9]
   assert [record['filename'] for record in records] == paths
   (tmp_path / '0.png').write_bytes(b'no picture')
-  with pytest.raises(InputError, match='unreadable as a picture'):
+  with pytest.raises(InputError, match='0.png is not a readable image'):
     pictures.load(str(tmp_path), ['0.png'])
