@@ -211,19 +211,22 @@ def test_texts_come_best_first_and_repeat(model, pixels):
     (lambda m, p: m.score(PROMPT, p, codes=[1]), 'got both of image and codes'),
     (lambda m, p: m.score(PROMPT, codes=[1, 2]), r'these codes, of shape \(2,\)'),
     (lambda m, p: m.score(PROMPT, codes=[[1], [1, 2]]), r'these codes, of shape \(0,\)'),
-    (lambda m, p: m.describe(p, crop='round'), "found picture mode 'round'"),
-    (lambda m, p: m.generate(PROMPT, cfg_interval=-1), 'found cfg_interval=-1'),
+    (lambda m, p: m.describe(p, crop='round'), "mode is 'round'; use crop or pad"),
+    (lambda m, p: m.generate(PROMPT, cfg_interval=-1), 'cfg_interval is -1; set it to'),
     (lambda m, p: m.score(PROMPT, codes=np.full(16, -1)), 'pass 16 integers from 0'),
     (lambda m, p: dsr.load('/nowhere'), "there is no model '/nowhere'"),
     (lambda m, p: dsr.load(None), 'model has the type NoneType; name'),
     (lambda m, p: dsr.train('nonsense', 'x'), 'there is no config file nonsense'),
     (lambda m, p: dsr.train(3, 'x'), 'config has the type int; pass'),
     (lambda m, p: dsr.train('scenes', 'x', {'method.stepps': 3}), 'did you mean'),
-    (lambda m, p: dsr.train('scenes', 'x', {'method.steps': 'x'}), 'config.method.steps='),
+    (
+      lambda m, p: dsr.train('scenes', 'x', {'method.steps': 'x'}),
+      "config.method.steps is 'x'; set it to",
+    ),
     (lambda m, p: dsr.train('scenes', 'x', {'method.steps.a': 1}), 'steps is a value and not a'),
     (lambda m, p: dsr.train('scenes', 'x', {'nonsense.a': 1}), 'nonsense'),
-    (lambda m, p: dsr.train('scenes', 'x', {3: 4}), 'found the unknown key config.3'),
-    (lambda m, p: dsr.train('scenes', 'x', {'method': 3}), 'found config.method=3'),
+    (lambda m, p: dsr.train('scenes', 'x', {3: 4}), 'config.3 is not a key; the keys are'),
+    (lambda m, p: dsr.train('scenes', 'x', {'method': 3}), r'config.method is a group of keys, not a value \(3\)'),
     (
       lambda m, p: dsr.train(
         'scenes', 'x', {'method.trainable': 'lora', 'method.learning_rate': 1e-4}

@@ -77,7 +77,7 @@ def shell(command, line, **variables):
     ('--number', 'error: --number has no value; write --number=...'),
     ('--do=other', 'error: --do=other should be '),
     ('--number 3 word', "error: unexpected argument 'word': this command takes flags only"),
-    ('--path=\\$NOT_SET/x', 'error: found the variable $NOT_SET in --path=$NOT_SET/x'),
+    ('--path=\\$NOT_SET/x', 'error: --path=$NOT_SET/x contains the variable $NOT_SET'),
     ('--path=~nobody_at_all/x', 'error: found --path=~nobody_at_all/x, whose user is not known'),
     ('--flagfile=nowhere', 'error: the flags cannot be parsed'),
     ('--do=ENOSPC', 'error: cannot write the/file (No space left on device); free some space'),

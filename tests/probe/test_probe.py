@@ -276,7 +276,7 @@ def processor():
     (dict(model=''), '--model is missing'),
     (dict(output=''), '--output is missing'),
     (dict(num_inputs=1), '--num_inputs is 1; set it to a number from 2'),
-    (dict(seed=-1), 'found --seed=-1'),
+    (dict(seed=-1), '--seed is -1; set it to'),
     (dict(model='/nowhere/at/all'), 'there is no model'),
     (dict(config__data__prompts='nowhere.txt'), 'there are no prompts nowhere.txt'),
   ],

@@ -84,16 +84,16 @@ def test_every_term_brings_its_fields_and_its_own_weights(monkeypatch):
 @pytest.mark.parametrize(
   'reward, words',
   [
-    ('dual+', 'expected one of dual'),
-    ('dual+0.3*clipp', "found config.method.reward='dual\\+0.3\\*clipp'"),
-    ('', 'expected one of dual'),
+    ('dual+', 'set it to one of dual'),
+    ('dual+0.3*clipp', "config.method.reward is 'dual\\+0.3\\*clipp'"),
+    ('', 'set it to one of dual'),
     ('dual+dual', 'dual twice'),
     ('dual+x*forward', "the weight 'x'"),
     ('dual+nan*forward', "the weight 'nan'"),
     ('dual+1e999*forward', "the weight '1e999'"),
     ('0*dual', "the weight '0'"),
     ('dual+0.3*clip', 'needs config.method.clip_reward.model'),
-    ('dual*0.3', 'expected one of dual'),
+    ('dual*0.3', 'set it to one of dual'),
   ],
 )
 def test_what_is_no_sum_of_rewards_is_one_sentence(reward, words):
