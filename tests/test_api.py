@@ -226,7 +226,10 @@ def test_texts_come_best_first_and_repeat(model, pixels):
     (lambda m, p: dsr.train('scenes', 'x', {'method.steps.a': 1}), 'steps is a value and not a'),
     (lambda m, p: dsr.train('scenes', 'x', {'nonsense.a': 1}), 'nonsense'),
     (lambda m, p: dsr.train('scenes', 'x', {3: 4}), 'config.3 is not a key; the keys are'),
-    (lambda m, p: dsr.train('scenes', 'x', {'method': 3}), r'config.method is a group of keys, not a value \(3\)'),
+    (
+      lambda m, p: dsr.train('scenes', 'x', {'method': 3}),
+      r'config.method is a group of keys, not a value \(3\)',
+    ),
     (
       lambda m, p: dsr.train(
         'scenes', 'x', {'method.trainable': 'lora', 'method.learning_rate': 1e-4}

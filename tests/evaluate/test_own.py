@@ -187,7 +187,9 @@ def test_without_a_copy_the_initial_model_is_loaded_again_for_the_measurement(tm
     model = micro_parts.load(name)
     return dataclasses.replace(model, source={**model.source, 'fingerprint': 'e' * 64})
 
-  with pytest.raises(InputError, match='the weights in scenes are not those that this run began with'):
+  with pytest.raises(
+    InputError, match='the weights in scenes are not those that this run began with'
+  ):
     measured(tmp_path, 0, other)
 
 
