@@ -195,7 +195,7 @@ def test_a_broken_or_too_large_picture_is_a_sentence(views, tmp_path, monkeypatc
   for content in (b'', b'\x89PNG\r\n\x1a\nnonsense', whole.getvalue()[:60]):
     path.write_bytes(content)
     words = Tags(views.describe(str(path))).words
-    assert words.startswith('found the uploaded file') or 'empty file' in words
+    assert words.startswith('the uploaded file is not a readable image') or 'empty file' in words
     assert str(tmp_path) not in words
   Image.new('1', (9000, 8000)).save(path)
   assert (
@@ -405,7 +405,7 @@ def test_a_script_in_a_prompt_and_a_broken_upload_are_shown_and_not_run(
   page.get_by_role('button', name='Describe', exact=True).click()
   message = page.locator('.dsr .message')
   message.wait_for()
-  assert 'found the uploaded file unreadable' in message.inner_text()
+  assert 'the uploaded file is not a readable image' in message.inner_text()
   assert not page.strange
   page.context.close()
 

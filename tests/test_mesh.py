@@ -72,9 +72,9 @@ def abstract(data, fsdp, tp):
 @pytest.mark.parametrize(
   'sizes, message',
   [
-    ((3, 1, 1), 'found 8 devices'),
+    ((3, 1, 1), 'does not fit 8 devices, but only 3; change'),
     ((1, -1, 3), 'a multiple of 3'),
-    ((2, 2, 1), '= 2 x 2 x 1 of them'),
+    ((2, 2, 1), '= 2 x 2 x 1 does not fit'),
   ],
 )
 def test_a_mesh_that_does_not_match_the_devices_is_refused(sizes, message):

@@ -78,7 +78,10 @@ def shell(command, line, **variables):
     ('--do=other', 'error: --do=other should be '),
     ('--number 3 word', "error: unexpected argument 'word': this command takes flags only"),
     ('--path=\\$NOT_SET/x', 'error: --path=$NOT_SET/x contains the variable $NOT_SET'),
-    ('--path=~nobody_at_all/x', 'error: found --path=~nobody_at_all/x, whose user is not known'),
+    (
+      '--path=~nobody_at_all/x',
+      'error: --path=~nobody_at_all/x names a user that does not exist here',
+    ),
     ('--flagfile=nowhere', 'error: the flags cannot be parsed'),
     ('--do=ENOSPC', 'error: cannot write the/file (No space left on device); free some space'),
     ('--do=EACCES', 'error: cannot open the/file (Permission denied), which must be readable'),

@@ -232,7 +232,7 @@ def test_a_refused_start_leaves_nothing(deep, tmp_path, monkeypatch):
   monkeypatch.setattr(
     checkpoints.shutil, 'disk_usage', lambda path: types.SimpleNamespace(free=1 << 20)
   )
-  with pytest.raises(InputError, match='found 1 MiB free'):
+  with pytest.raises(InputError, match='has 1 MiB free, but a checkpoint needs'):
     run(tmp_path / deep)
   assert os.listdir(tmp_path) == []
 
