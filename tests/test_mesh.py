@@ -109,7 +109,7 @@ def test_a_parameter_without_a_rule_and_a_rule_without_a_parameter_are_errors():
       RULES,
     )
   del shapes['lm_head']
-  with pytest.raises(ValueError, match='rules that match nothing: lm_head'):
+  with pytest.raises(ValueError, match='rules that match no parameter: lm_head'):
     sharding.shardings(shapes, abstract(1, 1, 1), RULES)
 
 
