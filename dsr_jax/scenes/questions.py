@@ -175,7 +175,8 @@ def _company(shape: int, colour: int, things) -> float:
 
 def pope(scenes, rng: np.random.Generator) -> list[Row]:
   """POPE: per image, one present look (color and shape) and one absent look for each track: random,
-  the most common in pretraining, or the one that most often accompanies the things in the image.
+  one of the eight most common in pretraining, or the one that most often accompanies the things in
+  the image.
   """
   rows = []
   every = [(s, c) for s in range(len(world.SHAPES)) for c in range(len(world.COLOURS))]
