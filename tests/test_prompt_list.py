@@ -133,8 +133,8 @@ def test_ids_and_seeds_stand_in_the_names_of_folders(tmp_path, drawn):
 @pytest.mark.parametrize(
   'lines, said',
   [
-    (['{"prompt": "a"}', '{"prompt": '], 'line 2 of p.jsonl is no JSON'),
-    ([], 'found no prompt in'),
+    (['{"prompt": "a"}', '{"prompt": '], 'line 2 of p.jsonl is not JSON'),
+    ([], 'p.jsonl has no prompt; write at least one line'),
     (
       ['{"prompt": "a", "id": "x"}', '{"prompt": "b", "id": "X"}'],
       "line 1 of p.jsonl and line 2 of p.jsonl have the same id 'x'",
