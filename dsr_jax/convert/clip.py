@@ -96,7 +96,7 @@ def read_config(directory) -> clip.ClipConfig:
   return clip.ClipConfig(
     text=_tower(text, 'text_config'),
     vision=_tower(vision, 'vision_config'),
-    projection_dim=whole(content.get('projection_dim') or 512, 'hidden_size', 'projection_dim as'),
+    projection_dim=whole(content.get('projection_dim') or 512, 'hidden_size', '', 'projection_dim'),
     vocab_size=whole(text['vocab_size'], 'vocab_size', 'text_config'),
     max_positions=whole(text['max_position_embeddings'], 'max_position_embeddings', 'text_config'),
     eos_id=_eos_id(text),

@@ -195,12 +195,17 @@ def object_in(content, name, where=''):
   return value
 
 
-def whole(value, key, where):
-  """Checks a size against its key in `MOST`. where: the part of config.json, for the error."""
+def whole(value, key, where, name=''):
+  """Checks a size against its key in `MOST`.
+
+  where: the part of config.json, for the error, '' at its top; name: what the size is called there,
+  if not `key`.
+  """
   if type(value) is not int or not 1 <= value <= MOST[key]:
+    place = '.'.join(part for part in (where, name or key) if part)
     raise InputError(
-      f'{where}.{key} in config.json is {shown(value)}, not a whole number from 1 to '
-      f'{MOST[key]:,}; fetch the file again'
+      f'{place} in config.json is {shown(value)}, not a whole number from 1 to {MOST[key]:,}; '
+      'fetch the file again'
     )
   return value
 

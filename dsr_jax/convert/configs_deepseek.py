@@ -151,7 +151,8 @@ def _vision(params, ours, shapes):
   width = whole(
     params['aligner_config'].get('input_dim', _PUBLISHED.vision.hidden_size),
     'hidden_size',
-    'aligner_config.params.input_dim as',
+    'aligner_config.params',
+    'input_dim',
   )
   known = _PUBLISHED.vision
   if width == known.hidden_size and not ours:
@@ -223,11 +224,11 @@ def _vq(params, ours, shapes):
   sizes = {**found, **_said(ours, names, 'vq')}
   if 'channel_multiplier' in ours:
     sizes['channel_multiplier'] = multiples(ours['channel_multiplier'], f'{OURS}.vq')
-  p, where = params['gen_vision_config'], 'gen_vision_config.params.'
+  p, where = params['gen_vision_config'], 'gen_vision_config.params'
   codes, width = p.get('image_token_size', known.num_embeddings), p.get('n_embed', known.embed_dim)
   return VQConfig(
-    num_embeddings=whole(codes, 'num_embeddings', f'{where}image_token_size as'),
-    embed_dim=whole(width, 'embed_dim', f'{where}n_embed as'),
+    num_embeddings=whole(codes, 'num_embeddings', where, 'image_token_size'),
+    embed_dim=whole(width, 'embed_dim', where, 'n_embed'),
     **{**sizes, 'channel_multiplier': tuple(sizes['channel_multiplier'])},
   )
 

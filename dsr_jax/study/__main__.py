@@ -37,11 +37,11 @@ def main(argv, f=flags.FLAGS):
   workdir.check_writable(study.directory)
   workdir.check_accelerator()
   most_lanes = lanes.number(f.lanes)
-  workdir.use_compile_cache(study.compile_cache)
 
   bench = Bench(study)
   fingerprints = {name: bench.fingerprint(study.bases[name]) for name in bases or study.bases}
   design.check_same_study(study, fingerprints)
+  workdir.use_compile_cache(study.compile_cache)
   with workdir.locked(study.directory):
     cells = study.tune_cells(variants) if f.tune else study.cells(variants, seeds, bases)
     if f.tables_only:

@@ -519,6 +519,10 @@ def test_a_wrong_tensor_does_not_mislead_the_measured_sizes(original, original_c
     (lambda c: c['language_config'].update(num_key_value_heads=4), 'grouped attention'),
     (lambda c: c['language_config'].update(rope_scaling=dict(type='linear', factor=2)), "'linear'"),
     (lambda c: c['language_config'].update(hidden_size='wide'), 'not a whole number'),
+    (
+      lambda c: c['aligner_config']['params'].update(input_dim='wide'),
+      'aligner_config.params.input_dim in config.json',
+    ),
     (lambda c: c['vision_config']['params'].update(image_size=100), 'images of 100 pixels'),
   ],
 )

@@ -6,6 +6,7 @@ request is paid for twice. Failed requests are not saved; the next run asks them
 """
 
 from collections.abc import Callable
+from concurrent import futures
 import hashlib
 import http.client
 import json
@@ -53,6 +54,8 @@ class Reply(NamedTuple):
 
 class OpenAIJudge:
   """Asks `URL/chat/completions`. The key is read from the environment and never written."""
+
+  at_once = 8  # requests under way together: a judge that does not answer costs minutes, not hours
 
   def __init__(self, url: str, model: str, *, attempts: int = ATTEMPTS, wait: float = FIRST_WAIT):
     """url: such as `https://api.openai.com/v1`. Without a key in the environment, none is sent."""
@@ -131,26 +134,32 @@ def ask_all(requests: list[Request], judge: Judge, cache: str | None = None) -> 
 
   Args:
     requests: what to ask.
-    judge: which judge to ask; its attribute `model`, if any, is part of the cache key.
+    judge: which judge to ask. Two attributes are optional: `model` is part of the cache key, and
+      `at_once` is how many requests may be under way together (1), each in a thread of its own.
     cache: a file that replies are read from and added to.
   """
   model = getattr(judge, 'model', '')
   known = _read_cache(cache)
-  replies = {}
-  for request in requests:
-    key = _key(model, request)
-    if key in known:
-      replies[request.id] = Reply(known[key])
-      continue
-    try:
-      review = judge(request)
-    except JudgeFailed as e:
-      replies[request.id] = Reply('', str(e) or 'no reason given')
-      continue
-    replies[request.id] = Reply(review)
-    if cache:
-      _append(cache, {'key': key, 'id': request.id, 'model': model, 'review': review})
-  return replies
+  keys = {request.id: _key(model, request) for request in requests}
+  replies = {name: Reply(known[key]) for name, key in keys.items() if key in known}
+  pool = futures.ThreadPoolExecutor(getattr(judge, 'at_once', 1))
+  try:
+    asked = {pool.submit(_ask, judge, r): r.id for r in requests if r.id not in replies}
+    for done in futures.as_completed(asked):
+      name, reply = asked[done], done.result()
+      replies[name] = reply
+      if cache and not reply.failure:
+        _append(cache, {'key': keys[name], 'id': name, 'model': model, 'review': reply.review})
+  finally:
+    pool.shutdown(wait=False, cancel_futures=True)
+  return {request.id: replies[request.id] for request in requests}
+
+
+def _ask(judge, request) -> Reply:
+  try:
+    return Reply(judge(request))
+  except JudgeFailed as e:
+    return Reply('', str(e) or 'no reason given')
 
 
 def write_requests(requests: list[Request], path: str) -> str:

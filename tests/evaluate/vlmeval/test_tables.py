@@ -408,3 +408,23 @@ def test_a_judge_that_never_answers_fails(server, monkeypatch):
     judge.OpenAIJudge('http://127.0.0.1:9', 'gpt', attempts=2, wait=0)(REQUEST)
   with pytest.raises(InputError, match='--judge_url=ftp://x is not a URL'):
     judge.OpenAIJudge('ftp://x', 'gpt')
+
+
+def test_requests_are_under_way_together_and_replies_keep_their_order(tmp_path):
+  together = threading.Barrier(3, timeout=30)
+
+  class Slow:
+    at_once, model = 3, 'slow'
+
+    def __call__(self, request):
+      together.wait()
+      if request.id == '1':
+        raise judge.JudgeFailed('no')
+      return f'{request.id} 5'
+
+  requests = [judge.Request(str(i), 'be fair', f'judge {i}') for i in range(6)]
+  cache = tmp_path / 'cache.jsonl'
+  replies = judge.ask_all(requests, Slow(), str(cache))
+  assert list(replies) == [r.id for r in requests]
+  assert [r.review for r in replies.values()] == ['0 5', '', '2 5', '3 5', '4 5', '5 5']
+  assert {json.loads(line)['id'] for line in open(cache)} == set('02345')
