@@ -25,8 +25,8 @@ ADVICE = (
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-  """parts: (name, bytes per device, when they are live: 'always', 'rollout' or 'update'); advice:
-  what to do if they do not fit.
+  """parts: (name, bytes per device, when they are live: 'always', 'rollout', 'update', or
+  'evaluation', which samples as a rollout does); advice: what to do if they do not fit.
   """
 
   parts: tuple
@@ -39,7 +39,8 @@ class Estimate:
   @property
   def total(self):
     """Bytes at the peak."""
-    return self.of('always') + max(self.of('rollout'), self.of('update'))
+    sampling = self.of('rollout') + self.of('evaluation')
+    return self.of('always') + max(sampling, self.of('update'))
 
   def line(self):
     """One line for the log of a run."""
@@ -65,7 +66,7 @@ def estimate(model, config, mesh, prompt=None) -> Estimate:
   dict).
   """
   s = Sizes(model, config.method, config.system, prompt or config.data.max_prompt_tokens)
-  parts = _state(s, mesh) + _rollout(s, mesh) + _update(s, mesh)
+  parts = _state(s, mesh, config.eval) + _rollout(s, mesh) + _update(s, mesh)
   return Estimate(tuple(parts))
 
 
@@ -76,7 +77,7 @@ def bytes_a_device(tree):
   )
 
 
-def _state(s: Sizes, mesh):
+def _state(s: Sizes, mesh, evaluation):
   abstract = AbstractMesh(
     tuple(mesh.values()), tuple(mesh), axis_types=(AxisType.Auto,) * len(mesh)
   )
@@ -89,7 +90,15 @@ def _state(s: Sizes, mesh):
     ('frozen parameters', state.fixed_params),
     ('copy of the initial model', state.ref_params),
   ]
-  return [(name, bytes_a_device(part), 'always') for name, part in parts if part is not None]
+  found = [(name, bytes_a_device(part), 'always') for name, part in parts if part is not None]
+  # A run on the user's own data loads the initial model for each evaluation if the state has none.
+  # Adapters need no second copy.
+  loads = evaluation.benchmark == 'own' and s.method.trainable != 'lora'
+  if loads and state.ref_params is None:
+    one = state.params.get('generator', state.params)  # of two models only one
+    size = bytes_a_device(one) * s.element // 4  # from float32 to the element of the step
+    found.append(('initial model, to score with', size, 'evaluation'))
+  return found
 
 
 def _rows(s: Sizes, mesh, key):

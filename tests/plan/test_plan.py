@@ -105,6 +105,28 @@ def test_the_estimate_of_the_state_is_what_the_state_takes():
   assert found.of('always') == sum(x.nbytes for x in jax.tree.leaves(state)) - state.step.nbytes
 
 
+def test_the_initial_model_that_evaluations_load_is_counted_where_the_state_has_none():
+  m = mesh_run
+  system = dataclasses.replace(m.SYSTEM, frozen_every=0)
+
+  def estimated(benchmark, system=system, **method):
+    config = config_lib.Config(
+      method=dataclasses.replace(m.METHOD, **method),
+      system=system,
+      eval=config_lib.Eval(benchmark=benchmark),
+    )
+    return plan_memory.estimate(m.MODEL, config, dict(data=1, fsdp=1, tp=1))
+
+  trained = {name: size for name, size, _ in estimated('own').parts}['trained parameters, float32']
+  assert estimated('own').of('evaluation') == trained
+  half = dataclasses.replace(system, compute_dtype='bfloat16')
+  assert estimated('own', half).of('evaluation') == trained / 2
+  assert estimated('scenes').of('evaluation') == 0
+  assert estimated('own', trainable='lora').of('evaluation') == 0
+  kept = estimated('own', dataclasses.replace(system, frozen_every=5))
+  assert kept.of('evaluation') == 0 and kept.of('always') > estimated('own').of('always')
+
+
 def test_a_mesh_divides_what_it_splits():
   config = full('7B')
   sizes = [
