@@ -397,7 +397,7 @@ def test_groups_of_equal_rewards_raise_an_alarm(inputs, tmp_path, capfd):
   assert (
     f'all rewards of judges:alike are equal in {number} of {number} groups of generation' in said
   )
-  assert 'external does not cover understanding and is left out there' in said
+  assert 'external does not apply to understanding and is left out there' in said
   assert external.equal_groups(np.array([[1, 1], [1, 2], [0, 0]])) == 2
 
 
