@@ -228,7 +228,9 @@ def outcome(data: bytes, kind: str) -> str:
     text = str(e)
     if kind == 'metadata':
       return f'wrong: refused for its metadata: {text}'
-    if '\n' in text or not text.startswith('found ') or 'attack' in text.lower():
+    # One line that names the image and says what to do.
+    said = text.startswith('an image in memory ') and '; ' in text
+    if '\n' in text or not said or 'attack' in text.lower():
       return f'wrong: no such sentence: {text}'
     return 'refused'
   except BaseException:
