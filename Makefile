@@ -1,8 +1,8 @@
 # make run   trains on the small world and writes runs/scenes/report.html
-# make test  runs the test suite but for what is marked slow; make test-all runs all of it
-# make lint  checks style (ruff) and the types of the core files (mypy); make format mends what can be mended
-# Each makes .venv first if need be. The stamps in .venv carry the requirements' checksum:
-# a changed file installs again, an unchanged one costs nothing, an interrupted install is taken up again.
+# make test  runs the test suite without the tests marked slow; make test-all runs all of it
+# make lint  checks style (ruff) and the types of the core files (mypy); make format fixes what can be fixed
+# Each creates .venv first if needed. The stamps in .venv carry the requirements' checksum: a changed
+# file installs again, an unchanged one costs nothing, and an interrupted install is repeated.
 
 PYTHON ?= python3
 PYTEST_ARGS ?= -n 2 --dist loadfile --max-worker-restart=0
@@ -34,10 +34,10 @@ format: $(TEST_STAMP)
 	$(VENV)/bin/python -m ruff check --fix
 	$(VENV)/bin/python -m ruff format
 
-# pip's own presence is the sign of a whole environment: `venv` puts it in last.
+# pip marks a complete environment: `venv` installs it last.
 $(VENV)/bin/pip:
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(0 if sys.version_info >= (3, 11) else \
-	  f"error: found Python {v}; expected 3.11 or newer; run make PYTHON=/path/to/python3.11")'
+	  f"error: Python {v} is too old: 3.11 or newer is needed; run make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv --clear $(VENV)
 
 $(RUN_STAMP): $(VENV)/bin/pip

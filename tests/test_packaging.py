@@ -385,5 +385,5 @@ exec {sys.executable} -c "import sys; sys.version_info = (3, 10, 1); sys.version
 """,
   )
   bench.make('run')
-  assert bench.code and 'error: found Python 3.10.1; expected 3.11 or newer' in bench.output
+  assert bench.code and 'error: Python 3.10.1 is too old: 3.11 or newer is needed' in bench.output
   assert not (bench.folder / '.venv').exists()
