@@ -172,6 +172,10 @@ def _open(file):
   if beginning[4:11] == b'ftypavi':
     # Pillow turns an AVIF file only by its transformations, but fails on a broken EXIF item.
     file = io.BytesIO(_EXIF_ITEM.sub(rb'\1free', file.read()))
+  if beginning[:3] == b'\xff\xd8\xff':
+    # Image.open looks for the list of an MPO's further images, and fails if that is broken. Only
+    # the first image counts, and it is a plain JPEG.
+    return JpegImagePlugin.JpegImageFile(file)
   image = Image.open(file, formats=FORMATS)
   if image.format == 'TIFF':
     # Pillow would turn it here and rewrite its metadata, which fails if they are broken.

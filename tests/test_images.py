@@ -188,6 +188,22 @@ def test_a_tiff_whose_other_tags_are_broken_is_read():
   np.testing.assert_array_equal(np.asarray(got), np.rot90(noise(5, 8), -1))
 
 
+@pytest.mark.parametrize('length', [1, 3, 0xFFFF])
+def test_of_several_images_in_a_jpeg_the_first_is_read_whatever_their_list_says(length):
+  first, both = io.BytesIO(), io.BytesIO()
+  Image.fromarray(noise(5, 8)).save(first, 'JPEG')
+  Image.fromarray(noise(5, 8)).save(
+    both, 'MPO', save_all=True, append_images=[Image.fromarray(noise(5, 8))]
+  )
+  data = bytearray(both.getvalue())
+  # The number of images in the list (tag 0xB001 of CIPA DC-007), which Pillow trusts.
+  at = data.index(struct.pack('<HHI', 0xB001, LONG, 1)) + 8
+  data[at : at + 4] = struct.pack('<I', length)
+  got = images.load_image(io.BytesIO(bytes(data)))
+  want = Image.open(first).convert('RGB')
+  np.testing.assert_array_equal(np.asarray(got), np.asarray(want))
+
+
 # Size.
 
 
