@@ -8,7 +8,8 @@ from run_command import TINY, run
 import scenes_showo
 import small_study
 
-from dsr_jax import config_loading, convert, generate, train
+from dsr_jax import config_loading, generate, train
+from dsr_jax.convert import __main__ as convert
 from dsr_jax.evaluate import __main__ as evaluate
 from dsr_jax.probe import __main__ as probe
 from dsr_jax.replay import __main__ as replay
@@ -42,12 +43,14 @@ def workdir(base, tmp_path_factory):
 
 
 def test_a_run_learns_both_tasks_and_writes_its_report(workdir):
-  rows = metrics.read(str(workdir))
-  for name in ('generation/reward', 'understanding/reward', 'generation/loss'):
-    assert np.isfinite([row[name] for row in rows]).all(), name
+  curves = metrics.read(str(workdir))
+  for name in ('reward_mean', 'loss', 'margin'):
+    for task in ('generation', 'understanding'):
+      steps, values = curves[f'{task}/{name}']
+      assert steps == [1, 2] and np.isfinite(values).all(), (task, name)
   assert (workdir / 'report.html').stat().st_size > 0
   summary = json.loads((workdir / 'summary.json').read_text())
-  assert {'before', 'after'} <= set(summary['evaluation'])
+  assert {'before', 'after'} <= set(summary['evaluation']['description/f1'])
 
 
 def test_a_replayed_step_has_the_numbers_of_the_run(workdir, tmp_path):
@@ -57,27 +60,27 @@ def test_a_replayed_step_has_the_numbers_of_the_run(workdir, tmp_path):
 
 def test_the_probe_measures_both_rewards(base, tmp_path):
   said = run(probe, model=base, config=TINY, output=tmp_path, num_inputs=3)
-  assert {'generation', 'understanding'} <= set(said['tasks'])
+  for task in ('generation', 'understanding'):
+    assert said[task]['verdict'], task
 
 
 def test_before_and_after_are_evaluated_on_the_same_lists(base, workdir, tmp_path):
-  said = run(
-    evaluate,
-    model=f'{base},{workdir}',
-    config=TINY,
-    benchmarks='scenes/generation,scenes/description',
-    output=tmp_path,
-  )
-  assert len(said['models']) == 2
+  lists = ['scenes/geneval', 'scenes/descriptions']
+  run(evaluate, model=f'{base},{workdir}', config=TINY, benchmarks=','.join(lists), output=tmp_path)
+  found = json.loads((tmp_path / 'results.json').read_text())['benchmarks']
+  assert list(found) == lists
+  for name in lists:
+    assert found[name]['scores'].keys() == found[name]['difference'].keys() > set()
 
 
 def test_a_trained_model_is_exported_and_draws_what_the_run_draws(workdir, tmp_path):
-  run(convert.__main__, source=workdir, target=tmp_path / 'model', format='showo')
-  drawn = [
-    run(generate, model=model, prompt='a red disc', num_samples=2, output=tmp_path / name)
-    for name, model in (('run', workdir), ('exported', tmp_path / 'model'))
-  ]
-  codes = [[sample['codes'] for sample in said['samples']] for said in drawn]
+  run(convert, source=workdir, target=tmp_path / 'model', format='showo')
+  codes = []
+  for name, model in (('run', workdir), ('exported', tmp_path / 'model')):
+    output = tmp_path / name
+    run(generate, model=model, prompt='a red disc', num_samples=2, cfg_weight=2, output=output)
+    drawn = json.loads((output / 'samples.json').read_text())
+    codes.append({sample['candidate']: sample['codes'] for sample in drawn['samples']})
   assert codes[0] == codes[1]
 
 
