@@ -112,7 +112,7 @@ def refuse_renamed(key):
   """InputError for a key of an earlier version; `key` may be in a group (`run.method...`)."""
   for old, new in RENAMED.items():
     if key == old or key.endswith(f'.{old}'):
-      raise InputError(f'{old} is now {new}; use the new name')
+      raise InputError(f'{old} is now {new}')
 
 
 def build(cls, values, where):

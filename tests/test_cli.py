@@ -61,11 +61,11 @@ def test_a_flag_with_choices_names_them():
 @pytest.mark.parametrize(
   'changes, found',
   [
-    (dict(num_samples=0), '--num_samples=0'),
-    (dict(temperature=-1.0), '--temperature=-1'),
-    (dict(temperature=float('nan')), '--temperature=nan'),
-    (dict(cfg_weight=float('inf')), '--cfg_weight=inf'),
-    (dict(seed=2**32), '--seed=4294967296'),
+    (dict(num_samples=0), '--num_samples is 0; set it to .* from 1 to'),
+    (dict(temperature=-1.0), '--temperature is -1.0; set it to 0'),
+    (dict(temperature=float('nan')), '--temperature is nan; set it to 0'),
+    (dict(cfg_weight=float('inf')), '--cfg_weight is inf; set it to'),
+    (dict(seed=2**32), '--seed is 4294967296; set it to .* from 0 to'),
   ],
 )
 def test_numbers_that_no_model_can_sample_with_are_refused(changes, found):

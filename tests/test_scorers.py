@@ -62,7 +62,7 @@ def test_only_what_a_configuration_needs_is_in_its_state():
   [
     (dict(method__scorer='judge'), ['policy, frozen, ema']),
     (dict(method__scorer='partner'), ['method.scorer=partner is now method.scorer=policy']),
-    (dict(method__ema_decay=1.0), ['ema_decay', 'less than 1']),
+    (dict(method__ema_decay=1.0), ['ema_decay is 1.0', 'below 1']),
   ],
 )
 def test_impossible_scorers_are_refused_in_one_sentence(changes, words):

@@ -177,6 +177,6 @@ def test_a_real_run_finds_all_bad_pictures_before_its_first_step(tmp_path):
   content['4.png'] = content['4.png'][:500]
   folder = sets.write_folder(tmp_path / 'in', content)
   config = config_loading.load(fake_run.TINY, data__images=folder)
-  with pytest.raises(InputError, match=r'found 2 of 6 pictures .*2\.png.*4\.png'):
+  with pytest.raises(InputError, match=r'found 2 of 6 images .*2\.png.*4\.png'):
     train.run(config, str(tmp_path / 'run'))
   assert not (tmp_path / 'run').exists()

@@ -161,7 +161,7 @@ def test_harm_to_any_file_of_a_checkpoint_is_found_by_every_reader(harm, tmp_pat
       with pytest.raises(InputError) as e:
         read(tmp_path)
       assert f'cannot read the checkpoint {newest} (' in str(e.value), path
-      assert f'of step 1, or name it, as {tmp_path}@1' in str(e.value)
+      assert f'of step 1, or name that one as {tmp_path}@1' in str(e.value)
     path.write_bytes(good)
   assert int(read_as_the_run(tmp_path).step) == 2
 
@@ -274,7 +274,7 @@ def test_checksums_of_large_files_see_every_block(tmp_path, monkeypatch):
     harmed = bytearray(good)
     harmed[place] ^= 1
     (tmp_path / 'in' / 'c').write_bytes(harmed)
-    assert checksums.damage(folder) == 'in/c is not as it was written'
+    assert checksums.damage(folder) == 'in/c has changed since it was written'
     # Of three processes exactly one is the first to see it.
     assert sum(bool(checksums.damage(folder, part, 3)) for part in range(3)) == 1
 
@@ -285,10 +285,10 @@ def test_checksums_of_an_earlier_version_are_compared(tmp_path):
   (tmp_path / checksums.CHECKSUMS).write_text(json.dumps({'x': [9, 0xCBF43926]}))  # CRC-32
   assert not checksums.damage(folder)
   (tmp_path / 'x').write_bytes(b'123456788')
-  assert checksums.damage(folder) == 'x is not as it was written'
+  assert checksums.damage(folder) == 'x has changed since it was written'
   for other in ({'algorithm': 'md5', 'files': {'x': [9, 1]}}, {'algorithm': [], 'files': {}}):
     (tmp_path / checksums.CHECKSUMS).write_text(json.dumps(other))
-    assert checksums.damage(folder) == 'checksums.json is no list of checksums'
+    assert checksums.damage(folder) == 'checksums.json is not a list of checksums'
 
 
 def test_a_checkpoint_in_a_bucket_has_checksums_of_its_last_file_too(tmp_path):

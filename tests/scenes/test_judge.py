@@ -223,7 +223,9 @@ def test_atoms_of_a_text_are_counted(text, counts):
   [np.zeros((2, 16, 16, 3), np.uint8), np.zeros((32, 32, 3), np.float32), np.zeros((32, 32))],
 )
 def test_pictures_of_another_format_are_refused(pixels):
-  with pytest.raises(InputError, match='expects .B, 32, 32, 3. uint8; resize'):
+  with pytest.raises(
+    InputError, match='got images of shape .*; resize them to 32 x 32 RGB, .B, 32, 32, 3. uint8'
+  ):
     judge.read(pixels)
 
 

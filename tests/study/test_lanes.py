@@ -248,7 +248,7 @@ def test_a_run_that_fails_fails_alone_and_is_retried_alone(fake):
   records = runner.run_cells(plan, cells, FakeBench(plan, nan_seed=1), most_lanes=8)
   assert (
     states(records) == ['finished', 'finished', 'failed', 'finished', 'finished']
-    and 'loss = nan at step 2' in records[2]['error']
+    and 'loss is nan at step 2' in records[2]['error']
   )
   assert states(runner.run_cells(plan, cells, FakeBench(plan), most_lanes=8)) == states(records)
   records = runner.run_cells(plan, cells, FakeBench(plan), retry=True, most_lanes=8)

@@ -152,6 +152,8 @@ def ask_all(requests: list[Request], judge: Judge, cache: str | None = None) -> 
         _append(cache, {'key': keys[name], 'id': name, 'model': model, 'review': reply.review})
   finally:
     pool.shutdown(wait=False, cancel_futures=True)
+  if cache:
+    _sort_cache(cache, list(keys.values()))
   return {request.id: replies[request.id] for request in requests}
 
 
@@ -176,6 +178,10 @@ def _key(model, request):
 
 
 def _read_cache(path) -> dict[str, str]:
+  return {key: row['review'] for key, row in _read_rows(path).items()}
+
+
+def _read_rows(path) -> dict[str, dict]:
   if not path or not os.path.isfile(path):
     return {}
   with open(path, 'rb') as f:
@@ -184,10 +190,21 @@ def _read_cache(path) -> dict[str, str]:
   for line in data.split(b'\n'):
     try:
       row = json.loads(line)
-      found[row['key']] = row['review']
+      found[row['key']] = {**row, 'review': row['review']}
     except (ValueError, KeyError, TypeError):
       continue  # a partial line: the process was killed while writing it
   return found
+
+
+def _sort_cache(path, keys):
+  """Puts the replies in the order of the requests, whenever each arrived: the same file after any
+  interruption. Replies to other requests come first.
+  """
+  place = {key: number for number, key in enumerate(keys)}
+  rows = sorted(_read_rows(path).values(), key=lambda row: place.get(row['key'], -1))
+  if rows:
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    files.write_text(path, '\n'.join(lines) + '\n')
 
 
 def _append(path, row):
