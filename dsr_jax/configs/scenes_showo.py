@@ -4,8 +4,9 @@ Janus.
   python -m dsr_jax.pretrain --config=configs/scenes_showo_pretrain.py --workdir=runs/showo_base
   python -m dsr_jax.main --config=configs/scenes_showo.py --workdir=runs/scenes_showo
 
-The first command trains the base, which is not shipped. Settings worth changing besides those in
-configs/scenes.py: `method.picture_likelihood`, `method.prompt_drop`, `method.sampling_steps`.
+The first command trains the base, which is not shipped and draws poorly so far (docs/showo.md).
+Settings worth changing besides those in configs/scenes.py: `method.picture_likelihood`,
+`method.prompt_drop`, `method.sampling_steps`.
 """
 
 from dsr_jax.configs import scenes
@@ -17,4 +18,7 @@ def get_config():
   config.model = 'runs/showo_base/model'
   # the tuned values are those of the Janus; none were searched for this model
   config.eval.tuned_temperature = -1.0
+  # an image takes 12 full passes: few at once, which stay in the processor's cache
+  config.system.rollout_chunk = 2
+  config.eval.chunk = 4
   return config
