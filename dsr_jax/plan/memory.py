@@ -37,16 +37,20 @@ class Estimate:
     return sum(size for _, size, when in self.parts if when == phase)
 
   @property
+  def sampling(self):
+    """Bytes beside the state while sampling, at most: in an evaluation."""
+    return self.of('rollout') + self.of('evaluation')
+
+  @property
   def total(self):
     """Bytes at the peak."""
-    sampling = self.of('rollout') + self.of('evaluation')
-    return self.of('always') + max(sampling, self.of('update'))
+    return self.of('always') + max(self.sampling, self.of('update'))
 
   def line(self):
     """One line for the log of a run."""
     return (
       f'estimate     {_size(self.total)} per device: state {_size(self.of("always"))}, plus '
-      f'{_size(self.of("rollout"))} while sampling or {_size(self.of("update"))} while learning'
+      f'{_size(self.sampling)} while sampling or {_size(self.of("update"))} while learning'
     )
 
   def table(self):
