@@ -5,8 +5,9 @@ an uninterrupted one, byte for byte.
 
 Draws prompts of GenEval and T2I-CompBench, answers tables like POPE's and MMBench's about images of
 Scenes, runs small evaluators with random weights on the images, and scores everything. Each kill is
-a SIGKILL shortly after a random number of files exist, half of them while the evaluators run; then
-the same command runs again on what is left. Images, rewards, answers, records and manifests that
+a SIGKILL at most a second after a random number of new files exist, half of them while the
+evaluators run; then the same command runs again on what is left. An evaluation that ends before
+all kills were made is followed by another from the start. Images, rewards, answers, records and manifests that
 were complete at a kill must be untouched at the end: nothing is made twice. Prints one JSON object;
 exits with 1 if anything differs.
 """
@@ -158,9 +159,17 @@ def looked_at(folder) -> list[str]:
   return twice
 
 
-def broken(start, output, goals, rng) -> tuple[list[dict], list[str]]:
-  """Runs to the end with all kills, each when a goal's number of files exist. Returns (moments,
-  files that were written a second time).
+def next_goal(before: int, end: int, left: int, rng) -> int:
+  """The number of files at which to kill: more than the `before` that exist at the start, so that
+  every kill hits a process at work, and few enough that `left` further kills fit before `end`.
+  """
+  return before + rng.randint(1, max(1, (end - before) // (left + 1)))
+
+
+def broken(start, output, ends, rng) -> tuple[list[dict], list[str]]:
+  """Runs to the end with all kills. Returns (moments, files that were written a second time).
+
+  ends: for each kill, (first, last): it comes between these numbers of files.
   """
   moments: list[dict] = []
   again: list[str] = []
@@ -168,12 +177,17 @@ def broken(start, output, goals, rng) -> tuple[list[dict], list[str]]:
   while True:
     run = start(output)
     begun = time.time()
-    goal = goals.pop(0) if goals else None
+    goal = None
+    if len(moments) < len(ends):
+      first, last = ends[len(moments)]
+      left = sum(end == (first, last) for end in ends[len(moments) + 1 :])
+      goal = next_goal(max(run.pieces(), first), last, left, rng)
     while goal is not None and run.process.poll() is None:
       if run.pieces() >= goal:
-        time.sleep(rng.uniform(0, 0.05))
+        time.sleep(rng.uniform(0, 1))  # some hit the middle of the next work, some a write
         run.process.kill()
-        run.process.wait()
+        if run.process.wait() == 0:
+          break  # it had ended
         moments.append({'files': run.pieces(), 'after_s': round(time.time() - begun, 1)})
         cli.log(f'kill {len(moments)}: {moments[-1]}')
         break
@@ -211,17 +225,23 @@ def main(argv, f=flags.FLAGS):
       raise SystemExit(whole.said()[-2000:])
     answered = sum(not is_of_scoring(path) for path in wanted)
     half = f.kills // 2
-    goals = sorted(rng.sample(range(1, answered), f.kills - half))
-    goals += sorted(rng.sample(range(answered, len(wanted) - 3), half))
-    output = os.path.join(folder, 'broken')
-    moments, again = broken(start, output, goals, rng)
-    found = contents(output)
-    again += looked_at(output)
-  different = [
-    path for path in sorted(wanted.keys() | found.keys()) if found.get(path) != wanted.get(path)
-  ]
+    ends = [(0, answered)] * (f.kills - half) + [(answered, len(wanted) - 3)] * half
+    moments: list[dict] = []
+    again: list[str] = []
+    different: list[str] = []
+    evaluations = 0
+    while len(moments) < f.kills:  # one may end before all its kills, as files come in bursts
+      output = os.path.join(folder, f'broken{evaluations}')
+      killed_at, twice = broken(start, output, ends[len(moments) :], rng)
+      moments += killed_at
+      found = contents(output)
+      again += twice + looked_at(output)
+      paths = sorted(wanted.keys() | found.keys())
+      different += [path for path in paths if found.get(path) != wanted.get(path)]
+      evaluations += 1
   result = {
     'kills': len(moments),
+    'evaluations': evaluations,
     'seed': f.seed,
     'files': len(wanted),
     'of_evaluators': len(wanted) - answered,
@@ -235,7 +255,7 @@ def main(argv, f=flags.FLAGS):
     'date': time.strftime('%Y-%m-%d', time.gmtime()),
   }
   print(json.dumps(result, indent=2))
-  return int(bool(different or again or len(moments) < f.kills))
+  return int(bool(different or again))
 
 
 def is_of_scoring(path: str) -> bool:

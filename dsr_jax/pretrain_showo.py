@@ -1,10 +1,12 @@
 """Trains a small Show-o from scratch: image tokenizer, then both tasks jointly.
 
-The image tokenizer is first a plain autoencoder, then quantizes to signs, with the two losses that
-keep latents near their signs and all bits in use. As in the original (showlab/Show-o
-training/train.py), the language model learns to draw by unmasking (the share of masked codes is the
-cosine of a uniform number) and to predict the next text token; a tenth of the prompts is dropped,
-for guidance.
+The image tokenizer is taught which code each patch has. Left to itself, as an autoencoder with the
+original's two losses of the quantizer, it gave the same patch of ground dozens of codes, depending
+on what stood around it, and the language model could not learn to draw.
+
+As in the original (showlab/Show-o training/train.py), the language model learns to draw by
+unmasking (the share of masked codes is the cosine of a uniform number) and to predict the next text
+token; a tenth of the prompts is dropped, for guidance.
 Axes: B examples, T text tokens, N image codes.
 """
 
@@ -14,27 +16,73 @@ import os
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from scipy import cluster, optimize
 
 from dsr_jax import images
 from dsr_jax.models.showo import magvit, maskgit
 from dsr_jax.models.unified import Picture, Scoring, Text
 from dsr_jax.pretrain_parts import Pools, language_optimizer, run_loop, tokenizer_batch
+from dsr_jax.scenes import render
+
+TAUGHT_IMAGES = 3000  # whose patches are given codes
 
 
-def image_loss(model, pixels, quantized):
-  """Reconstruction, and the quantizer's two losses. pixels (B, H, W, 3) in [-1, 1] -> loss,
-  codes.
+def teach_codes(patches, bits: int, seed: int):
+  """Assigns a code to every distinct patch: (M, C) uint8 -> patches (kinds, C), codes (kinds,).
+
+  2**bits groups of patches by k-means, each distinct patch counted once. A group's code has the
+  bits that are nearest to its principal components, whitened and rotated (iterative quantization,
+  Gong and Lazebnik, CVPR 2011), with no code given twice. So a bit is nearly a linear function of
+  the pixels, and the pixels of the bits, which small networks learn soon.
+  """
+  kinds = np.unique(patches, axis=0)
+  points = kinds.astype(np.float64)
+  size = 2**bits
+  if len(kinds) <= size:
+    centers, group = points, np.arange(len(kinds))
+  else:
+    centers, group = cluster.vq.kmeans2(points, size, minit='++', rng=seed, missing='raise')
+  components = np.linalg.svd(centers - centers.mean(axis=0), full_matrices=False)[0][:, :bits]
+  signs = np.asarray(magvit.signs_of(np.arange(size), bits))
+  rotation = np.linalg.qr(np.random.default_rng(seed).normal(size=(bits, bits)))[0]
+  for _ in range(30):
+    _, codes = optimize.linear_sum_assignment(-(components @ rotation) @ signs.T)
+    left, _, right = np.linalg.svd(components.T @ signs[codes])
+    rotation = left @ right
+  return kinds, codes[group]
+
+
+def image_loss(model, pixels, codes):
+  """The encoder must write the taught codes, the decoder draw from them. pixels (B, H, W, 3) in
+  [-1, 1]; codes (B, N) -> loss, (the decoder's part, the share of right codes).
   """
   z = model.latents(pixels)
-  signs = jnp.where(z > 0, 1.0, -1.0)
-  through = jnp.where(quantized, z + jax.lax.stop_gradient(signs - z), z)
-  error = model.decoder(through) - pixels
-  kept = sum(magvit.quantizer_losses(z))
-  loss = (
-    jnp.mean(jnp.abs(error)) + 2.0 * jnp.mean(jnp.square(error)) + jnp.where(quantized, kept, 0.0)
-  )
-  return loss, magvit.codes_of(z)
+  z = z.reshape(*codes.shape, -1)
+  bits = magvit.signs_of(codes, z.shape[-1])
+  taught = jnp.mean(jnp.square(jax.nn.relu(1.0 - bits * z)))
+  error = model.decode(codes) - pixels
+  drawn = jnp.mean(jnp.abs(error)) + 2.0 * jnp.mean(jnp.square(error))
+  return taught + drawn, (drawn, jnp.mean(magvit.codes_of(z) == codes))
+
+
+class Lesson:
+  """Looks up the taught codes of images, (B, H, W, 3) uint8 -> (B, N) int32."""
+
+  def __init__(self, seed: int, bits: int):
+    shown = render.patches(tokenizer_batch(seed, 0, TAUGHT_IMAGES))
+    self.kinds, self.codes = teach_codes(shown.reshape(-1, shown.shape[-1]), bits, seed)
+    self._known = {kind.tobytes(): code for kind, code in zip(self.kinds, self.codes)}
+
+  def __call__(self, pixels):
+    patches = np.ascontiguousarray(render.patches(pixels))
+    flat = patches.reshape(-1, patches.shape[-1])
+    found = [self._known.get(patch.tobytes(), -1) for patch in flat]
+    for i in (i for i, code in enumerate(found) if code < 0):  # a rare patch: as the nearest
+      far = np.sum(np.square(self.kinds.astype(np.int32) - flat[i]), axis=-1)
+      found[i] = self.codes[np.argmin(far)]
+    return np.asarray(found, np.int32).reshape(patches.shape[:-1])
 
 
 def train_image_tokenizer(config, graphdef, params, run_dir):
@@ -46,26 +94,26 @@ def train_image_tokenizer(config, graphdef, params, run_dir):
   optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule, b2=0.99))
   trained = params['vqmodel']
   state = dict(params=trained, opt=optimizer.init(trained), step=jnp.int32(0))
+  lesson = Lesson(config.seed, config.vq.bits)
 
-  def loss_fn(trained, pixels, quantized):
+  def loss_fn(trained, pixels, codes):
     model = nnx.merge(graphdef, {**params, 'vqmodel': trained}).vqmodel
-    return image_loss(model, pixels, quantized)
+    return image_loss(model, pixels, codes)
 
   @functools.partial(jax.jit, donate_argnums=0)
-  def step_fn(state, pixels):
-    quantized = state['step'] >= config.vq.unquantised_steps
-    (loss, codes), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-      state['params'], images.to_float(pixels), quantized
+  def step_fn(state, pixels, codes):
+    (_, (drawn, right)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+      state['params'], images.to_float(pixels), codes
     )
     updates, opt = optimizer.update(grads, state['opt'])
-    used = jnp.sum(jnp.bincount(codes.ravel(), length=2**config.vq.bits) > 0)
     return dict(
       params=optax.apply_updates(state['params'], updates), opt=opt, step=state['step'] + 1
-    ), (loss, used)
+    ), (drawn, 100 * right)
 
   def one(state, step):
-    state, numbers = step_fn(state, tokenizer_batch(config.seed, step, config.vq.batch))
-    return state, ('loss %.4f  codes used %d', numbers)
+    pixels = tokenizer_batch(config.seed, step, config.vq.batch)
+    state, numbers = step_fn(state, pixels, lesson(pixels))
+    return state, ('decoder %.4f  codes right %.2f %%', numbers)
 
   folder = os.path.join(run_dir, 'vq')
   return run_loop('image tokenizer', config, ('vq',), config.vq.steps, state, one, folder)['params']

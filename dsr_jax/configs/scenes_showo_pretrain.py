@@ -18,7 +18,6 @@ def get_config():
   c.vq = ConfigDict()
   c.vq.bits = 9
   c.vq.steps = 1500
-  c.vq.unquantised_steps = 100  # a plain autoencoder first, so that the signs are meaningful
   c.vq.batch = 32
   c.vq.learning_rate = 2e-3
 

@@ -104,23 +104,3 @@ def signs_of(codes, bits: int):
   """codes (...) -> (..., E) float32 of -1 and 1."""
   places = jnp.arange(bits - 1, -1, -1, dtype=jnp.int32)
   return (2 * ((codes[..., None] >> places) & 1) - 1).astype(jnp.float32)
-
-
-def quantizer_losses(z):
-  """Losses to keep latents z (..., E) near their signs and all bits in use: (commitment, entropy).
-
-  As in showlab/Show-o: the commitment with both terms, 0.1 (1 + 0.25) mean (sign z - z)^2, and 0.1
-  (mean entropy of a position's bits - entropy of the mean bits), in nats.
-  """
-  z = z.astype(jnp.float32)
-  signs = jnp.where(z > 0, 1.0, -1.0)
-  commitment = 0.1 * 1.25 * jnp.mean(jnp.square(jax.lax.stop_gradient(signs) - z))
-  share = jax.nn.sigmoid(4 * z).reshape(-1, z.shape[-1])
-  each = jnp.mean(_bit_entropy(share))
-  together = jnp.mean(_bit_entropy(jnp.mean(share, axis=0)))
-  return commitment, 0.1 * (each - together)
-
-
-def _bit_entropy(p):
-  p = jnp.clip(p, 1e-7, 1 - 1e-7)
-  return -(p * jnp.log(p) + (1 - p) * jnp.log(1 - p))
