@@ -6,10 +6,10 @@ an uninterrupted one, byte for byte.
 Draws prompts of GenEval and T2I-CompBench, answers tables like POPE's and MMBench's about images of
 Scenes, runs small evaluators with random weights on the images, and scores everything. Each kill is
 a SIGKILL at most a second after a random number of new files exist, half of them while the
-evaluators run; then the same command runs again on what is left. An evaluation that ends before
-all kills were made is followed by another from the start. Images, rewards, answers, records and manifests that
-were complete at a kill must be untouched at the end: nothing is made twice. Prints one JSON object;
-exits with 1 if anything differs.
+evaluators run; then the same command runs again on what is left. An evaluation that ends before all
+kills were made is followed by another from the start. Images, rewards, answers, records and
+manifests that were complete at a kill must be untouched at the end: nothing is made twice. Prints
+one JSON object; exits with 1 if anything differs.
 """
 
 import base64

@@ -11,8 +11,10 @@ import pytest
 
 from dsr_jax import config_loading, pretrain, pretrain_parts, pretrain_showo
 from dsr_jax.errors import InputError
+from dsr_jax.models.showo import magvit
 from dsr_jax.models.showo import model as showo
 from dsr_jax.models.unified import Scoring, Text
+from dsr_jax.scenes import render
 
 
 def test_masked_shares_follow_the_cosine_and_are_never_nothing():
@@ -48,16 +50,61 @@ def test_what_is_shown_counts_nothing_and_blank_prompts_are_all_alike():
   assert np.abs(one[1] - other[1]).max() > 1e-3
 
 
-def test_signs_pass_gradients_through_and_the_quantizer_is_held():
+def some_patches(count: int = 40):
+  return np.random.default_rng(2).integers(0, 256, (count, 12)).astype(np.uint8)
+
+
+def test_every_kind_of_patch_has_one_code_and_no_code_is_wasted():
+  patches = some_patches()
+  kinds, codes = pretrain_showo.teach_codes(np.concatenate([patches, patches]), bits=4, seed=0)
+  np.testing.assert_array_equal(kinds, np.unique(patches, axis=0))
+  assert set(codes) == set(range(16))
+
+
+def test_with_few_kinds_of_patches_each_has_a_code_of_its_own():
+  kinds, codes = pretrain_showo.teach_codes(some_patches(11), bits=4, seed=0)
+  assert len(kinds) == len(set(codes)) == 11 and max(codes) < 16
+
+
+def test_bits_are_nearer_to_linear_in_the_pixels_than_codes_given_at_random():
+  patches = pretrain_showo.Lesson(0, 5).kinds.astype(float)
+  _, codes = pretrain_showo.teach_codes(patches.astype(np.uint8), bits=5, seed=0)
+
+  def explained(codes):
+    bits = np.asarray(magvit.signs_of(codes, 5))
+    inputs = np.concatenate([bits, np.ones((len(bits), 1))], axis=1)
+    fit = inputs @ np.linalg.lstsq(inputs, patches, rcond=None)[0]
+    return 1 - np.var(patches - fit) / np.var(patches - patches.mean(axis=0))
+
+  shuffled = np.random.default_rng(0).permutation(32)[codes]
+  assert explained(codes) > 1.5 * explained(shuffled)
+
+
+def test_images_have_the_codes_of_their_patches_and_an_unknown_patch_that_of_the_nearest():
+  lesson = pretrain_showo.Lesson(0, 5)
+  pixels = pretrain_parts.tokenizer_batch(1, 7, 2)
+  known = render.patches(pixels)
+  codes = lesson(pixels)
+  where = [(lesson.kinds == patch).all(axis=1).argmax() for patch in known[1]]
+  np.testing.assert_array_equal(codes[1], lesson.codes[where])
+  changed = pixels.copy()
+  changed[1, 0, 0, 0] ^= 1  # no rendered patch has this value
+  np.testing.assert_array_equal(lesson(changed), codes)
+
+
+def test_encoder_and_decoder_both_learn_from_the_taught_codes():
   graphdef = showo.graphdef_of(micro_showo.CONFIG)
-  pixels = jnp.asarray(np.random.default_rng(1).uniform(-1, 1, (1, 16, 16, 3)), jnp.float32)
+  rng = np.random.default_rng(1)
+  pixels = jnp.asarray(rng.uniform(-1, 1, (1, 16, 16, 3)), jnp.float32)
+  codes = jnp.asarray(rng.integers(0, 16, (1, 16)), jnp.int32)
 
-  def loss(vq, quantized):
+  def loss(vq):
     params = {**micro_showo.params(), 'vqmodel': vq}
-    return pretrain_showo.image_loss(nnx.merge(graphdef, params).vqmodel, pixels, quantized)[0]
+    return pretrain_showo.image_loss(nnx.merge(graphdef, params).vqmodel, pixels, codes)[0]
 
-  grads = jax.jit(jax.grad(loss))(micro_showo.params()['vqmodel'], True)
-  assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(grads['encoder']['quant_conv']))
+  grads = jax.jit(jax.grad(loss))(micro_showo.params()['vqmodel'])
+  for part in (grads['encoder']['quant_conv'], grads['decoder']['conv_out']):
+    assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(part))
 
 
 def test_codes_that_share_bits_begin_alike_and_words_as_they_were():

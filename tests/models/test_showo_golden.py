@@ -37,13 +37,6 @@ def test_golden_codes_have_the_golden_pixels():
   close(golden.tokenizer().decode(codes), theirs['decoded'].transpose(0, 2, 3, 1))
 
 
-def test_losses_of_the_quantizer():
-  theirs = golden.arrays('magvit_tiny')
-  commitment, entropy = magvit.quantizer_losses(jnp.asarray(theirs['latent'].transpose(0, 2, 3, 1)))
-  close(commitment, theirs['quantizer_loss'])
-  close(entropy, theirs['entropy_loss'])
-
-
 def test_zero_is_no_bit_and_the_first_channel_counts_most():
   z = jnp.asarray([[0.0, -0.0, 0.1], [1.0, -1.0, -1.0]])
   np.testing.assert_array_equal(magvit.codes_of(z), [1, 4])
