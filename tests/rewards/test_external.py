@@ -4,6 +4,8 @@ import contextlib
 import http.server
 import json
 import os
+import socket
+import subprocess
 import sys
 import threading
 import time
@@ -12,6 +14,7 @@ import types
 import jax
 import micro_parts
 import numpy as np
+from places import ROOT
 import pytest
 from run_command import TINY
 import tiny_step
@@ -434,6 +437,75 @@ def test_the_first_process_asks_and_all_get_the_numbers_or_its_error(inputs, ask
     first._together(lambda: external.ask('judges:words', 'generation', CANDIDATES, 5, 0))
   with pytest.raises(asked_step.RewardsFailed, match='not numbers'):
     second._together(lambda: pytest.fail('asked'))
+
+
+# Several processes.
+
+OWN_REWARDS = """
+import os
+
+def bright(task, candidates):
+  with open('asked', 'a') as f:
+    f.write(f'{os.getpid()} {task} {len(candidates)}\\n')
+  return [float(one.picture.mean()) / 255 for one in candidates]
+"""
+
+
+def start_run(folder, workdir, devices, *flags):
+  """A real run of two steps with rewards from a function of one's own, as a process."""
+  command = [sys.executable, '-m', 'dsr_jax.main', '--config=scenes_tiny', f'--workdir={workdir}']
+  command += [f'--config.{key}' for key in SETTINGS]
+  environment = {
+    **{name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'},
+    'PYTHONPATH': str(ROOT),
+    'JAX_PLATFORMS': 'cpu',
+    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+  }
+  return subprocess.Popen(
+    [*command, *flags],
+    cwd=folder,
+    env=environment,
+    text=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+  )
+
+
+SETTINGS = (
+  'method.steps=2',
+  'method.reward=dual+0.5*external',
+  'method.external_reward.generation=own_rewards:bright',
+  'eval.benchmark=none',
+  'eval.watched=0',
+  'system.samples_every=0',
+  'system.frozen_every=0',
+)
+
+
+@pytest.mark.slow
+def test_two_processes_ask_once_and_learn_what_one_process_learns(tmp_path):
+  with socket.create_server(('localhost', 0)) as free:
+    port = free.getsockname()[1]
+  folders = [tmp_path / name for name in ('one', 'two')]
+  for folder in folders:
+    folder.mkdir()
+    (folder / 'own_rewards.py').write_text(OWN_REWARDS)
+  cluster = [f'--coordinator=localhost:{port}', '--processes=2', '--wait_seconds=300']
+  two = [start_run(folders[1], 'run', 1, *cluster, f'--process={i}') for i in (0, 1)]
+  one = start_run(folders[0], 'run', 2)
+  for process in (*two, one):
+    out, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, out[-3000:]
+  asked = [folder.joinpath('asked').read_text().split() for folder in folders]
+  for words in asked:
+    assert words[1::3] == ['generation'] * 2 and words[2::3] == ['4', '4']  # 2 prompts, 2 each
+    assert len(set(words[0::3])) == 1  # only the first process
+  answers = [[external.kept(folder / 'run', step) for step in (1, 2)] for folder in folders]
+  assert answers[0][0]['generation']['samples'] == answers[1][0]['generation']['samples']
+  mine, other = (metrics.read(folder / 'run') for folder in folders)
+  for name, (_, values) in mine.items():
+    if not name.startswith(metrics.UNREPEATABLE):
+      np.testing.assert_allclose(other[name][1], values, rtol=2e-3, atol=1e-4, err_msg=name)
 
 
 def test_a_plan_or_a_study_of_such_a_run_is_refused():
