@@ -20,6 +20,7 @@ ROLES = {'generator': 'generation', 'understander': 'understanding'}
 SCORERS = ('policy', 'frozen', 'ema')
 TRAINABLE = ('language_model+gen_head', 'language_model', 'all_but_vq', 'lora')
 PICTURE_LIKELIHOODS = ('one_step', 'elbo')
+CREDITS = ('equal', 'guidance', 'rarity', 'early', 'attribution')
 PROMPT_DROP_WAYS = ('delete', 'hide', 'mask')
 KL_ESTIMATORS = ('k1', 'k2', 'k3')
 CROPS = ('crop', 'pad')
@@ -125,6 +126,8 @@ class Method:
   steps: int = 438  # 5 epochs of 5,600 prompts and 5,600 images
   beta: float = 2.0
   gamma: float = 0.5
+  # weights of an image's codes in the loss; 'equal' is the paper's, `credit` explains the others
+  credit: str = 'equal'
   # updates per batch of samples; more than 1 only for objectives that support off-policy updates
   inner_updates: int = 1
   grpo: Grpo = Grpo()

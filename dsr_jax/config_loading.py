@@ -286,6 +286,7 @@ _CHOICES = {
   'method.strategy': config_lib.STRATEGIES,
   'method.scorer': config_lib.SCORERS,
   'method.kl_estimator': config_lib.KL_ESTIMATORS,
+  'method.credit': config_lib.CREDITS,
   'method.picture_likelihood': config_lib.PICTURE_LIKELIHOODS,
   'method.prompt_drop_way': config_lib.PROMPT_DROP_WAYS,
   'method.trainable': config_lib.TRAINABLE,
@@ -453,6 +454,7 @@ def _check_method(method):
       f'objective={method.objective}, which has no ratio to the policy that sampled; set '
       f'inner_updates=1, or use one of {able}'
     )
+  _check_credit(method)
   _check_pictures(method)
   names = [term.name for term in rewards.terms(method.reward)]
   if 'clip' in names and not method.clip_reward.model:
@@ -488,6 +490,22 @@ def _check_external(names, method):
     raise InputError(
       f'config.method.external_reward.{key} has no effect with reward={method.reward}; leave it '
       'out, or put external into the reward, as in dual+0.3*external'
+    )
+
+
+def _check_credit(method):
+  if method.credit == 'equal':
+    return
+  if not OBJECTIVES[method.objective].takes_credit:
+    able = ', '.join(name for name, objective in OBJECTIVES.items() if objective.takes_credit)
+    raise InputError(
+      f'config.method.credit={method.credit} does not fit objective={method.objective}, which has '
+      f'one ratio per sequence; set credit=equal, or use one of {able}'
+    )
+  if 'generation' not in method.tasks:
+    raise InputError(
+      f'config.method.credit={method.credit} has no effect with task={method.task}, which draws '
+      'nothing; set credit=equal'
     )
 
 

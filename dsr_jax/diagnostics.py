@@ -168,6 +168,7 @@ def of_pairs(aux: UpdateAux, weight) -> dict:
   if mean.shape[1] == 2:
     margin = mean[:, 0] - mean[:, 1]
     values['margin'] = jnp.sum(margin * weight) / pairs
+    values['margin_size'] = jnp.sum(jnp.abs(margin) * weight) / pairs
     values['preferred'] = jnp.sum((margin > 0) * weight) / pairs
   return values
 

@@ -21,7 +21,8 @@ class LossInputs(NamedTuple):
   """The samples that learn: (B, C, T) each, but rewards (B, C).
 
   ref_logps is None if the objective does not need it; rewards is None for pairs, whose choice
-  already reflects the rewards.
+  already reflects the rewards. credit (B, C, T): weights of the tokens with mean 1 in each sample;
+  None: all weigh the same.
   """
 
   logps: jax.Array
@@ -29,6 +30,7 @@ class LossInputs(NamedTuple):
   ref_logps: jax.Array | None
   mask: jax.Array
   rewards: jax.Array | None
+  credit: jax.Array | None = None
 
 
 class Objective(NamedTuple):
@@ -41,6 +43,7 @@ class Objective(NamedTuple):
     measure: (LossInputs, config.Method) -> metrics; None for pairs.
     off_policy_ok: whether it supports several updates on the same samples.
     needs_reference: config.Method -> whether it needs the initial model's log-probabilities.
+    takes_credit: whether its tokens can be weighted (`credit`).
   """
 
   loss: Callable
@@ -48,6 +51,7 @@ class Objective(NamedTuple):
   measure: Callable | None = None
   off_policy_ok: bool = False
   needs_reference: Callable = lambda method: False
+  takes_credit: bool = False
 
 
 # Sequences.
@@ -64,6 +68,11 @@ def mean_logp(logps, mask):
 def sum_logp(logps, mask):
   """log pi(y|x): the sum over a sequence's unmasked tokens, (..., T) -> (...), float32."""
   return jnp.sum(jnp.where(mask, logps.astype(jnp.float32), 0.0), axis=-1)
+
+
+def credited(values, credit):
+  """Token values (B, C, T), each multiplied by its weight in `LossInputs.credit`."""
+  return values if credit is None else values * credit
 
 
 # Pairs: the best and the worst sample of a group.
@@ -87,6 +96,16 @@ def simpo_losses(chosen, rejected, *, beta: float, gamma: float):
   return -jax.nn.log_sigmoid(beta * (chosen - rejected) - gamma)
 
 
+def linear_losses(chosen, rejected, *, beta: float, gamma: float):
+  """The tangent of eq. 5 at chosen = rejected, without its constant, (B,): every pair has the same
+  weight, beta sigmoid(gamma).
+
+  Eq. 5 itself weights pairs that the policy already orders correctly less, which raises the entropy
+  whatever the rewards are (docs/study/curvature.md).
+  """
+  return -beta * jax.nn.sigmoid(gamma) * (chosen - rejected)
+
+
 def dpo_losses(chosen, rejected, *, beta: float):
   """chosen, rejected: (B,) sequence log-ratios, policy to reference -> losses (B,)."""
   return -jax.nn.log_sigmoid(beta * (chosen - rejected))
@@ -102,8 +121,13 @@ def _choose_best(rewards, method):
 
 
 def _simpo(x: LossInputs, method):
-  mean = mean_logp(x.logps, x.mask)
+  mean = mean_logp(credited(x.logps, x.credit), x.mask)
   return simpo_losses(mean[:, 0], mean[:, 1], beta=method.beta, gamma=method.gamma)
+
+
+def _simpo_linear(x: LossInputs, method):
+  mean = mean_logp(credited(x.logps, x.credit), x.mask)
+  return linear_losses(mean[:, 0], mean[:, 1], beta=method.beta, gamma=method.gamma)
 
 
 def _online_dpo(x: LossInputs, method):
@@ -115,7 +139,7 @@ def _online_dpo(x: LossInputs, method):
 def _best_of_n(x: LossInputs, method):
   """Plain fine-tuning on the best sample: a control that shows what the worst sample adds."""
   del method
-  return -mean_logp(x.logps, x.mask)[:, 0]
+  return -mean_logp(credited(x.logps, x.credit), x.mask)[:, 0]
 
 
 # Groups. Advantages (B, C) from rewards (B, C).
@@ -168,16 +192,18 @@ def clipped(ratio, advantage, low: float, high: float):
   return jnp.minimum(ratio * advantage, jnp.clip(ratio, 1.0 - low, 1.0 + high) * advantage)
 
 
-def grpo(logps, old_logps, mask, rewards, *, low: float, high: float):
+def grpo(logps, old_logps, mask, rewards, *, low: float, high: float, credit=None):
   """Eq. 6-8: normalized advantages, one clipped ratio per token, divided by the group's tokens."""
   ratio = _token_ratio(logps, old_logps, mask)
-  return -mean_over_tokens(clipped(ratio, normalized(rewards)[..., None], low, high), mask)
+  advantages = credited(normalized(rewards)[..., None], credit)
+  return -mean_over_tokens(clipped(ratio, advantages, low, high), mask)
 
 
-def dr_grpo(logps, old_logps, mask, rewards, *, low: float, high: float):
+def dr_grpo(logps, old_logps, mask, rewards, *, low: float, high: float, credit=None):
   """GRPO without its two biases: it divides neither by the standard deviation nor by lengths."""
   ratio = _token_ratio(logps, old_logps, mask)
-  return -mean_over_capacity(clipped(ratio, centered(rewards)[..., None], low, high), mask)
+  advantages = credited(centered(rewards)[..., None], credit)
+  return -mean_over_capacity(clipped(ratio, advantages, low, high), mask)
 
 
 def rloo(logps, old_logps, mask, rewards, *, low: float, high: float):
@@ -195,11 +221,12 @@ def gspo(logps, old_logps, mask, rewards, *, low: float, high: float):
   return -jnp.mean(clipped(ratio, normalized(rewards), low, high), axis=-1)
 
 
-def cispo(logps, old_logps, mask, rewards, *, ratio_max: float):
+def cispo(logps, old_logps, mask, rewards, *, ratio_max: float, credit=None):
   """The ratio, bounded above, only weights the tokens; every token keeps its gradient."""
   ratio = jnp.minimum(_token_ratio(logps, old_logps, mask), ratio_max)
   weight = jax.lax.stop_gradient(ratio)
-  return -mean_over_tokens(weight * normalized(rewards)[..., None] * logps, mask)
+  advantages = credited(normalized(rewards)[..., None], credit)
+  return -mean_over_tokens(weight * advantages * logps, mask)
 
 
 def kl_tokens(logps, ref_logps, estimator: str):
@@ -238,7 +265,9 @@ def choose_all(rewards, method):
   return jnp.broadcast_to(jnp.arange(rewards.shape[1]), rewards.shape), jnp.ones(rewards.shape[0])
 
 
-def _group_objective(*, surrogate, reduce, log_ratio, advantages, bounds) -> Objective:
+def _group_objective(
+  *, surrogate, reduce, log_ratio, advantages, bounds, takes_credit: bool
+) -> Objective:
   """An objective on whole groups, with its KL term and its metrics.
 
   Args:
@@ -247,6 +276,7 @@ def _group_objective(*, surrogate, reduce, log_ratio, advantages, bounds) -> Obj
     log_ratio: (logps - old_logps, mask) -> log-ratio per token (B, C, T) or per sequence (B, C).
     advantages: rewards -> advantages, whose sign determines which bound can clip.
     bounds: method -> lower and upper bound of the ratio.
+    takes_credit: see `Objective`.
   """
 
   def loss(x: LossInputs, method):
@@ -277,23 +307,28 @@ def _group_objective(*, surrogate, reduce, log_ratio, advantages, bounds) -> Obj
     measure=measure,
     off_policy_ok=True,
     needs_reference=lambda method: method.kl > 0,
+    takes_credit=takes_credit,
   )
 
 
-def _clipped_by(surrogate, knobs: str):
-  """A surrogate with the ratio bounds of the config group `method.KNOBS`."""
+def _clipped_by(surrogate, knobs: str, by_token: bool):
+  """A surrogate with the ratio bounds of the config group `method.KNOBS`. by_token: whether it has
+  one ratio per token, and so can weight tokens.
+  """
 
   def of(x: LossInputs, method):
     group = getattr(method, knobs)
+    weights = dict(credit=x.credit) if by_token else {}
     return surrogate(
-      x.logps, x.old_logps, x.mask, x.rewards, low=group.ratio_low, high=group.ratio_high
+      x.logps, x.old_logps, x.mask, x.rewards, low=group.ratio_low, high=group.ratio_high, **weights
     )
 
   return of
 
 
 def _cispo(x: LossInputs, method):
-  return cispo(x.logps, x.old_logps, x.mask, x.rewards, ratio_max=method.cispo.ratio_max)
+  ratio_max = method.cispo.ratio_max
+  return cispo(x.logps, x.old_logps, x.mask, x.rewards, ratio_max=ratio_max, credit=x.credit)
 
 
 def _grpo_bounds(method):
@@ -309,34 +344,39 @@ def _cispo_bounds(method):
 
 
 OBJECTIVES = {
-  'simpo': Objective(loss=_simpo, choose=_choose_pair),
+  'simpo': Objective(loss=_simpo, choose=_choose_pair, takes_credit=True),
+  'simpo_linear': Objective(loss=_simpo_linear, choose=_choose_pair, takes_credit=True),
   'grpo': _group_objective(
-    surrogate=_clipped_by(grpo, 'grpo'),
+    surrogate=_clipped_by(grpo, 'grpo', by_token=True),
     reduce=mean_over_tokens,
     log_ratio=_token_log_ratio,
     advantages=normalized,
     bounds=_grpo_bounds,
+    takes_credit=True,
   ),
   'dr_grpo': _group_objective(
-    surrogate=_clipped_by(dr_grpo, 'grpo'),
+    surrogate=_clipped_by(dr_grpo, 'grpo', by_token=True),
     reduce=mean_over_capacity,
     log_ratio=_token_log_ratio,
     advantages=centered,
     bounds=_grpo_bounds,
+    takes_credit=True,
   ),
   'rloo': _group_objective(
-    surrogate=_clipped_by(rloo, 'grpo'),
+    surrogate=_clipped_by(rloo, 'grpo', by_token=False),
     reduce=mean_of_sums,
     log_ratio=sum_logp,
     advantages=against_others,
     bounds=_grpo_bounds,
+    takes_credit=False,
   ),
   'gspo': _group_objective(
-    surrogate=_clipped_by(gspo, 'gspo'),
+    surrogate=_clipped_by(gspo, 'gspo', by_token=False),
     reduce=mean_of_means,
     log_ratio=mean_logp,
     advantages=normalized,
     bounds=_gspo_bounds,
+    takes_credit=False,
   ),
   'cispo': _group_objective(
     surrogate=_cispo,
@@ -344,9 +384,10 @@ OBJECTIVES = {
     log_ratio=_token_log_ratio,
     advantages=jnp.ones_like,  # the upper bound can clip for either sign
     bounds=_cispo_bounds,
+    takes_credit=True,
   ),
   'online_dpo': Objective(
     loss=_online_dpo, choose=_choose_pair, needs_reference=lambda method: True
   ),
-  'best_of_n': Objective(loss=_best_of_n, choose=_choose_best),
+  'best_of_n': Objective(loss=_best_of_n, choose=_choose_best, takes_credit=True),
 }

@@ -95,7 +95,8 @@ class Rollout(NamedTuple):
   that sampled. rewards (B, G). frozen_rewards (B, G): from the initial model; nan if it did not
   score. score_keys (B,): the PRNG keys of every likelihood of these samples, or None. target_codes
   (B, N): understanding: the codes of the original image. diagnostics: per-input numbers (B,).
-  pixels (B, G, H, W, 3) uint8: generation with an external reward; otherwise None.
+  pixels (B, G, H, W, 3) uint8: generation with an external reward; otherwise None. credit
+  (B, G, N): weights of the codes in the loss; None: all weigh the same.
   """
 
   samples: Any
@@ -106,15 +107,17 @@ class Rollout(NamedTuple):
   target_codes: jax.Array | None
   diagnostics: dict[str, jax.Array]
   pixels: jax.Array | None = None
+  credit: jax.Array | None = None
 
 
 class LearnerScores(NamedTuple):
-  """The policy's scores of the samples that learn, (B, C, T) each."""
+  """The policy's scores of the samples that learn, (B, C, T) each. credit: see `Rollout`."""
 
   logps: jax.Array
   entropy: jax.Array
   mask: jax.Array
   sample_logps: jax.Array
+  credit: jax.Array | None = None
 
 
 class Half(NamedTuple):

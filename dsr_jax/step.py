@@ -344,6 +344,7 @@ def group_loss(ctx, state, task: Task, half: Half, params, weight_sum, old_logps
       ref_logps=half.ref_logps,
       mask=scores.mask,
       rewards=half.rollout.rewards if whole_groups else None,
+      credit=scores.credit,
     ),
     ctx.method,
   )

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dsr_jax import diagnostics, images, losses
+from dsr_jax import credit, diagnostics, images, losses
 from dsr_jax.diagnostics import take
 from dsr_jax.models.unified import (
   Picture,
@@ -258,8 +258,32 @@ class Generation(Task):
       keys_to_score=keys_to_score,
     )
 
+    # Divide an image's reward among its codes.
+    divided = None
+    if self.method.credit != 'equal':
+      drawn = credit.Drawn(
+        policy=policy,
+        prompt=prompt,
+        codes=codes,
+        pixels=pictures.pixels,
+        reward=lambda pixels: dual.of_prompts(
+          scorers.scorer,
+          Picture(codes, pixels),
+          prompt,
+          instruction,
+          self.reward_scoring,
+          eos_id=self.spec.eos_id if self.method.eos_in_reward else None,
+          keys=keys_to_score,
+        ),
+        how=self.reward_scoring,
+        keys=keys_to_score,
+      )
+      divided = credit.divided(self.method.credit, drawn)
+
     # Monitoring.
     watched = self.watched(codes, rewards.live) | diagnostics.of_terms(rewards.terms)
+    if divided is not None:
+      watched['credit_share'] = jnp.mean(credit.share(divided), axis=-1)
     if self.sampler_is_exact:
       watched['sampler_gap'] = diagnostics.sampler_gap(
         policy,
@@ -288,6 +312,7 @@ class Generation(Task):
       target_codes=None,
       diagnostics=watched,
       pixels=images.levels(pictures.pixels) if self.asked else None,
+      credit=divided,
     )
 
   def watched(self, samples, rewards) -> dict:
@@ -308,6 +333,7 @@ class Generation(Task):
       entropy=scores.entropy,
       mask=jnp.ones(codes.shape, bool),
       sample_logps=take(rollout.sample_logps, index),
+      credit=None if rollout.credit is None else take(rollout.credit, index),
     )
 
   def record(self, half: Half) -> dict:

@@ -52,6 +52,13 @@ def test_the_tables_simpo_compares_the_mean_of_the_first_samples_tokens_with_the
   np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
+def test_the_linear_objective_is_simpos_tangent_where_the_samples_are_equally_likely(pairs):
+  chosen, rejected, _ = pairs
+  slope = jax.grad(lambda d: losses.simpo_losses(d, 0.0, beta=0.7, gamma=0.3))(0.0)
+  linear = losses.linear_losses(jnp.asarray(chosen), jnp.asarray(rejected), beta=0.7, gamma=0.3)
+  np.testing.assert_allclose(linear, slope * (chosen - rejected), rtol=1e-5)
+
+
 def test_gradient_of_simpo_equals_finite_differences(pairs):
   chosen, rejected, weight = pairs
   grad = jax.grad(lambda c: simpo(c, rejected, weight, beta=2.0, gamma=0.5))(jnp.asarray(chosen))

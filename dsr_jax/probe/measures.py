@@ -33,6 +33,7 @@ def lowest_is_wrong(groups) -> dict:
 
 
 GO, NO_GO, OPEN = 'go', 'no-go', 'not enough evidence'  # verdicts
+CURVED = 0.05  # the largest change of a pair's weight by SimPO's curvature
 FAMILIAR = 0.9  # the least share of inputs that the model must know
 
 
@@ -177,6 +178,23 @@ def unfamiliar(rewards) -> dict:
   }
 
 
+def curvature(rewards, logps, method) -> dict | None:
+  """How far SimPO's pairs are from its linear range; None for another objective.
+
+  rewards, logps: (P, G), the rewards and the length-normalized log-probabilities. 'margin_size':
+  the mean |difference of log-probabilities| of best and worst, nats. 'weight_change': by which
+  share such a difference changes a pair's weight, beta sigmoid(-gamma) margin_size. This part of
+  the gradient raises the entropy whatever the rewards are (docs/study/curvature.md).
+  """
+  if method.objective != 'simpo':
+    return None
+  rows = np.arange(len(rewards))
+  best, worst = np.argmax(rewards, axis=1), np.argmin(rewards, axis=1)
+  size = float(np.mean(np.abs(logps[rows, best] - logps[rows, worst])))
+  slope = method.beta / (1.0 + np.exp(method.gamma))
+  return {'margin_size': size, 'weight_change': float(slope * size)}
+
+
 def _at(path: tuple[str, ...], numbers: dict):
   value = numbers
   for key in path:
@@ -207,8 +225,9 @@ def _gate(gate: Gate, numbers: dict) -> dict:
 
 
 def _blind(numbers: dict) -> list[str]:
-  """Sentences about inputs that the model does not know, swaps that it tells apart no better than
-  chance, and kinds of prompts whose best by reward is significantly worse than the mean.
+  """Sentences about inputs that the model does not know, SimPO's curvature, swaps that the model
+  tells apart no better than chance, and kinds of prompts whose best by reward is significantly
+  worse than the mean.
   """
   lines = []
   far = numbers.get('unfamiliar')
@@ -217,6 +236,13 @@ def _blind(numbers: dict) -> list[str]:
       f'{far["inputs"]} of {numbers["inputs"]} inputs are far outside what the model knows: their '
       f'best candidates have rewards down to {far["lowest"]:.1f}, while the best quarter is above '
       f'{far["usual"]:.1f}'
+    )
+  curved = numbers.get('curvature')
+  if curved and curved['weight_change'] > CURVED:
+    lines.append(
+      f'SimPO changes the weight of a pair by {100 * curved["weight_change"]:.0f} % depending on '
+      'which sample the model prefers already; this raises the entropy whatever the rewards are: '
+      'lower method.beta, or use objective=simpo_linear'
     )
   for kind, v in numbers['swaps'].items():
     if isinstance(v, dict) and v['low'] <= 0.5:

@@ -37,6 +37,7 @@ class ProbedTexts(NamedTuple):
   ids: np.ndarray  # (P, G, T)
   mask: np.ndarray  # (P, G, T)
   rewards: np.ndarray  # (P, G), R_U
+  logps: np.ndarray  # (P, G, T), of the texts under the policy
   entropy: np.ndarray  # (P, G, T), of the policy
   unconditional_logps: np.ndarray  # (P, N), of the images' codes given no text
 
@@ -113,6 +114,7 @@ class Prober:
       ids=samples.ids,
       mask=samples.mask,
       rewards=samples.rewards,
+      logps=own.logp,
       entropy=own.entropy,
       unconditional_logps=alone.logp[:, 0],
     )

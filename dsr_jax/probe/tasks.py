@@ -82,6 +82,7 @@ def generation(
   if number > 1:  # across prompts
     lengths = prompt.mask.sum(axis=1)
     numbers['slopes']['prompt_length'] = ranking.slope(rewards.mean(axis=1)[None], lengths[None])
+  numbers['curvature'] = measures.curvature(rewards, drawn.code_logps.mean(-1), m)
   numbers['instructions'] = {
     'sentences': instructions,
     'mean': _agreement(drawn.rewards),
@@ -187,11 +188,14 @@ def understanding(
   length = (written.mask & (written.ids != processor.templates.eos_id)).sum(-1)
   rewards = written.rewards
   numbers = {'inputs': len(pixels), 'candidates': rewards.shape[1], **_ordering(rewards)}
-  entropy = written.entropy.sum(-1) / np.maximum(written.mask.sum(-1), 1)
+  tokens = np.maximum(written.mask.sum(-1), 1)
+  entropy = written.entropy.sum(-1) / tokens
   numbers['slopes'] = {
     'length': ranking.slope(rewards, length),
     'entropy': ranking.slope(rewards, entropy),
   }
+  own_logps = np.where(written.mask, written.logps, 0.0).sum(-1) / tokens
+  numbers['curvature'] = measures.curvature(rewards, own_logps, m)
   numbers['lengths'] = {'mean': float(length.mean()), 'empty': float((length == 0).mean())}
 
   # Support of each clause of every text.

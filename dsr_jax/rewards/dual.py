@@ -51,6 +51,13 @@ def generation(
   return jax.lax.stop_gradient((mean_logp(logps, mask), logps))
 
 
+def of_prompts(model, pictures: Picture, prompt: Text, instruction: Text, how, *, eos_id, keys):
+  """R_G (B, G) as a differentiable function of the images' pixels; see `generation`."""
+  return mean_logp(
+    *prompt_logps(model, pictures, prompt, instruction, how, eos_id=eos_id, keys=keys)
+  )
+
+
 def understanding(model: UnifiedModel, codes, texts: Text, how: Scoring, *, eos_id: int, keys=None):
   """R_U, for code outside the step: the mean log-probability of the original image's codes given
   each sampled text. In the step, `dual` computes the same.
