@@ -67,7 +67,7 @@ def find(directory: str) -> Found:
   names, passed_over = [], collections.defaultdict(list)
   for name, why in _walk(directory):
     if not why and not _is_picture(os.path.join(directory, name)):
-      why = 'no pictures'
+      why = 'unrecognized'
     if why:
       passed_over[why].append(name)
     else:
@@ -83,7 +83,7 @@ def find(directory: str) -> Found:
 
 
 def said_of(passed_over: dict[str, Sequence[str]]) -> str:
-  """Such as '3 no pictures (a.txt, b.csv, c.md); 1 links to nothing (x.jpg)'."""
+  """Such as '3 unrecognized (a.txt, b.csv, c.md); 1 links to nothing (x.jpg)'."""
   return '; '.join(f'{len(names)} {why} ({shown(names)})' for why, names in passed_over.items())
 
 

@@ -23,29 +23,29 @@ KNOWN = {
     homepage='https://cocodataset.org',
     license='Images: Flickr terms of use; annotations, which are not read: CC BY 4.0',
     terms=(
-      'The COCO consortium does not own the copyright of the images; who uses them must abide by '
-      'the Flickr terms of use and takes full responsibility '
+      'The COCO consortium does not own the copyright of the images; users must abide by the '
+      'Flickr terms of use and take full responsibility '
       '(https://cocodataset.org/#termsofuse).'
     ),
     size=118_287,
   ),
   'journeydb': Known(
-    description='Pictures of JourneyDB, which Midjourney made, without annotations.',
+    description='The images of JourneyDB, made with Midjourney, without annotations.',
     source='journeydb/train/imgs',
     homepage='https://journeydb.github.io',
     license="JourneyDB's own Terms of Usage: non-commercial research only",
     terms=(
-      'Whoever uses the pictures has accepted the Terms of Usage of JourneyDB at its gated '
-      'download (https://huggingface.co/datasets/JourneyDB/JourneyDB): non-commercial research, '
-      'no redistribution.'
+      'Users of the images have accepted the Terms of Usage of JourneyDB at its gated download '
+      '(https://huggingface.co/datasets/JourneyDB/JourneyDB): non-commercial research, no '
+      'redistribution.'
     ),
   ),
   'folder': Known(
-    description="Somebody's own pictures.",
+    description='Your own images.',
     source='pictures',
     homepage='',
-    license='That of the pictures: not known here',
-    terms='What may be done with the pictures is what their owners allow.',
+    license="The images' own, which is unknown here",
+    terms='The owners of the images decide how they may be used.',
   ),
 }
 

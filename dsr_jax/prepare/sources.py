@@ -150,7 +150,7 @@ def _picture_of(name: str, size: int, file) -> bytes:
   named = name.lower().endswith(folders.SUFFIXES)
   if size > MAX_FILE_BYTES:
     if not named and not images.is_known(io.BytesIO(beginning)):
-      raise NoPicture('no pictures')
+      raise NoPicture('unrecognized')
     raise InputError(
       f'{inputs.shown(name)} has {size} bytes, more than the limit of {MAX_FILE_BYTES}; leave it '
       'out'
@@ -162,7 +162,7 @@ def _picture_of(name: str, size: int, file) -> bytes:
       f'{inputs.shown(name)} is larger than the {size} bytes that it states; leave it out'
     )
   if not named and not images.is_known(io.BytesIO(data)):
-    raise NoPicture('no pictures')
+    raise NoPicture('unrecognized')
   return data
 
 

@@ -282,12 +282,12 @@ def reasons(prompt: grammar.Prompt, reading: Reading) -> tuple[str, ...]:
   if geneval(atoms, reading, counted):
     return ()
   if reading.scene is None:
-    return ('no picture of this world: hardly any ground',)
+    return ('hardly any ground: not an image of Scenes',)
   found = [words for clause in atoms.clauses if (words := _missing(clause, things))]
   if counted:
     found += [words for clause in atoms.clauses if (words := _surplus(atoms, clause, things))]
     if reading.blobs:
-      found.append(f'something unreadable counts as a thing too many ({reading.blobs})')
+      found.append(f'unreadable objects count as extra ones ({reading.blobs})')
   # A relation cannot hold without its things, which are already reported.
   if not found:
     found += [
@@ -295,7 +295,7 @@ def reasons(prompt: grammar.Prompt, reading: Reading) -> tuple[str, ...]:
       for r in atoms.relations
       if not _relation_found(r, atoms.clauses, things)
     ]
-  return tuple(found) or ('one thing would have to be two of those asked for',)
+  return tuple(found) or ('one object would have to count as two of the requested ones',)
 
 
 def _missing(clause: Clause, things) -> str:
@@ -307,7 +307,7 @@ def _missing(clause: Clause, things) -> str:
   if not same:
     return f'no {noun}'
   if len(same) < clause.count:
-    return f'{clause.count} asked for of {noun}, {len(same)} drawn'
+    return f'{noun}: {clause.count} requested, {len(same)} drawn'
   asked = ' '.join(_said_of(clause))
   return f'no {asked} {noun}: it is {" and ".join(_as_said(clause, t) for t in same)}'
 
@@ -317,7 +317,7 @@ def _surplus(atoms: Atoms, clause: Clause, things) -> str:
   number, wanted = sum(t.shape == clause.shape for t in things), _wanted(atoms, clause.shape)
   if number <= wanted:
     return ''
-  return f'{wanted} asked for of {world.SHAPES[clause.shape]}, {number} drawn'
+  return f'{world.SHAPES[clause.shape]}: {wanted} requested, {number} drawn'
 
 
 def _said_of(clause: Clause) -> list[str]:
@@ -356,7 +356,7 @@ def _relation_missed(relation: Relation, clauses, things) -> str:
     gap = max(
       max(left_a, left_b) - min(right_a, right_b), max(top_a, top_b) - min(bottom_a, bottom_b)
     )
-    return f'{said}: {gap} pixels apart, at most {grammar.NEXT_GAP} count as next'
+    return f'{said}: {gap} pixels apart, but at most {grammar.NEXT_GAP} count as next to'
   across, down = (
     (left_a + right_a - left_b - right_b) / 2,
     (top_a + bottom_a - top_b - bottom_b) / 2,
@@ -368,8 +368,8 @@ def _relation_missed(relation: Relation, clauses, things) -> str:
   ]
   slack = 0.1 * (a.size + b.size)
   return (
-    f'{said}: it lies {" and ".join(where) or "in the same place"}; the rule asks that the way in '
-    f'that direction, {slack:g} pixels left out, is more than half of the distance'
+    f'{said}: it is {" and ".join(where) or "in the same place"}; the rule requires that the '
+    f'offset in that direction, minus {slack:g} pixels, exceeds half of the distance'
   )
 
 

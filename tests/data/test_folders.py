@@ -56,7 +56,7 @@ def test_a_folder_is_read_sorted_with_subfolders_and_without_hidden_files(tmp_pa
     path.write_bytes(b'')
   found = folders.find(str(tmp_path))
   assert found.names == ['a.jpeg', 'a/z.jpg', 'b.PNG']
-  assert found.passed_over == {'hidden': ['.git', '.hidden.png'], 'no pictures': ['notes.txt']}
+  assert found.passed_over == {'hidden': ['.git', '.hidden.png'], 'unrecognized': ['notes.txt']}
 
 
 def test_contents_decide_what_a_picture_is(tmp_path):
@@ -72,7 +72,7 @@ def test_contents_decide_what_a_picture_is(tmp_path):
   )
   found = folders.find(str(tmp_path))
   assert found.names == ['a.avif', 'b.jfif', 'c', 'd.data']
-  assert found.passed_over == {'no pictures': ['e', 'f.h', 'g.zip']}
+  assert found.passed_over == {'unrecognized': ['e', 'f.h', 'g.zip']}
   assert pictures_of(tmp_path).take(range(4)).shape == (4, 16, 16, 3)
 
 
@@ -97,13 +97,13 @@ def test_links_are_followed_once_a_real_folder_and_links_to_nothing_passed_over(
 def test_what_is_passed_over_is_counted_and_said(tmp_path, capsys):
   write(tmp_path, a_dot_png=picture(), b_dot_txt=b'x', c_dot_txt=b'y')
   folders.Folder(str(tmp_path))
-  assert f'passed over  in {tmp_path}: 2 no pictures (b.txt, c.txt)' in capsys.readouterr().err
+  assert f'passed over  in {tmp_path}: 2 unrecognized (b.txt, c.txt)' in capsys.readouterr().err
 
 
 def test_a_folder_without_images_is_one_sentence(tmp_path):
   (tmp_path / 'notes.txt').write_text('')
   with pytest.raises(
-    InputError, match=r'there is no image in .* \(1 no pictures \(notes\.txt\)\);'
+    InputError, match=r'there is no image in .* \(1 unrecognized \(notes\.txt\)\);'
   ):
     folders.find(str(tmp_path))
   with pytest.raises(InputError, match='there is no folder'):

@@ -114,7 +114,7 @@ def test_only_pictures_are_taken_by_what_they_hold(tmp_path):
   }
   result = prepare(write_zip(tmp_path / 'x.zip', content), tmp_path)
   assert [row[0] for row in read(tmp_path)] == ['a.jpg', 'no_suffix', 'c.jfif']
-  assert result['passed_over'] == {'no pictures': 2, 'hidden': 2}
+  assert result['passed_over'] == {'unrecognized': 2, 'hidden': 2}
 
 
 @pytest.mark.parametrize('what', ['the zip', 'the unpacked folder', 'what holds them'])
@@ -370,7 +370,7 @@ REFUSED = {
   'a zip of nothing': (lambda p: write_zip(p / 'x.zip', {}), 'there is no image in'),
   'a zip without pictures': (
     lambda p: write_zip(p / 'x.zip', {'a.txt': b'x'}),
-    r'there is no image in .* \(1 no pictures\)',
+    r'there is no image in .* \(1 unrecognized\)',
   ),
   'a path above': (
     lambda p: write_zip(p / 'x.zip', {**ONE, '../c.jpg': picture()}),

@@ -258,13 +258,13 @@ REASONS = {
     Atoms((Clause(2, 2),)),
     'counting',
     [Thing(2, 0, 0, 8, 0, 0)],
-    '2 asked for of disc, 1 drawn',
+    'disc: 2 requested, 1 drawn',
   ),
   'three discs too many': (
     Atoms((Clause(2, 2),)),
     'counting',
     [Thing(2, 0, 0, 8, 0, col) for col in (0, 3, 6)],
-    '2 asked for of disc, 3 drawn',
+    'disc: 2 requested, 3 drawn',
   ),
   'a red ring': (
     Atoms((Clause(3, 1, 0),)),
@@ -277,14 +277,14 @@ REASONS = {
     Atoms((Clause(4), Clause(1)), (Relation(0, 'above', 1),)),
     'position',
     [Thing(4, 0, 0, 8, 2, 0), Thing(1, 0, 0, 8, 4, 5)],
-    'the triangle is not above the diamond: it lies 20 pixels left and 8 pixels above; the rule '
-    'asks that the way in that direction, 1.6 pixels left out, is more than half of the distance',
+    'the triangle is not above the diamond: it is 20 pixels left and 8 pixels above; the rule '
+    'requires that the offset in that direction, minus 1.6 pixels, exceeds half of the distance',
   ),
   'a ring next to a disc': (
     Atoms((Clause(3), Clause(2)), (Relation(0, 'next', 1),)),
     'spatial',
     [Thing(3, 0, 0, 8, 0, 0), Thing(2, 0, 0, 8, 0, 5)],
-    'the ring is not next to the disc: 12 pixels apart, at most 4 count as next',
+    'the ring is not next to the disc: 12 pixels apart, but at most 4 count as next to',
   ),
 }
 
@@ -299,4 +299,4 @@ def test_the_rule_that_failed_is_said(text):
 def test_a_picture_that_cannot_be_read_says_so():
   prompt = grammar.Prompt('a disc', Atoms((Clause(2),)), 'single_object')
   (reading,) = judge.read(np.zeros((32, 32, 3), np.uint8))
-  assert judge.reasons(prompt, reading) == ('no picture of this world: hardly any ground',)
+  assert judge.reasons(prompt, reading) == ('hardly any ground: not an image of Scenes',)
