@@ -4,11 +4,12 @@
 
 A setting is TEMPERATURE:GUIDANCE; the first one also gives the texts, and the best of 8 images by
 the judge. Prints Markdown: 30 prompts per task x 4 images for every setting, then the texts about
-300 images, and the ranges that a base for reinforcement should be in (docs/scenes.md). The
-evaluation lists stay unused.
+300 images, and the ranges that a base for reinforcement should be in. The evaluation lists stay
+unused.
 """
 
 import dataclasses
+import math
 
 from absl import flags
 import jax
@@ -36,9 +37,15 @@ def settings_of(words) -> list[tuple[float, float]]:
   """['1:2'] -> [(temperature, guidance)]."""
   try:
     pairs = [tuple(map(float, word.split(':'))) for word in words]
-    return [(temperature, guidance) for temperature, guidance in pairs]
+    found = [(temperature, guidance) for temperature, guidance in pairs]
   except ValueError as e:
     raise InputError(f'--settings is {",".join(words)}; write TEMPERATURE:GUIDANCE,...') from e
+  if not found or not all(0 <= t < math.inf and 1 <= g < math.inf for t, g in found):
+    raise InputError(
+      f'--settings is {",".join(words)!r}; give at least one TEMPERATURE:GUIDANCE, with a '
+      'temperature of 0 or more and a guidance of 1 or more'
+    )
+  return found
 
 
 def verdicts(numbers: dict[str, float]) -> list[str]:

@@ -8,10 +8,11 @@ their last step on the validation lists, so that the evaluation lists stay unuse
 that win. Run the same command again to resume; two of them with different levers or seeds can work
 in one folder. Prints a Markdown table of all finished runs: generation and the F1 and hallucination
 of descriptions, each against the base and against the lever `plain` of the same seeds, with 95 %
-bootstraps over prompts or images after averaging over seeds.
+bootstraps over seeds and prompts or images; and the time of all cores, with the evaluation.
 """
 
 import dataclasses
+import glob
 import json
 import os
 import time
@@ -22,9 +23,10 @@ import numpy as np
 from dsr_jax import cli, config_loading, effect, files, flag_types, train
 from dsr_jax import state as state_lib
 from dsr_jax.errors import InputError
-from dsr_jax.evaluate import scores, stats
+from dsr_jax.evaluate import scores
 from dsr_jax.evaluate.evaluator import Evaluator
 from dsr_jax.scenes import grammar, sets
+from dsr_jax.study import scores as study_scores
 
 SPLIT = 'validation'
 PLAIN = 'plain'
@@ -101,66 +103,95 @@ def place(folder: str, lever: str, seed: int) -> str:
   return os.path.join(folder, lever, f'seed_{seed}')
 
 
+def ended(workdir: str) -> dict:
+  """What is kept of a run that has ended; {} if it has not."""
+  return files.read_json_or_none(os.path.join(workdir, 'ended.json')) or {}
+
+
+def check_same(workdir: str, kept: dict, sizes: dict):
+  """InputError if a finished run has other sizes than those asked for."""
+  different = [f'--{name}={kept[name]}' for name in sizes if kept[name] != sizes[name]]
+  if different:
+    raise InputError(
+      f'{workdir} ended with {", ".join(different)}; use the same sizes, or another --output'
+    )
+
+
 def finished(folder: str) -> dict[str, dict[int, str]]:
   """{lever: {seed: workdir}} of the runs that have ended."""
   found: dict[str, dict[int, str]] = {}
   for lever in LEVERS:
-    directory = os.path.join(folder, lever)
-    for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else []:
-      workdir = os.path.join(directory, name)
-      if (files.read_json_or_none(os.path.join(workdir, 'ended.json')) or {}).get('seconds'):
-        found.setdefault(lever, {})[int(name.removeprefix('seed_'))] = workdir
+    for workdir in sorted(glob.glob(os.path.join(glob.escape(folder), lever, 'seed_*'))):
+      if ended(workdir):
+        found.setdefault(lever, {})[int(workdir.rpartition('_')[2])] = workdir
   return found
 
 
-def gap(name: str, after, before) -> stats.Estimate:
-  """A paired difference of rows, each the mean over seeds."""
-  if name == 'generation':
-    prompts = sets.evaluation_prompts(len(after) // len(grammar.GENEVAL), SPLIT)
-    return scores.generation_difference(prompts, after, before)
-  return stats.difference(after, before, scores.DESCRIPTION[name])
+def score(name: str, rows) -> study_scores.Score:
+  """A score of several seeds, with its draws over seeds and prompts or images. rows: (N, P, S) or
+  (N, C, M).
+  """
+  if name != 'generation':
+    return study_scores.score(rows, scores.DESCRIPTION[name])
+  prompts = sets.evaluation_prompts(len(rows[0]) // len(grammar.GENEVAL), SPLIT)
+  sums = [scores.generation_sums(prompts, np.asarray(one)) for one in rows]
+  return study_scores.score([one for one, _ in sums], scores.mean_of_tasks, sums[0][1])
 
 
 def table(folder: str) -> str:
   """All finished runs as Markdown, in points."""
   runs = finished(folder)
+  effect.check_comparable(
+    *zip(
+      *(
+        (workdir, effect.rows_of(workdir, 0), effect.rows_of(workdir, effect.last_step(workdir)))
+        for seeds in runs.values()
+        for workdir in seeds.values()
+      )
+    )
+  )
   lines = [
     '| lever | seeds | generation - base | - plain | F1 - base | - plain | hallucination - base | '
-    'core-minutes |',
-    '|---|---:|---|---|---|---|---|---:|',
+    '- plain | core-minutes |',
+    '|---|---:|---|---|---|---|---|---|---:|',
   ]
   for lever, seeds in runs.items():
-    common = sorted(set(seeds) & set(runs.get(PLAIN, {})))
+    common = sorted(set(seeds) & set(runs.get(PLAIN, {}))) if lever != PLAIN else []
     cells = []
     for name in ('generation', 'f1', 'hallucination'):
-      rows = 'generation' if name == 'generation' else 'description'
-
-      def mean(lever, chosen, step, rows=rows):
-        return np.mean([effect.rows_of(runs[lever][s], step(s))[rows] for s in chosen], axis=0)
-
-      def last(lever):
-        return lambda seed: effect.last_step(runs[lever][seed])
-
-      chosen = sorted(seeds)
-      after = mean(lever, chosen, last(lever))
-      cells.append(_shown(gap(name, after, mean(lever, chosen, lambda seed: 0))))
-      if name != 'hallucination' and lever != PLAIN and common:
-        here = mean(lever, common, last(lever))
-        cells.append(_shown(gap(name, here, mean(PLAIN, common, last(PLAIN)))))
-      elif name != 'hallucination':
+      here = _scored(name, [seeds[seed] for seed in sorted(seeds)])
+      cells.append(_shown(here - _scored(name, [seeds[seed] for seed in sorted(seeds)], 0)))
+      if common:
+        theirs = _scored(name, [runs[PLAIN][seed] for seed in common])
+        cells.append(_shown(_scored(name, [seeds[seed] for seed in common]) - theirs))
+      else:
         cells.append('')
-    spent = [_ended(workdir)['core_seconds'] for workdir in seeds.values()]
-    cells.append(f'{np.mean(spent) / 60:.1f}')
-    lines.append(f'| {lever} | {len(seeds)} | {" | ".join(cells)} |')
+    minutes = np.mean([ended(workdir)['core_seconds'] for workdir in seeds.values()]) / 60
+    lines.append(f'| {lever} | {len(seeds)} | {" | ".join(cells)} | {minutes:.1f} |')
   return '\n'.join(lines)
 
 
-def _ended(workdir: str) -> dict:
-  return files.read_json_or_none(os.path.join(workdir, 'ended.json')) or {}
+def _scored(name: str, workdirs, step: int | None = None) -> study_scores.Score:
+  """A score of these runs at a step, by default the last one."""
+  rows = 'generation' if name == 'generation' else 'description'
+
+  def of(workdir):
+    return effect.rows_of(workdir, effect.last_step(workdir) if step is None else step)[rows]
+
+  return score(name, [of(workdir) for workdir in workdirs])
 
 
-def _shown(d: stats.Estimate) -> str:
-  return f'{100 * d.value:+.1f} ({100 * d.low:+.1f} … {100 * d.high:+.1f})'
+def _shown(d: study_scores.Score) -> str:
+  low, high = d.interval
+  return f'{100 * d.value:+.1f} ({100 * low:+.1f} … {100 * high:+.1f})'
+
+
+def seeds_of(words) -> list[int]:
+  """--seeds as numbers."""
+  try:
+    return [int(word) for word in words]
+  except ValueError as e:
+    raise InputError(f'--seeds is {",".join(words)}; use whole numbers') from e
 
 
 def main(argv, f=flags.FLAGS):
@@ -170,11 +201,14 @@ def main(argv, f=flags.FLAGS):
   unknown = sorted(set(f.levers) - set(LEVERS))
   if unknown:
     raise InputError(f'--levers: {unknown[0]} is unknown; choose from {", ".join(LEVERS)}')
+  seeds = seeds_of(f.seeds)
+  sizes = {'steps': f.steps, 'prompts_per_task': f.prompts_per_task}
   if not f.table:
-    for seed in map(int, f.seeds):
+    for seed in seeds:
       for lever in f.levers or LEVERS:
         workdir = place(f.output, lever, seed)
-        if _ended(workdir):
+        if kept := ended(workdir):
+          check_same(workdir, kept, sizes)
           continue
         began, used = time.time(), time.process_time()
         config = config_of(lever, seed, f.steps, f.prompts_per_task)
@@ -187,8 +221,8 @@ def main(argv, f=flags.FLAGS):
           'seconds': time.time() - began,
           'core_seconds': time.process_time() - used,
         }
-        files.write_json(os.path.join(workdir, 'ended.json'), took)
-  print(table(f.output))
+        files.write_json(os.path.join(workdir, 'ended.json'), sizes | took)
+  print(table(f.output) if finished(f.output) else 'no run has ended')
 
 
 def define_flags(f=flags.FLAGS):

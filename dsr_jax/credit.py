@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from dsr_jax.models.unified import Scoring, Text, UnifiedModel
 
-LEAST = 1e-6  # an image whose weights sum to less gets equal ones
+LEAST = 1e-6  # an image whose mean weight is less gets equal ones
 
 
 class Drawn(NamedTuple):

@@ -161,8 +161,10 @@ def of_update(aux: UpdateAux) -> dict:
 
 
 def of_pairs(aux: UpdateAux, weight) -> dict:
-  """Means over the pairs that count; if only the best sample learns, its log-probability."""
-  mean = losses.mean_logp(aux.logps, aux.mask)
+  """Means over the pairs that count; if only the best sample learns, its log-probability. With
+  `method.credit`, of the weighted log-probabilities, as in the loss.
+  """
+  mean = losses.mean_logp(losses.credited(aux.logps, aux.credit), aux.mask)
   pairs = jnp.maximum(jnp.sum(weight), 1.0)
   values = dict(chosen_logp=jnp.sum(mean[:, 0] * weight) / pairs)
   if mean.shape[1] == 2:

@@ -120,6 +120,11 @@ def check(model_config, config):
   spec = family.spec(model_config)
   for key in family.only:
     check_value(family, key, operator.attrgetter(key)(config), config.model)
+  if config.method.credit == 'attribution' and spec.reads != 'pixels':
+    raise InputError(
+      f'method.credit=attribution does not fit {config.model}, a {family.name}, which does not '
+      'read pixels; use another value'
+    )
   if spec.prompt_tokens and config.data.max_prompt_tokens > spec.prompt_tokens:
     raise InputError(
       f'data.max_prompt_tokens is {config.data.max_prompt_tokens}, but prompts of {config.model}, '

@@ -12,6 +12,7 @@ Axes: B examples, T text tokens, N image codes.
 
 import functools
 import os
+import warnings
 
 from flax import nnx
 import jax
@@ -43,7 +44,9 @@ def teach_codes(patches, bits: int, seed: int):
   if len(kinds) <= size:
     centers, group = points, np.arange(len(kinds))
   else:
-    centers, group = cluster.vq.kmeans2(points, size, minit='++', rng=seed, missing='raise')
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore')  # an empty group only leaves its code unused
+      centers, group = cluster.vq.kmeans2(points, size, minit='++', rng=seed)
   components = np.linalg.svd(centers - centers.mean(axis=0), full_matrices=False)[0][:, :bits]
   signs = np.asarray(magvit.signs_of(np.arange(size), bits))
   rotation = np.linalg.qr(np.random.default_rng(seed).normal(size=(bits, bits)))[0]
@@ -94,7 +97,8 @@ def train_image_tokenizer(config, graphdef, params, run_dir):
   optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule, b2=0.99))
   trained = params['vqmodel']
   state = dict(params=trained, opt=optimizer.init(trained), step=jnp.int32(0))
-  lesson = Lesson(config.seed, config.vq.bits)
+  # only when a step needs it: a finished stage does not
+  lesson = functools.cache(lambda: Lesson(config.seed, config.vq.bits))
 
   def loss_fn(trained, pixels, codes):
     model = nnx.merge(graphdef, {**params, 'vqmodel': trained}).vqmodel
@@ -112,7 +116,7 @@ def train_image_tokenizer(config, graphdef, params, run_dir):
 
   def one(state, step):
     pixels = tokenizer_batch(config.seed, step, config.vq.batch)
-    state, numbers = step_fn(state, pixels, lesson(pixels))
+    state, numbers = step_fn(state, pixels, lesson()(pixels))
     return state, ('decoder %.4f  codes right %.2f %%', numbers)
 
   folder = os.path.join(run_dir, 'vq')

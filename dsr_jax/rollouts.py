@@ -140,7 +140,9 @@ class Half(NamedTuple):
 
 
 class UpdateAux(NamedTuple):
-  """One update's values for the log: the loss and its inputs, (B, C, T) each."""
+  """One update's values for the log: the loss and its inputs, (B, C, T) each. credit: see
+  `Rollout`.
+  """
 
   loss: jax.Array | None  # None until chunks are summed
   logps: jax.Array
@@ -149,3 +151,4 @@ class UpdateAux(NamedTuple):
   mask: jax.Array
   sample_logps: jax.Array
   entropy: jax.Array
+  credit: jax.Array | None = None

@@ -356,6 +356,7 @@ def group_loss(ctx, state, task: Task, half: Half, params, weight_sum, old_logps
     mask=scores.mask,
     sample_logps=scores.sample_logps,
     entropy=scores.entropy,
+    credit=scores.credit,
   )
   return losses.weighted(per_group, half.weight) / weight_sum, jax.lax.stop_gradient(aux)
 

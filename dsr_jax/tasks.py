@@ -271,7 +271,7 @@ class Generation(Task):
           Picture(codes, pixels),
           prompt,
           instruction,
-          self.reward_scoring,
+          dataclasses.replace(self.reward_scoring, remat=self.system.remat),
           eos_id=self.spec.eos_id if self.method.eos_in_reward else None,
           keys=keys_to_score,
         ),

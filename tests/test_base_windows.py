@@ -8,7 +8,7 @@ from dsr_jax.errors import InputError
 
 def test_settings_are_pairs_and_others_are_refused_in_a_sentence():
   assert base_windows.settings_of(['1:2', '.5:1.5']) == [(1.0, 2.0), (0.5, 1.5)]
-  for words in (['1'], ['1:2:3'], ['a:b']):
+  for words in (['1'], ['1:2:3'], ['a:b'], [], ['nan:2'], ['1:2', '1:-3']):
     with pytest.raises(InputError, match='TEMPERATURE:GUIDANCE'):
       base_windows.settings_of(words)
 

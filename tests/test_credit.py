@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,8 @@ import tiny_step
 from dsr_jax import config as config_lib
 from dsr_jax import credit, losses
 from dsr_jax.errors import InputError
-from dsr_jax.models.unified import Scoring, Text
+from dsr_jax.models.unified import Picture, Scoring, Text
+from dsr_jax.rewards import dual
 
 CREDITED = [name for name, objective in losses.OBJECTIVES.items() if objective.takes_credit]
 SIDE = 4  # codes
@@ -86,6 +88,44 @@ def test_the_share_is_one_for_equal_weights_and_one_code_for_one():
   weights[0, 1] = 0
   weights[0, 1, 3] = 16
   np.testing.assert_allclose(credit.share(weights), [[1, 1 / 16]])
+
+
+def test_attribution_of_a_model_is_the_slope_of_its_own_reward():
+  """Against finite differences of R_G, along the line from an image's mean color to the image."""
+  graphdef, params = tiny_step.model()
+  model = nnx.merge(graphdef, params)
+  batch = tiny_step.batch().generation
+  rng = np.random.default_rng(3)
+  codes = jnp.asarray(rng.integers(0, model.spec.codebook_size, (4, 2, model.spec.num_codes)))
+  pixels = model.picture_from_codes(codes).pixels
+
+  def reward(pixels):
+    return dual.of_prompts(
+      model,
+      Picture(codes, pixels),
+      batch.prompt,
+      batch.instruction,
+      Scoring(),
+      eos_id=None,
+      keys=None,
+    )
+
+  given = credit.Drawn(model, batch.prompt, codes, pixels, reward, Scoring(), None)
+  found = np.asarray(credit.attribution(given))
+  expected, _ = dual.generation(
+    model, Picture(codes, pixels), batch.prompt, batch.instruction, Scoring()
+  )
+  np.testing.assert_allclose(reward(pixels), expected, rtol=1e-6)
+
+  side = round(model.spec.num_codes**0.5)
+  cell = pixels.shape[-2] // side
+  mean = jnp.mean(pixels, axis=(-3, -2), keepdims=True)
+  for place in (0, side + 1):
+    row, column = (cell * x for x in divmod(place, side))
+    here = jnp.zeros(pixels.shape).at[:, :, row : row + cell, column : column + cell].set(1.0)
+    step = 1e-2 * here * (pixels - mean)
+    slope = np.asarray(reward(pixels + step) - reward(pixels - step)) / 2e-2
+    np.testing.assert_allclose(found[:, :, place], np.abs(slope), rtol=0.02, atol=2e-5)
 
 
 # In the loss.

@@ -3,15 +3,18 @@
 import dataclasses
 import json
 import re
+import types
 
 import numpy as np
 import pytest
 
 from benchmarks import levers
 from dsr_jax import saved_config
+from dsr_jax.errors import InputError
 from dsr_jax.scenes import grammar
 
 PER_TASK, PICTURES = 2, 12
+SIZES = {'steps': 80, 'prompts_per_task': PER_TASK}
 
 
 @pytest.mark.parametrize('lever', levers.LEVERS)
@@ -30,7 +33,7 @@ def leave(folder, lever, seed, generation, right):
   workdir = folder / lever / f'seed_{seed}'
   (workdir / 'evaluations').mkdir(parents=True)
   (workdir / 'summary.json').write_text(json.dumps({'step': 80, 'finished': True}))
-  (workdir / 'ended.json').write_text(json.dumps({'seconds': 60, 'core_seconds': 90}))
+  (workdir / 'ended.json').write_text(json.dumps({**SIZES, 'core_seconds': 90}))
   for step, share, told in zip((0, 80), generation, right):
     images = np.zeros((PER_TASK * len(grammar.GENEVAL), 10))
     images[:, : round(10 * share)] = 1
@@ -56,3 +59,37 @@ def test_the_table_compares_with_the_base_and_with_the_plain_run_of_the_same_see
   assert re.match(r'\| plain \| 3 \| \+20\.0 ', plain)
   assert re.match(r'\| credit_early \| 2 \| \+30\.0 .* \| \+20\.0 .*', early)
   assert early.endswith('| 1.5 |')
+
+
+def test_runs_of_other_sizes_are_not_taken_for_those_asked_for(tmp_path):
+  leave(tmp_path, 'plain', 0, (0.5, 0.6), (5, 6))
+  workdir = levers.place(str(tmp_path), 'plain', 0)
+  levers.check_same(workdir, levers.ended(workdir), SIZES)
+  with pytest.raises(InputError, match='--steps=80'):
+    levers.check_same(workdir, levers.ended(workdir), {**SIZES, 'steps': 160})
+
+
+def test_seeds_that_are_no_numbers_are_refused_in_a_sentence():
+  with pytest.raises(InputError, match='--seeds is 0,a'):
+    levers.seeds_of(['0', 'a'])
+
+
+def test_runs_are_evaluated_on_the_validation_lists_and_the_base_only_once(tmp_path, monkeypatch):
+  calls = []
+
+  class Lists:
+    def __init__(self, config, processor, graphdef, split):
+      self.split = split
+
+    def run(self, params, step):
+      calls.append((self.split, step))
+      return {'generation/mean': step / 100}, {'generation': np.full((2, 3), step)}
+
+  monkeypatch.setattr(levers, 'Evaluator', Lists)
+  monkeypatch.setattr(levers.state_lib, 'policy_params', lambda state, family: None)
+  config = levers.config_of('plain', 0, 80, 60)
+  model = types.SimpleNamespace(processor=None, graphdef=None, family=None)
+  made = [levers.builders(str(tmp_path)).make_evaluator(config, model) for _ in range(2)]
+  first, again = (evaluate(None, 0) for evaluate in made)
+  assert first == again and made[1](None, 80)[1] == {'generation': [[80] * 3] * 2}
+  assert calls == [('validation', 0), ('validation', 80)]

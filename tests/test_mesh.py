@@ -29,6 +29,14 @@ def test_a_step_on_many_devices_is_the_step_on_one(runs, mesh):
   assert_same_step(load(runs, '1x1x1@1'), load(runs, f'{mesh}@1'))
 
 
+@pytest.mark.slow
+def test_a_reward_that_is_divided_by_its_gradient_is_divided_alike_on_many_devices(tmp_path):
+  finish(start(tmp_path, '1x1x1', '2x2x2', '--credit=attribution'))
+  one = load(tmp_path, '1x1x1@1')
+  assert_same_step(one, load(tmp_path, '2x2x2@1'))
+  assert 0 < one['metric/generation/credit_share'] < 1
+
+
 def test_candidates_differ_so_that_equal_ones_mean_something(runs):
   one = load(runs, '1x1x1@1')
   assert (

@@ -19,11 +19,12 @@ from dsr_jax.models.unified import Family
 
 METHOD = 'dual self-rewards (https://arxiv.org/abs/2506.07963)'
 PICTURE = 'before_after.png'
+SIMPO = ('simpo', 'simpo_linear')
 WHOLE_GROUPS = ('grpo', 'dr_grpo', 'rloo', 'gspo', 'cispo')
 # Settings (or groups) that matter only for one choice -> whether the run made that choice.
 APPLIES = {
-  'beta': lambda m: m.objective == 'simpo',
-  'gamma': lambda m: m.objective == 'simpo',
+  'beta': lambda m: m.objective in SIMPO,
+  'gamma': lambda m: m.objective in SIMPO,
   'grpo': lambda m: m.objective in ('grpo', 'dr_grpo', 'rloo'),
   'gspo': lambda m: m.objective == 'gspo',
   'cispo': lambda m: m.objective == 'cispo',
@@ -43,6 +44,7 @@ APPLIES = {
   'instruction': lambda m: 'generation' in m.tasks,
   'eos_in_reward': lambda m: 'generation' in m.tasks,
   'guidance': lambda m: 'generation' in m.tasks,
+  'credit': lambda m: 'generation' in m.tasks,
   'cfg_interval': lambda m: 'generation' in m.tasks,
   'policy_guidance': lambda m: 'generation' in m.tasks,
   'question': lambda m: 'understanding' in m.tasks,

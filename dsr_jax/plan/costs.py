@@ -124,10 +124,25 @@ def _generation(s: Sizes, mesh, chip):
     + operations(rows * s.prompt, reading + s.prompt, s, s.text_head)
   )
   yield _scored('generation: reward', s, mesh, chip, score, rows * (reading + s.prompt))
+  if s.method.credit in ('guidance', 'attribution'):
+    yield _credited(s, mesh, chip, score)
   prefix = b * s.drawing_prefix
   tokens, ops = _pictures_learned(s)
   ops += operations(prefix, s.drawing_prefix, s)
   yield _learned('generation: learn', s, mesh, chip, ops, prefix + tokens)
+
+
+def _credited(s: Sizes, mesh, chip, score) -> Phase:
+  """The extra work of `method.credit`: three passes over all images, or R_G again and its gradient.
+  score: operations of R_G.
+  """
+  if s.method.credit == 'guidance':
+    tokens = s.method.inputs_per_task * s.method.group_size * s.picture_block
+    one = operations(tokens, s.drawing_prefix + s.picture_block, s, s.image_head)
+    passes = 3  # conditional, and both branches for the unconditional one
+  else:
+    one, passes = score, 3 + s.system.remat
+  return _compute('generation: credit', chip, mesh, passes * one, 'matrix products')
 
 
 def _drawn_by_codes(s: Sizes, mesh, chip) -> Phase:

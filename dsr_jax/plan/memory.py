@@ -143,6 +143,11 @@ def _rollout(s: Sizes, mesh):
       _scoring(s, mesh, rows * group, s.reading_prefix, s.prompt, v.text.vocab_size)
       + rows * group * v.image_size**2 * 12
     )
+  if s.method.credit == 'attribution' and 'generation' in s.method.tasks:
+    # R_G is differentiated by the pixels
+    scoring.append(
+      _kept(s, mesh, rows * group, s.reading_prefix + s.prompt, s.prompt, v.text.vocab_size)
+    )
   if 'understanding' in s.method.tasks:
     cache.append(
       rows
@@ -199,13 +204,10 @@ def _update(s: Sizes, mesh):
     tasks.append((s.learners, s.reading_prefix, s.method.max_text_tokens, t.vocab_size))
   activations = []
   for copies, prefix, length, vocabulary in tasks:
-    rows = inputs * copies
     tokens = prefix / copies + length  # a group's prefix is run once
-    kept = rows * tokens * t.num_hidden_layers * t.hidden_size * s.element
-    inside = 2 * _inside(s, mesh, rows, tokens, prefix + length)  # forward again, and backward
-    if not s.system.remat:
-      inside *= t.num_hidden_layers
-    activations.append(kept + inside + 2 * _logits(s, mesh, rows, length, vocabulary))
+    activations.append(
+      _kept(s, mesh, inputs * copies, tokens, length, vocabulary, context=prefix + length)
+    )
   weights = (
     s.body + s.text_head + s.image_head
   ) * s.element / split + 3 * s.layer * s.element / mesh['tp']
@@ -214,6 +216,18 @@ def _update(s: Sizes, mesh):
     ('compute-type weights', weights, 'update'),
     ('activations of learning', max(activations), 'update'),
   ]
+
+
+def _kept(s: Sizes, mesh, rows, tokens, length, vocabulary, context=0):
+  """Bytes that a backward pass needs of its forward pass. tokens: of a row; context: what they
+  attend to, by default themselves; length: the tokens with logits.
+  """
+  t = s.model.text
+  kept = rows * tokens * t.num_hidden_layers * t.hidden_size * s.element
+  inside = 2 * _inside(s, mesh, rows, tokens, context or tokens)  # forward again, and backward
+  if not s.system.remat:
+    inside *= t.num_hidden_layers
+  return kept + inside + 2 * _logits(s, mesh, rows, length, vocabulary)
 
 
 def _size(n):

@@ -141,7 +141,8 @@ def decide(task: str, numbers: dict) -> dict:
 
   GO requires that the chief gates are measured, that no gate fails, and that the model knows the
   inputs. Without a judge, or with too few cases, the verdict is OPEN. 'not_measured': sentences
-  about what the verdict lacks. 'blind': what the reward does not see, for any verdict.
+  about what the verdict lacks. 'blind': what the reward does not see, for any verdict. 'objective':
+  what the objective would do against the reward.
   """
   rows = [_gate(gate, numbers) for gate in GATES[task]]
   missing = [f'{row["gate"]}: {row["missing"]}' for row in rows if row['missing']]
@@ -159,6 +160,7 @@ def decide(task: str, numbers: dict) -> dict:
     'gates': rows,
     'not_measured': missing,
     'blind': _blind(numbers),
+    'objective': _of_objective(numbers.get('curvature')),
   }
 
 
@@ -195,6 +197,17 @@ def curvature(rewards, logps, method) -> dict | None:
   return {'margin_size': size, 'weight_change': float(slope * size)}
 
 
+def _of_objective(curved: dict | None) -> list[str]:
+  """A sentence about SimPO's curvature if it is large."""
+  if not curved or curved['weight_change'] <= CURVED:
+    return []
+  return [
+    f'SimPO would change the weight of a pair by {100 * curved["weight_change"]:.0f} % depending '
+    'on which sample the model prefers already; this raises the entropy whatever the rewards are: '
+    'lower method.beta, or use objective=simpo_linear'
+  ]
+
+
 def _at(path: tuple[str, ...], numbers: dict):
   value = numbers
   for key in path:
@@ -225,9 +238,8 @@ def _gate(gate: Gate, numbers: dict) -> dict:
 
 
 def _blind(numbers: dict) -> list[str]:
-  """Sentences about inputs that the model does not know, SimPO's curvature, swaps that the model
-  tells apart no better than chance, and kinds of prompts whose best by reward is significantly
-  worse than the mean.
+  """Sentences about inputs that the model does not know, swaps that it tells apart no better than
+  chance, and kinds of prompts whose best by reward is significantly worse than the mean.
   """
   lines = []
   far = numbers.get('unfamiliar')
@@ -236,13 +248,6 @@ def _blind(numbers: dict) -> list[str]:
       f'{far["inputs"]} of {numbers["inputs"]} inputs are far outside what the model knows: their '
       f'best candidates have rewards down to {far["lowest"]:.1f}, while the best quarter is above '
       f'{far["usual"]:.1f}'
-    )
-  curved = numbers.get('curvature')
-  if curved and curved['weight_change'] > CURVED:
-    lines.append(
-      f'SimPO changes the weight of a pair by {100 * curved["weight_change"]:.0f} % depending on '
-      'which sample the model prefers already; this raises the entropy whatever the rewards are: '
-      'lower method.beta, or use objective=simpo_linear'
     )
   for kind, v in numbers['swaps'].items():
     if isinstance(v, dict) and v['low'] <= 0.5:

@@ -81,6 +81,7 @@ def _section(task: str, n: dict) -> dict:
       sides={'passed': 'up', 'failed': 'down'},
     ),
     'blind': n['verdict']['blind'],
+    'objective': n['verdict']['objective'],
     'chart': _best_of(n, *about['chart']),
     'categories': _categories(n),
     'others': page_lib.Table(['', 'value', '95 %'], _rows(n)),

@@ -5,9 +5,9 @@
 
 On a CPU, the recomputed metrics equal the logged ones exactly (except time and memory). The page
 shows the step's samples with their log-probabilities and rewards, which samples were chosen, and
-what each contributed to the gradient. With another objective, scorer or reward, it also shows the
-update that these would have given, from the same parameters and samples. The command only reads
-the run's folder, except for its output, replay.html and replay.json, by default in
+what each contributed to the gradient. With another objective, scorer, reward or credit, it also
+shows the update that these would have given, from the same parameters and samples. The command only
+reads the run's folder, except for its output, replay.html and replay.json, by default in
 WORKDIR/replays/STEP.
 """
 
@@ -24,7 +24,7 @@ from dsr_jax.replay import page, past_step
 from dsr_jax.runtime import workdir as workdir_lib
 
 SHOWN = 3  # inputs of each task on the page, unless one is named
-CHANGES = ('objective', 'scorer', 'reward')
+CHANGES = ('objective', 'scorer', 'reward', 'credit')
 # The fields of replay.json that are printed.
 SAID = ('step', 'from_checkpoint', 'exact', 'differences', 'metrics', 'gradient_by_part')
 SAID_OF_WHAT_IF = ('changes', 'cosine', 'norm_ratio', 'tasks', 'metrics')
@@ -128,6 +128,7 @@ def define_flags(f=flags.FLAGS):
   )
   flags.DEFINE_string('scorer', '', 'Recompute it with this method.scorer.', flag_values=f)
   flags.DEFINE_string('reward', '', 'Recompute it with this method.reward.', flag_values=f)
+  flags.DEFINE_string('credit', '', 'Recompute it with this method.credit.', flag_values=f)
   flag_types.define_path('output', '', 'Output folder (default: WORKDIR/replays/STEP).', f)
 
 

@@ -184,11 +184,14 @@ def _as_logged(metrics) -> dict[str, float]:
 
 
 def differences(logged: dict, metrics: dict) -> dict:
-  """{name: [logged, recomputed]} of all numbers that are not equal; None for a missing one."""
+  """{name: [logged, recomputed]} of all logged numbers that are not equal; None for a missing one.
+
+  A number that only the recomputed step has was not measured when the run was made.
+  """
   return {
-    name: [logged.get(name), metrics.get(name)]
-    for name in sorted(logged.keys() | metrics.keys())
-    if logged.get(name) != metrics.get(name)
+    name: [value, metrics.get(name)]
+    for name, value in sorted(logged.items())
+    if metrics.get(name) != value
   }
 
 

@@ -57,6 +57,19 @@ CURVES = (
     'Measured before the update, on new samples. Should rise from about 0.',
   ),
   Group(
+    'Size of the margin',
+    'nats per token',
+    ('generation/margin_size', 'understanding/margin_size'),
+    'Without its sign. Times β σ(-γ), it is the part of the weight of a pair that depends on the '
+    'policy and not on the reward; above about .05 it raises the entropy.',
+  ),
+  Group(
+    'Share of the codes that carry the credit',
+    'share',
+    ('generation/credit_share',),
+    'With method.credit: 1 if all codes of an image weigh the same.',
+  ),
+  Group(
     'Spread of rewards within a group',
     'nats per token',
     ('generation/reward_spread', 'understanding/reward_spread'),
@@ -114,6 +127,11 @@ _WHOLE = (
 )
 LOSSES = {
   'simpo': ('nats per pair', _PAIR),
+  'simpo_linear': (
+    'nats per pair',
+    'Minus the margin, times a constant. It starts near 0 and should fall slowly; each step has '
+    'other pairs, so it fluctuates.',
+  ),
   'online_dpo': ('nats per pair', _PAIR),
   'best_of_n': (
     'nats per token',

@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
+from dsr_jax.config import Method
 from dsr_jax.convert import locate
 from dsr_jax.evaluate import ranking, stats
 from dsr_jax.models.janus.processor import Processor
@@ -324,3 +325,35 @@ def test_tokens_are_summed_into_the_words_that_they_stand_in():
   assert len(spans) > len(text.split())
   total = words.by_word(spans, np.ones(len(spans)), words.words_of(text))
   assert sum(total) == len(spans) and min(total) >= 1
+
+
+# SimPO's curvature.
+
+
+def simpo_weight(beta, gamma, gap):
+  """The slope of eq. 5 in the gap of a pair, by central differences in float64."""
+
+  def loss(gap):
+    return np.log1p(np.exp(-(beta * gap - gamma)))
+
+  return (loss(gap - 1e-5) - loss(gap + 1e-5)) / 2e-5
+
+
+@pytest.mark.parametrize('beta, gamma', [(2.0, 0.5), (0.25, 0.0), (2.0, 4.0)])
+def test_the_change_of_a_pairs_weight_is_that_of_the_losss_slope(beta, gamma):
+  rewards = np.array([[0.0, 3.0, 1.0], [2.0, 1.0, 0.0]])
+  logps = np.array([[-1.01, -1.0, -9.0], [-1.03, -9.0, -1.0]])  # gaps +.01 and -.03
+  found = measures.curvature(rewards, logps, Method(beta=beta, gamma=gamma))
+  assert found['margin_size'] == pytest.approx(0.02)
+  slopes = [simpo_weight(beta, gamma, gap) for gap in (0.0, 0.02)]
+  assert found['weight_change'] == pytest.approx(1 - slopes[1] / slopes[0], rel=0.05)
+
+
+def test_curvature_is_said_only_of_simpo_and_only_if_it_is_large():
+  rewards, logps = np.array([[0.0, 1.0]]), np.array([[-1.0, -1.2]])
+  assert measures.curvature(rewards, logps, Method(objective='grpo')) is None
+  for beta, said in ((2.0, True), (0.25, False)):
+    curved = measures.curvature(rewards, logps, Method(beta=beta))
+    lines = measures.decide('understanding', judged() | {'curvature': curved})['objective']
+    assert any('simpo_linear' in line for line in lines) is said
+  assert measures.decide('understanding', judged())['objective'] == []

@@ -204,3 +204,10 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(values, said, workdir, tmp
 def test_a_folder_that_is_no_run_is_one_sentence(tmp_path):
   with pytest.raises(InputError, match='config.json does not exist; name the workdir of a run'):
     run(replay, workdir=tmp_path, step=1)
+
+
+def test_a_number_that_the_run_did_not_measure_is_no_difference():
+  logged = {'loss': 1.0, 'generation/reward_mean': -0.5}
+  assert past_step.differences(logged, {**logged, 'generation/margin_size': 0.1}) == {}
+  assert past_step.differences(logged, {'loss': 1.0}) == {'generation/reward_mean': [-0.5, None]}
+  assert past_step.differences(logged, {**logged, 'loss': 2.0}) == {'loss': [1.0, 2.0]}

@@ -1,7 +1,7 @@
 """One real step of a tiny model on given meshes, for tests that compare meshes and processes.
 
 As a program: `python tests/support/mesh_run.py OUT MESH [MESH ...] [--steps=1] [--devices=8]
-  [--port=P --processes=M --process=I] [--resume=DIR] [--model=janus|showo]`; a MESH
+  [--port=P --processes=M --process=I] [--resume=DIR] [--model=janus|showo] [--credit=WAY]`; a MESH
 is DATAxFSDPxTP and takes the first devices. Leaves OUT/MESH@STEP.npz: random bits, candidates,
 gradients, parameters and metrics, whole; and a checkpoint of each step in OUT/MESH.
 """
@@ -144,12 +144,13 @@ def params():
   }
 
 
-def run(name, folder, steps, resume='', showo=False):
+def run(name, folder, steps, resume='', showo=False, credit='equal'):
   """Steps on a mesh, from the start or from a checkpoint, each saved in `folder`; yields (step,
   dict of whole arrays).
   """
   mesh = mesh_of(name)
   ctx = SHOWO_CONTEXT if showo else CONTEXT
+  ctx = dataclasses.replace(ctx, method=dataclasses.replace(ctx.method, credit=credit))
   weights = micro_showo.params(SHOWO_MODEL) if showo else params()
   about = {'method': {}, 'data': {'fingerprint': ''}, 'model': {'fingerprint': ''}}
   with jax.set_mesh(mesh):
@@ -265,6 +266,7 @@ def main(argv):
         int(option('steps', '1')),
         option('resume'),
         showo=option('model') == 'showo',
+        credit=option('credit', 'equal'),
       ):
         if team.lead:
           np.savez(os.path.join(out, f'{name}@{step}.npz'), **found)

@@ -167,7 +167,7 @@ class ShowoConfig:
         decoder_blocks=(2, 2, 2),
       ),
       num_codes=64,
-      sampling_steps=12,
+      sampling_steps=32,
     )
 
   @classmethod

@@ -92,8 +92,8 @@ SHOWO = Family(
   only={
     'method.cfg_interval': ((0,), 'draws a picture in steps, not code by code'),
     'method.credit': (
-      ('equal', 'rarity', 'early'),
-      'has no likelihood without a prompt, and reads codes instead of pixels',
+      ('equal', 'guidance', 'rarity'),
+      'draws no code before another, and reads codes instead of pixels',
     ),
     'method.policy_guidance': ((False,), 'has no likelihood of what its guided sampler draws'),
     'system.cache_dtype': (('',), 'keeps no cache while it draws'),
