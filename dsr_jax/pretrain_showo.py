@@ -2,7 +2,7 @@
 
 The image tokenizer is taught which code each patch has. Left to itself, as an autoencoder with the
 original's two losses of the quantizer, it gave the same patch of ground dozens of codes, depending
-on what stood around it, and the language model could not learn to draw.
+on what stood around it, and the language model learned to draw badly (docs/showo.md).
 
 As in the original (showlab/Show-o training/train.py), the language model learns to draw by
 unmasking (the share of masked codes is the cosine of a uniform number) and to predict the next text

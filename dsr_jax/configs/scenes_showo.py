@@ -4,7 +4,8 @@ Janus.
   python -m dsr_jax.pretrain --config=configs/scenes_showo_pretrain.py --workdir=runs/showo_base
   python -m dsr_jax.main --config=configs/scenes_showo.py --workdir=runs/scenes_showo
 
-The first command trains the base, which is not shipped and draws poorly so far (docs/showo.md).
+The first command trains the base, which is not shipped and draws a quarter of the prompts right
+(docs/showo.md).
 Settings worth changing besides those in configs/scenes.py: `method.picture_likelihood`,
 `method.prompt_drop`, `method.sampling_steps`.
 """

@@ -12,6 +12,7 @@ from run_command import TINY, Page, run
 from dsr_jax import config_loading, train
 from dsr_jax.errors import InputError
 from dsr_jax.replay import __main__ as replay
+from dsr_jax.replay import past_step
 
 
 @pytest.fixture(scope='module', autouse=True)
