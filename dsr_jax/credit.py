@@ -41,7 +41,7 @@ class Drawn(NamedTuple):
   policy: UnifiedModel
   prompt: Text
   codes: jax.Array
-  pixels: jax.Array
+  pixels: jax.Array | None
   reward: Callable[[Any], Any]
   how: Scoring
   keys: jax.Array | None
@@ -70,6 +70,7 @@ def early(drawn: Drawn):
 
 def attribution(drawn: Drawn):
   pixels = drawn.pixels
+  assert pixels is not None  # `Picture` may lack them; a decoded one does not
   slope = jax.grad(lambda x: jnp.sum(drawn.reward(x)))(pixels)
   mean = jnp.mean(pixels, axis=(-3, -2), keepdims=True)
   part = jnp.sum(slope * (pixels - mean), axis=-1)  # (B, G, H, W)
