@@ -2,7 +2,7 @@
 
   python -m benchmarks.unmasking [--inputs=16] [--group=8] [--rounds=5]
 
-The small Show-o of Scenes with random weights, prompts of 24 tokens in 48 positions, 12 guided
+The small Show-o of Scenes with random weights, prompts of 24 tokens in 48 positions, 32 guided
 steps. The torch version uses transformers' Phi as the original does: whole rows, padded on the
 left, prompt and image at every step, conditional and unconditional rows in one batch, without
 gradients. Both use all cores of the CPU and take turns after a warm-up round. The results are

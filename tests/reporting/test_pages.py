@@ -70,6 +70,7 @@ def probe_html(tmp_path):
       gates=[gate, {**gate, 'value': 0.4, 'missing': '', 'passed': False}],
       not_measured=[NASTY],
       blind=[NASTY],
+      objective=[NASTY],
     ),
     'swaps': {NASTY: {**estimate(0.5), 'cases': 3}},
   }
