@@ -48,6 +48,7 @@ class Drawn(NamedTuple):
 
 
 def guidance(drawn: Drawn):
+  """|log p(code | prompt) - log p(code)|, (B, G, N), in nats."""
   prompt = Text(drawn.prompt.ids[:, None], drawn.prompt.mask[:, None])
 
   def logps(weight):
@@ -58,17 +59,20 @@ def guidance(drawn: Drawn):
 
 
 def rarity(drawn: Drawn):
+  """The share of samples in the group with another code at the position, (B, G, N)."""
   codes = drawn.codes
   same = jnp.mean(codes[:, :, None] == codes[:, None], axis=2, dtype=jnp.float32)
   return 1.0 - same  # its own share, 1 / G, is the same for all
 
 
 def early(drawn: Drawn):
+  """N for the first code, 1 for the last, (B, G, N)."""
   places = drawn.codes.shape[-1]
   return jnp.broadcast_to(jnp.arange(places, 0, -1, dtype=jnp.float32), drawn.codes.shape)
 
 
 def attribution(drawn: Drawn):
+  """|first-order share of R_G| of each code's patch, (B, G, N), in nats per token."""
   pixels = drawn.pixels
   assert pixels is not None  # `Picture` may lack them; a decoded one does not
   slope = jax.grad(lambda x: jnp.sum(drawn.reward(x)))(pixels)
