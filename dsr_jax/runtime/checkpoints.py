@@ -15,6 +15,7 @@ import dataclasses
 import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 import time
@@ -60,6 +61,7 @@ class Checkpoints:
       temporary_path_class=_CheckedInBucket if in_bucket else _Checked,
       lightweight_initialize=True,  # check existing checkpoints only when they are read
     )
+    logging.getLogger('absl').addFilter(_is_no_repeat)
     with _writing(self._directory):
       self._manager = ocp.CheckpointManager(
         self._directory, options=options, item_names=('state', 'about')
@@ -346,6 +348,13 @@ def _writing(directory):
       f'cannot write a checkpoint to {directory} ({first_line(e)}); check its free space and '
       'permissions, then run the same command to resume from the last complete checkpoint'
     ) from e
+
+
+def _is_no_repeat(record: logging.LogRecord) -> bool:
+  """Whether to print a log record. Orbax logs the traceback of an error in its threads and then
+  raises it in the next call, where `_writing` turns it into a sentence.
+  """
+  return not (record.exc_info and '/orbax/' in record.pathname)
 
 
 class _Finishing:

@@ -257,6 +257,21 @@ def test_a_file_that_may_not_be_read_is_no_damage(tmp_path, monkeypatch):
     read_without_the_run(tmp_path)
 
 
+def test_an_error_of_the_writers_thread_is_raised_and_not_logged_as_well(
+  tmp_path, monkeypatch, caplog
+):
+  def refuse(*_, **__):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr(checkpoints.checksums, 'write', refuse)
+  saved = checkpoints.Checkpoints(str(tmp_path), ABOUT)
+  saved.save(0, make_state(0))
+  with pytest.raises(InputError, match='No space left'):
+    saved.wait()
+  saved.close()
+  assert not [record for record in caplog.records if record.exc_info]
+
+
 def test_checksums_of_large_files_see_every_block(tmp_path, monkeypatch):
   monkeypatch.setattr(checksums, 'BLOCK_BYTES', 1000)
   monkeypatch.setattr(checksums, 'READ_BYTES', 300)
