@@ -35,7 +35,7 @@ import numpy as np
 from PIL import Image
 
 from dsr_jax import config as config_lib
-from dsr_jax import config_loading, families, files, images, inputs, saved_config
+from dsr_jax import config_loading, families, files, images, inputs, saved_config, sharding
 from dsr_jax import train as train_lib
 from dsr_jax.convert import locate
 from dsr_jax.errors import InputError
@@ -601,6 +601,7 @@ def train(
     )
   checked = _config(config, overrides or {})
   workdir = os.fspath(workdir)
+  sharding.divide_cpu(checked.system, checked.method)
   # Orbax logs a dozen lines per checkpoint.
   before = logging.get_verbosity()
   logging.set_verbosity(logging.ERROR)

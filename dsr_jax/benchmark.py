@@ -73,6 +73,7 @@ def benchmark(config, repeats: int, wanted=PHASES) -> dict:
   Raises:
     InputError: if a device has no room; a table of bytes by part is printed first.
   """
+  sharding.divide_cpu(config.system, config.method)
   workdir.check_accelerator()
   model = plan_program.sizes_of(config.model)
   model = dataclasses.replace(
@@ -81,7 +82,13 @@ def benchmark(config, repeats: int, wanted=PHASES) -> dict:
   families.check(model, config)
   model = families.sizes_as_drawn(model, config.method)
   mesh = sharding.make_mesh(config.system.mesh)
-  sizes = plan_sizes.Sizes(model, config.method, config.system, config.data.max_prompt_tokens)
+  sizes = plan_sizes.Sizes(
+    model,
+    config.method,
+    config.system,
+    prompt=config.data.max_prompt_tokens,
+    ways=sharding.ways(mesh.shape),
+  )
   chunks = {f'system.{key}': sizes.chunk(key) for key in ('rollout_chunk', 'update_chunk')}
   sharding.check_fits(mesh.shape, families.family_of(model).num_heads(model), chunks)
   estimate = plan_memory.estimate(model, config, mesh.shape)

@@ -231,8 +231,12 @@ class System:
   """How the run computes, logs and saves. These keys change the results only by rounding."""
 
   mesh: Mesh = Mesh()
-  rollout_chunk: int = 0  # inputs sampled and scored at once; 0: all inputs of a part (accumulate)
-  update_chunk: int = 0  # inputs differentiated at once; 0: all inputs of a part
+  # devices that the CPU is divided into, so that its cores work side by side; 0: one per core, as
+  # far as the inputs at once divide evenly. Accelerators ignore it
+  cpu_devices: int = 1
+  # most inputs sampled and scored at once, lowered to a divisor of a part's (accumulate); 0: all
+  rollout_chunk: int = 0
+  update_chunk: int = 0  # most inputs differentiated at once, likewise
   remat: bool = True  # recompute each layer in the backward pass
   compute_dtype: str = 'bfloat16'
   # dtype of the candidates' KV cache: '' is compute_dtype; 'int8' has no GPU kernel in this project

@@ -234,7 +234,6 @@ def from_config_dict(config):
   result = _with_paths_expanded(result)
   _check_values(result)
   _check_method(result.method)
-  _check_chunks(result.system, result.method)
   _check_data(result)
   return _with_benchmark(result)
 
@@ -337,6 +336,7 @@ _AT_LEAST = {  # minimum -> keys
     'method.grpo.ratio_high',
     'method.gspo.ratio_low',
     'method.gspo.ratio_high',
+    'system.cpu_devices',
     'system.rollout_chunk',
     'system.update_chunk',
     'system.logprob_chunk',
@@ -364,6 +364,7 @@ _ABOVE_ZERO = (
 )
 _BELOW = {  # exclusive upper bound -> keys
   1: ('method.adam_b1', 'method.adam_b2', 'method.ema_decay', 'eval.held_out'),
+  1025: ('system.cpu_devices',),
   2**32: ('method.seed', 'data.seed'),
 }
 _NOT_EMPTY = {
@@ -532,17 +533,6 @@ def _check_pictures(method):
       f'picture_likelihood={method.picture_likelihood}, which needs no draws; set it to 1, or set '
       'picture_likelihood=elbo'
     )
-
-
-def _check_chunks(system, method):
-  part = method.inputs_per_task // method.accumulate
-  for key in ('rollout_chunk', 'update_chunk'):
-    chunk = getattr(system, key)
-    if chunk and part % chunk:
-      raise InputError(
-        f'config.system.{key} is {chunk}; set it to a divisor of {part}, the inputs of a task in a '
-        'part of the step, or to 0 for all at once'
-      )
 
 
 def _check_data(config):

@@ -9,7 +9,7 @@ Open MPI, the processes find each other. Elsewhere, add --coordinator=HOST:PORT 
 
 from absl import flags
 
-from dsr_jax import cli, config_loading, flag_types, train
+from dsr_jax import cli, config_loading, flag_types, sharding, train
 from dsr_jax.runtime import distributed
 
 
@@ -19,6 +19,8 @@ def main(argv, f=flags.FLAGS):
   cli.require(workdir=f.workdir)
   config = config_loading.from_config_dict(f.config)
   cluster = distributed.find(f.coordinator, f.processes, f.process)
+  if cluster is None:
+    sharding.divide_cpu(config.system, config.method)
   with distributed.together(cluster, f.wait_seconds) as team:
     summary = train.run(config, f.workdir, team=team, accept_changed_data=f.accept_changed_data)
   if team.lead:

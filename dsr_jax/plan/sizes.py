@@ -31,6 +31,7 @@ class Sizes:
   method: object
   system: object
   prompt: int  # tokens of the longest prompt
+  ways: int = 1  # parts that the inputs are divided into
 
   # The model.
 
@@ -144,7 +145,7 @@ class Sizes:
 
   def chunk(self, key):
     """Inputs processed at once; key: 'rollout_chunk' or 'update_chunk'."""
-    return chunks_lib.size(getattr(self.system, key), self.method)
+    return chunks_lib.size(getattr(self.system, key), self.method, self.ways)
 
 
 def operations(tokens, context, s: Sizes, head=0):

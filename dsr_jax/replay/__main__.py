@@ -16,7 +16,7 @@ import os
 from absl import flags
 import jax
 
-from dsr_jax import cli, files, flag_types, train
+from dsr_jax import cli, files, flag_types, sharding, train
 from dsr_jax.convert import locate
 from dsr_jax.errors import InputError
 from dsr_jax.replay import look as look_lib
@@ -44,6 +44,7 @@ def main(argv, f=flags.FLAGS):
   if config.system.compile_cache:
     workdir_lib.use_compile_cache(config.system.compile_cache)
 
+  sharding.divide_cpu(config.system, config.method)
   builders = train.Builders()
   mesh = builders.make_mesh(config.system.mesh)
   with jax.set_mesh(mesh):
