@@ -41,7 +41,7 @@ from transformers import DynamicCache, JanusForConditionalGeneration, StaticCach
 from transformers import JanusConfig as HfJanusConfig
 
 from dsr_jax import config as config_lib
-from dsr_jax import config_loading, convert, files, sharding
+from dsr_jax import chunks, config_loading, convert, files, sharding
 from dsr_jax import state as state_lib
 from dsr_jax import step as step_lib
 from dsr_jax.convert import configs, locate, tokenizer_files
@@ -75,7 +75,7 @@ class Work:
 
 
 class Jax:
-  """The step's own functions, one compiled program per phase."""
+  """The step's own functions on the run's mesh and in its chunks, one compiled program per phase."""
 
   def __init__(self, work: Work):
     config = work.bundle.config
@@ -88,29 +88,35 @@ class Jax:
       system=dataclasses.replace(work.system, frozen_every=0),
     )
     task = ctx.tasks['generation']
-    mesh = sharding.make_mesh(config_lib.Mesh(data=1, fsdp=1, tp=1), jax.devices()[:1])
-    self.state = state_lib.init_state(work.bundle.params, JANUS, ctx.method, ctx.system, mesh)
+    self.mesh = sharding.make_mesh(work.system.mesh)
+    self.state = state_lib.init_state(work.bundle.params, JANUS, ctx.method, ctx.system, self.mesh)
     self.batch = jax.tree.map(jnp.asarray, work.batch)
 
     def policy_of(state):
       return step_lib.rollout_policy(ctx, state, state.params)
 
-    @jax.jit
-    def sample(state, inputs, seed):
+    def in_chunks(fn):
+      """Jits fn(policy, chunk, *rest) as fn(state, inputs, *rest)."""
+
+      @jax.jit
+      def of_all(state, inputs, *rest):
+        policy = policy_of(state)
+        inputs = jax.tree.map(sharding.split_rows, inputs)
+        return chunks.mapped(lambda part: fn(policy, part, *rest), inputs, ctx.rollout_chunk)
+
+      return of_all
+
+    def sample(policy, inputs, seed):
       keys = task.sample_keys(jax.random.key(seed), inputs.place)
-      return policy_of(state).sample_pictures(inputs.prompt, keys, task.sampling)[0]
+      return policy.sample_pictures(inputs.prompt, keys, task.sampling)[0]
 
-    @jax.jit
-    def decode(state, codes):
-      return policy_of(state).picture_from_codes(codes)
+    def decode(policy, codes):
+      return policy.picture_from_codes(codes)
 
-    @jax.jit
-    def score(state, pictures, inputs):
+    def score(policy, pictures_and_inputs):
+      pictures, inputs = pictures_and_inputs
       instruction = self.batch.instruction
-      rewards, _ = dual.generation(
-        policy_of(state), pictures, inputs.prompt, instruction, task.reward_scoring
-      )
-      return rewards
+      return dual.generation(policy, pictures, inputs.prompt, instruction, task.reward_scoring)[0]
 
     @functools.partial(jax.jit, donate_argnums=0)
     def update(state, inputs, codes, rewards):
@@ -139,7 +145,8 @@ class Jax:
       state = state.after_update(None, params, opt_state, ctx.method.ema_decay)
       return state, aux[task.name].loss
 
-    self._sample, self._decode, self._score, self._update = sample, decode, score, update
+    self._sample, self._decode, self._score = map(in_chunks, (sample, decode, score))
+    self._update = update
 
   @property
   def inputs(self) -> GenerationInputs:
@@ -149,20 +156,24 @@ class Jax:
 
   def sampling(self, seed):
     """Codes (B, G, N)."""
-    return np.asarray(self._sample(self.state, self.inputs, seed))
+    with jax.set_mesh(self.mesh):
+      return np.asarray(self._sample(self.state, self.inputs, seed))
 
   def decoding(self, codes):
     """Codes (B, G, N) -> `Picture` with axes (B, G, ...)."""
-    return jax.block_until_ready(self._decode(self.state, codes))
+    with jax.set_mesh(self.mesh):
+      return jax.block_until_ready(self._decode(self.state, codes))
 
   def scoring(self, pictures):
     """Rewards (B, G)."""
-    return np.asarray(self._score(self.state, pictures, self.inputs))
+    with jax.set_mesh(self.mesh):
+      return np.asarray(self._score(self.state, (pictures, self.inputs)))
 
   def update(self, codes, rewards):
     """One update; returns its loss."""
-    self.state, loss = self._update(self.state, self.inputs, codes, rewards)
-    return float(loss)
+    with jax.set_mesh(self.mesh):
+      self.state, loss = self._update(self.state, self.inputs, codes, rewards)
+      return float(loss)
 
 
 class Torch:
@@ -591,6 +602,7 @@ def main():
   torch.set_default_device('cuda' if torch.cuda.is_available() else 'cpu')
   with tempfile.TemporaryDirectory() as scratch:
     config = config_loading.load(args.config)
+    sharding.divide_cpu(config.system, config.method)
     work = (
       prepare(args.model, config, scratch)
       if config.model == 'scenes'
