@@ -362,9 +362,10 @@ _ABOVE_ZERO = (
   'method.dpo.beta',
   'method.cispo.ratio_max',
 )
+CPU_DEVICES_BELOW = 1025
 _BELOW = {  # exclusive upper bound -> keys
   1: ('method.adam_b1', 'method.adam_b2', 'method.ema_decay', 'eval.held_out'),
-  1025: ('system.cpu_devices',),
+  CPU_DEVICES_BELOW: ('system.cpu_devices',),
   2**32: ('method.seed', 'data.seed'),
 }
 _NOT_EMPTY = {

@@ -63,6 +63,7 @@ def read_run(workdir: str):
   except (TypeError, AttributeError, KeyError, ValueError) as e:
     raise run_files.damaged(path, f'its group config: {e}') from e
   config = _with_inputs_found(config, content.get('folder'))
+  config = _on_its_devices(config, content.get('devices'))
   lines = []
   if os.path.isfile(os.path.join(workdir, metrics_lib.FILE)):
     lines = metrics_lib.repeatable(workdir)
@@ -84,6 +85,17 @@ def _with_inputs_found(config, folder):
     if name not in named and not os.path.lexists(name) and os.path.lexists(there):
       data = dataclasses.replace(data, **{key: there})
   return dataclasses.replace(config, data=data)
+
+
+def _on_its_devices(config, devices):
+  """The configuration with the CPU divided as it was in the run, whose sums depend on it. devices:
+  such as '2 x cpu'; None for an old run.
+  """
+  number, _, kind = str(devices).partition(' x ')
+  if kind != 'cpu' or not number.isdecimal() or not 0 < int(number) < config_loading.CPU_DEVICES_BELOW:
+    return config
+  system = dataclasses.replace(config.system, cpu_devices=int(number))
+  return dataclasses.replace(config, system=system)
 
 
 def base_of(workdir: str, config, base: str = '') -> str:

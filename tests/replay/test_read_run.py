@@ -40,6 +40,16 @@ def test_a_run_with_relative_paths_is_read_from_any_folder(workdir, tmp_path, mo
   assert past_step.read_run(str(workdir))[0].data.prompts == 'prompts.txt'
 
 
+@pytest.mark.parametrize(
+  'devices, divided',
+  [('2 x cpu', 2), ('8 x cpu', 8), ('4 x NVIDIA H100', 0), ('0 x cpu', 0), (7, 0), (None, 0)],
+)
+def test_the_cpu_is_divided_as_it_was_in_the_run(devices, divided, workdir):
+  content = json.loads((workdir / 'config.json').read_text())
+  (workdir / 'config.json').write_text(json.dumps({**content, 'devices': devices}))
+  assert past_step.read_run(str(workdir))[0].system.cpu_devices == divided
+
+
 def test_the_model_of_a_run_is_the_one_it_names_or_where_it_was(workdir, tmp_path):
   config = fake_run.config(3)
   assert past_step.base_of(str(workdir), config) == config.model
