@@ -40,8 +40,8 @@ import torch
 from transformers import DynamicCache, JanusForConditionalGeneration, StaticCache
 from transformers import JanusConfig as HfJanusConfig
 
-from dsr_jax import config as config_lib
 from dsr_jax import chunks, config_loading, convert, files, sharding
+from dsr_jax import config as config_lib
 from dsr_jax import state as state_lib
 from dsr_jax import step as step_lib
 from dsr_jax.convert import configs, locate, tokenizer_files
@@ -53,6 +53,7 @@ from dsr_jax.models.unified import Text
 from dsr_jax.plan import program as plan_program
 from dsr_jax.rewards import dual
 from dsr_jax.rollouts import GenerationBatch, GenerationInputs, Half, Rollout
+from dsr_jax.runtime import cpu
 from dsr_jax.scenes import sets
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -75,7 +76,7 @@ class Work:
 
 
 class Jax:
-  """The step's own functions on the run's mesh and in its chunks, one compiled program per phase."""
+  """The step's own functions on the run's mesh, in its chunks; one compiled program per phase."""
 
   def __init__(self, work: Work):
     config = work.bundle.config
@@ -601,8 +602,7 @@ def main():
   torch.set_num_threads(args.threads)
   torch.set_default_device('cuda' if torch.cuda.is_available() else 'cpu')
   with tempfile.TemporaryDirectory() as scratch:
-    config = config_loading.load(args.config)
-    sharding.divide_cpu(config.system, config.method)
+    config = cpu.divide(config_loading.load(args.config))
     work = (
       prepare(args.model, config, scratch)
       if config.model == 'scenes'

@@ -35,13 +35,14 @@ import numpy as np
 from PIL import Image
 
 from dsr_jax import config as config_lib
-from dsr_jax import config_loading, families, files, images, inputs, saved_config, sharding
+from dsr_jax import config_loading, families, files, images, inputs, saved_config
 from dsr_jax import train as train_lib
 from dsr_jax.convert import locate
 from dsr_jax.errors import InputError
 from dsr_jax.inference import BUCKET, Inference, Sampler
 from dsr_jax.models.unified import Scoring, Text
 from dsr_jax.probe import words as words_lib
+from dsr_jax.runtime import cpu
 
 __all__ = [
   'Description',
@@ -599,9 +600,8 @@ def train(
     raise InputError(
       'train was called in a thread, where Ctrl-C does not arrive; call it in the main thread'
     )
-  checked = _config(config, overrides or {})
+  checked = cpu.divide(_config(config, overrides or {}))
   workdir = os.fspath(workdir)
-  sharding.divide_cpu(checked.system, checked.method)
   # Orbax logs a dozen lines per checkpoint.
   before = logging.get_verbosity()
   logging.set_verbosity(logging.ERROR)

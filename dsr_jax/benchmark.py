@@ -39,7 +39,7 @@ from dsr_jax.models.unified import (
 from dsr_jax.plan import memory as plan_memory
 from dsr_jax.plan import program as plan_program
 from dsr_jax.plan import sizes as plan_sizes
-from dsr_jax.runtime import workdir
+from dsr_jax.runtime import cpu, workdir
 
 WHOLE_STEP = 'whole step'
 PHASES = (
@@ -73,7 +73,7 @@ def benchmark(config, repeats: int, wanted=PHASES) -> dict:
   Raises:
     InputError: if a device has no room; a table of bytes by part is printed first.
   """
-  sharding.divide_cpu(config.system, config.method)
+  config = cpu.divide(config)
   workdir.check_accelerator()
   model = plan_program.sizes_of(config.model)
   model = dataclasses.replace(
@@ -82,13 +82,7 @@ def benchmark(config, repeats: int, wanted=PHASES) -> dict:
   families.check(model, config)
   model = families.sizes_as_drawn(model, config.method)
   mesh = sharding.make_mesh(config.system.mesh)
-  sizes = plan_sizes.Sizes(
-    model,
-    config.method,
-    config.system,
-    prompt=config.data.max_prompt_tokens,
-    ways=sharding.ways(mesh.shape),
-  )
+  sizes = plan_sizes.Sizes(model, config.method, config.system, config.data.max_prompt_tokens)
   chunks = {f'system.{key}': sizes.chunk(key) for key in ('rollout_chunk', 'update_chunk')}
   sharding.check_fits(mesh.shape, families.family_of(model).num_heads(model), chunks)
   estimate = plan_memory.estimate(model, config, mesh.shape)

@@ -8,16 +8,10 @@ import jax
 import jax.numpy as jnp
 
 
-def size(wanted: int, method, ways: int = 1) -> int:
-  """Rows per chunk: the largest divisor of a part's rows that is at most `wanted`, or the number of
-  devices if that is more; all rows if `wanted` is 0.
-
-  ways: devices that a chunk is divided over; a divisor that is a multiple of it comes first.
-  """
+def size(wanted: int, method) -> int:
+  """Rows per chunk: `wanted`, or all rows of a part if `wanted` is 0 or exceeds it."""
   part = method.inputs_per_task // method.accumulate
-  most = min(max(wanted, ways), part) if wanted else part
-  divisors = [rows for rows in range(1, most + 1) if part % rows == 0]
-  return max(divisors, key=lambda rows: (rows % ways == 0, rows))
+  return min(wanted or part, part)
 
 
 def mapped(fn, tree, chunk: int):

@@ -231,12 +231,11 @@ class System:
   """How the run computes, logs and saves. These keys change the results only by rounding."""
 
   mesh: Mesh = Mesh()
-  # devices that the CPU is divided into, so that its cores work side by side; 0: one per core, as
-  # far as the inputs at once divide evenly. Accelerators ignore it
+  # devices that a CPU is divided into, so that its cores work side by side on small chunks; 0: one
+  # per core, as far as the inputs divide evenly. 1: the CPU is one device
   cpu_devices: int = 1
-  # most inputs sampled and scored at once, lowered to a divisor of a part's (accumulate); 0: all
-  rollout_chunk: int = 0
-  update_chunk: int = 0  # most inputs differentiated at once, likewise
+  rollout_chunk: int = 0  # inputs sampled and scored at once; 0: all inputs of a part (accumulate)
+  update_chunk: int = 0  # inputs differentiated at once; 0: all inputs of a part
   remat: bool = True  # recompute each layer in the backward pass
   compute_dtype: str = 'bfloat16'
   # dtype of the candidates' KV cache: '' is compute_dtype; 'int8' has no GPU kernel in this project

@@ -234,6 +234,7 @@ def from_config_dict(config):
   result = _with_paths_expanded(result)
   _check_values(result)
   _check_method(result.method)
+  _check_chunks(result.system, result.method)
   _check_data(result)
   return _with_benchmark(result)
 
@@ -534,6 +535,17 @@ def _check_pictures(method):
       f'picture_likelihood={method.picture_likelihood}, which needs no draws; set it to 1, or set '
       'picture_likelihood=elbo'
     )
+
+
+def _check_chunks(system, method):
+  part = method.inputs_per_task // method.accumulate
+  for key in ('rollout_chunk', 'update_chunk'):
+    chunk = getattr(system, key)
+    if chunk and part % chunk:
+      raise InputError(
+        f'config.system.{key} is {chunk}; set it to a divisor of {part}, the inputs of a task in a '
+        'part of the step, or to 0 for all at once'
+      )
 
 
 def _check_data(config):

@@ -9,8 +9,8 @@ Open MPI, the processes find each other. Elsewhere, add --coordinator=HOST:PORT 
 
 from absl import flags
 
-from dsr_jax import cli, config_loading, flag_types, sharding, train
-from dsr_jax.runtime import distributed
+from dsr_jax import cli, config_loading, flag_types, train
+from dsr_jax.runtime import cpu, distributed
 
 
 def main(argv, f=flags.FLAGS):
@@ -20,7 +20,7 @@ def main(argv, f=flags.FLAGS):
   config = config_loading.from_config_dict(f.config)
   cluster = distributed.find(f.coordinator, f.processes, f.process)
   if cluster is None:
-    sharding.divide_cpu(config.system, config.method)
+    config = cpu.divide(config)
   with distributed.together(cluster, f.wait_seconds) as team:
     summary = train.run(config, f.workdir, team=team, accept_changed_data=f.accept_changed_data)
   if team.lead:

@@ -6,9 +6,7 @@ split over fsdp and tp; in decoding, it is gathered over fsdp. Call the function
 jit, under `jax.set_mesh`; on one device they do nothing.
 """
 
-import contextlib
 import math
-import os
 import re
 
 import jax
@@ -18,7 +16,6 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
-from dsr_jax import chunks
 from dsr_jax.errors import InputError
 
 AXES = ('data', 'fsdp', 'tp')
@@ -79,33 +76,6 @@ def make_mesh(mesh, devices=None) -> jax.sharding.Mesh:
 def ways(axes) -> int:
   """The number of parts into which inputs are split. axes: sizes of the mesh by axis."""
   return math.prod(axes[axis] for axis in ROWS)
-
-
-def ways_here() -> int:
-  """`ways` of the mesh that is set; 1 without one."""
-  mesh = jax.sharding.get_abstract_mesh()
-  return 1 if mesh.empty else ways(mesh.shape)
-
-
-def divide_cpu(system, method):
-  """Lets JAX see the CPU as `system.cpu_devices` devices; for 0, as one per core, as far as the
-  inputs computed at once divide evenly. Does nothing if JAX has started, or if the environment
-  divides the CPU.
-
-  XLA runs small operations on one core, so two devices with half of the inputs each are faster than
-  one device with two cores.
-  """
-  if jax.config.jax_num_cpu_devices > 0 or 'host_platform_device_count' in os.environ.get(
-    'XLA_FLAGS', ''
-  ):
-    return
-  cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-  at_once = (chunks.size(wanted, method) for wanted in (system.rollout_chunk, system.update_chunk))
-  most = math.gcd(*at_once)
-  fitting = [n for n in range(1, min(cores, most) + 1) if most % n == 0]
-  devices = system.cpu_devices or fitting[-1]
-  with contextlib.suppress(RuntimeError):  # JAX has started
-    jax.config.update('jax_num_cpu_devices', devices)
 
 
 def check_fits(axes, heads: int, chunks: dict[str, int]):

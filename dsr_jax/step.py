@@ -63,12 +63,12 @@ class StepContext:
   @property
   def rollout_chunk(self) -> int:
     """Inputs per task that are sampled and scored at once."""
-    return chunks.size(self.system.rollout_chunk, self.method, sharding.ways_here())
+    return chunks.size(self.system.rollout_chunk, self.method)
 
   @property
   def update_chunk(self) -> int:
     """Inputs per task that are differentiated at once."""
-    return chunks.size(self.system.update_chunk, self.method, sharding.ways_here())
+    return chunks.size(self.system.update_chunk, self.method)
 
   def build(self, state: TrainState, trained):
     """The model with the given trained parameters, in the compute dtype."""

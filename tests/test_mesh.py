@@ -1,15 +1,13 @@
 """The same step on any mesh: 8 virtual devices, in a process of their own."""
 
-import dataclasses
-
 import jax
 from mesh_processes import assert_same_step, finish, load, start
 import mesh_run
 import numpy as np
 import pytest
 
-from dsr_jax import chunks, config_loading, sharding
 from dsr_jax import config as config_lib
+from dsr_jax import sharding
 from dsr_jax.errors import InputError
 from dsr_jax.models.janus import model as janus
 from dsr_jax.models.janus.family import JANUS
@@ -103,37 +101,6 @@ def test_heads_and_inputs_that_do_not_divide_are_refused_and_the_key_is_named():
     InputError, match='12 inputs .* not a multiple of .* = 8; change system.rollout_chunk'
   ):
     sharding.check_fits({'data': 2, 'fsdp': 4, 'tp': 1}, 4, {'system.rollout_chunk': 12})
-
-
-@pytest.mark.parametrize(
-  'wanted, ways, rows',
-  [(0, 1, 24), (4, 1, 4), (5, 1, 4), (7, 1, 6), (99, 1, 24), (4, 8, 8), (6, 4, 4), (12, 8, 8)],
-)
-def test_a_chunk_divides_the_inputs_and_covers_the_devices(wanted, ways, rows):
-  method = dataclasses.replace(config_lib.Method(), task='generation', inputs_per_step=24)
-  assert chunks.size(wanted, method, ways) == rows
-
-
-@pytest.mark.parametrize(
-  'cores, inputs, devices', [(1, 32, 1), (2, 32, 2), (3, 32, 2), (64, 32, 4), (2, 6, 1)]
-)
-def test_the_cpu_is_divided_as_far_as_cores_and_inputs_allow(cores, inputs, devices, monkeypatch):
-  asked = []
-  monkeypatch.delenv('XLA_FLAGS', raising=False)
-  monkeypatch.setattr(sharding.os, 'sched_getaffinity', lambda _: range(cores), raising=False)
-  monkeypatch.setattr(
-    sharding.jax.config, 'update', lambda key, value: asked.append((key, value)), raising=False
-  )
-  config = config_loading.load('scenes', method__inputs_per_step=inputs)
-  sharding.divide_cpu(config.system, config.method)
-  assert asked == [('jax_num_cpu_devices', devices)]
-
-
-def test_a_cpu_that_the_environment_divides_is_left_alone(monkeypatch):
-  monkeypatch.setenv('XLA_FLAGS', '--xla_force_host_platform_device_count=8')
-  config = config_loading.load('scenes')
-  sharding.divide_cpu(config.system, config.method)
-  assert jax.config.jax_num_cpu_devices <= 0
 
 
 def test_a_parameter_that_does_not_divide_is_refused():

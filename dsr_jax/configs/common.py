@@ -27,9 +27,7 @@ def on_scenes():
   config.system.compute_dtype = 'float32'  # the fastest type on a CPU
   config.system.remat = False  # an image has 64 codes, so activations are small
   config.system.logprob_chunk = 0
-  # Small chunks stay in a CPU's caches, and two devices keep both of its cores busy.
-  config.system.rollout_chunk = config.system.update_chunk = 4
-  config.system.cpu_devices = 0
+  config.system.cpu_devices = 0  # all cores
   config.system.mesh.data, config.system.mesh.fsdp = -1, 1
   config.system.log_every = 1
   return config

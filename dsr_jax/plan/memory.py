@@ -10,7 +10,7 @@ import math
 import jax
 from jax.sharding import AbstractMesh, AxisType
 
-from dsr_jax import families, sharding
+from dsr_jax import families
 from dsr_jax import state as state_lib
 from dsr_jax.plan import sizes as plan_sizes
 from dsr_jax.plan.sizes import Sizes
@@ -69,13 +69,7 @@ def estimate(model, config, mesh, prompt=None) -> Estimate:
   """The estimate for a model's configuration, a `Config` and the sizes of the mesh's axes (a
   dict).
   """
-  s = Sizes(
-    model,
-    config.method,
-    config.system,
-    prompt=prompt or config.data.max_prompt_tokens,
-    ways=sharding.ways(mesh),
-  )
+  s = Sizes(model, config.method, config.system, prompt or config.data.max_prompt_tokens)
   parts = _state(s, mesh, config.eval) + _rollout(s, mesh) + _update(s, mesh)
   return Estimate(tuple(parts))
 

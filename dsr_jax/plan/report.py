@@ -31,13 +31,7 @@ def plan(config, topology: str, compiling: bool = True, hlo: str = ''):
   families.check(model, config)
   model = families.sizes_as_drawn(model, config.method)
   axes = sharding.resolve(config.system.mesh, chips)
-  sizes = plan_sizes.Sizes(
-    model,
-    config.method,
-    config.system,
-    prompt=config.data.max_prompt_tokens,
-    ways=sharding.ways(axes),
-  )
+  sizes = plan_sizes.Sizes(model, config.method, config.system, config.data.max_prompt_tokens)
   chunks = {f'system.{key}': sizes.chunk(key) for key in ('rollout_chunk', 'update_chunk')}
   sharding.check_fits(axes, families.family_of(model).num_heads(model), chunks)
   devices = _devices(name, topology, chips) if chip.tpu and compiling else None

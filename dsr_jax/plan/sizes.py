@@ -31,7 +31,6 @@ class Sizes:
   method: object
   system: object
   prompt: int  # tokens of the longest prompt
-  ways: int = 1  # parts that the inputs are divided into
 
   # The model.
 
@@ -145,7 +144,7 @@ class Sizes:
 
   def chunk(self, key):
     """Inputs processed at once; key: 'rollout_chunk' or 'update_chunk'."""
-    return chunks_lib.size(getattr(self.system, key), self.method, self.ways)
+    return chunks_lib.size(getattr(self.system, key), self.method)
 
 
 def operations(tokens, context, s: Sizes, head=0):

@@ -16,11 +16,12 @@ import os
 from absl import flags
 import jax
 
-from dsr_jax import cli, files, flag_types, sharding, train
+from dsr_jax import cli, files, flag_types, train
 from dsr_jax.convert import locate
 from dsr_jax.errors import InputError
 from dsr_jax.replay import look as look_lib
 from dsr_jax.replay import page, past_step
+from dsr_jax.runtime import cpu
 from dsr_jax.runtime import workdir as workdir_lib
 
 SHOWN = 3  # inputs of each task on the page, unless one is named
@@ -36,6 +37,7 @@ def main(argv, f=flags.FLAGS):
   cli.require(workdir=f.workdir, step=f.step)
   config, lines = past_step.read_run(f.workdir)
   past_step.check_step(f.step, lines, f.workdir)
+  config = cpu.divide(config)
   chosen = _chosen_inputs(config, f.input)
   changes = {name: getattr(f, name) for name in CHANGES if getattr(f, name)}
   other_config = past_step.changed(config, changes) if changes else None
@@ -44,7 +46,6 @@ def main(argv, f=flags.FLAGS):
   if config.system.compile_cache:
     workdir_lib.use_compile_cache(config.system.compile_cache)
 
-  sharding.divide_cpu(config.system, config.method)
   builders = train.Builders()
   mesh = builders.make_mesh(config.system.mesh)
   with jax.set_mesh(mesh):

@@ -92,7 +92,8 @@ def _on_its_devices(config, devices):
   such as '2 x cpu'; None for an old run.
   """
   number, _, kind = str(devices).partition(' x ')
-  if kind != 'cpu' or not number.isdecimal() or not 0 < int(number) < config_loading.CPU_DEVICES_BELOW:
+  known = kind == 'cpu' and number.isdecimal() and len(number) < 5
+  if not known or not 0 < int(number) < config_loading.CPU_DEVICES_BELOW:
     return config
   system = dataclasses.replace(config.system, cpu_devices=int(number))
   return dataclasses.replace(config, system=system)
