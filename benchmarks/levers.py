@@ -25,6 +25,7 @@ from dsr_jax import state as state_lib
 from dsr_jax.errors import InputError
 from dsr_jax.evaluate import scores
 from dsr_jax.evaluate.evaluator import Evaluator
+from dsr_jax.runtime import cpu
 from dsr_jax.scenes import grammar, sets
 from dsr_jax.study import scores as study_scores
 
@@ -59,7 +60,7 @@ LEVERS: dict[str, dict[str, object]] = {
 }
 
 
-def config_of(lever: str, seed: int, steps: int, prompts_per_task: int):
+def config_of(lever: str, seed: int, steps: int, prompts_per_task: int, eval_every: int = 0):
   """The configuration of a run. Six times as many images are described."""
   changes = {f'method__{key}': value for key, value in LEVERS[lever].items()}
   return config_loading.load(
@@ -69,11 +70,13 @@ def config_of(lever: str, seed: int, steps: int, prompts_per_task: int):
     method__steps=steps,
     eval__prompts_per_task=prompts_per_task,
     eval__pictures=6 * prompts_per_task,
+    eval__quick_prompts_per_task=prompts_per_task,
+    eval__quick_pictures=6 * prompts_per_task,
     eval__tuned_temperature=-1.0,
     eval__watched=0,
     system__samples_every=0,
     system__frozen_every=0,
-    system__eval_every=0,
+    system__eval_every=eval_every,
     system__keep_last=1,
   )
 
@@ -211,7 +214,7 @@ def main(argv, f=flags.FLAGS):
           check_same(workdir, kept, sizes)
           continue
         began, used = time.time(), time.process_time()
-        config = config_of(lever, seed, f.steps, f.prompts_per_task)
+        config = cpu.divide(config_of(lever, seed, eval_every=f.eval_every, **sizes))
         summary = train.run(config, workdir, builders(f.output))
         with open(summary, encoding='utf-8') as file:
           if not json.load(file)['finished']:
@@ -231,6 +234,13 @@ def define_flags(f=flags.FLAGS):
   flags.DEFINE_list('seeds', ['0', '1'], 'Seeds of each lever.', flag_values=f)
   flags.DEFINE_integer('steps', 80, 'Steps of each run.', lower_bound=6, flag_values=f)
   flags.DEFINE_integer('prompts_per_task', 60, 'For the evaluation.', lower_bound=1, flag_values=f)
+  flags.DEFINE_integer(
+    'eval_every',
+    0,
+    'Steps between further evaluations on the same lists; 0: none.',
+    lower_bound=0,
+    flag_values=f,
+  )
   flags.DEFINE_bool('table', False, 'Run nothing, only print the table.', flag_values=f)
 
 
