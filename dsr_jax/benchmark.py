@@ -90,13 +90,13 @@ def benchmark(config, repeats: int, wanted=PHASES) -> dict:
   # Counted on the host and cached before the devices' mesh is set.
   plan_sizes.vq_operations(model)
   try:
+    ceilings = _ceilings(config.system.compute_dtype, repeats)
+    print(
+      f'ceilings     {ceilings.flops / 1e12:.2f} TFLOP/s of matrix products, '
+      f'{ceilings.bandwidth / 1e9:.1f} GB/s of memory',
+      file=sys.stderr,
+    )
     with jax.set_mesh(mesh):
-      ceilings = _ceilings(config.system.compute_dtype, repeats)
-      print(
-        f'ceilings     {ceilings.flops / 1e12:.2f} TFLOP/s of matrix products, '
-        f'{ceilings.bandwidth / 1e9:.1f} GB/s of memory',
-        file=sys.stderr,
-      )
       rows = _timed_phases(config, sizes, mesh, ceilings, repeats, wanted)
   except jax.errors.JaxRuntimeError as e:
     if 'RESOURCE_EXHAUSTED' not in str(e):
@@ -156,7 +156,9 @@ def _ceilings(dtype, repeats) -> Ceilings:
   x = jax.device_put(jax.random.normal(jax.random.key(1), (length,)), device)
   product = _timed(jax.jit(lambda a: a @ a), repeats, a, calls=10)
   reading = _timed(jax.jit(jnp.sum), repeats, x, calls=10)
-  return Ceilings(flops=2 * side**3 / product, bandwidth=x.nbytes / reading)
+  # The devices of one CPU share its cores, and one of them alone uses all.
+  sharing = jax.local_device_count() if on_cpu else 1
+  return Ceilings(flops=2 * side**3 / product / sharing, bandwidth=x.nbytes / reading / sharing)
 
 
 def _timed_phases(config, sizes, mesh, ceilings: Ceilings, repeats, wanted) -> list[dict]:
