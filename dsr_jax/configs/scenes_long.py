@@ -1,5 +1,5 @@
-"""A longer run than the default, with the initial model as the scorer: 438 steps, in about ten minutes
-on two fast CPU cores. More steps are worse, and a scorer that learns makes descriptions
+"""A longer run than the default, with the initial model as the scorer: 438 steps, in about ten
+minutes on two fast CPU cores. More steps are worse, and a scorer that learns makes descriptions
 hallucinate (docs/study/levers.md).
 
   python -m dsr_jax.main --config=configs/scenes_long.py --workdir=runs/scenes_long
