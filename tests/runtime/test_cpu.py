@@ -1,8 +1,12 @@
 """The CPU as several devices, and the chunks for them."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import jax
+from places import ROOT
 import pytest
 
 from dsr_jax import config_loading
@@ -77,3 +81,19 @@ def test_once_jax_has_started_only_the_chunks_follow():
   assert cpu.divide(config).system == dataclasses.replace(
     config.system, rollout_chunk=chunk, update_chunk=chunk
   )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('command', ['benchmark --phases=draw', 'main --workdir={folder}'])
+def test_commands_run_on_a_divided_cpu(command, tmp_path):
+  words = command.format(folder=tmp_path / 'run').split()
+  ran = subprocess.run(
+    [sys.executable, '-m', f'dsr_jax.{words[0]}', '--config=scenes_tiny', *words[1:]]
+    + ['--config.system.cpu_devices=2'],
+    cwd=ROOT,
+    env={k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'},
+    capture_output=True,
+    text=True,
+  )
+  assert ran.returncode == 0, ran.stderr[-2000:]
+  assert '2 x cpu' in ran.stderr
