@@ -54,6 +54,11 @@ LEVERS: dict[str, dict[str, object]] = {
   'frozen': {'scorer': 'frozen'},
   'ema': {'scorer': 'ema'},
   'judge': {'reward': 'judge'},
+  # what is sampled
+  'temperature_0.7': {'temperature': 0.7},
+  'temperature_0.5': {'temperature': 0.5},
+  'temperature_0.7_frozen': {'temperature': 0.7, 'scorer': 'frozen'},
+  'temperature_0.5_frozen': {'temperature': 0.5, 'scorer': 'frozen'},
   # where the samples go
   'generation': {'task': 'generation', 'inputs_per_step': 16},
   'group_16': {'group_size': 16, 'inputs_per_step': 16},
@@ -86,7 +91,8 @@ def builders(folder: str) -> train.Builders:
 
   def make_evaluator(config, model):
     evaluator = Evaluator(config, model.processor, model.graphdef, SPLIT)
-    path = os.path.join(folder, f'base_{config.eval.prompts_per_task}.json')
+    sizes = f'{config.eval.prompts_per_task}_{config.method.temperature}'
+    path = os.path.join(folder, f'base_{sizes}.json')
 
     def evaluate(state, step):
       kept = files.read_json_or_none(path) if step == 0 else None
