@@ -38,6 +38,7 @@ from dsr_jax.models.unified import (
 from dsr_jax.rewards import dual
 
 CHUNK = 16  # samples that the commands draw at once; it changes only the float rounding
+DECODED = 16  # images that a `Sampler` decodes at once, or the next multiple of the devices
 BUCKET = (
   64  # the commands pad texts to multiples of this, so that not every length needs a compilation
 )
@@ -79,9 +80,9 @@ def _sample_pictures(
   model = nnx.merge(graphdef, params)
   keys = row_keys(jax.random.key(seed), first, prompt.ids.shape[0], group)
   codes, logps = model.sample_pictures(prompt, keys, how)
-  pictures = model.picture_from_codes(codes)
   if instructions is None:
-    return codes, logps, pictures.pixels, None, None
+    return codes, logps, None, None
+  pictures = model.picture_from_codes(codes)
   rewards, prompt_logps = [], []
   for instruction in instructions:
     reward, logp = dual.generation(
@@ -95,7 +96,7 @@ def _sample_pictures(
     )
     rewards.append(reward)
     prompt_logps.append(logp[..., : prompt.ids.shape[-1]])
-  return codes, logps, pictures.pixels, jnp.stack(rewards, axis=1), prompt_logps[0]
+  return codes, logps, jnp.stack(rewards, axis=1), prompt_logps[0]
 
 
 @functools.partial(jax.jit, static_argnames=('graphdef', 'group', 'how', 'scoring'))
@@ -232,7 +233,7 @@ class Sampler:
       asked = tuple(Text(ids, mask) for ids, mask in zip(*instructions))
 
     def run(first, ids, mask):
-      codes, logps, pixels, rewards, prompt_logps = _sample_pictures(
+      return _sample_pictures(
         self._graphdef,
         params,
         Text(ids, mask),
@@ -244,10 +245,9 @@ class Sampler:
         scoring=scoring or Scoring(),
         eos_id=eos_id,
       )
-      pixels = images.to_uint8(sharding.fetch(pixels))
-      return PictureSamples(codes, logps, pixels, rewards, prompt_logps)
 
-    return self.chunked(run, *prompt)
+    codes, logps, rewards, prompt_logps = self.chunked(run, *prompt)
+    return PictureSamples(codes, logps, self.decode(params, codes), rewards, prompt_logps)
 
   def sample_texts(
     self,
@@ -345,18 +345,24 @@ class Sampler:
     return self.chunked(lambda first, x: _encode(self._graphdef, params, x), pixels)
 
   def decode(self, params, codes):
-    """codes (P, ..., N) -> pixels (P, ..., H, W, 3) uint8."""
+    """codes (P, ..., N) -> pixels (P, ..., H, W, 3) uint8.
+
+    All lists are decoded by one program, whatever the number of prompts and samples.
+    """
 
     def run(first, codes):
       return images.to_uint8(sharding.fetch(_decode(self._graphdef, params, codes)))
 
-    return self.chunked(run, codes)
+    devices = jax.device_count()
+    at_once = -(-DECODED // devices) * devices
+    pixels = self.chunked(run, codes.reshape(-1, codes.shape[-1]), chunk=at_once)
+    return pixels.reshape(*codes.shape[:-1], *pixels.shape[1:])
 
-  def chunked(self, run, *arrays):
-    """Runs run(first, *parts) on chunks of `chunk` rows of host arrays (P, ...); joins the results
-    on the host.
+  def chunked(self, run, *arrays, chunk: int | None = None):
+    """Runs run(first, *parts) on chunks of host arrays (P, ...), by default of the sampler's number
+    of rows; joins the results on the host.
     """
-    rows, chunk = len(arrays[0]), self._chunk
+    rows, chunk = len(arrays[0]), chunk or self._chunk
     outputs = []
     for first in range(0, rows, chunk):
       parts = [np.asarray(a[first : first + chunk]) for a in arrays]

@@ -28,7 +28,6 @@ from dsr_jax.runtime import run_files
 
 FOLDER = 'rows'
 WATCHED = 'watched'
-DECODED = 3  # inputs whose images are decoded at once: as many as a sheet shows
 PAGE_BYTES = 8 << 20  # an image that several rows share is stored about once per page
 
 PICTURE = pa.struct([('bytes', pa.binary()), ('path', pa.string())])  # as in `datasets.Image`
@@ -89,7 +88,7 @@ class StepRows:
     self._question = config.method.question
     self._family = model.family
     self._eos = model.spec.eos_id
-    self._sampler = Sampler(model.graphdef, model.processor, chunk=DECODED, seed=0)
+    self._sampler = Sampler(model.graphdef, model.processor, chunk=1, seed=0)
 
   def __call__(self, state, records) -> list[Candidates]:
     """(state after the step, records) -> the candidates of each of its tasks."""

@@ -37,7 +37,7 @@ from dsr_jax.plan import memory as plan_memory
 from dsr_jax.report import before_after, same_items
 from dsr_jax.report import page as run_page
 from dsr_jax.report import summary as summary_lib
-from dsr_jax.reporting.step_sheet import StepSheet
+from dsr_jax.reporting import step_sheet
 from dsr_jax.rewards import table as rewards
 from dsr_jax.runtime import checkpoints as checkpoints_lib
 from dsr_jax.runtime import distributed, room, run_files
@@ -193,8 +193,8 @@ class Builders:
   make_train_step: Callable[..., Any] = make_train_step
   make_evaluator: Callable[..., Any] = make_evaluator
   make_watcher: Callable[..., Any] = make_watcher  # (config, model, batches, load_model)
-  make_sheet: Callable[..., Any] = StepSheet  # (model): (state, records) -> PIL image
-  make_rows: Callable[..., Any] = rows_lib.StepRows  # (config, model): (state, records)
+  # (config, model): (state, records) -> [Candidates]
+  make_rows: Callable[..., Any] = rows_lib.StepRows
   estimate_memory: Callable[..., Any] = estimate_memory
 
 
@@ -212,7 +212,6 @@ class _Run:
   train_step: CompiledStep
   evaluate: Any  # functions (state, step), or None
   watch: Any
-  sheet: Callable[..., Any]
   rows: Callable[..., Any]
   checkpoints: checkpoints_lib.Checkpoints
   log: RunLog
@@ -316,7 +315,6 @@ def run(
       train_step=CompiledStep(train_step, estimate),
       evaluate=builders.make_evaluator(config, model),
       watch=builders.make_watcher(config, model, batches, builders.load_model),
-      sheet=builders.make_sheet(model),
       rows=builders.make_rows(config, model),
       checkpoints=checkpoints,
       log=RunLog(config, workdir, model.spec.num_codes, writer, progress),
@@ -539,10 +537,9 @@ def _evaluate(this: _Run, state, step: int, part: str) -> bool:
 def _draw(this: _Run, state, records, step: int):
   """Writes the step's candidates: the first as an image, all of them as rows."""
   with this.spent.on('candidates'):
-    image = this.sheet(state, records)
     found = this.rows(state, records)
     if this.team.lead:
-      png = workdir_lib.write_samples(this.workdir, step, image)
+      png = workdir_lib.write_samples(this.workdir, step, step_sheet.sheet(found))
       rows_lib.write(this.workdir, step, rows_lib.table(step, found))
       this.log.media(step, {'candidates': png}, {})
 

@@ -7,6 +7,7 @@ Axes: N image codes, H W pixels.
 
 import base64
 from collections.abc import Mapping
+import functools
 import io
 import math
 import types
@@ -82,6 +83,7 @@ def render(template: str, package: str = 'dsr_jax.reporting', /, **values) -> st
   return _environment(package).get_template(template).render(**values)
 
 
+@functools.cache  # a run writes its page many times, and compiling a template takes longer than it
 def _environment(package: str = 'dsr_jax.reporting') -> jinja2.Environment:
   environment = jinja2.Environment(
     loader=jinja2.PackageLoader(package),

@@ -26,6 +26,7 @@ from dsr_jax import train
 from dsr_jax.errors import InputError
 from dsr_jax.report import page as run_page
 from dsr_jax.report import summary as summary_lib
+from dsr_jax.reporting import step_sheet
 from dsr_jax.runtime import checkpoints as checkpoints_lib
 from dsr_jax.runtime import metrics as metrics_lib
 from dsr_jax.runtime import workdir as workdir_lib
@@ -265,7 +266,6 @@ class _Lane:
     self._writer = metrics_lib.Writer(cell.folder)
     self._log = RunLog(config, cell.folder, model.spec.num_codes, self._writer, Silence())
     self._evaluate = builders.make_evaluator(config, model)
-    self._sheet = builders.make_sheet(model)
     self._rows = builders.make_rows(config, model)
 
   @_alone
@@ -285,9 +285,9 @@ class _Lane:
     folder, system, last = cell.folder, cell.config.system, cell.config.method.steps
     state = state_of(state, self._index)
     if due(last, system.samples_every):
-      own = _take(records, self._index)
-      workdir_lib.write_samples(folder, last, self._sheet(state, own))
-      rows_lib.write(folder, last, rows_lib.table(last, self._rows(state, own)))
+      found = self._rows(state, _take(records, self._index))
+      workdir_lib.write_samples(folder, last, step_sheet.sheet(found))
+      rows_lib.write(folder, last, rows_lib.table(last, found))
     train.check_finite(state, last, folder, cell.config.method.learning_rate_key)
     if cell.keeps_checkpoint:
       self._save(state, last)

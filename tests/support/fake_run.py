@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 from micro_parts import MICRO, MicroConfig
 import numpy as np
-from PIL import Image
 from places import CONFIGS
 
 from dsr_jax import cli, config_loading, families, sharding, train
+from dsr_jax import rows as rows_lib
 from dsr_jax.runtime import distributed as processes
 from dsr_jax.state import TrainState
 from dsr_jax.step import StepOutput
@@ -131,11 +131,21 @@ def parts(delay=0.0, nan_at=None, evaluations=None) -> train.Builders:
     # The step donates it: no views of NumPy's memory.
     return jax.jit(lambda x: jax.tree.map(jnp.copy, x))(placed)
 
-  def sheet(model):
-    def draw(state, records):
-      return Image.fromarray((np.abs(np.asarray(records['w'])) * 50).astype(np.uint8))
+  def rows(config, model):
+    def candidates(state, records):
+      pixels = (np.abs(np.asarray(records['w'])) * 50).astype(np.uint8)
+      one = rows_lib.Candidates(
+        task='generation',
+        prompts=['the first rows of w'],
+        codes=np.zeros((1, 1, 4), np.int32),
+        pixels=np.repeat(pixels[None, None, :, :, None], 3, axis=-1),
+        rewards=np.zeros((1, 1)),
+        chosen=np.array([-1]),
+        rejected=np.array([-1]),
+      )
+      return [one]
 
-    return draw
+    return candidates
 
   return train.Builders(
     load_model=load,
@@ -144,8 +154,7 @@ def parts(delay=0.0, nan_at=None, evaluations=None) -> train.Builders:
     make_train_step=make_train_step,
     make_evaluator=evaluator,
     make_watcher=lambda *args: None,
-    make_sheet=sheet,
-    make_rows=lambda config, model: lambda state, records: [],
+    make_rows=rows,
     estimate_memory=lambda model, config, mesh: None,
   )
 
