@@ -20,6 +20,7 @@ import time
 from absl import flags
 import numpy as np
 
+from benchmarks import clean_pairs
 from dsr_jax import cli, config_loading, effect, files, flag_types, train
 from dsr_jax import state as state_lib
 from dsr_jax.errors import InputError
@@ -30,7 +31,7 @@ from dsr_jax.scenes import grammar, sets
 from dsr_jax.study import scores as study_scores
 
 SPLIT = 'validation'
-PLAIN = 'plain'
+PLAIN, CLEAN_PAIRS = 'plain', 'clean_pairs'
 LEVERS: dict[str, dict[str, object]] = {
   PLAIN: {},
   # the objective
@@ -54,10 +55,12 @@ LEVERS: dict[str, dict[str, object]] = {
   'frozen': {'scorer': 'frozen'},
   'ema': {'scorer': 'ema'},
   'judge': {'reward': 'judge'},
+  # no reward: `benchmarks.clean_pairs`
+  CLEAN_PAIRS: {},
   # what is sampled
   'temperature_0.7': {'temperature': 0.7},
   'temperature_0.5': {'temperature': 0.5},
-  'temperature_0.7_frozen': {'temperature': 0.7, 'scorer': 'frozen'},
+  'temperature_0.3': {'temperature': 0.3},
   'temperature_0.5_frozen': {'temperature': 0.5, 'scorer': 'frozen'},
   # where the samples go
   'generation': {'task': 'generation', 'inputs_per_step': 16},
@@ -86,7 +89,7 @@ def config_of(lever: str, seed: int, steps: int, prompts_per_task: int, eval_eve
   )
 
 
-def builders(folder: str) -> train.Builders:
+def builders(folder: str, lever: str) -> train.Builders:
   """Those of a real run, but evaluated on the validation lists; the base only once."""
 
   def make_evaluator(config, model):
@@ -105,7 +108,15 @@ def builders(folder: str) -> train.Builders:
 
     return evaluate
 
-  return dataclasses.replace(train.Builders(), make_evaluator=make_evaluator)
+  found = dataclasses.replace(train.Builders(), make_evaluator=make_evaluator)
+  if lever != CLEAN_PAIRS:
+    return found
+  return dataclasses.replace(
+    found,
+    make_batches=clean_pairs.Pairs,
+    make_train_step=clean_pairs.make_train_step,
+    make_watcher=lambda *args: None,
+  )
 
 
 def place(folder: str, lever: str, seed: int) -> str:
@@ -221,7 +232,7 @@ def main(argv, f=flags.FLAGS):
           continue
         began, used = time.time(), time.process_time()
         config = cpu.divide(config_of(lever, seed, eval_every=f.eval_every, **sizes))
-        summary = train.run(config, workdir, builders(f.output))
+        summary = train.run(config, workdir, builders(f.output, lever))
         with open(summary, encoding='utf-8') as file:
           if not json.load(file)['finished']:
             return 1  # stopped by a signal
