@@ -13,13 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dsr_jax import images, sharding, train
+from dsr_jax import chunks, images, sharding, train
 from dsr_jax import state as state_lib
 from dsr_jax.models.unified import Scoring, Text
 from dsr_jax.scenes import grammar, render, sets, world
 from dsr_jax.step import StepOutput
 
 PAIRS = 128  # per task and step: as many sequences as 16 inputs with 8 candidates
+CHUNK = 16  # pairs at once
 PROMPT_DROPOUT = 0.1  # as in pretraining; needed for guidance
 PROMPTS, PICTURES = 201, 202  # of the random generators
 
@@ -80,7 +81,8 @@ def make_train_step(model, config, mesh, state):
   """The jitted step: (state, batch) -> `StepOutput`; the state is donated."""
   ctx = train.step_context(model, config)
 
-  def loss_fn(params, state, batch):
+  def loss_fn(params, state, batch, tokens):
+    """A chunk's share of the loss. tokens: of all texts of the step."""
     model = ctx.build(state, params)
 
     def one_candidate(tree):
@@ -97,13 +99,18 @@ def make_train_step(model, config, mesh, state):
     picture = one_candidate(model.picture_from_pixels(images.to_float(batch['read'])))
     answer = one_candidate(Text(*batch['answer']))
     read = model.text_logps(picture, Text(*batch['question']), answer, None, Scoring())
-    drawing = -jnp.mean(drawn.logp)
-    describing = -jnp.sum(read.logp * answer.mask) / jnp.sum(answer.mask)
+    drawing = -jnp.sum(drawn.logp) / (PAIRS * drawn.logp.shape[-1])
+    describing = -jnp.sum(read.logp * answer.mask) / tokens
     return drawing + describing, {'nats_drawing': drawing, 'nats_describing': describing}
 
   def step(state, batch):
-    grad = jax.value_and_grad(loss_fn, has_aux=True)
-    (loss, parts), grads = grad(state.params, state, batch)
+    tokens = jnp.sum(batch['answer'].mask)
+
+    def chunk_gradient(chunk):
+      gradient = jax.value_and_grad(loss_fn, has_aux=True)
+      return gradient(state.params, state, chunk, tokens), ()
+
+    (((loss, parts), grads), _) = chunks.summed(chunk_gradient, batch, CHUNK)
     updates, opt_state = ctx.optimizer.update(grads, state.opt_state, state.params)
     rate = state_lib.learning_rate(ctx.method, state.step, None)
     params = optax.apply_updates(state.params, jax.tree.map(lambda u: -rate * u, updates))
