@@ -62,6 +62,8 @@ LEVERS: dict[str, dict[str, object]] = {
   'temperature_0.5': {'temperature': 0.5},
   'temperature_0.3': {'temperature': 0.3},
   'temperature_0.5_frozen': {'temperature': 0.5, 'scorer': 'frozen'},
+  'temperature_0.3_frozen': {'temperature': 0.3, 'scorer': 'frozen'},
+  'temperature_0.3_rarity': {'temperature': 0.3, 'credit': 'rarity'},
   # where the samples go
   'generation': {'task': 'generation', 'inputs_per_step': 16},
   'group_16': {'group_size': 16, 'inputs_per_step': 16},
