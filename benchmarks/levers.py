@@ -55,6 +55,7 @@ LEVERS: dict[str, dict[str, object]] = {
   'frozen': {'scorer': 'frozen'},
   'ema': {'scorer': 'ema'},
   'judge': {'reward': 'judge'},
+  'judge_strict': {'reward': 'judge_strict'},
   # no reward: `benchmarks.clean_pairs`
   CLEAN_PAIRS: {},
   # what is sampled

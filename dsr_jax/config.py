@@ -114,7 +114,7 @@ class Method:
   # model. 'ema': a running mean of the trained parameters.
   scorer: str = 'policy'
   ema_decay: float = 0.99
-  judge_accuracy: float = 1.0  # for the reward 'judge': the other verdicts are flipped
+  judge_accuracy: float = 1.0  # for the rewards of the judge: other verdicts are flipped
   clip_reward: ClipReward = ClipReward()
   external_reward: ExternalReward = ExternalReward()
   # for the reward 'vqa'; {} stands for the text

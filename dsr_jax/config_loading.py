@@ -550,7 +550,7 @@ def _check_chunks(system, method):
 
 def _check_data(config):
   strange = set(inputs_of(config)) - {'scenes'}
-  judged = 'judge' in [term.name for term in rewards.terms(config.method.reward)]
+  judged = any(term.name in rewards.JUDGES for term in rewards.terms(config.method.reward))
   if judged and strange:
     raise InputError(
       f'config.method.reward={config.method.reward} cannot judge the data '

@@ -3,6 +3,8 @@
 Axes: B inputs, G samples, N image codes, H W pixels.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -13,6 +15,7 @@ from dsr_jax.models.unified import Picture, Text, without_eos
 from dsr_jax.rewards import scenes_judge
 from dsr_jax.rewards.base import RewardInputs, codes_of
 from dsr_jax.rewards.dual import code_logps, dual
+from dsr_jax.scenes import judge as scenes_rules
 from dsr_jax.scenes import world
 
 
@@ -47,6 +50,20 @@ def shuffled(x: RewardInputs):
 def judge(x: RewardInputs):
   """The exact judge of Scenes: the share of a prompt's atoms in the image, or a text's F1.
 
+  Extra things in an image cost nothing.
+  """
+  return _judged(x, scenes_judge.verdicts_on_pictures)
+
+
+def judge_strict(x: RewardInputs):
+  """As `judge`, but an image counts (1) only if it shows what the prompt says and nothing else."""
+  rule = functools.partial(scenes_judge.verdicts_on_pictures, rule=scenes_rules.strict)
+  return _judged(x, rule)
+
+
+def _judged(x: RewardInputs, on_pictures):
+  """Verdicts of the judge of Scenes; `on_pictures` judges images.
+
   This is the one exception to the rule that a step has no host transfers: the judge is NumPy code
   on the host. If `method.judge_accuracy` is below 1, that share of the verdicts v stays correct,
   and the others become 1 - v; the sample's key decides.
@@ -55,12 +72,12 @@ def judge(x: RewardInputs):
   side = x.picture.pixels.shape[-2]
   if side != world.IMAGE_SIZE:
     raise InputError(
-      f'method.reward=judge reads images of Scenes, {world.IMAGE_SIZE} x {world.IMAGE_SIZE} '
-      f'pixels, but the model has {side} x {side}; choose another reward'
+      f'method.reward={x.method.reward} reads images of Scenes, {world.IMAGE_SIZE} x '
+      f'{world.IMAGE_SIZE} pixels, but the model has {side} x {side}; choose another reward'
     )
   pixels = images.levels(x.picture.pixels)
   if x.task == 'generation':
-    text, verdicts = x.text, scenes_judge.verdicts_on_pictures
+    text, verdicts = x.text, on_pictures
   else:
     text, verdicts = without_eos(x.text, x.eos_id), scenes_judge.verdicts_on_texts
   verdict = jax.pure_callback(

@@ -1,5 +1,5 @@
-"""The judge of Scenes for the reward `judge`, called on the host from inside a step. It is a
-control, never the default reward.
+"""The judge of Scenes for the rewards `judge` and `judge_strict`, called on the host from inside a
+step. They are controls, never the default reward.
 
 Axes: B inputs, G candidates, T tokens.
 """
@@ -9,8 +9,11 @@ import numpy as np
 from dsr_jax.scenes import judge
 
 
-def verdicts_on_pictures(pixels, ids, mask, token_bytes, token_ends):
-  """Share of the prompt's atoms that each image shows, (B, G) float32.
+def verdicts_on_pictures(pixels, ids, mask, token_bytes, token_ends, rule=judge.graded):
+  """Verdicts of a rule on each image, (B, G) float32; 0 if the prompt is not one of Scenes.
+
+  rule: (atoms, reading) -> a verdict in [0, 1]: `judge.graded`, the share of the prompt's atoms
+  that the image shows, or `judge.strict`.
 
   pixels (B, G, 32, 32, 3) uint8; ids, mask (B, T) of the prompts; token_bytes, token_ends from
   `data.fields`.
@@ -20,11 +23,11 @@ def verdicts_on_pictures(pixels, ids, mask, token_bytes, token_ends):
   atoms = [judge.parse(text) for text in texts]
   readings = judge.read(pixels.reshape(-1, *pixels.shape[2:]))
   group = pixels.shape[1]
-  graded = [
-    0.0 if atoms[i // group] is None else judge.graded(atoms[i // group], r)
-    for i, r in enumerate(readings)
+  verdicts = [
+    0.0 if atoms[i // group] is None else rule(atoms[i // group], reading)
+    for i, reading in enumerate(readings)
   ]
-  return np.array(graded, np.float32).reshape(pixels.shape[:2])
+  return np.array(verdicts, np.float32).reshape(pixels.shape[:2])
 
 
 def verdicts_on_texts(pixels, ids, mask, token_bytes, token_ends):

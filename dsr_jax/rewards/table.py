@@ -18,6 +18,7 @@ from dsr_jax.errors import InputError
 from dsr_jax.rewards import clip, controls, dual, variants
 from dsr_jax.rewards.base import Reward, RewardInputs
 
+JUDGES = 'judge', 'judge_strict'  # they know only Scenes
 REWARDS = {
   'dual': Reward(dual.dual),
   'probability': Reward(variants.probability),
@@ -31,6 +32,7 @@ REWARDS = {
   'forward': Reward(controls.forward),
   'shuffled': Reward(controls.shuffled, fields=('others',)),
   'judge': Reward(controls.judge, fields=('vocabulary',), self_reward=False),
+  'judge_strict': Reward(controls.judge_strict, fields=('vocabulary',), self_reward=False),
   'external': Reward(None, self_reward=False),
 }
 

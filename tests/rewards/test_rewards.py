@@ -323,6 +323,22 @@ def test_the_judges_verdicts_are_the_judges_own():
   assert np.all(told[:, 0] >= told[:, 1:].max(1)) and told[:, 0].min() > 0.4
 
 
+def test_an_extra_thing_costs_the_strict_judges_verdict_alone():
+  prompt = sets.evaluation_prompts(1, 'validation')[0]  # of one thing
+  scenes = sets.evaluation_scenes(300, 'validation')
+  pixels = sets.pictures(scenes)[None]
+  words = Words([prompt.text])
+  vocabulary = fields.FIELDS['vocabulary'].whole(words, None)
+  ids = np.array([words.encode_prompt(prompt.text)])
+  given = (pixels, ids, np.ones(ids.shape, bool))
+  graded = callback.verdicts_on_pictures(*given, **vocabulary)[0]
+  strict = callback.verdicts_on_pictures(*given, **vocabulary, rule=judge.strict)[0]
+  things = np.array([len(scene.things) for scene in scenes])
+  asked = len(judge.expand(prompt.atoms))
+  np.testing.assert_array_equal(strict, (graded == 1) & (things == asked))
+  assert strict.any() and ((graded == 1) & (strict == 0)).any()
+
+
 def test_a_degraded_judge_is_right_as_often_as_it_says(model, monkeypatch):
   pixels = np.stack([render.render(s) for s in sets.evaluation_scenes(1, 'validation')])
   prompt = 'a photo of a red disc'
@@ -476,9 +492,12 @@ def test_the_step_runs_under_the_reward(reward):
   'changes, words',
   [
     (dict(method__reward='likes'), ['likes', 'dual', 'pmi', 'clip', 'judge', 'random']),
-    (
-      dict(method__reward='judge', data__prompts='t2i_compbench'),
-      ['judge', 't2i_compbench', 'scenes'],
+    *(
+      (
+        dict(method__reward=judge, data__prompts='t2i_compbench'),
+        [judge, 't2i_compbench', 'scenes'],
+      )
+      for judge in ('judge', 'judge_strict')
     ),
     (
       dict(method__reward='clip', method__clip_reward__model='x'),
