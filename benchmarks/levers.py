@@ -1,4 +1,5 @@
-"""What takes more of the reward: short runs that each change one thing in configs/scenes.py.
+"""What takes more of the reward: short runs that each change one thing in configs/scenes.py at
+temperature 1.
 
   python -m benchmarks.levers --output=runs/levers [--levers=plain,credit_guidance --seeds=0,1]
   python -m benchmarks.levers --output=runs/levers --table
@@ -73,7 +74,8 @@ LEVERS: dict[str, dict[str, object]] = {
 
 def config_of(lever: str, seed: int, steps: int, prompts_per_task: int, eval_every: int = 0):
   """The configuration of a run. Six times as many images are described."""
-  changes = {f'method__{key}': value for key, value in LEVERS[lever].items()}
+  setting = {'temperature': 1.0, **LEVERS[lever]}
+  changes = {f'method__{key}': value for key, value in setting.items()}
   return config_loading.load(
     'scenes',
     **changes,

@@ -87,9 +87,12 @@ def test_runs_are_evaluated_on_the_validation_lists_and_the_base_only_once(tmp_p
 
   monkeypatch.setattr(levers, 'Evaluator', Lists)
   monkeypatch.setattr(levers.state_lib, 'policy_params', lambda state, family: None)
-  config = levers.config_of('plain', 0, 80, 60)
+  config, cooler = (levers.config_of(x, 0, 80, 60) for x in ('plain', 'temperature_0.5'))
   model = types.SimpleNamespace(processor=None, graphdef=None, family=None)
-  made = [levers.builders(str(tmp_path)).make_evaluator(config, model) for _ in range(2)]
+  make = levers.builders(str(tmp_path), 'plain').make_evaluator
+  made = [make(config, model) for _ in range(2)]
   first, again = (evaluate(None, 0) for evaluate in made)
   assert first == again and made[1](None, 80)[1] == {'generation': [[80] * 3] * 2}
   assert calls == [('validation', 0), ('validation', 80)]
+  make(cooler, model)(None, 0)  # at another temperature, the base is another one
+  assert calls[2:] == [('validation', 0)]

@@ -17,9 +17,8 @@ def get_config():
   """The same run on the other backbone."""
   config = scenes.get_config()
   config.model = 'runs/showo_base/model'
-  # the tuned values are those of the Janus; none were searched for this model
-  config.eval.tuned_temperature = -1.0
-  config.method.guidance = 3.0  # best for this base at temperature 1, on validation
+  config.method.temperature = 1.0  # other temperatures were not searched for this base
+  config.method.guidance = 3.0  # best at temperature 1, on validation
   # an image takes 32 full passes: few at once, which stay in the processor's cache
   config.system.rollout_chunk = 2
   config.eval.chunk = 4
