@@ -240,6 +240,11 @@ class Model:
     return self._method.guidance
 
   @property
+  def temperature(self) -> float:
+    """The default of `temperature`."""
+    return self._method.temperature
+
+  @property
   def question(self) -> str:
     """The default question of `describe`."""
     return self._method.question

@@ -97,7 +97,7 @@ def test_an_own_file_builds_on_the_shipped_ones(tmp_path, monkeypatch):
   assert config_loading.load('~/mine/own.py').method.steps == 7
   monkeypatch.chdir(tmp_path)
   assert config_loading.load('scenes.py').method.steps == 7  # a file on disk goes first
-  assert config_loading.load('scenes').method.steps == 160  # a bare name is the shipped one
+  assert config_loading.load('scenes').method.steps == 100  # a bare name is the shipped one
 
 
 @pytest.mark.parametrize(

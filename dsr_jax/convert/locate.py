@@ -25,6 +25,7 @@ from dsr_jax.scenes import grammar
 flags.disclaim_key_flags()  # --help lists the flags of `define_flags` under the command
 
 EMBEDDED = os.path.join(os.path.dirname(os.path.dirname(__file__)), 'assets', 'scenes_base')
+EMBEDDED_TEMPERATURE = 0.5  # it draws best at this temperature, on validation
 EXPECTED = (
   "a model directory, a run's workdir (DIR or DIR@STEP; for a run of two models DIR:generator or "
   'DIR:understander), '
@@ -329,7 +330,9 @@ def method_of(located: Located) -> config_lib.Method:
 
 
 def _method_of(directory):
-  """The settings of a model that is not a run; the embedded model uses the question it knows."""
+  """The settings of a model that is not a run. The embedded model has the question that it knows
+  and the temperature at which it draws best.
+  """
   content = files.read_json(os.path.join(directory, 'config.json'), default={})
   own = directory_lib.reader_of(content).settings(content)
   method = config_lib.Method(**own | dict(guidance=_guidance(directory, own['guidance'])))
@@ -340,6 +343,7 @@ def _method_of(directory):
       question=grammar.QUESTION_DESCRIBE,
       instruction=grammar.QUESTION_DESCRIBE,
       max_text_tokens=48,
+      temperature=EMBEDDED_TEMPERATURE,
     )
   return method
 

@@ -32,9 +32,9 @@ SMALLEST = 160  # minimum side of an image on the page, in pixels
 BEST_OF = (1, 2, 4, 8, 16, 32)
 INPUTS = 3  # inputs shown of a step: the first ones of each task
 # The choices are few because each value compiles its own program.
-TEMPERATURES = {'as it is (1)': 1.0, 'calmer (0.7)': 0.7, 'greedy (0)': 0.0}
-OWN_GUIDANCE = 'its own'
-GUIDANCES = {OWN_GUIDANCE: None, 'none (1)': 1.0, 'some (2)': 2.0, 'much (5)': 5.0}
+OWN = 'its own'  # the first model's, for all
+TEMPERATURES = {OWN: None, 'plain (1)': 1.0, 'calmer (0.5)': 0.5, 'greedy (0)': 0.0}
+GUIDANCES = {OWN: None, 'none (1)': 1.0, 'some (2)': 2.0, 'much (5)': 5.0}
 
 
 class Picture(NamedTuple):
@@ -95,7 +95,7 @@ class Views:
     """Answers once, so that the programs are compiled before the first user arrives."""
     self.draw('a red disc')
     picture = Image.new('RGB', (64, 64), 'white')
-    self._answer(self._described, picture, '', 42, 1.0)
+    self._answer(self._described, picture, '', 42, self._temperature(OWN))
 
   # The buttons.
 
@@ -103,12 +103,12 @@ class Views:
     self,
     prompt: str,
     seed: float = 42,
-    temperature: str = next(iter(TEMPERATURES)),
-    guidance: str = OWN_GUIDANCE,
+    temperature: str = OWN,
+    guidance: str = OWN,
   ) -> str:
     """A prompt's images with both rewards, the best of n, and where the rewards come from."""
     return self._answer(
-      self._drawn, prompt, seed, TEMPERATURES.get(temperature, 1.0), GUIDANCES.get(guidance)
+      self._drawn, prompt, seed, self._temperature(temperature), GUIDANCES.get(guidance)
     )
 
   def describe(
@@ -116,12 +116,10 @@ class Views:
     file: str | None,
     question: str = '',
     seed: float = 42,
-    temperature: str = next(iter(TEMPERATURES)),
+    temperature: str = OWN,
   ) -> str:
     """Texts about an image file, best by R_U first, or answers to a question."""
-    return self._answer(
-      self._described_file, file, question, seed, TEMPERATURES.get(temperature, 1.0)
-    )
+    return self._answer(self._described_file, file, question, seed, self._temperature(temperature))
 
   def step(self, step: int | None) -> str:
     """The candidates of a run's step."""
@@ -139,6 +137,10 @@ class Views:
         return show(*arguments)
     except InputError as e:
       return html.render('message.html.j2', PACKAGE, message=str(e))
+
+  def _temperature(self, choice: str) -> float:
+    chosen = TEMPERATURES.get(choice)
+    return self._models[0].temperature if chosen is None else chosen
 
   # Draw.
 
