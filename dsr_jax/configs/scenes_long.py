@@ -1,6 +1,6 @@
 """A longer and cooler run than the default, with the initial model as the scorer: 438 steps, in
-about ten minutes on two fast CPU cores. It draws better, and descriptions hallucinate less than after
-as many steps of the default (docs/study/levers.md).
+about ten minutes on two fast CPU cores. It draws better, and its descriptions hallucinate less than
+after as many steps of the default (docs/study/levers.md).
 
   python -m dsr_jax.main --config=configs/scenes_long.py --workdir=runs/scenes_long
 """
