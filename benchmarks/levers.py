@@ -8,7 +8,8 @@ All runs have the same prompts, images and keys, and the same number of steps, a
 their last step on the validation lists, so that the evaluation lists stay unused for the settings
 that win. Run the same command again to resume; two of them with different levers or seeds can work
 in one folder. Prints a Markdown table of all finished runs: generation and the F1 and hallucination
-of descriptions, each against the base and against the lever `plain` of the same seeds, with 95 %
+of descriptions, each against the base at the run's temperature and against the lever `plain` of the
+same seeds, generation also against the base at the temperature at which it draws best, with 95 %
 bootstraps over seeds and prompts or images; and the time of all cores, with the evaluation.
 """
 
@@ -32,6 +33,7 @@ from dsr_jax.scenes import grammar, sets
 from dsr_jax.study import scores as study_scores
 
 SPLIT = 'validation'
+BEST_TEMPERATURE = 0.5  # the base draws best there, on validation
 PLAIN, CLEAN_PAIRS = 'plain', 'clean_pairs'
 LEVERS: dict[str, dict[str, object]] = {
   PLAIN: {},
@@ -67,10 +69,14 @@ LEVERS: dict[str, dict[str, object]] = {
   'temperature_0.5_frozen_kl_0.1': {'temperature': 0.5, 'scorer': 'frozen', 'kl': 0.1},
   'temperature_0.3_frozen': {'temperature': 0.3, 'scorer': 'frozen'},
   'temperature_0.3_rarity': {'temperature': 0.3, 'credit': 'rarity'},
+  'plain_sampled_at_0.5': {},
   # where the samples go
   'generation': {'task': 'generation', 'inputs_per_step': 16},
   'group_16': {'group_size': 16, 'inputs_per_step': 16},
 }
+
+# Levers that are evaluated at another temperature than that of the run.
+EVALUATED_AT = {'plain_sampled_at_0.5': 0.5}
 
 
 def config_of(lever: str, seed: int, steps: int, prompts_per_task: int, eval_every: int = 0):
@@ -99,9 +105,11 @@ def builders(folder: str, lever: str) -> train.Builders:
   """Those of a real run, but evaluated on the validation lists; the base only once."""
 
   def make_evaluator(config, model):
+    if lever in EVALUATED_AT:
+      method = dataclasses.replace(config.method, temperature=EVALUATED_AT[lever])
+      config = dataclasses.replace(config, method=method)
     evaluator = Evaluator(config, model.processor, model.graphdef, SPLIT)
-    sizes = f'{config.eval.prompts_per_task}_{config.method.temperature}'
-    path = os.path.join(folder, f'base_{sizes}.json')
+    path = base_path(folder, config.eval.prompts_per_task, config.method.temperature)
 
     def evaluate(state, step):
       kept = files.read_json_or_none(path) if step == 0 else None
@@ -123,6 +131,11 @@ def builders(folder: str, lever: str) -> train.Builders:
     make_train_step=clean_pairs.make_train_step,
     make_watcher=lambda *args: None,
   )
+
+
+def base_path(folder: str, prompts_per_task: int, temperature: float) -> str:
+  """The file of the base's evaluation at a temperature."""
+  return os.path.join(folder, f'base_{prompts_per_task}_{temperature}.json')
 
 
 def place(folder: str, lever: str, seed: int) -> str:
@@ -176,10 +189,11 @@ def table(folder: str) -> str:
       )
     )
   )
+  best = _base_at_its_best(folder, runs)
   lines = [
-    '| lever | seeds | generation - base | - plain | F1 - base | - plain | hallucination - base | '
-    '- plain | core-minutes |',
-    '|---|---:|---|---|---|---|---|---|---:|',
+    '| lever | seeds | generation - base | - base at its best | - plain | F1 - base | - plain | '
+    'hallucination - base | - plain | core-minutes |',
+    '|---|---:|---|---|---|---|---|---|---|---:|',
   ]
   for lever, seeds in runs.items():
     common = sorted(set(seeds) & set(runs.get(PLAIN, {}))) if lever != PLAIN else []
@@ -187,6 +201,8 @@ def table(folder: str) -> str:
     for name in ('generation', 'f1', 'hallucination'):
       here = _scored(name, [seeds[seed] for seed in sorted(seeds)])
       cells.append(_shown(here - _scored(name, [seeds[seed] for seed in sorted(seeds)], 0)))
+      if name == 'generation':
+        cells.append('' if best is None else _shown(here - best))
       if common:
         theirs = _scored(name, [runs[PLAIN][seed] for seed in common])
         cells.append(_shown(_scored(name, [seeds[seed] for seed in common]) - theirs))
@@ -195,6 +211,14 @@ def table(folder: str) -> str:
     minutes = np.mean([ended(workdir)['core_seconds'] for workdir in seeds.values()]) / 60
     lines.append(f'| {lever} | {len(seeds)} | {" | ".join(cells)} | {minutes:.1f} |')
   return '\n'.join(lines)
+
+
+def _base_at_its_best(folder: str, runs) -> study_scores.Score | None:
+  """The base's generation at BEST_TEMPERATURE, if a run of the folder has evaluated it."""
+  workdir = next(iter(next(iter(runs.values())).values()))
+  path = base_path(folder, ended(workdir)['prompts_per_task'], BEST_TEMPERATURE)
+  kept = files.read_json_or_none(path)
+  return None if kept is None else score('generation', [kept['rows']['generation']])
 
 
 def _scored(name: str, workdirs, step: int | None = None) -> study_scores.Score:

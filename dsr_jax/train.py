@@ -435,8 +435,8 @@ def _loop(this: _Run, state, start: int, ahead: Ahead):
       _draw(this, state, records, step)
     if FIXED_LIST in evaluating:
       _evaluate(this, state, step, FIXED_LIST)
-      if LISTS in (*measuring, *evaluating):
-        _write_page(this)  # the whole lists take longer
+      if LISTS in measuring or (LISTS in evaluating and step == last):
+        _write_page(this)  # the whole lists, which are evaluated next, take longer
     if LISTS in measuring:
       _evaluate(this, _initial(state), 0, LISTS)
     if LISTS in evaluating:

@@ -95,4 +95,6 @@ def test_runs_are_evaluated_on_the_validation_lists_and_the_base_only_once(tmp_p
   assert first == again and made[1](None, 80)[1] == {'generation': [[80] * 3] * 2}
   assert calls == [('validation', 0), ('validation', 80)]
   make(cooler, model)(None, 0)  # at another temperature, the base is another one
+  control = levers.builders(str(tmp_path), 'plain_sampled_at_0.5').make_evaluator
+  control(config, model)(None, 0)  # the same base as that of the cooler run
   assert calls[2:] == [('validation', 0)]
