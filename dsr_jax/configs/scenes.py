@@ -20,8 +20,8 @@ def get_config():
   m.inputs_per_step = 32  # 16 prompts and 16 images, 8 candidates each
   m.steps = 100
   m.learning_rate = 2e-4
-  # The embedded base draws best at this temperature with guidance 2, on validation. A run at
-  # temperature 1 ends about where this one starts (docs/study/levers.md).
+  # The embedded base draws best at this temperature with guidance 2, on validation. What training
+  # gains comes on top (docs/study/levers.md).
   m.temperature = 0.5
   s = config.system
   s.frozen_every = 5
