@@ -37,7 +37,7 @@ APPLIES = {
   'learning_rate': lambda m: m.trainable != 'lora',
   'separate': lambda m: m.strategy == 'separate',
   'ema_decay': lambda m: m.scorer == 'ema',
-  'judge_accuracy': lambda m: {'judge', 'judge_strict'} & set(_terms(m)) != set(),
+  'judge_accuracy': lambda m: bool({'judge', 'judge_strict'} & set(_terms(m))),
   'clip_reward': lambda m: 'clip' in _terms(m),
   'external_reward': lambda m: 'external' in _terms(m),
   'yes_question': lambda m: 'vqa' in _terms(m),
