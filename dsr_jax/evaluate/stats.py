@@ -17,7 +17,7 @@ from dsr_jax.errors import InputError
 
 FAR = 3.0  # nats per token below the usual reward: text or images outside the model's domain
 RESAMPLES = 2000
-BLOCK = 100  # resamples at a time, so that a long list needs little memory
+BLOCK = 100_000  # clusters drawn at a time, so that a long list needs little memory
 
 
 class Estimate(NamedTuple):
@@ -115,7 +115,13 @@ def _resampled(sums, strata, seed) -> np.ndarray:
   resampled = np.zeros((RESAMPLES, sums.shape[1]))
   for stratum in np.unique(strata):
     members = sums[strata == stratum]
-    for start in range(0, RESAMPLES, BLOCK):
-      chosen = members[rng.integers(len(members), size=(BLOCK, len(members)))]
-      resampled[start : start + BLOCK] += chosen.sum(axis=1)
+    size = len(members)
+    rows = max(BLOCK // size, 1)
+    for start in range(0, RESAMPLES, rows):
+      part = resampled[start : start + rows]
+      chosen = rng.integers(size, size=(len(part), size))
+      # how often each cluster was drawn, by resample
+      cells = chosen + size * np.arange(len(part))[:, None]
+      counts = np.bincount(cells.ravel(), minlength=cells.size).reshape(cells.shape)
+      part += counts @ members
   return resampled
