@@ -386,5 +386,6 @@ def levels(pixels):
 def png(image) -> bytes:
   """PIL image -> PNG bytes."""
   buffer = io.BytesIO()
-  image.save(buffer, 'PNG')  # optimize=True takes eight times as long to save 2% of the bytes
+  # The default level, 6, takes a third longer and saves 4% of the bytes.
+  image.save(buffer, 'PNG', compress_level=4)
   return buffer.getvalue()

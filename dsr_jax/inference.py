@@ -38,7 +38,7 @@ from dsr_jax.models.unified import (
 from dsr_jax.rewards import dual
 
 CHUNK = 16  # samples that the commands draw at once; it changes only the float rounding
-DECODED = 16  # images that a `Sampler` decodes at once, or the next multiple of the devices
+DECODED = 32  # images that a `Sampler` decodes at once, or the next multiple of the devices
 BUCKET = (
   64  # the commands pad texts to multiples of this, so that not every length needs a compilation
 )
