@@ -83,7 +83,7 @@ def render(template: str, package: str = 'dsr_jax.reporting', /, **values) -> st
   return _environment(package).get_template(template).render(**values)
 
 
-@functools.cache  # a run writes its page many times, and compiling a template takes longer than it
+@functools.cache  # a run writes its page many times, and templates take longest to compile
 def _environment(package: str = 'dsr_jax.reporting') -> jinja2.Environment:
   environment = jinja2.Environment(
     loader=jinja2.PackageLoader(package),
