@@ -1,6 +1,6 @@
-"""A longer run than the default: 438 steps, in about ten minutes on two fast CPU cores. It draws
-better. The initial model scores, and a stronger pull to it keeps descriptions from hallucinating
-(docs/study/levers.md).
+"""A longer run than the default: 438 steps, about ten minutes on two fast CPU cores, by the time of
+a step. It draws better. The initial model scores, and a stronger pull to it keeps descriptions from
+hallucinating more than that model's (docs/study/levers.md).
 
   python -m dsr_jax.main --config=configs/scenes_long.py --workdir=runs/scenes_long
 """
