@@ -22,7 +22,7 @@ import time
 from absl import flags
 import numpy as np
 
-from benchmarks import clean_pairs
+from benchmarks import chosen_inputs, clean_pairs
 from dsr_jax import cli, config_loading, effect, files, flag_types, train
 from dsr_jax import state as state_lib
 from dsr_jax.errors import InputError
@@ -35,6 +35,7 @@ from dsr_jax.study import scores as study_scores
 SPLIT = 'validation'
 BEST_TEMPERATURE = 0.5  # the base draws best there, on validation
 PLAIN, CLEAN_PAIRS = 'plain', 'clean_pairs'
+HIGH_SPREAD, PAIRED = 'high_spread', 'paired'
 LEVERS: dict[str, dict[str, object]] = {
   PLAIN: {},
   # the objective
@@ -73,13 +74,25 @@ LEVERS: dict[str, dict[str, object]] = {
   # where the samples go
   'generation': {'task': 'generation', 'inputs_per_step': 16},
   'group_16': {'group_size': 16, 'inputs_per_step': 16},
+  # which inputs: `benchmarks.chosen_inputs`
+  HIGH_SPREAD: {},
+  PAIRED: {},
 }
 
 # Levers that are evaluated at another temperature than that of the run.
 EVALUATED_AT = {'plain_sampled_at_0.5': 0.5}
 
+CHOSEN_INPUTS = {HIGH_SPREAD: chosen_inputs.HighSpread, PAIRED: chosen_inputs.Paired}
 
-def config_of(lever: str, seed: int, steps: int, prompts_per_task: int, eval_every: int = 0):
+
+def config_of(
+  lever: str,
+  seed: int,
+  steps: int,
+  prompts_per_task: int,
+  eval_every: int = 0,
+  compile_cache: str = '',
+):
   """The configuration of a run. Six times as many images are described."""
   setting = {'temperature': 1.0, **LEVERS[lever]}
   changes = {f'method__{key}': value for key, value in setting.items()}
@@ -98,6 +111,7 @@ def config_of(lever: str, seed: int, steps: int, prompts_per_task: int, eval_eve
     system__frozen_every=0,
     system__eval_every=eval_every,
     system__keep_last=1,
+    system__compile_cache=compile_cache,
   )
 
 
@@ -123,6 +137,8 @@ def builders(folder: str, lever: str) -> train.Builders:
     return evaluate
 
   found = dataclasses.replace(train.Builders(), make_evaluator=make_evaluator)
+  if lever in CHOSEN_INPUTS:
+    return dataclasses.replace(found, make_batches=CHOSEN_INPUTS[lever])
   if lever != CLEAN_PAIRS:
     return found
   return dataclasses.replace(
@@ -261,7 +277,9 @@ def main(argv, f=flags.FLAGS):
           check_same(workdir, kept, sizes)
           continue
         began, used = time.time(), time.process_time()
-        config = cpu.divide(config_of(lever, seed, eval_every=f.eval_every, **sizes))
+        cache = os.path.join(f.output, 'compile_cache')  # seeds share their programs
+        asked = config_of(lever, seed, eval_every=f.eval_every, compile_cache=cache, **sizes)
+        config = cpu.divide(asked)
         summary = train.run(config, workdir, builders(f.output, lever))
         with open(summary, encoding='utf-8') as file:
           if not json.load(file)['finished']:
