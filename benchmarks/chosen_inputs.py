@@ -18,7 +18,7 @@ from scipy import optimize
 from dsr_jax import images, sharding
 from dsr_jax.data.sharded import ShardedBatches
 from dsr_jax.inference import Sampler
-from dsr_jax.models.unified import Sampling, Scoring, Text
+from dsr_jax.models.unified import Sampling, Scoring
 from dsr_jax.rewards import dual
 
 PROMPTS_OFFERED = 2  # times B

@@ -74,6 +74,7 @@ LEVERS: dict[str, dict[str, object]] = {
   # where the samples go
   'generation': {'task': 'generation', 'inputs_per_step': 16},
   'group_16': {'group_size': 16, 'inputs_per_step': 16},
+  'inputs_128': {'inputs_per_step': 128},
   # which inputs: `benchmarks.chosen_inputs`
   HIGH_SPREAD: {},
   PAIRED: {},

@@ -35,6 +35,11 @@ class Effect(NamedTuple):
 # Tables of an evaluation on Scenes -> numbers per row: sums, or None for the number of images.
 ROWS = {'generation': None, 'description': 8, 'description_greedy': 8, 'yesno': 6}
 TUNED = 'generation_tuned'  # only some runs have it, at step 0
+COMBINATIONS = {  # of `sets.novelty`: of a shape and its color or texture
+  'seen': 'combinations seen in pretraining',
+  'reinforced': 'combinations of reinforcement only',
+  'new': 'combinations never seen',
+}
 
 
 def rows_of(workdir: str, step: int) -> dict[str, np.ndarray]:
@@ -100,7 +105,14 @@ def effects(workdirs) -> list[Effect]:
   prompts = sets.evaluation_prompts(len(first[0]['generation']) // len(grammar.GENEVAL))
   out = [_generation('generation, mean of six tasks', prompts, first, last)]
   for task in scores_lib.tasks_of(prompts):
-    out.append(_generation(f'generation, {task}', prompts, first, last, task=task))
+    here = [p.category == task for p in prompts]
+    out.append(_generation(f'generation, {task}', prompts, first, last, here=here))
+  for level, name in COMBINATIONS.items():
+    here = [sets.novelty(p.atoms) == level for p in prompts]
+    if any(here):
+      share = scores_lib.share_of_all
+      name = f'generation, {name}'
+      out.append(_generation(name, prompts, first, last, here=here, statistic=share))
   if TUNED in first[0]:
     name = 'generation, against the base at its best temperature and guidance'
     out.append(_generation(name, prompts, first, last, before=TUNED))
@@ -112,18 +124,28 @@ def effects(workdirs) -> list[Effect]:
   return out
 
 
-def _generation(name, prompts, first, last, *, task=None, before='generation') -> Effect:
-  """Effect on the share of correct images, rows (P, S). task: only its prompts; None: all. before:
-  the name of the rows before training.
+def _generation(
+  name,
+  prompts,
+  first,
+  last,
+  *,
+  here=None,
+  before='generation',
+  statistic=scores_lib.mean_of_tasks,
+) -> Effect:
+  """Effect on a statistic of correct images, rows (P, S).
+
+  here: which prompts count (P,); None: all. before: the name of the rows before training.
   """
-  chosen = [i for i, p in enumerate(prompts) if task in (None, p.category)]
+  chosen = range(len(prompts)) if here is None else np.flatnonzero(here)
   part = [prompts[i] for i in chosen]
   before_rows = [run[before][chosen] for run in first]
   after_rows = [run['generation'][chosen] for run in last]
 
   def value(rows):
     sums, _ = scores_lib.generation_sums(part, rows)
-    return float(scores_lib.mean_of_tasks(sums.sum(axis=0)[None])[0])
+    return float(statistic(sums.sum(axis=0)[None])[0])
 
   # Average over the seeds first, for each prompt.
   old, new = np.mean(before_rows, axis=0), np.mean(after_rows, axis=0)
@@ -131,7 +153,7 @@ def _generation(name, prompts, first, last, *, task=None, before='generation') -
     name=name,
     before=value(old),
     after=value(new),
-    difference=scores_lib.generation_difference(part, new, old),
+    difference=scores_lib.generation_difference(part, new, old, statistic),
     by_seed=[value(b) - value(a) for a, b in zip(before_rows, after_rows)],
   )
 

@@ -7,6 +7,7 @@ import pytest
 
 from dsr_jax import effect
 from dsr_jax.errors import InputError
+from dsr_jax.scenes import sets
 
 SIZES = {
   'generation': (12, 4),
@@ -31,6 +32,23 @@ def write_run(folder, *, right, step=3):
 def test_an_effect_is_the_paired_difference(tmp_path):
   found = effect.effects([write_run(tmp_path / 'run', right=1.0)])[0]
   assert found.after == 1.0 and found.difference.value == pytest.approx(1.0 - found.before)
+
+
+def test_combinations_are_told_apart_by_what_training_showed(tmp_path):
+  """All images of prompts with new combinations become right, no others."""
+  prompts = sets.evaluation_prompts(20)
+  rows = {name: np.ones((9, columns)).tolist() for name, columns in effect.ROWS.items() if columns}
+  new = [[float(sets.novelty(prompt.atoms) == 'new')] * 4 for prompt in prompts]
+  run = tmp_path / 'run'
+  (run / 'evaluations').mkdir(parents=True)
+  for step, right in ((0, np.zeros((120, 4)).tolist()), (3, new)):
+    content = json.dumps({**rows, 'generation': right})
+    (run / 'evaluations' / f'{step:06d}.json').write_text(content)
+  (run / 'summary.json').write_text(json.dumps({'step': 3}))
+  found = {e.name: e.difference.value for e in effect.effects([str(run)])}
+  assert found['generation, combinations never seen'] == 1
+  assert found['generation, combinations of reinforcement only'] == 0
+  assert found['generation, combinations seen in pretraining'] == 0
 
 
 @pytest.mark.parametrize('harm', [b'', b'{', b'[1]', b'7', b'null', b'\xff\xfe', b'[' * 100_000])

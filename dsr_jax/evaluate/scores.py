@@ -12,7 +12,14 @@ import re
 import numpy as np
 
 from dsr_jax.errors import InputError
-from dsr_jax.evaluate.stats import Estimate, difference, estimate, estimates, ratio
+from dsr_jax.evaluate.stats import (
+  Estimate,
+  Statistic,
+  difference,
+  estimate,
+  estimates,
+  ratio,
+)
 from dsr_jax.scenes import grammar, judge, questions, world
 
 # Generation.
@@ -62,6 +69,11 @@ def mean_of_tasks(sums: np.ndarray) -> np.ndarray:
   return ratio(sums[:, ::2], sums[:, 1::2]).mean(axis=1)
 
 
+def share_of_all(sums: np.ndarray) -> np.ndarray:
+  """The share of correct images, whatever their task."""
+  return ratio(sums[:, ::2].sum(axis=1), sums[:, 1::2].sum(axis=1))
+
+
 def generation_scores(prompts: Sequence[grammar.Prompt], pixels: np.ndarray) -> dict:
   """Scores of generated images.
 
@@ -97,12 +109,15 @@ def generation_scores(prompts: Sequence[grammar.Prompt], pixels: np.ndarray) -> 
 
 
 def generation_difference(
-  prompts: Sequence[grammar.Prompt], after: np.ndarray, before: np.ndarray
+  prompts: Sequence[grammar.Prompt],
+  after: np.ndarray,
+  before: np.ndarray,
+  statistic: Statistic = mean_of_tasks,
 ) -> Estimate:
-  """Difference in the mean of tasks between two `correct` arrays (P, S) for one list."""
+  """Difference of a statistic between two `correct` arrays (P, S) for one list."""
   sums_after, strata = generation_sums(prompts, after)
   sums_before, _ = generation_sums(prompts, before)
-  return difference(sums_after, sums_before, mean_of_tasks, strata)
+  return difference(sums_after, sums_before, statistic, strata)
 
 
 # Description.
