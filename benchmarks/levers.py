@@ -68,6 +68,7 @@ LEVERS: dict[str, dict[str, object]] = {
   'temperature_0.3': {'temperature': 0.3},
   'temperature_0.5_frozen': {'temperature': 0.5, 'scorer': 'frozen'},
   'temperature_0.5_frozen_kl_0.1': {'temperature': 0.5, 'scorer': 'frozen', 'kl': 0.1},
+  'temperature_0.5_judge_strict': {'temperature': 0.5, 'reward': 'judge_strict'},
   'temperature_0.3_frozen': {'temperature': 0.3, 'scorer': 'frozen'},
   'temperature_0.3_rarity': {'temperature': 0.3, 'credit': 'rarity'},
   'plain_sampled_at_0.5': {},
