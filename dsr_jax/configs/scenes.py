@@ -1,5 +1,5 @@
-"""The default of `make run`: reinforces both tasks in the small world, in about three minutes on two
-fast CPU cores.
+"""The default of `make run`: reinforces both tasks in the small world, in about three minutes on
+two fast CPU cores.
 
   python -m dsr_jax.main --config=configs/scenes.py --workdir=runs/scenes
 
