@@ -2,10 +2,11 @@
 
   python -m benchmarks.reward_order --models=scenes,runs/a,runs/b [--temperature=0.5]
 
-Every model draws 8 images for each prompt of the validation lists, with the same keys, and one
-scorer, by default the embedded model, gives them R_G. Prints Markdown, by model and task: correct
-images, the mean R_G and its standard deviation within a group, the share of pairs of a right and a
-wrong image of one prompt that R_G orders rightly, and correct images if R_G chooses the best of 8.
+Every model draws 8 images for each prompt of the validation or evaluation lists, with the same
+keys, and one scorer, by default the embedded model, gives them R_G. Prints Markdown, by model and
+task: correct images, the mean R_G and its standard deviation within a group, the share of pairs of
+a right and a wrong image of one prompt that R_G orders rightly, and correct images if R_G chooses
+the best of 8.
 
 Axes: P prompts, G samples.
 """
@@ -24,7 +25,7 @@ from dsr_jax.inference import Sampler
 from dsr_jax.models.unified import Sampling, Scoring
 from dsr_jax.scenes import grammar, sets
 
-SPLIT = 'validation'
+SPLITS = 'validation', 'evaluation'
 CHUNK = 8  # prompts at once
 
 
@@ -83,7 +84,7 @@ def main(argv, f=flags.FLAGS):
 
   scorer, reading = load(f.scorer)
   sampler = Sampler(scorer.graphdef, scorer.processor, chunk=CHUNK, seed=f.seed)
-  prompts = sets.evaluation_prompts(f.prompts_per_task, SPLIT)
+  prompts = sets.evaluation_prompts(f.prompts_per_task, f.split)
   prompt = sampler.prompts([p.text for p in prompts])
   instruction = jax.tree.map(lambda x: x[0], sampler.questions([method.instruction]))
   tasks = np.array([p.category for p in prompts])
@@ -108,6 +109,7 @@ def main(argv, f=flags.FLAGS):
 def define_flags(f=flags.FLAGS):
   flag_types.define_paths('models', [], 'Models of Scenes or runs.', f)
   flags.DEFINE_string('scorer', 'scenes', 'The model that scores.', flag_values=f)
+  flags.DEFINE_enum('split', SPLITS[0], SPLITS, 'The lists of prompts.', flag_values=f)
   flags.DEFINE_float('temperature', 0.5, 'Of the samples.', lower_bound=0.0, flag_values=f)
   flags.DEFINE_integer('prompts_per_task', 40, 'Prompts per task.', lower_bound=1, flag_values=f)
   flags.DEFINE_integer('samples', 8, 'Images per prompt.', lower_bound=2, flag_values=f)
