@@ -5,8 +5,8 @@
 Every model draws 8 images for each prompt of the validation or evaluation lists, with the same
 keys, and one scorer, by default the embedded model, gives them R_G. Prints Markdown, by model and
 task: correct images, the mean R_G and its standard deviation within a group, the share of pairs of
-a right and a wrong image of one prompt that R_G orders rightly, and correct images if R_G chooses
-the best of 8.
+a right and a wrong image of one prompt that R_G orders rightly, with its 95 % interval, and
+correct images if R_G chooses the best of 8.
 
 Axes: P prompts, G samples.
 """
@@ -19,11 +19,11 @@ import numpy as np
 
 from dsr_jax import cli, config_loading, families, flag_types
 from dsr_jax.convert import locate
-from dsr_jax.evaluate import ranking
+from dsr_jax.evaluate import ranking, stats
 from dsr_jax.evaluate import scores as scores_lib
 from dsr_jax.inference import Sampler
 from dsr_jax.models.unified import Sampling, Scoring
-from dsr_jax.scenes import grammar, sets
+from dsr_jax.scenes import sets
 
 SPLITS = 'validation', 'evaluation'
 CHUNK = 8  # prompts at once
@@ -35,36 +35,42 @@ class Task(NamedTuple):
   right: float
   reward: float
   spread: float
-  ordered: float | None
+  ordered: stats.Estimate | None
   best: float
 
 
 def of_task(rewards, correct) -> Task:
   """rewards (P, G) in nats per token, correct (P, G) bool."""
-  ordered = ranking.pairwise_accuracy(rewards, correct)['accuracy']
   chosen = correct[np.arange(len(rewards)), np.argmax(rewards, axis=1)]
   return Task(
     right=float(np.mean(correct)),
     reward=float(np.mean(rewards)),
     spread=float(np.mean(np.std(rewards, axis=1))),
-    ordered=ordered and ordered.value,
+    ordered=ranking.pairwise_accuracy(rewards, correct)['accuracy'],
     best=float(np.mean(chosen)),
   )
 
 
-def mean_of(tasks) -> Task:
-  """The unweighted mean over tasks, of each number over those that have it."""
-
-  def mean(numbers):
-    known = [number for number in numbers if number is not None]
-    return float(np.mean(known)) if known else None
-
-  return Task(*map(mean, zip(*tasks)))
+def of_all(rewards, correct, tasks) -> dict[str, Task]:
+  """'mean of six', and every task by name. The mean is that of the tasks, but its `ordered` is the
+  share of all pairs: some tasks have few. tasks: (P,).
+  """
+  found = {
+    name: of_task(rewards[tasks == name], correct[tasks == name]) for name in dict.fromkeys(tasks)
+  }
+  means = {
+    name: float(np.mean([getattr(task, name) for task in found.values()]))
+    for name in ('right', 'reward', 'spread', 'best')
+  }
+  return {'mean of six': of_task(rewards, correct)._replace(**means), **found}
 
 
 def line(model: str, name: str, task: Task) -> str:
   """A row of the table."""
-  ordered = '' if task.ordered is None else f'{100 * task.ordered:.0f}'
+  ordered = ''
+  if task.ordered is not None:
+    value, low, high = (100 * x for x in task.ordered)
+    ordered = f'{value:.1f} ({low:.1f} … {high:.1f})'
   return (
     f'| {model} | {name} | {100 * task.right:.1f} | {task.reward:.2f} | {task.spread:.2f} | '
     f'{ordered} | {100 * task.best:.1f} |'
@@ -99,10 +105,7 @@ def main(argv, f=flags.FLAGS):
     )
     rewards, _ = sampler.read_prompts(reading, prompt, drawn.codes, instruction, Scoring())
     correct = scores_lib.judge_pictures(prompts, drawn.pixels)['geneval']
-    found = {
-      task: of_task(rewards[tasks == task], correct[tasks == task]) for task in grammar.GENEVAL
-    }
-    for task, numbers in {'mean of six': mean_of(found.values()), **found}.items():
+    for task, numbers in of_all(rewards, correct, tasks).items():
       print(line(name, task, numbers), flush=True)
 
 
