@@ -94,7 +94,8 @@ def main(argv, f=flags.FLAGS):
   prompt = sampler.prompts([p.text for p in prompts])
   instruction = jax.tree.map(lambda x: x[0], sampler.questions([method.instruction]))
   tasks = np.array([p.category for p in prompts])
-  print('| images of | task | right | R_G | spread | pairs ordered | best of 8 by R_G |')
+  best = f'best of {f.samples} by R_G'
+  print(f'| images of | task | right | R_G | spread | pairs ordered | {best} |')
   print('|---|---|---:|---:|---:|---:|---:|')
   for name in f.models:
     drawn = sampler.sample_pictures(

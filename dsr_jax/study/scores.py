@@ -103,11 +103,8 @@ def _pooled(select):
   return sums
 
 
-def _share_of(s):
-  return s[:, 0] / np.maximum(s[:, 1], 1e-9)
-
-
 _mean = scores_lib.mean_of_tasks
+_of_all = scores_lib.share_of_all
 
 
 def _texts(rows):
@@ -138,13 +135,13 @@ MEASURES = {
   'generation_strict': Measure('generation, strict rule', 'strict', _by_task(), _mean),
   'generation_graded': Measure('generation, share of atoms', 'graded', _by_task(), _mean),
   'novelty/seen': Measure(
-    'generation, combinations seen in pretraining', 'generation', _novel('seen'), _share_of
+    'generation, combinations seen in pretraining', 'generation', _novel('seen'), _of_all
   ),
   'novelty/reinforced': Measure(
-    'generation, combinations of reinforcement only', 'generation', _novel('reinforced'), _share_of
+    'generation, combinations of reinforcement only', 'generation', _novel('reinforced'), _of_all
   ),
   'novelty/new': Measure(
-    'generation, combinations never seen', 'generation', _novel('new'), _share_of
+    'generation, combinations never seen', 'generation', _novel('new'), _of_all
   ),
   **{
     f'failure/{name}': Measure(
