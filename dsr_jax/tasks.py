@@ -43,6 +43,20 @@ from dsr_jax.rollouts import (
 )
 
 
+def sampling_of(method, system) -> Sampling:
+  """How a run samples, in its steps and in its evaluations."""
+  return Sampling(
+    temperature=method.temperature,
+    guidance=method.guidance,
+    max_tokens=method.max_text_tokens,
+    segment=system.decode_segment,
+    scan=system.decode_scan,
+    cfg_interval=method.cfg_interval,
+    cache_dtype=system.cache_dtype,
+    chunk=system.logprob_chunk,
+  )
+
+
 class Task(abc.ABC):
   """Base class of the two tasks.
 
@@ -59,16 +73,7 @@ class Task(abc.ABC):
     self.asked = reward_table.asked(method, self.name) is not None
     self.objective = losses.OBJECTIVES[method.objective]
     # Guidance applies to images only; texts are sampled without it.
-    self.sampling = Sampling(
-      temperature=method.temperature,
-      guidance=method.guidance,
-      max_tokens=method.max_text_tokens,
-      segment=system.decode_segment,
-      scan=system.decode_scan,
-      cfg_interval=method.cfg_interval,
-      cache_dtype=system.cache_dtype,
-      chunk=system.logprob_chunk,
-    )
+    self.sampling = sampling_of(method, system)
     # Rewards are plain likelihoods; policy scores use the sampling temperature.
     self.reward_scoring = Scoring(chunk=system.logprob_chunk)
     self.policy_scoring = Scoring(

@@ -27,6 +27,7 @@ def on_scenes():
   config.system.compute_dtype = 'float32'  # the fastest type on a CPU
   config.system.remat = False  # an image has 64 codes, so activations are small
   config.system.logprob_chunk = 0
+  config.system.decode_segment = 32  # of 64 codes; half of it compiles longer and runs no faster
   config.system.cpu_devices = 0  # all cores
   config.system.mesh.data, config.system.mesh.fsdp = -1, 1
   config.system.log_every = 1

@@ -10,6 +10,7 @@ from dsr_jax.evaluate import scores as scores_lib
 from dsr_jax.evaluate import stats
 from dsr_jax.evaluate.sampler import ANSWER_TOKENS, ListSampler
 from dsr_jax.scenes import grammar, sets
+from dsr_jax.tasks import sampling_of
 
 # The scores of descriptions that a run logs.
 LOGGED = ('f1', 'precision', 'recall', 'hallucination', 'unparsable', 'words')
@@ -33,6 +34,7 @@ class Evaluator:
       max_text_tokens=config.method.max_text_tokens,
       seed=config.eval.seed,
       instruction=config.method.instruction,
+      sampling=sampling_of(config.method, config.system),
     )
 
   def run(self, params, step: int, reader=None):

@@ -3,6 +3,8 @@
 Axes: P prompts or images, S samples of each, K samples of which the best is kept, H W pixels.
 """
 
+import dataclasses
+
 import numpy as np
 
 from dsr_jax.inference import Sampler, best_of
@@ -10,13 +12,15 @@ from dsr_jax.models.unified import Sampling, Scoring
 
 QUESTION_TOKENS = 32
 ANSWER_TOKENS = 6
+DEFAULTS = Sampling()
 
 
 class ListSampler:
   """Samples from models of one structure for lists of texts.
 
   instruction: what the model is asked about its images when R_G chooses the best of K (otherwise
-  unused).
+  unused). sampling: how the decoder works; temperature, guidance and lengths are arguments of the
+  methods.
   """
 
   def __init__(
@@ -29,11 +33,13 @@ class ListSampler:
     max_text_tokens: int,
     seed: int,
     instruction: str = '',
+    sampling: Sampling = DEFAULTS,
   ):
     self._sampler = Sampler(graphdef, processor, chunk=chunk, seed=seed)
     self._prompt_tokens = max_prompt_tokens
     self._text_tokens = max_text_tokens
     self._instruction = instruction
+    self._sampling = sampling
 
   def pictures(
     self,
@@ -52,7 +58,9 @@ class ListSampler:
       params,
       self._sampler.prompts(prompts, self._prompt_tokens),
       group=samples * best,
-      how=Sampling(temperature=temperature, guidance=guidance, cfg_interval=cfg_interval),
+      how=dataclasses.replace(
+        self._sampling, temperature=temperature, guidance=guidance, cfg_interval=cfg_interval
+      ),
       instructions=self._sampler.questions([self._instruction]) if best > 1 else None,
       seed=seed,
     )
@@ -77,7 +85,9 @@ class ListSampler:
       pixels,
       self._sampler.questions(questions, QUESTION_TOKENS),
       group=best,
-      how=Sampling(temperature=temperature, max_tokens=max_tokens or self._text_tokens),
+      how=dataclasses.replace(
+        self._sampling, temperature=temperature, max_tokens=max_tokens or self._text_tokens
+      ),
       scoring=Scoring() if best > 1 else None,
       seed=seed,
     )

@@ -19,7 +19,6 @@ Axes: P prompts or images, S samples of a prompt, T tokens, H W pixels.
 """
 
 from collections.abc import Callable
-import functools
 import hashlib
 from typing import Any, NamedTuple
 
@@ -34,8 +33,9 @@ from dsr_jax.evaluate import stats
 from dsr_jax.evaluate.evaluator import with_interval
 from dsr_jax.evaluate.sampler import QUESTION_TOKENS
 from dsr_jax.inference import Sampler
-from dsr_jax.models.unified import Sampling, Scoring, Text
+from dsr_jax.models.unified import Scoring, Text
 from dsr_jax.scenes import grammar, judge, sets
+from dsr_jax.tasks import sampling_of
 
 DARK = 0.2  # of full brightness: a pixel below this is dark
 EDGE = 0.1  # of full brightness: a larger difference between neighbors is an edge
@@ -121,14 +121,7 @@ class Watcher:
     self._is_own = config.eval.benchmark == 'own'
     self._load = load if self._is_own else None
     self._scoring = Scoring(chunk=system.logprob_chunk)
-    self._sampling = functools.partial(
-      Sampling,
-      temperature=m.temperature,
-      segment=system.decode_segment,
-      scan=system.decode_scan,
-      cache_dtype=system.cache_dtype,
-      chunk=system.logprob_chunk,
-    )
+    self._sampling = sampling_of(m, system)
 
     def sampler(number):
       # In Scenes the programs are those of the evaluation, so this list needs no compilation.
@@ -204,13 +197,13 @@ class Watcher:
     return {**self._as_sampled({k: v for k, v in params.items() if k not in codec}), **codec}
 
   def _draw(self, params, initial) -> tuple[rows_lib.Candidates, dict]:
-    m, prompts = self._config.method, self._prompts
+    prompts = self._prompts
     text = self._text(0, len(prompts.words))
     samples = self._drawer.sample_pictures(
       params,
       text,
       group=self._config.eval.images_per_prompt,
-      how=self._sampling(guidance=m.guidance, cfg_interval=m.cfg_interval),
+      how=self._sampling,
     )
     rewards = right = reasons = None
     if initial is not None:
@@ -268,7 +261,7 @@ class Watcher:
     ]
 
   def _describe(self, params, initial) -> tuple[rows_lib.Candidates, dict]:
-    m, pictures = self._config.method, self._pictures
+    pictures = self._pictures
     number = len(pictures.pixels)
     question = self._reader.questions([pictures.question])
     length = max(QUESTION_TOKENS, question.ids.shape[1])
@@ -278,7 +271,7 @@ class Watcher:
       pictures.pixels,
       question,
       group=1,
-      how=self._sampling(max_tokens=m.max_text_tokens),
+      how=self._sampling,
     )
     codes = self._reader.encode(params, pictures.pixels)
     texts = Text(written.ids, written.mask)

@@ -18,11 +18,11 @@ from dsr_jax.data import batches as batches_lib
 from dsr_jax.evaluate import evaluator, stats
 from dsr_jax.evaluate import scores as scores_lib
 from dsr_jax.inference import Sampler
-from dsr_jax.models.unified import Sampling, Scoring, Text, row_keys, score_keys, without_eos
+from dsr_jax.models.unified import Scoring, Text, row_keys, score_keys, without_eos
 from dsr_jax.rewards import scenes_judge, table
 from dsr_jax.rewards.base import RewardInputs
 from dsr_jax.scenes import grammar, judge, sets
-from dsr_jax.tasks import TASKS
+from dsr_jax.tasks import TASKS, sampling_of
 
 SCORER_SEED = 20_000  # of the prompts and images that scorers judge; no run uses it
 SCORER_INPUTS = 16  # at a time
@@ -196,15 +196,7 @@ class Scorers:
       inner_updates=1,
       seed=SCORER_SEED,
     )
-    self._sampling = Sampling(
-      temperature=m.temperature,
-      guidance=m.guidance,
-      max_tokens=m.max_text_tokens,
-      segment=system.decode_segment,
-      scan=system.decode_scan,
-      cfg_interval=m.cfg_interval,
-      cache_dtype=system.cache_dtype,
-    )
+    self._sampling = sampling_of(m, system)
     self._sampler = Sampler(graphdef, processor, chunk=SCORER_INPUTS, seed=SCORER_SEED)
     self._score = jax.jit(
       functools.partial(_score, graphdef, self._method, Scoring(chunk=system.logprob_chunk)),

@@ -1,8 +1,13 @@
-"""The guard on the pictures of the fixed prompts: numbers of pictures whose answers are plain."""
+"""The fixed list: the guard on its pictures, numbers whose answers are plain; and its programs."""
 
+import re
+
+import jax
 import numpy as np
+from places import CONFIGS
 import pytest
 
+from dsr_jax import config_loading, train
 from dsr_jax.evaluate import watched
 
 
@@ -43,3 +48,20 @@ def test_the_mean_of_sums_is_that_of_all_samples():
   rewards = np.random.default_rng(0).normal(size=(5, 4))
   sums = watched.row_sums(rewards)
   assert watched.mean_of_rows(sums.sum(axis=0)[None])[0] == pytest.approx(rewards.mean())
+
+
+def test_in_scenes_the_list_is_sampled_by_the_programs_of_the_evaluation(caplog):
+  how = dict(system__decode_segment=64, system__logprob_chunk=7, method__temperature=0.9)
+  cfg = config_loading.load(str(CONFIGS / 'scenes_tiny.py'), **how)
+  parts = train.Builders()
+  mesh = parts.make_mesh(cfg.system.mesh)
+  with jax.set_mesh(mesh), jax.log_compiles():
+    model, cfg = train.framed(parts.load_model(cfg.model), cfg)
+    batches = parts.make_batches(cfg, model, mesh, None)
+    state = parts.init_state(model, cfg, mesh)
+    jax.clear_caches()
+    parts.make_evaluator(cfg, model)(state, 0)
+    parts.make_watcher(cfg, model, batches, parts.load_model)(state, 0)
+  compiled = re.findall(r'Compiling jit\((_sample_\w+)\)', caplog.text)
+  # Images; descriptions, greedy descriptions, answers.
+  assert sorted(compiled) == ['_sample_pictures'] + 3 * ['_sample_texts']
