@@ -66,6 +66,7 @@ LEVERS: dict[str, dict[str, object]] = {
   'temperature_0.7': {'temperature': 0.7},
   'temperature_0.5': {'temperature': 0.5},
   'temperature_0.3': {'temperature': 0.3},
+  'temperature_0.5_kl_0.1': {'temperature': 0.5, 'kl': 0.1},
   'temperature_0.5_frozen': {'temperature': 0.5, 'scorer': 'frozen'},
   'temperature_0.5_frozen_kl_0.1': {'temperature': 0.5, 'scorer': 'frozen', 'kl': 0.1},
   'temperature_0.5_judge_strict': {'temperature': 0.5, 'reward': 'judge_strict'},
