@@ -35,11 +35,6 @@ class Effect(NamedTuple):
 # Tables of an evaluation on Scenes -> numbers per row: sums, or None for the number of images.
 ROWS = {'generation': None, 'description': 8, 'description_greedy': 8, 'yesno': 6}
 TUNED = 'generation_tuned'  # only some runs have it, at step 0
-COMBINATIONS = {  # of `sets.novelty`: of a shape and its color or texture
-  'seen': 'combinations seen in pretraining',
-  'reinforced': 'combinations of reinforcement only',
-  'new': 'combinations never seen',
-}
 
 
 def rows_of(workdir: str, step: int) -> dict[str, np.ndarray]:
@@ -107,7 +102,7 @@ def effects(workdirs) -> list[Effect]:
   for task in scores_lib.tasks_of(prompts):
     here = [p.category == task for p in prompts]
     out.append(_generation(f'generation, {task}', prompts, first, last, here=here))
-  for level, name in COMBINATIONS.items():
+  for level, name in sets.NOVELTY.items():
     here = [sets.novelty(p.atoms) == level for p in prompts]
     if any(here):
       share = scores_lib.share_of_all

@@ -205,9 +205,18 @@ def _check_list(split: str, number: int):
     raise InputError(f'the list has {number} entries; use at least 1')
 
 
+# Of the combinations of a shape and its color or texture in a prompt, what training shows of the
+# rarest one.
+NOVELTY = {
+  'seen': 'combinations seen in pretraining',
+  'reinforced': 'combinations of reinforcement only',
+  'new': 'combinations never seen',
+}
+
+
 def novelty(atoms: grammar.Atoms) -> str:
-  """'seen', 'reinforced' (it has a pair that only reinforcement showed) or 'new' (a pair that no
-  training showed).
+  """A key of NOVELTY: 'reinforced' has a pair that only reinforcement showed, 'new' one that no
+  training showed.
   """
   level = 0
   for clause in atoms.clauses:
@@ -217,4 +226,4 @@ def novelty(atoms: grammar.Atoms) -> str:
     ):
       if (clause.shape, value) in table:
         level = max(level, 1 if table.index((clause.shape, value)) < len(table) // 2 else 2)
-  return ('seen', 'reinforced', 'new')[level]
+  return list(NOVELTY)[level]

@@ -134,15 +134,10 @@ MEASURES = {
   ),
   'generation_strict': Measure('generation, strict rule', 'strict', _by_task(), _mean),
   'generation_graded': Measure('generation, share of atoms', 'graded', _by_task(), _mean),
-  'novelty/seen': Measure(
-    'generation, combinations seen in pretraining', 'generation', _novel('seen'), _of_all
-  ),
-  'novelty/reinforced': Measure(
-    'generation, combinations of reinforcement only', 'generation', _novel('reinforced'), _of_all
-  ),
-  'novelty/new': Measure(
-    'generation, combinations never seen', 'generation', _novel('new'), _of_all
-  ),
+  **{
+    f'novelty/{level}': Measure(f'generation, {name}', 'generation', _novel(level), _of_all)
+    for level, name in sets.NOVELTY.items()
+  },
   **{
     f'failure/{name}': Measure(
       f'failed, {name}', 'failure', _by_task(reduce=lambda v, code=code: v == code), _mean
